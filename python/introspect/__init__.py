@@ -1,16 +1,30 @@
 """Hooked transformers, control vectors and KV-cache experiments, natively on LibTorch."""
 
-import torch as _torch  # loads libtorch before _C needs it
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
 
-from . import _C
+if TYPE_CHECKING:
+    from ._api import *  # noqa: F403
+    from ._api import __version__
 
-if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(".")[:2]:
-    raise ImportError(
-        f"introspect was built against torch {_C.built_with_torch} but torch {_torch.__version__} is installed. "
-        "Rebuild it: pip install --no-build-isolation --force-reinstall --no-deps ."
-    )
+# Modules that work without torch; asking for one of them does not load it.
+_LIGHT = {"cli", "data", "hub", "plots", "progress", "report", "results"}
 
-from ._C import ConfigError, Error, HookError, IoError, ShapeError
 
-__version__ = _C.__version__
-__all__ = ["ConfigError", "Error", "HookError", "IoError", "ShapeError"]
+def __getattr__(name: str):
+    """Load torch and the compiled library at the first use of a name, so that ``introspect --help`` needs neither."""
+    if name in _LIGHT:
+        return _import_module(f"{__name__}.{name}")
+    if name.startswith("_") and name not in {"_C", "__all__", "__version__"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    api = _import_module(f"{__name__}._api")
+    try:
+        value = getattr(api, name)
+    except AttributeError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *_LIGHT, *_import_module(f"{__name__}._api").__all__})

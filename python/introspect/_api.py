@@ -1,0 +1,16 @@
+"""Everything ``introspect`` exports. Importing this loads torch and the compiled library."""
+
+import torch as _torch  # loads libtorch before _C needs it
+
+from . import _C
+
+if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(".")[:2]:
+    raise ImportError(
+        f"introspect was built against torch {_C.built_with_torch} but torch {_torch.__version__} is installed. "
+        "Rebuild it: pip install --no-build-isolation --force-reinstall --no-deps ."
+    )
+
+from ._C import ConfigError, Error, HookError, IoError, ShapeError
+
+__version__ = _C.__version__
+__all__ = ["ConfigError", "Error", "HookError", "IoError", "ShapeError"]
