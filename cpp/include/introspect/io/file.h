@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "introspect/export.h"
+
+namespace introspect::io {
+
+/// The bytes of a file, mapped read-only. Nothing is read until it is touched.
+///
+/// The mapping lives as long as the last shared_ptr. A file that another process truncates meanwhile ends the process
+/// with SIGBUS when the lost pages are touched, as with every mapped file: replace model files, do not rewrite them.
+class INTROSPECT_EXPORT MappedFile {
+ public:
+  /// Throws IoError if `path` is not a regular file that can be read.
+  static std::shared_ptr<const MappedFile> open(const std::filesystem::path& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+
+ private:
+  MappedFile() = default;
+
+  std::filesystem::path path_;
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+/// The whole of a file. Throws IoError if it is not a regular file that can be read.
+INTROSPECT_EXPORT std::string read_text(const std::filesystem::path& path);
+
+/// Writes `bytes` beside `path`, flushes them to the disk and renames the result over `path`: after any failure, a full
+/// disk included, `path` is what it was. Throws IoError.
+INTROSPECT_EXPORT void write_atomically(const std::filesystem::path& path, std::string_view bytes);
+
+}  // namespace introspect::io
