@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ._api import *  # noqa: F403
-    from ._api import __version__
+    from ._api import __version__ as __version__
 
 # Modules that work without torch; asking for one of them does not load it.
 _LIGHT = {"cli", "data", "hub", "plots", "progress", "report", "results"}

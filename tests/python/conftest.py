@@ -1,0 +1,59 @@
+"""Fixtures every test may use, and where the data and the real checkpoints are looked for."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = Path(os.environ.get("INTROSPECT_SHARED") or ROOT.parent / "shared")
+MODELS = Path(os.environ.get("INTROSPECT_MODELS") or Path.home() / ".cache" / "introspect" / "models")
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))  # two busy torch processes on few cores starve each other
+
+
+def _existing(path: Path, remedy: str) -> Path:
+    if not path.exists():
+        pytest.skip(f"{path} is not there: {remedy}")
+    return path
+
+
+def _checkpoint(filename: str) -> Path:
+    return _existing(MODELS / filename, "tests/run.sh fetches it where ../shared/tools/fetch_models.py is at hand")
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """A generator with a fixed seed, new for each test."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of tokenizers, tiny models and stimuli beside the repository, or a skip."""
+    return _existing(SHARED / "data", "set INTROSPECT_SHARED to the folder that holds data/")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct in Q4_1: llama architecture, real weights, the quickest."""
+    return _checkpoint("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def qwen05() -> Path:
+    """Qwen2.5-Coder-0.5B-Instruct in q4_k_m: the default model."""
+    return _checkpoint("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf")
+
+
+@pytest.fixture(scope="session")
+def qwen15() -> Path:
+    """Qwen2.5-Coder-1.5B-Instruct in q4_k_m, for tests/python/slow."""
+    return _checkpoint("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf")
+
+
+@pytest.fixture(scope="session")
+def stories15m(shared_data: Path) -> Path:
+    """A tiny real Llama with SentencePiece tokenizer, as an HF folder."""
+    return _existing(shared_data / "models" / "stories15M", "it belongs to the shared data")
