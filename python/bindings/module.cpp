@@ -12,4 +12,11 @@ PYBIND11_MODULE(_C, m) {
   py::register_exception<introspect::HookError>(m, "HookError", error);
   m.attr("__version__") = INTROSPECT_VERSION;
   m.attr("built_with_torch") = INTROSPECT_BUILT_WITH_TORCH;
+
+  // In the order in which the modules use one another's types.
+  namespace python = introspect::python;
+  python::bind_ops(m);
+  python::bind_hooks(m);
+  python::bind_cache(m);
+  python::bind_models(m);
 }

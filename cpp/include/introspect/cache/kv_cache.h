@@ -1,0 +1,97 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include <torch/types.h>
+
+#include "introspect/export.h"
+
+namespace introspect::cache {
+
+/// The keys and values of every layer for the positions seen so far: a value, copied (forked) in O(1).
+///
+/// A copy shares the memory of its original. Appending to one of them goes in place where no other copy can see
+/// those positions, and copies that layer first where one can, so nothing that is done to a fork is ever visible
+/// in its parent. Keys are stored after RoPE, at absolute positions.
+///
+/// Not for concurrent use of one object; different forks may be used from different threads.
+class INTROSPECT_EXPORT KVCache {
+ public:
+  /// What a cache is made for: tensors are [batch, n_key_value_heads, position, d_head].
+  struct Shape {
+    int64_t n_layers = 0, batch = 0, n_key_value_heads = 0, d_head = 0;
+    bool operator==(const Shape&) const = default;
+  };
+
+  /// An empty cache; memory is taken when the first keys come.
+  KVCache(Shape shape, torch::ScalarType dtype, torch::Device device);
+  ~KVCache();
+  KVCache(const KVCache&);
+  KVCache& operator=(const KVCache&);
+  KVCache(KVCache&&) noexcept;
+  KVCache& operator=(KVCache&&) noexcept;
+
+  const Shape& shape() const { return shape_; }
+  torch::ScalarType dtype() const { return dtype_; }
+  torch::Device device() const { return device_; }
+
+  /// Positions held, the same in every layer between forward passes.
+  int64_t length() const { return length_; }
+
+  /// Keys and values of one layer [B, G, length, K]; views, not to be written to.
+  torch::Tensor keys(int64_t layer) const;
+  torch::Tensor values(int64_t layer) const;
+
+  /// Which positions are real tokens: bool [B, length], or undefined if all are (no padding).
+  const torch::Tensor& mask() const { return mask_; }
+
+  /// The same cache, sharing memory; in O(1).
+  KVCache fork() const { return *this; }
+
+  /// Forgets all positions from `length` on. Throws std::out_of_range if fewer are held.
+  void truncate(int64_t length);
+
+  /// Takes memory for `length` positions now, so that appends up to it copy nothing.
+  void reserve(int64_t length);
+
+  /// The cache of a batch in which each row r is row rows[r] of this one (a copy).
+  ///
+  /// Throws std::out_of_range for a row that is not there.
+  KVCache select_rows(const std::vector<int64_t>& rows) const;
+
+  /// Bytes of memory held, shared or not.
+  int64_t nbytes() const;
+
+  /// Adds keys and values [B, G, T, K] at one layer and returns all of that layer, as views [B, G, S, K].
+  ///
+  /// A forward pass appends to each layer in turn and then calls `commit`. Throws ShapeError for other shapes.
+  std::pair<torch::Tensor, torch::Tensor> append(int64_t layer, const torch::Tensor& k_BGTK,
+                                                 const torch::Tensor& v_BGTK);
+
+  /// Makes the last `n` appended positions of every layer part of the cache; `mask` is bool [B, n] or undefined.
+  void commit(int64_t n, const torch::Tensor& mask_BT);
+
+  /// Drops what was appended since the last commit, after a forward pass that failed.
+  void rollback();
+
+ private:
+  struct Storage;
+  struct Layer {
+    std::shared_ptr<Storage> storage;
+    int64_t length = 0;
+  };
+  void resize_layer(Layer& layer, int64_t capacity);
+  void set_length(Layer& layer, int64_t length);
+
+  Shape shape_;
+  torch::ScalarType dtype_;
+  torch::Device device_;
+  int64_t length_ = 0;
+  torch::Tensor mask_;
+  std::vector<Layer> layers_;
+};
+
+}  // namespace introspect::cache

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "introspect/export.h"
+#include "introspect/models/model.h"
+
+namespace introspect::models {
+
+enum class PaddingSide { kLeft, kRight };
+
+/// How a continuation is chosen. The defaults are greedy.
+struct GenerateOptions {
+  int64_t max_new_tokens = 20;
+  double temperature = 0.0;         // 0: the most probable token
+  int64_t top_k = 0;                // 0: all tokens
+  double top_p = 1.0;               // the smallest set of tokens whose probability reaches top_p
+  double repetition_penalty = 1.0;  // Keskar et al. 2019, arXiv:1909.05858; over prompt and continuation
+  uint64_t seed = 0;                // row r draws from a stream of its own, whatever its neighbours do
+  bool stop_at_eos = true;
+  std::vector<int64_t> stop_token_ids;  // beside the tokenizer's own; the stop token is part of the result
+  PaddingSide padding_side = PaddingSide::kLeft;
+  const hooks::HookRegistry* hooks = nullptr;  // in effect during the prompt and every step
+
+  /// Sees each new token of a row as soon as it is chosen; false ends the generation of all rows.
+  std::function<bool(int64_t row, int64_t token)> on_token;
+};
+
+/// Continues each prompt; the rows of the result hold the new tokens only.
+///
+/// Positions that interventions name count from the start of the padded row.
+/// Throws std::invalid_argument for an empty prompt or options outside their range, ShapeError if a prompt and its
+/// continuation do not fit into n_ctx.
+INTROSPECT_EXPORT std::vector<std::vector<int64_t>> generate(const Model& model,
+                                                             const std::vector<std::vector<int64_t>>& prompts,
+                                                             const GenerateOptions& options = {});
+
+/// Continues a cache that holds everything but `last_logits` [B, V], the readout at its last position.
+INTROSPECT_EXPORT std::vector<std::vector<int64_t>> generate_from(
+    const Model& model, cache::KVCache& cache, const torch::Tensor& last_logits_BV,
+    const std::vector<std::vector<int64_t>>& contexts, const GenerateOptions& options = {});
+
+}  // namespace introspect::models

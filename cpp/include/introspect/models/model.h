@@ -1,0 +1,125 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <torch/types.h>
+
+#include "introspect/cache/kv_cache.h"
+#include "introspect/core/progress.h"
+#include "introspect/export.h"
+#include "introspect/hooks/hook_registry.h"
+#include "introspect/models/config.h"
+#include "introspect/nn/block.h"
+#include "introspect/text/chat.h"
+#include "introspect/text/tokenizer.h"
+
+namespace introspect::models {
+
+/// The tensors of a model, in the form in which the layers use them.
+struct Weights {
+  torch::Tensor W_E;  // [V, D]
+  std::vector<nn::Block> blocks;
+  nn::RmsNorm ln_final;
+  torch::Tensor W_U;                 // [V, D], one row a token; the same tensor as W_E where they are tied
+  torch::Tensor rotary_frequencies;  // float32 [K/2]
+};
+
+/// How a model is read from its files.
+struct LoadOptions {
+  torch::ScalarType dtype = torch::kFloat32;
+  torch::Device device = torch::kCPU;
+  std::optional<text::ChatTemplate> chat_template;  // instead of the one found beside the weights
+  Progress progress;
+};
+
+/// Where logits are wanted.
+enum class LogitsAt {
+  kAll,        // every position: computed in the model's dtype, as transformers does
+  kLast,       // the last real position of each row: a readout in float32
+  kNone,       // nowhere: the unembedding is not run
+  kPositions,  // ForwardOptions::positions: a readout in float32
+};
+
+/// One forward pass.
+struct ForwardOptions {
+  cache::KVCache* cache = nullptr;             // continued and appended to
+  const hooks::HookRegistry* hooks = nullptr;  // what to read and change on the way
+  torch::Tensor attention_mask;  // bool [B, T], false for padding on either side; undefined: no padding
+  LogitsAt logits_at = LogitsAt::kAll;
+  torch::Tensor positions;  // int64 [N]: positions of this pass, for kPositions
+  torch::Tensor vocab_ids;  // int64 [n]: only these rows of the vocabulary; undefined: all of them
+  std::optional<int64_t> stop_at_layer;  // run blocks 0 .. stop_at_layer - 1 only, and no logits
+};
+
+/// A decoder-only transformer: immutable weights, a Config and, where its files hold one, a tokenizer.
+///
+/// `forward` is const and may run in several threads at once.
+class INTROSPECT_EXPORT Model {
+ public:
+  /// Reads a Hugging Face folder or a .gguf file. Nothing in it is executed.
+  ///
+  /// Throws IoError for files that are missing or damaged, ConfigError for an architecture, quantisation or option
+  /// that is not supported, ShapeError for a tensor whose shape contradicts the config.
+  static std::shared_ptr<const Model> load(const std::filesystem::path& path,
+                                           const LoadOptions& options = {});
+
+  Model(Config cfg, Weights weights, std::optional<text::Tokenizer> tokenizer,
+        std::optional<text::ChatTemplate> chat_template, std::string hash);
+
+  const Config& cfg() const { return cfg_; }
+  const Weights& weights() const { return weights_; }
+  torch::ScalarType dtype() const { return weights_.W_E.scalar_type(); }
+  torch::Device device() const { return weights_.W_E.device(); }
+
+  /// Identity of the checkpoint: hex SHA-256 of its config and of a sample of every stored tensor. It does not
+  /// depend on the dtype or device it was loaded to.
+  const std::string& hash() const { return hash_; }
+
+  int64_t n_params() const;
+  int64_t nbytes() const;
+
+  /// Throws ConfigError if the model's files held no tokenizer (or no chat template that is understood).
+  const text::Tokenizer& tokenizer() const;
+  const text::ChatTemplate& chat_template() const;
+  bool has_tokenizer() const { return tokenizer_.has_value(); }
+  bool has_chat_template() const { return chat_template_.has_value(); }
+
+  /// The token ids of `text`, [1, T], with the tokenizer's BOS in front unless the text begins with it.
+  torch::Tensor to_tokens(const std::string& text) const;
+
+  /// Logits for tokens int64 [B, T], on any device.
+  ///
+  /// Returns [B, T, V] (kAll), [B, 1, V] (kLast), [B, N, V] (kPositions), V being the number of vocab_ids if given:
+  /// float32, or float64 for a float64 model; an undefined tensor for kNone or with stop_at_layer.
+  /// Throws std::out_of_range for token ids or positions outside their range, ShapeError for wrong shapes or more than n_ctx positions.
+  torch::Tensor forward(const torch::Tensor& tokens_BT, const ForwardOptions& options = {}) const;
+
+  /// Logits of residuals [..., D] after the last block, with the final norm and the unembedding in float32.
+  ///
+  /// vocab_ids int64 [n] restricts them to these tokens; undefined means all. Returns [..., V] or [..., n].
+  torch::Tensor readout(const torch::Tensor& resid, const torch::Tensor& vocab_ids = {}) const;
+
+  /// An empty cache that fits this model.
+  cache::KVCache make_cache(int64_t batch) const;
+
+  /// A registry for this model's hook points.
+  hooks::HookRegistry make_hooks() const { return {cfg_.n_layers, cfg_.d_model}; }
+
+ private:
+  void check_tokens(const torch::Tensor& tokens_BT, const ForwardOptions& options) const;
+  torch::Tensor logits(const torch::Tensor& resid_BTD, const ForwardOptions& options,
+                       const nn::Context& ctx) const;
+
+  Config cfg_;
+  Weights weights_;
+  std::optional<text::Tokenizer> tokenizer_;
+  std::optional<text::ChatTemplate> chat_template_;
+  std::string hash_;
+};
+
+}  // namespace introspect::models

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+
+#include <torch/types.h>
+
+#include "introspect/cache/kv_cache.h"
+#include "introspect/hooks/hook_registry.h"
+#include "introspect/ops/attention.h"
+
+namespace introspect::nn {
+
+/// What one forward pass carries from layer to layer beside the residual stream.
+struct Context {
+  const hooks::HookRegistry* hooks =
+      nullptr;                       // null: nothing is read or changed, and a hook point costs this test
+  cache::KVCache* cache = nullptr;   // null: every key is in this pass
+  int64_t offset = 0;                // positions before this pass's first
+  int64_t layer = -1;                // the block that is running; -1 outside of blocks
+  torch::Tensor cos_BTK2, sin_BTK2;  // rotary angles of this pass's positions
+  ops::AttentionMask mask;
+
+  /// The activation `x` at one of the current layer's points, after what is hooked there.
+  torch::Tensor hook(hooks::Point point, const torch::Tensor& x) const {
+    return hooks ? hooks->run({point, layer}, x, offset) : x;
+  }
+
+  /// True if something is read or changed at one of the current layer's points.
+  bool wants(hooks::Point point) const { return hooks && hooks->wants({point, layer}); }
+};
+
+}  // namespace introspect::nn

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <torch/types.h>
+
+#include "introspect/export.h"
+
+namespace introspect::ops {
+
+/// Which keys each query may see.
+struct AttentionMask {
+  /// Query t sees keys up to its own: key t + (S - T), so that a chunk after a prefix sees the prefix.
+  bool causal = true;
+
+  /// Added to the scores, [B or 1, 1, T, S], 0 or -inf; it then holds the causal part too. Undefined for none.
+  torch::Tensor additive;
+};
+
+/// Grouped-query attention without the pattern: z [B, T, H, K] from q [B, T, H, K], k and v [B, G, S, K].
+///
+/// Keys and values are never repeated for the R = H / G query heads of a group. Scores are scaled by `scale`.
+/// Throws ShapeError if H is not a multiple of G or the shapes do not fit.
+INTROSPECT_EXPORT torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
+                                          const torch::Tensor& v_BGSK, double scale,
+                                          const AttentionMask& mask);
+
+/// Scores before the softmax [B, H, T, S], masked with -inf.
+INTROSPECT_EXPORT torch::Tensor attention_scores(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
+                                                 double scale, const AttentionMask& mask);
+
+/// Softmax over the keys, in float32 at least, returned in the dtype of the scores.
+INTROSPECT_EXPORT torch::Tensor attention_pattern(const torch::Tensor& scores_BHTS);
+
+/// The pattern's mean of the values: z [B, T, H, K] from pattern [B, H, T, S] and v [B, G, S, K].
+INTROSPECT_EXPORT torch::Tensor attend(const torch::Tensor& pattern_BHTS, const torch::Tensor& v_BGSK);
+
+/// The additive mask of T new positions after S - T cached ones: float [B, 1, T, S], 0 where query t may see key s.
+///
+/// real_BS is bool [B, S], false for padding; a padded query sees itself, so that no row of the softmax is empty.
+INTROSPECT_EXPORT torch::Tensor additive_mask(const torch::Tensor& real_BS, int64_t n_queries,
+                                              torch::ScalarType dtype);
+
+}  // namespace introspect::ops

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <torch/types.h>
+
+#include "introspect/export.h"
+
+namespace introspect::ops {
+
+/// x W^T + b over the last dimension, in x's dtype.
+///
+/// One to four rows on the CPU go through a kernel of our own that reads each weight once at the memory's speed
+/// (ATen's bfloat16 matrix-vector product reaches a fifth of it); all else is at::linear. Accumulates in float32.
+///
+/// Shapes: x [..., D], weight [N, D], bias [N] or undefined -> [..., N].
+INTROSPECT_EXPORT torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight,
+                                       const torch::Tensor& bias);
+
+/// x W^T in float32 for float32 x [N, D] and a weight [V, D] of any float dtype, whose rows are widened exactly.
+///
+/// This is the readout: logits keep float32's digits whatever the model's dtype. Result float32 [N, V].
+INTROSPECT_EXPORT torch::Tensor linear_fp32(const torch::Tensor& x_ND, const torch::Tensor& weight_VD);
+
+}  // namespace introspect::ops

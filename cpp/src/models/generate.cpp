@@ -1,0 +1,177 @@
+#include "introspect/models/generate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+#include <unordered_set>
+
+#include "introspect/core/check.h"
+
+namespace introspect::models {
+
+namespace {
+
+void check_options(const GenerateOptions& o) {
+  check<std::invalid_argument>(o.max_new_tokens >= 0, "generate: max_new_tokens must not be negative, got ",
+                               o.max_new_tokens);
+  check<std::invalid_argument>(std::isfinite(o.temperature) && o.temperature >= 0,
+                               "generate: temperature must be 0 or more, got ", o.temperature);
+  check<std::invalid_argument>(o.top_k >= 0, "generate: top_k must be 0 (all) or more, got ", o.top_k);
+  check<std::invalid_argument>(o.top_p > 0 && o.top_p <= 1, "generate: top_p must be in (0, 1], got ",
+                               o.top_p);
+  check<std::invalid_argument>(std::isfinite(o.repetition_penalty) && o.repetition_penalty > 0,
+                               "generate: repetition_penalty must be positive, got ", o.repetition_penalty);
+}
+
+/// Chooses the next token of one row.
+class Sampler {
+ public:
+  Sampler(const GenerateOptions& options, int64_t row, const std::vector<int64_t>& context)
+      : options_(options), random_(mixed(options.seed, row)), seen_(context.begin(), context.end()) {}
+
+  int64_t next(float* logits, int64_t V) {
+    if (options_.repetition_penalty != 1.0) penalise(logits);
+    const int64_t token =
+        options_.temperature == 0 ? std::max_element(logits, logits + V) - logits : draw(logits, V);
+    seen_.insert(token);
+    return token;
+  }
+
+ private:
+  /// One seed for each row, far from its neighbours' (the finaliser of splitmix64, Steele et al. 2014).
+  static uint64_t mixed(uint64_t seed, int64_t row) {
+    uint64_t z = seed + 0x9e3779b97f4a7c15ULL * (static_cast<uint64_t>(row) + 1);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+    return z ^ (z >> 31);
+  }
+
+  void penalise(float* logits) const {
+    const auto penalty = static_cast<float>(options_.repetition_penalty);
+    for (const int64_t token : seen_)
+      logits[token] = logits[token] < 0 ? logits[token] * penalty : logits[token] / penalty;
+  }
+
+  int64_t draw(const float* logits, int64_t V) {
+    std::vector<int64_t> order(static_cast<size_t>(V));
+    std::iota(order.begin(), order.end(), 0);
+    const auto more_probable = [&](int64_t a, int64_t b) {
+      return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+    };
+    if (options_.top_k > 0 && options_.top_k < V) {
+      std::partial_sort(order.begin(), order.begin() + options_.top_k, order.end(), more_probable);
+      order.resize(static_cast<size_t>(options_.top_k));
+    } else {
+      std::sort(order.begin(), order.end(), more_probable);
+    }
+    std::vector<double> weights(order.size());
+    for (size_t i = 0; i < order.size(); ++i)
+      weights[i] =
+          std::exp((static_cast<double>(logits[order[i]]) - logits[order[0]]) / options_.temperature);
+    const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
+    size_t kept = 0;
+    double mass = 0;
+    while (kept < weights.size() && (kept == 0 || mass < options_.top_p * total)) mass += weights[kept++];
+    double u = std::uniform_real_distribution<double>(0, mass)(random_);
+    size_t i = 0;
+    while (i + 1 < kept && u >= weights[i]) u -= weights[i++];
+    return order[i];
+  }
+
+  const GenerateOptions& options_;
+  std::mt19937_64 random_;
+  std::unordered_set<int64_t> seen_;
+};
+
+}  // namespace
+
+std::vector<std::vector<int64_t>> generate_from(const Model& model, cache::KVCache& cache,
+                                                const torch::Tensor& last_logits_BV,
+                                                const std::vector<std::vector<int64_t>>& contexts,
+                                                const GenerateOptions& options) {
+  check_options(options);
+  const at::NoGradGuard no_grad;
+  const int64_t B = cache.shape().batch;
+  check<ShapeError>(
+      last_logits_BV.dim() == 2 && last_logits_BV.size(0) == B && static_cast<int64_t>(contexts.size()) == B,
+      "generate: one row of logits and one context for each of the ", B, " rows of the cache, got ",
+      last_logits_BV.sizes(), " and ", contexts.size());
+  const int64_t n_ctx = model.cfg().n_ctx;
+  check<ShapeError>(cache.length() + std::max<int64_t>(options.max_new_tokens - 1, 0) <= n_ctx,
+                    "generate: ", cache.length(), " positions and ", options.max_new_tokens,
+                    " new ones do not fit into n_ctx = ", n_ctx);
+
+  std::unordered_set<int64_t> stops(options.stop_token_ids.begin(), options.stop_token_ids.end());
+  if (options.stop_at_eos && model.has_tokenizer())
+    for (const int64_t id : model.tokenizer().stop_token_ids()) stops.insert(id);
+
+  std::vector<Sampler> samplers;
+  for (int64_t b = 0; b < B; ++b) samplers.emplace_back(options, b, contexts[static_cast<size_t>(b)]);
+  std::vector<std::vector<int64_t>> out(static_cast<size_t>(B));
+  std::vector<bool> done(static_cast<size_t>(B), false);
+  int64_t running = B;
+  auto logits_BV = last_logits_BV.to(torch::kCPU, torch::kFloat32).contiguous().clone();
+  for (int64_t step = 0; step < options.max_new_tokens; ++step) {
+    auto tokens_B1 = at::zeros({B, 1}, torch::kLong);
+    for (int64_t b = 0; b < B; ++b) {
+      const auto row = static_cast<size_t>(b);
+      if (done[row]) continue;
+      const int64_t token = samplers[row].next(logits_BV[b].mutable_data_ptr<float>(), logits_BV.size(1));
+      out[row].push_back(token);
+      tokens_B1[b][0] = token;
+      if (options.on_token && !options.on_token(b, token)) return out;
+      if (stops.contains(token)) {
+        done[row] = true;
+        --running;
+      }
+    }
+    if (running == 0 || step + 1 == options.max_new_tokens) break;
+    ForwardOptions forward;
+    forward.cache = &cache;
+    forward.hooks = options.hooks;
+    forward.logits_at = LogitsAt::kLast;
+    logits_BV = model.forward(tokens_B1, forward).squeeze(1).to(torch::kCPU, torch::kFloat32).contiguous();
+  }
+  return out;
+}
+
+std::vector<std::vector<int64_t>> generate(const Model& model,
+                                           const std::vector<std::vector<int64_t>>& prompts,
+                                           const GenerateOptions& options) {
+  check_options(options);
+  check<std::invalid_argument>(!prompts.empty(), "generate: at least one prompt is required");
+  size_t longest = 0;
+  for (const auto& prompt : prompts) {
+    check<std::invalid_argument>(!prompt.empty(), "generate: a prompt must hold at least one token");
+    longest = std::max(longest, prompt.size());
+  }
+  const auto B = static_cast<int64_t>(prompts.size()), T = static_cast<int64_t>(longest);
+  check<ShapeError>(T + options.max_new_tokens <= model.cfg().n_ctx, "generate: a prompt of ", T,
+                    " tokens and ", options.max_new_tokens,
+                    " new ones do not fit into n_ctx = ", model.cfg().n_ctx);
+
+  const at::NoGradGuard no_grad;
+  auto tokens_BT = at::zeros({B, T}, torch::kLong);
+  auto mask_BT = at::zeros({B, T}, torch::kBool);
+  bool padded = false;
+  for (int64_t b = 0; b < B; ++b) {
+    const auto& prompt = prompts[static_cast<size_t>(b)];
+    const auto n = static_cast<int64_t>(prompt.size());
+    const int64_t first = options.padding_side == PaddingSide::kLeft ? T - n : 0;
+    tokens_BT[b].narrow(0, first, n).copy_(torch::tensor(prompt, torch::kLong));
+    mask_BT[b].narrow(0, first, n).fill_(true);
+    padded |= n < T;
+  }
+  auto cache = model.make_cache(B);
+  cache.reserve(T + options.max_new_tokens);
+  ForwardOptions prefill;
+  prefill.cache = &cache;
+  prefill.hooks = options.hooks;
+  prefill.logits_at = LogitsAt::kLast;
+  if (padded) prefill.attention_mask = mask_BT;
+  const auto logits_BV = model.forward(tokens_BT, prefill).squeeze(1);
+  return generate_from(model, cache, logits_BV, prompts, options);
+}
+
+}  // namespace introspect::models

@@ -1,0 +1,94 @@
+#include "introspect/ops/attention.h"
+
+#include <limits>
+
+#include "introspect/core/check.h"
+
+namespace introspect::ops {
+
+namespace {
+
+/// Query heads of one group side by side: [B * G, R, T, K], so that a group's keys serve its R heads by stride 0.
+torch::Tensor group_queries(const torch::Tensor& q_BTHK, int64_t G) {
+  const int64_t B = q_BTHK.size(0), T = q_BTHK.size(1), H = q_BTHK.size(2), K = q_BTHK.size(3);
+  return q_BTHK.transpose(1, 2).reshape({B * G, H / G, T, K});
+}
+
+torch::Tensor group_keys(const torch::Tensor& k_BGSK, int64_t R) {
+  const int64_t B = k_BGSK.size(0), G = k_BGSK.size(1), S = k_BGSK.size(2), K = k_BGSK.size(3);
+  return k_BGSK.reshape({B * G, 1, S, K}).expand({B * G, R, S, K});
+}
+
+void check_shapes(const char* who, const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK) {
+  check<ShapeError>(q_BTHK.dim() == 4 && k_BGSK.dim() == 4 && q_BTHK.size(0) == k_BGSK.size(0) &&
+                        q_BTHK.size(3) == k_BGSK.size(3) && q_BTHK.size(2) % k_BGSK.size(1) == 0,
+                    who,
+                    ": queries [B, T, H, K] and keys [B, G, S, K] with H a multiple of G are required, got ",
+                    q_BTHK.sizes(), " and ", k_BGSK.sizes());
+}
+
+/// The mask of `mask` as an additive tensor broadcastable to [B, H, T, S]; undefined if every key may be seen.
+torch::Tensor as_additive(const AttentionMask& mask, int64_t T, int64_t S, const torch::Tensor& like) {
+  if (mask.additive.defined()) return mask.additive;
+  if (!mask.causal || T == 1) return {};
+  const auto minus_inf = at::full({T, S}, -std::numeric_limits<double>::infinity(), like.options());
+  return minus_inf.triu(S - T + 1);
+}
+
+}  // namespace
+
+torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK, const torch::Tensor& v_BGSK,
+                        double scale, const AttentionMask& mask) {
+  check_shapes("attention", q_BTHK, k_BGSK);
+  const int64_t B = q_BTHK.size(0), T = q_BTHK.size(1), H = q_BTHK.size(2), K = q_BTHK.size(3);
+  const int64_t G = k_BGSK.size(1), S = k_BGSK.size(2), R = H / G;
+  const bool is_causal = mask.causal && !mask.additive.defined() && T == S && T > 1;
+  std::optional<torch::Tensor> additive;
+  if (!is_causal) {
+    auto tensor = as_additive(mask, T, S, q_BTHK);
+    if (tensor.defined() && tensor.dim() == 4 && B > 1 && tensor.size(0) == B)  // one row per (batch, group)
+      tensor = tensor.expand({B, G, T, S}).reshape({B * G, 1, T, S});
+    if (tensor.defined()) additive = tensor;
+  }
+  const auto z =
+      at::scaled_dot_product_attention(group_queries(q_BTHK, G), group_keys(k_BGSK, R), group_keys(v_BGSK, R),
+                                       additive, /*dropout_p=*/0.0, is_causal, scale);
+  return z.view({B, G, R, T, K}).permute({0, 3, 1, 2, 4}).reshape({B, T, H, K});
+}
+
+torch::Tensor attention_scores(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK, double scale,
+                               const AttentionMask& mask) {
+  check_shapes("attention_scores", q_BTHK, k_BGSK);
+  const int64_t B = q_BTHK.size(0), T = q_BTHK.size(1), H = q_BTHK.size(2), K = q_BTHK.size(3);
+  const int64_t G = k_BGSK.size(1), S = k_BGSK.size(2), R = H / G;
+  const auto q = group_queries(q_BTHK, G).reshape({B * G, R * T, K});
+  auto scores = at::matmul(q, k_BGSK.reshape({B * G, S, K}).transpose(1, 2)).mul_(scale).view({B, H, T, S});
+  const auto additive = as_additive(mask, T, S, scores);
+  return additive.defined() ? scores + additive : scores;
+}
+
+torch::Tensor attention_pattern(const torch::Tensor& scores_BHTS) {
+  const auto dtype = scores_BHTS.scalar_type();
+  return at::softmax(scores_BHTS, -1, dtype == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32).to(dtype);
+}
+
+torch::Tensor attend(const torch::Tensor& pattern_BHTS, const torch::Tensor& v_BGSK) {
+  const int64_t B = pattern_BHTS.size(0), H = pattern_BHTS.size(1), T = pattern_BHTS.size(2),
+                S = pattern_BHTS.size(3);
+  const int64_t G = v_BGSK.size(1), K = v_BGSK.size(3);
+  const auto pattern = pattern_BHTS.reshape({B * G, H / G * T, S});
+  return at::matmul(pattern, v_BGSK.reshape({B * G, S, K})).view({B, H, T, K}).transpose(1, 2);
+}
+
+torch::Tensor additive_mask(const torch::Tensor& real_BS, int64_t n_queries, torch::ScalarType dtype) {
+  const int64_t S = real_BS.size(1), T = n_queries;
+  const auto options = real_BS.options();
+  const auto causal_TS = at::ones({T, S}, options).tril(S - T);
+  const auto self_TS = at::ones({T, S}, options).tril(S - T).triu(S - T);
+  const auto visible_B1TS = (real_BS.unsqueeze(1) & causal_TS).logical_or(self_TS).unsqueeze(1);
+  const auto zero = at::zeros({}, options.dtype(dtype));
+  return at::where(visible_B1TS, zero,
+                   at::full({}, -std::numeric_limits<double>::infinity(), options.dtype(dtype)));
+}
+
+}  // namespace introspect::ops

@@ -1,0 +1,162 @@
+#include "introspect/ops/linear.h"
+
+#include <cstdint>
+#include <cstring>
+
+#include "introspect/core/check.h"
+#include "introspect/core/parallel.h"
+
+// The vectors never cross a call: everything that takes or returns one is inlined.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+namespace introspect::ops {
+
+namespace {
+
+constexpr int64_t kMaxRows = 4;  // above this ATen's matrix product is faster
+constexpr int64_t kLanes = 16;   // floats in one vector: one AVX-512 register, two of AVX2
+constexpr int64_t kUnroll = 4;   // independent accumulators, to hide the latency of the additions
+constexpr int64_t kBytesPerTask = 1 << 16;
+
+using Vector = float __attribute__((vector_size(kLanes * sizeof(float))));
+using Halves = uint16_t __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+using Words = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+
+// The compiler makes one copy of each kernel per instruction set and picks when the library is loaded.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define INTROSPECT_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define INTROSPECT_CLONES
+#endif
+
+[[gnu::always_inline]] inline Vector load(const float* p) {
+  Vector v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+/// bfloat16 is the upper half of a float32.
+[[gnu::always_inline]] inline Vector load(const c10::BFloat16* p) {
+  Halves h;
+  std::memcpy(&h, p, sizeof h);
+  const Words w = __builtin_convertvector(h, Words) << 16;
+  Vector v;
+  std::memcpy(&v, &w, sizeof v);
+  return v;
+}
+
+[[gnu::always_inline]] inline float sum(const Vector& v) {
+  float total = 0;
+  for (int64_t i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+
+/// out[n, v] = x[n, :] . w[v, :] for v in [first, last), float32 accumulation.
+template <typename W, int N>
+[[gnu::always_inline]] inline void dot_rows(const float* x, const W* w, float* out, int64_t D, int64_t V,
+                                            int64_t first, int64_t last) {
+  constexpr int64_t step = kLanes * kUnroll;
+  for (int64_t v = first; v < last; ++v) {
+    const W* row = w + v * D;
+    Vector acc[N][kUnroll] = {};
+    int64_t d = 0;
+    for (; d + step <= D; d += step)
+      for (int64_t u = 0; u < kUnroll; ++u) {
+        const Vector weight = load(row + d + u * kLanes);
+        for (int n = 0; n < N; ++n) acc[n][u] += load(x + n * D + d + u * kLanes) * weight;
+      }
+    for (; d + kLanes <= D; d += kLanes) {
+      const Vector weight = load(row + d);
+      for (int n = 0; n < N; ++n) acc[n][0] += load(x + n * D + d) * weight;
+    }
+    for (int n = 0; n < N; ++n) {
+      float total = sum((acc[n][0] + acc[n][1]) + (acc[n][2] + acc[n][3]));
+      for (int64_t rest = d; rest < D; ++rest) total += x[n * D + rest] * static_cast<float>(row[rest]);
+      out[n * V + v] = total;
+    }
+  }
+}
+
+template <typename W>
+[[gnu::always_inline]] inline void dispatch_rows(const float* x, const W* w, float* out, int64_t N, int64_t D,
+                                                 int64_t V, int64_t first, int64_t last) {
+  switch (N) {
+    case 1:
+      return dot_rows<W, 1>(x, w, out, D, V, first, last);
+    case 2:
+      return dot_rows<W, 2>(x, w, out, D, V, first, last);
+    case 3:
+      return dot_rows<W, 3>(x, w, out, D, V, first, last);
+    default:
+      return dot_rows<W, 4>(x, w, out, D, V, first, last);
+  }
+}
+
+INTROSPECT_CLONES void few_rows(const float* x, const float* w, float* out, int64_t N, int64_t D, int64_t V,
+                                int64_t first, int64_t last) {
+  dispatch_rows(x, w, out, N, D, V, first, last);
+}
+
+INTROSPECT_CLONES void few_rows(const float* x, const c10::BFloat16* w, float* out, int64_t N, int64_t D,
+                                int64_t V, int64_t first, int64_t last) {
+  dispatch_rows(x, w, out, N, D, V, first, last);
+}
+
+/// x [N, D] float32 times the rows of w [V, D] -> float32 [N, V], for N <= kMaxRows.
+torch::Tensor matvec(const torch::Tensor& x_ND, const torch::Tensor& w_VD) {
+  const int64_t N = x_ND.size(0), D = x_ND.size(1), V = w_VD.size(0);
+  auto out_NV = at::empty({N, V}, x_ND.options());
+  const float* x = x_ND.const_data_ptr<float>();
+  float* out = out_NV.mutable_data_ptr<float>();
+  const int64_t grain = std::max<int64_t>(1, kBytesPerTask / (D * static_cast<int64_t>(w_VD.element_size())));
+  parallel_for(0, V, grain, [&](int64_t first, int64_t last) {
+    if (w_VD.scalar_type() == torch::kFloat32)
+      few_rows(x, w_VD.const_data_ptr<float>(), out, N, D, V, first, last);
+    else
+      few_rows(x, w_VD.const_data_ptr<c10::BFloat16>(), out, N, D, V, first, last);
+  });
+  return out_NV;
+}
+
+bool has_kernel(const torch::Tensor& weight) {
+  const auto dtype = weight.scalar_type();
+  return weight.is_cpu() && weight.is_contiguous() && (dtype == torch::kFloat32 || dtype == torch::kBFloat16);
+}
+
+bool needs_grad(const torch::Tensor& x, const torch::Tensor& weight) {
+  return at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad());
+}
+
+}  // namespace
+
+torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) {
+  const int64_t D = weight.size(1);
+  const int64_t rows = x.numel() / std::max<int64_t>(1, D);
+  const bool few = rows > 0 && rows <= kMaxRows && x.scalar_type() == weight.scalar_type() &&
+                   has_kernel(weight) && x.size(-1) == D && !needs_grad(x, weight);
+  if (!few) return bias.defined() ? at::linear(x, weight, bias) : at::linear(x, weight);
+  auto y = matvec(x.reshape({rows, D}).to(torch::kFloat32).contiguous(), weight);
+  if (bias.defined()) y.add_(bias);
+  auto sizes = x.sizes().vec();
+  sizes.back() = weight.size(0);
+  return y.to(x.scalar_type()).view(sizes);
+}
+
+torch::Tensor linear_fp32(const torch::Tensor& x_ND, const torch::Tensor& weight_VD) {
+  check<ShapeError>(x_ND.dim() == 2 && weight_VD.dim() == 2 && x_ND.size(1) == weight_VD.size(1),
+                    "linear_fp32: x [N, D] and weight [V, D] are required, got ", x_ND.sizes(), " and ",
+                    weight_VD.sizes());
+  if (x_ND.size(0) <= kMaxRows && x_ND.size(0) > 0 && has_kernel(weight_VD) && !needs_grad(x_ND, weight_VD))
+    return matvec(x_ND.contiguous(), weight_VD);
+  if (weight_VD.scalar_type() == torch::kFloat32) return at::linear(x_ND, weight_VD);
+  // Widened block by block: the whole unembedding in float32 would double the memory of a bfloat16 model.
+  constexpr int64_t kBlockRows = 8192;
+  std::vector<torch::Tensor> blocks;
+  for (int64_t v = 0; v < weight_VD.size(0); v += kBlockRows) {
+    const auto block = weight_VD.narrow(0, v, std::min(kBlockRows, weight_VD.size(0) - v));
+    blocks.push_back(at::linear(x_ND, block.to(torch::kFloat32)));
+  }
+  return at::cat(blocks, 1);
+}
+
+}  // namespace introspect::ops

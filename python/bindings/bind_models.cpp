@@ -1,0 +1,189 @@
+#include "bindings.h"
+
+#include "introspect/models/generate.h"
+#include "introspect/models/model.h"
+
+namespace introspect::python {
+
+namespace {
+
+models::LogitsAt parse_logits_at(const std::string& where) {
+  if (where == "all") return models::LogitsAt::kAll;
+  if (where == "last") return models::LogitsAt::kLast;
+  if (where == "none") return models::LogitsAt::kNone;
+  if (where == "positions") return models::LogitsAt::kPositions;
+  throw std::invalid_argument("logits_at must be all, last, none or positions, got " + where);
+}
+
+models::PaddingSide parse_side(const std::string& side) {
+  if (side == "left") return models::PaddingSide::kLeft;
+  if (side == "right") return models::PaddingSide::kRight;
+  throw std::invalid_argument("padding_side must be left or right, got " + side);
+}
+
+void bind_config(py::module_& m) {
+  using models::Config;
+  py::class_<Config>(m, "Config", "What a decoder is made of; the fields have TransformerLens's names.")
+      .def_readonly("model_name", &Config::model_name)
+      .def_readonly("original_architecture", &Config::original_architecture)
+      .def_readonly("n_layers", &Config::n_layers)
+      .def_readonly("d_model", &Config::d_model)
+      .def_readonly("n_heads", &Config::n_heads)
+      .def_readonly("n_key_value_heads", &Config::n_key_value_heads)
+      .def_readonly("d_head", &Config::d_head)
+      .def_readonly("d_mlp", &Config::d_mlp)
+      .def_readonly("d_vocab", &Config::d_vocab)
+      .def_readonly("n_ctx", &Config::n_ctx)
+      .def_readonly("act_fn", &Config::act_fn)
+      .def_readonly("eps", &Config::eps)
+      .def_readonly("rotary_base", &Config::rotary_base)
+      .def_property_readonly("rotary_scaling", [](const Config& c) { return c.rotary_scaling.type; })
+      .def_readonly("qkv_bias", &Config::qkv_bias)
+      .def_readonly("tie_word_embeddings", &Config::tie_word_embeddings);
+}
+
+}  // namespace
+
+void bind_models(py::module_& m) {
+  using models::ForwardOptions;
+  using models::GenerateOptions;
+  using models::LoadOptions;
+  using models::Model;
+  bind_config(m);
+
+  py::class_<Model, std::shared_ptr<Model>>(
+      m, "Model", "The native model that introspect.Model drives; its state never changes.")
+      .def_static(
+          "load",
+          [](const std::filesystem::path& path, torch::ScalarType dtype, torch::Device device,
+             std::optional<text::ChatTemplate> chat_template, py::object progress) {
+            LoadOptions options{dtype, device, std::move(chat_template), as_progress(std::move(progress))};
+            const py::gil_scoped_release release;
+            return std::const_pointer_cast<Model>(Model::load(path, options));
+          },
+          py::arg("path"), py::kw_only(), py::arg("dtype") = torch::kFloat32,
+          py::arg("device") = torch::Device("cpu"), py::arg("chat_template") = py::none(),
+          py::arg("progress") = py::none(), R"doc(
+Reads a Hugging Face folder or a .gguf file; nothing in it is executed.
+
+Args:
+    dtype: of the weights and activations: float32, bfloat16, float16 or float64.
+    device: where the weights live.
+    chat_template: instead of the one found beside the weights.
+    progress: called with (what, done, total).
+
+Raises:
+    IoError: a file is missing or damaged.
+    ConfigError: an architecture, quantisation or option that is not supported.
+    ShapeError: a tensor contradicts the config.
+)doc")
+      .def_property_readonly("cfg", &Model::cfg, py::return_value_policy::reference_internal)
+      .def_property_readonly("dtype", &Model::dtype)
+      .def_property_readonly("device", &Model::device)
+      .def_property_readonly("hash", &Model::hash, "Identity of the checkpoint, hex SHA-256.")
+      .def_property_readonly("n_params", &Model::n_params)
+      .def_property_readonly("nbytes", &Model::nbytes)
+      .def_property_readonly("tokenizer", &Model::tokenizer, py::return_value_policy::reference_internal)
+      .def_property_readonly("chat_template", &Model::chat_template,
+                             py::return_value_policy::reference_internal)
+      .def_property_readonly("has_tokenizer", &Model::has_tokenizer)
+      .def_property_readonly("has_chat_template", &Model::has_chat_template)
+      .def("make_cache", &Model::make_cache, py::arg("batch") = 1, "An empty cache that fits this model.")
+      .def("make_hooks", &Model::make_hooks, "An empty registry for this model's hook points.")
+      .def("to_tokens", &Model::to_tokens, py::arg("text"), py::call_guard<py::gil_scoped_release>(),
+           "int64 [1, pos], with the tokenizer's BOS in front unless the text begins with it.")
+      .def(
+          "forward",
+          [](const Model& model, const torch::Tensor& tokens, cache::KVCache* cache,
+             const hooks::HookRegistry* hooks, std::optional<torch::Tensor> attention_mask,
+             const std::string& logits_at, std::optional<torch::Tensor> positions,
+             std::optional<torch::Tensor> vocab_ids,
+             std::optional<int64_t> stop_at_layer) -> std::optional<torch::Tensor> {
+            ForwardOptions options;
+            options.cache = cache;
+            options.hooks = hooks;
+            options.attention_mask = attention_mask.value_or(torch::Tensor{});
+            options.logits_at = parse_logits_at(logits_at);
+            options.positions = positions.value_or(torch::Tensor{});
+            options.vocab_ids = vocab_ids.value_or(torch::Tensor{});
+            options.stop_at_layer = stop_at_layer;
+            const py::gil_scoped_release release;
+            const auto logits = model.forward(tokens, options);
+            return logits.defined() ? std::optional(logits) : std::nullopt;
+          },
+          py::arg("tokens"), py::kw_only(), py::arg("cache") = py::none(), py::arg("hooks") = py::none(),
+          py::arg("attention_mask") = py::none(), py::arg("logits_at") = "all",
+          py::arg("positions") = py::none(), py::arg("vocab_ids") = py::none(),
+          py::arg("stop_at_layer") = py::none(), R"doc(
+Logits for int64 tokens [batch, pos].
+
+Args:
+    cache: continued and appended to.
+    hooks: what to read and change on the way.
+    attention_mask: bool [batch, pos], False for padding, on either side.
+    logits_at: "all", "last" (the last real position of each row), "positions" or "none".
+    positions: int64 [n], for logits_at="positions".
+    vocab_ids: int64 [n]; only these tokens' logits.
+    stop_at_layer: run the blocks before this one only; no logits.
+
+Returns:
+    float32 (float64 for a float64 model) [batch, pos, d_vocab], or None. "all" is computed in the model's dtype,
+    "last" and "positions" are readouts: final norm and unembedding in float32.
+
+Raises:
+    IndexError: token ids or positions out of range.
+    ShapeError: wrong shapes, or more than n_ctx positions.
+)doc")
+      .def(
+          "readout",
+          [](const Model& model, const torch::Tensor& resid, std::optional<torch::Tensor> vocab_ids) {
+            const py::gil_scoped_release release;
+            return model.readout(resid, vocab_ids.value_or(torch::Tensor{}));
+          },
+          py::arg("resid"), py::kw_only(), py::arg("vocab_ids") = py::none(), R"doc(
+Float32 logits [..., d_vocab] of residuals [..., d_model] after the last block.
+
+Args:
+    vocab_ids: int64 [n]; only these tokens' logits, [..., n].
+)doc")
+      .def(
+          "generate",
+          [](const Model& model, const std::vector<std::vector<int64_t>>& prompts, int64_t max_new_tokens,
+             double temperature, int64_t top_k, double top_p, double repetition_penalty, uint64_t seed,
+             bool stop_at_eos, const std::vector<int64_t>& stop_token_ids, const std::string& padding_side,
+             const hooks::HookRegistry* hooks, std::function<bool(int64_t, int64_t)> on_token) {
+            GenerateOptions options{max_new_tokens,           temperature, top_k,       top_p,
+                                    repetition_penalty,       seed,        stop_at_eos, stop_token_ids,
+                                    parse_side(padding_side), hooks,       {}};
+            options.on_token = [on_token](int64_t row, int64_t token) {
+              const py::gil_scoped_acquire acquire;
+              if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+              return !on_token || on_token(row, token);
+            };
+            const py::gil_scoped_release release;
+            return models::generate(model, prompts, options);
+          },
+          py::arg("prompts"), py::kw_only(), py::arg("max_new_tokens") = 20, py::arg("temperature") = 0.0,
+          py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("repetition_penalty") = 1.0,
+          py::arg("seed") = 0, py::arg("stop_at_eos") = true,
+          py::arg("stop_token_ids") = std::vector<int64_t>{}, py::arg("padding_side") = "left",
+          py::arg("hooks") = py::none(), py::arg("on_token") = py::none(), R"doc(
+Continues each prompt (a list of token ids) and returns the new tokens of each.
+
+Args:
+    temperature: 0 is greedy.
+    top_k: 0 keeps all tokens.
+    top_p: the smallest set of tokens whose probability reaches it.
+    repetition_penalty: over prompt and continuation (Keskar et al. 2019, arXiv:1909.05858).
+    seed: each row draws from a stream of its own.
+    stop_at_eos: stop a row at the tokenizer's stop tokens; the stop token is returned.
+    hooks: in effect during the prompt and every step.
+    on_token: called with (row, token) as soon as it is chosen; False ends the generation.
+
+Raises:
+    ValueError: an empty prompt, or options out of range.
+    ShapeError: prompt and continuation do not fit into n_ctx.
+)doc");
+}
+
+}  // namespace introspect::python

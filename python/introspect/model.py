@@ -1,0 +1,310 @@
+"""The model as a notebook uses it: tokens, logits, caches of activations, generation and steering."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import _C, hub
+from .chat import load_chat_template
+
+if TYPE_CHECKING:
+    from .steering import ControlVector
+
+DEFAULT_MODEL = "qwen2.5-coder-0.5b-instruct"
+
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+Hook = Callable[[torch.Tensor, str], torch.Tensor | None]
+
+
+def load_model(
+    source: str | os.PathLike = DEFAULT_MODEL,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Model:
+    """Load a model from a short name, a Hugging Face folder, a .gguf file or a hub id.
+
+    Args:
+        source: a short name (``introspect pull --list``) or hub id is fetched first if it is not on disk.
+        dtype: of weights and activations: float32, bfloat16, float16 or float64, or its name.
+        device: where the weights live.
+        progress: called with (what, done, total).
+
+    Raises:
+        IoError: a file is missing or damaged, or no source could be reached.
+        ConfigError: an architecture, quantisation or option that is not supported.
+    """
+    dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(dtype, torch.dtype):
+        raise _C.ConfigError("load_model: dtype must be float32, bfloat16, float16 or float64")
+    path = hub.resolve(source)
+    engine = _C.Model.load(
+        path,
+        dtype=dtype,
+        device=torch.device(device),
+        chat_template=load_chat_template(path),
+        progress=progress,
+    )
+    return Model(engine, name=os.fspath(source))
+
+
+class Model:
+    """A hooked decoder: the native model and what is at the moment hooked into it.
+
+    ``engine`` is the native model, which never changes; hooks and steering belong to this object and are in effect for
+    every call inside their ``with`` block.
+    """
+
+    def __init__(self, engine: _C.Model, *, name: str | None = None) -> None:
+        self.engine = engine
+        self.name = name or engine.cfg.model_name
+        self._interventions: list[_C.Intervention] = []
+
+    def __repr__(self) -> str:
+        c = self.cfg
+        return (
+            f"Model({self.name!r}, {c.original_architecture}, {c.n_layers} layers, d_model {c.d_model}, "
+            f"{self.engine.n_params / 1e6:.0f}M parameters, {self.dtype}, {self.device})"
+        )
+
+    @property
+    def cfg(self) -> _C.Config:
+        """Sizes and options, under TransformerLens's names."""
+        return self.engine.cfg
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of weights and activations; readouts are float32 whatever it is."""
+        return self.engine.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return self.engine.device
+
+    @property
+    def hash(self) -> str:
+        """Identity of the checkpoint, hex SHA-256, whatever dtype and device it was loaded to."""
+        return self.engine.hash
+
+    @property
+    def tokenizer(self) -> _C.Tokenizer | None:
+        """The model's tokenizer, or None if its files held none."""
+        return self.engine.tokenizer if self.engine.has_tokenizer else None
+
+    @property
+    def hook_names(self) -> list[str]:
+        """Every hook name, in the order in which a forward pass meets them."""
+        return _C.hook_names(self.cfg.n_layers)
+
+    # Text
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+    ) -> str:
+        """The conversation as the text the model was trained on.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}``, roles "system", "user" and "assistant".
+            add_generation_prompt: end with the header of the assistant's next turn.
+            continue_final_message: leave the last message open, for the model to go on with it.
+
+        Raises:
+            ConfigError: the model has no chat template, or it refuses these messages.
+        """
+        return self.engine.chat_template.render(
+            list(messages), add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
+        )
+
+    def to_tokens(self, text: str | Sequence[str]) -> torch.Tensor:
+        """Token ids, int64 [batch, pos], with BOS in front where the tokenizer adds one and the text has none.
+
+        Raises:
+            ShapeError: strings of unequal length; run them one by one, or let ``generate`` pad them.
+            ConfigError: the model has no tokenizer, or the text is not UTF-8.
+        """
+        rows = [self.engine.to_tokens(t) for t in ([text] if isinstance(text, str) else text)]
+        lengths = {row.shape[1] for row in rows}
+        if len(lengths) != 1:
+            raise _C.ShapeError(f"to_tokens: the strings must have equally many tokens, got {sorted(lengths)}")
+        return torch.cat(rows)
+
+    def to_string(self, tokens: torch.Tensor | Sequence[int]) -> str:
+        """The text of one row of token ids.
+
+        Raises:
+            IndexError: an id outside the vocabulary.
+        """
+        ids = tokens.flatten().tolist() if isinstance(tokens, torch.Tensor) else list(tokens)
+        return self.engine.tokenizer.decode(ids)
+
+    # Forward passes
+
+    def _hooks(self, extra: Sequence[tuple[str, Hook]] = ()) -> _C.HookRegistry:
+        registry = self.engine.make_hooks()
+        for intervention in self._interventions:
+            registry.add_intervention(intervention)
+        for name, hook in extra:
+            registry.add(name, hook)
+        return registry
+
+    def __call__(
+        self,
+        tokens: torch.Tensor | str,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        cache: _C.KVCache | None = None,
+        logits_at: str = "all",
+    ) -> torch.Tensor | None:
+        """Float32 logits [batch, pos, d_vocab] for int64 tokens [batch, pos], or for text.
+
+        Args:
+            attention_mask: bool [batch, pos], False for padding, on either side.
+            cache: a KVCache to continue and append to.
+            logits_at: "all", "last" (float32 readout at each row's last real position) or "none".
+
+        Raises:
+            IndexError: token ids out of range.
+            ShapeError: wrong shapes, or more than n_ctx positions.
+        """
+        return self._forward(tokens, self._hooks(), attention_mask=attention_mask, cache=cache, logits_at=logits_at)
+
+    def _forward(self, tokens: torch.Tensor | str, hooks: _C.HookRegistry, **options) -> torch.Tensor | None:
+        tokens = self.to_tokens(tokens) if isinstance(tokens, str) else tokens
+        return self.engine.forward(tokens, hooks=hooks, **options)
+
+    def run_with_hooks(
+        self, tokens: torch.Tensor | str, fwd_hooks: Sequence[tuple[str, Hook]] = (), **options
+    ) -> torch.Tensor | None:
+        """Logits of a pass in which ``hook(tensor, name)`` is called at each named point and may return a replacement.
+
+        Raises:
+            HookError: a name that does not exist (the nearest are listed), or a replacement of another shape or dtype.
+        """
+        return self._forward(tokens, self._hooks(fwd_hooks), **options)
+
+    def run_with_cache(
+        self, tokens: torch.Tensor | str, names_filter: NamesFilter = None, **options
+    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """Logits, and the activations at the hook points asked for, by full name.
+
+        Args:
+            names_filter: a name, a list of names, a predicate on names, or None for every point.
+
+        Raises:
+            HookError: a name that does not exist; the message lists the nearest.
+        """
+        cache: dict[str, torch.Tensor] = {}
+
+        def keep(activation: torch.Tensor, name: str) -> None:
+            cache[name] = activation
+
+        logits = self.run_with_hooks(tokens, [(name, keep) for name in self._select(names_filter)], **options)
+        return logits, cache
+
+    def _select(self, names_filter: NamesFilter) -> list[str]:
+        if names_filter is None:
+            return self.hook_names
+        if isinstance(names_filter, str):
+            return [names_filter]
+        if callable(names_filter):
+            return [name for name in self.hook_names if names_filter(name)]
+        return list(names_filter)
+
+    # Generation and steering
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] | torch.Tensor,
+        *,
+        max_new_tokens: int = 20,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stop_at_eos: bool = True,
+        padding_side: str = "left",
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> str | list[str]:
+        """The model's continuation of a prompt (the new text only), or of each prompt of a list.
+
+        Args:
+            prompt: text, a list of texts (run as one padded batch), or int64 tokens [batch, pos].
+            temperature: 0 is greedy.
+            top_k: sample among this many most probable tokens; 0 is all.
+            top_p: sample among the smallest set of tokens with this probability.
+            repetition_penalty: over prompt and continuation (Keskar et al. 2019, arXiv:1909.05858).
+            seed: row r draws from its own stream, whatever its neighbours do.
+            on_text: called with (row, text) as the text grows.
+
+        Raises:
+            ValueError: an empty prompt, or options out of range.
+            ShapeError: prompt and continuation do not fit into n_ctx.
+        """
+        single = isinstance(prompt, str)
+        if isinstance(prompt, torch.Tensor):
+            rows = prompt.tolist()
+        else:
+            rows = [self.engine.to_tokens(text)[0].tolist() for text in ([prompt] if single else prompt)]
+        streams = [_C.StreamDecoder(self.engine.tokenizer) for _ in rows]
+
+        def on_token(row: int, token: int) -> bool:
+            if on_text and (text := streams[row].push(token)):
+                on_text(row, text)
+            return True
+
+        new = self.engine.generate(
+            rows,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop_at_eos=stop_at_eos,
+            padding_side=padding_side,
+            hooks=self._hooks(),
+            on_token=on_token,
+        )
+        texts = [self.engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
+        return texts[0] if single else texts
+
+    @contextlib.contextmanager
+    def steer(
+        self,
+        vector: ControlVector,
+        *,
+        layers: tuple[int, int] | None = None,
+        positions: tuple[int, int | None] = (0, None),
+    ) -> Iterator[Model]:
+        """Add a control vector to the residual stream after each block of a range, inside the ``with`` block.
+
+        Args:
+            vector: its directions are added as they are: scale it (``20 * vector``).
+            layers: first and last block, both included; None is every layer the vector has.
+            positions: [first, last) positions of the sequence that are steered; None is open, so that generated tokens
+                are steered too.
+
+        Raises:
+            IndexError: a layer the model does not have.
+            ConfigError: the vector has no direction in the range.
+            ShapeError: a vector of another width.
+        """
+        intervention = vector.intervention(self, layers=layers, positions=positions)
+        self.engine.make_hooks().add_intervention(intervention)  # checked now, not at the first pass
+        self._interventions.append(intervention)
+        try:
+            yield self
+        finally:
+            self._interventions.remove(intervention)
