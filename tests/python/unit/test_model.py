@@ -1,0 +1,268 @@
+"""The invariants of a forward pass, on tiny random models of both families (DESIGN 5)."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import write_tiny
+
+import introspect
+
+FAMILIES = ["Qwen2ForCausalLM", "LlamaForCausalLM"]
+FLOOR = {"rtol": 0, "atol": 1e-9}  # float64: other kernels for other shapes, nothing else
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request, tmp_path):
+    return introspect.load_model(write_tiny(tmp_path / "tiny", request.param), dtype=torch.float64)
+
+
+@pytest.fixture
+def tokens(model, rng):
+    return torch.randint(0, model.cfg.d_vocab, (3, 12), generator=rng)
+
+
+def direction(model, rng, *shape):
+    return torch.randn(*shape, model.cfg.d_model, generator=rng)
+
+
+def steered(model, tokens, intervention, **options):
+    hooks = model.engine.make_hooks()
+    hooks.add_intervention(intervention)
+    return model.engine.forward(tokens, hooks=hooks, **options)
+
+
+def test_logits_are_float32_for_float32_and_bfloat16_models(tmp_path, tokens):
+    folder = write_tiny(tmp_path / "m")
+    for dtype in (torch.float32, torch.bfloat16):
+        model = introspect.load_model(folder, dtype=dtype)
+        assert model(tokens).dtype == torch.float32
+        assert model.dtype == dtype
+
+
+@pytest.mark.parametrize("chunks", [[12], [5, 7], [1] * 12, [11, 1]])
+def test_prefill_in_chunks_equals_the_whole(model, tokens, chunks):
+    cache = model.engine.make_cache(3)
+    parts = [model(part, cache=cache) for part in tokens.split(chunks, dim=1)]
+    assert len(cache) == 12
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), **FLOOR)
+
+
+def test_a_batch_equals_its_rows(model, tokens):
+    singles = torch.cat([model(row[None]) for row in tokens])
+    torch.testing.assert_close(model(tokens), singles, **FLOOR)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_nothing(model, tokens, rng, side):
+    n_pad = [0, 3, 5]
+    padded, mask = torch.zeros(3, 12, dtype=torch.long), torch.zeros(3, 12, dtype=torch.bool)
+    for row, n in enumerate(n_pad):
+        real = slice(n, None) if side == "left" else slice(None, 12 - n)
+        padded[row, real], mask[row, real] = tokens[row, : 12 - n], True
+    more = torch.randint(0, model.cfg.d_vocab, (3, 2), generator=rng)
+    cache = model.engine.make_cache(3)
+    logits = model(padded, attention_mask=mask, cache=cache)
+    continued = model(more, cache=cache)  # one cache, one mask: later calls need not repeat it
+    last = model(padded, attention_mask=mask, logits_at="last")
+    for row, n in enumerate(n_pad):
+        alone = model(torch.cat([tokens[row, : 12 - n], more[row]])[None])
+        torch.testing.assert_close(logits[row, mask[row]], alone[0, : 12 - n], **FLOOR)
+        torch.testing.assert_close(continued[row], alone[0, 12 - n :], **FLOOR)
+        torch.testing.assert_close(last[row, 0], alone[0, 11 - n], **FLOOR)
+
+
+def test_readouts_equal_the_full_logits(model, tokens):
+    full = model(tokens)
+    ids, positions = torch.tensor([5, 99, 0]), torch.tensor([2, 11])
+    torch.testing.assert_close(model(tokens, logits_at="last"), full[:, -1:], **FLOOR)
+    assert model(tokens, logits_at="none") is None
+    read = model.engine.forward(tokens, logits_at="positions", positions=positions, vocab_ids=ids)
+    torch.testing.assert_close(read, full[:, positions][:, :, ids], **FLOOR)
+
+
+def test_strength_zero_is_the_unsteered_run_bit_for_bit(model, tokens, rng):
+    zero = introspect.Intervention({1: direction(model, rng)}, strength=0.0)
+    assert torch.equal(steered(model, tokens, zero), model(tokens))
+
+
+def test_rows_of_different_interventions_equal_single_runs(model, tokens, rng):
+    directions = direction(model, rng, 3)
+    together = steered(model, tokens, introspect.Intervention({0: directions, 2: -directions}, strength=3.0))
+    for row in range(3):
+        alone = introspect.Intervention({0: directions[row], 2: -directions[row]}, strength=3.0)
+        torch.testing.assert_close(together[row : row + 1], steered(model, tokens[row : row + 1], alone), **FLOOR)
+
+
+def test_kv_before_the_first_changed_layer_and_position_equals_the_baseline_bit_for_bit(model, tokens, rng):
+    base, changed = model.engine.make_cache(3), model.engine.make_cache(3)
+    model(tokens, cache=base)
+    span = introspect.Intervention({1: direction(model, rng)}, strength=5.0, first_position=4, last_position=8)
+    steered(model, tokens, span, cache=changed)
+    for layer in (0, 1):  # the output of block 1 is what changes: keys of block 2 are the first to differ
+        assert torch.equal(changed.keys(layer), base.keys(layer))
+        assert torch.equal(changed.values(layer), base.values(layer))
+    assert torch.equal(changed.keys(2)[:, :, :4], base.keys(2)[:, :, :4])
+    assert not torch.equal(changed.keys(2)[:, :, 4:8], base.keys(2)[:, :, 4:8])
+
+
+def test_a_span_counts_from_the_start_of_the_cache(model, tokens, rng):
+    span = introspect.Intervention({0: direction(model, rng)}, strength=5.0, first_position=6, last_position=9)
+    whole = steered(model, tokens, span)
+    cache = model.engine.make_cache(3)
+    parts = [steered(model, part, span, cache=cache) for part in tokens.split([5, 2, 5], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, **FLOOR)
+
+
+def test_a_fork_leaves_its_parent_unchanged(model, tokens):
+    cache = model.engine.make_cache(3)
+    model(tokens[:, :6], cache=cache)
+    before = [cache.keys(layer).clone() for layer in range(model.cfg.n_layers)]
+    fork = cache.fork()
+    model(tokens[:, 6:], cache=fork)
+    fork.truncate(2)
+    model(tokens[:, :3], cache=fork)
+    assert len(cache) == 6
+    assert all(torch.equal(cache.keys(layer), before[layer]) for layer in range(model.cfg.n_layers))
+
+
+def test_a_pass_that_fails_leaves_the_cache_as_it_was(model, tokens):
+    cache = model.engine.make_cache(3)
+    model(tokens[:, :6], cache=cache)
+
+    def fail(activation, name):
+        raise KeyError("from the hook")
+
+    with pytest.raises(KeyError, match="from the hook"):
+        model.run_with_hooks(tokens[:, 6:], [("blocks.1.hook_resid_post", fail)], cache=cache)
+    torch.testing.assert_close(model(tokens[:, 6:], cache=cache), model(tokens)[:, 6:], **FLOOR)
+
+
+def test_every_hook_point_is_read_with_its_shape(model, tokens):
+    c = model.cfg
+    logits, cache = model.run_with_cache(tokens)
+    torch.testing.assert_close(logits, model(tokens), **FLOOR)
+    assert list(cache) == model.hook_names
+    head, kv = (3, 12, c.n_heads, c.d_head), (3, 12, c.n_key_value_heads, c.d_head)
+    shapes = {"q": head, "z": head, "rot_q": head, "k": kv, "v": kv, "rot_k": kv}
+    shapes |= {"pattern": (3, c.n_heads, 12, 12), "attn_scores": (3, c.n_heads, 12, 12)}
+    for name, shape in shapes.items():
+        assert cache[f"blocks.1.attn.hook_{name}"].shape == shape
+    assert cache["blocks.1.mlp.hook_pre"].shape == (3, 12, c.d_mlp)
+    assert cache["blocks.1.ln1.hook_scale"].shape == (3, 12, 1)
+    resid = cache["blocks.1.hook_resid_pre"] + cache["blocks.1.hook_attn_out"] + cache["blocks.1.hook_mlp_out"]
+    torch.testing.assert_close(resid, cache["blocks.1.hook_resid_post"], **FLOOR)
+    torch.testing.assert_close(cache["blocks.2.attn.hook_pattern"].sum(-1), torch.ones(3, c.n_heads, 12).double())
+
+
+def test_patching_a_residual_makes_the_rest_of_the_run_the_other_prompts(model, tokens):
+    _, clean = model.run_with_cache(tokens, ["blocks.1.hook_resid_post"])
+    other = tokens.flip(1)
+    patched = model.run_with_hooks(other, [("blocks.1.hook_resid_post", lambda x, name: clean[name])])
+    torch.testing.assert_close(patched, model(tokens), **FLOOR)
+
+
+def test_names_that_do_not_exist_are_errors_before_anything_runs(model, tokens):
+    calls = []
+    hooks = [("hook_embed", lambda x, name: calls.append(name)), ("blocks.1.hook_residpost", lambda x, name: None)]
+    with pytest.raises(introspect.HookError, match=r"blocks\.1\.hook_resid_post"):
+        model.run_with_hooks(tokens, hooks)
+    assert not calls
+    with pytest.raises(introspect.HookError):
+        model.run_with_cache(tokens, ["blocks.3.hook_resid_post"])
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "seed": 3}])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_batched_generation_equals_single_generation(model, tokens, options, side):
+    prompts = [tokens[0].tolist(), tokens[1, :5].tolist(), tokens[2, :1].tolist()]
+    batch = model.engine.generate(prompts, max_new_tokens=10, padding_side=side, **options)
+    first = model.engine.generate(prompts[:1], max_new_tokens=10, **options)
+    assert batch[0] == first[0]  # row 0 draws from the same stream alone and in a batch
+    if not options:
+        assert [model.engine.generate([p], max_new_tokens=10)[0] for p in prompts] == batch
+
+
+def test_greedy_generation_is_the_argmax_of_full_passes(model, tokens):
+    row = tokens[:1]
+    for _ in range(8):
+        row = torch.cat([row, model(row)[:, -1:].argmax(-1)], dim=1)
+    assert model.engine.generate(tokens[:1].tolist(), max_new_tokens=8)[0] == row[0, 12:].tolist()
+
+
+def test_sampling_follows_the_softmax(model, tokens):
+    probabilities = torch.softmax(model(tokens[:1])[0, -1] / 2.0, -1)
+    draws = model.engine.generate(tokens[:1].tolist() * 4000, max_new_tokens=1, temperature=2.0, seed=1)
+    counts = torch.bincount(torch.tensor(draws).flatten(), minlength=model.cfg.d_vocab) / 4000
+    # five standard deviations of a binomial share
+    assert ((counts - probabilities).abs() <= 5 * (probabilities / 4000).sqrt() + 1e-3).all()
+
+
+def test_repetition_penalty_and_stop_tokens(model, tokens):
+    prompt = tokens[:1]
+    logits = model(prompt)[0, -1].float()
+    seen = prompt[0].unique()
+    logits[seen] = torch.where(logits[seen] < 0, logits[seen] * 1e6, logits[seen] / 1e6)
+    first = model.engine.generate(prompt.tolist(), max_new_tokens=1, repetition_penalty=1e6)[0][0]
+    assert first == logits.argmax()
+    greedy = model.engine.generate(prompt.tolist(), max_new_tokens=6)[0]
+    stopped = model.engine.generate(prompt.tolist(), max_new_tokens=6, stop_token_ids=[greedy[2]])[0]
+    assert stopped == greedy[: greedy.index(greedy[2]) + 1]
+
+
+def test_bad_input_is_a_typed_error(model, tokens):
+    with pytest.raises(IndexError, match="token ids must be 0 to 100"):
+        model(tokens + 90)
+    with pytest.raises(introspect.ShapeError, match="n_ctx"):
+        model(torch.zeros(1, 65, dtype=torch.long))
+    with pytest.raises(introspect.ShapeError, match="int64"):
+        model(tokens.float())
+    with pytest.raises(introspect.ShapeError, match="real token"):
+        model(tokens, attention_mask=torch.zeros(3, 12, dtype=torch.bool))
+    with pytest.raises(introspect.ShapeError, match="batch 3"):
+        model(tokens, cache=model.engine.make_cache(2))
+    with pytest.raises(introspect.ConfigError, match="tokenizer"):
+        model("text without a tokenizer")
+    with pytest.raises(introspect.ShapeError, match="n_ctx"):
+        model.engine.generate(tokens.tolist(), max_new_tokens=60)
+    for options in ({"temperature": float("nan")}, {"top_p": 0.0}, {"top_k": -1}, {"repetition_penalty": 0.0}):
+        with pytest.raises(ValueError, match="generate"):
+            model.engine.generate(tokens.tolist(), **options)
+    with pytest.raises(ValueError, match="at least one token"):
+        model.engine.generate([[]])
+
+
+def test_a_model_without_tokenizer_files_loads_with_tokenizer_none(model):
+    assert model.tokenizer is None
+
+
+def test_wrong_checkpoints_are_typed_errors(tmp_path):
+    folder = write_tiny(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+
+    def broken(error, match, config=config, weights=weights):
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file(weights, folder / "model.safetensors")
+        with pytest.raises(error, match=match):
+            introspect.load_model(folder)
+
+    broken(introspect.ConfigError, "MambaForCausalLM", {**config, "architectures": ["MambaForCausalLM"]})
+    broken(introspect.ConfigError, "hidden_size", {k: v for k, v in config.items() if k != "hidden_size"})
+    broken(introspect.ConfigError, "wrong type", {**config, "hidden_size": "32"})
+    broken(introspect.ConfigError, "multiple", {**config, "num_key_value_heads": 3})
+    broken(introspect.ConfigError, "sliding", {**config, "use_sliding_window": True})
+    broken(introspect.ConfigError, "yarn", {**config, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}})
+    broken(introspect.ShapeError, "lm_head.weight", {**config, "vocab_size": 102})
+    del weights["model.norm.weight"]
+    broken(introspect.ConfigError, r"model\.norm\.weight", weights=weights)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(introspect.IoError):
+        introspect.load_model(folder)
+
+
+def test_the_hash_names_the_checkpoint_whatever_its_dtype(tmp_path):
+    a, b = write_tiny(tmp_path / "a"), write_tiny(tmp_path / "b", seed=1)
+    hashes = [introspect.load_model(a, dtype=d).hash for d in (torch.float32, torch.bfloat16)]
+    assert hashes[0] == hashes[1] != introspect.load_model(b).hash
