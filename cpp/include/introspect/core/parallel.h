@@ -3,7 +3,8 @@
 #include <ATen/Parallel.h>
 
 #if !defined(_OPENMP)
-#error "sources that include core/parallel.h are compiled with -fopenmp: without it at::parallel_for runs on one thread"
+#error \
+    "sources that include core/parallel.h are compiled with -fopenmp: without it at::parallel_for runs on one thread"
 #endif
 
 namespace introspect {

@@ -1,0 +1,197 @@
+#!/usr/bin/env bash
+# Builds everything and runs every test, on a bare Debian or Ubuntu machine too (see tests/setup.sh for its settings).
+#
+#   bash tests/run.sh              every tier
+#   bash tests/run.sh lint unit    only these
+#
+#   INTROSPECT_QUICK=1   only lint, layering, stubs, cpp and unit
+#   INTROSPECT_SLOW=1    tests/python/slow too
+#
+# The last line is the total: "N passed, N failed". Exits 0 if nothing failed, 1 if something did, 2 when system
+# packages are missing and may not be installed.
+set -uo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+REPORTS=$ROOT/build/reports
+
+# name and time limit in minutes, in the order of running
+TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:15 parity:20 slow:30 consumer:15 examples:10 notebooks:10"
+[ -z "${INTROSPECT_QUICK:-}" ] || TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:15"
+
+# Two busy threads a process: torch takes every core otherwise, and the tests run one after another.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg PYTHONUNBUFFERED=1
+
+# Each tier below is a function that may write "passed failed skipped" to $COUNTS; without it the tier counts as one test.
+
+tier_lint() {
+  local bad=0 checks=0
+  check() {
+    echo "\$ $*" | cut -c-150
+    checks=$((checks + 1))
+    "$@" || bad=$((bad + 1))
+  }
+  check ruff check .
+  check ruff format --check .
+  check mypy
+  # shellcheck disable=SC2046  # file names of the repository hold no spaces
+  check clang-format --dry-run --Werror $(cd "$ROOT" && find cpp python tests examples -name '*.h' -o -name '*.cpp')
+  echo "$((checks - bad)) $bad 0" >"$COUNTS"
+  [ "$bad" = 0 ]
+}
+
+# run_pytest ARGUMENT...
+run_pytest() {
+  local xml=$REPORTS/$TIER.xml status=0
+  rm -f "$xml"
+  python -m pytest -q --junitxml="$xml" "$@" || status=$?
+  [ ! -e "$xml" ] || python - "$xml" >"$COUNTS" <<'PY'
+import sys
+import xml.etree.ElementTree as ET
+
+suites = list(ET.parse(sys.argv[1]).getroot().iter("testsuite"))
+total, failures, errors, skipped = (
+    sum(int(suite.get(key, 0)) for suite in suites) for key in ("tests", "failures", "errors", "skipped")
+)
+print(total - failures - errors - skipped, failures + errors, skipped)
+PY
+  return $status
+}
+
+tier_layering() { run_pytest tests/python/unit/test_layering.py; }
+tier_stubs() { bash tests/stubs.sh --check; }
+tier_unit() { run_pytest tests/python/unit --ignore=tests/python/unit/test_layering.py; }
+tier_parity() { run_pytest tests/python/parity; }
+tier_slow() {
+  if [ -n "${INTROSPECT_SLOW:-}" ]; then
+    run_pytest tests/python/slow
+  else
+    skip "set INTROSPECT_SLOW=1"
+  fi
+}
+
+tier_cpp() {
+  local log=$REPORTS/cpp.log status=0
+  "$BUILD/tests/cpp/introspect_tests" 2>&1 | tee "$log" || status=$?
+  # Catch2 ends with "All tests passed (... in N test cases)" or "test cases: N | N passed | N failed".
+  python - "$log" >"$COUNTS" <<'PY'
+import re
+import sys
+
+text = open(sys.argv[1]).read()
+if ok := re.search(r"^All tests passed \(.* in (\d+) test cases?\)", text, re.MULTILINE):
+    print(ok[1], 0, 0)
+elif line := re.search(r"^test cases:.*", text, re.MULTILINE):
+    count = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed)", line[0])}
+    print(count.get("passed", 0), count.get("failed", 0), 0)
+else:
+    print(0, 1, 0)
+PY
+  return $status
+}
+
+# A program of somebody else's: introspect's sources inside it, then against what that installed, then against what pip
+# installed.
+tier_consumer() {
+  local work=$ROOT/build/consumer done=0 definitions=(-G Ninja -DPython_EXECUTABLE="$VENV/bin/python")
+  one() {
+    local name=$1
+    shift
+    echo "== $name"
+    cmake -S tests/cmake_consumer -B "$work/$name" "${definitions[@]}" "$@" >"$work-$name.log" 2>&1 ||
+      { cat "$work-$name.log"; return 1; }
+    cmake --build "$work/$name" >>"$work-$name.log" 2>&1 || { tail -n 60 "$work-$name.log"; return 1; }
+    ctest --test-dir "$work/$name" --output-on-failure --no-tests=error | tail -n 5
+    [ "${PIPESTATUS[0]}" = 0 ] && done=$((done + 1))
+  }
+  one add_subdirectory -DINTROSPECT_SOURCE="$ROOT" -DINTROSPECT_INSTALL=ON &&
+    rm -rf "$work/prefix" && cmake --install "$work/add_subdirectory" --prefix "$work/prefix" >/dev/null &&
+    one find_package -DCMAKE_PREFIX_PATH="$work/prefix"
+  one pip_package -DCMAKE_PREFIX_PATH="$(python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/introspect"
+  echo "$done $((3 - done)) 0" >"$COUNTS"
+  [ "$done" = 3 ]
+}
+
+# Every example takes a model as its first argument and works without any other.
+tier_examples() {
+  local model=$MODELS/SmolLM2-135M-Instruct.Q4_1.gguf good=0 bad=0 example
+  [ -e "$model" ] || { skip "$model is not there"; return; }
+  for example in examples/python/*.py $(find "$BUILD/examples/cpp" -maxdepth 1 -type f -executable 2>/dev/null); do
+    [ -e "$example" ] || continue
+    echo "== $example"
+    case $example in
+      *.py) python "$example" "$model" ;;
+      *) "$example" "$model" ;;
+    esac </dev/null
+    if [ $? = 0 ]; then good=$((good + 1)); else echo "FAILED: $example"; bad=$((bad + 1)); fi
+  done
+  echo "$good $bad 0" >"$COUNTS"
+  [ "$bad" = 0 ]
+}
+
+tier_notebooks() {
+  [ -e "$MODELS/SmolLM2-135M-Instruct.Q4_1.gguf" ] || { skip "the real checkpoints are not there"; return; }
+  run_pytest --nbmake --nbmake-timeout=300 notebooks
+}
+
+skip() {
+  echo "skipped: $*"
+  echo "0 0 1" >"$COUNTS"
+}
+
+# fetch_models: the real checkpoints. Tests on them are skipped, and say so, where they are not.
+export MODELS=${INTROSPECT_MODELS:-$HOME/.cache/introspect/models}
+fetch_models() {
+  local tool=${INTROSPECT_SHARED:-$ROOT/../shared}/tools/fetch_models.py
+  if [ -e "$tool" ]; then
+    step "real checkpoints in $MODELS" models python "$tool" --to "$MODELS"
+  else
+    echo "no $tool: tests on real checkpoints run only if these are in $MODELS already"
+  fi
+}
+
+# run_tier NAME MINUTES: in a process of its own, under its time limit; adds to the totals.
+run_tier() {
+  local name=$1 minutes=$2 start=$SECONDS status=0 outcome
+  echo "==== $name"
+  rm -f "$REPORTS/$name.counts"
+  timeout --kill-after=20 "${minutes}m" bash "$ROOT/tests/run.sh" --tier "$name" </dev/null &
+  child=$!
+  wait $child || status=$?
+  child=
+  read -r passed failed skipped <<<"$(cat "$REPORTS/$name.counts" 2>/dev/null || echo "$((status == 0)) 0 0")"
+  [ $status = 0 ] || [ "$failed" != 0 ] || failed=1
+  case $status in
+    0) outcome=ok ;;
+    124 | 137) outcome="FAILED: over its limit of $minutes minutes" ;;
+    *) outcome=FAILED ;;
+  esac
+  total_passed=$((total_passed + passed))
+  total_failed=$((total_failed + failed))
+  summary+=$(printf '%-10s %5d passed %4d failed %4d skipped %5d s  %s' \
+    "$name" "$passed" "$failed" "$skipped" "$((SECONDS - start))" "$outcome")$'\n'
+}
+
+if [ "${1:-}" = --tier ]; then
+  cd "$ROOT" || exit
+  TIER=$2 COUNTS=$REPORTS/$2.counts
+  "tier_$TIER"
+  exit
+fi
+
+for name in "$@"; do
+  [[ " $TIERS" == *" $name:"* ]] || status=2 fail "tests/run.sh: no tier called '$name'; there are: $(sed 's/:[0-9]*//g' <<<"$TIERS")"
+done
+child=
+trap '[ -z "$child" ] || kill "$child"; exit 130' INT TERM
+mkdir -p "$REPORTS"
+setup "[test]" INTROSPECT_BUILD_TESTS=ON INTROSPECT_BUILD_EXAMPLES=ON
+export PATH
+fetch_models
+total_passed=0 total_failed=0 summary=
+for tier in $TIERS; do
+  [ $# = 0 ] || [[ " $* " == *" ${tier%:*} "* ]] || continue
+  run_tier "${tier%:*}" "${tier#*:}"
+done
+echo "==== summary (${SECONDS} s)"
+printf '%s' "$summary"
+echo "$total_passed passed, $total_failed failed"
+[ "$total_failed" = 0 ]
