@@ -11,6 +11,9 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(
     )
 
 from ._C import ConfigError, Error, HookError, IoError, ShapeError
+from .data import load_suffixes
+from .hub import pull, resolve
+from .results import Result
 
 __version__ = _C.__version__
-__all__ = ["ConfigError", "Error", "HookError", "IoError", "ShapeError"]
+__all__ = ["ConfigError", "Error", "HookError", "IoError", "Result", "ShapeError", "load_suffixes", "pull", "resolve"]

@@ -1,0 +1,34 @@
+"""The data files that ship with the package. SOURCES.md says where each comes from."""
+
+import json
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def load_suffixes(path: str | Path | None = None) -> list[str]:
+    """Beginnings of answers that concept pairs are completed with.
+
+    Args:
+        path: a JSON list of strings, or a text file with one suffix a line; the 582 shipped ones if not given.
+
+    Raises:
+        ValueError: the file holds something else, or nothing.
+    """
+    path = Path(path) if path is not None else FOLDER / "suffixes.json"
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        try:
+            suffixes = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"load_suffixes: {path} is not JSON: {error}") from None
+    else:
+        suffixes = text.splitlines()
+    if not isinstance(suffixes, list) or not suffixes or not all(isinstance(s, str) for s in suffixes):
+        raise ValueError(f"load_suffixes: {path} must hold a list of strings, and at least one")
+    return suffixes
+
+
+def model_registry() -> dict[str, dict]:
+    """Short name -> file name, size, SHA-256 and where the file can be had."""
+    return json.loads((FOLDER / "models.json").read_text(encoding="utf-8"))

@@ -1,0 +1,183 @@
+"""Pictures of results. Every function returns a matplotlib Figure and needs no display.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; what is random is grey everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .results import Compared, Detection, Identification, Result, Setting
+
+CONCEPT, CONTROL, NULL = "#0072B2", "#D55E00", "#8a8a8a"
+NATS = "change of log-odds yes : no (nats)"
+
+
+def label(setting: Setting, result: Result) -> str:
+    """How a setting is named in pictures and tables."""
+    return f"{setting.concept}, {strength(setting, result)}, blocks {setting.first_layer}–{setting.last_layer}"
+
+
+def strength(setting: Setting, result: Result) -> str:
+    unit = " × residual norm" if result.settings.get("strength_unit") == "residual" else ""
+    return f"{setting.strength:g}{unit}"
+
+
+def overview(results: Sequence[Result]) -> Figure | None:
+    """Every concept's shift, less its controls', beside its random rotations; None where nothing was asked."""
+    lines = [
+        (f"{result.protocol['name']}\n{label(d.setting, result)}", d.headline, d.corrected is not None)
+        for result in results
+        if result.protocol["read"] == "yes_no"
+        for d in result.detections()
+    ]
+    if not lines:
+        return None
+    figure = Figure(figsize=(8.4, 1.5 + 0.55 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    for y, (_, compared, _) in enumerate(lines):
+        _strip(axes, y, compared, CONCEPT, size=9)
+    corrected = all(line[2] for line in lines)
+    _finish(axes, [line[0] for line in lines], NATS + (", less the controls' mean" if corrected else ""))
+    _legend(axes, [("concept", CONCEPT)], any(c.nulls for _, c, _ in lines))
+    figure.suptitle(f"Concepts against random directions · {results[0].model['name']}", x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def shifts(result: Result) -> Figure:
+    """The shift of every question, one panel a setting: the introspection question, then the controls."""
+    detections = result.detections()
+    questions = list(dict.fromkeys(r["question"] for r in result.rows if r["question_kind"] == "control"))
+    head = ["introspection question"] + (["mean of the controls ± std"] if questions else [])
+    names = head + [_shorten(question, 46) for question in questions]
+    width = 3.6 + 3.4 * len(detections)
+    figure = Figure(figsize=(width, 1.9 + 0.27 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(detections), sharey=True, sharex=True, squeeze=False)[0]
+    for axes, detection in zip(panels, detections, strict=True):
+        _question_panel(axes, result, detection, questions)
+        axes.set_title(label(detection.setting, result), fontsize=9.5, loc="left")
+        _finish(axes, names, NATS)
+        if questions:
+            axes.axhline(1.5, color="#d0d0d0", linewidth=0.8)
+    panels[0].get_yticklabels()[0].set_fontweight("bold")
+    colours = [("introspection question", CONCEPT)] + ([("control question", CONTROL)] if questions else [])
+    _legend(panels[0], colours, any(d.shift.nulls for d in detections))
+    figure.suptitle(f"{result.protocol['name']} · {result.model['name']}", x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _question_panel(axes: Axes, result: Result, detection: Detection, questions: list[str]) -> None:
+    _strip(axes, 0, detection.shift, CONCEPT, size=9)
+    if detection.control_mean is None:
+        return
+    _strip(axes, 1, detection.control_mean, CONTROL, size=8, error=detection.control_std)
+    rows = result.select(detection.setting)
+    for y, question in enumerate(questions, start=2):
+        moved = {"control": [], "null": []}
+        for row in rows:
+            if row["question"] == question and row["kind"] in moved:
+                moved[row["kind"]].append(row["injected"]["log_odds"] - row["base"]["log_odds"])
+        for value in moved["control"]:
+            _strip(axes, y, Compared(value, tuple(moved["null"])), CONTROL, size=5)
+
+
+def content(result: Result) -> Figure | None:
+    """What the content report says: how much the concept's own token gained, and where it ranks among all tokens."""
+    found = result.identifications()
+    if not found:
+        return None
+    figure = Figure(figsize=(10.4, 2.0 + 0.75 * len(found)), layout="constrained")
+    gains, ranks = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
+    for y, one in enumerate(found):
+        _strip(gains, y - 0.17, one.gain, CONCEPT, size=9, band_height=0.13)
+        _strip(gains, y + 0.2, one.spaced_gain, CONTROL, size=7, band_height=0.13)
+        ranks.plot(one.null_ranks, [y - 0.17] * len(one.null_ranks), "|", color=NULL, markersize=10)
+        _rank_arrow(ranks, y - 0.17, one.rank_base, one.rank, CONCEPT)
+        _rank_arrow(ranks, y + 0.2, one.spaced_rank_base, one.spaced_rank, CONTROL)
+    _finish(
+        gains, [label(one.setting, result) for one in found], "gain of the concept's token in log-probability (nats)"
+    )
+    _ranks_axis(ranks, found)
+    colours = [("token without a leading space", CONCEPT), ("with a leading space", CONTROL)]
+    _legend(gains, colours, any(one.gain.nulls for one in found))
+    figure.suptitle(f"{result.protocol['name']} · {result.model['name']}", x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _rank_arrow(axes: Axes, y: float, base: int, injected: int, colour: str) -> None:
+    axes.annotate("", (injected, y), (base, y), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.6})
+    axes.plot([base], [y], "o", color="white", markeredgecolor=colour, markersize=5, zorder=3)
+    axes.annotate(
+        f"{base:,} → {injected:,}",
+        (min(base, injected), y),
+        xytext=(7, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8.5,
+        color=colour,
+    )
+
+
+def _ranks_axis(axes: Axes, found: list[Identification]) -> None:
+    highest = max(max(one.rank_base, one.rank, one.spaced_rank_base, one.spaced_rank) for one in found)
+    axes.set_xscale("log")
+    axes.set_xlim(max(highest, 10) * 2.0, 0.12)  # the best rank is at the right, with room for the numbers
+    ticks = [10**k for k in range(7) if 10**k <= max(highest, 10) * 2]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("its rank among all tokens (1 = most probable)", fontsize=9)
+    axes.tick_params(labelsize=8.5, left=False)
+    axes.grid(axis="x", color="#ececec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    _bare(axes)
+
+
+def _strip(
+    axes: Axes, y: float, compared: Compared, colour: str, *, size: float, error: float = 0.0, band_height: float = 0.26
+) -> None:
+    """One line: the nulls' range as a band, each null as a dot, the concept's value on top."""
+    nulls = [null for null in compared.nulls if math.isfinite(null)]
+    if nulls:
+        low, high = min(nulls), max(nulls)
+        axes.barh(y, high - low, left=low, height=2 * band_height, color=NULL, alpha=0.22, linewidth=0)
+        axes.plot(nulls, [y] * len(nulls), "|", color=NULL, markersize=size + 1, markeredgewidth=1.1)
+    if error > 0:
+        axes.errorbar([compared.value], [y], xerr=[error], color=colour, linewidth=1.4, capsize=3)
+    axes.plot([compared.value], [y], "o", color=colour, markersize=size, markeredgecolor="white", zorder=4)
+
+
+def _finish(axes: Axes, names: list[str], xlabel: str) -> None:
+    axes.set_yticks(range(len(names)), names, fontsize=8.5)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.axvline(0, color="#555555", linewidth=0.9, zorder=1)
+    axes.set_xlabel(xlabel, fontsize=9)
+    axes.tick_params(axis="x", labelsize=8.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#ececec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    _bare(axes)
+
+
+def _bare(axes: Axes) -> None:
+    axes.use_sticky_edges = False  # room between a band and the frame
+    for edge in ("top", "right", "left"):
+        axes.spines[edge].set_visible(False)
+
+
+def _legend(axes: Axes, colours: list[tuple[str, str]], nulls: bool) -> None:
+    figure = axes.figure
+    handles = [axes.plot([], [], "o", color=colour, label=text, markersize=7)[0] for text, colour in colours]
+    if nulls:
+        handles.append(
+            axes.plot([], [], "|", color=NULL, label="random rotations (band: their range)", markersize=9)[0]
+        )
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False, fontsize=8.5)
+
+
+def _shorten(text: str, width: int) -> str:
+    return textwrap.shorten(text, width, placeholder="…")

@@ -1,0 +1,339 @@
+"""What an experiment saw: one row a reading, tables of them, and the statistics that reports show."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = 1
+
+
+class Setting(NamedTuple):
+    """What was injected: a concept's vector, how strongly, and into which blocks (both ends included)."""
+
+    concept: str
+    strength: float
+    first_layer: int
+    last_layer: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A quantity of one concept beside the same quantity of each random rotation of its vector."""
+
+    value: float
+    nulls: tuple[float, ...]
+
+    @property
+    def null_mean(self) -> float:
+        return statistics.fmean(self.nulls) if self.nulls else math.nan
+
+    @property
+    def null_std(self) -> float:
+        """Sample standard deviation; NaN for fewer than two nulls."""
+        return statistics.stdev(self.nulls) if len(self.nulls) > 1 else math.nan
+
+    @property
+    def z(self) -> float:
+        """Distance from the nulls' mean in their standard deviations."""
+        return (self.value - self.null_mean) / self.null_std if self.null_std else math.nan
+
+    @property
+    def rank(self) -> int:
+        """1 when the concept's value is the highest; ties count against the concept."""
+        return 1 + sum(null >= self.value for null in self.nulls)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the value lies between the lowest and the highest null."""
+        return bool(self.nulls) and min(self.nulls) <= self.value <= max(self.nulls)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "value": self.value,
+            "nulls": list(self.nulls),
+            "null_mean": self.null_mean,
+            "null_std": self.null_std,
+            "z": self.z,
+            "rank": self.rank,
+            "of": len(self.nulls) + 1,
+            "inside_null_range": self.inside,
+        }
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Shifts of log-odds (nats) of one setting: the introspection question, the controls, and their difference."""
+
+    setting: Setting
+    base: float
+    injected: float
+    p_yes_base: float
+    p_yes: float
+    shift: Compared
+    control_mean: Compared | None  # None where no control question was asked
+    control_std: float
+    corrected: Compared | None  # shift - control_mean
+    n_controls: int
+
+    @property
+    def headline(self) -> Compared:
+        """What the verdict is about: the shift less the mean of the controls where there are any."""
+        return self.corrected or self.shift
+
+
+@dataclass(frozen=True)
+class Identification:
+    """The injected concept's own token among all tokens, base and injected."""
+
+    setting: Setting
+    token: str
+    rank_base: int
+    rank: int
+    null_ranks: tuple[int, ...]
+    gain: Compared  # log-probability injected - base, nats
+    spaced_token: str
+    spaced_rank_base: int
+    spaced_rank: int
+    spaced_gain: Compared
+    others_gain: float  # mean gain of the other concepts' tokens under the same vector; NaN if there are none
+
+
+class Result:
+    """The outcome of one protocol on one model.
+
+    ``model``, ``protocol`` and ``settings`` are dictionaries that say what was run; ``rows`` holds one dictionary a
+    reading, with the base and the injected side.
+    """
+
+    def __init__(self, data: dict[str, Any]):
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"Result: schema must be {SCHEMA}, got {schema!r}")
+        if missing := {"model", "protocol", "settings", "rows"} - data.keys():
+            raise ValueError(f"Result: it must hold model, protocol, settings and rows, missing {sorted(missing)}")
+        self.model: dict[str, Any] = data["model"]
+        self.protocol: dict[str, Any] = data["protocol"]
+        self.settings: dict[str, Any] = data["settings"]
+        self.rows: list[dict[str, Any]] = [_with_nan(row) for row in data["rows"]]
+
+    @classmethod
+    def from_json(cls, text: str) -> Result:
+        """Raises ValueError for anything but a result of this schema."""
+        return cls(json.loads(text))
+
+    def to_json(self) -> str:
+        """JSON in which NaN and infinities are null."""
+        data = {"schema": SCHEMA, "model": self.model, "protocol": self.protocol, "settings": self.settings}
+        return json.dumps(finite({**data, "rows": self.rows}), ensure_ascii=False, allow_nan=False)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the result as JSON; the file is complete or not there."""
+        write_text(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Result:
+        """Raises ValueError with the path for a file that is not a result."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def __repr__(self) -> str:
+        return f"<Result of {self.protocol['name']} on {self.model['name']}: {len(self.rows)} rows>"
+
+    @property
+    def concepts(self) -> list[str]:
+        return list(dict.fromkeys(row["concept"] for row in self.rows))
+
+    @property
+    def groups(self) -> list[Setting]:
+        """Every setting that was run, in the order of the rows."""
+        return list(dict.fromkeys(_setting(row) for row in self.rows))
+
+    def select(self, setting: Setting, *, kind: str | None = None, question_kind: str | None = None) -> list[dict]:
+        return [
+            row
+            for row in self.rows
+            if _setting(row) == setting
+            and kind in (None, row["kind"])
+            and question_kind in (None, row["question_kind"])
+        ]
+
+    def own_tokens(self, row: dict, side: str) -> tuple[dict, dict] | None:
+        """The unspaced and the spaced token of the row's concept, on the side "base" or "injected"."""
+        tokens = row[side].get("tokens")
+        if not tokens:
+            return None
+        index = 2 * self.concepts.index(row["concept"])
+        return tokens[index], tokens[index + 1]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row a reading; the columns of tokens and of sampled text are there where they were read."""
+        import pandas
+
+        return pandas.DataFrame([self._flat(row) for row in self.rows])
+
+    def _flat(self, row: dict) -> dict[str, Any]:
+        keys = ("concept", "strength", "first_layer", "last_layer", "question", "kind", "question_kind", "null_index")
+        flat = {key: row[key] for key in keys}
+        for name in ("log_odds", "p_yes", "p_no"):
+            flat[f"{name}_base"], flat[name] = row["base"][name], row["injected"][name]
+        base, injected = self.own_tokens(row, "base"), self.own_tokens(row, "injected")
+        if base and injected:
+            for i, prefix in enumerate(("", "spaced_")):
+                flat[f"{prefix}token"] = injected[i]["token"]
+                for name in ("rank", "log_prob"):
+                    flat[f"{prefix}{name}_base"], flat[f"{prefix}{name}"] = base[i][name], injected[i][name]
+        if row["injected"].get("text") is not None:
+            flat["text_base"], flat["text"] = row["base"].get("text"), row["injected"]["text"]
+        return flat
+
+    def tokens_to_pandas(self) -> pandas.DataFrame:
+        """One row for each token read in each reading: every concept's, not only the injected one's."""
+        import pandas
+
+        def table() -> Iterator[dict[str, Any]]:
+            for row in self.rows:
+                keys = (*Setting._fields, "question", "kind", "question_kind", "null_index")
+                for i, (base, injected) in enumerate(_token_pairs(row)):
+                    yield {
+                        **{key: row[key] for key in keys},
+                        "token_concept": self.concepts[i // 2],
+                        "spaced": i % 2 == 1,
+                        "token": injected["token"],
+                        "id": injected["id"],
+                        "rank_base": base["rank"],
+                        "rank": injected["rank"],
+                        "log_prob_base": base["log_prob"],
+                        "log_prob": injected["log_prob"],
+                    }
+
+        return pandas.DataFrame(list(table()))
+
+    def detections(self) -> list[Detection]:
+        """The statistics of the yes-or-no reading, one for each setting."""
+        return [self._detection(setting) for setting in self.groups]
+
+    def _detection(self, setting: Setting) -> Detection:
+        own = self.select(setting, kind="introspection")
+        controls = [_shift(row) for row in self.select(setting, kind="control")]
+        nulls = self._nulls(setting)
+        null_shifts = [_mean(_shift(r) for r in rows if r["question_kind"] == "introspection") for rows in nulls]
+        shift = Compared(_mean(map(_shift, own)), tuple(null_shifts))
+        control_mean = corrected = None
+        if controls:
+            null_controls = [_mean(_shift(r) for r in rows if r["question_kind"] == "control") for rows in nulls]
+            control_mean = Compared(statistics.fmean(controls), tuple(null_controls))
+            differences = (a - b for a, b in zip(null_shifts, null_controls, strict=True))
+            corrected = Compared(shift.value - control_mean.value, tuple(differences))
+        return Detection(
+            setting=setting,
+            base=_mean(row["base"]["log_odds"] for row in own),
+            injected=_mean(row["injected"]["log_odds"] for row in own),
+            p_yes_base=_mean(row["base"]["p_yes"] for row in own),
+            p_yes=_mean(row["injected"]["p_yes"] for row in own),
+            shift=shift,
+            control_mean=control_mean,
+            control_std=statistics.stdev(controls) if len(controls) > 1 else math.nan,
+            corrected=corrected,
+            n_controls=len(controls),
+        )
+
+    def identifications(self) -> list[Identification]:
+        """The statistics of the content report, one for each setting; empty where no tokens were read."""
+        found = (self._identification(setting) for setting in self.groups)
+        return [one for one in found if one is not None]
+
+    def _identification(self, setting: Setting) -> Identification | None:
+        own = next((r for r in self.select(setting, kind="introspection") if r["injected"].get("tokens")), None)
+        if own is None:
+            return None
+        index = 2 * self.concepts.index(setting.concept)
+        null_rows = [r for rows in self._nulls(setting) for r in rows if r["question"] == own["question"]]
+        pairs = _token_pairs(own)
+        (base, injected), (spaced_base, spaced) = pairs[index], pairs[index + 1]
+
+        def gain(position: int) -> Compared:
+            return Compared(_gain(pairs[position]), tuple(_gain(_token_pairs(row)[position]) for row in null_rows))
+
+        return Identification(
+            setting=setting,
+            token=injected["token"],
+            rank_base=base["rank"],
+            rank=injected["rank"],
+            null_ranks=tuple(row["injected"]["tokens"][index]["rank"] for row in null_rows),
+            gain=gain(index),
+            spaced_token=spaced["token"],
+            spaced_rank_base=spaced_base["rank"],
+            spaced_rank=spaced["rank"],
+            spaced_gain=gain(index + 1),
+            others_gain=_mean(_gain(pair) for i, pair in enumerate(pairs) if i % 2 == 0 and i != index),
+        )
+
+    def _nulls(self, setting: Setting) -> list[list[dict]]:
+        """Rows of each random rotation."""
+        rows = self.select(setting, kind="null")
+        return [[r for r in rows if r["null_index"] == i] for i in sorted({r["null_index"] for r in rows})]
+
+
+def finite(value: Any) -> Any:
+    """The same value with None in place of NaN and infinities, as JSON needs it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is complete or as it was."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _with_nan(row: dict) -> dict:
+    """A row with NaN for the numbers that JSON holds as null."""
+    row = dict(row)
+    for side in ("base", "injected"):
+        numbers = {k: math.nan if row[side].get(k) is None else row[side][k] for k in ("log_odds", "p_yes", "p_no")}
+        row[side] = {**row[side], **numbers}
+        if row[side].get("tokens"):
+            row[side]["tokens"] = [
+                {**t, "log_prob": math.nan if t["log_prob"] is None else t["log_prob"]} for t in row[side]["tokens"]
+            ]
+    return row
+
+
+def _setting(row: dict) -> Setting:
+    return Setting(row["concept"], row["strength"], row["first_layer"], row["last_layer"])
+
+
+def _shift(row: dict) -> float:
+    return row["injected"]["log_odds"] - row["base"]["log_odds"]
+
+
+def _token_pairs(row: dict) -> list[tuple[dict, dict]]:
+    return list(zip(row["base"].get("tokens") or [], row["injected"].get("tokens") or [], strict=True))
+
+
+def _gain(pair: tuple[dict, dict]) -> float:
+    base, injected = pair
+    return injected["log_prob"] - base["log_prob"]
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return statistics.fmean(values) if values else math.nan
