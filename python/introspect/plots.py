@@ -78,7 +78,7 @@ def _question_panel(axes: Axes, result: Result, detection: Detection, questions:
     _strip(axes, 1, detection.control_mean, CONTROL, size=8, error=detection.control_std)
     rows = result.select(detection.setting)
     for y, question in enumerate(questions, start=2):
-        moved = {"control": [], "null": []}
+        moved: dict[str, list[float]] = {"control": [], "null": []}
         for row in rows:
             if row["question"] == question and row["kind"] in moved:
                 moved[row["kind"]].append(row["injected"]["log_odds"] - row["base"]["log_odds"])
