@@ -8,8 +8,9 @@ import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import introspect
 import pytest
+
+import introspect
 from introspect import hub
 
 WEIGHTS = bytes(range(256)) * 9000  # 2.3 MB: several reads

@@ -6,9 +6,10 @@ import re
 
 import pytest
 import synthetic
+from rich.console import Console
+
 from introspect import report
 from introspect.results import Result
-from rich.console import Console
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import statistics
 
 import pytest
 import synthetic
+
 from introspect.results import Compared, Result
 
 SUMMARY_COLUMNS = [
