@@ -12,26 +12,16 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .results import Compared, Detection, Identification, Result, Setting
+from .results import Compared, Detection, Identification, Result
 
 CONCEPT, CONTROL, NULL = "#0072B2", "#D55E00", "#8a8a8a"
 NATS = "change of log-odds yes : no (nats)"
 
 
-def label(setting: Setting, result: Result) -> str:
-    """How a setting is named in pictures and tables."""
-    return f"{setting.concept}, {strength(setting, result)}, blocks {setting.first_layer}–{setting.last_layer}"
-
-
-def strength(setting: Setting, result: Result) -> str:
-    unit = " × residual norm" if result.settings.get("strength_unit") == "residual" else ""
-    return f"{setting.strength:g}{unit}"
-
-
 def overview(results: Sequence[Result]) -> Figure | None:
     """Every concept's shift, less its controls', beside its random rotations; None where nothing was asked."""
     lines = [
-        (f"{result.protocol['name']}\n{label(d.setting, result)}", d.headline, d.corrected is not None)
+        (f"{result.protocol['name']}\n{result.label(d.setting)}", d.headline, d.corrected is not None)
         for result in results
         if result.protocol["read"] == "yes_no"
         for d in result.detections()
@@ -60,7 +50,7 @@ def shifts(result: Result) -> Figure:
     panels = figure.subplots(1, len(detections), sharey=True, sharex=True, squeeze=False)[0]
     for axes, detection in zip(panels, detections, strict=True):
         _question_panel(axes, result, detection, questions)
-        axes.set_title(label(detection.setting, result), fontsize=9.5, loc="left")
+        axes.set_title(result.label(detection.setting), fontsize=9.5, loc="left")
         _finish(axes, names, NATS)
         if questions:
             axes.axhline(1.5, color="#d0d0d0", linewidth=0.8)
@@ -100,7 +90,7 @@ def content(result: Result) -> Figure | None:
         _rank_arrow(ranks, y - 0.17, one.rank_base, one.rank, CONCEPT)
         _rank_arrow(ranks, y + 0.2, one.spaced_rank_base, one.spaced_rank, CONTROL)
     _finish(
-        gains, [label(one.setting, result) for one in found], "gain of the concept's token in log-probability (nats)"
+        gains, [result.label(one.setting) for one in found], "gain of the concept's token in log-probability (nats)"
     )
     _ranks_axis(ranks, found)
     colours = [("token without a leading space", CONCEPT), ("with a leading space", CONTROL)]

@@ -7,12 +7,12 @@ import io
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data import FOLDER as DATA
-from .plots import label
-from .results import SCHEMA, Compared, Detection, Identification, Result, finite, write_text
+from .results import SCHEMA, Compared, Detection, Identification, Result, finite, setting_of, write_text
 
 if TYPE_CHECKING:
     import pandas
@@ -87,7 +87,7 @@ def table(results: list[Result]) -> pandas.DataFrame:
 
 def figures(results: list[Result]) -> dict[str, Figure]:
     """File name without suffix -> figure."""
-    from . import plots
+    from . import plots  # here, because matplotlib takes half a second
 
     found = {"overview": plots.overview(results)}
     for result in results:
@@ -150,19 +150,13 @@ def texts(result: Result) -> list[dict[str, Any]]:
     return [
         {
             "concept": row["concept"],
-            "label": label_of(row, result),
+            "label": result.label(setting_of(row)),
             "base": row["base"]["text"],
             "injected": row["injected"]["text"],
         }
         for row in result.rows
         if row["kind"] == "introspection" and row["injected"].get("text") is not None
     ]
-
-
-def label_of(row: dict, result: Result) -> str:
-    from .results import Setting
-
-    return label(Setting(*(row[field] for field in Setting._fields)), result)
 
 
 def detection_verdict(detection: Detection) -> str:
@@ -211,7 +205,7 @@ def detection_table(result: Result) -> tuple[list[str], list[list[str]]]:
         shown = d.headline
         rows.append(
             [
-                label(d.setting, result),
+                result.label(d.setting),
                 f"{d.base:+.2f} → {d.injected:+.2f}",
                 f"{percent(d.p_yes_base)} → {percent(d.p_yes)}",
                 f"{d.shift.value:+.2f}",
@@ -238,7 +232,7 @@ def identification_table(result: Result) -> tuple[list[str], list[list[str]]]:
     ]
     rows = [
         [
-            label(one.setting, result),
+            result.label(one.setting),
             repr(one.token),
             f"{one.rank_base:,} → {one.rank:,}",
             f"{one.gain.value:+.2f}",
@@ -283,11 +277,13 @@ def sections(results: list[Result]) -> list[dict[str, Any]]:
     return listed
 
 
-def show(results: list[Result], console: Console) -> None:
-    """Print the tables and sentences."""
+def show(results: list[Result], console: Console | None = None) -> None:
+    """Print the tables and sentences, to standard output if no console is given."""
+    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    console = console or Console(width=None if sys.stdout.isatty() else 160)
     for section, result in zip(sections(results), results, strict=True):
         console.print(f"\n[bold]{escape(section['name'])}[/bold] · {escape(result.model['name'])}", highlight=False)
         for header, rows in section["tables"]:

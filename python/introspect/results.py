@@ -158,13 +158,18 @@ class Result:
     @property
     def groups(self) -> list[Setting]:
         """Every setting that was run, in the order of the rows."""
-        return list(dict.fromkeys(_setting(row) for row in self.rows))
+        return list(dict.fromkeys(setting_of(row) for row in self.rows))
+
+    def label(self, setting: Setting) -> str:
+        """How a setting is named in tables and plots."""
+        unit = " × residual norm" if self.settings.get("strength_unit") == "residual" else ""
+        return f"{setting.concept}, {setting.strength:g}{unit}, blocks {setting.first_layer}–{setting.last_layer}"
 
     def select(self, setting: Setting, *, kind: str | None = None, question_kind: str | None = None) -> list[dict]:
         return [
             row
             for row in self.rows
-            if _setting(row) == setting
+            if setting_of(row) == setting
             and kind in (None, row["kind"])
             and question_kind in (None, row["question_kind"])
         ]
@@ -317,7 +322,8 @@ def _with_nan(row: dict) -> dict:
     return row
 
 
-def _setting(row: dict) -> Setting:
+def setting_of(row: dict) -> Setting:
+    """What was injected in a row."""
     return Setting(row["concept"], row["strength"], row["first_layer"], row["last_layer"])
 
 

@@ -1,0 +1,176 @@
+"""What commands share: options, how failures end, and how Ctrl-C does."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from ..results import finite
+
+FAILED, INTERRUPTED = 1, 130
+GRACE = 0.6  # seconds that native code gets to notice Ctrl-C
+
+
+class Dtype(str, Enum):
+    """Of weights and activations. What is read out is float32 with every one of them."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Layers(NamedTuple):
+    """Blocks, both ends included: numbers from 0, or fractions of the depth."""
+
+    first: int | float
+    last: int | float
+
+    def blocks(self, n_layers: int) -> tuple[int, int]:
+        """As block numbers of a model."""
+        if isinstance(self.first, int) and isinstance(self.last, int):
+            return self.first, self.last
+        return tuple(min(round(end * n_layers), n_layers - 1) for end in self)  # type: ignore[return-value]
+
+
+def parse_layers(text: str) -> Layers:
+    """ "8-16", "8" or "0.33-0.66"."""
+    first, dash, last = text.partition("-")
+    try:
+        number = float if "." in text else int
+        layers = Layers(number(first), number(last if dash else first))
+    except ValueError:
+        raise typer.BadParameter(f"layers are A-B with block numbers or fractions of the depth, got {text!r}") from None
+    if layers.first > layers.last:
+        raise typer.BadParameter(f"the first layer comes first, got {text!r}")
+    if isinstance(layers.last, float) and not layers.last <= 1.0:
+        raise typer.BadParameter(f"fractions of the depth are between 0.0 and 1.0, got {text!r}")
+    return layers
+
+
+def parse_number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise typer.BadParameter(f"it must be a finite number, got {text!r}")
+    return number
+
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A short name (introspect pull --list), HF folder, .gguf or hub id.")
+]
+DtypeOption = Annotated[Dtype, typer.Option(help="Of weights and activations; bfloat16 takes half the memory.")]
+DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1, mps.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """A line for the person at the terminal, beside what a program reads."""
+    typer.echo(text, err=True)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """End a failed command with one line and exit code 1, an interrupted one with 130.
+
+    INTROSPECT_TRACEBACK=1 shows where an error came from instead.
+    """
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            with _ends_on_interrupt():
+                command(*args, **options)
+        except BrokenPipeError:  # the reader of our output has gone, as in `introspect generate ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(FAILED) from None
+        except KeyboardInterrupt:
+            note("introspect: interrupted; what was finished is kept")
+            raise typer.Exit(INTERRUPTED) from None
+        except (ImportError, IndexError, MemoryError, OSError, RuntimeError, ValueError) as error:
+            if os.environ.get("INTROSPECT_TRACEBACK") or isinstance(error, typer.Exit):
+                raise
+            note(f"introspect: {describe(error)}")
+            raise typer.Exit(FAILED) from None
+
+    return run
+
+
+def describe(error: BaseException) -> str:
+    """One line: what failed, and the file if there is one."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return where + error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _ends_on_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process while native code runs, too.
+
+    Python raises KeyboardInterrupt only between its own instructions. A thread therefore watches for the signal itself
+    and ends the process if that has not happened after a moment. What is finished is on disk by then: cells are
+    committed one by one, files are renamed when they are complete.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    finished = threading.Event()
+
+    def watch() -> None:
+        while byte := os.read(read_end, 1):
+            if byte[0] == signal.SIGINT and not finished.wait(GRACE):
+                show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+                os.write(2, f"\r{show_cursor}introspect: interrupted; what was finished is kept\n".encode())
+                os._exit(INTERRUPTED)
+
+    previous = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        signal.set_wakeup_fd(previous)
+        os.close(write_end)
+        watcher.join()
+        os.close(read_end)
+
+
+def load_model(source: str, dtype: Dtype, device: str):
+    """introspect.load_model with a progress bar."""
+    import introspect
+
+    from .. import hub
+    from ..progress import step_bars
+
+    hub.resolve(source)  # with its own progress bar, where it has to be fetched
+    with step_bars() as step:
+        return introspect.load_model(source, dtype=dtype.value, device=device, progress=step)
+
+
+def output_file(path: Path, suffixes: tuple[str, ...]) -> Path:
+    """Check, before any work, that a file of a kind we write can be put there."""
+    if path.suffix not in suffixes:
+        raise typer.BadParameter(f"the output must end in {' or '.join(suffixes)}, got {path.name!r}")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}")
+    return path

@@ -1,0 +1,243 @@
+"""The command line: arguments, exit codes, interruption, and each command on a real model."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+import synthetic
+import typer
+from typer.testing import CliRunner
+
+from introspect.cli import common
+from introspect.cli.app import app
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def start(*arguments, **options):
+    """The command as a process of its own, as a shell starts it."""
+    command = [sys.executable, "-m", "introspect", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.fixture
+def vector_file(tmp_path):
+    path = tmp_path / "cat.gguf"
+    path.write_bytes(b"not read before the arguments are understood")
+    return path
+
+
+def test_help_loads_neither_torch_nor_plots():
+    code = (
+        "import sys, typer.testing; from introspect.cli.app import app; "
+        "result = typer.testing.CliRunner().invoke(app, ['run', '--help']); assert result.exit_code == 0; "
+        "print([m for m in ('torch', 'matplotlib', 'pandas', 'huggingface_hub') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_version_and_prefix():
+    import introspect
+
+    assert invoke("--version").stdout == f"introspect {introspect.__version__}\n"
+    assert invoke("--cmake-prefix").stdout.strip() == os.path.dirname(introspect.__file__)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("info",),
+        ("generate", "m"),
+        ("generate", "m", "text", "--layers", "1-2"),
+        ("generate", "m", "text", "--vector", "nowhere.gguf"),
+        ("generate", "m", "text", "--max-new-tokens", "0"),
+        ("generate", "m", "text", "--dtype", "int8"),
+        ("train", "m", "--concept", "cat"),
+        ("train", "m", "--concept", "cat", "-o", "cat.bin"),
+        ("train", "m", "--concept", "cat", "-o", "/nowhere/cat.gguf"),
+        ("train", "m", "--concept", "cat", "-o", "cat.gguf", "--method", "magic"),
+        ("run", "m", "no_info", "-o", "out"),
+        ("run", "m", "no_info", "-o", "out", "--vector", "nowhere.gguf"),
+        ("run", "m", "no_info", "-o", "out", "--vector", "VECTOR", "--vector", "VECTOR"),
+        ("run", "m", "no_info", "-o", "out", "--vector", "VECTOR", "--strength", "20", "--fraction", "0.1"),
+        ("run", "m", "no_info", "-o", "out", "--vector", "VECTOR", "--strength", "nan"),
+        ("run", "m", "no_info", "-o", "out", "--vector", "VECTOR", "--layers", "x"),
+        ("run", "m", "no_info", "-o", "out", "--vector", "VECTOR", "--nulls", "-1"),
+        ("run", "m", "no_info", "-o", "out", "--vector", "VECTOR", "--questions", "nowhere.txt"),
+        ("report", "nowhere"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_writes_nothing(arguments, vector_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    result = invoke(*(vector_file if argument == "VECTOR" else argument for argument in arguments))
+    assert result.exit_code == 2, result.output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("8-16", (8, 16)), ("8", (8, 8)), ("0.33-0.66", (0.33, 0.66)), ("0.0-1.0", (0.0, 1.0))],
+)
+def test_layers_are_understood(text, expected):
+    layers = common.parse_layers(text)
+    assert tuple(layers) == expected
+    assert [type(end) for end in layers] == [type(end) for end in expected]
+
+
+@pytest.mark.parametrize("text", ["", "x", "5-3", "-1", "0.5-1.5", "0.3-16", "1-2-3", "nan-nan", "0.1-inf"])
+def test_other_layers_are_not(text):
+    with pytest.raises(typer.BadParameter):
+        common.parse_layers(text)
+
+
+def test_fractions_name_the_articles_blocks():
+    layers = common.Layers(21 / 64, 42 / 64)
+    assert layers.blocks(64) == (21, 42)
+    assert layers.blocks(24) == (8, 16)
+    assert common.Layers(0.0, 1.0).blocks(24) == (0, 23)
+
+
+def test_a_failure_is_one_line_and_1(tmp_path):
+    for arguments in (("info", tmp_path / "no.gguf"), ("pull", "no-such-model"), ("report", tmp_path)):
+        result = invoke(*arguments)
+        assert result.exit_code == 1
+        assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("introspect: ")
+        assert result.stdout == ""
+
+
+def test_pull_lists_the_short_names():
+    models = json.loads(invoke("pull", "--list", "--json").stdout)
+    assert {"qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct"} <= {model["name"] for model in models}
+    assert "the default" in invoke("pull", "--list").stdout
+
+
+def test_report_prints_and_writes(tmp_path):
+    (tmp_path / "with_info.json").write_text(json.dumps(synthetic.detection()))
+    result = invoke("report", tmp_path)
+    assert result.exit_code == 0
+    assert "inside the random band" in result.stdout
+    assert (tmp_path / "report.html").exists() and (tmp_path / "with_info.png").exists()
+    statistics = json.loads(invoke("report", tmp_path, "--json").stdout)
+    assert statistics == json.loads((tmp_path / "report.json").read_text())
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    (tmp_path / "with_info.json").write_text('{"schema": 1, "rows"')
+    result = invoke("report", tmp_path)
+    assert result.exit_code == 1 and "with_info.json" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "while True: time.sleep(0.01)",  # between instructions of Python
+        "hashlib.pbkdf2_hmac('sha256', b'a', b'b', 1 << 30)",  # minutes in native code that lets other threads run
+    ],
+)
+def test_ctrl_c_ends_a_command_within_a_second(work):
+    code = (
+        "import hashlib, time; from introspect.cli.common import guarded\n"
+        f"def command():\n  print('started', flush=True)\n  {work}\n"
+        "import typer; typer.run(guarded(command))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "started\n"
+    time.sleep(0.1)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert time.monotonic() - sent < 1.0
+    assert process.returncode == 130
+    assert stderr.strip() == "introspect: interrupted; what was finished is kept"
+
+
+@pytest.fixture(scope="module")
+def trained(smollm2, tmp_path_factory):
+    """A vector of a dozen pairs."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "suffixes.txt").write_text("That game\nI can see\nHmm, this\nWho is\nUgh,\nAlthough\n")
+    result = invoke(
+        "train", smollm2, "--concept", "cat", "-o", folder / "cat.gguf", "--suffixes", folder / "suffixes.txt"
+    )
+    assert result.exit_code == 0, result.output
+    return folder / "cat.gguf"
+
+
+def test_info_says_what_the_model_is(smollm2):
+    facts = json.loads(invoke("info", smollm2, "--json").stdout)
+    # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct/blob/main/config.json
+    assert (facts["n_layers"], facts["d_model"], facts["n_heads"], facts["n_key_value_heads"]) == (30, 576, 9, 3)
+    assert facts["d_vocab"] == 49152 and facts["parameters"] == 134515008
+    assert facts["kv_bytes_per_token"] == 2 * 30 * 3 * 64 * 2
+    assert "134.5 million" in invoke("info", smollm2).stdout
+
+
+def test_generate_streams_the_same_text_as_json(smollm2):
+    arguments = ("generate", smollm2, "The capital of France is", "--max-new-tokens", "8")
+    text = json.loads(invoke(*arguments, "--json").stdout)["text"]
+    assert "Paris" in text
+    assert invoke(*arguments).stdout == text + "\n"
+
+
+def test_generate_steers(smollm2, trained):
+    arguments = ("generate", smollm2, "Hello", "--chat", "--max-new-tokens", "12")
+    plain = invoke(*arguments).stdout
+    assert invoke(*arguments, "--vector", trained, "--strength", "0", "--layers", "10-20").stdout == plain
+    assert invoke(*arguments, "--vector", trained, "--strength", "50", "--layers", "10-20").stdout != plain
+
+
+def test_generate_refuses_layers_the_model_does_not_have(smollm2, trained):
+    result = invoke("generate", smollm2, "Hello", "--vector", trained, "--layers", "10-200")
+    assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
+
+
+def cells(folder):
+    with sqlite3.connect(f"file:{folder / 'cells.sqlite'}?mode=ro", uri=True) as database:
+        table = database.execute("select name from sqlite_master where type = 'table'").fetchone()[0]
+        return database.execute(f"select count(*) from {table}").fetchone()[0]
+
+
+def test_run_and_report(smollm2, trained, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("run", smollm2, "no_info", "content_report", "--vector", trained, "-o", out)
+    arguments += ("--questions", "own", "--nulls", "2", "--fraction", "0.05")
+    first = invoke(*arguments, "--json")
+    assert first.exit_code == 0, first.output
+    listed = json.loads(first.stdout)["protocols"]
+    assert [p["protocol"]["name"] for p in listed] == ["no_info", "content_report"]
+    assert listed[0]["detections"][0]["shift"]["of"] == 3
+    assert listed[0]["detections"][0]["first_layer"] == 10 and listed[0]["detections"][0]["last_layer"] == 20
+    assert listed[1]["identifications"][0]["token"] == "cat"
+    finished = cells(out)
+    assert invoke(*arguments, "--json").stdout == first.stdout
+    assert cells(out) == finished
+    assert invoke("report", out).exit_code == 0
+    assert (out / "report.html").exists()
+
+
+def test_an_interrupted_run_keeps_its_cells(smollm2, trained, tmp_path):
+    out = tmp_path / "out"
+    process = start("run", smollm2, "no_info", "--vector", f"cat={trained}", "-o", out, "--nulls", "50")
+    deadline = time.monotonic() + 120
+    while not ((out / "cells.sqlite").exists() and cells(out) >= 2):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert time.monotonic() - sent < 1.5  # a second, and the process's own end
+    assert process.returncode == 130
+    assert stderr.strip() == "introspect: interrupted; what was finished is kept"
+    kept = cells(out)
+    assert kept >= 2
+    assert not list(out.glob("*.json*"))
