@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # The order in which the article asks; protocols of one's own come after these.
 ORDER = ["no_info", "with_info", "inaccurate_location", "lorem_ipsum", "content_report", "top_of_mind"]
 DPI = 150
+TEXT_NAMES = {"base": "without", "injected": "with the concept", "random": "a random rotation"}
 
 METHOD = (
     "The messages that a protocol marks are prefilled with the concept's direction added to the output of each "
@@ -56,9 +57,16 @@ def load_folder(folder: str | os.PathLike) -> list[Result]:
 
 
 def write(folder: str | os.PathLike) -> Path:
-    """Write report.json, report.csv, the plots and report.html into a run folder, and return the page's path."""
+    """Write report.json, report.csv, the plots and report.html into a run folder, and return the page's path.
+
+    Raises:
+        FileNotFoundError: the folder is not there or holds no result.
+        ValueError: a file is damaged, or the results are of several models.
+    """
     folder = Path(folder)
     results = load_folder(folder)
+    if len(models := {result.model["name"] for result in results}) > 1:
+        raise ValueError(f"report: {folder} holds results of several models ({', '.join(sorted(models))})")
     write_text(folder / "report.json", json.dumps(as_dict(results), indent=1, ensure_ascii=False, allow_nan=False))
     write_text(folder / "report.csv", table(results).to_csv(index=False))
     pictures = {}
@@ -100,7 +108,8 @@ def figures(results: list[Result]) -> dict[str, Figure]:
 
 def as_dict(results: list[Result]) -> dict[str, Any]:
     """The statistics and sentences of the report, ready for JSON."""
-    return finite({"schema": SCHEMA, "protocols": [_protocol_dict(result) for result in results]})
+    listed = [_protocol_dict(result) for result in results]
+    return finite({"schema": SCHEMA, "summary": summary(results), "protocols": listed})
 
 
 def _protocol_dict(result: Result) -> dict[str, Any]:
@@ -146,17 +155,41 @@ def _protocol_dict(result: Result) -> dict[str, Any]:
 
 
 def texts(result: Result) -> list[dict[str, Any]]:
-    """The sampled continuations, without and with each concept."""
-    return [
-        {
-            "concept": row["concept"],
-            "label": result.label(setting_of(row)),
-            "base": row["base"]["text"],
-            "injected": row["injected"]["text"],
-        }
-        for row in result.rows
-        if row["kind"] == "introspection" and row["injected"].get("text") is not None
-    ]
+    """The sampled continuations: without anything, with each concept, and with the first random rotation of it."""
+    listed = []
+    for row in result.rows:
+        if row["kind"] != "introspection" or row["injected"].get("text") is None:
+            continue
+        nulls = result.select(setting_of(row), kind="null", question_kind="introspection")
+        random = next((null["injected"]["text"] for null in nulls if null["question"] == row["question"]), None)
+        texts = {"base": row["base"]["text"], "injected": row["injected"]["text"], "random": random}
+        listed.append({"concept": row["concept"], "label": result.label(setting_of(row)), **texts})
+    return listed
+
+
+def summary(results: list[Result]) -> list[str]:
+    """How often concepts leave the range of their random rotations, beside how often chance alone does that."""
+    detected = [d.headline for r in results if r.protocol["read"] == "yes_no" for d in r.detections()]
+    identified = [one.gain for r in results for one in r.identifications()]
+    sentences = []
+    if places := _places(detected):
+        sentences.append(f"Detection: the shift towards yes is {places}.")
+    if places := _places(identified):
+        sentences.append(f"Identification: the gain of the concept's own token is {places}.")
+    return sentences
+
+
+def _places(listed: list[Compared]) -> str:
+    listed = [c for c in listed if c.nulls and math.isfinite(c.value) and all(map(math.isfinite, c.nulls))]
+    if not listed:
+        return ""
+    above = sum(c.value > max(c.nulls) for c in listed)
+    below = sum(c.value < min(c.nulls) for c in listed)
+    chance = sum(1 / (len(c.nulls) + 1) for c in listed)
+    return (
+        f"above all random rotations in {above}, below all in {below} and inside their range in "
+        f"{len(listed) - above - below} of {len(listed)} settings (chance alone: {chance:.1f} above, {chance:.1f} below)"
+    )
 
 
 def detection_verdict(detection: Detection) -> str:
@@ -297,11 +330,14 @@ def show(results: list[Result], console: Console | None = None) -> None:
             console.print(f"  {escape(verdict)}", highlight=False)
         for text in section["texts"]:
             console.print(f"  {escape(text['label'])}", highlight=False)
-            console.print(
-                f"    without: {escape(text['base'])}\n    with:    {escape(text['injected'])}", highlight=False
-            )
+            for side, name in TEXT_NAMES.items():
+                if text[side] is not None:
+                    console.print(f"    {name + ':':<19}{escape(text[side])}", highlight=False)
+    console.print()
+    for sentence in summary(results):
+        console.print(f"[bold]{escape(sentence)}[/bold]", highlight=False)
     console.print(
-        "\n[dim]Shifts and gains in nats. random: mean ± std of the same quantity over the random rotations.[/dim]"
+        "[dim]Shifts and gains in nats. random: mean ± std of the same quantity over the random rotations.[/dim]"
     )
 
 
@@ -321,7 +357,9 @@ def html(results: list[Result], pictures: dict[str, bytes]) -> str:
             dtype=first.model["dtype"],
             nulls=first.settings["nulls"],
         ),
+        summary=summary(results),
         sections=sections(results),
+        text_names=TEXT_NAMES,
         protocols=[result.protocol for result in results],
         pictures={name: base64.b64encode(png).decode("ascii") for name, png in pictures.items()},
     )

@@ -100,6 +100,12 @@ def content(concepts=("cat", "bread")):
 
 
 def sample():
-    base, injected = side(0.0, text=" the weather."), side(0.1, text=" cats, and <b>naps</b>.")
+    """The concept gives a text that a page must escape; the first null gives another."""
     question = "What are you thinking about right now?"
-    return result("top_of_mind", "sample", [row("cat", "introspection", question, "introspection", base, injected)])
+    base, injected = side(0.0, text=" the weather."), side(0.1, text=" cats, and <b>naps</b>.")
+    random = side(0.1, text=" the sky.")
+    rows = [
+        row("cat", "introspection", question, "introspection", base, injected),
+        row("cat", "null", question, "introspection", base, random, 0),
+    ]
+    return result("top_of_mind", "sample", rows)

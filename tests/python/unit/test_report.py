@@ -69,7 +69,8 @@ def test_json_holds_the_statistics(folder):
     assert cat["corrected"]["value"] == pytest.approx(0.6)
     assert (cat["corrected"]["rank"], cat["corrected"]["of"]) == (1, 11)
     assert protocols["content_report"]["identifications"][0]["rank"] == 3
-    assert protocols["top_of_mind"]["texts"][0]["injected"] == " cats, and <b>naps</b>."
+    text = protocols["top_of_mind"]["texts"][0]
+    assert (text["injected"], text["random"]) == (" cats, and <b>naps</b>.", " the sky.")
 
 
 def test_what_is_inside_the_band_is_said_to_be_inside():
@@ -80,6 +81,24 @@ def test_what_is_inside_the_band_is_said_to_be_inside():
     assert (
         "above all 10 random directions (1st of 11; chance alone does this once in 11 times)"
         in report.detection_verdict(cat)
+    )
+
+
+def test_the_summary_counts_and_says_what_chance_gives():
+    results = [
+        Result(synthetic.detection()),
+        Result(synthetic.detection("no_info", {"cat": -2.0})),
+        Result(synthetic.content()),
+    ]
+    detection, identification = report.summary(results)
+    # with_info: cat above, bread inside; no_info: cat below. Three settings with ten nulls each: 3 / 11 on each side
+    assert (
+        "above all random rotations in 1, below all in 1 and inside their range in 1 of 3 settings (chance alone: 0.3 above, 0.3 below)"
+        in detection
+    )
+    assert (
+        "above all random rotations in 2, below all in 0 and inside their range in 0 of 2 settings (chance alone: 0.2 above, 0.2 below)"
+        in identification
     )
 
 
@@ -119,6 +138,14 @@ def test_the_terminal_shows_every_number_of_the_table(folder):
 )
 def test_ordinals(n, text):
     assert report.ordinal(n) == text
+
+
+def test_two_models_do_not_share_a_report(folder):
+    other = synthetic.detection("lorem_ipsum")
+    other["model"]["name"] = "smollm2-135m-instruct"
+    (folder / "lorem_ipsum.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match=r"qwen2\.5-coder-0\.5b-instruct, smollm2-135m-instruct"):
+        report.write(folder)
 
 
 def test_an_empty_folder_is_an_error_that_names_it(tmp_path):
