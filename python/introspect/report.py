@@ -186,10 +186,9 @@ def _places(listed: list[Compared]) -> str:
     above = sum(c.value > max(c.nulls) for c in listed)
     below = sum(c.value < min(c.nulls) for c in listed)
     chance = sum(1 / (len(c.nulls) + 1) for c in listed)
-    return (
-        f"above all random rotations in {above}, below all in {below} and inside their range in "
-        f"{len(listed) - above - below} of {len(listed)} settings (chance alone: {chance:.1f} above, {chance:.1f} below)"
-    )
+    places = f"above all random rotations in {above}, below all in {below} and inside their range in "
+    inside = f"{len(listed) - above - below} of {len(listed)} settings"
+    return places + f"{inside} (chance alone: {chance:.1f} above, {chance:.1f} below)"
 
 
 def detection_verdict(detection: Detection) -> str:

@@ -91,15 +91,11 @@ def test_the_summary_counts_and_says_what_chance_gives():
         Result(synthetic.content()),
     ]
     detection, identification = report.summary(results)
-    # with_info: cat above, bread inside; no_info: cat below. Three settings with ten nulls each: 3 / 11 on each side
-    assert (
-        "above all random rotations in 1, below all in 1 and inside their range in 1 of 3 settings (chance alone: 0.3 above, 0.3 below)"
-        in detection
-    )
-    assert (
-        "above all random rotations in 2, below all in 0 and inside their range in 0 of 2 settings (chance alone: 0.2 above, 0.2 below)"
-        in identification
-    )
+    # with_info: cat above, bread inside; no_info: cat below. Ten nulls each, so chance gives n / 11 on each side
+    assert "above all random rotations in 1, below all in 1 and inside their range in 1 of 3" in detection
+    assert "(chance alone: 0.3 above, 0.3 below)" in detection
+    assert "above all random rotations in 2, below all in 0 and inside their range in 0 of 2" in identification
+    assert "(chance alone: 0.2 above, 0.2 below)" in identification
 
 
 def test_without_nulls_nothing_is_claimed():
