@@ -12,6 +12,7 @@ namespace py = pybind11;
 namespace introspect::python {
 
 // One function a module of cpp/, in its own bind_<module>.cpp.
+void bind_io(py::module_& m);
 void bind_ops(py::module_& m);
 void bind_hooks(py::module_& m);
 void bind_cache(py::module_& m);

@@ -10,10 +10,22 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(
         "Rebuild it: pip install --no-build-isolation --force-reinstall --no-deps ."
     )
 
+from . import io
 from ._C import ConfigError, Error, HookError, IoError, ShapeError
 from .data import load_suffixes
 from .hub import pull, resolve
 from .results import Result
 
 __version__ = _C.__version__
-__all__ = ["ConfigError", "Error", "HookError", "IoError", "Result", "ShapeError", "load_suffixes", "pull", "resolve"]
+__all__ = [
+    "ConfigError",
+    "Error",
+    "HookError",
+    "IoError",
+    "Result",
+    "ShapeError",
+    "io",
+    "load_suffixes",
+    "pull",
+    "resolve",
+]

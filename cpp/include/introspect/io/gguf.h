@@ -1,10 +1,10 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
-#include <string_view>
+#include <map>
 #include <variant>
 
+#include "introspect/core/error.h"
 #include "introspect/io/mapped_tensors.h"
 
 namespace introspect::io {
@@ -12,6 +12,15 @@ namespace introspect::io {
 /// One metadata value of a GGUF file. Integers are int64 where they fit, floats double; so are those in arrays.
 using GgufValue = std::variant<bool, int64_t, uint64_t, double, std::string, std::vector<bool>,
                                std::vector<int64_t>, std::vector<double>, std::vector<std::string>>;
+
+/// Where one metadata value stands in a GGUF file.
+struct GgufField {
+  std::string key;
+  uint32_t type = 0;  // GGUF's number for the value's type, or for an array's elements
+  bool is_array = false;
+  uint64_t count = 1;  // elements
+  size_t offset = 0;   // of the first element, in the file
+};
 
 /// A GGUF file, version 2 or 3, little-endian: metadata, then tensors at aligned offsets.
 ///
@@ -33,6 +42,7 @@ class INTROSPECT_EXPORT GgufFile : public MappedTensors {
   std::vector<std::string> keys() const;
   bool has_key(const std::string& key) const;
   GgufValue value(const std::string& key) const;
+  std::map<std::string, GgufValue> metadata() const;  // all of it
 
   std::string get_string(const std::string& key) const;
   int64_t get_int(const std::string& key) const;   // of any integer type
@@ -51,23 +61,15 @@ class INTROSPECT_EXPORT GgufFile : public MappedTensors {
   std::string architecture() const { return get_string("general.architecture"); }
 
  private:
-  struct Field {
-    std::string key;
-    uint32_t type = 0;  // of the value, or of an array's elements
-    bool is_array = false;
-    uint64_t count = 1;  // elements
-    size_t offset = 0;   // of the first element, in the file
-  };
-  struct Parsed;
-  explicit GgufFile(Parsed parsed);
+  GgufFile(std::shared_ptr<const MappedFile> file, uint32_t version, std::vector<GgufField> fields,
+           std::vector<StoredTensor> tensors);
 
-  const Field& field(const std::string& key) const;
-  template <typename T>
-  T get(const std::string& key, const char* wanted) const;
+  const GgufField& field(const std::string& key) const;
+  ConfigError wrong_type(const std::string& key, const char* wanted) const;
 
-  uint32_t version_ = 0;
   std::shared_ptr<const MappedFile> file_;
-  std::vector<Field> fields_;
+  uint32_t version_;
+  std::vector<GgufField> fields_;
   std::unordered_map<std::string, size_t> field_index_;
 };
 

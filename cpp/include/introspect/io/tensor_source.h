@@ -27,12 +27,15 @@ class INTROSPECT_EXPORT TensorSource {
   /// The stored encoding in the format's own word: "F32", "BF16", "Q4_K", "I64". Throws IoError for an absent name.
   virtual std::string dtype(const std::string& name) const = 0;
 
+  /// Throws IoError for an absent name and ConfigError for an encoding that cannot be read as floats (integers, an unknown
+  /// quantisation), so that it is known before long work starts.
+  virtual void check_readable(const std::string& name) const = 0;
+
   /// Converts or dequantises a tensor straight into `out`, on all of torch's threads.
   ///
   /// `out` is a contiguous CPU tensor of the stored shape in float64, float32, float16 or bfloat16; rows of a larger
   /// tensor will do, so fused weights need no copy. Quantised values are computed in float32 and rounded once.
-  /// Throws IoError for an absent name, ShapeError if `out` is not such a tensor, ConfigError for an encoding that
-  /// cannot be read as floats (integers, an unknown quantisation).
+  /// Throws as check_readable, and ShapeError if `out` is not such a tensor.
   virtual void read_into(const std::string& name, torch::Tensor& out) const = 0;
 
   /// A CPU tensor with its own storage, in `dtype`. Throws as read_into.

@@ -1,0 +1,97 @@
+#include "introspect/io/mapped_tensors.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "introspect/core/check.h"
+#include "introspect/core/sha256.h"
+#include "io/encodings.h"
+
+namespace introspect::io {
+namespace {
+
+bool is_destination(torch::ScalarType dtype) {
+  return dtype == torch::kFloat32 || dtype == torch::kBFloat16 || dtype == torch::kFloat16 ||
+         dtype == torch::kFloat64;
+}
+
+}  // namespace
+
+MappedTensors::MappedTensors(std::filesystem::path path, std::vector<StoredTensor> tensors)
+    : path_(std::move(path)), tensors_(std::move(tensors)) {
+  index_.reserve(tensors_.size());
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    check<IoError>(index_.emplace(tensors_[i].name, i).second, path_.string(), ": holds the tensor '",
+                   tensors_[i].name, "' twice");
+  }
+}
+
+std::vector<std::string> MappedTensors::names() const {
+  std::vector<std::string> names;
+  names.reserve(tensors_.size());
+  for (const auto& tensor : tensors_) names.push_back(tensor.name);
+  return names;
+}
+
+bool MappedTensors::has(const std::string& name) const {
+  return index_.contains(name);
+}
+
+std::vector<int64_t> MappedTensors::shape(const std::string& name) const {
+  return at(name).shape;
+}
+
+std::string MappedTensors::dtype(const std::string& name) const {
+  return at(name).dtype;
+}
+
+const StoredTensor& MappedTensors::at(const std::string& name) const {
+  const auto found = index_.find(name);
+  check<IoError>(found != index_.end(), path_.string(), ": has no tensor '", name, "' among its ",
+                 tensors_.size());
+  return tensors_[found->second];
+}
+
+void MappedTensors::check_readable(const std::string& name) const {
+  const auto& tensor = at(name);
+  check<ConfigError>(
+      readable_layout(tensor.dtype).has_value(), path_.string(), ": '", name, "' is stored as ", tensor.dtype,
+      "; readable as floats are F64, F32, F16, BF16, F8_E4M3, F8_E5M2, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, "
+      "Q3_K, Q4_K, Q5_K and Q6_K");
+}
+
+void MappedTensors::read_into(const std::string& name, torch::Tensor& out) const {
+  check_readable(name);
+  const auto& tensor = at(name);
+  check<ShapeError>(out.defined() && out.device().is_cpu() && is_destination(out.scalar_type()),
+                    path_.string(), ": '", name,
+                    "' is read into a CPU tensor of float32, bfloat16, float16 or float64, got ",
+                    out.defined() ? out.toString() : "none");
+  check<ShapeError>(out.sizes() == torch::IntArrayRef(tensor.shape), path_.string(), ": '", name,
+                    "' has the shape ", torch::IntArrayRef(tensor.shape), ", got a destination of ",
+                    out.sizes());
+  check<ShapeError>(out.is_contiguous(), path_.string(), ": '", name,
+                    "' is read into a contiguous tensor, got strides ", out.strides());
+  if (out.numel() == 0) return;
+  const torch::NoGradGuard no_grad;
+  decode(tensor.dtype, tensor.file->bytes().data() + tensor.offset, out);
+}
+
+std::string MappedTensors::fingerprint() const {
+  std::vector<const StoredTensor*> by_name;
+  for (const auto& tensor : tensors_) by_name.push_back(&tensor);
+  std::ranges::sort(by_name, {},
+                    [](const StoredTensor* tensor) -> const std::string& { return tensor->name; });
+  Sha256 hash;
+  for (const auto* tensor : by_name) {
+    hash.update(concat(tensor->name.size(), ':', tensor->name, ' ', tensor->dtype, ' ', tensor->size));
+    for (const int64_t size : tensor->shape) hash.update(concat(' ', size));
+    const auto bytes = tensor->file->bytes().subspan(tensor->offset, tensor->size);
+    const size_t n = std::min<size_t>(bytes.size(), 4096);
+    hash.update("\n").update(bytes.data(), n).update(bytes.last(n).data(), n);
+  }
+  return hash.hex();
+}
+
+}  // namespace introspect::io
