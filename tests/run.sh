@@ -110,18 +110,23 @@ tier_consumer() {
   [ "$done" = 3 ]
 }
 
-# Every example takes a model as its first argument and works without any other.
+# Every example, on the smallest real model and with few pairs.
 tier_examples() {
-  local model=$MODELS/SmolLM2-135M-Instruct.Q4_1.gguf good=0 bad=0 example
+  local model=$MODELS/SmolLM2-135M-Instruct.Q4_1.gguf work=$ROOT/build/examples good=0 bad=0 example arguments
   [ -e "$model" ] || { skip "$model is not there"; return; }
-  for example in examples/python/*.py $(find "$BUILD/examples/cpp" -maxdepth 1 -type f -executable 2>/dev/null); do
-    [ -e "$example" ] || continue
-    echo "== $example"
+  mkdir -p "$work"
+  python -c 'import introspect; print("\n".join(introspect.load_suffixes()[:40]))' >"$work/suffixes.txt"
+  for example in examples/python/*.py examples/cpp/*.cpp; do
     case $example in
-      *.py) python "$example" "$model" ;;
-      *) "$example" "$model" ;;
-    esac </dev/null
-    if [ $? = 0 ]; then good=$((good + 1)); else echo "FAILED: $example"; bad=$((bad + 1)); fi
+      *.py) arguments=(python "$example" --model "$model" --suffixes 40) ;;
+      *) arguments=("$BUILD/examples/cpp/example_$(basename "$example" .cpp)" "$model") ;;
+    esac
+    case $example in
+      */cpp/generate.cpp) arguments+=("What is a KV cache?") ;;
+      */cpp/inject.cpp) arguments+=("$work/suffixes.txt") ;;
+    esac
+    echo "\$ ${arguments[*]}"
+    if "${arguments[@]}" </dev/null; then good=$((good + 1)); else echo "FAILED: $example"; bad=$((bad + 1)); fi
   done
   echo "$good $bad 0" >"$COUNTS"
   [ "$bad" = 0 ]

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Does a chat model notice a concept injected into its KV cache? From a bare Debian or Ubuntu machine to the report:
+# sets everything up (tests/setup.sh says how to influence that), fetches a model, trains two concept vectors, asks, and
+# writes the tables and plots to introspect-runs/quickstart. A second run reuses vectors and finished cells.
+#
+#   bash examples/quickstart.sh [MODEL]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../tests/setup.sh"
+setup ""
+
+model=${1:-qwen2.5-coder-0.5b-instruct}
+out=introspect-runs/quickstart
+[ "$model" = qwen2.5-coder-0.5b-instruct ] || out=$out-$(basename "$model" .gguf)
+mkdir -p "$out"
+
+# Weights and activations in bfloat16, what is read in float32: about three times as fast as float32 throughout, and
+# within 0.06 nat of it.
+[ -e "$model" ] || introspect pull "$model"
+vectors=()
+for concept in cat bread; do
+  [ -e "$out/$concept.gguf" ] || introspect train "$model" --concept "$concept" --dtype bfloat16 -o "$out/$concept.gguf"
+  vectors+=(--vector "$concept=$out/$concept.gguf")
+done
+introspect run "$model" top_of_mind no_info with_info content_report "${vectors[@]}" \
+  --fraction 0.1 --layers 0.33-0.66 --nulls 10 --dtype bfloat16 -o "$out"
+introspect report "$out"
+echo "The report: $out/report.html (the whole took $SECONDS s)"
