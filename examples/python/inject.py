@@ -1,6 +1,6 @@
 """Inject a concept into one turn of a chat and ask the model whether it noticed, against ten random vectors.
 
-    python examples/python/inject.py [--model NAME] [--concept cat] [--fraction 0.1]
+python examples/python/inject.py [--model NAME] [--concept cat] [--fraction 0.1]
 """
 
 import argparse
@@ -34,4 +34,5 @@ table["shift"] = table.log_odds - table.log_odds_base
 nulls = table[table.kind == "null"]["shift"]
 shift = table[table.kind == "introspection"]["shift"].item()
 print(f"log-odds(yes), un-injected: {table.log_odds_base.iloc[0]:+.2f} nats")
-print(f"shift by {args.concept!r}: {shift:+.2f}; by {len(nulls)} random vectors: {nulls.mean():+.2f} ± {nulls.std():.2f}")
+random = f"{nulls.mean():+.2f} ± {nulls.std():.2f}"
+print(f"shift by {args.concept!r}: {shift:+.2f}; by {len(nulls)} random vectors: {random}")

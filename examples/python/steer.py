@@ -1,6 +1,6 @@
 """Train a control vector for a concept, steer generation with it and save it where repeng and llama.cpp can read it.
 
-    python examples/python/steer.py [--model NAME] [--concept cat] [--strength 8]
+python examples/python/steer.py [--model NAME] [--concept cat] [--strength 8]
 """
 
 import argparse

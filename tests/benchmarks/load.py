@@ -18,9 +18,9 @@ MODELS = Path.home() / ".cache/introspect/models"
 DEFAULT = [MODELS / "SmolLM2-135M-Instruct.Q4_1.gguf", MODELS / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"]
 
 
-def seconds(load) -> float:
+def seconds(load, *args, **options) -> float:
     start = time.perf_counter()
-    load()
+    load(*args, **options)
     return time.perf_counter() - start
 
 
@@ -32,9 +32,9 @@ def main() -> None:
     print(f"{'':42}{'introspect':>12}{'bfloat16':>11}{'transformers':>14}{'ratio':>7}")
     for path in args.gguf:
         path.read_bytes()
-        ours = min(seconds(lambda: introspect.load_model(path)) for _ in range(5))
-        half = min(seconds(lambda: introspect.load_model(path, dtype="bfloat16")) for _ in range(5))
-        theirs = seconds(lambda: AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name))
+        ours = min(seconds(introspect.load_model, path) for _ in range(5))
+        half = min(seconds(introspect.load_model, path, dtype="bfloat16") for _ in range(5))
+        theirs = seconds(AutoModelForCausalLM.from_pretrained, path.parent, gguf_file=path.name)
         print(f"{path.name:42}{ours:10.2f} s{half:9.2f} s{theirs:12.1f} s{theirs / ours:7.0f}")
 
 

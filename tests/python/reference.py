@@ -1,4 +1,4 @@
-"""transformers models with the weights of a GGUF file, dequantised by the gguf package: an oracle that shares no code."""
+"""transformers models with the weights of a GGUF file, dequantised by the gguf package: it shares no code with us."""
 
 from pathlib import Path
 

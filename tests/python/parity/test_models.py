@@ -67,7 +67,8 @@ def test_tiny_random_models_equal_transformers_in_float64(name, tmp_path, rng):
     theirs.set_attn_implementation("eager")
     with torch.no_grad():
         patterns = theirs(tokens, output_attentions=True).attentions
-    torch.testing.assert_close(cache["blocks.2.attn.hook_pattern"], patterns[2], rtol=0, atol=1e-7)  # softmax in float32
+    # atol: the softmax is in float32
+    torch.testing.assert_close(cache["blocks.2.attn.hook_pattern"], patterns[2], rtol=0, atol=1e-7)
 
 
 @pytest.fixture(scope="module", params=["smollm2", "qwen05"])
