@@ -58,7 +58,7 @@ def test_tiny_random_models_equal_transformers_in_float64(name, tmp_path, rng):
     ours = introspect.load_model(tmp_path, dtype=torch.float64)
     tokens = torch.randint(0, 101, (2, 40), generator=rng)
     names = [f"blocks.{layer}.hook_resid_pre" for layer in range(3)]
-    logits, cache = ours.run_with_cache(tokens, [*names, "blocks.2.attn.hook_pattern"])
+    logits, cache = ours.run_with_cache(tokens, [*names, "blocks.0.attn.hook_pattern"])
     with torch.no_grad():
         expected = theirs(tokens, output_hidden_states=True)
     torch.testing.assert_close(logits, expected.logits, rtol=0, atol=1e-9)

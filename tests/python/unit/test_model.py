@@ -254,7 +254,7 @@ def test_wrong_checkpoints_are_typed_errors(tmp_path):
     broken(introspect.ConfigError, "multiple", {**config, "num_key_value_heads": 3})
     broken(introspect.ConfigError, "sliding", {**config, "use_sliding_window": True})
     broken(introspect.ConfigError, "yarn", {**config, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}})
-    broken(introspect.ShapeError, "lm_head.weight", {**config, "vocab_size": 102})
+    broken(introspect.ShapeError, "embed_tokens.weight", {**config, "vocab_size": 102})
     del weights["model.norm.weight"]
     broken(introspect.ConfigError, r"model\.norm\.weight", weights=weights)
     (folder / "config.json").write_text("{")
