@@ -13,6 +13,7 @@ namespace introspect::python {
 
 // One function a module of cpp/, in its own bind_<module>.cpp.
 void bind_io(py::module_& m);
+void bind_text(py::module_& m);
 void bind_ops(py::module_& m);
 void bind_hooks(py::module_& m);
 void bind_cache(py::module_& m);

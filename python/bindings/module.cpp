@@ -16,6 +16,7 @@ PYBIND11_MODULE(_C, m) {
   // In the order in which the modules use one another's types.
   namespace python = introspect::python;
   python::bind_io(m);
+  python::bind_text(m);
   python::bind_ops(m);
   python::bind_hooks(m);
   python::bind_cache(m);

@@ -18,19 +18,22 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(
     )
 
 from . import io
-from ._C import ConfigError, Error, HookError, IoError, ShapeError
+from ._C import ChatTemplate, ConfigError, Error, HookError, IoError, ShapeError, StreamDecoder, Tokenizer
 from .data import load_suffixes
 from .hub import pull, resolve
 from .results import Result
 
 __version__ = _C.__version__
 __all__ = [
+    "ChatTemplate",
     "ConfigError",
     "Error",
     "HookError",
     "IoError",
     "Result",
     "ShapeError",
+    "StreamDecoder",
+    "Tokenizer",
     "io",
     "load_suffixes",
     "pull",

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,12 @@ def rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+@pytest.fixture
+def numpy_rng() -> np.random.Generator:
+    """The same for numpy."""
+    return np.random.default_rng(0)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of tokenizers, tiny models and stimuli beside the repository, or a skip."""
@@ -51,6 +58,12 @@ def qwen05() -> Path:
 def qwen15() -> Path:
     """Qwen2.5-Coder-1.5B-Instruct in q4_k_m, for tests/python/slow."""
     return _checkpoint("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf")
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """gemma-3-270m in q4_k_m, for its SentencePiece vocabulary."""
+    return _checkpoint("gemma-3-270m-q4_k_m.gguf")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <filesystem>
 #include <functional>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +24,16 @@ struct ChatOptions {
   bool continue_final_message = false;
   /// What Llama-3.2 prints as today's date ("26 Jul 2024"); empty: the local date.
   std::string date_string = {};
+};
+
+/// A chat template as a model's files hold it, for a renderer of one's own.
+struct INTROSPECT_EXPORT ChatSource {
+  std::string jinja;
+  /// "bos_token", "eos_token", "pad_token": those the files name, spelled out.
+  std::map<std::string, std::string> special_tokens;
+
+  /// Of an HF folder or a .gguf file, without reading its vocabulary into a Tokenizer; nullopt if it has no template.
+  static std::optional<ChatSource> find(const std::filesystem::path& path);
 };
 
 /// How a conversation becomes the text a chat model was trained on.

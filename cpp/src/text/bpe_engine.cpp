@@ -1,0 +1,67 @@
+#include "text/bpe_engine.h"
+
+#include "text/byte_alphabet.h"
+#include "text/utf8.h"
+
+namespace introspect::text {
+namespace {
+
+AddedTokenMatcher matcher_of(const std::vector<AddedToken>& added, bool normalized,
+                             const Normalizer& normalizer) {
+  std::vector<AddedToken> chosen;
+  for (const auto& token : added) {
+    if (token.normalized != normalized) continue;
+    chosen.push_back(token);
+    if (normalized) chosen.back().content = normalize(normalizer, token.content);
+  }
+  return AddedTokenMatcher(std::move(chosen));
+}
+
+}  // namespace
+
+BpeEngine::BpeEngine(Vocabulary vocabulary, JoinRule join, BpeStages stages)
+    : TokenizerEngine(std::move(vocabulary), std::move(join)),
+      normalizer_(std::move(stages.normalizer)),
+      pre_tokenizer_(std::move(stages.pre_tokenizer)),
+      bpe_(std::move(stages.bpe)),
+      spelling_(std::move(stages.spelling)),
+      raw_(matcher_of(stages.added, false, normalizer_)),
+      normalized_(matcher_of(stages.added, true, normalizer_)) {}
+
+void BpeEngine::encode(std::string_view text, std::vector<int64_t>& ids) const {
+  std::deque<std::string> texts;  // what the encoder's cached words point into
+  std::deque<Words> words;
+  Bpe::Encoder encoder(bpe_);
+  bool at_start = true;
+  for (const auto& raw : raw_.cut(text)) {
+    if (raw.token) {
+      ids.push_back(raw.token->id);
+      at_start = false;
+      continue;
+    }
+    for (const auto& piece : normalized_.cut(texts.emplace_back(normalize(normalizer_, raw.text)))) {
+      if (piece.token) {
+        ids.push_back(piece.token->id);
+      } else {
+        for (const auto word : words.emplace_back(pre_tokenize(pre_tokenizer_, piece.text, at_start)).views)
+          encoder.encode(word, ids);
+      }
+      at_start = false;
+    }
+  }
+}
+
+Piece BpeEngine::piece(int64_t id) const {
+  const std::string& token = vocabulary.tokens[id];
+  if (spelling_.byte_level) {
+    auto bytes = spelled_bytes(token);
+    return {bytes ? std::move(*bytes) : token};  // an added token may hold characters that spell no byte
+  }
+  std::string text = token;
+  for (const auto& step : spelling_.replace) text = replace_all(text, step.from, step.to);
+  if (spelling_.byte_fallback)
+    if (const auto byte = byte_of_token(text)) return {std::string(1, *byte), true};
+  return {std::move(text)};
+}
+
+}  // namespace introspect::text

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace introspect::text {
+
+/// A regular expression of a tokenizer file, run by PCRE2.
+///
+/// These files are written for Oniguruma. What both engines read alike is taken as it is; white space, letters and numbers
+/// follow Unicode 16 whatever PCRE2 was built with; a construct they read differently is a ConfigError, as is a pattern
+/// that does not compile. A pattern that backtracks without end stops with a ConfigError while matching.
+class Pattern {
+ public:
+  explicit Pattern(const std::string& source);
+  static Pattern literal(const std::string& text);
+
+  using Span = std::pair<size_t, size_t>;  // first byte, one past the last
+  /// The matches in valid UTF-8, leftmost first, none empty.
+  std::vector<Span> matches(std::string_view text) const;
+
+ private:
+  Pattern() = default;
+  std::string source_;
+  std::shared_ptr<const void> code_;  // pcre2_code; null for a literal
+};
+
+}  // namespace introspect::text

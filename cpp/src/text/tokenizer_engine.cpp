@@ -1,0 +1,41 @@
+#include "text/tokenizer_engine.h"
+
+#include <charconv>
+
+#include "introspect/core/check.h"
+
+namespace introspect::text {
+
+void Vocabulary::add(std::string token, int64_t id) {
+  check<IoError>(id >= 0 && id < kMaxSize, "tokenizer: a token's id must be in [0, ", kMaxSize, "), got ",
+                 id);
+  if (id >= static_cast<int64_t>(tokens.size())) {
+    tokens.resize(id + 1);
+    present.resize(id + 1);
+  }
+  check<IoError>(!present[id] || tokens[id] == token, "tokenizer: id ", id, " must be of one token, got \"",
+                 tokens[id], "\" and \"", token, "\"");
+  tokens[id] = std::move(token);
+  present[id] = true;
+}
+
+void Vocabulary::index() {
+  ids.reserve(tokens.size());
+  for (size_t id = 0; id < tokens.size(); ++id)
+    if (present[id]) ids.emplace(tokens[id], static_cast<int32_t>(id));
+}
+
+std::optional<int64_t> Vocabulary::find(std::string_view token) const {
+  const auto found = ids.find(token);
+  return found == ids.end() ? std::nullopt : std::optional<int64_t>(found->second);
+}
+
+std::optional<char> byte_of_token(std::string_view token) {
+  if (token.size() != 6 || !token.starts_with("<0x") || token[5] != '>') return std::nullopt;
+  unsigned value = 0;
+  const auto [end, error] = std::from_chars(token.data() + 3, token.data() + 5, value, 16);
+  if (error != std::errc() || end != token.data() + 5) return std::nullopt;
+  return static_cast<char>(value);
+}
+
+}  // namespace introspect::text

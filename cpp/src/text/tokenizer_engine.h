@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "text/piece_joiner.h"
+
+namespace introspect::text {
+
+using TokenIds = std::unordered_map<std::string_view, int32_t>;
+
+/// The tokens of a tokenizer and what is known of them.
+struct Vocabulary {
+  std::vector<std::string> tokens;  // by id; empty where an id has no token
+  std::vector<bool> present;        // by id
+  TokenIds ids;                     // the keys point into `tokens`
+  std::unordered_set<int64_t> special;
+  std::optional<int64_t> bos, eos, pad;
+  std::vector<int64_t> stops;
+  std::vector<int64_t> prefix, suffix;  // what goes around a text
+  std::optional<std::string> chat_template;
+  std::string kind;
+
+  /// No file names more tokens than this; a larger id is a broken file, not an allocation.
+  static constexpr int64_t kMaxSize = int64_t{1} << 22;
+
+  /// Throws IoError for an id that is out of range or taken by another token.
+  void add(std::string token, int64_t id);
+  /// Fills `ids`; no token may be added afterwards. Of equal tokens the lowest id is found.
+  void index();
+  std::optional<int64_t> find(std::string_view token) const;
+  bool has(int64_t id) const { return id >= 0 && id < static_cast<int64_t>(tokens.size()) && present[id]; }
+};
+
+/// What a kind of tokenizer does in its own way; Tokenizer has what all do alike.
+class TokenizerEngine {
+ public:
+  TokenizerEngine(Vocabulary vocabulary, JoinRule join)
+      : vocabulary(std::move(vocabulary)), join(std::move(join)) {}
+  virtual ~TokenizerEngine() = default;
+
+  /// Appends the ids of valid UTF-8, without the vocabulary's prefix and suffix.
+  virtual void encode(std::string_view text, std::vector<int64_t>& ids) const = 0;
+  /// What a token of the vocabulary adds to a decoded text.
+  virtual Piece piece(int64_t id) const = 0;
+
+  const Vocabulary vocabulary;
+  const JoinRule join;
+};
+
+/// The byte of a token "<0x0A>"; nullopt for any other.
+std::optional<char> byte_of_token(std::string_view token);
+
+}  // namespace introspect::text

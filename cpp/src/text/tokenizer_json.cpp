@@ -1,0 +1,280 @@
+#include "text/tokenizer_json.h"
+
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "introspect/core/check.h"
+#include "text/bpe_engine.h"
+
+namespace introspect::text {
+namespace {
+
+using nlohmann::json;
+
+[[noreturn]] void unsupported(const char* stage, const std::string& what) {
+  throw ConfigError(concat("tokenizer.json: ", stage, " \"", what, "\" is not supported"));
+}
+
+std::string type_of(const json& stage) {
+  return stage.at("type").get<std::string>();
+}
+
+/// The value, or the default where the key is missing or null.
+template <typename T>
+T value_or(const json& object, const char* key, T otherwise) {
+  const auto found = object.find(key);
+  return found == object.end() || found->is_null() ? otherwise : found->get<T>();
+}
+
+/// A stage, or the stages of a Sequence one after another. `list` is the key of the list in a Sequence.
+template <typename Visit>
+void for_each_stage(const json& stage, const char* list, const Visit& visit, int depth = 0) {
+  check<ConfigError>(depth < 16, "tokenizer.json: ", list, " are nested too deeply");
+  if (stage.is_null()) return;
+  if (type_of(stage) != "Sequence") return visit(stage);
+  for (const auto& inner : stage.at(list)) for_each_stage(inner, list, visit, depth + 1);
+}
+
+std::string literal_pattern(const json& stage, const char* kind) {
+  const json& pattern = stage.at("pattern");
+  if (!pattern.contains("String")) unsupported(kind, "Replace by a regular expression");
+  const auto text = pattern.at("String").get<std::string>();
+  check<ConfigError>(!text.empty(), "tokenizer.json: ", kind,
+                     " Replace must have a pattern that is not empty");
+  return text;
+}
+
+Normalizer read_normalizer(const json& whole) {
+  Normalizer steps;
+  for_each_stage(whole, "normalizers", [&](const json& stage) {
+    const std::string type = type_of(stage);
+    if (type == "NFC")
+      steps.emplace_back(Nfc{});
+    else if (type == "Prepend")
+      steps.emplace_back(Prepend{stage.at("prepend").get<std::string>()});
+    else if (type == "Replace")
+      steps.emplace_back(
+          Replace{literal_pattern(stage, "normalizer"), stage.at("content").get<std::string>()});
+    else
+      unsupported("normalizer", type);
+  });
+  return steps;
+}
+
+Split read_split(const json& stage) {
+  static const std::pair<const char*, SplitBehavior> kBehaviors[] = {
+      {"Removed", SplitBehavior::removed},
+      {"Isolated", SplitBehavior::isolated},
+      {"MergedWithPrevious", SplitBehavior::merged_with_previous},
+      {"MergedWithNext", SplitBehavior::merged_with_next},
+      {"Contiguous", SplitBehavior::contiguous}};
+  const json& pattern = stage.at("pattern");
+  const std::string behavior = stage.at("behavior").get<std::string>();
+  for (const auto& [name, value] : kBehaviors) {
+    if (behavior != name) continue;
+    return {pattern.contains("Regex") ? Pattern(pattern.at("Regex").get<std::string>())
+                                      : Pattern::literal(pattern.at("String").get<std::string>()),
+            value, value_or(stage, "invert", false)};
+  }
+  unsupported("split behavior", behavior);
+}
+
+Metaspace read_metaspace(const json& stage) {
+  Metaspace step;
+  step.replacement = value_or(stage, "replacement", step.replacement);
+  check<ConfigError>(!step.replacement.empty(),
+                     "tokenizer.json: Metaspace must have a replacement that is not empty");
+  const bool older_flag = value_or(stage, "add_prefix_space", true);
+  const std::string scheme = value_or(stage, "prepend_scheme", std::string(older_flag ? "always" : "never"));
+  if (scheme == "always")
+    step.prepend = Metaspace::Prepend::always;
+  else if (scheme == "first")
+    step.prepend = Metaspace::Prepend::first;
+  else if (scheme == "never")
+    step.prepend = Metaspace::Prepend::never;
+  else
+    unsupported("prepend_scheme", scheme);
+  step.split = value_or(stage, "split", true);
+  return step;
+}
+
+/// `byte_level` becomes whether a ByteLevel stage spells the words as bytes; it must be the last one.
+PreTokenizer read_pre_tokenizer(const json& whole, bool& byte_level) {
+  PreTokenizer steps;
+  byte_level = false;
+  for_each_stage(whole, "pretokenizers", [&](const json& stage) {
+    const std::string type = type_of(stage);
+    if (byte_level) unsupported("pre-tokenizer after ByteLevel", type);
+    if (type == "ByteLevel") {
+      byte_level = true;
+      if (value_or(stage, "add_prefix_space", true)) steps.emplace_back(PrefixSpace{});
+      if (value_or(stage, "use_regex", true)) steps.emplace_back(Split{Pattern(kGpt2Pattern)});
+    } else if (type == "Split") {
+      steps.emplace_back(read_split(stage));
+    } else if (type == "Digits") {
+      const bool individual = value_or(stage, "individual_digits", false);
+      steps.emplace_back(Split{Pattern(individual ? "\\p{N}" : "\\p{N}+")});
+    } else if (type == "Metaspace") {
+      steps.emplace_back(read_metaspace(stage));
+    } else {
+      unsupported("pre-tokenizer", type);
+    }
+  });
+  return steps;
+}
+
+struct Decoder {
+  BpeSpelling spelling;
+  JoinRule join;
+};
+
+Decoder read_decoder(const json& whole) {
+  Decoder decoder;
+  if (whole.is_null()) decoder.join.separator = " ";
+  bool fused = false;
+  for_each_stage(whole, "decoders", [&](const json& stage) {
+    const std::string type = type_of(stage);
+    if (type == "ByteLevel") {
+      decoder.spelling.byte_level = true;
+    } else if (type == "Replace" && !fused && !decoder.spelling.byte_fallback) {
+      decoder.spelling.replace.push_back(
+          {literal_pattern(stage, "decoder"), stage.at("content").get<std::string>()});
+    } else if (type == "ByteFallback" && !fused) {
+      decoder.spelling.byte_fallback = true;
+      decoder.join.invalid = JoinRule::Invalid::whole_run;
+    } else if (type == "Fuse") {
+      fused = true;
+    } else if (type == "Strip" && fused && stage.at("content") == " " && value_or(stage, "stop", 0) == 0) {
+      decoder.join.strip_left = value_or(stage, "start", 0);
+    } else {
+      unsupported("decoder", type + (fused ? " after Fuse" : ""));
+    }
+  });
+  const auto& spelling = decoder.spelling;
+  if (spelling.byte_level && (spelling.byte_fallback || !spelling.replace.empty() || fused))
+    unsupported("decoder", "ByteLevel beside others");
+  return decoder;
+}
+
+void read_added_tokens(const json& list, const json& own, Vocabulary& vocabulary,
+                       std::vector<AddedToken>& added) {
+  if (list.is_null()) return;
+  for (const auto& entry : list) {
+    AddedToken token{.content = entry.at("content").get<std::string>(),
+                     .id = entry.at("id").get<int64_t>(),
+                     .special = value_or(entry, "special", false),
+                     .normalized = value_or(entry, "normalized", true),
+                     .single_word = value_or(entry, "single_word", false),
+                     .lstrip = value_or(entry, "lstrip", false),
+                     .rstrip = value_or(entry, "rstrip", false)};
+    if (token.content.empty()) continue;
+    token.id =
+        value_or(own, token.content.c_str(), token.id);  // of a token of the model, the model's id holds
+    vocabulary.add(token.content, token.id);
+    if (token.special) vocabulary.special.insert(token.id);
+    added.push_back(std::move(token));
+  }
+}
+
+/// Appends what a post-processor puts before and after a text.
+void read_post_processor(const json& whole, Vocabulary& vocabulary) {
+  for_each_stage(whole, "processors", [&](const json& stage) {
+    const std::string type = type_of(stage);
+    if (type == "ByteLevel") return;  // moves offsets only
+    if (type != "TemplateProcessing") unsupported("post-processor", type);
+    bool after = false;
+    for (const auto& part : stage.at("single")) {
+      if (part.contains("Sequence")) {
+        check<ConfigError>(!after, "tokenizer.json: a template must hold the text once");
+        after = true;
+        continue;
+      }
+      const json& special =
+          stage.at("special_tokens").at(part.at("SpecialToken").at("id").get<std::string>());
+      for (const auto& id : special.at("ids")) {
+        check<IoError>(vocabulary.has(id.get<int64_t>()), "tokenizer.json: the template's id ",
+                       id.get<int64_t>(), " must be a token");
+        (after ? vocabulary.suffix : vocabulary.prefix).push_back(id.get<int64_t>());
+      }
+    }
+    check<ConfigError>(after, "tokenizer.json: a template must hold the text once");
+  });
+}
+
+/// "a b" (a space stands in no token then) or ["a", "b"].
+std::vector<Bpe::Merge> read_merges(const json& list) {
+  std::vector<Bpe::Merge> merges;
+  merges.reserve(list.size());
+  for (const auto& entry : list) {
+    if (entry.is_string()) {
+      const std::string_view pair = entry.get_ref<const std::string&>();
+      const size_t space = pair.find(' ');
+      check<IoError>(space != std::string_view::npos && pair.find(' ', space + 1) == std::string_view::npos,
+                     "tokenizer.json: a merge must be two tokens with a space between, got \"", pair, "\"");
+      merges.emplace_back(pair.substr(0, space), pair.substr(space + 1));
+    } else {
+      merges.emplace_back(entry.at(0).get_ref<const std::string&>(),
+                          entry.at(1).get_ref<const std::string&>());
+    }
+  }
+  return merges;
+}
+
+std::shared_ptr<const TokenizerEngine> build(const json& file, const TokenizerConfig& config) {
+  check<IoError>(file.is_object(), "tokenizer.json must hold a JSON object");
+  const json& model = file.at("model");
+  const std::string model_type = value_or(model, "type", std::string("BPE"));
+  if (model_type != "BPE") unsupported("model", model_type);
+  for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
+    if (!value_or(model, key, std::string()).empty()) unsupported("model", key);
+  if (value_or(model, "dropout", 0.0) != 0.0) unsupported("model", "dropout");
+
+  Vocabulary vocabulary;
+  for (const auto& [token, id] : model.at("vocab").items()) vocabulary.add(token, id.get<int64_t>());
+  std::vector<AddedToken> added;
+  read_added_tokens(value_or(file, "added_tokens", json()), model.at("vocab"), vocabulary, added);
+  vocabulary.index();
+  TokenIds own;  // without the added tokens: those are never found inside a word
+  own.reserve(model.at("vocab").size());
+  for (const auto& [token, id] : model.at("vocab").items())
+    own.emplace(vocabulary.tokens[id.get<int64_t>()], id.get<int32_t>());
+
+  read_post_processor(value_or(file, "post_processor", json()), vocabulary);
+  if (vocabulary.prefix.size() == 1)
+    vocabulary.bos = vocabulary.prefix.front();  // unless the config names another
+  config.apply(vocabulary);
+
+  BpeOptions options;
+  auto pre_tokenizer = read_pre_tokenizer(value_or(file, "pre_tokenizer", json()), options.byte_level);
+  options.byte_fallback = value_or(model, "byte_fallback", false);
+  options.fuse_unknown = value_or(model, "fuse_unk", false);
+  options.ignore_merges = value_or(model, "ignore_merges", false);
+  if (const auto unknown = value_or(model, "unk_token", std::string()); !unknown.empty()) {
+    const auto found = own.find(unknown);
+    check<IoError>(found != own.end(), "tokenizer.json: unk_token \"", unknown,
+                   "\" must be in the vocabulary");
+    options.unknown_id = found->second;
+  }
+  vocabulary.kind = options.byte_level ? "byte-level BPE" : "SentencePiece BPE";
+  auto decoder = read_decoder(value_or(file, "decoder", json()));
+  return std::make_shared<BpeEngine>(
+      std::move(vocabulary), std::move(decoder.join),
+      BpeStages{.added = std::move(added),
+                .normalizer = read_normalizer(value_or(file, "normalizer", json())),
+                .pre_tokenizer = std::move(pre_tokenizer),
+                .bpe = Bpe(own, read_merges(model.at("merges")), options),
+                .spelling = std::move(decoder.spelling)});
+}
+
+}  // namespace
+
+std::shared_ptr<const TokenizerEngine> read_tokenizer_json(const std::string& text,
+                                                           const TokenizerConfig& config) {
+  try {
+    return build(json::parse(text), config);
+  } catch (const json::exception& error) {
+    throw IoError(concat("tokenizer.json is broken: ", error.what()));
+  }
+}
+
+}  // namespace introspect::text

@@ -1,0 +1,259 @@
+"""What Tokenizer.load makes of broken, hostile and unusual files, and encode of hostile texts."""
+
+import contextlib
+import copy
+import json
+import time
+
+import pytest
+import tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import introspect
+from introspect import ConfigError, IoError, Tokenizer
+
+fuzz = settings(max_examples=300, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def byte_level(**changes):
+    """A small byte-level BPE that can spell any text."""
+    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    vocab = {letter: i for i, letter in enumerate(sorted(letters))}
+    for token in ["th", "the", "Ġt", "Ġth", "Ġthe", "in", "ing"]:
+        vocab[token] = len(vocab)
+    parsed = {
+        "version": "1.0",
+        "added_tokens": [{"id": len(vocab), "content": "<end>", "special": True, "normalized": False}],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": vocab, "merges": ["t h", "th e", "Ġ t", "Ġt h", "Ġth e", "i n", "in g"]},
+    }
+    return {**parsed, **changes}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(parsed):
+        path = tmp_path / "tokenizer.json"
+        path.write_text(parsed if isinstance(parsed, str) else json.dumps(parsed), encoding="utf-8")
+        return Tokenizer.load(path)
+
+    return load
+
+
+@pytest.fixture
+def both(load, tmp_path):
+    """Ours and the one of the tokenizers library, of the same file."""
+
+    def both(parsed):
+        ours = load(parsed)
+        return ours, tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+
+    return both
+
+
+@fuzz
+@given(text=st.text(max_size=200))
+def test_any_text_gives_the_ids_of_tokenizers_and_comes_back(both, text):
+    ours, theirs = both(byte_level(normalizer=None))
+    ids = ours.encode(text)
+    assert ids == theirs.encode(text).ids
+    assert ours.decode(ids) == text
+
+
+@pytest.mark.parametrize("flags", [{}, {"lstrip": True}, {"rstrip": True}, {"single_word": True}, {"normalized": True}])
+@pytest.mark.parametrize("text", ["a <end> b", "<end><end>", "  <end>  <end> x", "x<end>y", "é<end> 1<end>_<end>."])
+def test_flags_of_added_tokens_mean_what_they_mean_in_tokenizers(both, flags, text):
+    parsed = byte_level()
+    parsed["added_tokens"][0].update({"lstrip": False, "rstrip": False, "single_word": False, **flags})
+    ours, theirs = both(parsed)
+    assert ours.encode(text) == theirs.encode(text).ids
+
+
+@pytest.mark.parametrize("behavior", ["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"])
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("pattern", [{"String": "the"}, {"Regex": "[\\s\\p{N}]"}, {"Regex": "\\p{L}+"}])
+def test_splits_mean_what_they_mean_in_tokenizers(both, behavior, invert, pattern):
+    split = {"type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert}
+    byte_stage = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    ours, theirs = both(byte_level(pre_tokenizer={"type": "Sequence", "pretokenizers": [split, byte_stage]}))
+    for text in ["the theme 12 in  the1thethe 3", " ", "the", "12the", "xthe the\n\n7"]:
+        assert ours.encode(text) == theirs.encode(text).ids, text
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+@pytest.mark.parametrize("split", [False, True])
+def test_metaspace_means_what_it_means_in_tokenizers(both, scheme, split):
+    vocab = {c: i for i, c in enumerate("▁abc<end>")}
+    vocab.update({"▁a": 20, "▁b": 21, "ab": 22, "a▁": 23, "<unk>": 24})
+    model = {"type": "BPE", "unk_token": "<unk>", "vocab": vocab, "merges": ["▁ a", "▁ b", "a b", "a ▁"]}
+    stage = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
+    added = [{"id": 25, "content": "<s>", "special": True, "normalized": False}]
+    added = [{**added[0], "single_word": False, "lstrip": False, "rstrip": False}]
+    decoder = {"type": "Sequence", "decoders": [{"type": "Fuse"}]}
+    ours, theirs = both({"added_tokens": added, "pre_tokenizer": stage, "decoder": decoder, "model": model})
+    for text in ["ab a b", " ab", "<s>ab", "a<s> b<s>a", "  a  ", "", "xyz a"]:
+        assert ours.encode(text) == theirs.encode(text).ids, text
+
+
+@pytest.mark.parametrize(
+    ("stage", "value"),
+    [
+        ("normalizer", {"type": "Lowercase"}),
+        ("pre_tokenizer", {"type": "Whitespace"}),
+        ("decoder", {"type": "WordPiece"}),
+        ("post_processor", {"type": "BertProcessing"}),
+        ("model", {"type": "WordPiece", "vocab": {}}),
+        ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "[a-z&&[aeiou]]"}, "behavior": "Isolated"}),
+        ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated"}),
+    ],
+)
+def test_a_stage_that_is_not_supported_is_named(load, stage, value):
+    with pytest.raises(ConfigError, match=value["type"] if "pattern" not in value else "pattern"):
+        load(byte_level(**{stage: value}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["merges"].append("a q q"), "two tokens"),
+        (lambda m: m["merges"].append("zz q"), "merge 7"),
+        (lambda m: m["vocab"].update(a=2**40), "id"),
+        (lambda m: m["vocab"].update(a=-1), "id"),
+        (lambda m: m["vocab"].update(a=3), "one token"),
+        (lambda m: m.pop("vocab"), "vocab"),
+        (lambda m: m.update(unk_token="nowhere"), "unk_token"),
+    ],
+)
+def test_a_broken_vocabulary_is_an_io_error_that_says_what(load, change, message):
+    parsed = byte_level()
+    change(parsed["model"])
+    with pytest.raises(IoError, match=message):
+        load(parsed)
+
+
+def paths(value, prefix=()):
+    yield prefix
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in list(items)[:12]:
+        yield from paths(inner, (*prefix, key))
+
+
+PATHS = list(paths(byte_level()))[1:]
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=4), st.integers(), max_size=3),
+)  # fmt: skip
+
+
+@fuzz
+@given(places=st.lists(st.tuples(st.sampled_from(PATHS), JUNK), min_size=1, max_size=3))
+def test_a_mutated_tokenizer_json_loads_or_is_a_typed_error(load, places):
+    parsed = copy.deepcopy(byte_level())
+    for path, junk in places:
+        target = parsed
+        try:
+            for key in path[:-1]:
+                target = target[key]
+            target[path[-1]] = junk
+        except (KeyError, IndexError, TypeError):
+            continue
+    try:
+        tokenizer = load(parsed)
+    except introspect.Error:
+        return
+    tokenizer.decode(tokenizer.encode("the thing <end>"))
+
+
+@fuzz
+@given(data=st.data())
+def test_damaged_bytes_of_a_tokenizer_json_load_or_are_a_typed_error(tmp_path, data):
+    raw = bytearray(json.dumps(byte_level()).encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw)
+    with contextlib.suppress(introspect.Error):
+        Tokenizer.load(path).encode("the thing")
+
+
+@pytest.fixture(scope="module")
+def spm_bytes(tmp_path_factory):
+    """A small tokenizer.model with byte fallback and a character map, trained here."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    prefix = tmp_path_factory.mktemp("spm") / "small"
+    texts = ["the thing in the inn", "other things thin out", "in then and there"] * 40
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_prefix=str(prefix), vocab_size=300, model_type="bpe", byte_fallback=True,
+        normalization_rule_name="nfkc", hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return prefix.with_suffix(".model").read_bytes()
+
+
+@fuzz
+@given(data=st.data())
+def test_a_damaged_tokenizer_model_loads_or_is_a_typed_error(tmp_path, spm_bytes, data):
+    raw = bytearray(spm_bytes)
+    for _ in range(data.draw(st.integers(1, 6))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw)
+    with contextlib.suppress(introspect.Error):
+        tokenizer = Tokenizer.load(path)
+        tokenizer.decode(tokenizer.encode("the thing é 日本 ①"))
+
+
+def test_a_small_sentencepiece_model_gives_the_ids_of_its_own_library(tmp_path, spm_bytes):
+    import sentencepiece
+
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(spm_bytes)
+    ours, theirs = Tokenizer.load(path), sentencepiece.SentencePieceProcessor(model_proto=spm_bytes)
+    for text in ["the thing", "  other   things ", "é ① ﬁ 日本", "\n\tx\x00y", ""]:
+        assert ours.encode(text, add_special_tokens=False) == theirs.encode(text), text
+
+
+@pytest.mark.parametrize("part", ["a", " ", "\n", "the ", "é中"])
+def test_a_megabyte_takes_seconds_not_minutes(load, part):
+    tokenizer = load(byte_level())
+    text = part * (1_000_000 // len(part))
+    start = time.perf_counter()
+    ids = tokenizer.encode(text)
+    assert time.perf_counter() - start < 10
+    assert tokenizer.decode(ids) == text
+
+
+def test_a_pattern_that_backtracks_without_end_is_a_config_error(load):
+    split = {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False}
+    stages = [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]
+    tokenizer = load(byte_level(pre_tokenizer={"type": "Sequence", "pretokenizers": stages}))
+    with pytest.raises(ConfigError, match="match limit"):
+        tokenizer.encode("a" * 5000 + "b")
+
+
+def test_stages_nested_without_end_are_a_config_error(load):
+    depth = 100_000
+    nested = '{"type": "Sequence", "normalizers": [' * depth + "]}" * depth
+    text = json.dumps(byte_level(normalizer="HERE")).replace('"HERE"', nested)
+    with pytest.raises(ConfigError, match="nested"):
+        load(text)
+
+
+def test_text_that_is_not_unicode_is_a_config_error(load):
+    tokenizer = load(byte_level())
+    with pytest.raises(ConfigError, match="byte 3 "):
+        tokenizer.encode(b"abc\xff")
+    with pytest.raises(ConfigError, match="surrogate"):
+        tokenizer.encode("abc\ud800")
+    assert tokenizer.encode("é".encode()) == tokenizer.encode("é")
+
+
+def test_ids_without_a_token_are_an_index_error(load):
+    tokenizer = load(byte_level())
+    for call in (lambda i: tokenizer.decode([i]), tokenizer.id_to_token, introspect.StreamDecoder(tokenizer).push):
+        for bad in (-1, len(tokenizer)):
+            with pytest.raises(IndexError):
+                call(bad)
