@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,8 +86,11 @@ def command(
         "store": output / "cells.sqlite",
     }
     for protocol in chosen:
-        with step_bars() as step:
+        with step_bars() as step, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             result = introspect.run_experiment(loaded, protocol, **options, progress=step)
+        for warning in caught:
+            note(f"introspect: {protocol.name}: {warning.message}")
         result.save(output / f"{protocol.name}.json")
         if not json:
             report.show([result])
