@@ -41,7 +41,7 @@ class Layers(NamedTuple):
         """As block numbers of a model."""
         if isinstance(self.first, int) and isinstance(self.last, int):
             return self.first, self.last
-        return tuple(min(round(end * n_layers), n_layers - 1) for end in self)  # type: ignore[return-value]
+        return tuple(min(math.floor(end * n_layers + 0.5), n_layers - 1) for end in self)  # type: ignore[return-value]
 
 
 def parse_layers(text: str) -> Layers:
