@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +57,11 @@ def load_folder(folder: str | os.PathLike) -> list[Result]:
     return sorted(results, key=place)
 
 
-def write(folder: str | os.PathLike) -> Path:
+def write(folder: str | os.PathLike, *, progress: Callable[[str, int, int], None] | None = None) -> Path:
     """Write report.json, report.csv, the plots and report.html into a run folder, and return the page's path.
+
+    Args:
+        progress: called with (what, done, total).
 
     Raises:
         FileNotFoundError: the folder is not there or holds no result.
@@ -69,8 +73,11 @@ def write(folder: str | os.PathLike) -> Path:
         raise ValueError(f"report: {folder} holds results of several models ({', '.join(sorted(models))})")
     write_text(folder / "report.json", json.dumps(as_dict(results), indent=1, ensure_ascii=False, allow_nan=False))
     write_text(folder / "report.csv", table(results).to_csv(index=False))
-    pictures = {}
-    for name, figure in figures(results).items():
+    pictures: dict[str, bytes] = {}
+    drawn = figures(results)
+    for name, figure in drawn.items():
+        if progress:
+            progress("plots", len(pictures), len(drawn))
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=DPI)
         pictures[name] = png.getvalue()

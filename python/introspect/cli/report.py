@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import report
+from ..progress import step_bars
 from .common import Json, guarded, note, print_json
 
 
@@ -19,7 +20,8 @@ def command(
     json: Json = False,
 ) -> None:
     """Print the tables of a run and write report.html, report.json, report.csv and the plots beside its results."""
-    page = report.write(folder)
+    with step_bars() as step:
+        page = report.write(folder, progress=step)
     results = report.load_folder(folder)
     if json:
         print_json(report.as_dict(results))

@@ -72,6 +72,9 @@ def command(
     import introspect
 
     chosen = [introspect.load_protocol(protocol) for protocol in protocols]
+    for protocol in chosen:
+        if Path(protocol.name).name != protocol.name or protocol.name in ("report", "overview"):
+            raise ValueError(f"run: a protocol's name becomes a file name, {protocol.name!r} cannot")
     vectors = {name: introspect.ControlVector.load(path) for name, path in files.items()}
     output.mkdir(parents=True, exist_ok=True)
     loaded = load_model(model, dtype, device)
