@@ -18,9 +18,22 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(
     )
 
 from . import io
-from ._C import ChatTemplate, ConfigError, Error, HookError, IoError, ShapeError, StreamDecoder, Tokenizer
+from ._C import (
+    ChatTemplate,
+    ConfigError,
+    Error,
+    HookError,
+    Intervention,
+    IoError,
+    KVCache,
+    ShapeError,
+    StreamDecoder,
+    Tokenizer,
+    ops,
+)
 from .data import load_suffixes
 from .hub import pull, resolve
+from .model import Model, load_model
 from .results import Result
 
 __version__ = _C.__version__
@@ -29,13 +42,18 @@ __all__ = [
     "ConfigError",
     "Error",
     "HookError",
+    "Intervention",
     "IoError",
+    "KVCache",
+    "Model",
     "Result",
     "ShapeError",
     "StreamDecoder",
     "Tokenizer",
     "io",
+    "load_model",
     "load_suffixes",
+    "ops",
     "pull",
     "resolve",
 ]
