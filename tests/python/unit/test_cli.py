@@ -21,12 +21,6 @@ def invoke(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def start(*arguments, **options):
-    """The command as a process of its own, as a shell starts it."""
-    command = [sys.executable, "-m", "introspect", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
-
 @pytest.fixture
 def vector_file(tmp_path):
     path = tmp_path / "cat.gguf"
@@ -202,8 +196,8 @@ def test_generate_refuses_layers_the_model_does_not_have(smollm2, trained):
 
 def cells(folder):
     with sqlite3.connect(f"file:{folder / 'cells.sqlite'}?mode=ro", uri=True) as database:
-        table = database.execute("select name from sqlite_master where type = 'table'").fetchone()[0]
-        return database.execute(f"select count(*) from {table}").fetchone()[0]
+        tables = database.execute("select name from sqlite_master where type = 'table'").fetchall()
+        return sum(database.execute(f"select count(*) from {name}").fetchone()[0] for (name,) in tables)
 
 
 def test_run_and_report(smollm2, trained, tmp_path):
@@ -226,18 +220,21 @@ def test_run_and_report(smollm2, trained, tmp_path):
 
 def test_an_interrupted_run_keeps_its_cells(smollm2, trained, tmp_path):
     out = tmp_path / "out"
-    process = start("run", smollm2, "no_info", "--vector", f"cat={trained}", "-o", out, "--nulls", "50")
-    deadline = time.monotonic() + 120
-    while not ((out / "cells.sqlite").exists() and cells(out) >= 2):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    sent = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
-    assert time.monotonic() - sent < 1.5  # a second, and the process's own end
+    command = [sys.executable, "-m", "introspect", "run", smollm2, "no_info", "--vector", f"cat={trained}", "-o", out]
+    command += ["--questions", "own", "--nulls", "500"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not ((out / "cells.sqlite").exists() and cells(out) >= 2):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            sent = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=20)
+            assert time.monotonic() - sent < 1.5  # a second, and the process's own end
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert stderr.strip() == "introspect: interrupted; what was finished is kept"
-    kept = cells(out)
-    assert kept >= 2
+    assert cells(out) >= 2
     assert not list(out.glob("*.json*"))
