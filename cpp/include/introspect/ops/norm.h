@@ -16,6 +16,9 @@ namespace introspect::ops {
 /// Source: Zhang & Sennrich 2019, arXiv:1910.07467; bit-equal to transformers' LlamaRMSNorm.
 INTROSPECT_EXPORT torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double eps);
 
+/// rms_norm before its weight: x / sqrt(mean(x^2) + eps) over the last dimension, in x's dtype.
+INTROSPECT_EXPORT torch::Tensor rms_normalize(const torch::Tensor& x, double eps);
+
 /// The denominator that rms_norm divides by, sqrt(mean(x^2) + eps), in float32.
 ///
 /// Shapes: x [..., D] -> [..., 1].
