@@ -5,6 +5,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; what is 
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from .results import Compared, Detection, Identification, Result
 
 CONCEPT, CONTROL, NULL = "#0072B2", "#D55E00", "#8a8a8a"
+PANELS = 3  # beside one another
 NATS = "change of log-odds yes : no (nats)"
 
 
@@ -45,16 +47,22 @@ def shifts(result: Result) -> Figure:
     questions = list(dict.fromkeys(r["question"] for r in result.rows if r["question_kind"] == "control"))
     head = ["introspection question"] + (["mean of the controls ± std"] if questions else [])
     names = head + [_shorten(question, 46) for question in questions]
-    width = 3.6 + 3.4 * len(detections)
-    figure = Figure(figsize=(width, 1.9 + 0.27 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(detections), sharey=True, sharex=True, squeeze=False)[0]
-    for axes, detection in zip(panels, detections, strict=True):
+    columns = min(len(detections), PANELS)
+    rows = math.ceil(len(detections) / columns)
+    figure = Figure(figsize=(3.6 + 3.4 * columns, 1.1 + rows * (0.8 + 0.27 * len(names))), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False).flat
+    for axes, detection in itertools.zip_longest(panels, detections):
+        if detection is None:
+            axes.set_visible(False)
+            continue
         _question_panel(axes, result, detection, questions)
         axes.set_title(result.label(detection.setting), fontsize=9.5, loc="left")
         _finish(axes, names, NATS)
+        axes.tick_params(labelbottom=True)
         if questions:
             axes.axhline(1.5, color="#d0d0d0", linewidth=0.8)
-    panels[0].get_yticklabels()[0].set_fontweight("bold")
+        if axes.get_subplotspec().is_first_col():
+            axes.get_yticklabels()[0].set_fontweight("bold")
     colours = [("introspection question", CONCEPT)] + ([("control question", CONTROL)] if questions else [])
     _legend(panels[0], colours, any(d.shift.nulls for d in detections))
     figure.suptitle(f"{result.protocol['name']} · {result.model['name']}", x=0.01, ha="left", fontsize=11)
