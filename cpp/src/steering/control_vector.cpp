@@ -1,0 +1,253 @@
+#include "introspect/steering/control_vector.h"
+
+#include <charconv>
+#include <cmath>
+#include <stdexcept>
+#include <utility>
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <torch/torch.h>
+#include <nlohmann/json.hpp>
+
+#include "introspect/core/check.h"
+#include "introspect/io/gguf.h"
+#include "introspect/io/gguf_writer.h"
+#include "introspect/io/safetensors.h"
+
+namespace introspect::steering {
+namespace {
+
+constexpr auto kArchitecture = "controlvector";
+constexpr auto kOriginKey = "introspect.origin";  // ours; other readers pass over keys they do not know
+const std::string kPrefix = "direction.";
+
+std::string tensor_name(int64_t layer) {
+  return kPrefix + std::to_string(layer);
+}
+
+/// Every direction.{layer} of a file, checked to be one-dimensional before anything is read.
+ControlVector::Directions read_directions(const io::TensorSource& source, const std::filesystem::path& path) {
+  ControlVector::Directions directions;
+  for (const auto& name : source.names()) {
+    int64_t layer = -1;
+    const auto* const first = name.data() + std::min(name.size(), kPrefix.size());
+    const auto* const last = name.data() + name.size();
+    const auto [end, error] = std::from_chars(first, last, layer);
+    check<IoError>(name.rfind(kPrefix, 0) == 0 && error == std::errc() && end == last && layer >= 0,
+                   "ControlVector: ", path.string(), ": tensors must be named direction.{layer}, got '", name,
+                   "'");
+    check<IoError>(source.shape(name).size() == 1, "ControlVector: ", path.string(), ": ", name,
+                   " must be one-dimensional, got ", source.shape(name).size(), " dimensions");
+    directions.emplace(layer, source.read(name, torch::kFloat32));
+  }
+  check<IoError>(!directions.empty(), "ControlVector: ", path.string(),
+                 ": the file must hold a direction, got none");
+  return directions;
+}
+
+std::string origin_json(const VectorOrigin& origin) {
+  auto spectrum = nlohmann::json::object();
+  for (const auto& [layer, shares] : origin.spectrum) spectrum[std::to_string(layer)] = shares;
+  return nlohmann::json{{"model_name", origin.model_name},
+                        {"model_hash", origin.model_hash},
+                        {"method", origin.method},
+                        {"n_pairs", origin.n_pairs},
+                        {"spectrum", spectrum}}
+      .dump();
+}
+
+VectorOrigin parse_origin(const std::string& text, const std::filesystem::path& path) {
+  VectorOrigin origin;
+  try {
+    const auto json = nlohmann::json::parse(text);
+    json.at("model_name").get_to(origin.model_name);
+    json.at("model_hash").get_to(origin.model_hash);
+    json.at("method").get_to(origin.method);
+    json.at("n_pairs").get_to(origin.n_pairs);
+    for (const auto& [layer, shares] : json.at("spectrum").items())
+      origin.spectrum.emplace(std::stoll(layer), shares.get<std::vector<double>>());
+  } catch (const std::exception& problem) {  // of nlohmann::json and of std::stoll
+    throw IoError(
+        concat("ControlVector: ", path.string(), ": the vector's origin cannot be read: ", problem.what()));
+  }
+  return origin;
+}
+
+/// [d, k] with orthonormal columns, Haar distributed (Mezzadri 2007, arXiv:math-ph/0609050: QR of a Gaussian
+/// matrix, with the signs of R's diagonal made positive).
+torch::Tensor random_frame(int64_t d, int64_t k, uint64_t seed) {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
+  const auto [q, r] = torch::linalg_qr(torch::randn({d, k}, generator, torch::kFloat64));
+  return q * torch::where(r.diagonal() < 0, -1.0, 1.0);
+}
+
+}  // namespace
+
+ControlVector::ControlVector(std::string model_type, const Directions& directions, VectorOrigin origin)
+    : model_type_(std::move(model_type)), origin_(std::move(origin)) {
+  check<ConfigError>(!directions.empty(), "ControlVector: at least one direction is needed, got none");
+  for (const auto& [layer, direction] : directions) {
+    check<std::out_of_range>(layer >= 0, "ControlVector: layers must be 0 or more, got ", layer);
+    const auto& first = directions.begin()->second;
+    check<ShapeError>(direction.defined() && direction.dim() == 1 && direction.numel() > 0 &&
+                          direction.is_floating_point() && direction.sizes() == first.sizes(),
+                      "ControlVector: direction ", layer,
+                      " must be a float [d_model] as wide as the others (", first.sizes(), "), got ",
+                      direction.sizes(), " ", direction.dtype());
+    auto copy = direction.detach().to(torch::kCPU, torch::kFloat32).clone(at::MemoryFormat::Contiguous);
+    check<std::invalid_argument>(copy.isfinite().all().item<bool>(), "ControlVector: direction ", layer,
+                                 " must be finite, got NaN or infinity");
+    directions_.emplace(layer, std::move(copy));
+  }
+}
+
+std::vector<int64_t> ControlVector::layers() const {
+  std::vector<int64_t> out;
+  for (const auto& [layer, direction] : directions_) out.push_back(layer);
+  return out;
+}
+
+ControlVector ControlVector::plus(const ControlVector& other, double factor) const {
+  check<ConfigError>(model_type_ == other.model_type_,
+                     "ControlVector: vectors must be of one model type, got '", model_type_, "' and '",
+                     other.model_type_, "'");
+  check<ShapeError>(d_model() == other.d_model(), "ControlVector: vectors must be of one width, got ",
+                    d_model(), " and ", other.d_model());
+  auto sum = directions_;
+  for (const auto& [layer, direction] : other.directions_) {
+    const auto scaled = direction * factor;
+    const auto [place, is_new] = sum.emplace(layer, scaled);
+    if (!is_new) place->second = place->second + scaled;
+  }
+  VectorOrigin origin;
+  origin.method = "combination";
+  if (origin_.model_hash == other.origin_.model_hash) {
+    origin.model_hash = origin_.model_hash;
+    origin.model_name = origin_.model_name;
+  }
+  return ControlVector(model_type_, sum, std::move(origin));
+}
+
+ControlVector ControlVector::operator+(const ControlVector& other) const {
+  return plus(other, 1.0);
+}
+ControlVector ControlVector::operator-(const ControlVector& other) const {
+  return plus(other, -1.0);
+}
+ControlVector ControlVector::operator-() const {
+  return *this * -1.0;
+}
+
+ControlVector ControlVector::operator*(double factor) const {
+  check<std::invalid_argument>(std::isfinite(factor), "ControlVector: the factor must be finite, got ",
+                               factor);
+  auto scaled = directions_;
+  for (auto& [layer, direction] : scaled) direction = direction * factor;
+  return ControlVector(model_type_, scaled, origin_);
+}
+
+ControlVector ControlVector::operator/(double divisor) const {
+  check<std::invalid_argument>(divisor != 0.0 && !std::isnan(divisor),
+                               "ControlVector: the divisor must be a number other than zero, got ", divisor);
+  auto scaled = directions_;
+  for (auto& [layer, direction] : scaled) direction = direction / divisor;
+  return ControlVector(model_type_, scaled, origin_);
+}
+
+bool ControlVector::operator==(const ControlVector& other) const {
+  if (model_type_ != other.model_type_ || layers() != other.layers()) return false;
+  for (const auto& [layer, direction] : directions_)
+    if (!direction.equal(other.directions_.at(layer))) return false;
+  return true;
+}
+
+void ControlVector::export_gguf(const std::filesystem::path& path) const {
+  check<ConfigError>(
+      directions_.count(0) == 0,
+      "ControlVector::export_gguf: layers must be 1 or more, since llama.cpp has no direction for "
+      "layer 0, got one (save_safetensors keeps it)");
+  io::GgufWriter writer(kArchitecture);
+  writer.set("controlvector.model_hint", model_type_);
+  writer.set("controlvector.layer_count", static_cast<uint32_t>(directions_.size()));
+  writer.set(kOriginKey, origin_json(origin_));
+  for (const auto& [layer, direction] : directions_) writer.add(tensor_name(layer), direction);
+  writer.write(path);
+}
+
+ControlVector ControlVector::import_gguf(const std::filesystem::path& path) {
+  const auto file = io::GgufFile::open(path);
+  check<IoError>(file->architecture() == kArchitecture, "ControlVector::import_gguf: ", path.string(),
+                 ": general.architecture must be '", kArchitecture, "', got '", file->architecture(), "'");
+  check<IoError>(file->has_key("controlvector.model_hint"), "ControlVector::import_gguf: ", path.string(),
+                 ": the key controlvector.model_hint is missing");
+  auto origin = file->has_key(kOriginKey) ? parse_origin(file->get_string(kOriginKey), path) : VectorOrigin();
+  return ControlVector(file->get_string("controlvector.model_hint"), read_directions(*file, path),
+                       std::move(origin));
+}
+
+void ControlVector::save_safetensors(const std::filesystem::path& path) const {
+  std::vector<std::pair<std::string, torch::Tensor>> tensors;
+  for (const auto& [layer, direction] : directions_) tensors.emplace_back(tensor_name(layer), direction);
+  io::save_safetensors(
+      path, tensors,
+      {{"format", kArchitecture}, {"model_type", model_type_}, {"origin", origin_json(origin_)}});
+}
+
+ControlVector ControlVector::load_safetensors(const std::filesystem::path& path) {
+  const auto file = io::SafetensorsFile::open(path);
+  const auto metadata = file->metadata();
+  const auto value = [&](const std::string& key) {
+    const auto found = metadata.find(key);
+    return found == metadata.end() ? std::string() : found->second;
+  };
+  check<IoError>(value("format") == kArchitecture, "ControlVector::load_safetensors: ", path.string(),
+                 ": the metadata 'format' must be '", kArchitecture, "', got '", value("format"), "'");
+  return ControlVector(value("model_type"), read_directions(*file, path),
+                       parse_origin(value("origin"), path));
+}
+
+void ControlVector::save(const std::filesystem::path& path) const {
+  if (path.extension() == ".gguf") return export_gguf(path);
+  check<std::invalid_argument>(path.extension() == ".safetensors",
+                               "ControlVector::save: the file must end in .gguf or .safetensors, got ",
+                               path.string());
+  save_safetensors(path);
+}
+
+ControlVector ControlVector::load(const std::filesystem::path& path) {
+  if (path.extension() == ".gguf") return import_gguf(path);
+  check<std::invalid_argument>(path.extension() == ".safetensors",
+                               "ControlVector::load: the file must end in .gguf or .safetensors, got ",
+                               path.string());
+  return load_safetensors(path);
+}
+
+ControlVector random_rotation(const ControlVector& vector, uint64_t seed) {
+  std::vector<torch::Tensor> rows;
+  for (const auto& [layer, direction] : vector.directions()) rows.push_back(direction.to(torch::kFloat64));
+  const auto [q, r] = torch::linalg_qr(torch::stack(rows).t());
+  const auto rotated = random_frame(q.size(0), q.size(1), seed).mm(r).t();
+  ControlVector::Directions directions;
+  int64_t row = 0;
+  for (const auto layer : vector.layers()) directions.emplace(layer, rotated[row++]);
+  auto origin = vector.origin();
+  origin.method =
+      concat("random rotation (seed ", seed, ") of ", origin.method.empty() ? "a vector" : origin.method);
+  return ControlVector(vector.model_type(), directions, std::move(origin));
+}
+
+hooks::Intervention as_intervention(const ControlVector& vector, int64_t n_layers, int64_t first_layer,
+                                    int64_t last_layer) {
+  check<std::out_of_range>(first_layer >= 0 && first_layer <= last_layer && last_layer < n_layers,
+                           "steering: layers must be in order and from 0 to ", n_layers - 1, ", got ",
+                           first_layer, " to ", last_layer);
+  const auto& all = vector.directions();
+  hooks::Intervention out;
+  out.directions = {all.lower_bound(first_layer), all.upper_bound(last_layer)};
+  check<ConfigError>(!out.directions.empty(), "steering: the vector must have a direction in layers ",
+                     first_layer, " to ", last_layer, ", got none (it has ", all.begin()->first, " to ",
+                     all.rbegin()->first, ")");
+  return out;
+}
+
+}  // namespace introspect::steering
