@@ -18,6 +18,8 @@ void bind_ops(py::module_& m);
 void bind_hooks(py::module_& m);
 void bind_cache(py::module_& m);
 void bind_models(py::module_& m);
+void bind_steering(py::module_& m);
+void bind_experiments(py::module_& m);
 
 /// A Progress that calls `callback(what, done, total)` unless it is None, and lets Ctrl-C end the work either way.
 inline Progress as_progress(py::object callback) {

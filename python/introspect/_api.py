@@ -26,34 +26,45 @@ from ._C import (
     Intervention,
     IoError,
     KVCache,
+    Protocol,
     ShapeError,
+    Store,
     StreamDecoder,
     Tokenizer,
     ops,
 )
 from .data import load_suffixes
+from .experiment import load_protocol, run_experiment
 from .hub import pull, resolve
 from .model import Model, load_model
 from .results import Result
+from .steering import ControlVector, concept_pairs, random_rotation
 
 __version__ = _C.__version__
 __all__ = [
     "ChatTemplate",
     "ConfigError",
+    "ControlVector",
     "Error",
     "HookError",
     "Intervention",
     "IoError",
     "KVCache",
     "Model",
+    "Protocol",
     "Result",
     "ShapeError",
+    "Store",
     "StreamDecoder",
     "Tokenizer",
+    "concept_pairs",
     "io",
     "load_model",
+    "load_protocol",
     "load_suffixes",
     "ops",
     "pull",
+    "random_rotation",
     "resolve",
+    "run_experiment",
 ]

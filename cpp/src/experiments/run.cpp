@@ -1,0 +1,547 @@
+#include "introspect/experiments/run.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <stdexcept>
+
+#include <ATen/Parallel.h>
+#include <torch/torch.h>
+#include <nlohmann/json.hpp>
+
+#include "introspect/core/check.h"
+#include "introspect/core/sha256.h"
+#include "introspect/models/generate.h"
+#include "introspect/version.h"
+
+namespace introspect::experiments {
+namespace {
+
+using Ids = std::vector<int64_t>;
+using Directions = std::map<int64_t, torch::Tensor>;  // block -> float32 [D]
+
+constexpr int64_t kMostRows = 64;  // of one batch: beyond it nothing gets faster
+
+/// One question: what follows the injected messages, and what is read at its end.
+struct Ask {
+  std::string question;
+  std::string kind;  // "introspection" or "control"
+  Ids after;
+  bool keeps_steering = false;
+  bool samples = false;
+  Ids report_ids;
+};
+
+/// Questions that share everything up to the end of the injected messages.
+struct Scene {
+  Ids before, injected;
+  std::vector<Ask> asks;
+
+  int64_t span_begin() const { return static_cast<int64_t>(before.size()); }
+  int64_t span_end() const { return static_cast<int64_t>(before.size() + injected.size()); }
+  int64_t longest(int64_t new_tokens) const {
+    int64_t longest = 0;
+    for (const auto& ask : asks)
+      longest = std::max(longest, static_cast<int64_t>(ask.after.size()) + (ask.samples ? new_tokens : 0));
+    return span_end() + longest;
+  }
+};
+
+/// One vector, or rotation of it, at one strength over one range.
+struct Injection {
+  std::string concept_name;
+  double strength = 0.0;
+  int64_t first_layer = 0, last_layer = 0;
+  int64_t null_index = -1;
+  Directions directions;  // of the blocks in the range, strength not applied
+};
+
+uint64_t rotation_seed(uint64_t seed, const std::string& concept_name, int64_t null_index) {
+  return std::stoull(sha256_hex(concat(seed, "/", concept_name, "/", null_index)).substr(0, 16), nullptr, 16);
+}
+
+std::string dtype_name(torch::ScalarType dtype) {
+  switch (dtype) {
+    case torch::kFloat64:
+      return "float64";
+    case torch::kFloat32:
+      return "float32";
+    case torch::kBFloat16:
+      return "bfloat16";
+    case torch::kFloat16:
+      return "float16";
+    default:
+      return c10::toString(dtype);
+  }
+}
+
+/// The identity of what is added to the residual stream.
+std::string directions_hash(const Directions& directions) {
+  Sha256 hash;
+  for (const auto& [layer, direction] : directions) {
+    const auto values = direction.contiguous();
+    hash.update(concat(layer, ":")).update(values.const_data_ptr(), values.nbytes());
+  }
+  return hash.hex();
+}
+
+class Runner {
+ public:
+  Runner(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
+         const ExperimentOptions& options)
+      : model_(model), protocol_(protocol), options_(options) {
+    check_options(vectors);
+    plan_scenes(vectors);
+    plan_injections(vectors);
+    const auto steered = std::count_if(injections_.begin(), injections_.end(),
+                                       [](const auto& injection) { return injection.strength != 0; });
+    for (const auto& scene : scenes_) total_ += static_cast<int64_t>(scene.asks.size()) * (1 + steered);
+  }
+
+  Result run() {
+    const torch::NoGradGuard no_grad;
+    for (const auto& scene : scenes_) run_scene(scene);
+    report(options_.progress, protocol_.name, total_, total_);
+    return collect();
+  }
+
+ private:
+  // ---- the plan -------------------------------------------------------------------------------------------------
+
+  void check_options(const NamedVectors& vectors) const {
+    check<std::invalid_argument>(!vectors.empty(), "run_experiment: at least one vector is needed, got none");
+    check<std::invalid_argument>(!options_.strengths.empty() && !options_.layers.empty(),
+                                 "run_experiment: at least one strength and one layer range are needed");
+    for (const auto strength : options_.strengths)
+      check<std::invalid_argument>(std::isfinite(strength), "run_experiment: strengths must be finite, got ",
+                                   strength);
+    check<std::invalid_argument>(options_.nulls >= 0, "run_experiment: nulls must be 0 or more, got ",
+                                 options_.nulls);
+    for (const auto& [name, vector] : vectors)
+      check<ShapeError>(vector.d_model() == model_.cfg().d_model, "run_experiment: vector '", name,
+                        "' must be as wide as the model (", model_.cfg().d_model, "), got ",
+                        vector.d_model());
+  }
+
+  void plan_scenes(const NamedVectors& vectors) {
+    const auto& tokenizer = model_.tokenizer();
+    yes_id_ = single_token(tokenizer, protocol_.yes_token);
+    no_id_ = single_token(tokenizer, protocol_.no_token);
+    Ask own{protocol_.own_question(),
+            "introspection",
+            {},
+            protocol_.steer_generation,
+            protocol_.read == Read::sample,
+            {}};
+    if (protocol_.read == Read::content)
+      for (const auto& [name, vector] : vectors) {
+        const auto word = protocol_.report_tokens.count(name) ? protocol_.report_tokens.at(name) : name;
+        own.report_ids.push_back(first_token(tokenizer, word));
+        own.report_ids.push_back(first_token(tokenizer, " " + word));
+      }
+    add_ask(protocol_.conversation, own);
+    for (const auto& question : options_.questions.value_or(protocol_.control_questions))
+      add_ask(protocol_.ask(question), {question, "control", {}, false, false, {}});
+
+    for (const auto& scene : scenes_)
+      check<ShapeError>(scene.longest(protocol_.sampling.max_new_tokens) <= model_.cfg().n_ctx,
+                        "run_experiment: protocol '", protocol_.name, "' must fit into the model's ",
+                        model_.cfg().n_ctx, " positions, got ",
+                        scene.longest(protocol_.sampling.max_new_tokens));
+  }
+
+  void add_ask(const Conversation& conversation, Ask ask) {
+    auto tokens = tokenize(conversation, model_.tokenizer(), model_.chat_template());
+    ask.after = std::move(tokens.after);
+    for (auto& scene : scenes_)
+      if (scene.before == tokens.before && scene.injected == tokens.injected) {
+        scene.asks.push_back(std::move(ask));
+        return;
+      }
+    scenes_.push_back({std::move(tokens.before), std::move(tokens.injected), {std::move(ask)}});
+  }
+
+  void plan_injections(const NamedVectors& vectors) {
+    for (const auto& [name, vector] : vectors) {
+      const auto& origin = vector.origin();
+      if (!origin.model_hash.empty() && origin.model_hash != model_.hash())
+        warnings_.push_back(concat("vector '", name, "' was trained on other weights (", origin.model_name,
+                                   ") than this model's (", model_.cfg().model_name, ")"));
+      std::vector<steering::ControlVector> versions{vector};
+      for (int64_t null_index = 0; null_index < options_.nulls; ++null_index)
+        versions.push_back(steering::random_rotation(vector, rotation_seed(options_.seed, name, null_index)));
+      for (const auto strength : options_.strengths)
+        for (const auto& range : options_.layers) {
+          const auto [first, last] = range.resolve(model_.cfg().n_layers);
+          for (size_t version = 0; version < versions.size(); ++version) {
+            auto inside =
+                steering::as_intervention(versions[version], model_.cfg().n_layers, first, last).directions;
+            injections_.push_back(
+                {name, strength, first, last, static_cast<int64_t>(version) - 1, std::move(inside)});
+          }
+          const auto n_inside = static_cast<int64_t>(injections_.back().directions.size());
+          if (n_inside < last - first + 1 && strength == options_.strengths.front())
+            warnings_.push_back(concat("vector '", name, "' has directions for ", n_inside, " of the ",
+                                       last - first + 1, " layers ", first, " to ", last));
+        }
+    }
+  }
+
+  // ---- what is known --------------------------------------------------------------------------------------------
+
+  nlohmann::ordered_json identity(const Scene& scene) const {
+    return {
+        {"version", INTROSPECT_VERSION},   {"model", model_.hash()}, {"dtype", dtype_name(model_.dtype())},
+        {"device", model_.device().str()}, {"before", scene.before}, {"injected", scene.injected}};
+  }
+
+  std::string cell_key(const Scene& scene, const Ask& ask, const std::string& injection) const {
+    auto json = identity(scene);
+    json["added"] = injection;
+    json["after"] = ask.after;
+    json["keeps_steering"] = ask.keeps_steering;
+    json["read"] = {yes_id_, no_id_, ask.report_ids};
+    if (ask.samples) {
+      const auto& sampling = protocol_.sampling;
+      json["sampling"] = {sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k};
+      if (sampling.temperature > 0) json["seed"] = options_.seed;
+    }
+    return sha256_hex(json.dump());
+  }
+
+  /// Whether the reading is known, now or from an earlier run.
+  bool find(const std::string& key) {
+    if (readings_.count(key) > 0) return true;
+    const auto stored = options_.store ? options_.store->get(key) : std::nullopt;
+    if (!stored) return false;
+    readings_.emplace(key, Reading::from_json(*stored));
+    return true;
+  }
+
+  void keep(const std::string& key, Reading reading) {
+    if (options_.store) options_.store->put(key, reading.to_json());
+    readings_.emplace(key, std::move(reading));
+  }
+
+  // ---- running --------------------------------------------------------------------------------------------------
+
+  /// A prefilled batch: everything up to the end of the injected messages.
+  struct Prefilled {
+    cache::KVCache cache;
+    torch::Tensor last_logits_BV;      // defined where a question has nothing after the injected messages
+    hooks::HookRegistry while_asking;  // where the vector stays on
+    hooks::HookRegistry without;       // where it does not
+  };
+
+  /// A registry that tells the progress callback, between layers, that the run is alive.
+  hooks::HookRegistry watched(const Scene& scene) const {
+    auto registry = model_.make_hooks();
+    if (!options_.progress) return registry;
+    for (int64_t layer = 0; layer < model_.cfg().n_layers; ++layer)
+      registry.add(hooks::hook_name({hooks::Point::kResidPost, layer}),
+                   [this, &scene](const torch::Tensor&, hooks::Site) -> std::optional<torch::Tensor> {
+                     tell(scene);
+                     return std::nullopt;
+                   });
+    return registry;
+  }
+
+  void tell(const Scene& scene) const {
+    report(options_.progress,
+           concat(protocol_.name, scene.asks.front().kind == "control" ? " (controls)" : ""), done_, total_);
+  }
+
+  void forward(const Ids& ids, cache::KVCache& cache, const hooks::HookRegistry& registry,
+               torch::Tensor* last_logits_BV) const {
+    models::ForwardOptions pass;
+    pass.cache = &cache;
+    pass.hooks = &registry;
+    pass.logits_at = last_logits_BV ? models::LogitsAt::kLast : models::LogitsAt::kNone;
+    const auto tokens_BT =
+        torch::tensor(ids, torch::kInt64).unsqueeze(0).expand({cache.shape().batch, -1}).contiguous();
+    const auto logits = model_.forward(tokens_BT, pass);
+    if (last_logits_BV) *last_logits_BV = logits.squeeze(1);
+  }
+
+  cache::KVCache prefill_before(const Scene& scene) const {
+    auto cache = model_.make_cache(1);
+    if (!scene.before.empty()) forward(scene.before, cache, watched(scene), nullptr);
+    return cache;
+  }
+
+  Prefilled prefill_injected(const Scene& scene, const cache::KVCache& before,
+                             const std::vector<Directions>& rows, const hooks::HookRegistry& watch) const {
+    const auto n_rows = static_cast<int64_t>(rows.size());
+    Prefilled out{scene.before.empty() ? model_.make_cache(n_rows) : before.select_rows(Ids(rows.size(), 0)),
+                  {},
+                  watch,
+                  watch};
+    out.cache.reserve(scene.longest(protocol_.sampling.max_new_tokens));
+
+    hooks::Intervention added;
+    added.first_position = scene.span_begin();
+    for (size_t row = 0; row < rows.size(); ++row)
+      for (const auto& [layer, direction] : rows[row]) {
+        auto& all = added.directions[layer];
+        if (!all.defined()) all = torch::zeros({n_rows, model_.cfg().d_model});
+        all[static_cast<int64_t>(row)] = direction;
+      }
+    for (auto& [layer, direction] : added.directions) direction = direction.to(model_.device());
+    if (!added.directions.empty()) out.while_asking.add(added);
+    const bool read_here =
+        std::any_of(scene.asks.begin(), scene.asks.end(), [](const auto& ask) { return ask.after.empty(); });
+    // Every token of this pass is injected, so the registry that keeps the vector on is the one to use.
+    forward(scene.injected, out.cache, out.while_asking, read_here ? &out.last_logits_BV : nullptr);
+    return out;
+  }
+
+  std::vector<Reading> ask(const Scene& scene, const Ask& ask, const Prefilled& prefilled) const {
+    auto cache = prefilled.cache.fork();
+    const auto& registry = ask.keeps_steering ? prefilled.while_asking : prefilled.without;
+    auto logits_BV = prefilled.last_logits_BV;
+    if (!ask.after.empty()) forward(ask.after, cache, registry, &logits_BV);
+    std::vector<Reading> out;
+    for (int64_t row = 0; row < logits_BV.size(0); ++row) out.push_back(read(logits_BV[row], ask));
+    if (ask.samples) {
+      const auto texts = sample(scene, ask, cache, logits_BV, registry);
+      for (size_t row = 0; row < out.size(); ++row) out[row].text = texts[row];
+    }
+    return out;
+  }
+
+  Reading read(const torch::Tensor& logits, const Ask& ask) const {
+    const auto logits_V = logits.to(torch::kCPU, torch::kFloat64);
+    const auto log_probs_V = logits_V.log_softmax(0);
+    const auto* const logit = logits_V.const_data_ptr<double>();
+    const auto* const log_prob = log_probs_V.const_data_ptr<double>();
+    Reading out;
+    out.log_odds = logit[yes_id_] - logit[no_id_];
+    out.p_yes = std::exp(log_prob[yes_id_]);
+    out.p_no = std::exp(log_prob[no_id_]);
+    for (const auto id : ask.report_ids) {
+      const auto above =
+          std::count_if(logit, logit + logits_V.numel(), [&](double other) { return other > logit[id]; });
+      out.tokens.push_back({model_.tokenizer().decode(Ids{id}), id, log_prob[id], above + 1});
+    }
+    return out;
+  }
+
+  std::vector<std::string> sample(const Scene& scene, const Ask& ask, const cache::KVCache& cache,
+                                  const torch::Tensor& logits_BV, const hooks::HookRegistry& registry) const {
+    models::GenerateOptions how;
+    how.max_new_tokens = protocol_.sampling.max_new_tokens;
+    how.temperature = protocol_.sampling.temperature;
+    how.top_p = protocol_.sampling.top_p;
+    how.top_k = protocol_.sampling.top_k;
+    how.seed = options_.seed;
+    how.hooks = &registry;
+    Ids context = scene.before;
+    context.insert(context.end(), scene.injected.begin(), scene.injected.end());
+    context.insert(context.end(), ask.after.begin(), ask.after.end());
+    auto continued = cache.fork();
+    const std::vector<Ids> contexts(static_cast<size_t>(logits_BV.size(0)), context);
+    std::vector<std::string> texts;
+    for (const auto& ids : models::generate_from(model_, continued, logits_BV, contexts, how))
+      texts.push_back(model_.tokenizer().decode(ids, /*skip_special_tokens=*/true));
+    return texts;
+  }
+
+  /// Runs what is not known of the scene for these rows, and keeps each reading as it comes.
+  void run_rows(const Scene& scene, const cache::KVCache& before, const std::vector<Directions>& rows,
+                const std::vector<std::string>& hashes, const hooks::HookRegistry& watch) {
+    const auto prefilled = prefill_injected(scene, before, rows, watch);
+    for (const auto& question : scene.asks) {
+      std::vector<std::string> keys;
+      for (const auto& hash : hashes) keys.push_back(cell_key(scene, question, hash));
+      if (std::all_of(keys.begin(), keys.end(), [this](const auto& key) { return find(key); })) continue;
+      auto readings = ask(scene, question, prefilled);
+      for (size_t row = 0; row < keys.size(); ++row) {
+        if (!find(keys[row])) ++done_;
+        keep(keys[row], std::move(readings[row]));
+      }
+      tell(scene);
+    }
+  }
+
+  int64_t count_known(const Scene& scene, const std::string& hash) {
+    return std::count_if(scene.asks.begin(), scene.asks.end(),
+                         [&](const auto& question) { return find(cell_key(scene, question, hash)); });
+  }
+
+  void run_scene(const Scene& scene) {
+    std::optional<cache::KVCache> before;
+    const auto get_before = [&]() -> const cache::KVCache& {
+      if (!before) before = prefill_before(scene);
+      return *before;
+    };
+    const auto n_asks = static_cast<int64_t>(scene.asks.size());
+
+    std::map<int64_t, double> norms;
+    const bool need_norms = options_.strength_unit == StrengthUnit::residual;
+    const bool have_norms = !need_norms || find_norms(scene, norms);
+    const auto known = count_known(scene, kNothing);
+    done_ += known;
+    tell(scene);
+    if (known < n_asks || !have_norms) {
+      auto watch = watched(scene);
+      if (!have_norms) record_norms(scene, watch, norms);
+      run_rows(scene, get_before(), {{}}, {kNothing}, watch);
+      if (!have_norms && options_.store) options_.store->put(norms_key(scene), nlohmann::json(norms).dump());
+    }
+
+    std::vector<Directions> rows;
+    std::vector<std::string> hashes;
+    const auto flush = [&] {
+      if (!rows.empty()) run_rows(scene, get_before(), rows, hashes, watched(scene));
+      rows.clear();
+      hashes.clear();
+    };
+    for (const auto& injection : injections_) {
+      if (injection.strength == 0) continue;
+      auto added = scaled(injection, norms);
+      auto hash = directions_hash(added);
+      const auto found = count_known(scene, hash);
+      done_ += found;
+      added_[{&scene, &injection}] = hash;
+      if (found == n_asks || std::find(hashes.begin(), hashes.end(), hash) != hashes.end()) continue;
+      rows.push_back(std::move(added));
+      hashes.push_back(std::move(hash));
+      if (static_cast<int64_t>(rows.size()) >= most_rows(scene)) flush();
+    }
+    flush();
+  }
+
+  // ---- strengths ------------------------------------------------------------------------------------------------
+
+  Directions scaled(const Injection& injection, const std::map<int64_t, double>& norms) const {
+    auto out = injection.directions;
+    for (auto& [layer, direction] : out) {
+      auto factor = injection.strength;
+      const auto length = direction.norm().item<double>();
+      if (options_.strength_unit == StrengthUnit::residual && length > 0) factor *= norms.at(layer) / length;
+      direction = direction * factor;
+    }
+    return out;
+  }
+
+  std::string norms_key(const Scene& scene) const {
+    auto json = identity(scene);
+    json["read"] = "mean residual norms";
+    return sha256_hex(json.dump());
+  }
+
+  bool find_norms(const Scene& scene, std::map<int64_t, double>& norms) const {
+    const auto stored = options_.store ? options_.store->get(norms_key(scene)) : std::nullopt;
+    if (stored) nlohmann::json::parse(*stored).get_to(norms);
+    return stored.has_value();
+  }
+
+  /// Adds callbacks that note the mean norm of the residual stream after each block over the injected tokens.
+  void record_norms(const Scene& scene, hooks::HookRegistry& registry,
+                    std::map<int64_t, double>& norms) const {
+    const auto n_injected = static_cast<int64_t>(scene.injected.size());
+    const int64_t skipped = scene.before.empty() && n_injected > 1 ? 1 : 0;
+    for (int64_t layer = 0; layer < model_.cfg().n_layers; ++layer)
+      registry.add(
+          hooks::hook_name({hooks::Point::kResidPost, layer}),
+          [&norms, skipped](const torch::Tensor& x_BTD, hooks::Site site) -> std::optional<torch::Tensor> {
+            // The first pass under this registry is the injected span; the questions come after it.
+            if (norms.count(site.layer) == 0)
+              norms[site.layer] =
+                  x_BTD.slice(1, skipped).to(torch::kFloat32).norm(2, -1).mean().item<double>();
+            return std::nullopt;
+          });
+  }
+
+  /// How many injections fit side by side: caches (a fork may copy its own), the layers' activations, the logits.
+  int64_t most_rows(const Scene& scene) const {
+    // Draws depend on the row's number, and which injections are neighbours is an accident: each is row 0.
+    if (protocol_.sampling.temperature > 0) return 1;
+    const auto& cfg = model_.cfg();
+    const auto element = static_cast<int64_t>(torch::elementSize(model_.dtype()));
+    const auto cache = scene.longest(protocol_.sampling.max_new_tokens) * cfg.n_layers * 4 *
+                       cfg.n_key_value_heads * cfg.d_head * element;
+    const auto activations =
+        static_cast<int64_t>(scene.injected.size()) * (3 * cfg.d_mlp + 6 * cfg.d_model) * element;
+    const auto logits = cfg.d_vocab * 3 * static_cast<int64_t>(sizeof(float));
+    return std::clamp<int64_t>(options_.batch_bytes / (cache + activations + logits), 1, kMostRows);
+  }
+
+  // ---- the result -----------------------------------------------------------------------------------------------
+
+  Result collect() const {
+    Result out;
+    const auto& cfg = model_.cfg();
+    out.model = {cfg.model_name,
+                 model_.hash(),
+                 cfg.original_architecture,
+                 cfg.n_layers,
+                 dtype_name(model_.dtype()),
+                 model_.device().str()};
+    out.protocol = {protocol_.name, protocol_.hash(), to_string(protocol_.read), protocol_.yes_token,
+                    protocol_.no_token};
+    const bool absolute = options_.strength_unit == StrengthUnit::absolute;
+    out.settings = {options_.seed,         options_.nulls,     absolute ? "absolute" : "residual",
+                    at::get_num_threads(), INTROSPECT_VERSION, INTROSPECT_BUILT_WITH_TORCH};
+    out.warnings = warnings_;
+    for (const auto& injection : injections_)
+      for (const auto& scene : scenes_)
+        for (const auto& question : scene.asks) {
+          const auto& base = readings_.at(cell_key(scene, question, kNothing));
+          const auto& injected =
+              injection.strength == 0
+                  ? base
+                  : readings_.at(cell_key(scene, question, added_.at({&scene, &injection})));
+          out.rows.push_back({injection.concept_name, injection.strength, injection.first_layer,
+                              injection.last_layer, question.question, question.kind,
+                              injection.null_index < 0 ? question.kind : "null", injection.null_index, base,
+                              injected});
+        }
+    return out;
+  }
+
+  inline static const std::string kNothing = "nothing";  // in place of the hash of what is added
+
+  const models::Model& model_;
+  const Protocol& protocol_;
+  const ExperimentOptions& options_;
+  std::vector<Scene> scenes_;  // the protocol's own first
+  std::vector<Injection> injections_;
+  std::vector<std::string> warnings_;
+  int64_t yes_id_ = 0, no_id_ = 0;
+  std::map<std::string, Reading> readings_;                                 // by cell key
+  std::map<std::pair<const Scene*, const Injection*>, std::string> added_;  // directions_hash
+  int64_t done_ = 0, total_ = 0;                                            // readings
+};
+
+}  // namespace
+
+std::pair<int64_t, int64_t> LayerRange::resolve(int64_t n_layers) const {
+  if (is_fraction) {
+    check<std::out_of_range>(first >= 0 && first <= last && last <= 1,
+                             "LayerRange: fractions of the depth must be in order and from 0 to 1, got ",
+                             first, " to ", last);
+    const auto block = [&](double fraction) {
+      return std::min<int64_t>(std::llround(fraction * static_cast<double>(n_layers)), n_layers - 1);
+    };
+    return {block(first), block(last)};
+  }
+  check<std::out_of_range>(first >= 0 && first <= last && last < static_cast<double>(n_layers),
+                           "LayerRange: layers must be in order and from 0 to ", n_layers - 1, ", got ",
+                           first, " to ", last);
+  return {static_cast<int64_t>(first), static_cast<int64_t>(last)};
+}
+
+StrengthUnit parse_strength_unit(const std::string& name) {
+  if (name == "absolute") return StrengthUnit::absolute;
+  check<std::invalid_argument>(name == "residual", "strength_unit must be absolute or residual, got '", name,
+                               "'");
+  return StrengthUnit::residual;
+}
+
+Result run_experiment(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
+                      const ExperimentOptions& options) {
+  return Runner(model, protocol, vectors, options).run();
+}
+
+}  // namespace introspect::experiments
