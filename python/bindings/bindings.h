@@ -22,17 +22,6 @@ void bind_steering(py::module_& m);
 void bind_experiments(py::module_& m);
 
 /// A Progress that calls `callback(what, done, total)` unless it is None, and lets Ctrl-C end the work either way.
-inline Progress as_progress(py::object callback) {
-  // Destroyed with the GIL held, wherever the last copy goes.
-  const std::shared_ptr<py::object> held(new py::object(std::move(callback)), [](py::object* object) {
-    const py::gil_scoped_acquire acquire;
-    delete object;
-  });
-  return [held](const std::string& what, int64_t done, int64_t total) {
-    const py::gil_scoped_acquire acquire;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    if (!held->is_none()) (*held)(what, done, total);
-  };
-}
+Progress as_progress(py::object callback);
 
 }  // namespace introspect::python

@@ -1,15 +1,39 @@
 #include "bindings.h"
 
+#include <cstring>
+
 #include "introspect/core/error.h"
 #include "introspect/version.h"
 
+namespace {
+
+/// py::register_exception for messages that need not be UTF-8, because they name files.
+template <typename E>
+py::handle register_error(py::module_& m, const char* name, py::handle base) {
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::exception<E>> type;
+  type.call_once_and_store_result([&] { return py::exception<E>(m, name, base); });
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const E& error) {
+      const auto length = static_cast<Py_ssize_t>(std::strlen(error.what()));
+      const auto message =
+          py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(error.what(), length, "surrogateescape"));
+      py::set_error(type.get_stored(), message);
+    }
+  });
+  return type.get_stored();
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The native part of introspect: see the package's own modules for the public names.";
-  const auto error = py::register_exception<introspect::Error>(m, "Error", PyExc_RuntimeError);
-  py::register_exception<introspect::ShapeError>(m, "ShapeError", error);
-  py::register_exception<introspect::ConfigError>(m, "ConfigError", error);
-  py::register_exception<introspect::IoError>(m, "IoError", error);
-  py::register_exception<introspect::HookError>(m, "HookError", error);
+  const auto error = register_error<introspect::Error>(m, "Error", PyExc_RuntimeError);
+  register_error<introspect::ShapeError>(m, "ShapeError", error);
+  register_error<introspect::ConfigError>(m, "ConfigError", error);
+  register_error<introspect::IoError>(m, "IoError", error);
+  register_error<introspect::HookError>(m, "HookError", error);
   m.attr("__version__") = INTROSPECT_VERSION;
   m.attr("built_with_torch") = INTROSPECT_BUILT_WITH_TORCH;
 

@@ -120,6 +120,8 @@ StoredTensor read_entry(Cursor& cursor, const std::shared_ptr<const MappedFile>&
 void place(std::vector<StoredTensor>& tensors, const MappedFile& file, size_t header_end, size_t alignment) {
   const size_t file_size = file.bytes().size();
   const size_t data_start = (header_end + alignment - 1) / alignment * alignment;
+  check<IoError>(tensors.empty() || data_start <= file_size, file.path().string(), ": ends at byte ",
+                 file_size, ", before the tensors' data begin at ", data_start);
   std::vector<const StoredTensor*> by_offset;
   for (auto& tensor : tensors) {
     const auto require = [&](bool ok, const auto&... what) {
@@ -127,7 +129,7 @@ void place(std::vector<StoredTensor>& tensors, const MappedFile& file, size_t he
     };
     require(tensor.offset % alignment == 0, "must begin at a multiple of ", alignment, ", begins at ",
             tensor.offset);
-    const size_t data_size = file_size - std::min(data_start, file_size);
+    const size_t data_size = file_size - data_start;
     require(tensor.offset <= data_size && tensor.size <= data_size - tensor.offset, "of ", tensor.size,
             " bytes at offset ", tensor.offset, " goes beyond the end of the file's data, ", data_size,
             " bytes");

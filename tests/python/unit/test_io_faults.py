@@ -206,6 +206,7 @@ def gguf_tensor(name, dims, kind, offset):
         (gguf_head(1, 0) + gguf_tensor(b"w", [2**40, 2**40], 0, 0), "does not fit in 64 bits"),
         (gguf_head(1, 0) + gguf_tensor(b"w", [33], 2, 0) + bytes(100), "multiple of 32, got 33"),
         (gguf_head(1, 0) + gguf_tensor(b"w", [4], 0, 1) + bytes(100), "multiple of 32, begins at 1"),
+        (gguf_head(1, 0) + gguf_tensor(b"w", [0], 0, 0), "before the tensors' data begin"),
         (gguf_head(1, 0) + gguf_tensor(b"w", [100], 0, 0) + bytes(100), "goes beyond the end"),
         (gguf_head(1, 0) + gguf_tensor(b"w", [4], 0, 2**63) + bytes(100), "goes beyond the end"),
         (gguf_head(2, 0) + gguf_tensor(b"w", [4], 0, 0) * 2 + bytes(200), "overlap|twice"),
@@ -269,6 +270,11 @@ def test_what_is_not_a_file_is_an_error_and_does_not_hang(tmp_path):
             open_tensors(tmp_path / path)
     with pytest.raises(introspect.IoError, match="is a folder"):
         GgufFile(tmp_path)
+
+
+def test_a_path_that_is_not_utf8_can_be_named(tmp_path):
+    with pytest.raises(introspect.IoError, match="absent\udcff"):
+        open_tensors(os.fsencode(tmp_path) + b"/absent\xff")
 
 
 def test_pickles_are_never_opened(tmp_path):
