@@ -42,14 +42,16 @@ int main(int argc, char** argv) {
         {"assistant", "The answer is"}};
     const auto& chat = model->chat_template();
     const auto ids = [&](size_t n_turns, bool open) {
-      return model->tokenizer().encode(chat.render({turns.begin(), turns.begin() + static_cast<std::ptrdiff_t>(n_turns)},
-                                                   {.continue_final_message = open}),
-                                       /*add_special_tokens=*/false);
+      return model->tokenizer().encode(
+          chat.render({turns.begin(), turns.begin() + static_cast<std::ptrdiff_t>(n_turns)},
+                      {.continue_final_message = open}),
+          /*add_special_tokens=*/false);
     };
     const auto all = torch::tensor(ids(5, true), torch::kLong).unsqueeze(0);
-    const auto start = static_cast<int64_t>(ids(1, false).size()), end = static_cast<int64_t>(ids(3, false).size());
-    const auto yes_no = torch::tensor({model->tokenizer().encode(" yes", false).at(0),
-                                       model->tokenizer().encode(" no", false).at(0)});
+    const auto start = static_cast<int64_t>(ids(1, false).size()),
+               end = static_cast<int64_t>(ids(3, false).size());
+    const auto yes_no = torch::tensor(
+        {model->tokenizer().encode(" yes", false).at(0), model->tokenizer().encode(" no", false).at(0)});
 
     // The middle third of the blocks, each at a fraction of the residual's size there.
     const int64_t L = model->cfg().n_layers;
@@ -70,10 +72,12 @@ int main(int argc, char** argv) {
 
     for (const auto* registry : {static_cast<const hooks::HookRegistry*>(nullptr), &std::as_const(hooks)}) {
       auto cache = model->make_cache(1);
-      model->forward(all.narrow(1, 0, end), {.cache = &cache, .hooks = registry, .logits_at = models::LogitsAt::kNone});
+      model->forward(all.narrow(1, 0, end),
+                     {.cache = &cache, .hooks = registry, .logits_at = models::LogitsAt::kNone});
       // The injection is over; only the keys and values remember it.
-      const auto logits = model->forward(all.narrow(1, end, all.size(1) - end),
-                                         {.cache = &cache, .logits_at = models::LogitsAt::kLast, .vocab_ids = yes_no});
+      const auto logits =
+          model->forward(all.narrow(1, end, all.size(1) - end),
+                         {.cache = &cache, .logits_at = models::LogitsAt::kLast, .vocab_ids = yes_no});
       const auto log_odds = (logits[0][0][0] - logits[0][0][1]).item<double>();
       std::cout << (registry ? "injected" : "base    ") << "  log-odds(yes) = " << log_odds << " nats\n";
     }

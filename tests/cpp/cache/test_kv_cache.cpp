@@ -11,9 +11,13 @@ namespace {
 
 constexpr int64_t kLayers = 2, kBatch = 2, kHeads = 3, kHead = 4;
 
-KVCache empty_cache() { return {{kLayers, kBatch, kHeads, kHead}, torch::kFloat32, torch::kCPU}; }
+KVCache empty_cache() {
+  return {{kLayers, kBatch, kHeads, kHead}, torch::kFloat32, torch::kCPU};
+}
 
-torch::Tensor some(int64_t positions) { return at::randn({kBatch, kHeads, positions, kHead}); }
+torch::Tensor some(int64_t positions) {
+  return at::randn({kBatch, kHeads, positions, kHead});
+}
 
 /// Appends the same keys to every layer, and their negatives as values.
 torch::Tensor push(KVCache& cache, int64_t positions) {

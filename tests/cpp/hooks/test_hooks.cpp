@@ -23,9 +23,11 @@ TEST_CASE("every hook name parses back to its site", "[hooks]") {
 
 TEST_CASE("a misspelt name is an error that lists the nearest names", "[hooks]") {
   using Catch::Matchers::Contains;
-  REQUIRE_THROWS_WITH(hooks::parse_hook_name("blocks.3.hook_resid_pots", 12), Contains("blocks.3.hook_resid_post"));
-  for (const char* name : {"blocks.12.hook_resid_post", "hook_resid_post", "blocks.0.hook_embed", "blocks.-1.hook_z",
-                           "blocks..hook_resid_post", "blocks.3", "", "blocks.3.attn.hook_z "})
+  REQUIRE_THROWS_WITH(hooks::parse_hook_name("blocks.3.hook_resid_pots", 12),
+                      Contains("blocks.3.hook_resid_post"));
+  for (const char* name :
+       {"blocks.12.hook_resid_post", "hook_resid_post", "blocks.0.hook_embed", "blocks.-1.hook_z",
+        "blocks..hook_resid_post", "blocks.3", "", "blocks.3.attn.hook_z "})
     REQUIRE_THROWS_AS(hooks::parse_hook_name(name, 12), HookError);
 }
 
@@ -54,7 +56,8 @@ TEST_CASE("interventions are checked when they are added", "[hooks]") {
   using hooks::Intervention;
   REQUIRE_THROWS_AS(registry.add(Intervention{.directions = {{4, at::ones({3})}}}), std::out_of_range);
   REQUIRE_THROWS_AS(registry.add(Intervention{.directions = {{1, at::ones({2})}}}), ShapeError);
-  REQUIRE_THROWS_AS(registry.add(Intervention{.directions = {{1, at::full({3}, NAN)}}}), std::invalid_argument);
+  REQUIRE_THROWS_AS(registry.add(Intervention{.directions = {{1, at::full({3}, NAN)}}}),
+                    std::invalid_argument);
   REQUIRE_THROWS_AS(registry.add(Intervention{.directions = {{1, at::ones({3})}}, .strength = NAN}),
                     std::invalid_argument);
 }

@@ -22,9 +22,10 @@ TEST_CASE("ChatML writes its turns, Qwen2.5 a system message of its own where th
 }
 
 TEST_CASE("Llama-3.2 writes the date it is given", "[text]") {
-  CHECK(ChatTemplate::named("llama-3.2").render({{"user", " hi "}}, {.date_string = "26 Jul 2024"}) ==
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
-        "Today Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>");
+  CHECK(
+      ChatTemplate::named("llama-3.2").render({{"user", " hi "}}, {.date_string = "26 Jul 2024"}) ==
+      "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+      "Today Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>");
 }
 
 TEST_CASE("continue_final_message leaves the last message open", "[text]") {
@@ -47,7 +48,8 @@ TEST_CASE("what a format cannot write is a ConfigError", "[text]") {
   CHECK_THROWS_AS(chatml.render({{"tool", "x"}}), ConfigError);
   CHECK_THROWS_AS(chatml.render({{"user", "\xFF"}}), ConfigError);
   CHECK_THROWS_AS(
-      chatml.render({{"user", "x"}}, {.add_generation_prompt = true, .continue_final_message = true}), ConfigError);
+      chatml.render({{"user", "x"}}, {.add_generation_prompt = true, .continue_final_message = true}),
+      ConfigError);
   CHECK_THROWS_AS(ChatTemplate::named("llama-2").render({{"user", "a"}, {"user", "b"}}), ConfigError);
   CHECK_THROWS_AS(ChatTemplate::named("no such format"), ConfigError);
   CHECK_THROWS_WITH(ChatTemplate::from_jinja("{{ messages }}", "", ""), Catch::Contains("Python"));

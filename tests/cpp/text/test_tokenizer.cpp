@@ -82,7 +82,8 @@ TEST_CASE("text that is not UTF-8 is refused with the position of the byte", "[t
 TEST_CASE("the folder's config names special tokens and the chat template", "[text]") {
   const Folder folder;
   folder.write("tokenizer.json", kByteLevel);
-  folder.write("tokenizer_config.json", R"({"bos_token": {"content": "<end>"}, "eos_token": "<end>", "pad_token": null,
+  folder.write("tokenizer_config.json",
+               R"({"bos_token": {"content": "<end>"}, "eos_token": "<end>", "pad_token": null,
                                             "add_bos_token": true, "chat_template": "{{ messages }}"})");
   const auto tokenizer = Tokenizer::load(folder.path);
   CHECK(tokenizer.bos_token_id() == 9);
