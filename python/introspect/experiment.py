@@ -96,6 +96,7 @@ def run_experiment(
             progress=progress,
         )
     )
+    data["model"]["name"] = Path(model.name).name.removesuffix(".gguf")  # files often bear another model's name inside
     for warning in data.pop("warnings"):
         warnings.warn(warning, stacklevel=2)
     return Result(data)

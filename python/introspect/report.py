@@ -317,34 +317,48 @@ def sections(results: list[Result]) -> list[dict[str, Any]]:
 
 
 def show(results: list[Result], console: Console | None = None) -> None:
-    """Print the tables and sentences, to standard output if no console is given."""
-    from rich.console import Console
+    """Print every protocol's tables and sentences and the summary, to standard output if no console is given."""
     from rich.markup import escape
-    from rich.table import Table
 
-    console = console or Console(width=None if sys.stdout.isatty() else 160)
-    for section, result in zip(sections(results), results, strict=True):
-        console.print(f"\n[bold]{escape(section['name'])}[/bold] · {escape(result.model['name'])}", highlight=False)
-        for header, rows in section["tables"]:
-            shown = Table(box=None, padding=(0, 1), header_style="dim")
-            for i, column in enumerate(header):
-                shown.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-            for row in rows:
-                shown.add_row(*map(escape, row))
-            console.print(shown, highlight=False)
-        for verdict in section["verdicts"]:
-            console.print(f"  {escape(verdict)}", highlight=False)
-        for text in section["texts"]:
-            console.print(f"  {escape(text['label'])}", highlight=False)
-            for side, name in TEXT_NAMES.items():
-                if text[side] is not None:
-                    console.print(f"    {name + ':':<19}{escape(text[side])}", highlight=False)
+    console = console or _console()
+    for result in results:
+        show_one(result, console)
     console.print()
     for sentence in summary(results):
         console.print(f"[bold]{escape(sentence)}[/bold]", highlight=False)
-    console.print(
-        "[dim]Shifts and gains in nats. random: mean ± std of the same quantity over the random rotations.[/dim]"
-    )
+    note = "Shifts and gains in nats. random: mean ± std of the same quantity over the random rotations."
+    console.print(f"[dim]{note}[/dim]")
+
+
+def show_one(result: Result, console: Console | None = None) -> None:
+    """Print the tables and sentences of one protocol."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = console or _console()
+    (section,) = sections([result])
+    console.print(f"\n[bold]{escape(section['name'])}[/bold] · {escape(result.model['name'])}", highlight=False)
+    for header, rows in section["tables"]:
+        shown = Table(box=None, padding=(0, 1), header_style="dim")
+        for i, column in enumerate(header):
+            shown.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        for row in rows:
+            shown.add_row(*map(escape, row))
+        console.print(shown, highlight=False)
+    for verdict in section["verdicts"]:
+        console.print(f"  {escape(verdict)}", highlight=False)
+    for text in section["texts"]:
+        console.print(f"  {escape(text['label'])}", highlight=False)
+        for side, name in TEXT_NAMES.items():
+            if text[side] is not None:
+                one_line = text[side].replace("\n", "\\n")
+                console.print(f"    {name + ':':<19}{escape(one_line)}", highlight=False)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def html(results: list[Result], pictures: dict[str, bytes]) -> str:

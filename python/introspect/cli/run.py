@@ -96,12 +96,12 @@ def command(
             note(f"introspect: {protocol.name}: {warning.message}")
         result.save(output / f"{protocol.name}.json")
         if not json:
-            report.show([result])
+            report.show_one(result)
     if json:
         names = {protocol.name for protocol in chosen}
         print_json(report.as_dict([r for r in report.load_folder(output) if r.protocol["name"] in names]))
     else:
-        note(f"plots and the page: introspect report {output}")
+        note(f"\nsummary, plots and the page: introspect report {output}")
 
 
 def _vector_files(given: list[str]) -> dict[str, Path]:
