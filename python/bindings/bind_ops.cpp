@@ -6,10 +6,8 @@
 namespace introspect::python {
 
 void bind_ops(py::module_& m) {
-  auto sub = m.def_submodule("ops", "Stateless maths on tensors.");
-
-  sub.def("rms_norm", &ops::rms_norm, py::arg("x"), py::arg("weight"), py::kw_only(), py::arg("eps"),
-          py::call_guard<py::gil_scoped_release>(), R"doc(
+  m.def("rms_norm", &ops::rms_norm, py::arg("x"), py::arg("weight"), py::kw_only(), py::arg("eps"),
+        py::call_guard<py::gil_scoped_release>(), R"doc(
 Root-mean-square norm over the last dimension, as in Llama and Qwen2.
 
 Args:
@@ -24,7 +22,7 @@ Raises:
     ShapeError: ``weight`` is not [d_model].
 )doc");
 
-  sub.def(
+  m.def(
       "rotary_frequencies",
       [](int64_t d_rotary, double base, const std::string& scaling, double factor, double low_freq_factor,
          double high_freq_factor, double original_max_position) {

@@ -3,8 +3,47 @@ The native part of introspect: see the package's own modules for the public name
 """
 
 from __future__ import annotations
+import collections.abc
+import os
+import pathlib
+import torch
+import typing
 
-__all__: list[str] = ["ConfigError", "Error", "HookError", "IoError", "ShapeError", "built_with_torch"]
+__all__: list[str] = [
+    "ChatSource",
+    "ChatTemplate",
+    "Config",
+    "ConfigError",
+    "ControlVector",
+    "Error",
+    "GgufFile",
+    "GgufWriter",
+    "HfFolder",
+    "HookError",
+    "HookRegistry",
+    "Intervention",
+    "IoError",
+    "KVCache",
+    "Model",
+    "Protocol",
+    "SafetensorsFile",
+    "ShapeError",
+    "Store",
+    "StreamDecoder",
+    "TensorSource",
+    "Tokenizer",
+    "built_with_torch",
+    "concept_pairs",
+    "hook_names",
+    "open_tensors",
+    "random_rotation",
+    "rms_norm",
+    "rotary_frequencies",
+    "run_experiment",
+    "save_safetensors",
+    "sha256_hex",
+    "write_atomically",
+]
 
 class Error(RuntimeError):
     pass
@@ -20,6 +59,1024 @@ class IoError(Error):
 
 class HookError(Error):
     pass
+
+class TensorSource:
+    """
+    Named tensors in files, read on demand. Safe to use from several threads.
+    """
+    def __contains__(self, name: str) -> bool: ...
+    def check_readable(self, name: str) -> None:
+        """
+        Raises IoError for an absent name, ConfigError for an encoding that cannot be read as floats.
+        """
+    def dtype(self, name: str) -> str:
+        """
+        The stored encoding in the format's own word, such as 'BF16' or 'Q4_K'. Raises IoError for an absent name.
+        """
+    def fingerprint(self) -> str:
+        """
+        What makes a checkpoint this one, cheaply.
+
+        Returns:
+            The SHA-256, in hexadecimal, over every tensor's name, shape, encoding and first and last 4 KiB of stored bytes.
+        """
+    def names(self) -> list[str]:
+        """
+        The tensors' names, in the order of the file.
+        """
+    def read(self, name: str, *, dtype: torch.dtype = ...) -> torch.Tensor:
+        """
+        Read a tensor, converted or dequantised on all threads.
+
+        Args:
+            name: one of ``names()``.
+            dtype: float64, float32, float16 or bfloat16. Quantised values are computed in float32 and rounded once.
+
+        Returns:
+            A CPU tensor with its own storage.
+
+        Raises:
+            IoError: no tensor has this name.
+            ConfigError: it is stored as integers or in an unknown quantisation.
+            ShapeError: ``dtype`` is another one.
+        """
+    def read_into(self, name: str, out: torch.Tensor) -> None:
+        """
+        Read a tensor straight into an existing one, such as rows of a fused weight.
+
+        Args:
+            name: one of ``names()``.
+            out: contiguous CPU tensor of the stored shape in float64, float32, float16 or bfloat16.
+
+        Raises:
+            IoError: no tensor has this name.
+            ConfigError: it is stored as integers or in an unknown quantisation.
+            ShapeError: ``out`` is not such a tensor.
+        """
+    def shape(self, name: str) -> list[int]:
+        """
+        A tensor's shape in torch's order. Raises IoError for an absent name.
+        """
+
+class SafetensorsFile(TensorSource):
+    """
+    A .safetensors file, mapped and checked as a whole when it is opened.
+    """
+    def __init__(self, path: os.PathLike | str | bytes) -> None:
+        """
+        Raises IoError for a file that is missing, truncated or corrupt.
+        """
+    def metadata(self) -> dict[str, str]:
+        """
+        The header's ``__metadata__``.
+        """
+
+class GgufFile(TensorSource):
+    """
+    A GGUF file, version 2 or 3, mapped and checked as a whole when it is opened.
+    """
+    def __init__(self, path: os.PathLike | str | bytes) -> None:
+        """
+        Raises IoError for a file that is missing, truncated or corrupt, ConfigError for a version that is not 2 or 3.
+        """
+    def architecture(self) -> str:
+        """
+        The ``general.architecture`` key. Raises ConfigError if it is absent.
+        """
+    def keys(self) -> list[str]:
+        """
+        The metadata's keys, in the order of the file.
+        """
+    def metadata(self) -> dict[str, bool | int | int | float | str | list[bool] | list[int] | list[float] | list[str]]:
+        """
+        All metadata by key. Raises IoError for text that is not UTF-8.
+        """
+    def value(self, key: str) -> bool | int | int | float | str | list[bool] | list[int] | list[float] | list[str]:
+        """
+        One metadata value. Raises ConfigError for an absent key, IoError for text that is not UTF-8.
+        """
+    def version(self) -> int:
+        """
+        The version of the format, 2 or 3.
+        """
+
+class GgufWriter:
+    """
+    A GGUF file in the making: metadata and float32 tensors, as control vectors are stored.
+
+    Args:
+        architecture: the ``general.architecture`` key.
+    """
+    def __init__(self, architecture: str) -> None: ...
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """
+        Append a tensor, stored as float32.
+
+        Args:
+            name: 1 to 63 bytes.
+            tensor: floating, 1 to 4 dimensions.
+
+        Raises:
+            ValueError: the name is empty, too long or repeated.
+            ShapeError: the tensor is another one.
+        """
+    def set(
+        self,
+        key: str,
+        value: bool
+        | typing.SupportsInt
+        | typing.SupportsIndex
+        | typing.SupportsInt
+        | typing.SupportsIndex
+        | typing.SupportsInt
+        | typing.SupportsIndex
+        | typing.SupportsInt
+        | typing.SupportsIndex
+        | typing.SupportsFloat
+        | typing.SupportsIndex
+        | typing.SupportsFloat
+        | typing.SupportsIndex
+        | str
+        | collections.abc.Sequence[str]
+        | collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+        | collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    ) -> None:
+        """
+        Set a metadata value, replacing what it was.
+
+        Args:
+            key: not empty.
+            value: bool, int (stored as uint32 where it fits, else int32 or 64 bits), float (float32), str, or a list of str,
+                int (int32) or float (float32).
+
+        Raises:
+            ValueError: the key is empty or ``general.alignment``, or text is not UTF-8.
+        """
+    def write(self, path: os.PathLike | str | bytes) -> None:
+        """
+        Write the file, whole or not at all.
+
+        Args:
+            path: replaced if it exists, only once everything is on the disk.
+
+        Raises:
+            IoError: the file cannot be written, on a full disk for example.
+        """
+
+class HfFolder:
+    """
+    A model folder as the Hugging Face hub lays it out.
+    """
+    def __init__(self, folder: os.PathLike | str | bytes) -> None:
+        """
+        Args:
+            folder: holds config.json and model.safetensors or model.safetensors.index.json with its shards.
+
+        Raises:
+            IoError: one of them is missing or corrupt.
+            ConfigError: the weights are there only as pickles, which are never opened because they run code.
+        """
+    @property
+    def config_json(self) -> str:
+        """
+        The text of config.json.
+        """
+    @property
+    def folder(self) -> pathlib.Path: ...
+    @property
+    def generation_config_json(self) -> str | None:
+        """
+        The text of generation_config.json, or None.
+        """
+    @property
+    def weights(self) -> TensorSource:
+        """
+        The tensors.
+        """
+
+class Tokenizer:
+    """
+    Text to token ids and back, as the model's own tokenizer does it.
+    """
+    @staticmethod
+    def load(path: os.PathLike | str | bytes) -> Tokenizer:
+        """
+        Read a tokenizer.
+
+        Args:
+            path: a tokenizer.json, a tokenizer.model, a folder with one of them (the first is preferred), or a .gguf file. A
+                tokenizer_config.json beside them names the special tokens and the chat template; a tokenizer.model without it
+                encodes exactly as sentencepiece does, and does not look for control tokens inside a text.
+
+        Raises:
+            IoError: a file is missing or broken.
+            ConfigError: a kind of tokenizer, or a stage of it, that is not supported; the message names it.
+        """
+    def __len__(self) -> int: ...
+    def __repr__(self) -> str: ...
+    def decode(
+        self,
+        ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        skip_special_tokens: bool = False,
+    ) -> str:
+        """
+        The text of ids. Bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            IndexError: an id without a token.
+        """
+    def encode(self, text: str | bytes, add_special_tokens: bool = True) -> list[int]:
+        """
+        The ids of a text, as a list.
+
+        Args:
+            text: special tokens written in it ("<|im_start|>") become their own ids.
+            add_special_tokens: with the tokens the model expects around a text, usually the bos token.
+
+        Raises:
+            ConfigError: bytes that are not UTF-8, or a str with a lone surrogate.
+        """
+    def id_to_token(self, id: typing.SupportsInt | typing.SupportsIndex) -> str:
+        """
+        The token as the vocabulary file spells it ("Ġcat", "▁cat", "<0x0A>").
+
+        Raises:
+            IndexError: an id without a token.
+        """
+    def is_special(self, id: typing.SupportsInt | typing.SupportsIndex) -> bool:
+        """
+        Whether ``skip_special_tokens`` leaves it out.
+        """
+    def token_to_id(self, token: str) -> int | None:
+        """
+        The id of a token so spelled, or None.
+        """
+    @property
+    def adds_bos(self) -> bool:
+        """
+        Whether ``encode`` puts the bos token first.
+        """
+    @property
+    def bos_token_id(self) -> int | None: ...
+    @property
+    def chat_template(self) -> str | None:
+        """
+        The Jinja source beside it, or None.
+        """
+    @property
+    def eos_token_id(self) -> int | None: ...
+    @property
+    def kind(self) -> str:
+        """
+        "byte-level BPE", "SentencePiece BPE" or "SentencePiece Unigram".
+        """
+    @property
+    def pad_token_id(self) -> int | None: ...
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """
+        Ids that end a turn or a text.
+        """
+    @property
+    def vocab_size(self) -> int:
+        """
+        One more than the highest id.
+        """
+
+class StreamDecoder:
+    """
+    Text from ids that arrive one at a time.
+
+    Everything ``push`` and ``finish`` return, joined, is ``decode`` of all the ids; no part ends within a character.
+    """
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None: ...
+    def finish(self) -> str:
+        """
+        What was still held back; the decoder then starts anew.
+        """
+    def push(self, id: typing.SupportsInt | typing.SupportsIndex) -> str:
+        """
+        The text that is certain once ``id`` has come; possibly empty.
+
+        Raises:
+            IndexError: an id without a token.
+        """
+
+class ChatSource:
+    """
+    A chat template as a model's files hold it.
+    """
+    @staticmethod
+    def find(path: os.PathLike | str | bytes) -> ChatSource | None:
+        """
+        Of a Hugging Face folder or a .gguf file, or None.
+        """
+    @property
+    def jinja(self) -> str: ...
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """
+        ``bos_token`` and the others the files name.
+        """
+
+class ChatTemplate:
+    """
+    How a conversation becomes the text a chat model was trained on.
+    """
+    @staticmethod
+    def from_jinja(source: str, *, bos: str, eos: str) -> ChatTemplate:
+        """
+        The native format of a Jinja source, recognised by its hash. ``introspect.chat`` renders every other source.
+
+        Args:
+            bos: text of the bos token, for formats that write it.
+            eos: text of the eos token.
+
+        Raises:
+            ConfigError: not one of the sources the library knows.
+        """
+    @staticmethod
+    def named(format: str) -> ChatTemplate:
+        """
+        A native format: one of ``names()``.
+
+        Raises:
+            ConfigError: another name.
+        """
+    @staticmethod
+    def names() -> list[str]: ...
+    def __init__(self, name: str, renderer: collections.abc.Callable) -> None:
+        """
+        A template of one's own.
+
+        Args:
+            renderer: called with (messages, add_generation_prompt), returns the text.
+        """
+    def render(
+        self,
+        messages: collections.abc.Sequence,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        date_string: str = "",
+    ) -> str:
+        """
+        The text of a conversation, as transformers' ``apply_chat_template`` writes it.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}``; native formats know the roles "system", "user" and "assistant".
+            add_generation_prompt: end with the header of the assistant's next turn.
+            continue_final_message: end right after the last message's content.
+            date_string: what Llama-3.2 prints as today's date; empty is the local date.
+
+        Raises:
+            ConfigError: no messages, a role or order the format refuses, or options that exclude each other.
+        """
+    @property
+    def name(self) -> str: ...
+
+class Intervention:
+    """
+    A change to activations, as data: ``strength * directions[layer]`` is added at a hook point of each of the layers.
+
+    Args:
+        directions: layer -> [d_model], or [batch, d_model] for a direction of its own for each row.
+        strength: finite; zero leaves the pass as it was, bit for bit.
+        first_position: first position that is changed, counted from the start of the KV cache, padding included.
+        last_position: the position after the last; None for every later one, generated ones too.
+    """
+    def __init__(
+        self,
+        directions: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, torch.Tensor],
+        *,
+        strength: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        first_position: typing.SupportsInt | typing.SupportsIndex = 0,
+        last_position: typing.SupportsInt | typing.SupportsIndex | None = None,
+    ) -> None: ...
+    @property
+    def directions(self) -> dict[int, torch.Tensor]: ...
+    @property
+    def first_position(self) -> int: ...
+    @property
+    def strength(self) -> float: ...
+
+class HookRegistry:
+    """
+    What is read and changed during a forward pass.
+    """
+    def __init__(
+        self, n_layers: typing.SupportsInt | typing.SupportsIndex, d_model: typing.SupportsInt | typing.SupportsIndex
+    ) -> None: ...
+    def add(self, name: str, hook: collections.abc.Callable[[torch.Tensor, str], torch.Tensor | None]) -> None:
+        """
+        Calls ``hook(tensor, name)`` at a hook point; what it returns, unless None, replaces the activation.
+
+        Raises:
+            HookError: the name does not exist; the message lists the nearest names.
+        """
+    def add_intervention(self, intervention: Intervention) -> None:
+        """
+        Applies an intervention; one of strength zero is dropped.
+
+        Raises:
+            IndexError: a layer that the model does not have.
+            ShapeError: a direction that is not [d_model] or [batch, d_model].
+            ValueError: a strength or direction that is not finite.
+        """
+    @property
+    def empty(self) -> bool:
+        """
+        True if nothing would be read or changed.
+        """
+
+class KVCache:
+    """
+    The keys and values of every layer for the positions seen so far: a value, forked in O(1).
+
+    Whatever is done to a fork is never visible in its parent. Keys are stored after RoPE. ``Model.make_cache`` makes one.
+    """
+    def __len__(self) -> int: ...
+    def fork(self) -> KVCache:
+        """
+        The same cache, sharing memory; in O(1).
+        """
+    def keys(self, layer: typing.SupportsInt | typing.SupportsIndex) -> torch.Tensor:
+        """
+        Keys of one layer, [batch, n_key_value_heads, pos, d_head]: a view.
+        """
+    def reserve(self, length: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Takes memory for ``length`` positions now, so that appends up to it copy nothing.
+        """
+    def select_rows(self, rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> KVCache:
+        """
+        The cache of a batch in which each row r is row ``rows[r]`` of this one (a copy).
+
+        Raises:
+            IndexError: a row that is not there.
+        """
+    def truncate(self, length: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Forgets all positions from ``length`` on.
+
+        Raises:
+            IndexError: fewer positions are held.
+        """
+    def values(self, layer: typing.SupportsInt | typing.SupportsIndex) -> torch.Tensor:
+        """
+        Values of one layer, [batch, n_key_value_heads, pos, d_head]: a view.
+        """
+    @property
+    def batch(self) -> int:
+        """
+        Rows of the batch.
+        """
+    @property
+    def length(self) -> int:
+        """
+        Positions held.
+        """
+    @property
+    def n_layers(self) -> int:
+        """
+        Layers of the model it fits.
+        """
+    @property
+    def nbytes(self) -> int:
+        """
+        Bytes of memory held, shared with forks or not.
+        """
+
+class Config:
+    """
+    What a decoder is made of; the fields have TransformerLens's names.
+    """
+    @property
+    def act_fn(self) -> str: ...
+    @property
+    def d_head(self) -> int: ...
+    @property
+    def d_mlp(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def d_vocab(self) -> int: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def n_key_value_heads(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def original_architecture(self) -> str: ...
+    @property
+    def qkv_bias(self) -> bool: ...
+    @property
+    def rotary_base(self) -> float: ...
+    @property
+    def rotary_scaling(self) -> str: ...
+    @property
+    def tie_word_embeddings(self) -> bool: ...
+
+class Model:
+    """
+    The native model that introspect.Model drives; its state never changes.
+    """
+    @staticmethod
+    def load(
+        path: os.PathLike | str | bytes,
+        *,
+        dtype: torch.dtype = ...,
+        device: torch.device = ...,
+        chat_template: ChatTemplate | None = None,
+        progress: typing.Any = None,
+    ) -> Model:
+        """
+        Reads a Hugging Face folder or a .gguf file; nothing in it is executed.
+
+        Args:
+            dtype: of the weights and activations: float32, bfloat16, float16 or float64.
+            device: where the weights live.
+            chat_template: instead of the one found beside the weights.
+            progress: called with (what, done, total).
+
+        Raises:
+            IoError: a file is missing or damaged.
+            ConfigError: an architecture, quantisation or option that is not supported.
+            ShapeError: a tensor contradicts the config.
+        """
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        *,
+        cache: KVCache = None,
+        hooks: HookRegistry = None,
+        attention_mask: torch.Tensor | None = None,
+        logits_at: str = "all",
+        positions: torch.Tensor | None = None,
+        vocab_ids: torch.Tensor | None = None,
+        stop_at_layer: typing.SupportsInt | typing.SupportsIndex | None = None,
+    ) -> torch.Tensor | None:
+        """
+        Logits for int64 tokens [batch, pos].
+
+        Args:
+            cache: continued and appended to.
+            hooks: what to read and change on the way.
+            attention_mask: bool [batch, pos], False for padding, on either side.
+            logits_at: "all", "last" (the last real position of each row), "positions" or "none".
+            positions: int64 [n], for logits_at="positions".
+            vocab_ids: int64 [n]; only these tokens' logits.
+            stop_at_layer: run the blocks before this one only; no logits.
+
+        Returns:
+            float32 (float64 for a float64 model) [batch, pos, d_vocab], or None. "all" is computed in the model's dtype,
+            "last" and "positions" are readouts: final norm and unembedding in float32.
+
+        Raises:
+            IndexError: token ids or positions out of range.
+            ShapeError: wrong shapes, or more than n_ctx positions.
+        """
+    def generate(
+        self,
+        prompts: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+        *,
+        max_new_tokens: typing.SupportsInt | typing.SupportsIndex = 20,
+        temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        top_k: typing.SupportsInt | typing.SupportsIndex = 0,
+        top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+        stop_at_eos: bool = True,
+        stop_token_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        padding_side: str = "left",
+        hooks: HookRegistry = None,
+        on_token: collections.abc.Callable[
+            [typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], bool
+        ] = None,
+    ) -> list[list[int]]:
+        """
+        Continues each prompt (a list of token ids) and returns the new tokens of each.
+
+        Args:
+            temperature: 0 is greedy.
+            top_k: 0 keeps all tokens.
+            top_p: the smallest set of tokens whose probability reaches it.
+            repetition_penalty: over prompt and continuation (Keskar et al. 2019, arXiv:1909.05858).
+            seed: each row draws from a stream of its own.
+            stop_at_eos: stop a row at the tokenizer's stop tokens; the stop token is returned.
+            hooks: in effect during the prompt and every step.
+            on_token: called with (row, token) as soon as it is chosen; False ends the generation.
+
+        Raises:
+            ValueError: an empty prompt, or options out of range.
+            ShapeError: prompt and continuation do not fit into n_ctx.
+        """
+    def make_cache(self, batch: typing.SupportsInt | typing.SupportsIndex = 1) -> KVCache:
+        """
+        An empty cache that fits this model.
+        """
+    def make_hooks(self) -> HookRegistry:
+        """
+        An empty registry for this model's hook points.
+        """
+    def readout(self, resid: torch.Tensor, *, vocab_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Float32 logits [..., d_vocab] of residuals [..., d_model] after the last block.
+
+        Args:
+            vocab_ids: int64 [n]; only these tokens' logits, [..., n].
+        """
+    def to_tokens(self, text: str) -> torch.Tensor:
+        """
+        int64 [1, pos], with the tokenizer's BOS in front unless the text begins with it.
+        """
+    @property
+    def cfg(self) -> Config: ...
+    @property
+    def chat_template(self) -> ChatTemplate: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def has_chat_template(self) -> bool: ...
+    @property
+    def has_tokenizer(self) -> bool: ...
+    @property
+    def hash(self) -> str:
+        """
+        Identity of the checkpoint, hex SHA-256.
+        """
+    @property
+    def n_params(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+class ControlVector:
+    """
+    One direction per layer, read at the output of block l and added to the output of block l (0-based).
+
+    A value: ``+``, ``-``, ``*``, ``/`` make new vectors, and strength is not part of it (``20 * vector`` is another vector).
+
+    Args:
+        model_type: the architecture's name as in config.json ("qwen2").
+        directions: {layer: tensor [d_model]}, any float dtype; float32 copies are kept.
+
+    Raises:
+        ConfigError: no directions.
+        IndexError: a negative layer.
+        ShapeError: a direction that is not [d_model] of the others' width.
+        ValueError: NaN or infinity.
+    """
+
+    __hash__: typing.ClassVar[None] = None
+    @staticmethod
+    def import_gguf(path: os.PathLike | str | bytes) -> ControlVector:
+        """
+        Reads a control vector from GGUF, repeng's and llama.cpp's included. Raises IoError.
+        """
+    @staticmethod
+    def load(path: os.PathLike | str | bytes) -> ControlVector:
+        """
+        Reads .gguf or .safetensors, by the file's ending. Raises ValueError for any other.
+        """
+    @staticmethod
+    def load_safetensors(path: os.PathLike | str | bytes) -> ControlVector:
+        """
+        Reads what save_safetensors wrote. Raises IoError.
+        """
+    @staticmethod
+    def train(
+        model: typing.Any,
+        pairs: collections.abc.Sequence[tuple[str, str]],
+        *,
+        method: str = "pca_center",
+        layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+        batch_size: typing.SupportsInt | typing.SupportsIndex = 64,
+        progress: typing.Any = None,
+    ) -> ControlVector:
+        """
+        Trains a vector on pairs of texts that differ in what it shall stand for.
+
+        The residual stream is read at the last token of each text, after the blocks of ``layers``; nothing above the highest
+        is run. Each direction points from the negative to the positive side of most pairs.
+
+        Args:
+            model: an introspect.Model with a tokenizer.
+            pairs: (positive, negative) texts, as concept_pairs makes them.
+            method: "pca_center" (first component of the pairs about their midpoints, unit length), "pca_diff" (first component
+                of the differences less their mean, unit length) or "mean_diff" (mean difference, at its own length).
+            layers: block numbers; None is 1 to n_layers - 1.
+            batch_size: texts run side by side.
+            progress: called with (what, done, total).
+
+        Raises:
+            ValueError: too few pairs, an empty text, an unknown method, pairs that do not differ.
+            IndexError: a layer the model does not have.
+            ShapeError: a text longer than n_ctx.
+            ConfigError: a model without tokenizer.
+        """
+    def __add__(self, other: ControlVector) -> ControlVector: ...
+    def __eq__(self, other: ControlVector) -> bool: ...
+    def __init__(
+        self,
+        model_type: str,
+        directions: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, torch.Tensor],
+    ) -> None: ...
+    def __mul__(self, factor: typing.SupportsFloat | typing.SupportsIndex) -> ControlVector: ...
+    def __neg__(self) -> ControlVector: ...
+    def __repr__(self) -> str: ...
+    def __rmul__(self, factor: typing.SupportsFloat | typing.SupportsIndex) -> ControlVector: ...
+    def __sub__(self, other: ControlVector) -> ControlVector: ...
+    def __truediv__(self, divisor: typing.SupportsFloat | typing.SupportsIndex) -> ControlVector: ...
+    def export_gguf(self, path: os.PathLike | str | bytes) -> None:
+        """
+        Writes the file that repeng and llama.cpp read.
+
+        Raises:
+            ConfigError: there is a direction for layer 0, which llama.cpp refuses; save_safetensors keeps it.
+            IoError: the file cannot be written; none is left behind.
+        """
+    def intervention(
+        self,
+        model: typing.Any,
+        *,
+        layers: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]
+        | None = None,
+        positions: tuple[
+            typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex | None
+        ] = (0, None),
+    ) -> Intervention:
+        """
+        The vector as something to do to a forward pass: its directions added to the outputs of a range of blocks.
+
+        Args:
+            model: the introspect.Model it is for.
+            layers: first and last block, both included; None is every layer the vector has.
+            positions: [first, last) positions that are steered; None is open.
+
+        Raises:
+            IndexError: a layer the model does not have.
+            ConfigError: the vector has no direction in the range.
+        """
+    def save(self, path: os.PathLike | str | bytes) -> None:
+        """
+        Writes .gguf or .safetensors, by the file's ending. Raises ValueError for any other.
+        """
+    def save_safetensors(self, path: os.PathLike | str | bytes) -> None:
+        """
+        Writes the directions and where they came from. Raises IoError.
+        """
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def directions(self) -> dict[int, torch.Tensor]:
+        """
+        {layer: float32 [d_model]}, copies.
+        """
+    @property
+    def layers(self) -> list[int]: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def model_hash(self) -> str:
+        """
+        Hash of the model it was trained on; empty if unknown.
+        """
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def model_type(self) -> str: ...
+    @property
+    def n_pairs(self) -> int: ...
+    @property
+    def spectrum(self) -> dict[int, list[float]]:
+        """
+        {layer: largest shares of variance, descending}; empty for other methods than PCA.
+        """
+
+class Protocol:
+    """
+    One introspection experiment as data: turns, the injected messages, what is read, and control questions.
+
+    A file is a JSON object with the fields name, turns ([{role, content}]) and injected (neighbouring indices into turns),
+    and optionally source, read ("yes_no", "content" or "sample"), steer_generation, yes_token, no_token, report_tokens
+    ({concept: word}), sampling ({max_new_tokens, temperature, top_p, top_k}) and controls ({turns, injected, questions} with
+    $QUESTION in the turns, or the name of such a file beside it).
+    """
+    @staticmethod
+    def load(path: os.PathLike | str | bytes) -> Protocol:
+        """
+        A protocol from its file. Raises IoError, and ConfigError that names the place of a mistake.
+        """
+    @staticmethod
+    def parse(json: str) -> Protocol:
+        """
+        A protocol from its JSON text. Raises ConfigError that names the place of a mistake.
+        """
+    def __repr__(self) -> str: ...
+    def to_json(self) -> str:
+        """
+        The protocol in the file's format, with the controls inside.
+        """
+    @property
+    def control_questions(self) -> list[str]: ...
+    @property
+    def hash(self) -> str:
+        """
+        Hex SHA-256 of to_json().
+        """
+    @property
+    def injected(self) -> list[int]: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def no_token(self) -> str: ...
+    @property
+    def own_question(self) -> str:
+        """
+        The last message of the user.
+        """
+    @property
+    def read(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def steer_generation(self) -> bool: ...
+    @property
+    def turns(self) -> list: ...
+    @property
+    def yes_token(self) -> str: ...
+
+class Store:
+    """
+    Finished readings of experiments on disk, by the hash of what was computed.
+
+    A killed process leaves every finished reading, and several processes may use one store.
+    """
+    def __init__(self, path: os.PathLike | str | bytes) -> None:
+        """
+        Opens or creates the file. Raises IoError.
+        """
+    def __len__(self) -> int: ...
+    def get(self, key: str) -> str | None: ...
+    def put(self, key: str, value: str) -> None: ...
+    @property
+    def path(self) -> pathlib.Path: ...
+
+def concept_pairs(model: typing.Any, concept: str, suffixes: collections.abc.Sequence[str]) -> list[tuple[str, str]]:
+    """
+    The text pairs of the introspection experiments: "Please talk about {concept}." against "Please talk about anything.",
+    with an empty system message, each suffix being the start of the assistant's answer.
+
+    Args:
+        model: an introspect.Model with a tokenizer and a chat template.
+        concept: a word.
+        suffixes: see introspect.load_suffixes.
+
+    Returns:
+        (positive, negative) texts, one pair a suffix.
+
+    Raises:
+        ValueError: an empty concept or no suffixes.
+        ConfigError: the model has no tokenizer or chat template.
+    """
+
+def hook_names(n_layers: typing.SupportsInt | typing.SupportsIndex) -> list[str]:
+    """
+    Every hook name of a model with ``n_layers`` blocks, in the order of the forward pass.
+    """
+
+def open_tensors(path: os.PathLike | str | bytes) -> TensorSource:
+    """
+    Open whatever holds tensors: a .safetensors file or its index, a GGUF file, or an HF folder.
+
+    Args:
+        path: file or folder. Files are mapped, not read.
+
+    Raises:
+        IoError: the file is missing, truncated or corrupt.
+        ConfigError: the format is another one. Pickles are never opened, because they run code.
+    """
+
+def random_rotation(vector: ControlVector, *, seed: typing.SupportsInt | typing.SupportsIndex) -> ControlVector:
+    """
+    The vector under one random orthogonal map of the residual stream: the null for "any vector of this shape".
+
+    All layers go through the same map, so every norm and every cosine between layers stays.
+    """
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, *, eps: typing.SupportsFloat | typing.SupportsIndex
+) -> torch.Tensor:
+    """
+    Root-mean-square norm over the last dimension, as in Llama and Qwen2.
+
+    Args:
+        x: [..., d_model], any floating dtype.
+        weight: [d_model].
+        eps: added to the mean square.
+
+    Returns:
+        Same shape and dtype as ``x``; computed in float32, rounded before the weight is applied.
+
+    Raises:
+        ShapeError: ``weight`` is not [d_model].
+    """
+
+def rotary_frequencies(
+    d_rotary: typing.SupportsInt | typing.SupportsIndex,
+    *,
+    base: typing.SupportsFloat | typing.SupportsIndex = 10000.0,
+    scaling: str = "none",
+    factor: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+    low_freq_factor: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+    high_freq_factor: typing.SupportsFloat | typing.SupportsIndex = 4.0,
+    original_max_position: typing.SupportsFloat | typing.SupportsIndex = 8192.0,
+) -> torch.Tensor:
+    """
+    The angular frequencies of rotary embedding.
+
+    Args:
+        d_rotary: width that is rotated, even.
+        base: of the geometric series (theta).
+        scaling: "none", "linear" (divided by ``factor``) or "llama3" (the other arguments are its own).
+
+    Returns:
+        float32 [d_rotary / 2], in radians per position.
+
+    Raises:
+        ConfigError: unknown scaling, or an odd width.
+
+    Source: Su et al. 2021, arXiv:2104.09864.
+    """
+
+def run_experiment(
+    model: Model,
+    protocol: Protocol,
+    *,
+    vectors: collections.abc.Sequence[tuple[str, ControlVector]],
+    strengths: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    layers: collections.abc.Sequence[
+        tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex, bool]
+    ],
+    questions: collections.abc.Sequence[str] | None,
+    nulls: typing.SupportsInt | typing.SupportsIndex,
+    strength_unit: str,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    store: Store,
+    batch_bytes: typing.SupportsInt | typing.SupportsIndex,
+    progress: typing.Any,
+) -> str:
+    """
+    The result of introspect.run_experiment as JSON; layers are (first, last, whether they are fractions).
+    """
+
+def save_safetensors(
+    path: os.PathLike | str | bytes,
+    tensors: collections.abc.Sequence[tuple[str, torch.Tensor]],
+    *,
+    metadata: collections.abc.Mapping[str, str] = {},
+) -> None:
+    """
+    Write a .safetensors file, whole or not at all.
+
+    Args:
+        path: replaced if it exists, only once everything is on the disk.
+        tensors: (name, tensor) pairs, of any device and layout.
+        metadata: strings by name.
+
+    Raises:
+        ValueError: a name is empty, repeated or ``__metadata__``.
+        ShapeError: a tensor's dtype is not one of the format's.
+        IoError: the file cannot be written, on a full disk for example.
+    """
+
+def sha256_hex(bytes: bytes) -> str:
+    """
+    The SHA-256 of ``bytes`` as 64 lowercase hexadecimal digits.
+    """
+
+def write_atomically(path: os.PathLike | str | bytes, bytes: str) -> None:
+    """
+    Write a file, whole or not at all.
+
+    Args:
+        path: replaced if it exists, only once everything is on the disk.
+        bytes: bytes, or text to be stored as UTF-8.
+
+    Raises:
+        IoError: the file cannot be written, on a full disk for example.
+    """
 
 __version__: str = "0.1.0"
 built_with_torch: str = "2.13.0"

@@ -17,7 +17,7 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(
         f"{_REBUILD}"
     )
 
-from . import io
+from . import io, ops
 from ._C import (
     ChatTemplate,
     ConfigError,
@@ -31,7 +31,6 @@ from ._C import (
     Store,
     StreamDecoder,
     Tokenizer,
-    ops,
 )
 from .data import load_suffixes
 from .experiment import load_protocol, run_experiment

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -40,13 +40,13 @@ def load_model(
         IoError: a file is missing or damaged, or no source could be reached.
         ConfigError: an architecture, quantisation or option that is not supported.
     """
-    dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(dtype, torch.dtype):
+    wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(wanted, torch.dtype):
         raise _C.ConfigError("load_model: dtype must be float32, bfloat16, float16 or float64")
     path = hub.resolve(source)
     engine = _C.Model.load(
         path,
-        dtype=dtype,
+        dtype=wanted,
         device=torch.device(device),
         chat_template=load_chat_template(path),
         progress=progress,
@@ -252,14 +252,14 @@ class Model:
             ValueError: an empty prompt, or options out of range.
             ShapeError: prompt and continuation do not fit into n_ctx.
         """
-        single = isinstance(prompt, str)
         if isinstance(prompt, torch.Tensor):
             rows = prompt.tolist()
         else:
-            rows = [self.engine.to_tokens(text)[0].tolist() for text in ([prompt] if single else prompt)]
+            texts = [prompt] if isinstance(prompt, str) else prompt
+            rows = [self.engine.to_tokens(text)[0].tolist() for text in texts]
         streams = [_C.StreamDecoder(self.engine.tokenizer) for _ in rows]
 
-        def on_token(row: int, token: int) -> bool:
+        def on_token(row: Any, token: Any) -> bool:
             if on_text and (text := streams[row].push(token)):
                 on_text(row, text)
             return True
@@ -277,8 +277,8 @@ class Model:
             hooks=self._hooks(),
             on_token=on_token,
         )
-        texts = [self.engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
-        return texts[0] if single else texts
+        continuations = [self.engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
+        return continuations[0] if isinstance(prompt, str) else continuations
 
     @contextlib.contextmanager
     def steer(
