@@ -91,7 +91,7 @@ def run_experiment(
             nulls=nulls,
             strength_unit=strength_unit,
             seed=seed,
-            store=store if store is None or isinstance(store, _C.Store) else _C.Store(store),
+            store=store if store is None or isinstance(store, _C.Store) else _C.Store(store),  # type: ignore[arg-type]
             batch_bytes=batch_bytes,
             progress=progress,
         )
