@@ -6,6 +6,7 @@
 
 #include "introspect/core/check.h"
 #include "introspect/io/file.h"
+#include "io/json.h"
 
 namespace introspect::text {
 namespace {
@@ -46,8 +47,7 @@ TokenizerConfig TokenizerConfig::read(const std::filesystem::path& folder) {
   const auto file = folder / "tokenizer_config.json", jinja = folder / "chat_template.jinja";
   if (std::filesystem::is_regular_file(file)) {
     try {
-      const json parsed = json::parse(io::read_text(file));
-      check<IoError>(parsed.is_object(), file.string(), " must hold a JSON object");
+      const json parsed = io::parse_json_object(io::read_text(file), file);
       config.bos_token = token_of(parsed, "bos_token");
       config.eos_token = token_of(parsed, "eos_token");
       config.pad_token = token_of(parsed, "pad_token");

@@ -28,11 +28,10 @@ T value_or(const json& object, const char* key, T otherwise) {
 
 /// A stage, or the stages of a Sequence one after another. `list` is the key of the list in a Sequence.
 template <typename Visit>
-void for_each_stage(const json& stage, const char* list, const Visit& visit, int depth = 0) {
-  check<ConfigError>(depth < 16, "tokenizer.json: ", list, " are nested too deeply");
+void for_each_stage(const json& stage, const char* list, const Visit& visit) {
   if (stage.is_null()) return;
   if (type_of(stage) != "Sequence") return visit(stage);
-  for (const auto& inner : stage.at(list)) for_each_stage(inner, list, visit, depth + 1);
+  for (const auto& inner : stage.at(list)) for_each_stage(inner, list, visit);
 }
 
 std::string literal_pattern(const json& stage, const char* kind) {
@@ -270,8 +269,17 @@ std::shared_ptr<const TokenizerEngine> build(const json& file, const TokenizerCo
 
 std::shared_ptr<const TokenizerEngine> read_tokenizer_json(const std::string& text,
                                                            const TokenizerConfig& config) {
+  // Deeper files are not tokenizers, and copying or freeing them would need a stack as deep.
+  static constexpr int kMaxDepth = 64;
+  const auto shallow = [](int depth, json::parse_event_t, const json&) {
+    check<IoError>(depth <= kMaxDepth, "tokenizer.json: JSON must not nest deeper than ", kMaxDepth,
+                   " levels");
+    return true;
+  };
   try {
-    return build(json::parse(text), config);
+    return build(json::parse(text, shallow), config);
+  } catch (const json::parse_error& error) {  // its own text may quote bytes that are not UTF-8
+    throw IoError(concat("tokenizer.json must be JSON, is not at byte ", error.byte));
   } catch (const json::exception& error) {
     throw IoError(concat("tokenizer.json is broken: ", error.what()));
   }
