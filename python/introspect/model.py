@@ -277,6 +277,9 @@ class Model:
             hooks=self._hooks(),
             on_token=on_token,
         )
+        for row, stream in enumerate(streams):
+            if on_text and (rest := stream.finish()):
+                on_text(row, rest)
         continuations = [self.engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
         return continuations[0] if isinstance(prompt, str) else continuations
 

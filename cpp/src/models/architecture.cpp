@@ -149,7 +149,6 @@ Architecture architecture_of_gguf(const io::GgufFile& file) {
   const auto key = [&](const char* rest) { return name + "." + rest; };
 
   Config cfg;
-  cfg.model_name = file.get_string_or("general.name", "");
   cfg.original_architecture = family.hf;
   cfg.n_layers = file.get_int(key("block_count"));
   cfg.d_model = file.get_int(key("embedding_length"));

@@ -160,8 +160,8 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
     tokenizer = text::Tokenizer::load_if_present(path);
   }
   auto& cfg = architecture.cfg;
-  if (cfg.model_name.empty())
-    cfg.model_name = (path.has_filename() ? path : path.parent_path()).filename().string();
+  // The file's own name: what converters write into general.name is often another checkpoint's.
+  cfg.model_name = (path.has_filename() ? path : path.parent_path()).stem().string();
   const auto hash = sha256_hex(config_text(cfg) + "\n" + source->fingerprint());
   auto weights = WeightReader(*source, architecture, options).read();
   auto chat_template = options.chat_template ? options.chat_template : find_chat_template(tokenizer);
