@@ -14,51 +14,12 @@
 #include "introspect/models/generate.h"
 #include "introspect/version.h"
 
+#include "experiments/plan.h"
+
 namespace introspect::experiments {
 namespace {
 
-using Ids = std::vector<int64_t>;
-using Directions = std::map<int64_t, torch::Tensor>;  // block -> float32 [D]
-
 constexpr int64_t kMostRows = 64;  // of one batch: beyond it nothing gets faster
-
-/// One question: what follows the injected messages, and what is read at its end.
-struct Ask {
-  std::string question;
-  std::string kind;  // "introspection" or "control"
-  Ids after;
-  bool keeps_steering = false;
-  bool samples = false;
-  Ids report_ids;
-};
-
-/// Questions that share everything up to the end of the injected messages.
-struct Scene {
-  Ids before, injected;
-  std::vector<Ask> asks;
-
-  int64_t span_begin() const { return static_cast<int64_t>(before.size()); }
-  int64_t span_end() const { return static_cast<int64_t>(before.size() + injected.size()); }
-  int64_t longest(int64_t new_tokens) const {
-    int64_t longest = 0;
-    for (const auto& ask : asks)
-      longest = std::max(longest, static_cast<int64_t>(ask.after.size()) + (ask.samples ? new_tokens : 0));
-    return span_end() + longest;
-  }
-};
-
-/// One vector, or rotation of it, at one strength over one range.
-struct Injection {
-  std::string concept_name;
-  double strength = 0.0;
-  int64_t first_layer = 0, last_layer = 0;
-  int64_t null_index = -1;
-  Directions directions;  // of the blocks in the range, strength not applied
-};
-
-uint64_t rotation_seed(uint64_t seed, const std::string& concept_name, int64_t null_index) {
-  return std::stoull(sha256_hex(concat(seed, "/", concept_name, "/", null_index)).substr(0, 16), nullptr, 16);
-}
 
 std::string dtype_name(torch::ScalarType dtype) {
   switch (dtype) {
@@ -89,104 +50,23 @@ class Runner {
  public:
   Runner(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
          const ExperimentOptions& options)
-      : model_(model), protocol_(protocol), options_(options) {
-    check_options(vectors);
-    plan_scenes(vectors);
-    plan_injections(vectors);
-    const auto steered = std::count_if(injections_.begin(), injections_.end(),
+      : model_(model),
+        protocol_(protocol),
+        options_(options),
+        plan_(make_plan(model, protocol, vectors, options)) {
+    const auto steered = std::count_if(plan_.injections.begin(), plan_.injections.end(),
                                        [](const auto& injection) { return injection.strength != 0; });
-    for (const auto& scene : scenes_) total_ += static_cast<int64_t>(scene.asks.size()) * (1 + steered);
+    for (const auto& scene : plan_.scenes) total_ += static_cast<int64_t>(scene.asks.size()) * (1 + steered);
   }
 
   Result run() {
     const torch::NoGradGuard no_grad;
-    for (const auto& scene : scenes_) run_scene(scene);
+    for (const auto& scene : plan_.scenes) run_scene(scene);
     report(options_.progress, protocol_.name, total_, total_);
     return collect();
   }
 
  private:
-  // ---- the plan -------------------------------------------------------------------------------------------------
-
-  void check_options(const NamedVectors& vectors) const {
-    check<std::invalid_argument>(!vectors.empty(), "run_experiment: at least one vector is needed, got none");
-    check<std::invalid_argument>(!options_.strengths.empty() && !options_.layers.empty(),
-                                 "run_experiment: at least one strength and one layer range are needed");
-    for (const auto strength : options_.strengths)
-      check<std::invalid_argument>(std::isfinite(strength), "run_experiment: strengths must be finite, got ",
-                                   strength);
-    check<std::invalid_argument>(options_.nulls >= 0, "run_experiment: nulls must be 0 or more, got ",
-                                 options_.nulls);
-    for (const auto& [name, vector] : vectors)
-      check<ShapeError>(vector.d_model() == model_.cfg().d_model, "run_experiment: vector '", name,
-                        "' must be as wide as the model (", model_.cfg().d_model, "), got ",
-                        vector.d_model());
-  }
-
-  void plan_scenes(const NamedVectors& vectors) {
-    const auto& tokenizer = model_.tokenizer();
-    yes_id_ = single_token(tokenizer, protocol_.yes_token);
-    no_id_ = single_token(tokenizer, protocol_.no_token);
-    Ask own{protocol_.own_question(),
-            "introspection",
-            {},
-            protocol_.steer_generation,
-            protocol_.read == Read::sample,
-            {}};
-    if (protocol_.read == Read::content)
-      for (const auto& [name, vector] : vectors) {
-        const auto word = protocol_.report_tokens.count(name) ? protocol_.report_tokens.at(name) : name;
-        own.report_ids.push_back(first_token(tokenizer, word));
-        own.report_ids.push_back(first_token(tokenizer, " " + word));
-      }
-    add_ask(protocol_.conversation, own);
-    for (const auto& question : options_.questions.value_or(protocol_.control_questions))
-      add_ask(protocol_.ask(question), {question, "control", {}, false, false, {}});
-
-    for (const auto& scene : scenes_)
-      check<ShapeError>(scene.longest(protocol_.sampling.max_new_tokens) <= model_.cfg().n_ctx,
-                        "run_experiment: protocol '", protocol_.name, "' must fit into the model's ",
-                        model_.cfg().n_ctx, " positions, got ",
-                        scene.longest(protocol_.sampling.max_new_tokens));
-  }
-
-  void add_ask(const Conversation& conversation, Ask ask) {
-    auto tokens = tokenize(conversation, model_.tokenizer(), model_.chat_template());
-    ask.after = std::move(tokens.after);
-    for (auto& scene : scenes_)
-      if (scene.before == tokens.before && scene.injected == tokens.injected) {
-        scene.asks.push_back(std::move(ask));
-        return;
-      }
-    scenes_.push_back({std::move(tokens.before), std::move(tokens.injected), {std::move(ask)}});
-  }
-
-  void plan_injections(const NamedVectors& vectors) {
-    for (const auto& [name, vector] : vectors) {
-      const auto& origin = vector.origin();
-      if (!origin.model_hash.empty() && origin.model_hash != model_.hash())
-        warnings_.push_back(concat("vector '", name, "' was trained on other weights (", origin.model_name,
-                                   ") than this model's (", model_.cfg().model_name, ")"));
-      std::vector<steering::ControlVector> versions{vector};
-      for (int64_t null_index = 0; null_index < options_.nulls; ++null_index)
-        versions.push_back(steering::random_rotation(vector, rotation_seed(options_.seed, name, null_index)));
-      for (const auto strength : options_.strengths)
-        for (const auto& range : options_.layers) {
-          const auto [first, last] = range.resolve(model_.cfg().n_layers);
-          for (size_t version = 0; version < versions.size(); ++version) {
-            auto inside =
-                steering::as_intervention(versions[version], model_.cfg().n_layers, first, last).directions;
-            injections_.push_back(
-                {name, strength, first, last, static_cast<int64_t>(version) - 1, std::move(inside)});
-          }
-          const auto n_inside = static_cast<int64_t>(injections_.back().directions.size());
-          if (n_inside < last - first + 1 && strength == options_.strengths.front())
-            warnings_.push_back(concat("vector '", name, "' has directions for ", n_inside, " of the ",
-                                       last - first + 1, " layers ", first, " to ", last));
-        }
-    }
-  }
-
   // ---- what is known --------------------------------------------------------------------------------------------
 
   nlohmann::ordered_json identity(const Scene& scene) const {
@@ -200,7 +80,7 @@ class Runner {
     json["added"] = injection;
     json["after"] = ask.after;
     json["keeps_steering"] = ask.keeps_steering;
-    json["read"] = {yes_id_, no_id_, ask.report_ids};
+    json["read"] = {plan_.yes_id, plan_.no_id, ask.report_ids};
     if (ask.samples) {
       const auto& sampling = protocol_.sampling;
       json["sampling"] = {sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k};
@@ -315,9 +195,9 @@ class Runner {
     const auto* const logit = logits_V.const_data_ptr<double>();
     const auto* const log_prob = log_probs_V.const_data_ptr<double>();
     Reading out;
-    out.log_odds = logit[yes_id_] - logit[no_id_];
-    out.p_yes = std::exp(log_prob[yes_id_]);
-    out.p_no = std::exp(log_prob[no_id_]);
+    out.log_odds = logit[plan_.yes_id] - logit[plan_.no_id];
+    out.p_yes = std::exp(log_prob[plan_.yes_id]);
+    out.p_no = std::exp(log_prob[plan_.no_id]);
     for (const auto id : ask.report_ids) {
       const auto above =
           std::count_if(logit, logit + logits_V.numel(), [&](double other) { return other > logit[id]; });
@@ -396,7 +276,7 @@ class Runner {
       rows.clear();
       hashes.clear();
     };
-    for (const auto& injection : injections_) {
+    for (const auto& injection : plan_.injections) {
       if (injection.strength == 0) continue;
       auto added = scaled(injection, norms);
       auto hash = directions_hash(added);
@@ -483,9 +363,9 @@ class Runner {
     const bool absolute = options_.strength_unit == StrengthUnit::absolute;
     out.settings = {options_.seed,         options_.nulls,     absolute ? "absolute" : "residual",
                     at::get_num_threads(), INTROSPECT_VERSION, INTROSPECT_BUILT_WITH_TORCH};
-    out.warnings = warnings_;
-    for (const auto& injection : injections_)
-      for (const auto& scene : scenes_)
+    out.warnings = plan_.warnings;
+    for (const auto& injection : plan_.injections)
+      for (const auto& scene : plan_.scenes)
         for (const auto& question : scene.asks) {
           const auto& base = readings_.at(cell_key(scene, question, kNothing));
           const auto& injected =
@@ -505,10 +385,7 @@ class Runner {
   const models::Model& model_;
   const Protocol& protocol_;
   const ExperimentOptions& options_;
-  std::vector<Scene> scenes_;  // the protocol's own first
-  std::vector<Injection> injections_;
-  std::vector<std::string> warnings_;
-  int64_t yes_id_ = 0, no_id_ = 0;
+  const Plan plan_;
   std::map<std::string, Reading> readings_;                                 // by cell key
   std::map<std::pair<const Scene*, const Injection*>, std::string> added_;  // directions_hash
   int64_t done_ = 0, total_ = 0;                                            // readings

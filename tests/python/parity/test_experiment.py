@@ -81,38 +81,38 @@ def turns_of(protocol, question):
     return [{**turn, "content": turn["content"].replace("$QUESTION", question)} for turn in turns]
 
 
-@pytest.mark.parametrize("name", ["no_info", "content_report"])
-def test_log_odds_equal_a_plain_implementation(models, vectors, name):
-    ours, theirs = models
-    protocol = introspect.load_protocol(name)
-    first, last = 10, 20
-    strength = 4.0
-    result = introspect.run_experiment(
-        ours, protocol, vectors=vectors, strengths=[0, strength], layers=[(first, last)], questions=[CONTROL]
-    )
-    table = result.to_pandas()
-    assert len(table) == 2 * 2 * 2
+def expect(reading, logits, ours):
     (yes,) = ours.tokenizer.encode(" yes", add_special_tokens=False)
     (no,) = ours.tokenizer.encode(" no", add_special_tokens=False)
-    moved = []
-    for row, raw in zip(table.itertuples(), result.rows, strict=True):
-        directions = {layer: row.strength * vectors[row.concept].directions[layer] for layer in range(first, last + 1)}
-        steps = chat_steps(ours, turns_of(protocol, row.question))
-        base, _ = plain_experiment(theirs, steps, {1, 2}, {})
-        injected, _ = plain_experiment(theirs, steps, {1, 2}, directions)
-        for logits, side in ((base, "base"), (injected, "injected")):
-            expected = (logits[yes] - logits[no]).item()
-            assert raw[side]["log_odds"] == pytest.approx(expected, abs=1e-3)
-            probabilities = logits.softmax(-1)
-            assert raw[side]["p_yes"] == pytest.approx(probabilities[yes].item(), rel=5e-3)
-            assert raw[side]["p_no"] == pytest.approx(probabilities[no].item(), rel=5e-3)
-            for token in raw[side].get("tokens", []):
-                assert token["log_prob"] == pytest.approx(logits.log_softmax(-1)[token["id"]].item(), abs=2e-3)
-        if row.strength == 0:
-            assert raw["base"] == raw["injected"]
-        else:
-            moved.append(abs(row.log_odds - row.log_odds_base))
-    assert max(moved) > 0.1  # the injection did something, so agreement means something
+    log_probs = logits.log_softmax(-1)
+    assert reading["log_odds"] == pytest.approx((logits[yes] - logits[no]).item(), abs=1e-3)
+    assert reading["p_yes"] == pytest.approx(log_probs[yes].exp().item(), rel=5e-3)
+    assert reading["p_no"] == pytest.approx(log_probs[no].exp().item(), rel=5e-3)
+    for token in reading.get("tokens", []):
+        assert token["log_prob"] == pytest.approx(log_probs[token["id"]].item(), abs=2e-3)
+
+
+@pytest.mark.parametrize(("name", "questions"), [("no_info", [CONTROL]), ("content_report", [])])
+def test_readings_equal_a_plain_implementation(models, vectors, name, questions):
+    ours, theirs = models
+    protocol = introspect.load_protocol(name)
+    (first, last), strength = (10, 20), 12.0
+    result = introspect.run_experiment(
+        ours, protocol, vectors=vectors, strengths=[strength], layers=[(first, last)], questions=questions
+    )
+    assert len(result.rows) == 2 * (1 + len(questions))
+    bases = {}
+    for row in result.rows:
+        steps = chat_steps(ours, turns_of(protocol, row["question"]))
+        if row["question"] not in bases:
+            bases[row["question"]], _ = plain_experiment(theirs, steps, {1, 2}, {})
+        directions = vectors[row["concept"]].directions
+        added = {layer: strength * directions[layer] for layer in range(first, last + 1)}
+        injected, _ = plain_experiment(theirs, steps, {1, 2}, added)
+        expect(row["base"], bases[row["question"]], ours)
+        expect(row["injected"], injected, ours)
+    shifts = [abs(row["injected"]["log_odds"] - row["base"]["log_odds"]) for row in result.rows]
+    assert max(shifts) > 0.1  # the injection did something, so agreement means something
 
 
 def test_residual_strengths_equal_a_plain_implementation(models, vectors):
@@ -134,9 +134,7 @@ def test_residual_strengths_equal_a_plain_implementation(models, vectors):
     unit = vectors["cat"].directions
     directions = {layer: 0.1 * norms[layer] * unit[layer] for layer in range(first, last + 1)}
     logits, _ = plain_experiment(theirs, steps, {1, 2}, directions)
-    (yes,) = ours.tokenizer.encode(" yes", add_special_tokens=False)
-    (no,) = ours.tokenizer.encode(" no", add_special_tokens=False)
-    assert result.rows[0]["injected"]["log_odds"] == pytest.approx((logits[yes] - logits[no]).item(), abs=1e-3)
+    expect(result.rows[0]["injected"], logits, ours)
 
 
 def test_sampled_text_under_steering_equals_a_plain_implementation(models, vectors):
