@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <functional>
 #include <map>
 #include <numeric>
 #include <stdexcept>
@@ -43,8 +44,9 @@ torch::Tensor as_row(const Ids& ids, size_t first, size_t last) {
 }
 
 /// Runs one batch of token sequences and gives the chosen layers' activations at each one's last token, [B, L, D].
+/// `alive` is called after each of these layers.
 torch::Tensor run_batch(const models::Model& model, const std::vector<const Ids*>& batch,
-                        const std::vector<int64_t>& layers) {
+                        const std::vector<int64_t>& layers, const std::function<void()>& alive) {
   const auto n_rows = static_cast<int64_t>(batch.size());
   models::ForwardOptions pass;
   pass.logits_at = models::LogitsAt::kNone;
@@ -86,6 +88,7 @@ torch::Tensor run_batch(const models::Model& model, const std::vector<const Ids*
     registry.add(hooks::hook_name({hooks::Point::kResidPost, layers[i]}),
                  [&, i](const torch::Tensor& x_BTD, hooks::Site) -> std::optional<torch::Tensor> {
                    out_BLD.select(1, static_cast<int64_t>(i)).copy_(x_BTD.index({rows_B, last_on_device}));
+                   alive();
                    return std::nullopt;
                  });
   pass.hooks = &registry;
@@ -156,7 +159,8 @@ torch::Tensor last_token_activations(const models::Model& model, const std::vect
   const auto total = static_cast<int64_t>(texts.size());
   auto out_NLD = torch::empty({total, static_cast<int64_t>(layers.size()), model.cfg().d_model});
   for (int64_t first = 0; first < total; first += batch_size) {
-    report(progress, "activations", first, total);
+    const auto alive = [&] { report(progress, "activations", first, total); };
+    alive();
     std::vector<const Ids*> batch;
     std::vector<int64_t> places;
     for (int64_t i = first; i < std::min(first + batch_size, total); ++i) {
@@ -164,7 +168,7 @@ torch::Tensor last_token_activations(const models::Model& model, const std::vect
       batch.push_back(&sequences[text]);
       places.push_back(static_cast<int64_t>(text));
     }
-    out_NLD.index_copy_(0, torch::tensor(places, torch::kInt64), run_batch(model, batch, layers));
+    out_NLD.index_copy_(0, torch::tensor(places, torch::kInt64), run_batch(model, batch, layers, alive));
   }
   report(progress, "activations", total, total);
   return out_NLD;
@@ -213,10 +217,9 @@ ControlVector train(const models::Model& model, const std::vector<TextPair>& pai
   const auto activations = last_token_activations(model, texts, layers, options.batch_size, options.progress);
 
   const auto n_layers = static_cast<int64_t>(layers.size());
-  report(options.progress, "directions", 0, n_layers);
   std::vector<torch::Tensor> directions(layers.size());
   std::vector<std::vector<double>> shares(layers.size());
-  parallel_for(0, n_layers, 1, [&](int64_t first, int64_t last) {
+  const auto find = [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const auto at = static_cast<size_t>(i);
       const auto of_layer = activations.select(1, i);
@@ -228,7 +231,12 @@ ControlVector train(const models::Model& model, const std::vector<TextPair>& pai
         throw std::invalid_argument(concat("train: layer ", layers[at], ": ", problem.what()));
       }
     }
-  });
+  };
+  const int64_t side_by_side = at::get_num_threads();
+  for (int64_t first = 0; first < n_layers; first += side_by_side) {
+    report(options.progress, "directions", first, n_layers);
+    parallel_for(first, std::min(first + side_by_side, n_layers), 1, find);
+  }
   report(options.progress, "directions", n_layers, n_layers);
 
   VectorOrigin origin{model.cfg().model_name,
