@@ -15,6 +15,7 @@ mkdir -p "$out"
 
 # Weights and activations in bfloat16, what is read in float32: about three times as fast as float32 throughout, and
 # within 0.06 nat of it.
+echo "Weights and activations are bfloat16; every reading is float32."
 [ -e "$model" ] || introspect pull "$model"
 vectors=()
 for concept in cat bread; do
