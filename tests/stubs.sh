@@ -5,8 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 stub=python/introspect/_C.pyi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-# _C has torch dtypes among its defaults, so torch comes first: introspect._api sees to that.
-python -c 'import introspect._api, pybind11_stubgen; pybind11_stubgen.main()' introspect._C -o "$work" --exit-code
+python -m pybind11_stubgen introspect._C -o "$work" --exit-code
 generated=$work/introspect/_C.pyi
 ruff format -q --config pyproject.toml "$generated"
 if [ "${1:-}" != --check ]; then

@@ -29,6 +29,8 @@ py::handle register_error(py::module_& m, const char* name, py::handle base) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The native part of introspect: see the package's own modules for the public names.";
+  py::module_::import(
+      "torch");  // registers the Python types of the dtypes that stand among the defaults below
   const auto error = register_error<introspect::Error>(m, "Error", PyExc_RuntimeError);
   register_error<introspect::ShapeError>(m, "ShapeError", error);
   register_error<introspect::ConfigError>(m, "ConfigError", error);

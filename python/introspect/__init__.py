@@ -15,7 +15,9 @@ def __getattr__(name: str):
     """Load torch and the compiled library at the first use of a name, so that ``introspect --help`` needs neither."""
     if name in _LIGHT:
         return _import_module(f"{__name__}.{name}")
-    if name.startswith("_") and name not in {"_C", "__all__", "__version__"}:
+    if name == "_C":  # not by way of _api, so that each module of the package can be the first one imported
+        return _import_module(f"{__name__}._C")
+    if name.startswith("_") and name not in {"__all__", "__version__"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     api = _import_module(f"{__name__}._api")
     try:
