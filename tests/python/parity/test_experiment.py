@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from reference import transformers_model
+from sklearn.decomposition import PCA
 from transformers import DynamicCache
 
 import introspect
@@ -57,7 +58,13 @@ def plain_experiment(model, steps, injected, directions):
     for i, step in enumerate(steps):
         added = directions if i in injected else {}
         with hooked(model, added):
-            out = model(torch.tensor([step]), past_key_values=cache, use_cache=True, output_hidden_states=i in injected)
+            out = model(
+                torch.tensor([step]),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                output_hidden_states=i in injected,
+            )
         if i in injected:
             # hidden_states[l + 1] is the output of block l, for all but the last block.
             for layer, hidden in enumerate(out.hidden_states[1:-1]):
@@ -92,15 +99,23 @@ def expect(reading, logits, ours):
         assert token["log_prob"] == pytest.approx(log_probs[token["id"]].item(), abs=2e-3)
 
 
-@pytest.mark.parametrize(("name", "questions"), [("no_info", [CONTROL]), ("content_report", [])])
-def test_readings_equal_a_plain_implementation(models, vectors, name, questions):
+@pytest.mark.parametrize(
+    ("name", "concepts", "questions"),
+    [("no_info", ["cat", "bread"], []), ("no_info", ["cat"], [CONTROL]), ("content_report", ["cat"], [])],
+)
+def test_readings_equal_a_plain_implementation(models, vectors, name, concepts, questions):
     ours, theirs = models
     protocol = introspect.load_protocol(name)
     (first, last), strength = (10, 20), 12.0
     result = introspect.run_experiment(
-        ours, protocol, vectors=vectors, strengths=[strength], layers=[(first, last)], questions=questions
+        ours,
+        protocol,
+        vectors={concept: vectors[concept] for concept in concepts},
+        strengths=[strength],
+        layers=[(first, last)],
+        questions=questions,
     )
-    assert len(result.rows) == 2 * (1 + len(questions))
+    assert len(result.rows) == len(concepts) * (1 + len(questions))
     bases = {}
     for row in result.rows:
         steps = chat_steps(ours, turns_of(protocol, row["question"]))
@@ -166,23 +181,28 @@ def test_sampled_text_under_steering_equals_a_plain_implementation(models, vecto
     assert row["injected"]["text"].split()[:same] == greedy(directions).split()[:same]
 
 
-@pytest.mark.parametrize("method", ["pca_center", "pca_diff", "mean_diff"])
-def test_training_equals_sklearn_on_transformers_hidden_states(models, method):
-    """repeng's recipe: hidden states at the last token, PCA by sklearn, sign by vote; written out here."""
-    from sklearn.decomposition import PCA
-
+@pytest.fixture(scope="module")
+def training(models):
+    """Pairs, and transformers' hidden states at the last token of each side: [pairs, layers + 1, d_model]."""
     ours, theirs = models
-    pairs = introspect.concept_pairs(ours, "cat", introspect.load_suffixes()[:40:2])
+    pairs = introspect.concept_pairs(ours, "cat", introspect.load_suffixes()[:24:2])
+
+    @torch.no_grad()
+    def states(text):
+        ids = torch.tensor([ours.tokenizer.encode(text, add_special_tokens=False)])
+        return torch.stack(theirs.model(ids, output_hidden_states=True).hidden_states)[:, 0, -1].double()
+
+    return pairs, *(torch.stack([states(pair[side]) for pair in pairs]) for side in (0, 1))
+
+
+@pytest.mark.parametrize("method", ["pca_center", "pca_diff", "mean_diff"])
+def test_training_equals_sklearn_on_transformers_hidden_states(models, training, method):
+    """repeng's recipe: hidden states at the last token, PCA by sklearn, sign by vote; written out here."""
+    ours = models[0]
+    pairs, positive, negative = training
     vector = introspect.ControlVector.train(ours, pairs, method=method, batch_size=7)
     n_layers = ours.cfg.n_layers
     assert vector.layers == list(range(1, n_layers))
-
-    def states(text):
-        ids = torch.tensor([ours.tokenizer.encode(text, add_special_tokens=False)])
-        with torch.no_grad():
-            return torch.stack(theirs(ids, output_hidden_states=True).hidden_states)[:, 0, -1].double()
-
-    positive, negative = (torch.stack([states(pair[side]) for pair in pairs]) for side in (0, 1))
     for layer in range(1, n_layers - 1):  # the last of hidden_states is after the final norm
         p, n = positive[:, layer + 1], negative[:, layer + 1]
         ours_direction = vector.directions[layer].double()
