@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "introspect/core/check.h"
+#include "io/utf8.h"
 #include "text/utf8.h"
 
 namespace introspect::text {
@@ -156,8 +157,9 @@ SentencePieceModel SentencePieceModel::parse(std::string_view bytes) {
     }
   }
   for (size_t id = 0; id < model.pieces.size(); ++id)
-    check<IoError>(is_utf8(model.pieces[id].text), "tokenizer.model: piece ", id, " must be UTF-8");
-  check<IoError>(is_utf8(model.unknown_surface), "tokenizer.model: the unknown token's text must be UTF-8");
+    check<IoError>(io::is_utf8(model.pieces[id].text), "tokenizer.model: piece ", id, " must be UTF-8");
+  check<IoError>(io::is_utf8(model.unknown_surface),
+                 "tokenizer.model: the unknown token's text must be UTF-8");
   check<IoError>(!model.pieces.empty(), "tokenizer.model: not a sentencepiece model, it has no pieces");
   check_character_map(model.normalization);
   return model;

@@ -35,15 +35,6 @@ Utf8Step utf8_step(std::string_view bytes) {
   return {Kind::character, size, code_point};
 }
 
-bool is_utf8(std::string_view text) {
-  for (size_t i = 0; i < text.size();) {
-    const auto step = utf8_step(text.substr(i));
-    if (step.kind != Utf8Step::Kind::character) return false;
-    i += step.size;
-  }
-  return true;
-}
-
 void require_utf8(std::string_view text, const char* who) {
   for (size_t i = 0; i < text.size();) {
     const auto step = utf8_step(text.substr(i));

@@ -15,8 +15,6 @@ struct Utf8Step {
 };
 Utf8Step utf8_step(std::string_view bytes);
 
-bool is_utf8(std::string_view text);
-
 /// Throws ConfigError with the position of the first byte of `text` that is not UTF-8.
 void require_utf8(std::string_view text, const char* who);
 
