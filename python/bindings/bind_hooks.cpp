@@ -43,7 +43,6 @@ Args:
       .def_readonly("first_position", &Intervention::first_position);
 
   py::class_<HookRegistry>(m, "HookRegistry", "What is read and changed during a forward pass.")
-      .def(py::init<int64_t, int64_t>(), py::arg("n_layers"), py::arg("d_model"))
       .def(
           "add",
           [](HookRegistry& registry, const std::string& name,
@@ -68,8 +67,6 @@ Raises:
 )doc")
       .def_property_readonly("empty", &HookRegistry::empty, "True if nothing would be read or changed.");
 
-  m.def("hook_names", &hooks::hook_names, py::arg("n_layers"),
-        "Every hook name of a model with ``n_layers`` blocks, in the order of the forward pass.");
 }
 
 }  // namespace introspect::python

@@ -89,6 +89,23 @@ Raises:
       .def_property_readonly("has_tokenizer", &Model::has_tokenizer)
       .def_property_readonly("has_chat_template", &Model::has_chat_template)
       .def("make_cache", &Model::make_cache, py::arg("batch") = 1, "An empty cache that fits this model.")
+      .def(
+          "hook_names",
+          [](const Model& model, bool use_attn_result, bool use_split_qkv_input, bool use_attn_in,
+             bool use_hook_mlp_in) {
+            return models::hook_points(model.cfg())
+                .names({use_attn_result, use_split_qkv_input, use_attn_in, use_hook_mlp_in});
+          },
+          py::kw_only(), py::arg("use_attn_result") = false, py::arg("use_split_qkv_input") = false,
+          py::arg("use_attn_in") = false, py::arg("use_hook_mlp_in") = false, R"doc(
+Every hook name, in the order of the forward pass.
+
+Args:
+    use_attn_result: attn.hook_result too; like the other three it can always be hooked by its name.
+    use_split_qkv_input: hook_q_input, hook_k_input and hook_v_input too.
+    use_attn_in: hook_attn_in too.
+    use_hook_mlp_in: hook_mlp_in too.
+)doc")
       .def("make_hooks", &Model::make_hooks, "An empty registry for this model's hook points.")
       .def("to_tokens", &Model::to_tokens, py::arg("text"), py::call_guard<py::gil_scoped_release>(),
            "int64 [1, pos], with the tokenizer's BOS in front unless the text begins with it.")

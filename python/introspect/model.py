@@ -101,7 +101,7 @@ class Model:
     @property
     def hook_names(self) -> list[str]:
         """Every hook name, in the order in which a forward pass meets them."""
-        return _C.hook_names(self.cfg.n_layers)
+        return self.engine.hook_names()
 
     # Text
 

@@ -6,20 +6,19 @@
 
 namespace introspect::hooks {
 
-HookRegistry::HookRegistry(int64_t n_layers, int64_t d_model)
-    : n_layers_(n_layers), d_model_(d_model), table_(n_sites(n_layers)) {}
+HookRegistry::HookRegistry(HookPoints points) : points_(points), table_(points_.n_sites()) {}
 
 void HookRegistry::add(std::string_view name, Callback callback) {
-  table_[parse_hook_name(name, n_layers_).index(n_layers_)].push_back({nullptr, std::move(callback)});
+  table_[points_.index(points_.parse(name))].push_back({nullptr, std::move(callback)});
   ++n_actions_;
 }
 
 void HookRegistry::add(const Intervention& intervention) {
-  validate(intervention, n_layers_, d_model_);
+  validate(intervention, points_.n_layers, points_.d_model);
   if (intervention.strength == 0) return;
   const auto shared = std::make_shared<const Intervention>(intervention);
   for (const auto& [layer, direction] : intervention.directions) {
-    auto& actions = table_[Site{intervention.point, layer}.index(n_layers_)];
+    auto& actions = table_[points_.index({intervention.point, layer})];
     const auto after_interventions = std::find_if(actions.begin(), actions.end(),
                                                   [](const Action& a) { return a.intervention == nullptr; });
     actions.insert(after_interventions, {shared, nullptr});
@@ -29,7 +28,7 @@ void HookRegistry::add(const Intervention& intervention) {
 
 torch::Tensor HookRegistry::run(Site site, const torch::Tensor& x, int64_t offset) const {
   torch::Tensor current = x;
-  for (const Action& action : table_[site.index(n_layers_)]) {
+  for (const Action& action : table_[points_.index(site)]) {
     if (action.intervention) {
       current = apply(*action.intervention, site.layer, current, offset);
       continue;

@@ -1,5 +1,7 @@
 #include "models/architecture.h"
 
+#include <cmath>
+
 #include <nlohmann/json.hpp>
 
 #include "introspect/core/check.h"
@@ -138,6 +140,8 @@ Architecture architecture_of_hf(const json& config) {
   check<ConfigError>(!optional<bool>(config, "use_sliding_window", false),
                      "config.json: 'use_sliding_window' is true, which this library does not run");
   read_rotary(config, cfg);
+  cfg.rotary_dim = cfg.d_head;
+  cfg.attn_scale = std::sqrt(static_cast<double>(cfg.d_head));
   cfg.validate();
   return {cfg, hf_map()};
 }
@@ -173,6 +177,8 @@ Architecture architecture_of_gguf(const io::GgufFile& file) {
   const auto d_rotary = file.get_int_or(key("rope.dimension_count"), cfg.d_head);
   check<ConfigError>(d_rotary == cfg.d_head, "GGUF: ", key("rope.dimension_count"),
                      " must be d_head = ", cfg.d_head, ", got ", d_rotary);
+  cfg.rotary_dim = d_rotary;
+  cfg.attn_scale = std::sqrt(static_cast<double>(cfg.d_head));
   cfg.qkv_bias = family.qkv_bias || file.has("blk.0.attn_q.bias");
   cfg.attn_out_bias = file.has("blk.0.attn_output.bias");
   cfg.mlp_bias = file.has("blk.0.ffn_up.bias");

@@ -25,7 +25,7 @@ using Callback = std::function<std::optional<torch::Tensor>(const torch::Tensor&
 /// reads sees what the next layer will. Names are checked when they are added, before anything runs.
 class INTROSPECT_EXPORT HookRegistry {
  public:
-  HookRegistry(int64_t n_layers, int64_t d_model);
+  explicit HookRegistry(HookPoints points);
 
   /// Adds a callback at a full hook name. Throws HookError, with the nearest names, for one that does not exist.
   void add(std::string_view name, Callback callback);
@@ -37,7 +37,7 @@ class INTROSPECT_EXPORT HookRegistry {
   bool empty() const { return n_actions_ == 0; }
 
   /// True if something is read or changed at `site`.
-  bool wants(Site site) const { return !table_[site.index(n_layers_)].empty(); }
+  bool wants(Site site) const { return !table_[points_.index(site)].empty(); }
 
   /// Runs what stands at `site` on `x`, whose first position is number `offset` of its sequence.
   ///
@@ -50,10 +50,9 @@ class INTROSPECT_EXPORT HookRegistry {
     Callback callback;
   };
 
-  int64_t n_layers_;
-  int64_t d_model_;
+  HookPoints points_;
   int64_t n_actions_ = 0;
-  std::vector<std::vector<Action>> table_;  // by Site::index
+  std::vector<std::vector<Action>> table_;  // by HookPoints::index
 };
 
 }  // namespace introspect::hooks

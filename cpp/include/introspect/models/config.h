@@ -2,8 +2,10 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "introspect/export.h"
+#include "introspect/hooks/hook_point.h"
 #include "introspect/ops/rotary.h"
 
 namespace introspect::models {
@@ -11,7 +13,7 @@ namespace introspect::models {
 /// What a decoder is made of. Families differ in the values of these fields, never in the code of the forward pass.
 struct Config {
   std::string model_name;
-  std::string original_architecture;  // "Qwen2ForCausalLM", "LlamaForCausalLM"
+  std::string original_architecture;  // "Qwen2ForCausalLM", "LlamaForCausalLM", as config.json has it
 
   int64_t n_layers = 0;
   int64_t d_model = 0;
@@ -22,18 +24,46 @@ struct Config {
   int64_t d_vocab = 0;
   int64_t n_ctx = 0;  // longest sequence, in tokens
 
-  std::string act_fn = "silu";
-  double eps = 1e-6;
-  double rotary_base = 10000.0;
-  ops::RotaryScaling rotary_scaling;  // Llama 3.1 and later: "llama3"
+  std::string act_fn = "silu";  // or "gelu" (exact) or "gelu_new" (tanh): GPT-2, GPT-NeoX, Gemma
+  bool gated_mlp = true;        // GPT-2 and GPT-NeoX have two matrices and no gate
 
-  bool qkv_bias = false;             // Qwen2 adds a bias to queries, keys and values
-  bool attn_out_bias = false;        // Llama with attention_bias adds one after W_O too
-  bool mlp_bias = false;             // Llama with mlp_bias
+  std::string normalization_type = "RMS";  // "LN": GPT-2 and GPT-NeoX subtract the mean and add a bias
+  double eps = 1e-6;
+  bool norm_weight_offset = false;  // Gemma multiplies by 1 + weight, in float32, before it rounds
+  bool use_normalization_before_and_after = false;  // Gemma 2 and 3 norm what a layer writes, too
+  bool use_qk_norm = false;                         // Qwen3 and Gemma 3 norm each query and key head
+
+  std::string positional_embedding_type = "rotary";  // "standard": GPT-2 adds a learned vector per position
+  int64_t rotary_dim = 0;  // dimensions of a head that are rotated; GPT-NeoX rotates the first quarter
+  double rotary_base = 10000.0;
+  double rotary_base_local = 0;       // of the layers with a window, where it differs: Gemma 3
+  ops::RotaryScaling rotary_scaling;  // Llama 3.1 and later: "llama3"; of the layers without a window
+
+  int64_t window_size = 0;  // keys a "local" layer sees, its own included: Mistral, Gemma 2 and 3, Phi-3
+  std::vector<std::string> attn_types;  // per layer "global" or "local"; empty: all global
+
+  double attn_scale = 0;              // scores are divided by it: sqrt(d_head), but for some Gemmas
+  double attn_scores_soft_cap = 0;    // c * tanh(scores / c): Gemma 2; 0: none
+  double output_logits_soft_cap = 0;  // likewise on the logits
+  double embed_scale = 1;             // the embedding is multiplied by it: sqrt(d_model) in Gemma
+
+  bool parallel_attn_mlp = false;    // GPT-NeoX: attention and MLP both read the residual before the block
+  bool qkv_bias = false;             // Qwen2, GPT-2 and GPT-NeoX add a bias to queries, keys and values
+  bool attn_out_bias = false;        // GPT-2, GPT-NeoX, and Llama with attention_bias, add one after W_O too
+  bool mlp_bias = false;             // GPT-2, GPT-NeoX, and Llama with mlp_bias
   bool tie_word_embeddings = false;  // the unembedding is the embedding
 
-  /// Throws ConfigError, naming the field, unless every size is positive and the heads divide as they must.
+  /// True if a layer sees the last window_size keys only.
+  bool is_local(int64_t layer) const {
+    return !attn_types.empty() && attn_types[static_cast<size_t>(layer)] == "local";
+  }
+
+  /// Throws ConfigError, naming the field, unless every size is positive, the heads divide as they must and the
+  /// options are among those named above.
   INTROSPECT_EXPORT void validate() const;
 };
+
+/// The hook points of a model with this config.
+INTROSPECT_EXPORT hooks::HookPoints hook_points(const Config& cfg);
 
 }  // namespace introspect::models

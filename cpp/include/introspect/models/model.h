@@ -108,7 +108,7 @@ class INTROSPECT_EXPORT Model {
   cache::KVCache make_cache(int64_t batch) const;
 
   /// A registry for this model's hook points.
-  hooks::HookRegistry make_hooks() const { return {cfg_.n_layers, cfg_.d_model}; }
+  hooks::HookRegistry make_hooks() const { return hooks::HookRegistry(hook_points(cfg_)); }
 
  private:
   void check_tokens(const torch::Tensor& tokens_BT, const ForwardOptions& options) const;
