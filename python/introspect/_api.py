@@ -32,6 +32,7 @@ from ._C import (
     StreamDecoder,
     Tokenizer,
 )
+from .activation_cache import ActivationCache
 from .data import load_suffixes
 from .experiment import load_protocol, run_experiment
 from .hub import pull, resolve
@@ -41,6 +42,7 @@ from .steering import ControlVector, concept_pairs, random_rotation
 
 __version__ = _C.__version__
 __all__ = [
+    "ActivationCache",
     "ChatTemplate",
     "ConfigError",
     "ControlVector",
