@@ -17,7 +17,7 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(
         f"{_REBUILD}"
     )
 
-from . import io, ops
+from . import io, ops, utils
 from ._C import (
     ChatTemplate,
     ConfigError,
@@ -35,6 +35,7 @@ from ._C import (
 from .activation_cache import ActivationCache
 from .data import load_suffixes
 from .experiment import load_protocol, run_experiment
+from .factored_matrix import FactoredMatrix
 from .hub import pull, resolve
 from .model import Model, load_model
 from .results import Result
@@ -47,6 +48,7 @@ __all__ = [
     "ConfigError",
     "ControlVector",
     "Error",
+    "FactoredMatrix",
     "HookError",
     "Intervention",
     "IoError",
@@ -68,4 +70,5 @@ __all__ = [
     "random_rotation",
     "resolve",
     "run_experiment",
+    "utils",
 ]

@@ -1,132 +1,182 @@
-"""Names of activations and slices of tensors, as TransformerLens's ``utils`` has them."""
+"""Small helpers under TransformerLens's names: ``from introspect import utils``."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-SliceInput = int | tuple | slice | list | np.ndarray | torch.Tensor | None
+from . import _C
+from .act_names import get_act_name
+from .factored_matrix import FactoredMatrix, composition_scores
+from .sampling import sample_logits
+from .slices import Slice, SliceInput
 
-_SHORT_NAME = re.compile(r"([a-z_]+)(\d+)(.*)")
-_ACTIVATION_ALIASES = {
-    "attn": "pattern",
-    "attn_logits": "attn_scores",
-    "key": "k",
-    "query": "q",
-    "value": "v",
-    "mlp_pre": "pre",
-    "mlp_mid": "mid",
-    "mlp_post": "post",
-}
-_LAYER_TYPE_ALIASES = {"a": "attn", "attention": "attn", "m": "mlp", "b": "", "block": "", "blocks": ""}
-_IN_ATTENTION = {"q", "k", "v", "z", "rot_q", "rot_k", "result", "pattern", "attn_scores"}
-_IN_MLP = {"pre", "pre_linear", "mid", "post"}
-_IN_NORM = {"scale", "normalized"}
+if TYPE_CHECKING:
+    from .hooked_transformer import HookedTransformer
 
+__all__ = [
+    "USE_DEFAULT_VALUE",
+    "Slice",
+    "SliceInput",
+    "composition_scores",
+    "gelu_fast",
+    "gelu_new",
+    "get_act_name",
+    "get_corner",
+    "get_device",
+    "is_lower_triangular",
+    "is_square",
+    "lm_accuracy",
+    "lm_cross_entropy_loss",
+    "remove_batch_dim",
+    "sample_logits",
+    "test_prompt",
+    "to_numpy",
+    "transpose",
+]
 
-def get_act_name(name: str, layer: int | str | None = None, layer_type: str | None = None) -> str:
-    """The full hook name that a shorthand stands for.
-
-    Names and aliases are TransformerLens's: ``("k", 6, "a")``, ``("pre", 2)``, ``("normalized", 27, "ln2")``, and in
-    one word ``"k6"``, ``"scale4ln1"``. A full name is returned as it is.
-
-    Args:
-        name: of the activation; digits in it are the layer, and what follows them is the layer type.
-        layer: block number, for activations that stand in every block.
-        layer_type: "attn" (or "a"), "mlp" ("m"), "" ("b", "block") or a norm ("ln1", "ln2_post"), where the name alone
-            does not say it.
-
-    Returns:
-        ``"blocks.6.attn.hook_k"``, ``"hook_embed"``, ``"ln_final.hook_scale"``; whether a model has it is not checked.
-    """
-    if layer is None and layer_type is None:
-        if "." in name or name.startswith("hook_"):
-            return name
-        if short := _SHORT_NAME.fullmatch(name):
-            name, layer, layer_type = short.groups()
-    name = _ACTIVATION_ALIASES.get(name, name)
-    if name in _IN_ATTENTION:
-        layer_type = "attn"
-    elif name in _IN_MLP:
-        layer_type = "mlp"
-    elif name in _IN_NORM and layer is None:
-        layer_type = "ln_final"
-    else:
-        layer_type = _LAYER_TYPE_ALIASES.get(layer_type or "", layer_type)
-    block = "" if layer is None else f"blocks.{layer}."
-    return f"{block}{layer_type}.hook_{name}" if layer_type else f"{block}hook_{name}"
+USE_DEFAULT_VALUE = None  # an argument that is not given
 
 
-class Slice:
-    """A choice of indices along one dimension, in TransformerLens's notation.
+def get_device() -> torch.device:
+    """The device models are loaded to unless told otherwise: CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    Args:
-        input_slice: None keeps all; an int takes one index and drops the dimension; a tuple is the arguments of a
-            Python slice, ``(stop,)``, ``(start, stop)`` or ``(start, stop, step)``; a list, array or tensor holds
-            indices, or a bool for each index.
+
+def to_numpy(tensor: torch.Tensor | np.ndarray | Sequence | float) -> np.ndarray:
+    """A numpy array of a tensor on any device (bfloat16 becomes float32), a list, a tuple or a number.
 
     Raises:
-        ValueError: anything else, or an array with more than one dimension.
+        TypeError: anything else.
     """
+    if isinstance(tensor, torch.Tensor):
+        tensor = tensor.detach().cpu()
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    if isinstance(tensor, np.ndarray | list | tuple | int | float | bool):
+        return np.asarray(tensor)
+    raise TypeError(f"to_numpy: a tensor, array, list, tuple or number is required, got {type(tensor).__name__}")
 
-    def __init__(self, input_slice: SliceInput | Slice = None) -> None:
-        self.slice: int | slice | np.ndarray
-        self.mode: str
-        if isinstance(input_slice, Slice):
-            self.slice, self.mode = input_slice.slice, input_slice.mode
-        elif input_slice is None:
-            self.slice, self.mode = slice(None), "identity"
-        elif isinstance(input_slice, (int, np.integer)) and not isinstance(input_slice, bool):
-            self.slice, self.mode = int(input_slice), "int"
-        elif isinstance(input_slice, slice):
-            self.slice, self.mode = input_slice, "slice"
-        elif isinstance(input_slice, tuple) and 1 <= len(input_slice) <= 3:
-            self.slice, self.mode = slice(*input_slice), "slice"
-        elif isinstance(input_slice, (list, np.ndarray, torch.Tensor)):
-            array = input_slice.cpu().numpy() if isinstance(input_slice, torch.Tensor) else np.asarray(input_slice)
-            if array.ndim > 1:
-                raise ValueError(f"Slice: indices must be one-dimensional, got shape {array.shape}")
-            if array.size and not (array.dtype == bool or np.issubdtype(array.dtype, np.integer)):
-                raise ValueError(f"Slice: indices must be integers or bools, got {array.dtype}")
-            if array.ndim == 0:
-                self.slice, self.mode = int(array), "int"
-            else:
-                self.slice, self.mode = array if array.size else array.astype(np.int64), "array"
-        else:
-            raise ValueError(
-                f"Slice: must be None, an int, a tuple of 1 to 3, a list, array or tensor, got {input_slice!r}"
-            )
 
-    def apply(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
-        """The chosen indices of one dimension; an int drops it. A view, but for arrays.
+def get_corner(tensor: torch.Tensor | FactoredMatrix, n: int = 3) -> torch.Tensor:
+    """The first n entries along every dimension."""
+    if isinstance(tensor, FactoredMatrix):
+        return tensor.get_corner(n)
+    return tensor[tuple(slice(n) for _ in tensor.shape)]
 
-        Raises:
-            IndexError: an index out of range.
-        """
-        if self.mode == "identity":
-            return tensor
-        index: list = [slice(None)] * tensor.ndim
-        index[dim] = torch.from_numpy(self.slice) if isinstance(self.slice, np.ndarray) else self.slice
-        return tensor[tuple(index)]
 
-    def indices(self, max_ctx: int | None = None) -> np.ndarray:
-        """The chosen indices of a dimension of size ``max_ctx``, int64.
+def remove_batch_dim(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor without its first dimension, if that is of size one."""
+    return tensor.squeeze(0) if tensor.ndim and tensor.shape[0] == 1 else tensor
 
-        Raises:
-            ValueError: no ``max_ctx``, unless the slice is an int.
-        """
-        if isinstance(self.slice, int):
-            return np.array([self.slice], dtype=np.int64)
-        if max_ctx is None:
-            raise ValueError("Slice.indices: max_ctx must be given unless the slice is an int")
-        return np.arange(max_ctx, dtype=np.int64)[self.slice]
 
-    def __repr__(self) -> str:
-        return f"Slice({self.slice!r}, mode={self.mode!r})"
+def transpose(tensor: torch.Tensor) -> torch.Tensor:
+    """The last two dimensions exchanged."""
+    return tensor.mT
 
-    @classmethod
-    def unwrap(cls, slice_input: SliceInput | Slice) -> Slice:
-        """A Slice of anything a Slice is made of, but an int keeps its dimension, with size one."""
-        return cls([int(slice_input)] if isinstance(slice_input, (int, np.integer)) else slice_input)
+
+def is_square(x: torch.Tensor) -> bool:
+    """True for a matrix of as many rows as columns."""
+    return x.ndim == 2 and x.shape[0] == x.shape[1]
+
+
+def is_lower_triangular(x: torch.Tensor) -> bool:
+    """True for a square matrix without entries above its diagonal."""
+    return is_square(x) and torch.equal(x, x.tril())
+
+
+def gelu_new(x: torch.Tensor) -> torch.Tensor:
+    """GELU in its tanh approximation, as in GPT-2 (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+gelu_fast = gelu_new  # transformers writes the same approximation with another order of operations
+
+
+def lm_cross_entropy_loss(
+    logits: torch.Tensor,
+    tokens: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    per_token: bool = False,
+) -> torch.Tensor:
+    """Cross-entropy of each next token.
+
+    Args:
+        logits: [batch, pos, d_vocab].
+        tokens: int64 [batch, pos].
+        attention_mask: [batch, pos]; a prediction at, or of, a masked position counts zero and is not averaged over.
+        per_token: [batch, pos - 1] instead of their mean.
+
+    Raises:
+        ShapeError: a mask of another shape than the tokens.
+    """
+    log_probs = logits.log_softmax(dim=-1)[..., :-1, :]
+    nll = -log_probs.gather(-1, tokens.to(logits.device)[..., 1:, None]).squeeze(-1)
+    if attention_mask is None:
+        return nll if per_token else nll.mean()
+    if attention_mask.shape != tokens.shape:
+        raise _C.ShapeError(
+            f"lm_cross_entropy_loss: attention_mask must be {list(tokens.shape)} as the tokens are, got "
+            f"{list(attention_mask.shape)}"
+        )
+    real = attention_mask.to(nll.device, torch.bool)
+    counted = real[..., :-1] & real[..., 1:]
+    nll = nll.masked_fill(~counted, 0.0)
+    return nll if per_token else nll.sum() / counted.sum()
+
+
+def lm_accuracy(logits: torch.Tensor, tokens: torch.Tensor, per_token: bool = False) -> torch.Tensor:
+    """How often the most probable next token is the right one; per_token: bool [batch, pos - 1]."""
+    right = logits.argmax(dim=-1)[..., :-1] == tokens.to(logits.device)[..., 1:]
+    return right if per_token else right.float().mean()
+
+
+def test_prompt(
+    prompt: str,
+    answer: str | list[str],
+    model: HookedTransformer,
+    prepend_space_to_answer: bool = True,
+    print_details: bool = True,
+    prepend_bos: bool | None = None,
+    top_k: int = 10,
+) -> None:
+    """Prints how a model does on a prompt: rank, logit and probability of the answer, and the likeliest tokens.
+
+    Args:
+        answer: of one or more tokens; of a list of answers the first tokens are compared.
+        prepend_space_to_answer: unless it begins with one.
+        print_details: the likeliest tokens, too.
+        prepend_bos: to the prompt; None is the model's default.
+        top_k: how many of the likeliest tokens are shown.
+    """
+    answers = [answer] if isinstance(answer, str) else list(answer)
+    if prepend_space_to_answer:
+        answers = [text if text.startswith(" ") else " " + text for text in answers]
+    prompt_ids = model.to_tokens(prompt, prepend_bos=prepend_bos)
+    answer_ids = [model.to_tokens(text, prepend_bos=False)[0] for text in answers]
+    # Several answers are compared at the first token only; one is followed to its end.
+    steps = [[ids[0] for ids in answer_ids]] if len(answers) > 1 else [[id] for id in answer_ids[0]]
+    print("Tokenized prompt:", model.to_str_tokens(prompt_ids))
+    print("Tokenized answer:", *[model.to_str_tokens(ids) for ids in answer_ids])
+    full = torch.cat([prompt_ids[0], answer_ids[0].to(prompt_ids.device)])
+    with torch.no_grad():
+        logits = model(full[None])[0]
+    ranks = []
+    for step, ids in enumerate(steps):
+        row = logits[prompt_ids.shape[1] - 1 + step]
+        probs, order = row.softmax(-1), row.argsort(descending=True)
+        for id in ids:
+            rank = int((order == id).nonzero())
+            text = model.to_single_str_token(int(id))
+            ranks.append((text, rank))
+            print(f"Rank: {rank:<8} Logit: {row[id]:5.2f} Prob: {probs[id]:6.2%} Token: |{text}|")
+        for n, id in enumerate(order[:top_k].tolist() if print_details else []):
+            text = model.to_single_str_token(id)
+            print(f"Top {n}th token. Logit: {row[id]:5.2f} Prob: {probs[id]:6.2%} Token: |{text}|")
+    print("Ranks of the answer tokens:", ranks)
+
+
+_no_test: Any = test_prompt
+_no_test.__test__ = False  # its name makes pytest take it for a test wherever it is imported

@@ -75,7 +75,7 @@ def test_an_activation_that_was_filtered_out_is_told_from_one_that_does_not_exis
     cache = ActivationCache(model.run_with_cache(tokens, ["hook_embed"])[1], model)
     with pytest.raises(KeyError, match=r"'blocks.0.attn.hook_k' was not cached"):
         cache["k", 0]
-    with pytest.raises(KeyError, match="'blocks.0.attn.hook_result' was not cached"):
+    with pytest.raises(KeyError, match=r"'blocks.0.attn.hook_result' was not cached"):
         cache["result", 0]
     with pytest.raises(KeyError, match=r"no 'blocks.3.attn.hook_k'"):
         cache["k", 3]
