@@ -35,11 +35,28 @@ void bind_config(py::module_& m) {
       .def_readonly("d_vocab", &Config::d_vocab)
       .def_readonly("n_ctx", &Config::n_ctx)
       .def_readonly("act_fn", &Config::act_fn)
+      .def_readonly("gated_mlp", &Config::gated_mlp)
+      .def_readonly("normalization_type", &Config::normalization_type)
       .def_readonly("eps", &Config::eps)
+      .def_readonly("norm_weight_offset", &Config::norm_weight_offset)
+      .def_readonly("use_normalization_before_and_after", &Config::use_normalization_before_and_after)
+      .def_readonly("use_qk_norm", &Config::use_qk_norm)
+      .def_readonly("positional_embedding_type", &Config::positional_embedding_type)
+      .def_readonly("rotary_dim", &Config::rotary_dim)
       .def_readonly("rotary_base", &Config::rotary_base)
-      .def_property_readonly("rotary_scaling", [](const Config& c) { return c.rotary_scaling.type; })
+      .def_readonly("rotary_base_local", &Config::rotary_base_local)
+      .def_readonly("window_size", &Config::window_size)
+      .def_readonly("attn_types", &Config::attn_types)
+      .def_readonly("attn_scale", &Config::attn_scale)
+      .def_readonly("attn_scores_soft_cap", &Config::attn_scores_soft_cap)
+      .def_readonly("output_logits_soft_cap", &Config::output_logits_soft_cap)
+      .def_readonly("embed_scale", &Config::embed_scale)
+      .def_readonly("parallel_attn_mlp", &Config::parallel_attn_mlp)
       .def_readonly("qkv_bias", &Config::qkv_bias)
-      .def_readonly("tie_word_embeddings", &Config::tie_word_embeddings);
+      .def_readonly("attn_out_bias", &Config::attn_out_bias)
+      .def_readonly("mlp_bias", &Config::mlp_bias)
+      .def_readonly("tie_word_embeddings", &Config::tie_word_embeddings)
+      .def_property_readonly("rotary_scaling", [](const Config& c) { return c.rotary_scaling.type; });
 }
 
 }  // namespace
@@ -114,7 +131,7 @@ Args:
           [](const Model& model, const torch::Tensor& tokens, cache::KVCache* cache,
              const hooks::HookRegistry* hooks, std::optional<torch::Tensor> attention_mask,
              const std::string& logits_at, std::optional<torch::Tensor> positions,
-             std::optional<torch::Tensor> vocab_ids,
+             std::optional<torch::Tensor> vocab_ids, std::optional<int64_t> start_at_layer,
              std::optional<int64_t> stop_at_layer) -> std::optional<torch::Tensor> {
             ForwardOptions options;
             options.cache = cache;
@@ -123,6 +140,7 @@ Args:
             options.logits_at = parse_logits_at(logits_at);
             options.positions = positions.value_or(torch::Tensor{});
             options.vocab_ids = vocab_ids.value_or(torch::Tensor{});
+            options.start_at_layer = start_at_layer;
             options.stop_at_layer = stop_at_layer;
             const py::gil_scoped_release release;
             const auto logits = model.forward(tokens, options);
@@ -131,8 +149,8 @@ Args:
           py::arg("tokens"), py::kw_only(), py::arg("cache") = py::none(), py::arg("hooks") = py::none(),
           py::arg("attention_mask") = py::none(), py::arg("logits_at") = "all",
           py::arg("positions") = py::none(), py::arg("vocab_ids") = py::none(),
-          py::arg("stop_at_layer") = py::none(), R"doc(
-Logits for int64 tokens [batch, pos].
+          py::arg("start_at_layer") = py::none(), py::arg("stop_at_layer") = py::none(), R"doc(
+Logits for int64 tokens [batch, pos], or for a residual [batch, pos, d_model] with start_at_layer.
 
 Args:
     cache: continued and appended to.
@@ -141,15 +159,22 @@ Args:
     logits_at: "all", "last" (the last real position of each row), "positions" or "none".
     positions: int64 [n], for logits_at="positions".
     vocab_ids: int64 [n]; only these tokens' logits.
-    stop_at_layer: run the blocks before this one only; no logits.
+    start_at_layer: the input is the residual before this block, in the model's dtype.
+    stop_at_layer: run the blocks before this one only and return the residual [batch, pos, d_model].
 
 Returns:
-    float32 (float64 for a float64 model) [batch, pos, d_vocab], or None. "all" is computed in the model's dtype,
+    float32 (float64 for a float64 model) [batch, pos, d_vocab], None for "none", or the residual. "all" is computed in the model's dtype,
     "last" and "positions" are readouts: final norm and unembedding in float32.
 
 Raises:
     IndexError: token ids or positions out of range.
     ShapeError: wrong shapes, or more than n_ctx positions.
+    HookError: hooks that need gradients while they are switched off.
+)doc")
+      .def("named_weights", &Model::named_weights, R"doc(
+Every tensor once, by name, in the form in which the layers use it: "embed.W_E", "blocks.3.attn.W_QKV".
+
+They are the live weights: never to be written to, but ``requires_grad_()`` on one makes a pass differentiable in it.
 )doc")
       .def(
           "readout",

@@ -24,10 +24,9 @@ class WeightReader {
       report(options_.progress, "loading", layer, cfg_.n_layers);
       w.blocks.push_back(block(layer));
     }
-    w.ln_final = {tensor(map_.ln_final + ".weight", {D}), cfg_.eps, hooks::Point::kLnFinalScale,
-                  hooks::Point::kLnFinalNormalized};
+    w.ln_final = norm(map_.ln_final, D, hooks::Point::kLnFinalScale, hooks::Point::kLnFinalNormalized);
     w.W_U = cfg_.tie_word_embeddings ? w.W_E : tensor(map_.unembed + ".weight", {cfg_.d_vocab, D});
-    w.rotary_frequencies = ops::rotary_frequencies(cfg_.d_head, cfg_.rotary_base, cfg_.rotary_scaling);
+    w.rotary_frequencies = ops::rotary_frequencies(cfg_.rotary_dim, cfg_.rotary_base, cfg_.rotary_scaling);
     if (!map_.rotary_factors.empty() && source_.has(map_.rotary_factors))
       w.rotary_frequencies = w.rotary_frequencies / source_.read(map_.rotary_factors, torch::kFloat32);
     w.rotary_frequencies = w.rotary_frequencies.to(options_.device);
@@ -53,20 +52,37 @@ class WeightReader {
                                    {at(map_.k), GK, map_.interleaved_rotary},
                                    {at(map_.v), GK}};
     const std::vector<Part> gate_in = {{at(map_.gate), M}, {at(map_.in), M}};
-    nn::AttentionWeights attn = {fused(qkv, ".weight", D),
-                                 cfg_.qkv_bias ? fused(qkv, ".bias", 0) : torch::Tensor{},
-                                 tensor(at(map_.o) + ".weight", {D, HK}),
-                                 cfg_.attn_out_bias ? tensor(at(map_.o) + ".bias", {D}) : torch::Tensor{}};
-    nn::GatedMlpWeights mlp = {fused(gate_in, ".weight", D),
-                               cfg_.mlp_bias ? fused(gate_in, ".bias", 0) : torch::Tensor{},
-                               tensor(at(map_.out) + ".weight", {D, M}),
-                               cfg_.mlp_bias ? tensor(at(map_.out) + ".bias", {D}) : torch::Tensor{}};
-    return {{tensor(at(map_.ln1) + ".weight", {D}), cfg_.eps, hooks::Point::kLn1Scale,
-             hooks::Point::kLn1Normalized},
-            nn::Attention(std::move(attn), cfg_.n_heads, cfg_.n_key_value_heads, K),
-            {tensor(at(map_.ln2) + ".weight", {D}), cfg_.eps, hooks::Point::kLn2Scale,
-             hooks::Point::kLn2Normalized},
-            nn::GatedMlp(std::move(mlp))};
+    nn::AttentionWeights attn_weights = {
+        fused(qkv, ".weight", D), cfg_.qkv_bias ? fused(qkv, ".bias", 0) : torch::Tensor{},
+        tensor(at(map_.o) + ".weight", {D, HK}),
+        cfg_.attn_out_bias ? tensor(at(map_.o) + ".bias", {D}) : torch::Tensor{}};
+    nn::MlpWeights mlp_weights = {fused(gate_in, ".weight", D),
+                                  cfg_.mlp_bias ? fused(gate_in, ".bias", 0) : torch::Tensor{},
+                                  tensor(at(map_.out) + ".weight", {D, M}),
+                                  cfg_.mlp_bias ? tensor(at(map_.out) + ".bias", {D}) : torch::Tensor{}};
+    nn::AttentionOptions attn_options;
+    attn_options.n_heads = cfg_.n_heads;
+    attn_options.n_key_value_heads = cfg_.n_key_value_heads;
+    attn_options.d_head = K;
+    attn_options.scale = cfg_.attn_scale;
+    attn_options.soft_cap = cfg_.attn_scores_soft_cap;
+    attn_options.local = cfg_.is_local(layer);
+    return nn::Block({.ln1 = norm(at(map_.ln1), D, hooks::Point::kLn1Scale, hooks::Point::kLn1Normalized),
+                      .attn = nn::Attention(std::move(attn_weights), std::move(attn_options)),
+                      .ln1_post = {},
+                      .ln2 = norm(at(map_.ln2), D, hooks::Point::kLn2Scale, hooks::Point::kLn2Normalized),
+                      .mlp = nn::Mlp(std::move(mlp_weights), ops::parse_activation(cfg_.act_fn)),
+                      .ln2_post = {},
+                      .parallel = cfg_.parallel_attn_mlp});
+  }
+
+  nn::Norm norm(const std::string& name, int64_t width, hooks::Point scale, hooks::Point normalized) const {
+    nn::Norm out;
+    out.weight = tensor(name + ".weight", {width});
+    out.eps = cfg_.eps;
+    out.scale_point = scale;
+    out.normalized_point = normalized;
+    return out;
   }
 
   torch::Tensor tensor(const std::string& name, const std::vector<int64_t>& sizes) const {

@@ -28,25 +28,29 @@ class AppendGuard {
 };
 
 /// True where a key is a real token: the cache's positions, then this pass's; undefined if all are.
-torch::Tensor real_keys(const ForwardOptions& options, const torch::Tensor& tokens_BT, int64_t offset) {
+torch::Tensor real_keys(const ForwardOptions& options, const torch::Tensor& input, int64_t offset) {
   const bool cached_padding = options.cache && options.cache->mask().defined();
   if (!options.attention_mask.defined() && !cached_padding) return {};
-  const auto device = tokens_BT.device();
+  const auto device = input.device();
   const auto ones = [&](int64_t t) {
-    return at::ones({tokens_BT.size(0), t}, at::device(device).dtype(torch::kBool));
+    return at::ones({input.size(0), t}, at::device(device).dtype(torch::kBool));
   };
   const auto now = options.attention_mask.defined() ? options.attention_mask.to(device, torch::kBool)
-                                                    : ones(tokens_BT.size(1));
+                                                    : ones(input.size(1));
   if (offset == 0) return now;
   return at::cat({cached_padding ? options.cache->mask().to(device) : ones(offset), now}, 1);
 }
 
-/// The rotary position of each token: its number among the real tokens of its row.
-torch::Tensor rotary_positions(const torch::Tensor& real_BS, int64_t offset, int64_t T,
-                               torch::Device device) {
+/// The position of each token: its number among the real tokens of its row.
+torch::Tensor token_positions(const torch::Tensor& real_BS, int64_t offset, int64_t T, torch::Device device) {
   if (!real_BS.defined())
     return at::arange(offset, offset + T, at::device(device).dtype(torch::kLong)).unsqueeze(0);
   return (real_BS.to(torch::kLong).cumsum(1) - 1).clamp_min(0).narrow(1, offset, T);
+}
+
+/// c * tanh(x / c), or x for c = 0.
+torch::Tensor soft_capped(const torch::Tensor& x, double c) {
+  return c > 0 ? (x / c).tanh() * c : x;
 }
 
 /// Column of the last real token of each row [B].
@@ -70,36 +74,53 @@ Model::Model(Config cfg, Weights weights, std::optional<text::Tokenizer> tokeniz
                     cfg_.n_layers, " layers, the weights ", weights_.blocks.size());
 }
 
-namespace {
-
-/// Calls `visit` once for every tensor of the model.
-template <typename Visit>
-void for_each_weight(const Weights& weights, const Visit& visit) {
+std::vector<std::pair<std::string, torch::Tensor>> Model::named_weights() const {
+  std::vector<std::pair<std::string, torch::Tensor>> out;
   std::unordered_set<const void*> seen;
-  const auto once = [&](const torch::Tensor& t) {
-    if (t.defined() && seen.insert(t.const_data_ptr()).second) visit(t);
+  const auto add = [&](std::string name, const torch::Tensor& t) {
+    if (t.defined() && seen.insert(t.const_data_ptr()).second) out.emplace_back(std::move(name), t);
   };
-  for (const auto& block : weights.blocks) {
-    const auto& attn = block.attn().weights();
-    const auto& mlp = block.mlp().weights();
-    for (const auto& t : {attn.W_QKV, attn.b_QKV, attn.W_O, attn.b_O, mlp.W_gate_in, mlp.b_gate_in, mlp.W_out,
-                          mlp.b_out, block.ln1().weight, block.ln2().weight})
-      once(t);
+  const auto add_norm = [&](const std::string& name, const nn::Norm& norm) {
+    add(name + ".w", norm.weight);
+    add(name + ".b", norm.bias);
+  };
+  add("embed.W_E", weights_.W_E);
+  add("pos_embed.W_pos", weights_.W_pos);
+  for (size_t layer = 0; layer < weights_.blocks.size(); ++layer) {
+    const auto& parts = weights_.blocks[layer].parts();
+    const auto& attn = parts.attn.weights();
+    const auto& mlp = parts.mlp.weights();
+    const auto block = concat("blocks.", layer, ".");
+    add_norm(block + "ln1", parts.ln1);
+    add(block + "attn.W_QKV", attn.W_QKV);
+    add(block + "attn.b_QKV", attn.b_QKV);
+    if (const auto& norm = parts.attn.options().q_norm) add_norm(block + "attn.q_norm", *norm);
+    if (const auto& norm = parts.attn.options().k_norm) add_norm(block + "attn.k_norm", *norm);
+    add(block + "attn.W_O", attn.W_O);
+    add(block + "attn.b_O", attn.b_O);
+    if (parts.ln1_post) add_norm(block + "ln1_post", *parts.ln1_post);
+    add_norm(block + "ln2", parts.ln2);
+    add(block + "mlp.W_in", mlp.W_in);
+    add(block + "mlp.b_in", mlp.b_in);
+    add(block + "mlp.W_out", mlp.W_out);
+    add(block + "mlp.b_out", mlp.b_out);
+    if (parts.ln2_post) add_norm(block + "ln2_post", *parts.ln2_post);
   }
-  for (const auto& t : {weights.W_E, weights.W_U, weights.ln_final.weight}) once(t);
+  add_norm("ln_final", weights_.ln_final);
+  add("unembed.W_U", weights_.W_U);
+  add("unembed.b_U", weights_.b_U);
+  return out;
 }
-
-}  // namespace
 
 int64_t Model::n_params() const {
   int64_t n = 0;
-  for_each_weight(weights_, [&](const torch::Tensor& t) { n += t.numel(); });
+  for (const auto& [name, t] : named_weights()) n += t.numel();
   return n;
 }
 
 int64_t Model::nbytes() const {
   int64_t n = 0;
-  for_each_weight(weights_, [&](const torch::Tensor& t) { n += static_cast<int64_t>(t.nbytes()); });
+  for (const auto& [name, t] : named_weights()) n += static_cast<int64_t>(t.nbytes());
   return n;
 }
 
@@ -129,15 +150,25 @@ cache::KVCache Model::make_cache(int64_t batch) const {
   return {{cfg_.n_layers, batch, cfg_.n_key_value_heads, cfg_.d_head}, dtype(), device()};
 }
 
-void Model::check_tokens(const torch::Tensor& tokens_BT, const ForwardOptions& options) const {
-  check<ShapeError>(tokens_BT.dim() == 2 && tokens_BT.numel() > 0 && tokens_BT.scalar_type() == torch::kLong,
-                    "Model::forward: tokens must be int64 [batch, pos] and not empty, got ",
-                    tokens_BT.scalar_type(), " ", tokens_BT.sizes());
-  const int64_t B = tokens_BT.size(0), T = tokens_BT.size(1);
-  const auto [low, high] = at::aminmax(tokens_BT);
-  check<std::out_of_range>(low.item<int64_t>() >= 0 && high.item<int64_t>() < cfg_.d_vocab,
-                           "Model::forward: token ids must be 0 to ", cfg_.d_vocab - 1, ", got ",
-                           low.item<int64_t>(), " to ", high.item<int64_t>());
+void Model::check_input(const torch::Tensor& input, const ForwardOptions& options) const {
+  if (options.start_at_layer) {
+    check<std::out_of_range>(*options.start_at_layer >= 0 && *options.start_at_layer <= cfg_.n_layers,
+                             "Model::forward: start_at_layer must be 0 to ", cfg_.n_layers, ", got ",
+                             *options.start_at_layer);
+    check<ShapeError>(input.dim() == 3 && input.numel() > 0 && input.size(2) == cfg_.d_model &&
+                          input.scalar_type() == dtype(),
+                      "Model::forward: with start_at_layer the input must be a residual ", dtype(),
+                      " [batch, pos, ", cfg_.d_model, "], got ", input.scalar_type(), " ", input.sizes());
+  } else {
+    check<ShapeError>(input.dim() == 2 && input.numel() > 0 && input.scalar_type() == torch::kLong,
+                      "Model::forward: tokens must be int64 [batch, pos] and not empty, got ",
+                      input.scalar_type(), " ", input.sizes());
+    const auto [low, high] = at::aminmax(input);
+    check<std::out_of_range>(low.item<int64_t>() >= 0 && high.item<int64_t>() < cfg_.d_vocab,
+                             "Model::forward: token ids must be 0 to ", cfg_.d_vocab - 1, ", got ",
+                             low.item<int64_t>(), " to ", high.item<int64_t>());
+  }
+  const int64_t B = input.size(0), T = input.size(1);
   if (const auto* cache = options.cache) {
     const cache::KVCache::Shape wanted = {cfg_.n_layers, B, cfg_.n_key_value_heads, cfg_.d_head};
     check<ShapeError>(cache->shape() == wanted && cache->dtype() == dtype() && cache->device() == device(),
@@ -151,8 +182,8 @@ void Model::check_tokens(const torch::Tensor& tokens_BT, const ForwardOptions& o
   check<ShapeError>(offset + T <= cfg_.n_ctx, "Model::forward: at most n_ctx = ", cfg_.n_ctx,
                     " positions, got ", offset + T);
   const auto& mask = options.attention_mask;
-  check<ShapeError>(!mask.defined() || mask.sizes() == tokens_BT.sizes(),
-                    "Model::forward: attention_mask must be ", tokens_BT.sizes(), " as the tokens are, got ",
+  check<ShapeError>(!mask.defined() || (mask.dim() == 2 && mask.size(0) == B && mask.size(1) == T),
+                    "Model::forward: attention_mask must be [", B, ", ", T, "] as the input is, got ",
                     mask.defined() ? mask.sizes() : at::IntArrayRef{});
   check<ShapeError>(!mask.defined() || mask.to(torch::kBool).any(1).all().item<bool>(),
                     "Model::forward: every row of attention_mask must hold a real token");
@@ -168,61 +199,113 @@ void Model::check_tokens(const torch::Tensor& tokens_BT, const ForwardOptions& o
       !options.stop_at_layer || (*options.stop_at_layer >= 0 && *options.stop_at_layer <= cfg_.n_layers),
       "Model::forward: stop_at_layer must be 0 to ", cfg_.n_layers, ", got ",
       options.stop_at_layer.value_or(0));
-  check<std::invalid_argument>(!options.stop_at_layer || !options.cache,
-                               "Model::forward: a pass that stops at a layer cannot fill a cache");
+  check<std::invalid_argument>(
+      !options.cache || (!options.stop_at_layer && options.start_at_layer.value_or(0) == 0),
+      "Model::forward: a pass that starts or stops at a layer cannot fill a cache");
+  check<std::invalid_argument>(
+      options.start_at_layer.value_or(0) <= options.stop_at_layer.value_or(cfg_.n_layers),
+      "Model::forward: start_at_layer must not be behind stop_at_layer, got ",
+      options.start_at_layer.value_or(0), " and ", options.stop_at_layer.value_or(cfg_.n_layers));
+  check<HookError>(
+      !options.hooks || !false || at::GradMode::is_enabled(),
+      "Model::forward: backward hooks need gradients, and they are switched off (torch.no_grad)");
 }
 
-torch::Tensor Model::forward(const torch::Tensor& tokens_BT, const ForwardOptions& options) const {
-  check_tokens(tokens_BT, options);
-  const int64_t T = tokens_BT.size(1);
-  const auto tokens = tokens_BT.to(device());
+nn::Positions Model::positions(const torch::Tensor& positions_BT, const torch::Tensor& real_BS,
+                               int64_t n_keys, bool local) const {
+  nn::Positions out;
+  const auto& frequencies = local && weights_.rotary_frequencies_local.defined()
+                                ? weights_.rotary_frequencies_local
+                                : weights_.rotary_frequencies;
+  if (frequencies.defined())
+    std::tie(out.cos, out.sin) = ops::rotary_angles(positions_BT, frequencies, dtype());
+  const int64_t window = local ? cfg_.window_size : 0;
+  const bool window_bites = window > 0 && n_keys > window;
+  if (!real_BS.defined() && !window_bites) return out;
+  const auto real =
+      real_BS.defined() ? real_BS : at::ones({1, n_keys}, at::device(device()).dtype(torch::kBool));
+  out.mask.additive = ops::additive_mask(real, positions_BT.size(1), dtype(), window);
+  return out;
+}
+
+torch::Tensor Model::embed(const torch::Tensor& tokens_BT, const torch::Tensor& positions_BT,
+                           const nn::Context& ctx) const {
+  auto x_BTD = at::embedding(weights_.W_E, tokens_BT);
+  // The factor is rounded to the model's dtype first, as the checkpoints were trained.
+  if (cfg_.embed_scale != 1) x_BTD = x_BTD * at::full({}, cfg_.embed_scale, x_BTD.options());
+  x_BTD = ctx.hook(hooks::Point::kEmbed, x_BTD);
+  if (!weights_.W_pos.defined()) return x_BTD;
+  const auto pos_BTD = at::embedding(weights_.W_pos, positions_BT).expand_as(x_BTD);
+  return x_BTD + ctx.hook(hooks::Point::kPosEmbed, pos_BTD);
+}
+
+torch::Tensor Model::forward(const torch::Tensor& input, const ForwardOptions& options) const {
+  check_input(input, options);
+  const auto x = input.to(device());
+  const int64_t T = x.size(1);
   nn::Context ctx;
   ctx.hooks = options.hooks && !options.hooks->empty() ? options.hooks : nullptr;
   ctx.cache = options.cache;
   ctx.offset = options.cache ? options.cache->length() : 0;
-  const auto real_BS = real_keys(options, tokens, ctx.offset);
-  if (real_BS.defined()) ctx.mask.additive = ops::additive_mask(real_BS, T, dtype());
-  std::tie(ctx.cos_BTK2, ctx.sin_BTK2) = ops::rotary_angles(
-      rotary_positions(real_BS, ctx.offset, T, device()), weights_.rotary_frequencies, dtype());
+  const auto real_BS = real_keys(options, x, ctx.offset);
+  const auto positions_BT = token_positions(real_BS, ctx.offset, T, device());
+  ctx.global = positions(positions_BT, real_BS, ctx.offset + T, /*local=*/false);
+  if (!cfg_.attn_types.empty()) ctx.local = positions(positions_BT, real_BS, ctx.offset + T, /*local=*/true);
 
   AppendGuard appended(options.cache);
-  auto x_BTD = ctx.hook(hooks::Point::kEmbed, at::embedding(weights_.W_E, tokens));
+  auto x_BTD = options.start_at_layer ? x : embed(x, positions_BT, ctx);
   const int64_t last_layer = options.stop_at_layer.value_or(cfg_.n_layers);
-  for (ctx.layer = 0; ctx.layer < last_layer; ++ctx.layer)
+  for (ctx.layer = options.start_at_layer.value_or(0); ctx.layer < last_layer; ++ctx.layer)
     x_BTD = weights_.blocks[static_cast<size_t>(ctx.layer)].forward(x_BTD, ctx);
   appended.commit(T, options.attention_mask);
   ctx.layer = -1;
-  if (options.stop_at_layer) return {};
-  return logits(x_BTD, options, ctx);
+  return options.stop_at_layer ? x_BTD : logits(x_BTD, options, ctx);
 }
 
 torch::Tensor Model::logits(const torch::Tensor& resid_BTD, const ForwardOptions& options,
                             const nn::Context& ctx) const {
-  const bool final_norm_hooked =
-      ctx.hooks && (ctx.wants(hooks::Point::kLnFinalScale) || ctx.wants(hooks::Point::kLnFinalNormalized));
-  const auto normalized_BTD = options.logits_at == LogitsAt::kAll || final_norm_hooked
-                                  ? weights_.ln_final.forward(resid_BTD, ctx)
-                                  : torch::Tensor{};
-  switch (options.logits_at) {
-    case LogitsAt::kNone:
-      return {};
-    case LogitsAt::kAll: {
-      const auto W_U = options.vocab_ids.defined()
-                           ? weights_.W_U.index_select(0, options.vocab_ids.to(device()))
-                           : weights_.W_U;
-      const auto logits = ops::linear(normalized_BTD, W_U, {});
-      return dtype() == torch::kFloat64 ? logits : logits.to(torch::kFloat32);
+  using hooks::Point;
+  const bool hooked = ctx.wants(Point::kLnFinalScale) || ctx.wants(Point::kLnFinalNormalized) ||
+                      ctx.wants(Point::kUnembedIn) || ctx.wants(Point::kUnembedOut);
+  if (options.logits_at == LogitsAt::kNone && !hooked) return {};
+  const auto at_columns = [&](const torch::Tensor& x_BTn) -> torch::Tensor {
+    switch (options.logits_at) {
+      case LogitsAt::kNone:
+        return {};
+      case LogitsAt::kAll:
+        return x_BTn;
+      case LogitsAt::kPositions:
+        return x_BTn.index_select(1, options.positions.to(device()));
+      case LogitsAt::kLast: {
+        if (!options.attention_mask.defined()) return x_BTn.slice(1, -1);
+        const auto column_B = last_real_column(options.attention_mask.to(device(), torch::kBool));
+        return x_BTn.gather(1, column_B.view({-1, 1, 1}).expand({-1, 1, x_BTn.size(2)}));
+      }
     }
-    case LogitsAt::kLast: {
-      if (!options.attention_mask.defined()) return readout(resid_BTD.slice(1, -1), options.vocab_ids);
-      const auto column_B = last_real_column(options.attention_mask.to(device(), torch::kBool));
-      const auto index_B1D = column_B.view({-1, 1, 1}).expand({-1, 1, cfg_.d_model});
-      return readout(resid_BTD.gather(1, index_B1D), options.vocab_ids);
-    }
-    case LogitsAt::kPositions:
-      return readout(resid_BTD.index_select(1, options.positions.to(device())), options.vocab_ids);
-  }
-  throw Error("Model::logits: unknown LogitsAt");
+    throw Error("Model::logits: unknown LogitsAt");
+  };
+  if (options.logits_at == LogitsAt::kAll || hooked)
+    return at_columns(hooked_logits(resid_BTD, options.vocab_ids, ctx));
+  return readout(at_columns(resid_BTD), options.vocab_ids);
+}
+
+torch::Tensor Model::hooked_logits(const torch::Tensor& resid_BTD, const torch::Tensor& vocab_ids,
+                                   const nn::Context& ctx) const {
+  using hooks::Point;
+  const auto x_BTD = ctx.hook(Point::kUnembedIn, weights_.ln_final.forward(resid_BTD, ctx));
+  const bool select_first = vocab_ids.defined() && !ctx.wants(Point::kUnembedOut);
+  const auto [W_U, b_U] = unembedding(select_first ? vocab_ids : torch::Tensor{});
+  auto logits_BTV = ctx.hook(Point::kUnembedOut, ops::linear(x_BTD, W_U, b_U));
+  if (vocab_ids.defined() && !select_first) logits_BTV = logits_BTV.index_select(2, vocab_ids.to(device()));
+  if (dtype() != torch::kFloat64) logits_BTV = logits_BTV.to(torch::kFloat32);
+  return soft_capped(logits_BTV, cfg_.output_logits_soft_cap);
+}
+
+std::pair<torch::Tensor, torch::Tensor> Model::unembedding(const torch::Tensor& vocab_ids) const {
+  if (!vocab_ids.defined()) return {weights_.W_U, weights_.b_U};
+  const auto ids = vocab_ids.to(device());
+  return {weights_.W_U.index_select(0, ids),
+          weights_.b_U.defined() ? weights_.b_U.index_select(0, ids) : torch::Tensor{}};
 }
 
 torch::Tensor Model::readout(const torch::Tensor& resid, const torch::Tensor& vocab_ids) const {
@@ -234,13 +317,16 @@ torch::Tensor Model::readout(const torch::Tensor& resid, const torch::Tensor& vo
         "Model::readout: vocabulary ids must be 0 to ", cfg_.d_vocab - 1, ", got ",
         vocab_ids.min().item<int64_t>(), " to ", vocab_ids.max().item<int64_t>());
   const auto wide = dtype() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
-  const auto W_U = vocab_ids.defined() ? weights_.W_U.index_select(0, vocab_ids.to(device())) : weights_.W_U;
-  const auto x_ND = ops::rms_norm(resid.reshape({-1, cfg_.d_model}).to(device(), wide),
-                                  weights_.ln_final.weight.to(wide), weights_.ln_final.eps);
-  const auto logits_NV = wide == torch::kFloat64 ? at::linear(x_ND, W_U) : ops::linear_fp32(x_ND, W_U);
+  const auto [W_U, b_U] = unembedding(vocab_ids);
+  auto ln_final = weights_.ln_final;
+  if (ln_final.kind != nn::NormKind::kGemmaRms) ln_final.weight = ln_final.weight.to(wide);
+  if (ln_final.bias.defined()) ln_final.bias = ln_final.bias.to(wide);
+  const auto x_ND = ln_final.apply(resid.reshape({-1, cfg_.d_model}).to(device(), wide));
+  auto logits_NV = wide == torch::kFloat64 ? at::linear(x_ND, W_U) : ops::linear_fp32(x_ND, W_U);
+  if (b_U.defined()) logits_NV = logits_NV + b_U;
   auto sizes = resid.sizes().vec();
   sizes.back() = W_U.size(0);
-  return logits_NV.view(sizes);
+  return soft_capped(logits_NV, cfg_.output_logits_soft_cap).view(sizes);
 }
 
 }  // namespace introspect::models

@@ -1,7 +1,5 @@
 #include "introspect/nn/attention.h"
 
-#include <cmath>
-
 #include "introspect/core/check.h"
 #include "introspect/ops/linear.h"
 #include "introspect/ops/rotary.h"
@@ -10,38 +8,106 @@ namespace introspect::nn {
 
 using hooks::Point;
 
-Attention::Attention(AttentionWeights weights, int64_t n_heads, int64_t n_key_value_heads, int64_t d_head)
-    : weights_(std::move(weights)), H_(n_heads), G_(n_key_value_heads), K_(d_head) {
-  check<ShapeError>(weights_.W_QKV.size(0) == (H_ + 2 * G_) * K_ && weights_.W_O.size(1) == H_ * K_,
-                    "Attention: W_QKV must have ", (H_ + 2 * G_) * K_, " rows and W_O ", H_ * K_,
-                    " columns, got ", weights_.W_QKV.sizes(), " and ", weights_.W_O.sizes());
+namespace {
+
+/// One product for each head: x [B, T, n, D] times the rows of W [n * K, D], plus b [n * K] -> [B, T, n, K].
+///
+/// Where n is a multiple of the heads of W, each of these serves n / heads neighbours.
+torch::Tensor project_heads(const torch::Tensor& x_BTnD, const torch::Tensor& W, const torch::Tensor& b,
+                            int64_t K) {
+  const int64_t n = x_BTnD.size(2), D = x_BTnD.size(3), heads = W.size(0) / K;
+  const auto for_each = [&](const torch::Tensor& t) { return t.repeat_interleave(n / heads, 0); };
+  auto y_BTnK = at::einsum("btnd,nkd->btnk", {x_BTnD, for_each(W.view({heads, K, D}))});
+  return b.defined() ? y_BTnK + for_each(b.view({heads, K})) : y_BTnK;
 }
 
-torch::Tensor Attention::forward(const torch::Tensor& x_BTD, const Context& ctx) const {
-  const int64_t B = x_BTD.size(0), T = x_BTD.size(1);
-  const auto qkv_BTHK = ops::linear(x_BTD, weights_.W_QKV, weights_.b_QKV).view({B, T, H_ + 2 * G_, K_});
-  const auto q_BTHK = ctx.hook(Point::kQ, qkv_BTHK.narrow(2, 0, H_));
-  const auto k_BTGK = ctx.hook(Point::kK, qkv_BTHK.narrow(2, H_, G_));
-  const auto v_BTGK = ctx.hook(Point::kV, qkv_BTHK.narrow(2, H_ + G_, G_));
+/// Keys (or values) of the cache and of this pass, where gradients must reach this pass's: [B, G, S, K].
+torch::Tensor with_gradient(const torch::Tensor& cached_BGSK, const torch::Tensor& now_BGTK) {
+  const int64_t before = cached_BGSK.size(2) - now_BGTK.size(2);
+  return at::cat({cached_BGSK.narrow(2, 0, before), now_BGTK}, 2);
+}
 
-  const auto rot_q_BTHK = ctx.hook(Point::kRotQ, ops::apply_rotary(q_BTHK, ctx.cos_BTK2, ctx.sin_BTK2));
-  const auto rot_k_BTGK = ctx.hook(Point::kRotK, ops::apply_rotary(k_BTGK, ctx.cos_BTK2, ctx.sin_BTK2));
+}  // namespace
 
-  auto k_BGSK = rot_k_BTGK.transpose(1, 2);
-  auto v_BGSK = v_BTGK.transpose(1, 2);
-  if (ctx.cache) std::tie(k_BGSK, v_BGSK) = ctx.cache->append(ctx.layer, k_BGSK, v_BGSK);
+Attention::Attention(AttentionWeights weights, AttentionOptions options)
+    : weights_(std::move(weights)), options_(std::move(options)) {
+  const int64_t H = options_.n_heads, G = options_.n_key_value_heads, K = options_.d_head;
+  check<ShapeError>(weights_.W_QKV.size(0) == (H + 2 * G) * K && weights_.W_O.size(1) == H * K,
+                    "Attention: W_QKV must have ", (H + 2 * G) * K, " rows and W_O ", H * K, " columns, got ",
+                    weights_.W_QKV.sizes(), " and ", weights_.W_O.sizes());
+}
 
-  const double scale = 1.0 / std::sqrt(static_cast<double>(K_));
+Attention::Qkv Attention::project(const AttentionInput& x) const {
+  const int64_t H = options_.n_heads, G = options_.n_key_value_heads, K = options_.d_head;
+  if (x.q.dim() == 3 && x.k.is_same(x.q) && x.v.is_same(x.q)) {
+    const auto sizes = {x.q.size(0), x.q.size(1), H + 2 * G, K};
+    const auto qkv_BTHK = ops::linear(x.q, weights_.W_QKV, weights_.b_QKV).view(sizes);
+    return {qkv_BTHK.narrow(2, 0, H), qkv_BTHK.narrow(2, H, G), qkv_BTHK.narrow(2, H + G, G)};
+  }
+  const auto part = [&](const torch::Tensor& in, int64_t first, int64_t heads) {
+    const auto W = weights_.W_QKV.narrow(0, first * K, heads * K);
+    const auto b =
+        weights_.b_QKV.defined() ? weights_.b_QKV.narrow(0, first * K, heads * K) : torch::Tensor{};
+    return in.dim() == 4 ? project_heads(in, W, b, K)
+                         : ops::linear(in, W, b).view({in.size(0), in.size(1), heads, K});
+  };
+  return {part(x.q, 0, H), part(x.k, H, G), part(x.v, H + G, G)};
+}
+
+torch::Tensor Attention::forward(const AttentionInput& x, const Context& ctx) const {
+  const auto& positions = options_.local ? ctx.local : ctx.global;
+  const auto qkv = project(x);
+  auto q_BTHK = ctx.hook(Point::kQ, qkv.q_BTHK);
+  auto k_BTGK = ctx.hook(Point::kK, qkv.k_BTGK);
+  const auto v_BTGK = ctx.hook(Point::kV, qkv.v_BTGK);
+
+  if (options_.q_norm) {
+    q_BTHK = options_.q_norm->forward(q_BTHK, ctx);
+    k_BTGK = options_.k_norm->forward(k_BTGK, ctx);
+  }
+  if (positions.cos.defined()) {
+    q_BTHK = ctx.hook(Point::kRotQ, ops::apply_rotary(q_BTHK, positions.cos, positions.sin));
+    k_BTGK = ctx.hook(Point::kRotK, ops::apply_rotary(k_BTGK, positions.cos, positions.sin));
+  }
+
+  auto k_BGSK = k_BTGK.transpose(1, 2), v_BGSK = v_BTGK.transpose(1, 2);
+  if (ctx.cache) {
+    check<HookError>(
+        k_BTGK.size(2) == options_.n_key_value_heads, "block ", ctx.layer,
+        ": hook_attn_in gives each query head keys of its own, and the cache ",
+        "holds one key for each group: run without a cache, or change hook_q_input, hook_k_input ",
+        "and hook_v_input");
+    const auto now_k = k_BGSK, now_v = v_BGSK;
+    std::tie(k_BGSK, v_BGSK) = ctx.cache->append(ctx.layer, now_k.detach(), now_v.detach());
+    if (now_k.requires_grad()) k_BGSK = with_gradient(k_BGSK, now_k);
+    if (now_v.requires_grad()) v_BGSK = with_gradient(v_BGSK, now_v);
+  }
+
+  const bool hooked = ctx.wants(Point::kAttnScores) || ctx.wants(Point::kPattern);
   torch::Tensor z_BTHK;
-  if (ctx.wants(Point::kAttnScores) || ctx.wants(Point::kPattern)) {
-    const auto scores_BHTS =
-        ctx.hook(Point::kAttnScores, ops::attention_scores(rot_q_BTHK, k_BGSK, scale, ctx.mask));
+  if (hooked || options_.soft_cap > 0) {
+    const auto scores_BHTS = ctx.hook(
+        Point::kAttnScores,
+        ops::attention_scores(q_BTHK, k_BGSK, 1 / options_.scale, positions.mask, options_.soft_cap));
     z_BTHK = ops::attend(ctx.hook(Point::kPattern, ops::attention_pattern(scores_BHTS)), v_BGSK);
   } else {
-    z_BTHK = ops::attention(rot_q_BTHK, k_BGSK, v_BGSK, scale, ctx.mask);
+    z_BTHK = ops::attention(q_BTHK, k_BGSK, v_BGSK, 1 / options_.scale, positions.mask);
   }
-  z_BTHK = ctx.hook(Point::kZ, z_BTHK);
-  return ops::linear(z_BTHK.reshape({B, T, H_ * K_}), weights_.W_O, weights_.b_O);
+  return project_out(ctx.hook(Point::kZ, z_BTHK), ctx);
+}
+
+torch::Tensor Attention::project_out(const torch::Tensor& z_BTHK, const Context& ctx) const {
+  const int64_t B = z_BTHK.size(0), T = z_BTHK.size(1), H = options_.n_heads, K = options_.d_head;
+  if (ctx.wants(Point::kResult)) {
+    const auto W_O_DHK = weights_.W_O.view({-1, H, K});
+    const auto result_BTHD = at::einsum("bthk,dhk->bthd", {z_BTHK, W_O_DHK});
+    const auto hooked_BTHD = ctx.hook(Point::kResult, result_BTHD);
+    if (!hooked_BTHD.is_same(result_BTHD) || hooked_BTHD.requires_grad()) {
+      const auto out_BTD = hooked_BTHD.sum(2);
+      return weights_.b_O.defined() ? out_BTD + weights_.b_O : out_BTD;
+    }
+  }
+  return ops::linear(z_BTHK.reshape({B, T, H * K}), weights_.W_O, weights_.b_O);
 }
 
 }  // namespace introspect::nn

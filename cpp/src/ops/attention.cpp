@@ -57,12 +57,13 @@ torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK
 }
 
 torch::Tensor attention_scores(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK, double scale,
-                               const AttentionMask& mask) {
+                               const AttentionMask& mask, double soft_cap) {
   check_shapes("attention_scores", q_BTHK, k_BGSK);
   const int64_t B = q_BTHK.size(0), T = q_BTHK.size(1), H = q_BTHK.size(2), K = q_BTHK.size(3);
   const int64_t G = k_BGSK.size(1), S = k_BGSK.size(2), R = H / G;
   const auto q = group_queries(q_BTHK, G).reshape({B * G, R * T, K});
-  auto scores = at::matmul(q, k_BGSK.reshape({B * G, S, K}).transpose(1, 2)).mul_(scale).view({B, H, T, S});
+  auto scores = at::matmul(q, k_BGSK.reshape({B * G, S, K}).transpose(1, 2)).mul(scale).view({B, H, T, S});
+  if (soft_cap > 0) scores = (scores / soft_cap).tanh() * soft_cap;
   const auto additive = as_additive(mask, T, S, scores);
   return additive.defined() ? scores + additive : scores;
 }
@@ -80,12 +81,19 @@ torch::Tensor attend(const torch::Tensor& pattern_BHTS, const torch::Tensor& v_B
   return at::matmul(pattern, v_BGSK.reshape({B * G, S, K})).view({B, H, T, K}).transpose(1, 2);
 }
 
-torch::Tensor additive_mask(const torch::Tensor& real_BS, int64_t n_queries, torch::ScalarType dtype) {
+torch::Tensor additive_mask(const torch::Tensor& real_BS, int64_t n_queries, torch::ScalarType dtype,
+                            int64_t window) {
   const int64_t S = real_BS.size(1), T = n_queries;
   const auto options = real_BS.options();
   const auto causal_TS = at::ones({T, S}, options).tril(S - T);
   const auto self_TS = at::ones({T, S}, options).tril(S - T).triu(S - T);
-  const auto visible_B1TS = (real_BS.unsqueeze(1) & causal_TS).logical_or(self_TS).unsqueeze(1);
+  auto visible_BTS = real_BS.unsqueeze(1) & causal_TS;
+  if (window > 0) {
+    const auto number_BS = real_BS.to(torch::kLong).cumsum(1);  // of each key among the real ones of its row
+    const auto distance_BTS = number_BS.narrow(1, S - T, T).unsqueeze(2) - number_BS.unsqueeze(1);
+    visible_BTS = visible_BTS & (distance_BTS < window);
+  }
+  const auto visible_B1TS = visible_BTS.logical_or(self_TS).unsqueeze(1);
   const auto zero = at::zeros({}, options.dtype(dtype));
   return at::where(visible_B1TS, zero,
                    at::full({}, -std::numeric_limits<double>::infinity(), options.dtype(dtype)));

@@ -45,13 +45,14 @@ std::pair<torch::Tensor, torch::Tensor> rotary_angles(const torch::Tensor& posit
 torch::Tensor apply_rotary(const torch::Tensor& x_BTHK, const torch::Tensor& cos_BTK2,
                            const torch::Tensor& sin_BTK2) {
   const int64_t half = cos_BTK2.size(-1);
-  check<ShapeError>(x_BTHK.dim() == 4 && x_BTHK.size(3) == 2 * half && cos_BTK2.size(1) == x_BTHK.size(1),
-                    "apply_rotary: x must be [batch, ", cos_BTK2.size(1), ", heads, ", 2 * half, "], got ",
-                    x_BTHK.sizes());
+  check<ShapeError>(x_BTHK.dim() == 4 && x_BTHK.size(3) >= 2 * half && cos_BTK2.size(1) == x_BTHK.size(1),
+                    "apply_rotary: x must be [batch, ", cos_BTK2.size(1), ", heads, at least ", 2 * half,
+                    "], got ", x_BTHK.sizes());
   const auto x_BHTK = x_BTHK.transpose(1, 2);
   const auto cos = cos_BTK2.unsqueeze(1), sin = sin_BTK2.unsqueeze(1);
   const auto a = x_BHTK.narrow(3, 0, half), b = x_BHTK.narrow(3, half, half);
-  return at::cat({a * cos - b * sin, b * cos + a * sin}, 3).transpose(1, 2);
+  const auto rest = x_BHTK.narrow(3, 2 * half, x_BHTK.size(3) - 2 * half);
+  return at::cat({a * cos - b * sin, b * cos + a * sin, rest}, 3).transpose(1, 2);
 }
 
 }  // namespace introspect::ops

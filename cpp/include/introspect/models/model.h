@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <torch/types.h>
@@ -22,11 +23,14 @@ namespace introspect::models {
 
 /// The tensors of a model, in the form in which the layers use them.
 struct Weights {
-  torch::Tensor W_E;  // [V, D]
+  torch::Tensor W_E;    // [V, D]
+  torch::Tensor W_pos;  // [n_ctx, D]; undefined with rotary positions
   std::vector<nn::Block> blocks;
-  nn::RmsNorm ln_final;
+  nn::Norm ln_final;
   torch::Tensor W_U;                 // [V, D], one row a token; the same tensor as W_E where they are tied
-  torch::Tensor rotary_frequencies;  // float32 [K/2]
+  torch::Tensor b_U;                 // [V]; undefined unless weights were processed
+  torch::Tensor rotary_frequencies;  // float32 [rotary_dim / 2]; undefined without rotary positions
+  torch::Tensor rotary_frequencies_local;  // of the layers with a window, if theirs differ
 };
 
 /// How a model is read from its files.
@@ -53,7 +57,8 @@ struct ForwardOptions {
   LogitsAt logits_at = LogitsAt::kAll;
   torch::Tensor positions;  // int64 [N]: positions of this pass, for kPositions
   torch::Tensor vocab_ids;  // int64 [n]: only these rows of the vocabulary; undefined: all of them
-  std::optional<int64_t> stop_at_layer;  // run blocks 0 .. stop_at_layer - 1 only, and no logits
+  std::optional<int64_t> start_at_layer;  // the input is the residual before this block, not tokens
+  std::optional<int64_t> stop_at_layer;   // run the blocks before this one only, and return the residual
 };
 
 /// A decoder-only transformer: immutable weights, a Config and, where its files hold one, a tokenizer.
@@ -80,6 +85,12 @@ class INTROSPECT_EXPORT Model {
   /// depend on the dtype or device it was loaded to.
   const std::string& hash() const { return hash_; }
 
+  /// Every tensor once, in the form in which the layers use it: "embed.W_E", "blocks.3.attn.W_QKV".
+  ///
+  /// They are the live weights: never to be written to, but requires_grad_() on one makes a forward pass differentiable
+  /// in it.
+  std::vector<std::pair<std::string, torch::Tensor>> named_weights() const;
+
   int64_t n_params() const;
   int64_t nbytes() const;
 
@@ -92,12 +103,16 @@ class INTROSPECT_EXPORT Model {
   /// The token ids of `text`, [1, T], with the tokenizer's BOS in front unless the text begins with it.
   torch::Tensor to_tokens(const std::string& text) const;
 
-  /// Logits for tokens int64 [B, T], on any device.
+  /// Logits for tokens int64 [B, T], on any device; with start_at_layer for a residual [B, T, D] in the model's dtype.
   ///
   /// Returns [B, T, V] (kAll), [B, 1, V] (kLast), [B, N, V] (kPositions), V being the number of vocab_ids if given:
-  /// float32, or float64 for a float64 model; an undefined tensor for kNone or with stop_at_layer.
-  /// Throws std::out_of_range for token ids or positions outside their range, ShapeError for wrong shapes or more than n_ctx positions.
-  torch::Tensor forward(const torch::Tensor& tokens_BT, const ForwardOptions& options = {}) const;
+  /// float32, or float64 for a float64 model; an undefined tensor for kNone; with stop_at_layer the residual
+  /// [B, T, D] before that block. kLast and kPositions are readouts unless something is hooked behind the last block,
+  /// which then sees what kAll computes. Hooks that need gradients make the embedding (or the residual given) the leaf
+  /// of a graph; otherwise no graph is built unless a weight or an intervention requires one.
+  /// Throws std::out_of_range for token ids or positions outside their range, ShapeError for wrong shapes or more than
+  /// n_ctx positions, HookError for hooks that need gradients while they are switched off.
+  torch::Tensor forward(const torch::Tensor& input, const ForwardOptions& options = {}) const;
 
   /// Logits of residuals [..., D] after the last block, with the final norm and the unembedding in float32.
   ///
@@ -111,9 +126,16 @@ class INTROSPECT_EXPORT Model {
   hooks::HookRegistry make_hooks() const { return hooks::HookRegistry(hook_points(cfg_)); }
 
  private:
-  void check_tokens(const torch::Tensor& tokens_BT, const ForwardOptions& options) const;
+  void check_input(const torch::Tensor& input, const ForwardOptions& options) const;
+  nn::Positions positions(const torch::Tensor& positions_BT, const torch::Tensor& real_BS, int64_t n_keys,
+                          bool local) const;
+  torch::Tensor embed(const torch::Tensor& tokens_BT, const torch::Tensor& positions_BT,
+                      const nn::Context& ctx) const;
   torch::Tensor logits(const torch::Tensor& resid_BTD, const ForwardOptions& options,
                        const nn::Context& ctx) const;
+  std::pair<torch::Tensor, torch::Tensor> unembedding(const torch::Tensor& vocab_ids) const;
+  torch::Tensor hooked_logits(const torch::Tensor& resid_BTD, const torch::Tensor& vocab_ids,
+                              const nn::Context& ctx) const;
 
   Config cfg_;
   Weights weights_;

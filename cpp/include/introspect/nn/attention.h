@@ -1,9 +1,12 @@
 #pragma once
 
+#include <optional>
+
 #include <torch/types.h>
 
 #include "introspect/export.h"
 #include "introspect/nn/context.h"
+#include "introspect/nn/norm.h"
 
 namespace introspect::nn {
 
@@ -11,24 +14,47 @@ namespace introspect::nn {
 struct AttentionWeights {
   torch::Tensor
       W_QKV;  // [(H + 2G) * K, D]: the rows of all query heads, then of all key, then of all value heads
-  torch::Tensor b_QKV;  // [(H + 2G) * K]; Qwen2 has it
+  torch::Tensor b_QKV;  // [(H + 2G) * K]
   torch::Tensor W_O;    // [D, H * K]
-  torch::Tensor b_O;    // [D]; Llama with attention_bias has it
+  torch::Tensor b_O;    // [D]
 };
 
-/// Causal self-attention with rotary positions and grouped keys.
+struct AttentionOptions {
+  int64_t n_heads = 0, n_key_value_heads = 0, d_head = 0;
+  double scale = 1;                    // scores are divided by it
+  double soft_cap = 0;                 // c * tanh(scores / c); 0: none
+  bool local = false;                  // sees Context::local, not Context::global
+  std::optional<Norm> q_norm, k_norm;  // of each head, before the rotation
+};
+
+/// What the projections read: the normed residual [B, T, D], or one of its own for each head [B, T, H or G, D].
+struct AttentionInput {
+  torch::Tensor q, k, v;
+};
+
+/// Causal self-attention with grouped keys.
 class INTROSPECT_EXPORT Attention {
  public:
-  Attention(AttentionWeights weights, int64_t n_heads, int64_t n_key_value_heads, int64_t d_head);
+  Attention(AttentionWeights weights, AttentionOptions options);
 
-  /// x [B, T, D] -> [B, T, D]. Appends to ctx.cache if there is one. Never builds the pattern unless it is hooked.
-  torch::Tensor forward(const torch::Tensor& x_BTD, const Context& ctx) const;
+  /// x -> [B, T, D]. Appends to ctx.cache if there is one. Never builds the pattern unless it is hooked or the scores
+  /// are capped.
+  ///
+  /// Throws HookError if each query head is given a key input of its own while its group's keys are to be cached.
+  torch::Tensor forward(const AttentionInput& x, const Context& ctx) const;
 
   const AttentionWeights& weights() const { return weights_; }
+  const AttentionOptions& options() const { return options_; }
 
  private:
+  struct Qkv {
+    torch::Tensor q_BTHK, k_BTGK, v_BTGK;
+  };
+  Qkv project(const AttentionInput& x) const;
+  torch::Tensor project_out(const torch::Tensor& z_BTHK, const Context& ctx) const;
+
   AttentionWeights weights_;
-  int64_t H_, G_, K_;
+  AttentionOptions options_;
 };
 
 }  // namespace introspect::nn

@@ -10,15 +10,20 @@
 
 namespace introspect::nn {
 
+/// What attention knows of positions: the rotary angles of this pass's, and which keys each query may see.
+struct Positions {
+  torch::Tensor cos, sin;  // [B or 1, T, rotary_dim / 2]; undefined where nothing is rotated
+  ops::AttentionMask mask;
+};
+
 /// What one forward pass carries from layer to layer beside the residual stream.
 struct Context {
   const hooks::HookRegistry* hooks =
-      nullptr;                       // null: nothing is read or changed, and a hook point costs this test
-  cache::KVCache* cache = nullptr;   // null: every key is in this pass
-  int64_t offset = 0;                // positions before this pass's first
-  int64_t layer = -1;                // the block that is running; -1 outside of blocks
-  torch::Tensor cos_BTK2, sin_BTK2;  // rotary angles of this pass's positions
-  ops::AttentionMask mask;
+      nullptr;                      // null: nothing is read or changed, and a hook point costs this test
+  cache::KVCache* cache = nullptr;  // null: every key is in this pass
+  int64_t offset = 0;               // positions before this pass's first
+  int64_t layer = -1;               // the block that is running; -1 outside of blocks
+  Positions global, local;          // for layers that see every key, and for those with a window
 
   /// The activation `x` at one of the current layer's points, after what is hooked there.
   torch::Tensor hook(hooks::Point point, const torch::Tensor& x) const {
@@ -27,6 +32,9 @@ struct Context {
 
   /// True if something is read or changed at one of the current layer's points.
   bool wants(hooks::Point point) const { return hooks && hooks->wants({point, layer}); }
+
+  /// True if something there may change the activation.
+  bool changes(hooks::Point point) const { return hooks && hooks->wants({point, layer}); }
 };
 
 }  // namespace introspect::nn

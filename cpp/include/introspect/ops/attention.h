@@ -23,9 +23,10 @@ INTROSPECT_EXPORT torch::Tensor attention(const torch::Tensor& q_BTHK, const tor
                                           const torch::Tensor& v_BGSK, double scale,
                                           const AttentionMask& mask);
 
-/// Scores before the softmax [B, H, T, S], masked with -inf.
+/// Scores before the softmax [B, H, T, S], masked with -inf; before that c * tanh(scores / c) for soft_cap c > 0.
 INTROSPECT_EXPORT torch::Tensor attention_scores(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
-                                                 double scale, const AttentionMask& mask);
+                                                 double scale, const AttentionMask& mask,
+                                                 double soft_cap = 0);
 
 /// Softmax over the keys, in float32 at least, returned in the dtype of the scores.
 INTROSPECT_EXPORT torch::Tensor attention_pattern(const torch::Tensor& scores_BHTS);
@@ -36,7 +37,8 @@ INTROSPECT_EXPORT torch::Tensor attend(const torch::Tensor& pattern_BHTS, const 
 /// The additive mask of T new positions after S - T cached ones: float [B, 1, T, S], 0 where query t may see key s.
 ///
 /// real_BS is bool [B, S], false for padding; a padded query sees itself, so that no row of the softmax is empty.
+/// A query sees the last `window` real keys only, its own included; 0: all of them.
 INTROSPECT_EXPORT torch::Tensor additive_mask(const torch::Tensor& real_BS, int64_t n_queries,
-                                              torch::ScalarType dtype);
+                                              torch::ScalarType dtype, int64_t window = 0);
 
 }  // namespace introspect::ops

@@ -1,0 +1,54 @@
+#include "introspect/nn/norm.h"
+
+#include "introspect/ops/norm.h"
+
+namespace introspect::nn {
+
+namespace {
+
+torch::Tensor scale_of(const Norm& norm, const torch::Tensor& x) {
+  return norm.kind == NormKind::kLayer ? ops::layer_scale(x, norm.eps) : ops::rms_scale(x, norm.eps);
+}
+
+torch::Tensor normalize(const Norm& norm, const torch::Tensor& x) {
+  return norm.kind == NormKind::kLayer ? ops::layer_normalize(x, norm.eps) : ops::rms_normalize(x, norm.eps);
+}
+
+/// x divided by a scale that somebody has changed, or whose gradient is asked for.
+torch::Tensor divide(const Norm& norm, const torch::Tensor& x, const torch::Tensor& scale) {
+  const auto wide = x.to(scale.scalar_type());
+  const auto centred = norm.kind == NormKind::kLayer ? wide - wide.mean({-1}, /*keepdim=*/true) : wide;
+  return (centred / scale).to(x.scalar_type());
+}
+
+torch::Tensor affine(const Norm& norm, const torch::Tensor& normalized) {
+  const auto y = norm.weight * normalized;
+  return (norm.bias.defined() ? y + norm.bias : y).to(normalized.scalar_type());
+}
+
+}  // namespace
+
+torch::Tensor Norm::apply(const torch::Tensor& x) const {
+  switch (kind) {
+    case NormKind::kRms:
+      return ops::rms_norm(x, weight, eps);
+    case NormKind::kGemmaRms:
+      return ops::gemma_rms_norm(x, weight, eps);
+    case NormKind::kLayer:
+      return ops::layer_norm(x, weight, bias, eps);
+  }
+  return {};
+}
+
+torch::Tensor Norm::forward(const torch::Tensor& x, const Context& ctx) const {
+  if (!ctx.wants(scale_point) && !ctx.wants(normalized_point)) return apply(x);
+  // What is only read leaves the result as it was, bit for bit; a gradient needs what is read to be on its way.
+  const auto scale = scale_of(*this, x);
+  const auto hooked_scale = ctx.hook(scale_point, scale);
+  const bool same_scale = hooked_scale.is_same(scale) && !scale.requires_grad();
+  const auto normalized = same_scale ? normalize(*this, x) : divide(*this, x, hooked_scale);
+  const auto hooked = ctx.hook(normalized_point, normalized);
+  return same_scale && hooked.is_same(normalized) ? apply(x) : affine(*this, hooked);
+}
+
+}  // namespace introspect::nn
