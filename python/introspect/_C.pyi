@@ -34,7 +34,6 @@ __all__: list[str] = [
     "Tokenizer",
     "built_with_torch",
     "concept_pairs",
-    "hook_names",
     "open_tensors",
     "random_rotation",
     "rms_norm",
@@ -464,9 +463,6 @@ class HookRegistry:
     """
     What is read and changed during a forward pass.
     """
-    def __init__(
-        self, n_layers: typing.SupportsInt | typing.SupportsIndex, d_model: typing.SupportsInt | typing.SupportsIndex
-    ) -> None: ...
     def add(self, name: str, hook: collections.abc.Callable[[torch.Tensor, str], torch.Tensor | None]) -> None:
         """
         Calls ``hook(tensor, name)`` at a hook point; what it returns, unless None, replaces the activation.
@@ -554,6 +550,14 @@ class Config:
     @property
     def act_fn(self) -> str: ...
     @property
+    def attn_out_bias(self) -> bool: ...
+    @property
+    def attn_scale(self) -> float: ...
+    @property
+    def attn_scores_soft_cap(self) -> float: ...
+    @property
+    def attn_types(self) -> list[str]: ...
+    @property
     def d_head(self) -> int: ...
     @property
     def d_mlp(self) -> int: ...
@@ -562,7 +566,13 @@ class Config:
     @property
     def d_vocab(self) -> int: ...
     @property
+    def embed_scale(self) -> float: ...
+    @property
     def eps(self) -> float: ...
+    @property
+    def gated_mlp(self) -> bool: ...
+    @property
+    def mlp_bias(self) -> bool: ...
     @property
     def model_name(self) -> str: ...
     @property
@@ -574,15 +584,35 @@ class Config:
     @property
     def n_layers(self) -> int: ...
     @property
+    def norm_weight_offset(self) -> bool: ...
+    @property
+    def normalization_type(self) -> str: ...
+    @property
     def original_architecture(self) -> str: ...
+    @property
+    def output_logits_soft_cap(self) -> float: ...
+    @property
+    def parallel_attn_mlp(self) -> bool: ...
+    @property
+    def positional_embedding_type(self) -> str: ...
     @property
     def qkv_bias(self) -> bool: ...
     @property
     def rotary_base(self) -> float: ...
     @property
+    def rotary_base_local(self) -> float: ...
+    @property
+    def rotary_dim(self) -> int: ...
+    @property
     def rotary_scaling(self) -> str: ...
     @property
     def tie_word_embeddings(self) -> bool: ...
+    @property
+    def use_normalization_before_and_after(self) -> bool: ...
+    @property
+    def use_qk_norm(self) -> bool: ...
+    @property
+    def window_size(self) -> int: ...
 
 class Model:
     """
@@ -621,10 +651,11 @@ class Model:
         logits_at: str = "all",
         positions: torch.Tensor | None = None,
         vocab_ids: torch.Tensor | None = None,
+        start_at_layer: typing.SupportsInt | typing.SupportsIndex | None = None,
         stop_at_layer: typing.SupportsInt | typing.SupportsIndex | None = None,
     ) -> torch.Tensor | None:
         """
-        Logits for int64 tokens [batch, pos].
+        Logits for int64 tokens [batch, pos], or for a residual [batch, pos, d_model] with start_at_layer.
 
         Args:
             cache: continued and appended to.
@@ -633,15 +664,17 @@ class Model:
             logits_at: "all", "last" (the last real position of each row), "positions" or "none".
             positions: int64 [n], for logits_at="positions".
             vocab_ids: int64 [n]; only these tokens' logits.
-            stop_at_layer: run the blocks before this one only; no logits.
+            start_at_layer: the input is the residual before this block, in the model's dtype.
+            stop_at_layer: run the blocks before this one only and return the residual [batch, pos, d_model].
 
         Returns:
-            float32 (float64 for a float64 model) [batch, pos, d_vocab], or None. "all" is computed in the model's dtype,
+            float32 (float64 for a float64 model) [batch, pos, d_vocab], None for "none", or the residual. "all" is computed in the model's dtype,
             "last" and "positions" are readouts: final norm and unembedding in float32.
 
         Raises:
             IndexError: token ids or positions out of range.
             ShapeError: wrong shapes, or more than n_ctx positions.
+            HookError: hooks that need gradients while they are switched off.
         """
     def generate(
         self,
@@ -678,6 +711,23 @@ class Model:
             ValueError: an empty prompt, or options out of range.
             ShapeError: prompt and continuation do not fit into n_ctx.
         """
+    def hook_names(
+        self,
+        *,
+        use_attn_result: bool = False,
+        use_split_qkv_input: bool = False,
+        use_attn_in: bool = False,
+        use_hook_mlp_in: bool = False,
+    ) -> list[str]:
+        """
+        Every hook name, in the order of the forward pass.
+
+        Args:
+            use_attn_result: attn.hook_result too; like the other three it can always be hooked by its name.
+            use_split_qkv_input: hook_q_input, hook_k_input and hook_v_input too.
+            use_attn_in: hook_attn_in too.
+            use_hook_mlp_in: hook_mlp_in too.
+        """
     def make_cache(self, batch: typing.SupportsInt | typing.SupportsIndex = 1) -> KVCache:
         """
         An empty cache that fits this model.
@@ -685,6 +735,12 @@ class Model:
     def make_hooks(self) -> HookRegistry:
         """
         An empty registry for this model's hook points.
+        """
+    def named_weights(self) -> list[tuple[str, torch.Tensor]]:
+        """
+        Every tensor once, by name, in the form in which the layers use it: "embed.W_E", "blocks.3.attn.W_QKV".
+
+        They are the live weights: never to be written to, but ``requires_grad_()`` on one makes a pass differentiable in it.
         """
     def readout(self, resid: torch.Tensor, *, vocab_ids: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -949,11 +1005,6 @@ def concept_pairs(model: typing.Any, concept: str, suffixes: collections.abc.Seq
     Raises:
         ValueError: an empty concept or no suffixes.
         ConfigError: the model has no tokenizer or chat template.
-    """
-
-def hook_names(n_layers: typing.SupportsInt | typing.SupportsIndex) -> list[str]:
-    """
-    Every hook name of a model with ``n_layers`` blocks, in the order of the forward pass.
     """
 
 def open_tensors(path: os.PathLike | str | bytes) -> TensorSource:
