@@ -2,6 +2,8 @@
 
 #include "introspect/models/generate.h"
 #include "introspect/models/model.h"
+#include "introspect/models/process_weights.h"
+#include "introspect/models/stacked_weights.h"
 
 namespace introspect::python {
 
@@ -225,6 +227,52 @@ Args:
 Raises:
     ValueError: an empty prompt, or options out of range.
     ShapeError: prompt and continuation do not fit into n_ctx.
+)doc")
+      .def("weight_names", &models::weight_names,
+           "Names of TransformerLens's state dict of this model; keys and values of grouped attention by the "
+           "group.")
+      .def("weight", &models::weight, py::arg("name"), R"doc(
+A weight under TransformerLens's name and in its shape: "embed.W_E" [d_vocab, d_model], "blocks.3.attn.W_Q"
+[n_heads, d_model, d_head], "blocks.3.mlp.W_out" [d_mlp, d_model], "unembed.W_U" [d_model, d_vocab].
+
+"attn.W_K" repeats a group's keys for each of its query heads, "attn._W_K" holds each group once; so for W_V, b_K and
+b_V. What the model has is a view of the tensor in use: never write to it, other models may share it. Missing biases
+(zeros), repeated groups and a scaled embedding (Gemma's) are copies.
+
+Raises:
+    ValueError: a name that the model does not have.
+)doc")
+      .def("stacked_weight", &models::stacked_weight, py::arg("name"),
+           py::call_guard<py::gil_scoped_release>(),
+           R"doc(
+A weight of every block in one new tensor: "attn.W_Q" gives [n_layers, n_heads, d_model, d_head].
+
+Raises:
+    ValueError: a name that the model's blocks do not have.
+)doc")
+      .def(
+          "processed",
+          [](const Model& model, bool fold_ln, bool center_writing_weights, bool center_unembed,
+             bool fold_value_biases, bool refactor_factored_attn_matrices) {
+            return std::const_pointer_cast<Model>(
+                models::processed(model, {fold_ln, center_writing_weights, center_unembed, fold_value_biases,
+                                          refactor_factored_attn_matrices}));
+          },
+          py::kw_only(), py::arg("fold_ln") = false, py::arg("center_writing_weights") = false,
+          py::arg("center_unembed") = false, py::arg("fold_value_biases") = false,
+          py::arg("refactor_factored_attn_matrices") = false, py::call_guard<py::gil_scoped_release>(), R"doc(
+A model whose weights are easier to read and compute the same; this one stays as it is, and what is equal is shared.
+
+Args:
+    fold_ln: the weights (and LayerNorm's biases) of norms go into the products that read their output.
+    center_writing_weights: what is written to the residual stream has no mean, which LayerNorm does not see.
+    center_unembed: the logits of a position have no mean: log-probabilities stay, logits do not.
+    fold_value_biases: into b_O, since patterns sum to one.
+    refactor_factored_attn_matrices: W_V W_O and W_Q W_K^T of each head by their singular values.
+
+Raises:
+    ConfigError: the result would be another model: center_writing_weights without LayerNorm, center_unembed with a
+        soft cap on logits, refactor_factored_attn_matrices with rotary positions, q/k norms or grouped keys.
 )doc");
 }
 

@@ -32,8 +32,17 @@ __all__: list[str] = [
     "StreamDecoder",
     "TensorSource",
     "Tokenizer",
+    "accumulated_bias",
+    "accumulated_resid",
+    "apply_norm",
     "built_with_torch",
+    "composition_scores",
     "concept_pairs",
+    "decompose_resid",
+    "full_resid_decomposition",
+    "head_results",
+    "logit_attributions",
+    "neuron_results",
     "open_tensors",
     "random_rotation",
     "rms_norm",
@@ -41,6 +50,8 @@ __all__: list[str] = [
     "run_experiment",
     "save_safetensors",
     "sha256_hex",
+    "stack_head_results",
+    "stack_neuron_results",
     "write_atomically",
 ]
 
@@ -742,6 +753,29 @@ class Model:
 
         They are the live weights: never to be written to, but ``requires_grad_()`` on one makes a pass differentiable in it.
         """
+    def processed(
+        self,
+        *,
+        fold_ln: bool = False,
+        center_writing_weights: bool = False,
+        center_unembed: bool = False,
+        fold_value_biases: bool = False,
+        refactor_factored_attn_matrices: bool = False,
+    ) -> Model:
+        """
+        A model whose weights are easier to read and compute the same; this one stays as it is, and what is equal is shared.
+
+        Args:
+            fold_ln: the weights (and LayerNorm's biases) of norms go into the products that read their output.
+            center_writing_weights: what is written to the residual stream has no mean, which LayerNorm does not see.
+            center_unembed: the logits of a position have no mean: log-probabilities stay, logits do not.
+            fold_value_biases: into b_O, since patterns sum to one.
+            refactor_factored_attn_matrices: W_V W_O and W_Q W_K^T of each head by their singular values.
+
+        Raises:
+            ConfigError: the result would be another model: center_writing_weights without LayerNorm, center_unembed with a
+                soft cap on logits, refactor_factored_attn_matrices with rotary positions, q/k norms or grouped keys.
+        """
     def readout(self, resid: torch.Tensor, *, vocab_ids: torch.Tensor | None = None) -> torch.Tensor:
         """
         Float32 logits [..., d_vocab] of residuals [..., d_model] after the last block.
@@ -749,9 +783,32 @@ class Model:
         Args:
             vocab_ids: int64 [n]; only these tokens' logits, [..., n].
         """
+    def stacked_weight(self, name: str) -> torch.Tensor:
+        """
+        A weight of every block in one new tensor: "attn.W_Q" gives [n_layers, n_heads, d_model, d_head].
+
+        Raises:
+            ValueError: a name that the model's blocks do not have.
+        """
     def to_tokens(self, text: str) -> torch.Tensor:
         """
         int64 [1, pos], with the tokenizer's BOS in front unless the text begins with it.
+        """
+    def weight(self, name: str) -> torch.Tensor:
+        """
+        A weight under TransformerLens's name and in its shape: "embed.W_E" [d_vocab, d_model], "blocks.3.attn.W_Q"
+        [n_heads, d_model, d_head], "blocks.3.mlp.W_out" [d_mlp, d_model], "unembed.W_U" [d_model, d_vocab].
+
+        "attn.W_K" repeats a group's keys for each of its query heads, "attn._W_K" holds each group once; so for W_V, b_K and
+        b_V. What the model has is a view of the tensor in use: never write to it, other models may share it. Missing biases
+        (zeros), repeated groups and a scaled embedding (Gemma's) are copies.
+
+        Raises:
+            ValueError: a name that the model does not have.
+        """
+    def weight_names(self) -> list[str]:
+        """
+        Names of TransformerLens's state dict of this model; keys and values of grouped attention by the group.
         """
     @property
     def cfg(self) -> Config: ...
@@ -989,6 +1046,72 @@ class Store:
     @property
     def path(self) -> pathlib.Path: ...
 
+def accumulated_bias(
+    model: Model,
+    layer: typing.SupportsInt | typing.SupportsIndex,
+    mlp_input: bool = False,
+    include_mlp_biases: bool = True,
+) -> torch.Tensor:
+    """
+    The sum [d_model] of b_O and b_out of the blocks before ``layer``, and with mlp_input of its own b_O.
+
+    Raises:
+        ConfigError: biases pass a norm (Gemma 2 and 3 with biases) and differ from position to position.
+    """
+
+def accumulated_resid(
+    model: Model,
+    activations: collections.abc.Mapping[str, torch.Tensor],
+    *,
+    layer: typing.SupportsInt | typing.SupportsIndex,
+    incl_mid: bool = False,
+    mlp_input: bool = False,
+    apply_ln: bool = False,
+    positions: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, list[str]]:
+    """
+    The residual stream before each block up to ``layer``, and labels: see ActivationCache.accumulated_resid.
+
+    Args:
+        activations: full hook name -> tensor.
+        positions: int64 [n]; None is all.
+
+    Returns:
+        [streams, ..., d_model] and a label for each.
+
+    Raises:
+        HookError: an activation that is needed is not there.
+        IndexError: a layer or position the model does not have.
+    """
+
+def apply_norm(
+    model: Model,
+    stack: torch.Tensor,
+    scale: torch.Tensor | None,
+    *,
+    layer: typing.SupportsInt | typing.SupportsIndex,
+    mlp_input: bool = False,
+) -> torch.Tensor:
+    """
+    A stack [n, ..., d_model] as the norm before a block, its MLP or (layer n_layers) the unembedding passes it on.
+
+    Args:
+        scale: the cached hook_scale [..., 1], held fixed: weight * x / scale, without the mean for LayerNorm, and without
+            the bias. None: the whole norm of each component, bias included.
+    """
+
+def composition_scores(model: Model, mode: str) -> torch.Tensor:
+    """
+    Composition scores of all pairs of heads, [n_layers, n_heads, n_layers, n_heads], the earlier head first.
+
+    Args:
+        mode: what of the later head reads what the earlier one writes: "Q", "K" or "V".
+
+    Returns:
+        ||W_OV M|| / (||W_OV|| ||M||) in Frobenius norms, M being the later head's W_Q W_K^T, W_K W_Q^T or W_V W_O; zero
+        unless the second layer is the higher one. Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+    """
+
 def concept_pairs(model: typing.Any, concept: str, suffixes: collections.abc.Sequence[str]) -> list[tuple[str, str]]:
     """
     The text pairs of the introspection experiments: "Please talk about {concept}." against "Please talk about anything.",
@@ -1005,6 +1128,73 @@ def concept_pairs(model: typing.Any, concept: str, suffixes: collections.abc.Seq
     Raises:
         ValueError: an empty concept or no suffixes.
         ConfigError: the model has no tokenizer or chat template.
+    """
+
+def decompose_resid(
+    model: Model,
+    activations: collections.abc.Mapping[str, torch.Tensor],
+    *,
+    layer: typing.SupportsInt | typing.SupportsIndex,
+    mlp_input: bool = False,
+    mode: str = "all",
+    apply_ln: bool = False,
+    positions: torch.Tensor | None = None,
+    incl_embeds: bool = True,
+) -> tuple[torch.Tensor, list[str]]:
+    """
+    What the embeddings and each layer add to the stream: see ActivationCache.decompose_resid.
+    """
+
+def full_resid_decomposition(
+    model: Model,
+    activations: collections.abc.Mapping[str, torch.Tensor],
+    *,
+    layer: typing.SupportsInt | typing.SupportsIndex,
+    mlp_input: bool = False,
+    expand_neurons: bool = True,
+    apply_ln: bool = False,
+    positions: torch.Tensor | None = None,
+    projection: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, list[str]]:
+    """
+    Every component of the stream: see ActivationCache.get_full_resid_decomposition.
+    """
+
+def head_results(model: Model, layer: typing.SupportsInt | typing.SupportsIndex, z: torch.Tensor) -> torch.Tensor:
+    """
+    attn.hook_result of a layer, [..., n_heads, d_model], from its attn.hook_z [..., n_heads, d_head].
+    """
+
+def logit_attributions(
+    model: Model,
+    stack: torch.Tensor,
+    scale: torch.Tensor,
+    tokens: torch.Tensor,
+    incorrect_tokens: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    What each component of a stack [n, ..., d_model] adds to the logit of tokens, or to a difference of logits.
+
+    Args:
+        scale: ln_final.hook_scale [..., 1].
+        tokens: int64, broadcast against the dimensions between n and d_model.
+        incorrect_tokens: their logit is subtracted.
+
+    Returns:
+        [n, ...], float32 at least.
+    """
+
+def neuron_results(
+    model: Model,
+    activations: collections.abc.Mapping[str, torch.Tensor],
+    *,
+    layer: typing.SupportsInt | typing.SupportsIndex,
+    neurons: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+    projection: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    What each neuron of one layer adds to the stream, [neurons, ..., d_model].
     """
 
 def open_tensors(path: os.PathLike | str | bytes) -> TensorSource:
@@ -1115,6 +1305,34 @@ def save_safetensors(
 def sha256_hex(bytes: bytes) -> str:
     """
     The SHA-256 of ``bytes`` as 64 lowercase hexadecimal digits.
+    """
+
+def stack_head_results(
+    model: Model,
+    activations: collections.abc.Mapping[str, torch.Tensor],
+    *,
+    layer: typing.SupportsInt | typing.SupportsIndex,
+    incl_remainder: bool = False,
+    apply_ln: bool = False,
+    positions: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, list[str]]:
+    """
+    What each head adds to the stream: see ActivationCache.stack_head_results.
+    """
+
+def stack_neuron_results(
+    model: Model,
+    activations: collections.abc.Mapping[str, torch.Tensor],
+    *,
+    layer: typing.SupportsInt | typing.SupportsIndex,
+    neurons: torch.Tensor | None = None,
+    incl_remainder: bool = False,
+    apply_ln: bool = False,
+    positions: torch.Tensor | None = None,
+    projection: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, list[str]]:
+    """
+    What each neuron adds to the stream: see ActivationCache.stack_neuron_results.
     """
 
 def write_atomically(path: os.PathLike | str | bytes, bytes: str) -> None:

@@ -1,0 +1,216 @@
+#include "introspect/models/stacked_weights.h"
+
+#include <algorithm>
+#include <charconv>
+#include <optional>
+
+#include "introspect/core/check.h"
+
+namespace introspect::models {
+
+namespace {
+
+using Parts = nn::BlockParts;
+
+torch::Tensor or_zeros(const torch::Tensor& bias, const torch::Tensor& like, at::IntArrayRef sizes) {
+  return bias.defined() ? bias.view(sizes) : at::zeros(sizes, like.options());
+}
+
+enum class Projection { kQ, kK, kV };
+
+/// One of the three projections of the fused product, by query head or by group: W [n, D, K], b [n, K].
+struct Heads {
+  Heads(const nn::Attention& attn, Projection which) : weights(attn.weights()), K(attn.options().d_head) {
+    const int64_t H = attn.options().n_heads, G = attn.options().n_key_value_heads;
+    first = which == Projection::kQ ? 0 : which == Projection::kK ? H : H + G;
+    n = which == Projection::kQ ? H : G;
+    repeats = H / n;
+  }
+  torch::Tensor W_nDK() const {
+    return weights.W_QKV.narrow(0, first * K, n * K).view({n, K, -1}).transpose(1, 2);
+  }
+  torch::Tensor b_nK() const {
+    const auto& b = weights.b_QKV;
+    return or_zeros(b.defined() ? b.narrow(0, first * K, n * K) : b, weights.W_QKV, {n, K});
+  }
+  torch::Tensor repeated(const torch::Tensor& x) const {
+    return repeats == 1 ? x : x.repeat_interleave(repeats, 0);
+  }
+
+  const nn::AttentionWeights& weights;
+  int64_t K, first, n, repeats;
+};
+
+bool grouped(const Parts& p) {
+  return p.attn.options().n_heads != p.attn.options().n_key_value_heads;
+}
+
+/// The gate's rows of a fused product, or the input's, which stand last.
+torch::Tensor gate_rows(const nn::Mlp& mlp, const torch::Tensor& fused) {
+  return fused.narrow(0, 0, mlp.d_mlp());
+}
+torch::Tensor input_rows(const nn::Mlp& mlp, const torch::Tensor& fused) {
+  return fused.narrow(0, fused.size(0) - mlp.d_mlp(), mlp.d_mlp());
+}
+
+/// A weight of a block; `get` may be called where `has` is true.
+struct BlockWeight {
+  std::string_view name;
+  bool (*has)(const Parts&);
+  torch::Tensor (*get)(const Parts&);
+  bool (*listed)(const Parts&) = nullptr;  // in TransformerLens's state dict; null: wherever it is
+};
+
+template <Projection which, bool repeat>
+torch::Tensor head_weight(const Parts& p) {
+  const Heads heads(p.attn, which);
+  return repeat ? heads.repeated(heads.W_nDK()) : heads.W_nDK();
+}
+template <Projection which, bool repeat>
+torch::Tensor head_bias(const Parts& p) {
+  const Heads heads(p.attn, which);
+  return repeat ? heads.repeated(heads.b_nK()) : heads.b_nK();
+}
+
+bool always(const Parts&) {
+  return true;
+}
+bool ungrouped(const Parts& p) {
+  return !grouped(p);
+}
+bool gated(const Parts& p) {
+  return p.mlp.gated();
+}
+bool gate_has_bias(const Parts& p) {
+  return gated(p) && p.mlp.weights().b_in.defined();
+}
+
+constexpr auto kQ = Projection::kQ, kK = Projection::kK, kV = Projection::kV;
+
+const BlockWeight kBlockWeights[] = {
+    {"ln1.w", always, [](const Parts& p) { return p.ln1.weight; }},
+    {"ln1.b", [](const Parts& p) { return p.ln1.bias.defined(); }, [](const Parts& p) { return p.ln1.bias; }},
+    {"attn.W_Q", always, head_weight<kQ, false>},
+    {"attn.W_K", always, head_weight<kK, true>, ungrouped},
+    {"attn._W_K", always, head_weight<kK, false>, grouped},
+    {"attn.W_V", always, head_weight<kV, true>, ungrouped},
+    {"attn._W_V", always, head_weight<kV, false>, grouped},
+    {"attn.b_Q", always, head_bias<kQ, false>},
+    {"attn.b_K", always, head_bias<kK, true>, ungrouped},
+    {"attn._b_K", always, head_bias<kK, false>, grouped},
+    {"attn.b_V", always, head_bias<kV, true>, ungrouped},
+    {"attn._b_V", always, head_bias<kV, false>, grouped},
+    {"attn.q_norm.w", [](const Parts& p) { return p.attn.options().q_norm.has_value(); },
+     [](const Parts& p) { return p.attn.options().q_norm->weight; }},
+    {"attn.k_norm.w", [](const Parts& p) { return p.attn.options().k_norm.has_value(); },
+     [](const Parts& p) { return p.attn.options().k_norm->weight; }},
+    {"attn.W_O", always,
+     [](const Parts& p) {
+       const auto& W_O = p.attn.weights().W_O;
+       return W_O.view({W_O.size(0), p.attn.options().n_heads, -1}).permute({1, 2, 0});
+     }},
+    {"attn.b_O", always,
+     [](const Parts& p) {
+       const auto& w = p.attn.weights();
+       return or_zeros(w.b_O, w.W_O, {w.W_O.size(0)});
+     }},
+    {"ln1_post.w", [](const Parts& p) { return p.ln1_post.has_value(); },
+     [](const Parts& p) { return p.ln1_post->weight; }},
+    {"ln2.w", always, [](const Parts& p) { return p.ln2.weight; }},
+    {"ln2.b", [](const Parts& p) { return p.ln2.bias.defined(); }, [](const Parts& p) { return p.ln2.bias; }},
+    {"mlp.W_gate", gated, [](const Parts& p) { return gate_rows(p.mlp, p.mlp.weights().W_in).t(); }},
+    {"mlp.b_gate", gate_has_bias, [](const Parts& p) { return gate_rows(p.mlp, p.mlp.weights().b_in); }},
+    {"mlp.W_in", always, [](const Parts& p) { return input_rows(p.mlp, p.mlp.weights().W_in).t(); }},
+    {"mlp.b_in", always,
+     [](const Parts& p) {
+       const auto& b = p.mlp.weights().b_in;
+       return or_zeros(b.defined() ? input_rows(p.mlp, b) : b, p.mlp.weights().W_in, {p.mlp.d_mlp()});
+     }},
+    {"mlp.W_out", always, [](const Parts& p) { return p.mlp.weights().W_out.t(); }},
+    {"mlp.b_out", always,
+     [](const Parts& p) {
+       const auto& w = p.mlp.weights();
+       return or_zeros(w.b_out, w.W_out, {w.W_out.size(0)});
+     }},
+    {"ln2_post.w", [](const Parts& p) { return p.ln2_post.has_value(); },
+     [](const Parts& p) { return p.ln2_post->weight; }},
+};
+
+const BlockWeight* find_block_weight(const Parts& parts, std::string_view name) {
+  const auto* found = std::find_if(std::begin(kBlockWeights), std::end(kBlockWeights),
+                                   [&](const BlockWeight& w) { return w.name == name; });
+  return found != std::end(kBlockWeights) && found->has(parts) ? found : nullptr;
+}
+
+/// A weight that stands once in the model; undefined if it has none of that name.
+torch::Tensor model_weight(const Model& model, std::string_view name) {
+  const auto& w = model.weights();
+  if (name == "embed.W_E") {
+    const double scale = model.cfg().embed_scale;
+    return scale == 1 ? w.W_E
+                      : w.W_E * at::full({}, scale, w.W_E.options());  // rounded as Model::forward does
+  }
+  if (name == "pos_embed.W_pos") return w.W_pos;
+  if (name == "ln_final.w") return w.ln_final.weight;
+  if (name == "ln_final.b") return w.ln_final.bias;
+  if (name == "unembed.W_U") return w.W_U.t();
+  if (name == "unembed.b_U") return or_zeros(w.b_U, w.W_U, {w.W_U.size(0)});
+  return {};
+}
+
+/// "blocks.3.attn.W_Q" -> 3 and "attn.W_Q", for a block that there is.
+std::optional<std::pair<size_t, std::string_view>> split(std::string_view name, size_t n_layers) {
+  constexpr std::string_view kBlocks = "blocks.";
+  if (!name.starts_with(kBlocks)) return std::nullopt;
+  name.remove_prefix(kBlocks.size());
+  size_t layer = 0;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), layer);
+  const auto digits = static_cast<size_t>(end - name.data());
+  if (error != std::errc() || layer >= n_layers || digits >= name.size() || name[digits] != '.')
+    return std::nullopt;
+  return std::pair(layer, name.substr(digits + 1));
+}
+
+}  // namespace
+
+torch::Tensor weight(const Model& model, std::string_view name) {
+  const auto& blocks = model.weights().blocks;
+  if (const auto in_block = split(name, blocks.size())) {
+    const auto& parts = blocks[in_block->first].parts();
+    if (const auto* found = find_block_weight(parts, in_block->second)) return found->get(parts);
+  } else if (auto found = model_weight(model, name); found.defined()) {
+    return found;
+  }
+  throw std::invalid_argument(
+      concat("weight: this model has no '", name, "'; weight_names lists those it has"));
+}
+
+std::vector<std::string> weight_names(const Model& model) {
+  std::vector<std::string> names = {"embed.W_E"};
+  if (model.weights().W_pos.defined()) names.emplace_back("pos_embed.W_pos");
+  const auto& blocks = model.weights().blocks;
+  for (size_t layer = 0; layer < blocks.size(); ++layer) {
+    const auto& parts = blocks[layer].parts();
+    for (const auto& w : kBlockWeights)
+      if (w.has(parts) && (!w.listed || w.listed(parts)))
+        names.push_back(concat("blocks.", layer, ".", w.name));
+  }
+  names.emplace_back("ln_final.w");
+  if (model.weights().ln_final.bias.defined()) names.emplace_back("ln_final.b");
+  names.emplace_back("unembed.W_U");
+  names.emplace_back("unembed.b_U");
+  return names;
+}
+
+torch::Tensor stacked_weight(const Model& model, std::string_view name) {
+  std::vector<torch::Tensor> layers;
+  for (const auto& block : model.weights().blocks) {
+    const auto* found = find_block_weight(block.parts(), name);
+    check<std::invalid_argument>(found != nullptr, "stacked_weight: this model's blocks have no '", name,
+                                 "'; names are as in 'attn.W_Q'");
+    layers.push_back(found->get(block.parts()));
+  }
+  return at::stack(layers);
+}
+
+}  // namespace introspect::models
