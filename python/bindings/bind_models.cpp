@@ -96,6 +96,35 @@ Raises:
     ConfigError: an architecture, quantisation or option that is not supported.
     ShapeError: a tensor contradicts the config.
 )doc")
+      .def_static(
+          "from_state_dict",
+          [](const std::string& config_json, std::map<std::string, torch::Tensor> tensors,
+             torch::ScalarType dtype, torch::Device device,
+             const std::optional<std::filesystem::path>& tokenizer_path,
+             std::optional<text::ChatTemplate> chat_template) {
+            LoadOptions options{dtype, device, std::move(chat_template), {}};
+            const py::gil_scoped_release release;
+            return std::const_pointer_cast<Model>(
+                Model::from_tensors(config_json, std::move(tensors), tokenizer_path, options));
+          },
+          py::arg("config_json"), py::arg("tensors"), py::kw_only(), py::arg("dtype") = torch::kFloat32,
+          py::arg("device") = torch::Device("cpu"), py::arg("tokenizer_path") = py::none(),
+          py::arg("chat_template") = py::none(), R"doc(
+Copies a transformers model that is in memory; no file is written.
+
+Args:
+    config_json: its ``config.to_json_string()``.
+    tensors: its ``state_dict()``, of any dtype and device; tied weights may be there under both names.
+    dtype: of the weights and activations: float32, bfloat16, float16 or float64.
+    device: where the weights live.
+    tokenizer_path: a Hugging Face folder, tokenizer file or .gguf file; None makes a model without text.
+    chat_template: instead of the one found beside the tokenizer.
+
+Raises:
+    ConfigError: an architecture or option that is not supported, or a tensor that is missing.
+    ShapeError: a tensor contradicts the config.
+    IoError: the tokenizer's files are missing or damaged.
+)doc")
       .def_property_readonly("cfg", &Model::cfg, py::return_value_policy::reference_internal)
       .def_property_readonly("dtype", &Model::dtype)
       .def_property_readonly("device", &Model::device)

@@ -630,6 +630,32 @@ class Model:
     The native model that introspect.Model drives; its state never changes.
     """
     @staticmethod
+    def from_state_dict(
+        config_json: str,
+        tensors: collections.abc.Mapping[str, torch.Tensor],
+        *,
+        dtype: torch.dtype = ...,
+        device: torch.device = ...,
+        tokenizer_path: os.PathLike | str | bytes | None = None,
+        chat_template: ChatTemplate | None = None,
+    ) -> Model:
+        """
+        Copies a transformers model that is in memory; no file is written.
+
+        Args:
+            config_json: its ``config.to_json_string()``.
+            tensors: its ``state_dict()``, of any dtype and device; tied weights may be there under both names.
+            dtype: of the weights and activations: float32, bfloat16, float16 or float64.
+            device: where the weights live.
+            tokenizer_path: a Hugging Face folder, tokenizer file or .gguf file; None makes a model without text.
+            chat_template: instead of the one found beside the tokenizer.
+
+        Raises:
+            ConfigError: an architecture or option that is not supported, or a tensor that is missing.
+            ShapeError: a tensor contradicts the config.
+            IoError: the tokenizer's files are missing or damaged.
+        """
+    @staticmethod
     def load(
         path: os.PathLike | str | bytes,
         *,

@@ -1,47 +1,99 @@
-"""transformers models with the weights of a GGUF file, dequantised by the gguf package: it shares no code with us."""
+"""transformers as an oracle: without its roundings to float32, and with the weights of GGUF files.
 
+What a GGUF file calls a tensor comes from the gguf package, which is the format's own; so do its dequantised values.
+"""
+
+from contextlib import contextmanager
 from pathlib import Path
 
+import gguf
 import numpy as np
 import torch
-from gguf import GGUFReader, dequantize
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-CLASSES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
-
-LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+CLASSES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
 }
-MODEL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
-def hf_name(name: str) -> str:
-    if not name.startswith("blk."):
-        stem, _, kind = name.rpartition(".")
-        return f"{MODEL_NAMES[stem]}.{kind}"
-    _, layer, stem, kind = name.split(".")
-    return f"model.layers.{layer}.{LAYER_NAMES[stem]}.{kind}"
+@contextmanager
+def exact_softmax():
+    """Attention patterns of float64 models in float64: transformers' eager attention asks for a float32 softmax.
+
+    Its sdpa attention would be exact, but returns no patterns and leaves Gemma 2's soft cap out.
+    """
+    softmax = torch.nn.functional.softmax
+
+    def exact(x, dim=None, dtype=None):
+        return softmax(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype)
+
+    torch.nn.functional.softmax = exact
+    try:
+        yield
+    finally:
+        torch.nn.functional.softmax = softmax
 
 
-def transformers_model(path: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """The model of a llama or qwen2 GGUF file, with its own output.weight where it has one."""
-    reader = GGUFReader(path)
+def exact_forward(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor | None = None):
+    """transformers' output with hidden_states and attentions; positions count the real tokens of a row."""
+    positions = None if mask is None else (mask.long().cumsum(1) - 1).clamp_min(0)
+    with torch.no_grad(), exact_softmax():
+        return model(
+            tokens,
+            attention_mask=None if mask is None else mask.long(),
+            position_ids=positions,
+            use_cache=False,
+            output_hidden_states=True,
+            output_attentions=True,
+        )
+
+
+def gguf_names(architecture: str, n_layers: int):
+    """From a tensor's name in transformers to its name in a GGUF file."""
+    (arch,) = [a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
+    names = gguf.get_tensor_name_map(arch, n_layers)
+    return lambda name: names.get_name(name, try_suffixes=(".weight", ".bias"))
+
+
+def interleaved(rows: np.ndarray, n_heads: int) -> np.ndarray:
+    """Rows of q or k as llama.cpp keeps them in llama files: the two halves of each head alternate."""
+    return rows.reshape(n_heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def deinterleaved(rows: np.ndarray, n_heads: int) -> np.ndarray:
+    return rows.reshape(n_heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def gguf_config(reader: gguf.GGUFReader):
+    """The transformers config of a llama, qwen2 or gemma3 GGUF file."""
 
     def field(key: str):
         return reader.fields[f"{architecture}.{key}"].contents()
 
     architecture = reader.fields["general.architecture"].contents()
-    config_class, model_class = CLASSES[architecture]
     tensors = {t.name: t for t in reader.tensors}
-    config = config_class(
+    theta = field("rope.freq_base")
+    rope = {"rope_type": "default", "rope_theta": theta}
+    arguments = {}
+    if architecture == "gemma3":
+        head_dim = field("attention.key_length")
+        arguments = {
+            "head_dim": head_dim,
+            "query_pre_attn_scalar": head_dim,
+            "sliding_window": field("attention.sliding_window"),
+        }
+        # The base of the layers with a window is not in the file, nor which layers these are: transformers' defaults.
+        rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    return CLASSES[architecture][0](
         vocab_size=int(tensors["token_embd.weight"].shape[1]),
         hidden_size=field("embedding_length"),
         intermediate_size=field("feed_forward_length"),
@@ -50,24 +102,41 @@ def transformers_model(path: Path, dtype: torch.dtype = torch.float32) -> torch.
         num_key_value_heads=field("attention.head_count_kv"),
         max_position_embeddings=field("context_length"),
         rms_norm_eps=field("attention.layer_norm_rms_epsilon"),
-        rope_theta=field("rope.freq_base"),
-        rope_parameters={"rope_type": "default", "rope_theta": field("rope.freq_base")},
+        rope_parameters=rope,
         tie_word_embeddings="output.weight" not in tensors,
+        **arguments,
     )
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+
+
+def transformers_model(path: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """The model of a llama, qwen2 or gemma3 GGUF file, with its own output.weight where it has one."""
+    reader = gguf.GGUFReader(path)
+    architecture = reader.fields["general.architecture"].contents()
+    config = gguf_config(reader)
+    tensors = {t.name: t for t in reader.tensors}
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    with torch.device("meta"):
+        model = CLASSES[architecture][1](config)
+    name_in_file = gguf_names(architecture, config.num_hidden_layers)
     state = {}
-    for name, tensor in tensors.items():
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        part = name.split(".")[2] if name.startswith("blk.") else ""
-        if architecture == "llama" and part in heads:  # llama.cpp interleaves the two halves of each head
-            values = values.reshape(heads[part], -1, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
-        state[hf_name(name)] = torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
+    for name in model.state_dict():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        tensor = tensors.pop(name_in_file(name))
+        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        projection = name.split(".")[-2]
+        if architecture == "llama" and projection in heads:
+            values = deinterleaved(values, heads[projection])
+        if architecture == "gemma3" and "norm" in name:
+            values = values - 1
+        state[name] = torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
+    assert not tensors, tensors.keys()
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    with torch.device("meta"):
-        model = model_class(config)
     model = model.to(dtype)
     model.load_state_dict(state, strict=True, assign=True)
     # Buffers are not in the state dict and were made on the meta device.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    if architecture == "gemma3":
+        model.model.embed_tokens.embed_scale = torch.tensor(config.hidden_size**0.5)
     return model.eval()

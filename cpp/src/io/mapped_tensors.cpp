@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "introspect/core/check.h"
-#include "introspect/core/sha256.h"
 #include "io/encodings.h"
+#include "io/fingerprint.h"
 
 namespace introspect::io {
 namespace {
@@ -83,15 +83,14 @@ std::string MappedTensors::fingerprint() const {
   for (const auto& tensor : tensors_) by_name.push_back(&tensor);
   std::ranges::sort(by_name, {},
                     [](const StoredTensor* tensor) -> const std::string& { return tensor->name; });
-  Sha256 hash;
+  std::vector<TensorSample> samples;
   for (const auto* tensor : by_name) {
-    hash.update(concat(tensor->name.size(), ':', tensor->name, ' ', tensor->dtype, ' ', tensor->size));
-    for (const int64_t size : tensor->shape) hash.update(concat(' ', size));
     const auto bytes = tensor->file->bytes().subspan(tensor->offset, tensor->size);
-    const size_t n = std::min<size_t>(bytes.size(), 4096);
-    hash.update("\n").update(bytes.data(), n).update(bytes.last(n).data(), n);
+    const size_t n = std::min(bytes.size(), kSampledBytes);
+    samples.push_back(
+        {tensor->name, tensor->dtype, tensor->shape, tensor->size, bytes.first(n), bytes.last(n)});
   }
-  return hash.hex();
+  return fingerprint_of(samples);
 }
 
 }  // namespace introspect::io

@@ -10,6 +10,7 @@
 #include "io/atomic_file.h"
 #include "io/encodings.h"
 #include "io/json.h"
+#include "io/safetensors_dtype.h"
 #include "io/utf8.h"
 
 namespace introspect::io {
@@ -115,6 +116,11 @@ std::filesystem::path shard_path(const std::filesystem::path& index, const std::
 }
 
 }  // namespace
+
+std::optional<std::string_view> safetensors_word(torch::ScalarType dtype) {
+  const auto* found = std::ranges::find(kDtypes, std::optional(dtype), &DtypeWord::dtype);
+  return found == std::end(kDtypes) ? std::nullopt : std::optional(found->word);
+}
 
 SafetensorsFile::SafetensorsFile(std::filesystem::path path, std::vector<StoredTensor> tensors,
                                  std::map<std::string, std::string> metadata)

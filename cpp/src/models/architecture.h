@@ -1,7 +1,8 @@
 #pragma once
 
-#include <optional>
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -11,9 +12,22 @@
 namespace introspect::models {
 
 /// Where a checkpoint keeps each tensor; "{}" stands for the layer's number. Empty: the family has no such tensor.
+///
+/// Names come without ".weight" and ".bias". What a checkpoint holds in one tensor and the layers in one product is
+/// named once: qkv instead of q, k and v, and gate_in instead of gate and in.
 struct WeightMap {
-  std::string embed, ln_final, unembed;
-  std::string ln1, q, k, v, o, ln2, gate, in, out;  // without ".weight" and ".bias"
+  /// What stands before every name but the unembedding's, where checkpoints of a family differ: the first that fits.
+  std::vector<std::string> prefixes = {""};
+
+  std::string embed, pos_embed, ln_final;
+  std::vector<std::string> unembed;  // the first that is there
+  std::string ln1, ln1_post, ln2, ln2_post, q_norm, k_norm;
+  std::string q, k, v, qkv, o;
+  std::string gate, in, gate_in, out;
+
+  bool transposed = false;           // GPT-2 keeps its matrices as [in, out]
+  bool qkv_by_head = false;          // GPT-NeoX keeps the rows of q, k and v of one head together
+  bool norms_hold_one_plus = false;  // llama.cpp's converter has added Gemma's 1 to the norms' weights
 
   /// llama.cpp's converter interleaves the rows of q and k of llama files, for RoPE on neighbouring pairs.
   bool interleaved_rotary = false;
@@ -21,6 +35,31 @@ struct WeightMap {
   /// Factors that divide the rotary frequencies (llama3 scaling in GGUF files); optional in the file.
   std::string rotary_factors;
 };
+
+/// What the models of one family have in common, whatever their sizes, and the word each format has for them.
+struct Family {
+  std::string hf;          // config.json "architectures"
+  std::string model_type;  // config.json "model_type"
+  std::string gguf;        // general.architecture
+  Config common = {};  // the fields that the family fixes, and the defaults of those that files may leave out
+
+  /// Which layers see a window where the file gives its size: 1: all, n: all but each n-th, 0: the file has to say, or
+  /// none. A llama GGUF file that gives one is Mistral's.
+  int64_t hf_window_period = 0, gguf_window_period = 0;
+
+  double rotary_part = 1;              // of a head's dimensions, where config.json leaves it out
+  int64_t mlp_ratio = 0;               // d_mlp / d_model where config.json leaves d_mlp out; 0: it must not
+  bool embed_scaled_by_width = false;  // Gemma multiplies the embedding by sqrt(d_model)
+
+  /// The largest model of Gemma 2 and 3 divides its scores by sqrt(d_model / n_heads), which GGUF files do not say:
+  /// the number of its layers.
+  int64_t layers_scaled_by_width = 0;
+
+  WeightMap hf_names = {}, gguf_names = {};
+};
+
+/// The families this library reads.
+const std::vector<Family>& families();
 
 struct Architecture {
   Config cfg;

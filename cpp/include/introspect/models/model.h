@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -72,6 +73,14 @@ class INTROSPECT_EXPORT Model {
   /// that is not supported, ShapeError for a tensor whose shape contradicts the config.
   static std::shared_ptr<const Model> load(const std::filesystem::path& path,
                                            const LoadOptions& options = {});
+
+  /// The same from tensors in memory: the config.json and the state dict of a transformers model. No file is written.
+  ///
+  /// Weights are copied. tokenizer_path: an HF folder, a tokenizer file or a .gguf; none: a model without text.
+  /// Throws as load.
+  static std::shared_ptr<const Model> from_tensors(
+      const std::string& config_json, std::map<std::string, torch::Tensor> tensors,
+      const std::optional<std::filesystem::path>& tokenizer_path = {}, const LoadOptions& options = {});
 
   Model(Config cfg, Weights weights, std::optional<text::Tokenizer> tokenizer,
         std::optional<text::ChatTemplate> chat_template, std::string hash);

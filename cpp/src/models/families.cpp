@@ -1,0 +1,221 @@
+#include "models/architecture.h"
+
+namespace introspect::models {
+
+namespace {
+
+/// The names that Llama began and most families kept.
+WeightMap llama_names() {
+  WeightMap m;
+  m.prefixes = {"model."};
+  m.embed = "embed_tokens";
+  m.ln_final = "norm";
+  m.unembed = {"lm_head"};
+  m.ln1 = "layers.{}.input_layernorm";
+  m.q = "layers.{}.self_attn.q_proj";
+  m.k = "layers.{}.self_attn.k_proj";
+  m.v = "layers.{}.self_attn.v_proj";
+  m.o = "layers.{}.self_attn.o_proj";
+  m.ln2 = "layers.{}.post_attention_layernorm";
+  m.gate = "layers.{}.mlp.gate_proj";
+  m.in = "layers.{}.mlp.up_proj";
+  m.out = "layers.{}.mlp.down_proj";
+  return m;
+}
+
+WeightMap gguf_names() {
+  WeightMap m;
+  m.embed = "token_embd";
+  m.ln_final = "output_norm";
+  m.unembed = {"output"};
+  m.ln1 = "blk.{}.attn_norm";
+  m.q = "blk.{}.attn_q";
+  m.k = "blk.{}.attn_k";
+  m.v = "blk.{}.attn_v";
+  m.o = "blk.{}.attn_output";
+  m.ln2 = "blk.{}.ffn_norm";
+  m.gate = "blk.{}.ffn_gate";
+  m.in = "blk.{}.ffn_up";
+  m.out = "blk.{}.ffn_down";
+  return m;
+}
+
+/// One tensor for queries, keys and values.
+WeightMap with_fused_qkv(WeightMap m, const char* qkv) {
+  m.q.clear(), m.k.clear(), m.v.clear();
+  m.qkv = qkv;
+  return m;
+}
+
+WeightMap without_gate(WeightMap m) {
+  m.gate.clear();
+  return m;
+}
+
+Family qwen2() {
+  Family f{.hf = "Qwen2ForCausalLM", .model_type = "qwen2", .gguf = "qwen2"};
+  f.common.qkv_bias = true;
+  f.hf_names = llama_names();
+  f.gguf_names = gguf_names();
+  return f;
+}
+
+Family qwen3() {
+  Family f{.hf = "Qwen3ForCausalLM", .model_type = "qwen3", .gguf = "qwen3"};
+  f.common.use_qk_norm = true;
+  f.hf_names = llama_names();
+  f.hf_names.q_norm = "layers.{}.self_attn.q_norm";
+  f.hf_names.k_norm = "layers.{}.self_attn.k_norm";
+  f.gguf_names = gguf_names();
+  f.gguf_names.q_norm = "blk.{}.attn_q_norm";
+  f.gguf_names.k_norm = "blk.{}.attn_k_norm";
+  return f;
+}
+
+Family llama() {
+  Family f{.hf = "LlamaForCausalLM", .model_type = "llama", .gguf = "llama"};
+  f.hf_names = llama_names();
+  f.gguf_window_period = 1;
+  f.gguf_names = gguf_names();
+  f.gguf_names.interleaved_rotary = true;
+  f.gguf_names.rotary_factors = "rope_freqs.weight";
+  return f;
+}
+
+Family mistral() {
+  Family f = llama();  // and in GGUF it says it is one
+  f.hf = "MistralForCausalLM";
+  f.model_type = "mistral";
+  f.hf_window_period = 1;
+  return f;
+}
+
+Family gemma2() {
+  Family f{.hf = "Gemma2ForCausalLM", .model_type = "gemma2", .gguf = "gemma2"};
+  f.common.act_fn = "gelu_new";
+  f.common.norm_weight_offset = true;
+  f.common.use_normalization_before_and_after = true;
+  f.common.attn_scores_soft_cap = 50;
+  f.common.output_logits_soft_cap = 30;
+  f.common.tie_word_embeddings = true;
+  f.hf_window_period = f.gguf_window_period = 2;
+  f.embed_scaled_by_width = true;
+  f.layers_scaled_by_width = 46;
+  f.hf_names = llama_names();
+  f.hf_names.ln1_post = "layers.{}.post_attention_layernorm";
+  f.hf_names.ln2 = "layers.{}.pre_feedforward_layernorm";
+  f.hf_names.ln2_post = "layers.{}.post_feedforward_layernorm";
+  f.gguf_names = gguf_names();
+  f.gguf_names.ln1_post = "blk.{}.post_attention_norm";
+  f.gguf_names.ln2_post = "blk.{}.post_ffw_norm";
+  f.gguf_names.norms_hold_one_plus = true;
+  return f;
+}
+
+Family gemma3() {
+  Family f = gemma2();
+  f.hf = "Gemma3ForCausalLM";
+  f.model_type = "gemma3_text";
+  f.gguf = "gemma3";
+  f.common.attn_scores_soft_cap = 0;
+  f.common.output_logits_soft_cap = 0;
+  f.common.use_qk_norm = true;
+  f.common.rotary_base = 1e6;
+  f.common.rotary_base_local = 1e4;
+  f.hf_window_period = f.gguf_window_period = 6;
+  f.layers_scaled_by_width = 62;
+  f.hf_names.q_norm = "layers.{}.self_attn.q_norm";
+  f.hf_names.k_norm = "layers.{}.self_attn.k_norm";
+  f.gguf_names.q_norm = "blk.{}.attn_q_norm";
+  f.gguf_names.k_norm = "blk.{}.attn_k_norm";
+  return f;
+}
+
+/// The text model of a Gemma 3 that sees images too.
+Family gemma3_multimodal() {
+  Family f = gemma3();
+  f.hf = "Gemma3ForConditionalGeneration";
+  f.model_type = "gemma3";
+  f.hf_names.prefixes = {"model.language_model.", "language_model.model."};
+  f.hf_names.unembed = {"lm_head", "language_model.lm_head"};
+  return f;
+}
+
+/// Norms with a mean and a bias, and biases everywhere.
+Config gpt_config() {
+  Config c;
+  c.normalization_type = "LN";
+  c.eps = 1e-5;
+  c.gated_mlp = false;
+  c.qkv_bias = c.attn_out_bias = c.mlp_bias = true;
+  return c;
+}
+
+Family gpt2() {
+  Family f{.hf = "GPT2LMHeadModel", .model_type = "gpt2", .gguf = "gpt2", .common = gpt_config()};
+  f.common.act_fn = "gelu_new";
+  f.common.positional_embedding_type = "standard";
+  f.common.tie_word_embeddings = true;
+  f.mlp_ratio = 4;
+  WeightMap& m = f.hf_names;
+  m.prefixes = {"transformer.", ""};
+  m.embed = "wte";
+  m.pos_embed = "wpe";
+  m.ln_final = "ln_f";
+  m.unembed = {"lm_head"};
+  m.ln1 = "h.{}.ln_1";
+  m.qkv = "h.{}.attn.c_attn";
+  m.o = "h.{}.attn.c_proj";
+  m.ln2 = "h.{}.ln_2";
+  m.in = "h.{}.mlp.c_fc";
+  m.out = "h.{}.mlp.c_proj";
+  m.transposed = true;
+  f.gguf_names = without_gate(with_fused_qkv(gguf_names(), "blk.{}.attn_qkv"));
+  f.gguf_names.pos_embed = "position_embd";
+  return f;
+}
+
+Family gpt_neox() {
+  Family f{.hf = "GPTNeoXForCausalLM", .model_type = "gpt_neox", .gguf = "gptneox", .common = gpt_config()};
+  f.common.act_fn = "gelu";
+  f.common.parallel_attn_mlp = true;
+  f.rotary_part = 0.25;
+  WeightMap& m = f.hf_names;
+  m.prefixes = {"gpt_neox."};
+  m.embed = "embed_in";
+  m.ln_final = "final_layer_norm";
+  m.unembed = {"embed_out", "lm_head"};  // transformers 4 and 5
+  m.ln1 = "layers.{}.input_layernorm";
+  m.qkv = "layers.{}.attention.query_key_value";
+  m.o = "layers.{}.attention.dense";
+  m.ln2 = "layers.{}.post_attention_layernorm";
+  m.in = "layers.{}.mlp.dense_h_to_4h";
+  m.out = "layers.{}.mlp.dense_4h_to_h";
+  m.qkv_by_head = true;
+  f.gguf_names = without_gate(with_fused_qkv(gguf_names(), "blk.{}.attn_qkv"));
+  return f;
+}
+
+Family phi3() {
+  Family f{.hf = "Phi3ForCausalLM", .model_type = "phi3", .gguf = "phi3"};
+  f.hf_window_period = f.gguf_window_period = 1;
+  f.hf_names = with_fused_qkv(llama_names(), "layers.{}.self_attn.qkv_proj");
+  f.hf_names.gate.clear(), f.hf_names.in.clear();
+  f.hf_names.gate_in = "layers.{}.mlp.gate_up_proj";
+  f.gguf_names = with_fused_qkv(gguf_names(), "blk.{}.attn_qkv");
+  f.gguf_names.gate.clear(), f.gguf_names.in.clear();
+  f.gguf_names.gate_in = "blk.{}.ffn_up";
+  return f;
+}
+
+}  // namespace
+
+const std::vector<Family>& families() {
+  // The first of several with one name in a format is the one that name stands for.
+  static const std::vector<Family> all = {
+      qwen2(), qwen3(),    llama(), mistral(), gemma2(), gemma3(), gemma3_multimodal(),
+      gpt2(),  gpt_neox(), phi3()};
+  return all;
+}
+
+}  // namespace introspect::models
