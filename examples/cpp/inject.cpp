@@ -67,7 +67,7 @@ int main(int argc, char** argv) {
                   });
     model->forward(all, {.hooks = &measure, .logits_at = models::LogitsAt::kNone});
     for (const auto& [layer, norm] : norms)
-      injection.directions[layer] = vector.directions().at(layer) * (fraction * norm);
+      injection.values[layer] = vector.directions().at(layer) * (fraction * norm);
     hooks.add(injection);
 
     for (const auto* registry : {static_cast<const hooks::HookRegistry*>(nullptr), &std::as_const(hooks)}) {

@@ -1,72 +1,366 @@
 #include "bindings.h"
 
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include "introspect/core/check.h"
+#include "introspect/hooks/activation_cache.h"
 #include "introspect/hooks/hook_registry.h"
+#include "introspect/hooks/intervention_json.h"
 
 namespace introspect::python {
 
 namespace {
 
-/// A Python hook sees the tensor and the full name; it returns a replacement or None.
-hooks::Callback as_callback(
-    std::function<std::optional<torch::Tensor>(torch::Tensor, std::string)> function) {
-  return [function = std::move(function)](const torch::Tensor& activation, hooks::Site site) {
-    return function(activation, hooks::hook_name(site));
+using hooks::ActivationCache;
+using hooks::Direction;
+using hooks::HookId;
+using hooks::HookOptions;
+using hooks::HookRegistry;
+using hooks::Intervention;
+using hooks::Part;
+using hooks::PositionRange;
+
+Direction parse_direction(const std::string& direction) {
+  if (direction == "fwd") return Direction::kForward;
+  if (direction == "bwd") return Direction::kBackward;
+  throw std::invalid_argument("direction must be fwd or bwd, got " + direction);
+}
+
+/// A Python callable with the name it is hooked at. Whoever drops the last reference need not hold the GIL.
+class PythonHook {
+ public:
+  PythonHook(py::function function, std::string name)
+      : function_(new py::function(std::move(function)), &PythonHook::destroy), name_(std::move(name)) {}
+
+  /// Calls function(value, name); the result is a replacement, or nothing for None.
+  std::optional<torch::Tensor> operator()(const torch::Tensor& value) const {
+    const py::gil_scoped_acquire gil;
+    const py::object result = (*function_)(value, name_);
+    if (result.is_none()) return std::nullopt;
+    check<HookError>(THPVariable_Check(result.ptr()), "hook at '", name_,
+                     "' must return a tensor or None, got ", Py_TYPE(result.ptr())->tp_name);
+    return result.cast<torch::Tensor>();
+  }
+
+  const std::string& name() const { return name_; }
+
+ private:
+  static void destroy(py::function* function) {
+    if (Py_IsInitialized() == 0) return;  // the interpreter has gone, and the callable with it
+    const py::gil_scoped_acquire gil;
+    delete function;
+  }
+
+  std::shared_ptr<py::function> function_;
+  std::string name_;
+};
+
+/// Autograd hands Python errors on as they are if they come as torch's own exception type, and makes RuntimeErrors of
+/// all others.
+[[noreturn]] void throw_through_autograd() {
+  python_error error;
+  error.persist();
+  throw error;
+}
+
+/// The hook as autograd's engine calls it.
+hooks::Callback as_backward_callback(PythonHook hook) {
+  return [hook = std::move(hook)](const torch::Tensor& gradient, hooks::Site) {
+    try {
+      auto replacement = hook(gradient);
+      if (replacement) hooks::check_replacement(hook.name(), gradient, *replacement);
+      return replacement;
+    } catch (py::error_already_set& error) {
+      const py::gil_scoped_acquire gil;
+      error.restore();
+      throw_through_autograd();
+    } catch (const HookError& error) {
+      const py::gil_scoped_acquire gil;
+      PyErr_SetString(py::module_::import("introspect._C").attr("HookError").ptr(), error.what());
+      throw_through_autograd();
+    }
   };
+}
+
+HookId add(HookRegistry& registry, const std::string& name, py::function function,
+           const std::string& direction, bool prepend, bool permanent, int64_t level) {
+  const HookOptions options{parse_direction(direction), prepend, permanent, level};
+  PythonHook hook(std::move(function), name);
+  if (options.direction == Direction::kBackward)
+    return registry.add(name, as_backward_callback(std::move(hook)), options);
+  return registry.add(
+      name, [hook = std::move(hook)](const torch::Tensor& value, hooks::Site) { return hook(value); },
+      options);
+}
+
+/// None, an index, a (start, stop[, step]) tuple, or a list of indices.
+hooks::Positions as_positions(const py::object& positions) {
+  if (positions.is_none()) return std::monostate{};
+  if (py::isinstance<py::tuple>(positions)) {
+    const auto ends = positions.cast<std::vector<std::optional<int64_t>>>();
+    check<std::invalid_argument>(ends.size() == 2 || ends.size() == 3,
+                                 "positions must be (start, stop) or (start, stop, step), got ", ends.size(),
+                                 " numbers");
+    return PositionRange{ends[0], ends[1], ends.size() == 3 ? ends[2].value_or(1) : 1};
+  }
+  if (py::isinstance<py::list>(positions)) return positions.cast<std::vector<int64_t>>();
+  return positions.cast<int64_t>();
+}
+
+HookId record(HookRegistry& registry, const std::string& name, std::shared_ptr<ActivationCache> cache,
+              const py::object& positions, std::optional<std::vector<int64_t>> heads,
+              std::optional<torch::Device> device, std::optional<torch::ScalarType> dtype, bool gradient,
+              bool detach, bool permanent, int64_t level) {
+  return registry.record(name, std::move(cache),
+                         {{as_positions(positions), std::move(heads).value_or(std::vector<int64_t>{})},
+                          device,
+                          dtype,
+                          gradient,
+                          detach,
+                          permanent,
+                          level});
+}
+
+void bind_activation_cache(py::module_& m) {
+  py::class_<ActivationCache, std::shared_ptr<ActivationCache>>(m, "ActivationCache", R"doc(
+Activations by full hook name, in the order in which a pass recorded them.
+
+Gradients stand under the hook name with ``_grad`` after it. What is recorded again replaces what was there.
+)doc")
+      .def(py::init<>())
+      .def("__len__", &ActivationCache::size)
+      .def(
+          "__contains__",
+          [](const ActivationCache& cache, const std::string& name) { return cache.contains(name); },
+          py::arg("name"))
+      .def(
+          "__getitem__",
+          [](const ActivationCache& cache, const std::string& name) {
+            try {
+              return cache.at(name);
+            } catch (const std::out_of_range& error) {
+              throw py::key_error(error.what());
+            }
+          },
+          py::arg("name"))
+      .def("names", &ActivationCache::names, "Full names, in the order of the pass.")
+      .def("items", &ActivationCache::items, "(name, tensor) pairs, in the order of the pass.")
+      .def(
+          "to_dict",
+          [](const ActivationCache& cache) {
+            py::dict out;
+            for (const auto& [name, value] : cache.items()) out[py::str(name)] = value;
+            return out;
+          },
+          "{name: tensor}, in the order of the pass; the tensors are shared, not copied.")
+      .def_property_readonly("nbytes", &ActivationCache::nbytes,
+                             "Memory of all tensors, in bytes; memory that several share counts once.")
+      .def("to", &ActivationCache::to, py::arg("device") = py::none(), py::arg("dtype") = py::none(),
+           py::call_guard<py::gil_scoped_release>(),
+           "The same activations on another device, in another floating dtype, or both.");
+}
+
+void bind_intervention(py::module_& m) {
+  py::class_<Intervention>(m, "Intervention", R"doc(
+A change to activations, as data: an operator on a selection of rows, positions and heads at one hook point.
+
+With x the activation, v the layer's operand and s the strength, the operators are
+
+- ``add``: x + s v
+- ``ablate``: x - s (x.u) u with u = v / |v|
+- ``project_out``: x - s (x Q) Q^T, Q an orthonormal basis of v's rows, which must be independent
+- ``replace``: v; s must be 1
+- ``interpolate``: (1 - s) x + s v
+- ``scale``: s x
+- ``zero``: 0; s must be 1
+- ``mean``: v, or the mean of x over the selected positions, which must all be in one pass; s must be 1
+
+A strength of 0 (of 1 for scale) leaves the pass as it was, bit for bit. Gradients flow to x and to the operands.
+Replacing a pattern or a norm's scale by what was recorded freezes it.
+
+Args:
+    values: layer -> operand, None for operators without one; layer -1 for points that stand once in the model.
+        With W the size of the activation's last dimension, N the number of rows or 1, h the number of heads and
+        P positions counted from the start of the sequence: [W], [N, W] or [N, P, W] at points without heads; [W],
+        [h, W], [N, h, W] or [N, P, h, W] at points with; at scores and patterns the last is [N, h, P, W], with W
+        keys counted from the start of the sequence. [W] or [k, W] for project_out.
+    op: the operator's name.
+    point: a hook name without its block, such as "attn.hook_z".
+    strength: finite.
+    first_position: first position that is changed, counted from the start of the KV cache, padding included.
+    last_position: the position after the last; None for every later one, generated ones too.
+    positions: these instead of the range.
+    heads: the heads that are changed (groups at points of keys and values); None is all.
+    rows: the rows of the batch that are changed; None is all.
+
+Raises:
+    HookError: there is no such point.
+)doc")
+      .def(py::init([](std::map<int64_t, std::optional<torch::Tensor>> values, std::string op,
+                       const std::string& point, double strength, int64_t first_position,
+                       std::optional<int64_t> last_position, std::optional<std::vector<int64_t>> positions,
+                       std::optional<std::vector<int64_t>> heads, std::optional<std::vector<int64_t>> rows) {
+             Intervention i;
+             i.op = std::move(op);
+             i.point = hooks::parse_point(point);
+             for (auto& [layer, value] : values) i.values[layer] = value.value_or(torch::Tensor{});
+             i.strength = strength;
+             i.first_position = first_position;
+             i.last_position = last_position.value_or(i.last_position);
+             i.positions = std::move(positions).value_or(i.positions);
+             i.heads = std::move(heads).value_or(i.heads);
+             i.rows = std::move(rows).value_or(i.rows);
+             return i;
+           }),
+           py::arg("values"), py::kw_only(), py::arg("op") = "add", py::arg("point") = "hook_resid_post",
+           py::arg("strength") = 1.0, py::arg("first_position") = 0, py::arg("last_position") = py::none(),
+           py::arg("positions") = py::none(), py::arg("heads") = py::none(), py::arg("rows") = py::none())
+      .def_property_readonly(
+          "values",
+          [](const Intervention& i) {
+            std::map<int64_t, std::optional<torch::Tensor>> out;
+            for (const auto& [layer, value] : i.values)
+              out[layer] = value.defined() ? std::optional(value) : std::nullopt;
+            return out;
+          },
+          "layer -> operand, or None.")
+      .def_readonly("op", &Intervention::op)
+      .def_property_readonly("point", [](const Intervention& i) { return hooks::point_name(i.point); })
+      .def_readonly("strength", &Intervention::strength)
+      .def_readonly("first_position", &Intervention::first_position)
+      .def_property_readonly("last_position",
+                             [](const Intervention& i) -> std::optional<int64_t> {
+                               const bool open = i.last_position == std::numeric_limits<int64_t>::max();
+                               return open ? std::nullopt : std::optional(i.last_position);
+                             })
+      .def_readonly("positions", &Intervention::positions)
+      .def_readonly("heads", &Intervention::heads)
+      .def_readonly("rows", &Intervention::rows)
+      .def_property_readonly("is_identity", &hooks::is_identity, "True if nothing is changed by it.")
+      .def(
+          "first_change",
+          [](const Intervention& i) -> std::optional<std::pair<int64_t, int64_t>> {
+            const auto first = hooks::first_change(i);
+            return first ? std::optional(std::pair(first->layer, first->position)) : std::nullopt;
+          },
+          "(layer, position) of the first change it can make, layer -1 before the first block; None for no "
+          "change.")
+      .def(
+          "to_json",
+          [](const Intervention& i) {
+            const py::gil_scoped_release release;
+            hooks::TensorTable table;
+            auto json = hooks::to_json(i, table);
+            return std::pair(std::move(json), std::move(table));
+          },
+          "The intervention as JSON in which tensors stand by their SHA-256, and {hash: tensor on the CPU}.")
+      .def_static("from_json", &hooks::from_json, py::arg("json"), py::arg("table"),
+                  py::call_guard<py::gil_scoped_release>(), R"doc(
+The intervention that to_json described.
+
+Raises:
+    ConfigError: not an intervention, an operator that is not known, a hash that is not in the table, or a tensor
+        that does not have its hash.
+    HookError: there is no such point.
+)doc");
+  m.def("operator_names", &hooks::operator_names, "The operators an Intervention may name, sorted.");
 }
 
 }  // namespace
 
 void bind_hooks(py::module_& m) {
-  using hooks::HookRegistry;
-  using hooks::Intervention;
+  bind_activation_cache(m);
+  bind_intervention(m);
 
-  py::class_<Intervention>(m, "Intervention", R"doc(
-A change to activations, as data: ``strength * directions[layer]`` is added at a hook point of each of the layers.
+  py::class_<HookRegistry>(m, "HookRegistry", R"doc(
+What is read and changed during a forward pass and the backward pass after it.
+
+At one point interventions run first, then hooks and recorders in the order of addition. A pass never alters it.
+)doc")
+      .def("add", &add, py::arg("name"), py::arg("hook"), py::kw_only(), py::arg("direction") = "fwd",
+           py::arg("prepend") = false, py::arg("permanent") = false, py::arg("level") = 0, R"doc(
+Calls ``hook(tensor, name)`` at a hook point; what it returns, unless None, replaces the activation or gradient.
+
+The tensor is the hook's own copy: what it writes into it in place is a replacement too, and changes nothing recorded.
 
 Args:
-    directions: layer -> [d_model], or [batch, d_model] for a direction of its own for each row.
-    strength: finite; zero leaves the pass as it was, bit for bit.
-    first_position: first position that is changed, counted from the start of the KV cache, padding included.
-    last_position: the position after the last; None for every later one, generated ones too.
-)doc")
-      .def(py::init([](std::map<int64_t, torch::Tensor> directions, double strength, int64_t first_position,
-                       std::optional<int64_t> last_position) {
-             Intervention i{
-                 .directions = std::move(directions), .strength = strength, .first_position = first_position};
-             if (last_position) i.last_position = *last_position;
-             return i;
-           }),
-           py::arg("directions"), py::kw_only(), py::arg("strength") = 1.0, py::arg("first_position") = 0,
-           py::arg("last_position") = py::none())
-      .def_readonly("directions", &Intervention::directions)
-      .def_readonly("strength", &Intervention::strength)
-      .def_readonly("first_position", &Intervention::first_position);
+    name: full, such as "blocks.3.attn.hook_z".
+    direction: "fwd" for the activation, "bwd" for the gradient of it.
+    prepend: before what stands at the point, not after it.
+    permanent: kept by ``reset``, unless asked for.
+    level: of nesting, for ``reset``.
 
-  py::class_<HookRegistry>(m, "HookRegistry", "What is read and changed during a forward pass.")
-      .def(
-          "add",
-          [](HookRegistry& registry, const std::string& name,
-             std::function<std::optional<torch::Tensor>(torch::Tensor, std::string)> hook) {
-            registry.add(name, as_callback(std::move(hook)));
-          },
-          py::arg("name"), py::arg("hook"), R"doc(
-Calls ``hook(tensor, name)`` at a hook point; what it returns, unless None, replaces the activation.
+Returns:
+    The hook's id.
 
 Raises:
     HookError: the name does not exist; the message lists the nearest names.
 )doc")
       .def(
-          "add_intervention", [](HookRegistry& registry, const Intervention& i) { registry.add(i); },
-          py::arg("intervention"), R"doc(
-Applies an intervention; one of strength zero is dropped.
+          "add_intervention",
+          [](HookRegistry& registry, const Intervention& i, bool prepend, bool permanent, int64_t level) {
+            return registry.add(i, {Direction::kForward, prepend, permanent, level});
+          },
+          py::arg("intervention"), py::kw_only(), py::arg("prepend") = false, py::arg("permanent") = false,
+          py::arg("level") = 0, py::call_guard<py::gil_scoped_release>(), R"doc(
+Applies an intervention. One that changes nothing is checked and given an id, and that is all.
+
+Args:
+    prepend: before the other interventions.
 
 Raises:
-    IndexError: a layer that the model does not have.
-    ShapeError: a direction that is not [d_model] or [batch, d_model].
-    ValueError: a strength or direction that is not finite.
+    ConfigError: there is no such operator.
+    HookError: the model has no such point.
+    IndexError: layers, positions, heads or rows out of range.
+    ShapeError: an operand that does not fit.
+    ValueError: an operand that is missing, not wanted or not finite, or a strength the operator does not take.
 )doc")
-      .def_property_readonly("empty", &HookRegistry::empty, "True if nothing would be read or changed.");
+      .def("record", &record, py::arg("name"), py::arg("cache"), py::kw_only(),
+           py::arg("positions") = py::none(), py::arg("heads") = py::none(), py::arg("device") = py::none(),
+           py::arg("dtype") = py::none(), py::arg("gradient") = false, py::arg("detach") = true,
+           py::arg("permanent") = false, py::arg("level") = 0, R"doc(
+Keeps an activation, or its gradient, in an ActivationCache.
 
+Args:
+    positions: None for all, an index (its dimension is dropped), a (start, stop) or (start, stop, step) tuple, or a
+        list of indices. They count within the pass; negative ones from its end.
+    heads: the heads to keep; None is all.
+    device: where to keep it.
+    dtype: to keep it in.
+    gradient: the gradient, under the name with "_grad" after it.
+    detach: False keeps the graph that gradients flow back through.
+
+Raises:
+    HookError: the name does not exist; the message lists the nearest names.
+    IndexError: a head that does not exist.
+    ValueError: heads at a point that has none, or a step below 1.
+)doc")
+      .def("remove", &HookRegistry::remove, py::arg("id"),
+           "Takes one hook, intervention or recorder away. Raises HookError if there is none of this id.")
+      .def(
+          "reset",
+          [](HookRegistry& registry, const std::optional<std::string>& direction, bool including_permanent,
+             std::optional<int64_t> level) {
+            registry.reset(direction ? std::optional(parse_direction(*direction)) : std::nullopt,
+                           including_permanent, level);
+          },
+          py::kw_only(), py::arg("direction") = py::none(), py::arg("including_permanent") = false,
+          py::arg("level") = py::none(), R"doc(
+Takes away everything that is not permanent.
+
+Args:
+    direction: "fwd" or "bwd" only; None is both.
+    including_permanent: the permanent ones too.
+    level: those of this level only.
+)doc")
+      .def(
+          "copy", [](const HookRegistry& registry) { return registry; },
+          "A registry of the same hooks under the same ids, independent from now on.")
+      .def_property_readonly("empty", &HookRegistry::empty, "True if nothing would be read or changed.")
+      .def_property_readonly(
+          "needs_grad", &HookRegistry::needs_grad,
+          "True if a gradient is asked for, of an activation or of an intervention's tensors.");
 }
 
 }  // namespace introspect::python

@@ -10,6 +10,7 @@ import torch
 import typing
 
 __all__: list[str] = [
+    "ActivationCache",
     "ChatSource",
     "ChatTemplate",
     "Config",
@@ -44,6 +45,7 @@ __all__: list[str] = [
     "logit_attributions",
     "neuron_results",
     "open_tensors",
+    "operator_names",
     "random_rotation",
     "rms_norm",
     "rotary_frequencies",
@@ -445,55 +447,250 @@ class ChatTemplate:
     @property
     def name(self) -> str: ...
 
+class ActivationCache:
+    """
+    Activations by full hook name, in the order in which a pass recorded them.
+
+    Gradients stand under the hook name with ``_grad`` after it. What is recorded again replaces what was there.
+    """
+    def __contains__(self, name: str) -> bool: ...
+    def __getitem__(self, name: str) -> torch.Tensor: ...
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    def items(self) -> list[tuple[str, torch.Tensor]]:
+        """
+        (name, tensor) pairs, in the order of the pass.
+        """
+    def names(self) -> list[str]:
+        """
+        Full names, in the order of the pass.
+        """
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ActivationCache:
+        """
+        The same activations on another device, in another floating dtype, or both.
+        """
+    def to_dict(self) -> dict:
+        """
+        {name: tensor}, in the order of the pass; the tensors are shared, not copied.
+        """
+    @property
+    def nbytes(self) -> int:
+        """
+        Memory of all tensors, in bytes; memory that several share counts once.
+        """
+
 class Intervention:
     """
-    A change to activations, as data: ``strength * directions[layer]`` is added at a hook point of each of the layers.
+    A change to activations, as data: an operator on a selection of rows, positions and heads at one hook point.
+
+    With x the activation, v the layer's operand and s the strength, the operators are
+
+    - ``add``: x + s v
+    - ``ablate``: x - s (x.u) u with u = v / |v|
+    - ``project_out``: x - s (x Q) Q^T, Q an orthonormal basis of v's rows, which must be independent
+    - ``replace``: v; s must be 1
+    - ``interpolate``: (1 - s) x + s v
+    - ``scale``: s x
+    - ``zero``: 0; s must be 1
+    - ``mean``: v, or the mean of x over the selected positions, which must all be in one pass; s must be 1
+
+    A strength of 0 (of 1 for scale) leaves the pass as it was, bit for bit. Gradients flow to x and to the operands.
+    Replacing a pattern or a norm's scale by what was recorded freezes it.
 
     Args:
-        directions: layer -> [d_model], or [batch, d_model] for a direction of its own for each row.
-        strength: finite; zero leaves the pass as it was, bit for bit.
+        values: layer -> operand, None for operators without one; layer -1 for points that stand once in the model.
+            With W the size of the activation's last dimension, N the number of rows or 1, h the number of heads and
+            P positions counted from the start of the sequence: [W], [N, W] or [N, P, W] at points without heads; [W],
+            [h, W], [N, h, W] or [N, P, h, W] at points with; at scores and patterns the last is [N, h, P, W], with W
+            keys counted from the start of the sequence. [W] or [k, W] for project_out.
+        op: the operator's name.
+        point: a hook name without its block, such as "attn.hook_z".
+        strength: finite.
         first_position: first position that is changed, counted from the start of the KV cache, padding included.
         last_position: the position after the last; None for every later one, generated ones too.
+        positions: these instead of the range.
+        heads: the heads that are changed (groups at points of keys and values); None is all.
+        rows: the rows of the batch that are changed; None is all.
+
+    Raises:
+        HookError: there is no such point.
     """
+    @staticmethod
+    def from_json(json: str, table: collections.abc.Mapping[str, torch.Tensor]) -> Intervention:
+        """
+        The intervention that to_json described.
+
+        Raises:
+            ConfigError: not an intervention, an operator that is not known, a hash that is not in the table, or a tensor
+                that does not have its hash.
+            HookError: there is no such point.
+        """
     def __init__(
         self,
-        directions: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, torch.Tensor],
+        values: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, torch.Tensor | None],
         *,
+        op: str = "add",
+        point: str = "hook_resid_post",
         strength: typing.SupportsFloat | typing.SupportsIndex = 1.0,
         first_position: typing.SupportsInt | typing.SupportsIndex = 0,
         last_position: typing.SupportsInt | typing.SupportsIndex | None = None,
+        positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+        heads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+        rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
     ) -> None: ...
-    @property
-    def directions(self) -> dict[int, torch.Tensor]: ...
+    def first_change(self) -> tuple[int, int] | None:
+        """
+        (layer, position) of the first change it can make, layer -1 before the first block; None for no change.
+        """
+    def to_json(self) -> tuple[str, dict[str, torch.Tensor]]:
+        """
+        The intervention as JSON in which tensors stand by their SHA-256, and {hash: tensor on the CPU}.
+        """
     @property
     def first_position(self) -> int: ...
     @property
+    def heads(self) -> list[int]: ...
+    @property
+    def is_identity(self) -> bool:
+        """
+        True if nothing is changed by it.
+        """
+    @property
+    def last_position(self) -> int | None: ...
+    @property
+    def op(self) -> str: ...
+    @property
+    def point(self) -> str: ...
+    @property
+    def positions(self) -> list[int]: ...
+    @property
+    def rows(self) -> list[int]: ...
+    @property
     def strength(self) -> float: ...
+    @property
+    def values(self) -> dict[int, torch.Tensor | None]:
+        """
+        layer -> operand, or None.
+        """
 
 class HookRegistry:
     """
-    What is read and changed during a forward pass.
+    What is read and changed during a forward pass and the backward pass after it.
+
+    At one point interventions run first, then hooks and recorders in the order of addition. A pass never alters it.
     """
-    def add(self, name: str, hook: collections.abc.Callable[[torch.Tensor, str], torch.Tensor | None]) -> None:
+    def add(
+        self,
+        name: str,
+        hook: collections.abc.Callable,
+        *,
+        direction: str = "fwd",
+        prepend: bool = False,
+        permanent: bool = False,
+        level: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> int:
         """
-        Calls ``hook(tensor, name)`` at a hook point; what it returns, unless None, replaces the activation.
+        Calls ``hook(tensor, name)`` at a hook point; what it returns, unless None, replaces the activation or gradient.
+
+        The tensor is the hook's own copy: what it writes into it in place is a replacement too, and changes nothing recorded.
+
+        Args:
+            name: full, such as "blocks.3.attn.hook_z".
+            direction: "fwd" for the activation, "bwd" for the gradient of it.
+            prepend: before what stands at the point, not after it.
+            permanent: kept by ``reset``, unless asked for.
+            level: of nesting, for ``reset``.
+
+        Returns:
+            The hook's id.
 
         Raises:
             HookError: the name does not exist; the message lists the nearest names.
         """
-    def add_intervention(self, intervention: Intervention) -> None:
+    def add_intervention(
+        self,
+        intervention: Intervention,
+        *,
+        prepend: bool = False,
+        permanent: bool = False,
+        level: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> int:
         """
-        Applies an intervention; one of strength zero is dropped.
+        Applies an intervention. One that changes nothing is checked and given an id, and that is all.
+
+        Args:
+            prepend: before the other interventions.
 
         Raises:
-            IndexError: a layer that the model does not have.
-            ShapeError: a direction that is not [d_model] or [batch, d_model].
-            ValueError: a strength or direction that is not finite.
+            ConfigError: there is no such operator.
+            HookError: the model has no such point.
+            IndexError: layers, positions, heads or rows out of range.
+            ShapeError: an operand that does not fit.
+            ValueError: an operand that is missing, not wanted or not finite, or a strength the operator does not take.
+        """
+    def copy(self) -> HookRegistry:
+        """
+        A registry of the same hooks under the same ids, independent from now on.
+        """
+    def record(
+        self,
+        name: str,
+        cache: ActivationCache,
+        *,
+        positions: typing.Any = None,
+        heads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        gradient: bool = False,
+        detach: bool = True,
+        permanent: bool = False,
+        level: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> int:
+        """
+        Keeps an activation, or its gradient, in an ActivationCache.
+
+        Args:
+            positions: None for all, an index (its dimension is dropped), a (start, stop) or (start, stop, step) tuple, or a
+                list of indices. They count within the pass; negative ones from its end.
+            heads: the heads to keep; None is all.
+            device: where to keep it.
+            dtype: to keep it in.
+            gradient: the gradient, under the name with "_grad" after it.
+            detach: False keeps the graph that gradients flow back through.
+
+        Raises:
+            HookError: the name does not exist; the message lists the nearest names.
+            IndexError: a head that does not exist.
+            ValueError: heads at a point that has none, or a step below 1.
+        """
+    def remove(self, id: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Takes one hook, intervention or recorder away. Raises HookError if there is none of this id.
+        """
+    def reset(
+        self,
+        *,
+        direction: str | None = None,
+        including_permanent: bool = False,
+        level: typing.SupportsInt | typing.SupportsIndex | None = None,
+    ) -> None:
+        """
+        Takes away everything that is not permanent.
+
+        Args:
+            direction: "fwd" or "bwd" only; None is both.
+            including_permanent: the permanent ones too.
+            level: those of this level only.
         """
     @property
     def empty(self) -> bool:
         """
         True if nothing would be read or changed.
+        """
+    @property
+    def needs_grad(self) -> bool:
+        """
+        True if a gradient is asked for, of an activation or of an intervention's tensors.
         """
 
 class KVCache:
@@ -1233,6 +1430,11 @@ def open_tensors(path: os.PathLike | str | bytes) -> TensorSource:
     Raises:
         IoError: the file is missing, truncated or corrupt.
         ConfigError: the format is another one. Pickles are never opened, because they run code.
+    """
+
+def operator_names() -> list[str]:
+    """
+    The operators an Intervention may name, sorted.
     """
 
 def random_rotation(vector: ControlVector, *, seed: typing.SupportsInt | typing.SupportsIndex) -> ControlVector:

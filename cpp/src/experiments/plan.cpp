@@ -83,7 +83,7 @@ void plan_injections(const models::Model& model, const NamedVectors& vectors,
         const auto [first, last] = range.resolve(model.cfg().n_layers);
         for (size_t version = 0; version < versions.size(); ++version) {
           auto inside =
-              steering::as_intervention(versions[version], model.cfg().n_layers, first, last).directions;
+              steering::as_intervention(versions[version], model.cfg().n_layers, first, last).values;
           plan.injections.push_back(
               {name, strength, first, last, static_cast<int64_t>(version) - 1, std::move(inside)});
         }

@@ -118,11 +118,8 @@ class Runner {
     auto registry = model_.make_hooks();
     if (!options_.progress) return registry;
     for (int64_t layer = 0; layer < model_.cfg().n_layers; ++layer)
-      registry.add(hooks::hook_name({hooks::Point::kResidPost, layer}),
-                   [this, &scene](const torch::Tensor&, hooks::Site) -> std::optional<torch::Tensor> {
-                     tell(scene);
-                     return std::nullopt;
-                   });
+      registry.observe(hooks::hook_name({hooks::Point::kResidPost, layer}),
+                       [this, &scene](const torch::Tensor&, hooks::Site) { tell(scene); });
     return registry;
   }
 
@@ -162,12 +159,12 @@ class Runner {
     added.first_position = scene.span_begin();
     for (size_t row = 0; row < rows.size(); ++row)
       for (const auto& [layer, direction] : rows[row]) {
-        auto& all = added.directions[layer];
+        auto& all = added.values[layer];
         if (!all.defined()) all = torch::zeros({n_rows, model_.cfg().d_model});
         all[static_cast<int64_t>(row)] = direction;
       }
-    for (auto& [layer, direction] : added.directions) direction = direction.to(model_.device());
-    if (!added.directions.empty()) out.while_asking.add(added);
+    for (auto& [layer, direction] : added.values) direction = direction.to(model_.device());
+    if (!added.values.empty()) out.while_asking.add(added);
     const bool read_here =
         std::any_of(scene.asks.begin(), scene.asks.end(), [](const auto& ask) { return ask.after.empty(); });
     // Every token of this pass is injected, so the registry that keeps the vector on is the one to use.
@@ -316,20 +313,19 @@ class Runner {
     return stored.has_value();
   }
 
-  /// Adds callbacks that note the mean norm of the residual stream after each block over the injected tokens.
+  /// Notes, while a pass runs, the mean norm of the residual stream after each block over the injected tokens.
   void record_norms(const Scene& scene, hooks::HookRegistry& registry,
                     std::map<int64_t, double>& norms) const {
     const auto n_injected = static_cast<int64_t>(scene.injected.size());
     const int64_t skipped = scene.before.empty() && n_injected > 1 ? 1 : 0;
     for (int64_t layer = 0; layer < model_.cfg().n_layers; ++layer)
-      registry.add(
+      registry.observe(
           hooks::hook_name({hooks::Point::kResidPost, layer}),
-          [&norms, skipped](const torch::Tensor& x_BTD, hooks::Site site) -> std::optional<torch::Tensor> {
+          [&norms, skipped](const torch::Tensor& x_BTD, hooks::Site site) {
             // The first pass under this registry is the injected span; the questions come after it.
             if (norms.count(site.layer) == 0)
               norms[site.layer] =
                   x_BTD.slice(1, skipped).to(torch::kFloat32).norm(2, -1).mean().item<double>();
-            return std::nullopt;
           });
   }
 

@@ -207,7 +207,7 @@ void Model::check_input(const torch::Tensor& input, const ForwardOptions& option
       "Model::forward: start_at_layer must not be behind stop_at_layer, got ",
       options.start_at_layer.value_or(0), " and ", options.stop_at_layer.value_or(cfg_.n_layers));
   check<HookError>(
-      !options.hooks || !false || at::GradMode::is_enabled(),
+      !options.hooks || !options.hooks->has_backward() || at::GradMode::is_enabled(),
       "Model::forward: backward hooks need gradients, and they are switched off (torch.no_grad)");
 }
 

@@ -243,8 +243,8 @@ hooks::Intervention as_intervention(const ControlVector& vector, int64_t n_layer
                            first_layer, " to ", last_layer);
   const auto& all = vector.directions();
   hooks::Intervention out;
-  out.directions = {all.lower_bound(first_layer), all.upper_bound(last_layer)};
-  check<ConfigError>(!out.directions.empty(), "steering: the vector must have a direction in layers ",
+  out.values = {all.lower_bound(first_layer), all.upper_bound(last_layer)};
+  check<ConfigError>(!out.values.empty(), "steering: the vector must have a direction in layers ",
                      first_layer, " to ", last_layer, ", got none (it has ", all.begin()->first, " to ",
                      all.rbegin()->first, ")");
   return out;

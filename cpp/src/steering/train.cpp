@@ -85,12 +85,12 @@ torch::Tensor run_batch(const models::Model& model, const std::vector<const Ids*
   const auto last_on_device = last_B.to(model.device());
   auto registry = model.make_hooks();
   for (size_t i = 0; i < layers.size(); ++i)
-    registry.add(hooks::hook_name({hooks::Point::kResidPost, layers[i]}),
-                 [&, i](const torch::Tensor& x_BTD, hooks::Site) -> std::optional<torch::Tensor> {
-                   out_BLD.select(1, static_cast<int64_t>(i)).copy_(x_BTD.index({rows_B, last_on_device}));
-                   alive();
-                   return std::nullopt;
-                 });
+    registry.observe(hooks::hook_name({hooks::Point::kResidPost, layers[i]}),
+                     [&, i](const torch::Tensor& x_BTD, hooks::Site) {
+                       out_BLD.select(1, static_cast<int64_t>(i))
+                           .copy_(x_BTD.index({rows_B, last_on_device}));
+                       alive();
+                     });
   pass.hooks = &registry;
   model.forward(tokens_BT, pass);
   return out_BLD;

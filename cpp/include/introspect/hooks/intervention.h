@@ -3,41 +3,90 @@
 #include <cstdint>
 #include <limits>
 #include <map>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include <torch/types.h>
 
 #include "introspect/export.h"
 #include "introspect/hooks/hook_point.h"
+#include "introspect/hooks/operators.h"
 
 namespace introspect::hooks {
 
-/// A change to activations, as data: `strength * directions[layer]` is added at `point` of each of the layers.
+/// A change to activations, as data: the operator `op` is applied to a selection of rows, positions and heads at
+/// `point` of each of the layers in `values`.
 ///
-/// It says nothing of the model it is used on, so it can be stored, hashed and applied without Python. A strength
-/// of zero, or a span that the pass does not touch, leaves the pass as it was, bit for bit.
+/// With x the activation, v the layer's operand and s the strength, the operators are
+///
+///     add          x + s v                      replace      v             (s must be 1)
+///     ablate       x - s (x.u) u, u = v / |v|   zero         0             (s must be 1)
+///     project_out  x - s (x Q) Q^T, Q an        mean         v, or the mean of x over the selected positions
+///                  orthonormal basis of v's rows             (s must be 1)
+///     interpolate  (1 - s) x + s v              scale        s x
+///
+/// A strength of 0 (of 1 for scale), or a selection that the pass does not touch, leaves the pass as it was, bit for
+/// bit. The mean of x needs every selected position in one pass, never part of it in the KV cache. A zero direction
+/// has nothing to ablate. project_out wants independent rows.
+///
+/// Shapes of v, with W the size of the activation's last dimension (of scores and patterns: its keys, counted from
+/// the start of the KV cache; keys after the pass's last are cut off), N the number of selected rows or 1, h the
+/// number of selected heads, and P positions counted from the start of the sequence, as stored from a hook point:
+///
+///     points without heads    [W]    [N, W]                 [N, P, W]
+///     points with heads       [W]    [h, W]    [N, h, W]    [N, P, h, W]
+///     scores and patterns     [W]    [h, W]    [N, h, W]    [N, h, P, W]
+///     project_out             [W]    [k, W]    the same for all rows and heads
+///
+/// Replacing a pattern or a norm's scale by what was stored freezes it. It says nothing of the model it is used on,
+/// so it can be stored, hashed and applied without Python. Gradients flow to x and to the operands.
 struct Intervention {
+  std::string op = "add";
   Point point = Point::kResidPost;
 
-  /// Layer -> [D], the same for all rows of the batch, or [B, D], one direction a row.
-  std::map<int64_t, torch::Tensor> directions;
+  /// Layer -> operand, undefined for operators without one; layer -1 for the points that stand once in a model.
+  std::map<int64_t, torch::Tensor> values;
 
   double strength = 1.0;
 
   /// Positions [first, last) of the sequence that are changed, counted from the start of the KV cache and, in a
-  /// padded batch, with the padding. The defaults are every position, generated ones too.
+  /// padded batch, with the padding. The defaults are every position, generated ones too. Positions of patterns are
+  /// those of their queries.
   int64_t first_position = 0;
   int64_t last_position = std::numeric_limits<int64_t>::max();
+
+  /// These instead of the range, unless empty; counted alike.
+  std::vector<int64_t> positions;
+
+  std::vector<int64_t> heads;  // empty: all; groups at points of keys and values
+  std::vector<int64_t> rows;   // of the batch; empty: all
 };
 
-/// `x` [B, T, D], whose first position is number `offset` of its sequence, with the intervention's direction for
-/// `layer` added; `x` itself where nothing is to be changed.
+/// `x`, the activation at the intervention's point of `layer`, whose first position is number `offset` of its
+/// sequence, after the intervention; `x` itself where nothing is to be changed.
 ///
-/// Throws ShapeError if the direction is neither [D] nor [B, D].
-INTROSPECT_EXPORT torch::Tensor apply(const Intervention& intervention, int64_t layer,
-                                      const torch::Tensor& x_BTD, int64_t offset);
+/// Throws ShapeError if the operand does not fit x, and std::out_of_range for rows that x does not have.
+INTROSPECT_EXPORT torch::Tensor apply(const Intervention& intervention, int64_t layer, const torch::Tensor& x,
+                                      int64_t offset);
 
-/// Throws std::out_of_range for a layer that the model does not have, ShapeError for a direction that is not
-/// [d_model] or [B, d_model], and std::invalid_argument for a strength or direction that is not finite.
-INTROSPECT_EXPORT void validate(const Intervention& intervention, int64_t n_layers, int64_t d_model);
+/// True if nothing is changed, whatever it is applied to: its strength is that of the operator's identity.
+INTROSPECT_EXPORT bool is_identity(const Intervention& intervention);
+
+/// Throws what makes an intervention unfit for a model before anything runs: ConfigError for an unknown operator,
+/// HookError for a point that the model does not have, std::out_of_range for layers, positions, heads or rows,
+/// ShapeError for operands, and std::invalid_argument for an operand that is missing or not wanted, values that are
+/// not finite (stored scores may be -infinity), and a strength that the operator does not take.
+INTROSPECT_EXPORT void validate(const Intervention& intervention, const HookPoints& points);
+
+/// Where an intervention begins to matter.
+struct FirstChange {
+  int64_t layer;     // -1 before the first block; the largest int64 after the last one
+  int64_t position;  // of the sequence
+  bool operator==(const FirstChange&) const = default;
+};
+
+/// The first layer and position that an intervention can change; nothing if it changes none.
+INTROSPECT_EXPORT std::optional<FirstChange> first_change(const Intervention& intervention);
 
 }  // namespace introspect::hooks

@@ -34,7 +34,7 @@ struct Context {
   bool wants(hooks::Point point) const { return hooks && hooks->wants({point, layer}); }
 
   /// True if something there may change the activation.
-  bool changes(hooks::Point point) const { return hooks && hooks->wants({point, layer}); }
+  bool changes(hooks::Point point) const { return hooks && hooks->changes({point, layer}); }
 };
 
 }  // namespace introspect::nn

@@ -1,0 +1,145 @@
+#include "introspect/hooks/operators.h"
+
+#include <limits>
+#include <map>
+#include <mutex>
+
+#include "introspect/core/check.h"
+
+namespace introspect::hooks {
+
+namespace {
+
+/// Half-precision activations are worked on in float32 and rounded once, at the end.
+torch::ScalarType working_dtype(torch::ScalarType dtype) {
+  return dtype == torch::kBFloat16 || dtype == torch::kFloat16 ? torch::kFloat32 : dtype;
+}
+
+struct Wide {
+  torch::Tensor x, operand;
+};
+
+Wide widen(const torch::Tensor& x, const torch::Tensor& operand) {
+  const auto dtype = working_dtype(x.scalar_type());
+  return {x.to(dtype), operand.to(dtype)};
+}
+
+/// The product is rounded to the activation's dtype before it is added, as a forward hook in PyTorch would.
+torch::Tensor add(const torch::Tensor& x, const torch::Tensor& operand, double strength) {
+  return x + (operand * strength).to(x.scalar_type());
+}
+
+torch::Tensor ablate(const torch::Tensor& x, const torch::Tensor& operand, double strength) {
+  const auto [x_W, v_W] = widen(x, operand);
+  const auto smallest = std::numeric_limits<float>::min();
+  const auto u_W = v_W * v_W.square().sum(-1, /*keepdim=*/true).clamp_min(smallest).rsqrt();
+  return x_W - strength * (x_W * u_W).sum(-1, /*keepdim=*/true) * u_W;
+}
+
+torch::Tensor project_out(const torch::Tensor& x, const torch::Tensor& operand, double strength) {
+  const auto rows_nW = operand.dim() == 1 ? operand.unsqueeze(0) : operand;
+  const auto basis_Wn =
+      std::get<0>(at::linalg_qr(rows_nW.to(torch::kFloat64).t())).to(working_dtype(x.scalar_type()));
+  const auto x_W = x.to(basis_Wn.scalar_type());
+  return x_W - strength * x_W.matmul(basis_Wn).matmul(basis_Wn.t());
+}
+
+void check_subspace(const torch::Tensor& operand, std::optional<int64_t> width) {
+  const bool fits = (operand.dim() == 1 || operand.dim() == 2) && operand.numel() > 0 &&
+                    operand.size(-1) == width.value_or(operand.size(-1));
+  check<ShapeError>(fits, "project_out: the subspace must be [k, ",
+                    width ? std::to_string(*width) : std::string("keys"), "], got ", operand.sizes());
+  const auto rows_nW = operand.dim() == 1 ? operand.unsqueeze(0) : operand;
+  const auto singular = at::linalg_svdvals(rows_nW.detach().to(torch::kFloat64));
+  // Rows that differ by the rounding of the dtype they are given in are equal.
+  const double rounding = operand.scalar_type() == torch::kFloat64 ? 1e-13 : 1e-6;
+  const auto rank = singular.gt(singular.max() * rounding).sum().item<int64_t>();
+  check<std::invalid_argument>(rank == rows_nW.size(0), "project_out: the ", rows_nW.size(0),
+                               " rows of the subspace must be linearly independent, got rank ", rank);
+}
+
+torch::Tensor replace(const torch::Tensor& x, const torch::Tensor& operand, double /*strength*/) {
+  return operand.to(x.scalar_type()).expand(x.sizes());
+}
+
+torch::Tensor interpolate(const torch::Tensor& x, const torch::Tensor& operand, double strength) {
+  const auto [x_W, v_W] = widen(x, operand);
+  return at::lerp(x_W, v_W, strength);
+}
+
+torch::Tensor scale(const torch::Tensor& x, const torch::Tensor& /*operand*/, double strength) {
+  return x * strength;
+}
+
+torch::Tensor zero(const torch::Tensor& x, const torch::Tensor& /*operand*/, double /*strength*/) {
+  return at::zeros_like(x);
+}
+
+torch::Tensor mean(const torch::Tensor& x, const torch::Tensor& operand, double strength) {
+  if (operand.defined()) return replace(x, operand, strength);
+  return x.to(working_dtype(x.scalar_type())).mean(1, /*keepdim=*/true).expand(x.sizes());
+}
+
+class Registry {
+ public:
+  static Registry& get() {
+    static Registry registry;
+    return registry;
+  }
+
+  void insert(std::string_view name, Operator op) {
+    check<std::invalid_argument>(static_cast<bool>(op.apply), "register_operator: '", name,
+                                 "' must have something to apply");
+    const std::lock_guard lock(mutex_);
+    const bool is_new = operators_.try_emplace(std::string(name), std::move(op)).second;
+    check<std::invalid_argument>(is_new, "register_operator: '", name, "' is taken");
+  }
+
+  const Operator& find(std::string_view name) {
+    const std::lock_guard lock(mutex_);
+    const auto found = operators_.find(name);
+    if (found != operators_.end()) return found->second;
+    std::string known;
+    for (const auto& [other, op] : operators_) known += (known.empty() ? "" : ", ") + other;
+    throw ConfigError(concat("intervention: there is no operator '", name, "', only ", known));
+  }
+
+  std::vector<std::string> names() {
+    const std::lock_guard lock(mutex_);
+    std::vector<std::string> out;
+    for (const auto& [name, op] : operators_) out.push_back(name);
+    return out;
+  }
+
+ private:
+  using Operand = Operator::Operand;
+
+  std::mutex mutex_;
+  std::map<std::string, Operator, std::less<>> operators_ = {
+      {"add", {.apply = add}},
+      {"ablate", {.apply = ablate}},
+      {"project_out", {.apply = project_out, .check_operand = check_subspace}},
+      {"replace", {.apply = replace, .takes_strength = false}},
+      {"interpolate", {.apply = interpolate}},
+      {"scale", {.apply = scale, .operand = Operand::kNone, .identity = 1}},
+      {"zero", {.apply = zero, .operand = Operand::kNone, .takes_strength = false}},
+      {"mean",
+       {.apply = mean, .operand = Operand::kOptional, .takes_strength = false, .mixes_positions = true}},
+  };
+};
+
+}  // namespace
+
+void register_operator(std::string_view name, Operator op) {
+  Registry::get().insert(name, std::move(op));
+}
+
+const Operator& find_operator(std::string_view name) {
+  return Registry::get().find(name);
+}
+
+std::vector<std::string> operator_names() {
+  return Registry::get().names();
+}
+
+}  // namespace introspect::hooks
