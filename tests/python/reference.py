@@ -3,6 +3,7 @@
 What a GGUF file calls a tensor comes from the gguf package, which is the format's own; so do its dequantised values.
 """
 
+import copy
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -129,14 +130,18 @@ def transformers_model(path: Path, dtype: torch.dtype = torch.float32) -> torch.
             values = deinterleaved(values, heads[projection])
         if architecture == "gemma3" and "norm" in name:
             values = values - 1
-        state[name] = torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
+        state[name] = torch.from_numpy(np.ascontiguousarray(values))
     assert not tensors, tensors.keys()
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model = model.to(dtype)
     model.load_state_dict(state, strict=True, assign=True)
-    # Buffers are not in the state dict and were made on the meta device.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    if architecture == "gemma3":
-        model.model.embed_tokens.embed_scale = torch.tensor(config.hidden_size**0.5)
-    return model.eval()
+    return in_dtype(model.eval(), dtype)
+
+
+def in_dtype(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """The model, or a copy in another dtype; buffers that no state dict holds stay float32, as in from_pretrained."""
+    model = (model if dtype == torch.float32 else copy.deepcopy(model)).to(dtype)
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    if hasattr(model.model.embed_tokens, "embed_scale"):
+        model.model.embed_tokens.embed_scale = torch.tensor(model.config.hidden_size**0.5)
+    return model

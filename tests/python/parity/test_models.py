@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from reference import transformers_model
+from reference import in_dtype, transformers_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import introspect
@@ -73,8 +73,12 @@ def test_tiny_random_models_equal_transformers_in_float64(name, tmp_path, rng):
 
 
 @pytest.fixture(scope="module", params=["smollm2", "qwen05", "gemma3"])
-def pair(request):
-    path = request.getfixturevalue(request.param)
+def path(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def pair(path):
     return introspect.load_model(path), transformers_model(path)
 
 
@@ -90,9 +94,9 @@ def test_logits_of_real_models_equal_transformers(pair, prompt):
     cached = torch.cat([ours(part, cache=cache) for part in tokens.split(7, dim=1)], dim=1)
     assert (cached - logits).abs().max() < 2e-4  # DESIGN 5: the floor of float32
     assert (cached.argmax(-1) == logits.argmax(-1)).all()
-    new = ours.engine.generate(tokens.tolist(), max_new_tokens=24, stop_at_eos=False)[0]
+    new = ours.engine.generate(tokens.tolist(), max_new_tokens=12, stop_at_eos=False)[0]
     greedy = theirs.generate(
-        tokens, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0, repetition_penalty=1.0
+        tokens, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0, repetition_penalty=1.0
     )
     assert new == greedy[0, tokens.shape[1] :].tolist()
 
@@ -113,13 +117,11 @@ def test_batches_and_padding_of_a_real_model_agree(pair):
             assert (logits[i, mask[i]].argmax(-1) == single.argmax(-1)).all()
 
 
-@pytest.mark.parametrize("checkpoint", ["smollm2", "qwen05", "gemma3"])
-def test_bfloat16_is_as_near_to_float32_as_transformers_own_bfloat16(checkpoint, request):
-    path = request.getfixturevalue(checkpoint)
-    ours, theirs = introspect.load_model(path, dtype=torch.bfloat16), transformers_model(path, torch.bfloat16)
-    exact = transformers_model(path)
-    for text in PROMPTS.values():
-        tokens = ours.to_tokens(text)
+def test_bfloat16_is_as_near_to_float32_as_transformers_own_bfloat16(pair, path):
+    exact = pair[1]
+    ours, theirs = introspect.load_model(path, dtype=torch.bfloat16), in_dtype(exact, torch.bfloat16)
+    for prompt in ("code", "chinese", "chat"):
+        tokens = ours.to_tokens(PROMPTS[prompt])
         with torch.no_grad():
             truth, expected = exact(tokens).logits, theirs(tokens).logits.float()
         error, their_error = (ours(tokens) - truth).abs(), (expected - truth).abs()

@@ -1,26 +1,33 @@
-"""The invariants of a forward pass, on tiny random models of both families (DESIGN 5)."""
+"""The invariants of a forward pass, on tiny random models of every family (DESIGN 5)."""
 
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import write_tiny
+from tiny import write_tiny, write_tiny_transformers
 
 import introspect
 
-FAMILIES = ["Qwen2ForCausalLM", "LlamaForCausalLM"]
+FAMILIES = ["qwen2 windows", "qwen3", "llama", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "phi3"]
 FLOOR = {"rtol": 0, "atol": 1e-9}  # float64: other kernels for other shapes, nothing else
 
 
-@pytest.fixture(params=FAMILIES)
-def model(request, tmp_path):
-    return introspect.load_model(write_tiny(tmp_path / "tiny", request.param), dtype=torch.float64)
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / request.param
+    return introspect.load_model(write_tiny_transformers(folder, request.param), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """For what no architecture changes."""
+    return introspect.load_model(write_tiny(tmp_path_factory.mktemp("plain") / "tiny"), dtype=torch.float64)
 
 
 @pytest.fixture
-def tokens(model, rng):
-    return torch.randint(0, model.cfg.d_vocab, (3, 12), generator=rng)
+def tokens(rng):
+    return torch.randint(0, 101, (3, 12), generator=rng)
 
 
 def direction(model, rng, *shape):
@@ -145,7 +152,9 @@ def test_every_hook_point_is_read_with_its_shape(model, tokens):
     torch.testing.assert_close(logits, model(tokens), **FLOOR)
     assert list(cache) == model.hook_names
     head, kv = (3, 12, c.n_heads, c.d_head), (3, 12, c.n_key_value_heads, c.d_head)
-    shapes = {"q": head, "z": head, "rot_q": head, "k": kv, "v": kv, "rot_k": kv}
+    shapes = {"q": head, "z": head, "k": kv, "v": kv}
+    if c.original_architecture != "GPT2LMHeadModel":
+        shapes |= {"rot_q": head, "rot_k": kv}
     shapes |= {"pattern": (3, c.n_heads, 12, 12), "attn_scores": (3, c.n_heads, 12, 12)}
     for name, shape in shapes.items():
         assert cache[f"blocks.1.attn.hook_{name}"].shape == shape
@@ -170,7 +179,7 @@ def test_names_that_do_not_exist_are_errors_before_anything_runs(model, tokens):
         model.run_with_hooks(tokens, hooks)
     assert not calls
     with pytest.raises(introspect.HookError):
-        model.run_with_cache(tokens, ["blocks.3.hook_resid_post"])
+        model.run_with_cache(tokens, [f"blocks.{model.cfg.n_layers}.hook_resid_post"])
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "seed": 3}])
@@ -191,50 +200,50 @@ def test_greedy_generation_is_the_argmax_of_full_passes(model, tokens):
     assert model.engine.generate(tokens[:1].tolist(), max_new_tokens=8)[0] == row[0, 12:].tolist()
 
 
-def test_sampling_follows_the_softmax(model, tokens):
-    probabilities = torch.softmax(model(tokens[:1])[0, -1] / 2.0, -1)
-    draws = model.engine.generate(tokens[:1].tolist() * 4000, max_new_tokens=1, temperature=2.0, seed=1)
-    counts = torch.bincount(torch.tensor(draws).flatten(), minlength=model.cfg.d_vocab) / 4000
+def test_sampling_follows_the_softmax(plain, tokens):
+    probabilities = torch.softmax(plain(tokens[:1])[0, -1] / 2.0, -1)
+    draws = plain.engine.generate(tokens[:1].tolist() * 4000, max_new_tokens=1, temperature=2.0, seed=1)
+    counts = torch.bincount(torch.tensor(draws).flatten(), minlength=plain.cfg.d_vocab) / 4000
     # five standard deviations of a binomial share
     assert ((counts - probabilities).abs() <= 5 * (probabilities / 4000).sqrt() + 1e-3).all()
 
 
-def test_repetition_penalty_and_stop_tokens(model, tokens):
+def test_repetition_penalty_and_stop_tokens(plain, tokens):
     prompt = tokens[:1]
-    logits = model(prompt)[0, -1].float()
+    logits = plain(prompt)[0, -1].float()
     seen = prompt[0].unique()
     logits[seen] = torch.where(logits[seen] < 0, logits[seen] * 1e6, logits[seen] / 1e6)
-    first = model.engine.generate(prompt.tolist(), max_new_tokens=1, repetition_penalty=1e6)[0][0]
+    first = plain.engine.generate(prompt.tolist(), max_new_tokens=1, repetition_penalty=1e6)[0][0]
     assert first == logits.argmax()
-    greedy = model.engine.generate(prompt.tolist(), max_new_tokens=6)[0]
-    stopped = model.engine.generate(prompt.tolist(), max_new_tokens=6, stop_token_ids=[greedy[2]])[0]
+    greedy = plain.engine.generate(prompt.tolist(), max_new_tokens=6)[0]
+    stopped = plain.engine.generate(prompt.tolist(), max_new_tokens=6, stop_token_ids=[greedy[2]])[0]
     assert stopped == greedy[: greedy.index(greedy[2]) + 1]
 
 
-def test_bad_input_is_a_typed_error(model, tokens):
+def test_bad_input_is_a_typed_error(plain, tokens):
     with pytest.raises(IndexError, match="token ids must be 0 to 100"):
-        model(tokens + 90)
+        plain(tokens + 90)
     with pytest.raises(introspect.ShapeError, match="n_ctx"):
-        model(torch.zeros(1, 65, dtype=torch.long))
+        plain(torch.zeros(1, 65, dtype=torch.long))
     with pytest.raises(introspect.ShapeError, match="int64"):
-        model(tokens.float())
+        plain(tokens.float())
     with pytest.raises(introspect.ShapeError, match="real token"):
-        model(tokens, attention_mask=torch.zeros(3, 12, dtype=torch.bool))
+        plain(tokens, attention_mask=torch.zeros(3, 12, dtype=torch.bool))
     with pytest.raises(introspect.ShapeError, match="batch 3"):
-        model(tokens, cache=model.engine.make_cache(2))
+        plain(tokens, cache=plain.engine.make_cache(2))
     with pytest.raises(introspect.ConfigError, match="tokenizer"):
-        model("text without a tokenizer")
+        plain("text without a tokenizer")
     with pytest.raises(introspect.ShapeError, match="n_ctx"):
-        model.engine.generate(tokens.tolist(), max_new_tokens=60)
+        plain.engine.generate(tokens.tolist(), max_new_tokens=60)
     for options in ({"temperature": float("nan")}, {"top_p": 0.0}, {"top_k": -1}, {"repetition_penalty": 0.0}):
         with pytest.raises(ValueError, match="generate"):
-            model.engine.generate(tokens.tolist(), **options)
+            plain.engine.generate(tokens.tolist(), **options)
     with pytest.raises(ValueError, match="at least one token"):
-        model.engine.generate([[]])
+        plain.engine.generate([[]])
 
 
-def test_a_model_without_tokenizer_files_loads_with_tokenizer_none(model):
-    assert model.tokenizer is None
+def test_a_model_without_tokenizer_files_loads_with_tokenizer_none(plain):
+    assert plain.tokenizer is None
 
 
 def test_wrong_checkpoints_are_typed_errors(tmp_path):
