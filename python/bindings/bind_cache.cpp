@@ -17,6 +17,12 @@ Whatever is done to a fork is never visible in its parent. Keys are stored after
           "batch", [](const KVCache& c) { return c.shape().batch; }, "Rows of the batch.")
       .def_property_readonly(
           "n_layers", [](const KVCache& c) { return c.shape().n_layers; }, "Layers of the model it fits.")
+      .def_property_readonly(
+          "mask",
+          [](const KVCache& c) {
+            return c.mask().defined() ? std::optional<torch::Tensor>(c.mask()) : std::nullopt;
+          },
+          "Which positions are real tokens: bool [batch, length], or None if all are.")
       .def_property_readonly("nbytes", &KVCache::nbytes, "Bytes of memory held, shared with forks or not.")
       .def("__len__", &KVCache::length)
       .def("keys", &KVCache::keys, py::arg("layer"),

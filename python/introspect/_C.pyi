@@ -741,6 +741,11 @@ class KVCache:
         Positions held.
         """
     @property
+    def mask(self) -> torch.Tensor | None:
+        """
+        Which positions are real tokens: bool [batch, length], or None if all are.
+        """
+    @property
     def n_layers(self) -> int:
         """
         Layers of the model it fits.

@@ -36,10 +36,14 @@ from .activation_cache import ActivationCache
 from .data import load_suffixes
 from .experiment import load_protocol, run_experiment
 from .factored_matrix import FactoredMatrix
+from .hook_points import HookPoint
+from .hooked_transformer import HookedTransformer
 from .hub import pull, resolve
+from .key_value_cache import HookedTransformerKeyValueCache
 from .model import Model, load_model
 from .results import Result
 from .steering import ControlVector, concept_pairs, random_rotation
+from .transformer_config import HookedTransformerConfig
 
 __version__ = _C.__version__
 __all__ = [
@@ -50,6 +54,10 @@ __all__ = [
     "Error",
     "FactoredMatrix",
     "HookError",
+    "HookPoint",
+    "HookedTransformer",
+    "HookedTransformerConfig",
+    "HookedTransformerKeyValueCache",
     "Intervention",
     "IoError",
     "KVCache",

@@ -29,13 +29,13 @@ class ActivationCache(Mapping):
     ``cache["pattern", -1]`` and ``cache["scale4ln1"]`` (``utils.get_act_name``); negative layers count from the last.
 
     Args:
-        cache_dict: full hook name -> activation. It is kept, not copied.
+        cache_dict: full hook name -> activation; tensors are kept, not copied.
         model: the model they are of.
         has_batch_dim: whether the first dimension of each is the batch.
     """
 
     def __init__(self, cache_dict: dict[str, torch.Tensor], model: Any, has_batch_dim: bool = True) -> None:
-        self.cache_dict = cache_dict
+        self.cache_dict = dict(cache_dict)  # tensors are shared, entries are not
         self.model = model
         self.has_batch_dim = has_batch_dim
 

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import _C, hub
+from .activation_cache import ActivationCache
 from .chat import load_chat_template
+from .hook_points import NamesFilter
+from .hooked import Hooked, Hooks
+from .slices import Slice, SliceInput
 
 if TYPE_CHECKING:
     from .steering import ControlVector
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b-instruct"
-
-NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
-Hook = Callable[[torch.Tensor, str], torch.Tensor | None]
 
 
 def load_model(
@@ -54,23 +55,22 @@ def load_model(
     return Model(engine, name=os.fspath(source))
 
 
-class Model:
+class Model(Hooked):
     """A hooked decoder: the native model and what is at the moment hooked into it.
 
     ``engine`` is the native model, which never changes; hooks and steering belong to this object and are in effect for
-    every call inside their ``with`` block.
+    every call until they are removed, or inside their ``with`` block.
     """
 
     def __init__(self, engine: _C.Model, *, name: str | None = None) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.name = name or engine.cfg.model_name
-        self._interventions: list[_C.Intervention] = []
 
     def __repr__(self) -> str:
-        c = self.cfg
+        c = self.engine.cfg
         return (
-            f"Model({self.name!r}, {c.original_architecture}, {c.n_layers} layers, d_model {c.d_model}, "
-            f"{self.engine.n_params / 1e6:.0f}M parameters, {self.dtype}, {self.device})"
+            f"{type(self).__name__}({self.name!r}, {c.original_architecture}, {c.n_layers} layers, "
+            f"d_model {c.d_model}, {self.engine.n_params / 1e6:.0f}M parameters, {self.dtype}, {self.device})"
         )
 
     @property
@@ -97,11 +97,6 @@ class Model:
     def tokenizer(self) -> _C.Tokenizer | None:
         """The model's tokenizer, or None if its files held none."""
         return self.engine.tokenizer if self.engine.has_tokenizer else None
-
-    @property
-    def hook_names(self) -> list[str]:
-        """Every hook name, in the order in which a forward pass meets them."""
-        return self.engine.hook_names()
 
     # Text
 
@@ -150,14 +145,6 @@ class Model:
 
     # Forward passes
 
-    def _hooks(self, extra: Sequence[tuple[str, Hook]] = ()) -> _C.HookRegistry:
-        registry = self.engine.make_hooks()
-        for intervention in self._interventions:
-            registry.add_intervention(intervention)
-        for name, hook in extra:
-            registry.add(name, hook)
-        return registry
-
     def __call__(
         self,
         tokens: torch.Tensor | str,
@@ -177,49 +164,82 @@ class Model:
             IndexError: token ids out of range.
             ShapeError: wrong shapes, or more than n_ctx positions.
         """
-        return self._forward(tokens, self._hooks(), attention_mask=attention_mask, cache=cache, logits_at=logits_at)
+        return self._forward(tokens, attention_mask=attention_mask, cache=cache, logits_at=logits_at)
 
-    def _forward(self, tokens: torch.Tensor | str, hooks: _C.HookRegistry, **options) -> torch.Tensor | None:
+    def _forward(self, tokens: torch.Tensor | str, **options) -> torch.Tensor | None:
         tokens = self.to_tokens(tokens) if isinstance(tokens, str) else tokens
-        return self.engine.forward(tokens, hooks=hooks, **options)
+        return self.engine.forward(tokens, hooks=self._active_hooks(), **options)
 
     def run_with_hooks(
-        self, tokens: torch.Tensor | str, fwd_hooks: Sequence[tuple[str, Hook]] = (), **options
+        self,
+        tokens: torch.Tensor | str,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        *,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **options,
     ) -> torch.Tensor | None:
-        """Logits of a pass in which ``hook(tensor, name)`` is called at each named point and may return a replacement.
+        """Logits of a pass in which ``hook(activation, hook=point)`` is called and may return a replacement.
+
+        Args:
+            fwd_hooks: (name, hook) pairs; a name may be a list of names or a predicate on them.
+            bwd_hooks: the same for gradients: they run when ``backward`` is called, so keep them with
+                ``reset_hooks_end=False``, or use ``with model.hooks(...)``.
+            reset_hooks_end: remove these hooks after the pass.
+            clear_contexts: empty the ``ctx`` of every hook point after it.
+            options: those of a call of the model.
 
         Raises:
             HookError: a name that does not exist (the nearest are listed), or a replacement of another shape or dtype.
         """
-        return self._forward(tokens, self._hooks(fwd_hooks), **options)
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+            return self._forward(tokens, **options)
 
     def run_with_cache(
-        self, tokens: torch.Tensor | str, names_filter: NamesFilter = None, **options
-    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """Logits, and the activations at the hook points asked for, by full name.
+        self,
+        tokens: torch.Tensor | str,
+        names_filter: NamesFilter = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        pos_slice: Slice | SliceInput = None,
+        heads: Sequence[int] | None = None,
+        remove_batch_dim: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **options,
+    ) -> tuple[torch.Tensor | None, ActivationCache]:
+        """Logits, and the activations at the hook points asked for.
 
         Args:
             names_filter: a name, a list of names, a predicate on names, or None for every point.
+            device: where the activations are kept; the model stays where it is.
+            dtype: in which they are kept.
+            pos_slice: which positions are kept, as ``utils.Slice`` takes them; an int keeps its dimension.
+            heads: which heads are kept; only points that have heads may then be asked for.
+            remove_batch_dim: drop the first dimension, for a batch of one.
+            reset_hooks_end: False goes on recording into the same cache.
+            clear_contexts: empty the ``ctx`` of every hook point after the pass.
+            options: those of a call of the model.
 
         Raises:
-            HookError: a name that does not exist; the message lists the nearest.
+            HookError: a name that does not exist (the nearest are listed), or a predicate that is true of none.
+            ShapeError: remove_batch_dim for a batch of more than one.
         """
-        cache: dict[str, torch.Tensor] = {}
-
-        def keep(activation: torch.Tensor, name: str) -> None:
-            cache[name] = activation
-
-        logits = self.run_with_hooks(tokens, [(name, keep) for name in self._select(names_filter)], **options)
-        return logits, cache
-
-    def _select(self, names_filter: NamesFilter) -> list[str]:
-        if names_filter is None:
-            return self.hook_names
-        if isinstance(names_filter, str):
-            return [names_filter]
-        if callable(names_filter):
-            return [name for name in self.hook_names if names_filter(name)]
-        return list(names_filter)
+        recording = self._recording(
+            names_filter,
+            device=device,
+            dtype=dtype,
+            pos_slice=pos_slice,
+            heads=heads,
+            reset_hooks_end=reset_hooks_end,
+            clear_contexts=clear_contexts,
+        )
+        with recording as recorded:
+            logits = self._forward(tokens, **options)
+        cache = ActivationCache(recorded.to_dict(), self)
+        return logits, cache.remove_batch_dim() if remove_batch_dim else cache
 
     # Generation and steering
 
@@ -274,7 +294,7 @@ class Model:
             seed=seed,
             stop_at_eos=stop_at_eos,
             padding_side=padding_side,
-            hooks=self._hooks(),
+            hooks=self._active_hooks(),
             on_token=on_token,
         )
         for row, stream in enumerate(streams):
@@ -304,10 +324,8 @@ class Model:
             ConfigError: the vector has no direction in the range.
             ShapeError: a vector of another width.
         """
-        intervention = vector.intervention(self, layers=layers, positions=positions)
-        self.engine.make_hooks().add_intervention(intervention)  # checked now, not at the first pass
-        self._interventions.append(intervention)
+        id = self._registry.add_intervention(vector.intervention(self, layers=layers, positions=positions))
         try:
             yield self
         finally:
-            self._interventions.remove(intervention)
+            self._registry.remove(id)

@@ -186,7 +186,7 @@ def test_a_hook_that_writes_in_place_changes_the_pass_and_nothing_recorded(model
     assert torch.equal(before["blocks.0.hook_resid_post"], plain["blocks.0.hook_resid_post"])
     assert torch.equal(at["blocks.1.hook_resid_pre"], plain["blocks.0.hook_resid_post"])
     assert not after["blocks.1.hook_resid_pre"].any()
-    replaced = model.run_with_hooks(tokens, [("blocks.1.hook_resid_pre", lambda x, name: torch.zeros_like(x))])
+    replaced = model.run_with_hooks(tokens, [("blocks.1.hook_resid_pre", lambda x, hook: torch.zeros_like(x))])
     assert torch.equal(logits, replaced)
 
 

@@ -138,7 +138,7 @@ def test_a_pass_that_fails_leaves_the_cache_as_it_was(model, tokens):
     cache = model.engine.make_cache(3)
     model(tokens[:, :6], cache=cache)
 
-    def fail(activation, name):
+    def fail(activation, hook):
         raise KeyError("from the hook")
 
     with pytest.raises(KeyError, match="from the hook"):
@@ -168,13 +168,13 @@ def test_every_hook_point_is_read_with_its_shape(model, tokens):
 def test_patching_a_residual_makes_the_rest_of_the_run_the_other_prompts(model, tokens):
     _, clean = model.run_with_cache(tokens, ["blocks.1.hook_resid_post"])
     other = tokens.flip(1)
-    patched = model.run_with_hooks(other, [("blocks.1.hook_resid_post", lambda x, name: clean[name])])
+    patched = model.run_with_hooks(other, [("blocks.1.hook_resid_post", lambda x, hook: clean[hook.name])])
     torch.testing.assert_close(patched, model(tokens), **FLOOR)
 
 
 def test_names_that_do_not_exist_are_errors_before_anything_runs(model, tokens):
     calls = []
-    hooks = [("hook_embed", lambda x, name: calls.append(name)), ("blocks.1.hook_residpost", lambda x, name: None)]
+    hooks = [("hook_embed", lambda x, hook: calls.append(hook)), ("blocks.1.hook_residpost", lambda x, hook: None)]
     with pytest.raises(introspect.HookError, match=r"blocks\.1\.hook_resid_post"):
         model.run_with_hooks(tokens, hooks)
     assert not calls
