@@ -46,6 +46,14 @@ torch::Tensor undivided(const nn::Norm& norm, const torch::Tensor& x) {
   return centred * norm.weight.to(x.options());
 }
 
+/// Throws ShapeError unless `sizes` broadcasts to `lead`, the dimensions of a stack between n and D.
+void check_fits(const char* what, at::IntArrayRef sizes, at::IntArrayRef lead) {
+  bool fits = sizes.size() <= lead.size();
+  for (size_t i = 1; fits && i <= sizes.size(); ++i)
+    fits = sizes[sizes.size() - i] == 1 || sizes[sizes.size() - i] == lead[lead.size() - i];
+  check<ShapeError>(fits, what, " must fit the stack's ", lead, ", got ", sizes);
+}
+
 /// The components of one stream, written one after another into one tensor.
 class Assembly {
  public:
@@ -59,9 +67,9 @@ class Assembly {
     if (options.apply_ln) scale_ = at(scale_before(model, options.layer, options.mlp_input), /*axis=*/-2);
   }
 
-  /// Room for n components, at the positions and in the dtype of the stream `like` [..., D].
-  void reserve(int64_t n, const torch::Tensor& like) {
-    lead_ = like.sizes().slice(0, static_cast<size_t>(like.dim() - 1)).vec();
+  /// Room for n components, of the batch, positions and dtype of `like`, whose last `inner` dimensions are others.
+  void reserve(int64_t n, const torch::Tensor& like, int64_t inner = 1) {
+    lead_ = like.sizes().slice(0, static_cast<size_t>(like.dim() - inner)).vec();
     auto sizes = lead_;
     sizes.insert(sizes.begin(), n);
     sizes.push_back(options_.projection.defined() ? options_.projection.size(1) : model_.cfg().d_model);
@@ -110,11 +118,16 @@ class Assembly {
   }
   int64_t n_embeddings() const { return model_.weights().W_pos.defined() ? 2 : 1; }
 
+  /// Where a layer's head results are taken from: themselves if they are cached, since a hook may have changed them.
+  Point head_point(int64_t layer) const {
+    return cached({Point::kResult, layer}) ? Point::kResult : Point::kZ;
+  }
+
   void add_heads(int64_t layer) {
     const auto& parts = block(model_, layer);
     const int64_t H = parts.attn.options().n_heads;
     const Written written{parts.ln1_post, {Point::kLn1PostScale, layer}};
-    if (cached({Point::kResult, layer})) {                  // what a hook may have changed
+    if (head_point(layer) == Point::kResult) {
       auto result = wide(at({Point::kResult, layer}, -3));  // [..., H, D]
       if (written.norm) result = undivided(*written.norm, result) / at(written.scale, -2).unsqueeze(-1);
       put(through_norm(result, /*per_head=*/true).movedim(-2, 0));
@@ -249,8 +262,7 @@ Stack accumulated_resid(const Model& model, const Activations& activations, cons
   unnormed.apply_ln = false;  // applied to all of them at once
   Assembly stack(model, activations, unnormed);
   const int64_t own_mid = options.mlp_input && !block(model, options.layer).parallel ? 1 : 0;
-  stack.reserve(options.layer + 1 + own_mid + (incl_mid ? options.layer : 0),
-                stack.stream(options.layer, false));
+  stack.reserve(options.layer + 1 + own_mid + (incl_mid ? options.layer : 0), stack.stream(0, false));
   for (int64_t layer = 0; layer <= options.layer; ++layer) {
     stack.add(stack.stream(layer, false), layer == L ? "final_post" : concat(layer, "_pre"));
     if (layer < options.layer ? incl_mid : own_mid > 0)
@@ -269,7 +281,11 @@ Stack decompose_resid(const Model& model, const Activations& activations, const 
   Assembly stack(model, activations, options);
   const int64_t n_attn = mode == Sublayers::kMlp ? 0 : stack.attention_layers();
   const int64_t n_mlp = mode == Sublayers::kAttention ? 0 : options.layer;
-  stack.reserve((incl_embeds ? stack.n_embeddings() : 0) + n_attn + n_mlp, stack.stream());
+  stack.reserve((incl_embeds ? stack.n_embeddings() : 0) + n_attn + n_mlp,
+                incl_embeds  ? stack.at({Point::kEmbed}, -2)
+                : n_attn > 0 ? stack.at({Point::kAttnOut, 0}, -2)
+                : n_mlp > 0  ? stack.at({Point::kMlpOut, 0}, -2)
+                             : stack.stream());
   if (incl_embeds) stack.add_embeddings();
   for (int64_t layer = 0; layer < std::max(n_attn, n_mlp); ++layer) {
     if (layer < n_attn) stack.add(stack.at({Point::kAttnOut, layer}, -2), concat(layer, "_attn_out"));
@@ -282,7 +298,11 @@ Stack stack_head_results(const Model& model, const Activations& activations, con
                          bool incl_remainder) {
   Assembly stack(model, activations, options);
   const int64_t n = stack.attention_layers();
-  stack.reserve(n * model.cfg().n_heads + (incl_remainder ? 1 : 0), stack.stream());
+  const int64_t n_components = n * model.cfg().n_heads + (incl_remainder ? 1 : 0);
+  if (n > 0)
+    stack.reserve(n_components, stack.at({stack.head_point(0), 0}, -3), /*inner=*/2);
+  else
+    stack.reserve(n_components, stack.stream());
   for (int64_t layer = 0; layer < n; ++layer) stack.add_heads(layer);
   if (incl_remainder) stack.add_remainder();
   return stack.finish();
@@ -292,7 +312,8 @@ Stack stack_neuron_results(const Model& model, const Activations& activations, c
                            const torch::Tensor& neurons, bool incl_remainder) {
   Assembly stack(model, activations, options);
   const int64_t n = neurons.defined() ? neurons.numel() : model.cfg().d_mlp;
-  stack.reserve(options.layer * n + (incl_remainder ? 1 : 0), stack.stream());
+  stack.reserve(options.layer * n + (incl_remainder ? 1 : 0),
+                options.layer > 0 ? stack.at({Point::kMlpPost, 0}, -2) : stack.stream());
   for (int64_t layer = 0; layer < options.layer; ++layer) stack.add_neurons(layer, neurons);
   if (incl_remainder) stack.add_remainder();
   return stack.finish();
@@ -303,7 +324,7 @@ Stack full_resid_decomposition(const Model& model, const Activations& activation
   Assembly stack(model, activations, options);
   const int64_t n_heads = stack.attention_layers() * model.cfg().n_heads;
   const int64_t n_mlp = options.layer * (expand_neurons ? model.cfg().d_mlp : 1);
-  stack.reserve(n_heads + n_mlp + stack.n_embeddings() + 1, stack.stream());
+  stack.reserve(n_heads + n_mlp + stack.n_embeddings() + 1, stack.at({Point::kEmbed}, -2));
   for (int64_t layer = 0; layer < stack.attention_layers(); ++layer) stack.add_heads(layer);
   for (int64_t layer = 0; layer < options.layer; ++layer) {
     if (expand_neurons)
@@ -365,7 +386,11 @@ torch::Tensor apply_norm(const Model& model, const torch::Tensor& stack, const t
   check<ShapeError>(stack.dim() >= 2 && stack.size(-1) == model.cfg().d_model,
                     "apply_norm: the stack must be [n, ..., ", model.cfg().d_model, "], got ", stack.sizes());
   auto norm = norm_before(model, layer, mlp_input);
-  if (scale.defined()) return (undivided(norm, wide(stack)) / scale).to(stack.scalar_type());
+  if (scale.defined()) {
+    check_fits("apply_norm: the scale", scale.sizes().slice(0, static_cast<size_t>(scale.dim() - 1)),
+               stack.sizes().slice(1, static_cast<size_t>(stack.dim() - 2)));
+    return (undivided(norm, wide(stack)) / scale).to(stack.scalar_type());
+  }
   norm.weight = norm.weight.to(stack.device());
   if (norm.bias.defined()) norm.bias = norm.bias.to(stack.device());
   return norm.apply(stack);
@@ -394,19 +419,10 @@ torch::Tensor logit_attributions(const Model& model, const torch::Tensor& stack,
     direction_D = direction_D - direction_D.mean({-1}, /*keepdim=*/true);
   direction_D = direction_D.to(wide(stack).options());
 
-  const auto lead = stack.sizes().slice(1, static_cast<size_t>(stack.dim() - 2)).vec();
-  const auto fits = [&](at::IntArrayRef sizes) {  // broadcast to the stack, never beyond it
-    if (sizes.size() > lead.size()) return false;
-    for (size_t i = 0; i < sizes.size(); ++i)
-      if (sizes[sizes.size() - 1 - i] != 1 && sizes[sizes.size() - 1 - i] != lead[lead.size() - 1 - i])
-        return false;
-    return true;
-  };
-  const auto scale_sizes = scale.sizes().slice(0, static_cast<size_t>(scale.dim() - 1));
-  check<ShapeError>(fits(direction_D.sizes().slice(0, static_cast<size_t>(direction_D.dim() - 1))),
-                    "logit_attributions: tokens must fit ", at::IntArrayRef(lead), ", got ", tokens.sizes());
-  check<ShapeError>(fits(scale_sizes), "logit_attributions: the scale must fit ", at::IntArrayRef(lead),
-                    ", got ", scale_sizes);
+  const auto lead = stack.sizes().slice(1, static_cast<size_t>(stack.dim() - 2));
+  check_fits("logit_attributions: tokens", tokens.sizes(), lead);
+  check_fits("logit_attributions: the scale", scale.sizes().slice(0, static_cast<size_t>(scale.dim() - 1)),
+             lead);
 
   constexpr int64_t kEntries = int64_t{1} << 24;  // of a wide copy of a part of the stack
   const int64_t step = std::max<int64_t>(1, kEntries / std::max<int64_t>(1, stack.numel() / stack.size(0)));

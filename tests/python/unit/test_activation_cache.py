@@ -135,3 +135,325 @@ def test_toggling_autograd_is_global_and_says_so(cache):
 def test_stacked_activations(cache):
     assert torch.equal(cache.stack_activation("z"), torch.stack([cache["z", layer] for layer in range(N_LAYERS)]))
     assert cache.stack_activation("scale", 2, "ln2").shape == (2, 2, 7, 1)
+
+
+# The residual stream
+
+# The model's own float64 arithmetic on both sides; only the order of sums differs.
+EXACT = {"rtol": 0, "atol": 1e-11}
+# Scales are float32 (as the norms of these models are), so a division by one is exact to 1e-7 of values around ten.
+SCALED = {"rtol": 0, "atol": 1e-5}
+
+
+def stream(cache, layer, mlp_input=False):
+    if layer in (None, -1, N_LAYERS):
+        return cache["resid_post", -1]
+    parallel = cache.model.cfg.parallel_attn_mlp
+    return cache["resid_mid" if mlp_input and not parallel else "resid_pre", layer]
+
+
+def norm_output(cache, layer, mlp_input=False):
+    """What the norm before a block, its MLP or the unembedding made of the stream, less its bias."""
+    name = "ln_final" if layer in (None, -1, N_LAYERS) else f"blocks.{layer}.ln{2 if mlp_input else 1}"
+    return cache[f"{name}.hook_normalized"] * cache.model.engine.weight(f"{name}.w")
+
+
+WHERE = [(None, False), (N_LAYERS, False), (-1, False), (2, False), (1, True), (0, True), (0, False)]
+
+
+@pytest.mark.parametrize(("layer", "mlp_input"), WHERE)
+def test_layers_sum_to_the_stream(cache, layer, mlp_input):
+    stack, labels = cache.decompose_resid(layer, mlp_input, return_labels=True)
+    assert len(labels) == len(stack)
+    torch.testing.assert_close(stack.sum(0), stream(cache, layer, mlp_input), **EXACT)
+    normed = cache.decompose_resid(layer, mlp_input, apply_ln=True)
+    torch.testing.assert_close(normed.sum(0), norm_output(cache, layer, mlp_input), **SCALED)
+
+
+@pytest.mark.parametrize("expand_neurons", [True, False])
+@pytest.mark.parametrize(("layer", "mlp_input"), WHERE)
+def test_the_full_decomposition_sums_to_the_stream(cache, layer, mlp_input, expand_neurons):
+    options = {"layer": layer, "mlp_input": mlp_input, "expand_neurons": expand_neurons}
+    stack, labels = cache.get_full_resid_decomposition(**options, return_labels=True)
+    assert len(labels) == len(stack) == len(set(labels))
+    assert labels[-1] == "bias"
+    torch.testing.assert_close(stack.sum(0), stream(cache, layer, mlp_input), **EXACT)
+    normed = cache.get_full_resid_decomposition(**options, apply_ln=True)
+    torch.testing.assert_close(normed.sum(0), norm_output(cache, layer, mlp_input), **SCALED)
+
+
+@pytest.mark.parametrize("apply_ln", [False, True])
+@pytest.mark.parametrize("mlp_input", [False, True])
+def test_a_projection_of_the_decomposition_is_the_decomposition_of_the_projection(cache, rng, apply_ln, mlp_input):
+    onto = torch.randn(cache.model.cfg.d_model, 3, generator=rng, dtype=torch.float64)
+    options = {"layer": 2, "mlp_input": mlp_input, "apply_ln": apply_ln}
+    for method in (cache.get_full_resid_decomposition, *([] if mlp_input else [cache.stack_neuron_results])):
+        if method == cache.stack_neuron_results:
+            options.pop("mlp_input")
+        whole = method(**options)
+        torch.testing.assert_close(method(**options, project_output_onto=onto), whole @ onto, **EXACT)
+        torch.testing.assert_close(method(**options, project_output_onto=onto[:, 0]), whole @ onto[:, 0], **EXACT)
+
+
+def test_labels_name_the_components(cache):
+    cfg = cache.model.cfg
+    embeds = ["embed", "pos_embed"] if cache.has_pos_embed else ["embed"]
+    layers = [f"{layer}_{kind}_out" for layer in range(2) for kind in ("attn", "mlp")]
+    assert cache.decompose_resid(2, return_labels=True)[1] == embeds + layers
+    assert cache.decompose_resid(2, mode="mlp", incl_embeds=False, return_labels=True)[1] == ["0_mlp_out", "1_mlp_out"]
+    stack, labels = cache.get_full_resid_decomposition(2, return_labels=True)
+    heads = [f"L{layer}H{head}" for layer in range(2) for head in range(cfg.n_heads)]
+    neurons = [f"L{layer}N{neuron}" for layer in range(2) for neuron in range(cfg.d_mlp)]
+    assert labels == [*heads, *neurons, *embeds, "bias"]
+    torch.testing.assert_close(stack[labels.index("embed")], cache["embed"], rtol=0, atol=0)
+    labels = cache.get_full_resid_decomposition(1, expand_neurons=False, return_labels=True)[1]
+    assert labels == [*heads[: cfg.n_heads], "0_mlp_out", *embeds, "bias"]
+
+
+def test_only_one_kind_of_layer(cache):
+    attn, mlp = (cache.decompose_resid(mode=mode, incl_embeds=False) for mode in ("attn", "mlp"))
+    torch.testing.assert_close(attn, cache.stack_activation("attn_out"), rtol=0, atol=0)
+    torch.testing.assert_close(mlp, cache.stack_activation("mlp_out"), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="mode must be"):
+        cache.decompose_resid(mode="heads")
+
+
+def test_accumulated_streams_and_their_labels(cache):
+    stack, labels = cache.accumulated_resid(return_labels=True)
+    assert labels == ["0_pre", "1_pre", "2_pre", "final_post"]
+    expected = [*(cache["resid_pre", layer] for layer in range(N_LAYERS)), cache["resid_post", -1]]
+    assert torch.equal(stack, torch.stack(expected))
+    if not cache.model.cfg.parallel_attn_mlp:
+        stack, labels = cache.accumulated_resid(1, incl_mid=True, mlp_input=True, return_labels=True)
+        assert labels == ["0_pre", "0_mid", "1_pre", "1_mid"]
+        assert torch.equal(stack[1::2], torch.stack([cache["resid_mid", 0], cache["resid_mid", 1]]))
+
+
+def test_the_logit_lens_ends_in_the_models_own_logits(cache):
+    lens = cache.accumulated_resid(apply_ln=True)
+    assert torch.equal(lens[-1], cache["unembed.hook_in"])
+    engine = cache.model.engine
+    logits = lens @ engine.weight("unembed.W_U") + engine.weight("unembed.b_U")
+    torch.testing.assert_close(logits[-1], cache["unembed.hook_out"], **EXACT)
+    stop = torch.stack([engine.readout(cache["resid_pre", layer]) for layer in range(N_LAYERS)])
+    if engine.cfg.output_logits_soft_cap == 0:
+        torch.testing.assert_close(logits[:-1], stop, **EXACT)
+
+
+@pytest.mark.parametrize("mlp_input", [False, True])
+def test_accumulated_streams_up_to_a_layer_are_normed_with_its_scale(cache, mlp_input):
+    normed = cache.accumulated_resid(1, apply_ln=True, mlp_input=mlp_input)
+    torch.testing.assert_close(normed[-1], norm_output(cache, 1, mlp_input), **SCALED)
+
+
+def test_heads_sum_to_what_attention_writes(cache):
+    engine, H = cache.model.engine, cache.model.cfg.n_heads
+    heads = cache.stack_head_results(2)
+    with_bias = cache.stack_head_results(3)[2 * H :].sum(0)
+    if not cache.model.cfg.use_normalization_before_and_after:
+        with_bias = with_bias + engine.weight("blocks.2.attn.b_O")
+    torch.testing.assert_close(with_bias, cache["attn_out", 2], **SCALED)
+    stack, labels = cache.stack_head_results(2, return_labels=True, incl_remainder=True)
+    assert labels == [*(f"L{layer}H{head}" for layer in range(2) for head in range(H)), "remainder"]
+    assert torch.equal(stack[:-1], heads)
+    torch.testing.assert_close(stack.sum(0), stream(cache, 2), **EXACT)
+    normed = cache.stack_head_results(2, incl_remainder=True, apply_ln=True)
+    torch.testing.assert_close(normed.sum(0), norm_output(cache, 2), **SCALED)
+
+
+def test_head_results_are_the_hooked_ones(cache, model, tokens):
+    hooked = model.run_with_cache(tokens, [f"blocks.{layer}.attn.hook_result" for layer in range(N_LAYERS)])[1]
+    before = cache.stack_head_results()
+    cache.compute_head_results()
+    for layer in range(N_LAYERS):
+        torch.testing.assert_close(cache["result", layer], hooked[f"blocks.{layer}.attn.hook_result"], **EXACT)
+    torch.testing.assert_close(cache.stack_head_results(apply_ln=False), before, **EXACT)
+
+
+def test_a_cached_head_result_that_a_hook_has_changed_is_what_counts(model, tokens):
+    name = "blocks.1.attn.hook_result"
+    seen = {}
+
+    def ablate(result, hook):
+        return torch.cat([torch.zeros_like(result[:, :, :1]), result[:, :, 1:]], dim=2)
+
+    names = [*model.hook_names, name]
+    hooks = [(name, ablate), *((n, lambda x, n: seen.__setitem__(n, x)) for n in names)]
+    model.run_with_hooks(tokens, hooks)
+    cache = ActivationCache(seen, model)
+    heads = cache.stack_head_results(2, incl_remainder=True)
+    assert heads[model.cfg.n_heads].abs().max() == 0
+    torch.testing.assert_close(heads.sum(0), cache["resid_pre", 2], **EXACT)
+
+
+def test_neurons_sum_to_what_the_mlp_writes(cache):
+    results = cache.get_neuron_results(1)
+    assert results.shape == (2, 7, cache.model.cfg.d_mlp, cache.model.cfg.d_model)
+    out = results.sum(-2)
+    if not cache.model.cfg.use_normalization_before_and_after:
+        out = out + cache.model.engine.weight("blocks.1.mlp.b_out")
+    torch.testing.assert_close(out, cache["mlp_out", 1], **SCALED)
+    stack, labels = cache.stack_neuron_results(2, return_labels=True, incl_remainder=True)
+    assert labels[cache.model.cfg.d_mlp] == "L1N0"
+    torch.testing.assert_close(stack[cache.model.cfg.d_mlp : -1].movedim(0, -2), results, **EXACT)
+    torch.testing.assert_close(stack.sum(0), stream(cache, 2), **EXACT)
+    normed = cache.stack_neuron_results(2, incl_remainder=True, apply_ln=True)
+    torch.testing.assert_close(normed.sum(0), norm_output(cache, 2), **SCALED)
+
+
+def test_some_neurons_and_their_projections(cache, rng):
+    onto = torch.randn(cache.model.cfg.d_model, 2, generator=rng, dtype=torch.float64)
+    whole = cache.get_neuron_results(1)
+    for neurons in ([3, 0, -1], (2, 9), torch.tensor([5]), 4, -2):
+        python_index = slice(*neurons) if isinstance(neurons, tuple) else neurons
+        chosen = whole[:, :, python_index]
+        results = cache.get_neuron_results(1, neurons)
+        torch.testing.assert_close(results, chosen, **EXACT)
+        torch.testing.assert_close(
+            cache.get_neuron_results(1, neurons, project_output_onto=onto), chosen @ onto, **EXACT
+        )
+        vector = cache.get_neuron_results(1, neurons, project_output_onto=onto[:, 1])
+        torch.testing.assert_close(vector, chosen @ onto[:, 1], **EXACT)
+    stack, labels = cache.stack_neuron_results(2, neuron_slice=[3, -1], return_labels=True)
+    assert labels == ["L0N3", f"L0N{whole.shape[2] - 1}", "L1N3", f"L1N{whole.shape[2] - 1}"]
+    torch.testing.assert_close(stack[2], whole[:, :, 3], **EXACT)
+    assert cache.stack_neuron_results(2, neuron_slice=3, return_labels=True)[1] == ["L0N3", "L1N3"]
+
+
+METHODS = [
+    ("accumulated_resid", {}),
+    ("decompose_resid", {}),
+    ("stack_head_results", {"incl_remainder": True}),
+    ("stack_neuron_results", {"layer": 2, "incl_remainder": True}),
+    ("get_full_resid_decomposition", {}),
+]
+
+
+@pytest.mark.parametrize("apply_ln", [False, True])
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_a_slice_of_positions_is_a_slice_of_the_whole(cache, method, options, apply_ln):
+    run = getattr(cache, method)
+    whole = run(**options, apply_ln=apply_ln)
+    for pos_slice, index in [(-1, -1), (3, 3), ((2, 5), slice(2, 5)), ([6, 0], [6, 0]), (torch.tensor([-1]), [-1])]:
+        torch.testing.assert_close(run(**options, apply_ln=apply_ln, pos_slice=pos_slice), whole[:, :, index], **EXACT)
+    with pytest.raises(IndexError):
+        run(**options, pos_slice=7)
+
+
+@pytest.mark.parametrize("apply_ln", [False, True])
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_without_the_batch_dimension_all_is_the_same(cache, method, options, apply_ln):
+    whole = getattr(cache, method)(**options, apply_ln=apply_ln)
+    row = getattr(cache.apply_slice_to_batch_dim(1), method)
+    torch.testing.assert_close(row(**options, apply_ln=apply_ln), whole[:, 1], **EXACT)
+    torch.testing.assert_close(row(**options, apply_ln=apply_ln, pos_slice=-1), whole[:, 1, -1], **EXACT)
+
+
+# Norms and logits
+
+
+def attributions(cache, stack, token_directions):
+    """The definition: components through the final norm at its cached scale, times columns of the unembedding."""
+    engine = cache.model.engine
+    if engine.cfg.normalization_type == "LN":
+        stack = stack - stack.mean(-1, keepdim=True)
+    normed = stack / cache["ln_final.hook_scale"] * engine.weight("ln_final.w")
+    return torch.einsum("nbtd,btd->nbt", normed, token_directions)
+
+
+def test_logit_attributions_are_products_with_the_unembedding(cache, tokens):
+    stack = cache.decompose_resid()
+    W_U = cache.model.engine.weight("unembed.W_U").T
+    everywhere = torch.ones(2, 7, 1, dtype=torch.float64)
+    wrong = (tokens + 5) % cache.model.cfg.d_vocab
+    by_row, wrong_by_row = torch.tensor([4, 9]), torch.tensor([5, 0])
+    for got, directions in [
+        (cache.logit_attrs(stack, 17), everywhere * W_U[17]),
+        (cache.logit_attrs(stack, torch.tensor([17])), everywhere * W_U[17]),
+        (cache.logit_attrs(stack, 17, 3), everywhere * (W_U[17] - W_U[3])),
+        (cache.logit_attrs(stack, tokens), W_U[tokens]),
+        (cache.logit_attrs(stack, tokens, wrong), W_U[tokens] - W_U[wrong]),
+        (cache.logit_attrs(stack, by_row, wrong_by_row), everywhere * (W_U[by_row] - W_U[wrong_by_row])[:, None]),
+    ]:
+        torch.testing.assert_close(got, attributions(cache, stack, directions), **EXACT)
+
+
+def test_logit_attributions_of_everything_sum_to_the_logits(cache, tokens):
+    engine = cache.model.engine
+    if engine.cfg.output_logits_soft_cap > 0:
+        pytest.skip("the soft cap is not a sum")
+    attrs = cache.logit_attrs(cache.get_full_resid_decomposition(), tokens)
+    logits = cache["unembed.hook_out"].gather(-1, tokens[..., None])[..., 0]
+    if "ln_final.b" in engine.weight_names():
+        logits = logits - (engine.weight("ln_final.b") @ engine.weight("unembed.W_U"))[tokens]
+    torch.testing.assert_close(attrs.sum(0), logits, **SCALED)
+
+
+def test_logit_attributions_of_slices(cache, tokens):
+    whole = cache.logit_attrs(cache.decompose_resid(), tokens)
+    last = cache.decompose_resid(pos_slice=-1)
+    torch.testing.assert_close(cache.logit_attrs(last, tokens[:, -1], pos_slice=-1), whole[:, :, -1], **EXACT)
+    stack = cache.decompose_resid()
+    torch.testing.assert_close(cache.logit_attrs(stack, tokens[1], batch_slice=1), whole[:, 1], **EXACT)
+    row = cache.apply_slice_to_batch_dim(1)
+    attrs = row.logit_attrs(row.decompose_resid(), tokens[1], has_batch_dim=False)
+    torch.testing.assert_close(attrs, whole[:, 1], **EXACT)
+
+
+def test_norms_of_stacks(cache):
+    stack = cache.decompose_resid(2, mlp_input=True)
+    normed = cache.apply_ln_to_stack(stack, 2, mlp_input=True)
+    torch.testing.assert_close(normed, cache.decompose_resid(2, mlp_input=True, apply_ln=True), **EXACT)
+    torch.testing.assert_close(cache.apply_ln_to_stack(stack[:, :, 3], 2, True, pos_slice=3), normed[:, :, 3], **EXACT)
+    torch.testing.assert_close(cache.apply_ln_to_stack(stack, 2, True, batch_slice=[1]), normed[:, [1]], **EXACT)
+    own = cache.apply_ln_to_stack(cache["resid_post", -1][None], recompute_ln=True)
+    assert torch.equal(own[0], cache["unembed.hook_in"])
+
+
+def test_what_does_not_fit_is_refused(cache):
+    stack = cache.decompose_resid()
+    with pytest.raises(introspect.ShapeError, match="scale must fit"):
+        cache.apply_ln_to_stack(stack[:, :, 3])
+    with pytest.raises(introspect.ShapeError, match="tokens must fit"):
+        cache.logit_attrs(stack, torch.zeros(2, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match="one shape"):
+        cache.logit_attrs(stack, 3, torch.tensor([3, 4]))
+    with pytest.raises(IndexError, match="tokens must be 0 to 100"):
+        cache.logit_attrs(stack, 101)
+    with pytest.raises(IndexError, match="layer must be 0 to 3"):
+        cache.decompose_resid(4)
+    with pytest.raises(ValueError, match="no MLP behind"):
+        cache.decompose_resid(3, mlp_input=True)
+    with pytest.raises(introspect.ShapeError, match="projection must be"):
+        cache.get_full_resid_decomposition(project_output_onto=torch.zeros(5))
+    with pytest.raises(IndexError):
+        cache.get_neuron_results(0, 48)
+
+
+def test_what_was_not_cached_is_named(model, tokens):
+    cache = ActivationCache(model.run_with_cache(tokens, ["hook_embed", "blocks.0.hook_resid_pre"])[1], model)
+    with pytest.raises(introspect.HookError, match=r"'blocks.0.hook_attn_out' is needed and was not cached"):
+        cache.decompose_resid(1)
+    cache.cache_dict["blocks.0.attn.hook_z"] = torch.zeros(2, 7, 4, 8)
+    assert cache.stack_head_results(1).shape == (4, 2, 7, 32)  # the stream itself is not needed
+    with pytest.raises(introspect.HookError, match=r"'blocks.0.ln1.hook_scale' was not cached"):
+        cache.apply_ln_to_stack(cache["embed"][None], 0)
+
+
+def test_half_precision_is_summed_in_float32(model, tokens, cache):
+    """The heads are rounded once each and the remainder is taken from the rounded ones: one rounding is left, its own."""
+    rounded = ActivationCache({name: x.clone() for name, x in cache.items()}, model).to(torch.bfloat16)
+    stack = rounded.stack_head_results(incl_remainder=True)
+    assert stack.dtype == torch.bfloat16
+    error = stack.float().sum(0) - rounded["resid_post", -1].float()
+    assert (error.abs() <= 2**-8 * stack[-1].float().abs() + 1e-5).all()
+    assert rounded.logit_attrs(stack, 3).dtype == torch.float32
+
+
+def test_gradients_pass_through_a_decomposition(model, tokens, cache):
+    leaf = {name: x.clone().requires_grad_(x.is_floating_point()) for name, x in cache.items()}
+    grad_cache = ActivationCache(leaf, model)
+    with torch.enable_grad():
+        grad_cache.get_full_resid_decomposition(1, apply_ln=True).sum(0).square().sum().backward()
+    assert leaf["blocks.0.attn.hook_z"].grad.abs().max() > 0
+    assert leaf["blocks.0.mlp.hook_post"].grad.abs().max() > 0
