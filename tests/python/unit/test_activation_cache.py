@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import write_tiny
+from tiny import write_tiny_transformers
 
 import introspect
 from introspect.activation_cache import ActivationCache
@@ -10,9 +10,23 @@ from introspect.activation_cache import ActivationCache
 N_LAYERS = 3
 
 
-@pytest.fixture(scope="module", params=["Qwen2ForCausalLM", "LlamaForCausalLM"])
+# One of each way in which a residual stream is written and read: grouped heads, biases of heads and MLPs, norms behind
+# layers (with a bias through one), learned positions and LayerNorm, parallel blocks, two rotary bases, no biases.
+FAMILIES = {
+    "qwen2": {},
+    "llama": {},
+    "gemma2": {"attention_bias": True},
+    "gemma3 layer types": {},
+    "gpt2": {},
+    "gpt_neox": {},
+    "phi3": {},
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def model(request, tmp_path_factory):
-    folder = write_tiny(tmp_path_factory.mktemp("tiny") / "m", request.param)
+    folder = tmp_path_factory.mktemp("tiny") / "m"
+    write_tiny_transformers(folder, request.param, **FAMILIES[request.param])
     return introspect.load_model(folder, dtype=torch.float64)
 
 
@@ -141,8 +155,13 @@ def test_stacked_activations(cache):
 
 # The model's own float64 arithmetic on both sides; only the order of sums differs.
 EXACT = {"rtol": 0, "atol": 1e-11}
-# Scales are float32 (as the norms of these models are), so a division by one is exact to 1e-7 of values around ten.
+# Root-mean-square norms are computed in float32, so a division by their scale is exact to 1e-7 of values around ten.
 SCALED = {"rtol": 0, "atol": 1e-5}
+
+
+def summing(cache):
+    """How exactly components sum to the stream: to float32's rounding where a norm stands behind layers."""
+    return SCALED if cache.model.cfg.use_normalization_before_and_after else EXACT
 
 
 def stream(cache, layer, mlp_input=False):
@@ -165,7 +184,7 @@ WHERE = [(None, False), (N_LAYERS, False), (-1, False), (2, False), (1, True), (
 def test_layers_sum_to_the_stream(cache, layer, mlp_input):
     stack, labels = cache.decompose_resid(layer, mlp_input, return_labels=True)
     assert len(labels) == len(stack)
-    torch.testing.assert_close(stack.sum(0), stream(cache, layer, mlp_input), **EXACT)
+    torch.testing.assert_close(stack.sum(0), stream(cache, layer, mlp_input), **summing(cache))
     normed = cache.decompose_resid(layer, mlp_input, apply_ln=True)
     torch.testing.assert_close(normed.sum(0), norm_output(cache, layer, mlp_input), **SCALED)
 
@@ -177,7 +196,7 @@ def test_the_full_decomposition_sums_to_the_stream(cache, layer, mlp_input, expa
     stack, labels = cache.get_full_resid_decomposition(**options, return_labels=True)
     assert len(labels) == len(stack) == len(set(labels))
     assert labels[-1] == "bias"
-    torch.testing.assert_close(stack.sum(0), stream(cache, layer, mlp_input), **EXACT)
+    torch.testing.assert_close(stack.sum(0), stream(cache, layer, mlp_input), **summing(cache))
     normed = cache.get_full_resid_decomposition(**options, apply_ln=True)
     torch.testing.assert_close(normed.sum(0), norm_output(cache, layer, mlp_input), **SCALED)
 
@@ -249,10 +268,11 @@ def test_accumulated_streams_up_to_a_layer_are_normed_with_its_scale(cache, mlp_
 def test_heads_sum_to_what_attention_writes(cache):
     engine, H = cache.model.engine, cache.model.cfg.n_heads
     heads = cache.stack_head_results(2)
-    with_bias = cache.stack_head_results(3)[2 * H :].sum(0)
-    if not cache.model.cfg.use_normalization_before_and_after:
-        with_bias = with_bias + engine.weight("blocks.2.attn.b_O")
-    torch.testing.assert_close(with_bias, cache["attn_out", 2], **SCALED)
+    bias = engine.weight("blocks.2.attn.b_O")
+    if cache.model.cfg.use_normalization_before_and_after:
+        bias = bias / cache["scale2ln1_post"] * engine.weight("blocks.2.ln1_post.w")
+    of_layer = cache.stack_head_results()[2 * H :]
+    torch.testing.assert_close(of_layer.sum(0) + bias, cache["attn_out", 2], **summing(cache))
     stack, labels = cache.stack_head_results(2, return_labels=True, incl_remainder=True)
     assert labels == [*(f"L{layer}H{head}" for layer in range(2) for head in range(H)), "remainder"]
     assert torch.equal(stack[:-1], heads)
@@ -289,10 +309,8 @@ def test_a_cached_head_result_that_a_hook_has_changed_is_what_counts(model, toke
 def test_neurons_sum_to_what_the_mlp_writes(cache):
     results = cache.get_neuron_results(1)
     assert results.shape == (2, 7, cache.model.cfg.d_mlp, cache.model.cfg.d_model)
-    out = results.sum(-2)
-    if not cache.model.cfg.use_normalization_before_and_after:
-        out = out + cache.model.engine.weight("blocks.1.mlp.b_out")
-    torch.testing.assert_close(out, cache["mlp_out", 1], **SCALED)
+    out = results.sum(-2) + cache.model.engine.weight("blocks.1.mlp.b_out")  # zero where a norm stands behind
+    torch.testing.assert_close(out, cache["mlp_out", 1], **summing(cache))
     stack, labels = cache.stack_neuron_results(2, return_labels=True, incl_remainder=True)
     assert labels[cache.model.cfg.d_mlp] == "L1N0"
     torch.testing.assert_close(stack[cache.model.cfg.d_mlp : -1].movedim(0, -2), results, **EXACT)
@@ -427,21 +445,29 @@ def test_what_does_not_fit_is_refused(cache):
     with pytest.raises(introspect.ShapeError, match="projection must be"):
         cache.get_full_resid_decomposition(project_output_onto=torch.zeros(5))
     with pytest.raises(IndexError):
-        cache.get_neuron_results(0, 48)
+        cache.get_neuron_results(0, cache.model.cfg.d_mlp)
 
 
 def test_what_was_not_cached_is_named(model, tokens):
-    cache = ActivationCache(model.run_with_cache(tokens, ["hook_embed", "blocks.0.hook_resid_pre"])[1], model)
+    names = [n for n in model.hook_names if n.endswith("embed") or n == "blocks.0.hook_resid_pre"]
+    cache = ActivationCache(model.run_with_cache(tokens, names)[1], model)
     with pytest.raises(introspect.HookError, match=r"'blocks.0.hook_attn_out' is needed and was not cached"):
         cache.decompose_resid(1)
-    cache.cache_dict["blocks.0.attn.hook_z"] = torch.zeros(2, 7, 4, 8)
-    assert cache.stack_head_results(1).shape == (4, 2, 7, 32)  # the stream itself is not needed
     with pytest.raises(introspect.HookError, match=r"'blocks.0.ln1.hook_scale' was not cached"):
         cache.apply_ln_to_stack(cache["embed"][None], 0)
 
 
+def test_heads_need_nothing_but_what_they_are_made_of(model, tokens):
+    names = [name for name in model.hook_names if name.endswith(("hook_z", "ln1_post.hook_scale"))]
+    cache = ActivationCache(model.run_with_cache(tokens, names)[1], model)
+    H = model.cfg.n_heads
+    assert cache.stack_head_results().shape == (N_LAYERS * H, 2, 7, model.cfg.d_model)
+    with pytest.raises(introspect.HookError, match=r"'blocks.2.hook_resid_post' is needed and was not cached"):
+        cache.stack_head_results(incl_remainder=True)
+
+
 def test_half_precision_is_summed_in_float32(model, tokens, cache):
-    """The heads are rounded once each and the remainder is taken from the rounded ones: one rounding is left, its own."""
+    """The remainder is what the rounded heads leave of the stream: one rounding, its own, is all that is lost."""
     rounded = ActivationCache({name: x.clone() for name, x in cache.items()}, model).to(torch.bfloat16)
     stack = rounded.stack_head_results(incl_remainder=True)
     assert stack.dtype == torch.bfloat16

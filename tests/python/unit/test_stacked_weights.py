@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CONFIG, write_tiny
+from tiny import CONFIG, write_tiny, write_tiny_transformers
 
 import introspect
 
@@ -125,3 +125,53 @@ def test_a_name_the_model_does_not_have_is_an_error(engine, name):
 def test_a_stack_of_a_name_no_block_has_is_an_error(engine):
     with pytest.raises(ValueError, match="blocks have no"):
         engine.stacked_weight("W_Q")
+
+
+FAMILIES = ["qwen3 biases", "llama", "gemma2", "gemma3 layer types", "gpt2", "gpt_neox", "phi3"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_every_family_weights_act_on_activations_from_the_right(family, tmp_path):
+    model = introspect.load_model(write_tiny_transformers(tmp_path / "m", family), dtype=torch.float64)
+    engine, cfg = model.engine, model.cfg
+    cache = model.run_with_cache(torch.arange(12).view(2, 6))[1]
+    names = engine.weight_names()
+
+    def normed(norm):
+        x = cache[f"{norm}.hook_normalized"] * engine.weight(f"{norm}.w")
+        return x + engine.weight(f"{norm}.b") if f"{norm}.b" in names else x
+
+    def close(got, name):
+        # Gemma's norms are float32 times a float32 weight, which is rounded before the product here sees it.
+        torch.testing.assert_close(got, cache[name], rtol=0, atol=1e-5 if cfg.norm_weight_offset else 1e-12)
+
+    close(engine.weight("embed.W_E")[torch.arange(12).view(2, 6)], "hook_embed")
+    if "pos_embed.W_pos" in names:
+        close(engine.weight("pos_embed.W_pos")[:6].expand(2, 6, -1), "hook_pos_embed")
+    for block in ("blocks.0", "blocks.2"):
+        x = normed(f"{block}.ln1")
+        for letter, k in (("Q", ""), ("K", "_"), ("V", "_")):
+            W, b = (engine.weight(f"{block}.attn.{k}{kind}_{letter}") for kind in "Wb")
+            close(torch.einsum("btd,hdk->bthk", x, W) + b, f"{block}.attn.hook_{letter.lower()}")
+        x = normed(f"{block}.ln2")
+        post = cache[f"{block}.mlp.hook_post"]
+        if cfg.gated_mlp:
+            close(
+                x @ engine.weight(f"{block}.mlp.W_in") + engine.weight(f"{block}.mlp.b_in"),
+                f"{block}.mlp.hook_pre_linear",
+            )
+            gate = x @ engine.weight(f"{block}.mlp.W_gate")
+            if f"{block}.mlp.b_gate" in names:
+                gate = gate + engine.weight(f"{block}.mlp.b_gate")
+            close(gate, f"{block}.mlp.hook_pre")
+        else:
+            close(x @ engine.weight(f"{block}.mlp.W_in") + engine.weight(f"{block}.mlp.b_in"), f"{block}.mlp.hook_pre")
+        if not cfg.use_normalization_before_and_after:
+            z = cache[f"{block}.attn.hook_z"]
+            attn = torch.einsum("bthk,hkd->btd", z, engine.weight(f"{block}.attn.W_O"))
+            close(attn + engine.weight(f"{block}.attn.b_O"), f"{block}.hook_attn_out")
+            close(
+                post @ engine.weight(f"{block}.mlp.W_out") + engine.weight(f"{block}.mlp.b_out"),
+                f"{block}.hook_mlp_out",
+            )
+    close(normed("ln_final") @ engine.weight("unembed.W_U") + engine.weight("unembed.b_U"), "unembed.hook_out")
