@@ -297,9 +297,10 @@ def test_a_cached_head_result_that_a_hook_has_changed_is_what_counts(model, toke
     def ablate(result, hook):
         return torch.cat([torch.zeros_like(result[:, :, :1]), result[:, :, 1:]], dim=2)
 
-    names = [*model.hook_names, name]
-    hooks = [(name, ablate), *((n, lambda x, n: seen.__setitem__(n, x)) for n in names)]
-    model.run_with_hooks(tokens, hooks)
+    def keep(activation, hook):
+        seen[hook.name] = activation
+
+    model.run_with_hooks(tokens, [(name, ablate), *((n, keep) for n in [*model.hook_names, name])])
     cache = ActivationCache(seen, model)
     heads = cache.stack_head_results(2, incl_remainder=True)
     assert heads[model.cfg.n_heads].abs().max() == 0
