@@ -11,7 +11,8 @@ import torch
 
 from . import _C
 from ._C import ConfigError, HookError, ShapeError
-from .utils import Slice, SliceInput, get_act_name
+from .act_names import get_act_name
+from .slices import Slice, SliceInput
 
 Stack = torch.Tensor | tuple[torch.Tensor, list[str]]
 Tokens = str | int | torch.Tensor
@@ -430,7 +431,7 @@ class ActivationCache(Mapping):
 
     def _n_positions(self) -> int:
         for name, activation in self.cache_dict.items():
-            if not name.endswith((".hook_pattern", ".hook_attn_scores")):
+            if not name.removesuffix("_grad").endswith((".hook_pattern", ".hook_attn_scores")):
                 return activation.shape[1 if self.has_batch_dim else 0]
         raise MissingActivationError("ActivationCache: the cache holds no activation with positions")
 

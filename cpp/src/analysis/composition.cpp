@@ -29,27 +29,33 @@ Reduced reduce(const torch::Tensor& A, const torch::Tensor& B, int64_t n_heads) 
 torch::Tensor composition_scores(const models::Model& model, Composition mode) {
   const int64_t L = model.cfg().n_layers, H = model.cfg().n_heads;
   const auto dtype = model.dtype() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
-  auto scores = at::zeros({L, H, L, H}, at::device(model.device()).dtype(dtype));
-  torch::Tensor writers_LHK_D, writer_norms_LH;  // of the layers so far
+  const auto W = [&](int64_t layer, const char* name) {
+    return models::weight(model, "blocks." + std::to_string(layer) + ".attn." + name).to(dtype);
+  };
+  std::vector<Reduced> writers;
+  std::vector<torch::Tensor> rows, norms;
   for (int64_t layer = 0; layer < L; ++layer) {
-    const auto W = [&](const char* name) {
-      return models::weight(model, "blocks." + std::to_string(layer) + ".attn." + name).to(dtype);
-    };
-    const auto ov = reduce(W("_W_V"), W("W_O"), H);
-    if (layer > 0) {
-      const auto reader = mode == Composition::kV   ? ov
-                          : mode == Composition::kQ ? reduce(W("W_Q"), W("_W_K").transpose(1, 2), H)
-                                                    : reduce(W("_W_K"), W("W_Q").transpose(1, 2), H);
-      const int64_t K_left = ov.left_HKD.size(1), K_right = reader.right_HDK.size(2);
-      const auto right_D_HK = reader.right_HDK.transpose(0, 1).flatten(1);
-      const auto product = at::mm(writers_LHK_D, right_D_HK).view({layer, H, K_left, H, K_right});
-      const auto norms = at::linalg_vector_norm(product, 2, {{2, 4}});  // [layer, H, H]
-      scores.narrow(0, 0, layer).select(2, layer).copy_(norms / writer_norms_LH.unsqueeze(2) / reader.norm_H);
-    }
-    const auto rows = ov.left_HKD.flatten(0, 1);
-    const auto norm = ov.norm_H.unsqueeze(0);
-    writers_LHK_D = layer ? at::cat({writers_LHK_D, rows}) : rows;
-    writer_norms_LH = layer ? at::cat({writer_norms_LH, norm}) : norm;
+    writers.push_back(reduce(W(layer, "_W_V"), W(layer, "W_O"), H));
+    rows.push_back(writers.back().left_HKD.flatten(0, 1));
+    norms.push_back(writers.back().norm_H);
+  }
+  const auto writers_LHK_D = at::cat(rows), norms_LH = at::stack(norms);
+  const int64_t K_left = writers_LHK_D.size(0) / (L * H);
+
+  auto scores = at::zeros({L, H, L, H}, writers_LHK_D.options());
+  for (int64_t layer = 1; layer < L; ++layer) {
+    const auto reader = mode == Composition::kV ? writers[static_cast<size_t>(layer)]
+                        : mode == Composition::kQ
+                            ? reduce(W(layer, "W_Q"), W(layer, "_W_K").transpose(1, 2), H)
+                            : reduce(W(layer, "_W_K"), W(layer, "W_Q").transpose(1, 2), H);
+    const auto right_D_HK = reader.right_HDK.transpose(0, 1).flatten(1);
+    const auto product = at::mm(writers_LHK_D.narrow(0, 0, layer * H * K_left), right_D_HK);
+    // A norm of norms: along the inner dimension first, which is in one piece of memory.
+    const auto row_norms = at::linalg_vector_norm(product.view({layer, H, K_left, H, -1}), 2, {{4}});
+    const auto product_norms = at::linalg_vector_norm(row_norms, 2, {{2}});  // [layer, H, H]
+    scores.narrow(0, 0, layer)
+        .select(2, layer)
+        .copy_(product_norms / norms_LH.narrow(0, 0, layer).unsqueeze(2) / reader.norm_H);
   }
   return scores;
 }

@@ -46,6 +46,12 @@ torch::Tensor undivided(const nn::Norm& norm, const torch::Tensor& x) {
   return centred * norm.weight.to(x.options());
 }
 
+/// The transpose of `undivided`, on columns [D, n]: what a projection behind the norm is before it.
+torch::Tensor undivided_transpose(const nn::Norm& norm, const torch::Tensor& P) {
+  const auto weighted = norm.weight.to(P.options()).unsqueeze(1) * P;
+  return norm.kind == nn::NormKind::kLayer ? weighted - weighted.mean({0}, /*keepdim=*/true) : weighted;
+}
+
 /// Throws ShapeError unless `sizes` broadcasts to `lead`, the dimensions of a stack between n and D.
 void check_fits(const char* what, at::IntArrayRef sizes, at::IntArrayRef lead) {
   bool fits = sizes.size() <= lead.size();
@@ -65,6 +71,8 @@ class Assembly {
                       "residual stream: the projection must be [", model.cfg().d_model, ", n], got ",
                       P.defined() ? P.sizes() : at::IntArrayRef{});
     if (options.apply_ln) scale_ = at(scale_before(model, options.layer, options.mlp_input), /*axis=*/-2);
+    if (P.defined())
+      read_projection_ = options.apply_ln ? undivided_transpose(norm(), wide(P).to(model.device())) : P;
   }
 
   /// Room for n components, of the batch, positions and dtype of `like`, whose last `inner` dimensions are others.
@@ -203,24 +211,23 @@ class Assembly {
 
   /// x [..., D] as the norm that reads the stream passes it on, and projected; with per_head x is [..., H, D].
   torch::Tensor through_norm(const torch::Tensor& x, bool per_head = false) const {
-    auto y = x;
-    if (options_.apply_ln)
-      y = undivided(norm(), y) / wide(per_head ? scale_.unsqueeze(-1) : scale_).to(x.options());
-    return projected(y);
+    const auto y = options_.projection.defined() ? at::matmul(x, read_projection_.to(x.options()))
+                   : options_.apply_ln           ? undivided(norm(), x)
+                                                 : x;
+    return options_.apply_ln ? y / (per_head ? scale_.unsqueeze(-1) : scale_).to(x.options()) : y;
   }
 
   const nn::Norm& norm() const { return norm_before(model_, options_.layer, options_.mlp_input); }
 
-  torch::Tensor projected(const torch::Tensor& x) const {
-    const auto& P = options_.projection;
-    return P.defined() ? at::matmul(x, P.to(x.options())) : x;
-  }
-
   /// Rows [..., D] of a matrix that writes to the stream, with every norm behind them but for its division.
   torch::Tensor writing(const torch::Tensor& W, const Written& written) const {
     auto rows = wide(W).to(wide(out_).options());
+    if (options_.projection.defined()) {  // whose few columns are cheaper to norm than the rows
+      const auto P = read_projection_.to(rows.options());
+      return at::matmul(rows, written.norm ? undivided_transpose(*written.norm, P) : P);
+    }
     if (written.norm) rows = undivided(*written.norm, rows);
-    return projected(options_.apply_ln ? undivided(norm(), rows) : rows);
+    return options_.apply_ln ? undivided(norm(), rows) : rows;
   }
 
   /// The divisions that `writing` leaves out, [N, 1].
@@ -248,6 +255,8 @@ class Assembly {
   const Activations& activations_;
   const StackOptions& options_;
   torch::Tensor scale_, out_;
+  torch::Tensor read_projection_;  // the projection, and the weight of the norm before it
+
   std::vector<int64_t> lead_;
   int64_t next_ = 0;
   std::vector<std::string> labels_;
@@ -412,11 +421,9 @@ torch::Tensor logit_attributions(const Model& model, const torch::Tensor& stack,
   };
   auto direction_D = direction(tokens);
   if (incorrect_tokens.defined()) direction_D = direction_D - direction(incorrect_tokens);
-  // The norm without its division is symmetric: on the direction it costs one row, on the stack all of them.
-  const auto& ln_final = model.weights().ln_final;
-  direction_D = direction_D * ln_final.weight;
-  if (ln_final.kind == nn::NormKind::kLayer)
-    direction_D = direction_D - direction_D.mean({-1}, /*keepdim=*/true);
+  // The norm on the direction costs a row, on the stack all of them.
+  const auto columns = direction_D.reshape({-1, D}).t();
+  direction_D = undivided_transpose(model.weights().ln_final, columns).t().reshape(direction_D.sizes());
   direction_D = direction_D.to(wide(stack).options());
 
   const auto lead = stack.sizes().slice(1, static_cast<size_t>(stack.dim() - 2));
