@@ -41,8 +41,11 @@ void read_rotary(const io::GgufFile& file, const std::string& name, Config& cfg)
 
 /// Which layers see a window of keys. Converters write its size, most of them not the layers.
 void read_windows(const io::GgufFile& file, const std::string& name, const Family& family, Config& cfg) {
-  const auto window = file.get_int_or(name + ".attention.sliding_window", 0);
-  const auto pattern_key = name + ".attention.sliding_window_pattern";
+  const auto key = name + ".attention.sliding_window";
+  const bool required =
+      family.gguf_window_period > 1;  // some layers have one: without its size they cannot be run
+  const auto window = required ? file.get_int(key) : file.get_int_or(key, 0);
+  const auto pattern_key = key + "_pattern";
   auto period = family.gguf_window_period;
   std::vector<int64_t> pattern;  // non-zero: local
   if (file.has_key(pattern_key)) {

@@ -122,9 +122,10 @@ void read_rotary(const json& config, const Family& family, Config& cfg) {
 
 /// Which layers see a window of keys: "layer_types", or the family's rule for files that leave it out.
 void read_windows(const json& config, const Family& family, Config& cfg) {
-  if (!optional<bool>(config, {"use_sliding_window"}, family.hf_window_period != 0)) return;
-  const bool must_have_one = family.hf_window_period == 0;
-  if (!must_have_one && !find_key(config, {"sliding_window"})) return;
+  const auto rule = family.hf_window_period;
+  if (!optional<bool>(config, {"use_sliding_window"}, rule != 0)) return;
+  if (rule == 1 && !find_key(config, {"sliding_window"}))
+    return;  // Mistral and Phi-3 come with a window and without
   cfg.window_size = required<int64_t>(config, {"sliding_window"});
   if (find_key(config, {"layer_types"})) {
     for (const auto& type : required<std::vector<std::string>>(config, {"layer_types"})) {
@@ -135,11 +136,10 @@ void read_windows(const json& config, const Family& family, Config& cfg) {
     }
     return;
   }
-  const auto period = optional<int64_t>(config, {"sliding_window_pattern", "_sliding_window_pattern"},
-                                        family.hf_window_period);
-  const auto first_local = must_have_one ? required<int64_t>(config, {"max_window_layers"}) : 0;
+  const auto period = optional<int64_t>(config, {"sliding_window_pattern", "_sliding_window_pattern"}, rule);
+  const auto first = rule == 0 ? required<int64_t>(config, {"max_window_layers"}) : 0;  // Qwen2 and Qwen3
   for (int64_t layer = 0; layer < cfg.n_layers; ++layer) {
-    const bool local = must_have_one ? layer >= first_local : period <= 1 || (layer + 1) % period != 0;
+    const bool local = layer >= first && (period <= 1 || (layer + 1) % period != 0);
     cfg.attn_types.push_back(local ? "local" : "global");
   }
 }
