@@ -24,12 +24,12 @@ class HookFunction(Protocol):
 
 @dataclass(frozen=True)
 class LensHandle:
-    """One thing that is hooked in at one point."""
+    """One hook at one point."""
 
     id: int  # the registry's
     name: str
     direction: Direction
-    user_hook: HookFunction | None  # None: it records into a cache, without Python
+    user_hook: HookFunction
     is_permanent: bool = False
     context_level: int | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +20,16 @@ Hooks = Iterable[tuple[Named, HookFunction]]
 Self = TypeVar("Self", bound="Hooked")
 
 
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What every pass records, as long as it is in effect."""
+
+    names: list[str]
+    cache: _C.ActivationCache
+    incl_bwd: bool
+    options: dict[str, Any]
+
+
 class Hooked:
     """A native model and one registry of what is hooked into it, in effect for every pass until it is removed."""
 
@@ -27,6 +38,7 @@ class Hooked:
         self.context_level = 0
         self._registry = engine.make_hooks()
         self._handles: dict[int, LensHandle] = {}
+        self._recordings: list[Recording] = []
 
     def _hook_flags(self) -> dict[str, bool]:
         """Which of the points that only a hook needs count among "every point"."""
@@ -55,7 +67,15 @@ class Hooked:
 
     def _active_hooks(self) -> Any:  # an optional argument of the engine, whose stub does not say so
         """What a pass is run with: a copy, so that hooks may add and remove hooks while it runs."""
-        return None if self._registry.empty else self._registry.copy()
+        if self._registry.empty and not self._recordings:
+            return None
+        hooks = self._registry.copy()
+        for recording in self._recordings:
+            for name in recording.names:
+                hooks.record(name, recording.cache, **recording.options)
+                if recording.incl_bwd:
+                    hooks.record(name, recording.cache, gradient=True, **recording.options)
+        return hooks
 
     # Adding and removing
 
@@ -146,6 +166,8 @@ class Hooked:
                 and (names is None or handle.name in names)
             ]
         )
+        if direction != "bwd" and level is None and names is None:
+            self._recordings.clear()
 
     def reset_hooks(
         self,
@@ -238,14 +260,17 @@ class Hooked:
             "device": None if device is None else torch.device(device),
             "dtype": dtype,
         }
-        with self._context(reset_hooks_end, clear_contexts) as ids:
-            for name in self._select(names_filter, "run_with_cache"):
-                for gradient in (False, True)[: 1 + incl_bwd]:
-                    id = self._registry.record(name, cache, gradient=gradient, **options)
-                    direction: Direction = "bwd" if gradient else "fwd"
-                    self._handles[id] = LensHandle(id, name, direction, None, False, self.context_level)
-                    ids.append(id)
+        recording = Recording(self._select(names_filter, "run_with_cache"), cache, incl_bwd, options)
+        self._recordings.append(recording)
+        failed = True
+        try:
             yield cache
+            failed = False
+        finally:
+            if (reset_hooks_end or failed) and recording in self._recordings:
+                self._recordings.remove(recording)
+            if clear_contexts:
+                self.clear_contexts()
 
 
 def caching_hooks(

@@ -44,6 +44,17 @@ class Part:
         return f"{type(self).__name__}({self.name!r}: {', '.join(dir(self))})"
 
 
+class Norm(Part):
+    """A norm before attention or MLP; called with residuals [..., d_model], it gives what that part of the block reads.
+
+    Its weight is applied, if it was not folded.
+    """
+
+    def __call__(self, resid: torch.Tensor) -> torch.Tensor:
+        _, layer, norm = self.name.split(".")
+        return _C.apply_norm(self.model.engine, resid[None], None, layer=int(layer), mlp_input=norm == "ln2")[0]
+
+
 class Block(Part):
     """A block; called with the residual before it [batch, pos, d_model], it gives the one after it."""
 
@@ -55,6 +66,16 @@ class Block(Part):
         return self.model.forward(
             resid_pre, start_at_layer=self.layer, stop_at_layer=self.layer + 1, attention_mask=attention_mask
         )
+
+    @property
+    def ln1(self) -> Norm:
+        """The norm before attention."""
+        return Norm(self.model, f"{self.name}.ln1")
+
+    @property
+    def ln2(self) -> Norm:
+        """The norm before the MLP."""
+        return Norm(self.model, f"{self.name}.ln2")
 
 
 class Embed(Part):

@@ -1,14 +1,25 @@
 """HookedTransformer on tiny random models: the properties that TransformerLens's own tests state, in float64."""
 
+import json
+
 import pytest
 import torch
-from tiny import write_tiny
+from safetensors.torch import load_file, save_file
+from tiny import ARCHITECTURES, write_tiny, write_tiny_transformers
 from tiny_chat import write_tiny_chat
 
 import introspect
 from introspect import FactoredMatrix, HookedTransformer, HookedTransformerKeyValueCache
 
 FLOOR = {"rtol": 0, "atol": 1e-9}  # float64: other kernels for other shapes, nothing else
+WITH_BOS = {
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "GPT2LMHeadModel",
+    "Phi3ForCausalLM",
+}
 FAMILIES = ["Qwen2ForCausalLM", "LlamaForCausalLM"]
 
 
@@ -92,6 +103,10 @@ def test_parts_of_the_model_can_be_called(model, tokens):
     assert model.blocks[1].attn.W_O.shape == (model.cfg.n_heads, model.cfg.d_head, model.cfg.d_model)
     assert model.blocks[1].ln1.hook_scale.name == "blocks.1.ln1.hook_scale"
     assert len(model.blocks) == model.cfg.n_layers
+    q = torch.einsum("bpd,hdk->bphk", model.blocks[1].ln1(cache["resid_pre", 1]), model.blocks[1].attn.W_Q)
+    torch.testing.assert_close(q + model.blocks[1].attn.b_Q, cache["q", 1], **FLOOR)
+    pre = model.blocks[1].ln2(cache["resid_mid", 1]) @ model.blocks[1].mlp.W_gate
+    torch.testing.assert_close(pre, cache["pre", 1], **FLOOR)
     with pytest.raises(AttributeError, match="hook_z"):
         _ = model.blocks[1].attn.hook_nothing
     with pytest.raises(AttributeError, match="hook_nothing"):
@@ -416,6 +431,27 @@ def test_weights_compute_what_the_model_computes(model, tokens):
         _ = model.W_pos
 
 
+def test_grouped_heads_are_heads_with_repeated_keys_and_values(tmp_path, tokens):
+    """The same model written with a key and value head of its own for each query head."""
+    folder = write_tiny(tmp_path / "grouped", "LlamaForCausalLM")
+    grouped, weights = load(folder), load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if "k_proj" in name or "v_proj" in name:
+            weights[name] = weight.view(2, 8, -1).repeat_interleave(2, 0).reshape(32, -1).contiguous()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_key_value_heads": 4}))
+    save_file(weights, folder / "model.safetensors")
+    full = load(folder)
+    torch.testing.assert_close(grouped(tokens), full(tokens), **FLOOR)
+    for name in ("W_K", "W_V", "b_K", "b_V", "W_Q", "W_O"):
+        assert torch.equal(getattr(grouped, name), getattr(full, name))
+    for mode in ("Q", "K", "V"):
+        torch.testing.assert_close(grouped.all_composition_scores(mode), full.all_composition_scores(mode), **FLOOR)
+    few, many = (model.run_with_cache(tokens)[1] for model in (grouped, full))
+    assert (few["k", 1].shape[2], many["k", 1].shape[2]) == (2, 4)
+    torch.testing.assert_close(few["pattern", 1], many["pattern", 1], **FLOOR)
+
+
 def test_circuits_of_grouped_heads(model):
     assert model.cfg.n_key_value_heads < model.cfg.n_heads
     for circuit, expected in ((model.QK, model.W_Q @ model.W_K.mT), (model.OV, model.W_V @ model.W_O)):
@@ -465,6 +501,31 @@ def test_gradients_of_weights_are_there_when_asked_for(folder, tokens):
     model.zero_grad()
     model.requires_grad_(False)
     assert not model(tokens).requires_grad
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_answers_to_the_same_names(name, tmp_path, rng):
+    model = load(write_tiny_transformers(tmp_path / "tiny", name))
+    c, tokens = model.cfg, torch.randint(3, 100, (2, 9), generator=rng)
+    assert c.default_prepend_bos is (c.original_architecture in WITH_BOS)
+    loss, cache = model.run_with_cache(tokens, return_type="loss", incl_bwd=True)
+    assert loss.isfinite()
+    assert all(value.isfinite().all() for value in cache.values() if value.ndim == 3)
+    assert cache["blocks.0.hook_resid_pre_grad"].shape == (2, 9, c.d_model)
+    logits = model(tokens)
+    # within the rounding of norms, which are computed in float32
+    torch.testing.assert_close(model(model(tokens, stop_at_layer=1), start_at_layer=1), logits, rtol=0, atol=1e-5)
+    past = cache_for(model, 2)
+    parts = [model(part, past_kv_cache=past) for part in tokens.split([4, 5], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), logits, rtol=0, atol=1e-5)
+    z = cache["z", 2].reshape(2, 9, -1) @ model.W_O[2].flatten(0, 1) + model.b_O[2]
+    if not c.use_normalization_before_and_after:
+        torch.testing.assert_close(z, cache["attn_out", 2], rtol=0, atol=1e-5)
+    assert model.QK.shape == model.OV.shape == (c.n_layers, c.n_heads, c.d_model, c.d_model)
+    assert model.all_composition_scores("V").isfinite().all()
+    batch = model.generate(tokens, 4, do_sample=False, stop_at_eos=False, verbose=False)
+    alone = model.generate(tokens[1:], 4, do_sample=False, stop_at_eos=False, verbose=False)
+    assert batch[1].tolist() == alone[0].tolist()
 
 
 # Loading and bad input
