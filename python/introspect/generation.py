@@ -78,7 +78,7 @@ class GenerationMethods:
         if return_type == "input":
             return_type = "str" if is_text else "tokens"
         side = "left" if is_text and not isinstance(input, str) and padding_side is None else padding_side
-        tokens, mask = self._tokens_of(input, prepend_bos, side, None)
+        tokens, mask = self._tokens_of(input, prepend_bos, side)
         if mask is None:
             mask = torch.ones_like(tokens, dtype=torch.bool)
         prompts = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]

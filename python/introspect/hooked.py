@@ -208,7 +208,8 @@ class Hooked:
 
         Args:
             fwd_hooks: (name, hook) pairs as for ``add_hook``.
-            bwd_hooks: the same for gradients; ``backward`` must be called inside the block.
+            bwd_hooks: the same for gradients: they act on the backward pass of what is computed inside the block,
+                even if ``backward`` is called after it.
             reset_hooks_end: False leaves the hooks in place.
             clear_contexts: empty the ``ctx`` of every point at the end.
 

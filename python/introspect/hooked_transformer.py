@@ -300,7 +300,7 @@ class HookedTransformer(TokenMethods, WeightMethods, GenerationMethods, Parts, M
         if shortformer_pos_embed is not None:
             raise _C.ConfigError("forward: shortformer_pos_embed is not supported")
         if start_at_layer is None:
-            input, mask = self._tokens_of(input, prepend_bos, padding_side, past_kv_cache)
+            input, mask = self._tokens_of(input, prepend_bos, padding_side)
             tokens = input
             attention_mask = mask if attention_mask is None else attention_mask
         elif not isinstance(input, torch.Tensor):
@@ -330,7 +330,6 @@ class HookedTransformer(TokenMethods, WeightMethods, GenerationMethods, Parts, M
         input: str | Sequence[str] | torch.Tensor,
         prepend_bos: bool | None,
         padding_side: Side | None,
-        cache: HookedTransformerKeyValueCache | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Tokens [batch, pos] and their mask, None where all are real."""
         side = self._side(padding_side)
@@ -377,8 +376,8 @@ class HookedTransformer(TokenMethods, WeightMethods, GenerationMethods, Parts, M
         Args:
             model_args: those of ``forward``, as ``model_kwargs`` are.
             fwd_hooks: (name, hook) pairs; a name may be a list of names or a predicate on them.
-            bwd_hooks: the same for gradients. They are needed when ``backward`` is called: keep them with
-                ``reset_hooks_end=False``, or use ``with model.hooks(...)``.
+            bwd_hooks: the same for gradients: they act on the backward pass of this output, whenever it is run (in
+                TransformerLens only with ``reset_hooks_end=False``).
             reset_hooks_end: remove these hooks after the pass.
             clear_contexts: empty the ``ctx`` of every hook point after it.
 

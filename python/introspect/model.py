@@ -184,8 +184,7 @@ class Model(Hooked):
 
         Args:
             fwd_hooks: (name, hook) pairs; a name may be a list of names or a predicate on them.
-            bwd_hooks: the same for gradients: they run when ``backward`` is called, so keep them with
-                ``reset_hooks_end=False``, or use ``with model.hooks(...)``.
+            bwd_hooks: the same for gradients: they act on the backward pass of these logits, whenever it is run.
             reset_hooks_end: remove these hooks after the pass.
             clear_contexts: empty the ``ctx`` of every hook point after it.
             options: those of a call of the model.

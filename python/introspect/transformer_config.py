@@ -32,7 +32,6 @@ class HookedTransformerConfig:
     _CONSTANT: dict[str, Any] = {  # noqa: RUF012
         "attention_dir": "causal",
         "attn_only": False,
-        "final_rms": True,
         "n_devices": 1,
         "seed": None,
         "ungroup_grouped_query_attention": False,
