@@ -5,6 +5,7 @@
 
 #include "introspect/core/check.h"
 #include "introspect/core/parallel.h"
+#include "ops/gemm.h"
 
 // The vectors never cross a call: everything that takes or returns one is inlined.
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -123,6 +124,21 @@ bool has_kernel(const torch::Tensor& weight) {
   return weight.is_cpu() && weight.is_contiguous() && (dtype == torch::kFloat32 || dtype == torch::kBFloat16);
 }
 
+/// x [N, D] float32 times the rows of w [V, D] float32, plus b [V] or nothing -> float32 [N, V].
+torch::Tensor product(const torch::Tensor& x_ND, const torch::Tensor& w_VD, const torch::Tensor& b_V) {
+  const int64_t N = x_ND.size(0), D = x_ND.size(1), V = w_VD.size(0);
+  auto out_NV = at::empty({N, V}, x_ND.options());
+  const auto x = x_ND.contiguous();
+  gemm_rows(x.const_data_ptr<float>(), w_VD.const_data_ptr<float>(),
+            b_V.defined() ? b_V.const_data_ptr<float>() : nullptr, out_NV.mutable_data_ptr<float>(), N, V, D);
+  return out_NV;
+}
+
+bool has_product(const torch::Tensor& weight) {
+  return weight.is_cpu() && weight.is_contiguous() && weight.scalar_type() == torch::kFloat32 &&
+         weight.numel() > 0 && has_gemm_rows();
+}
+
 bool needs_grad(const torch::Tensor& x, const torch::Tensor& weight) {
   return at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad());
 }
@@ -132,29 +148,35 @@ bool needs_grad(const torch::Tensor& x, const torch::Tensor& weight) {
 torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) {
   const int64_t D = weight.size(1);
   const int64_t rows = x.numel() / std::max<int64_t>(1, D);
-  const bool few = rows > 0 && rows <= kMaxRows && x.scalar_type() == weight.scalar_type() &&
-                   has_kernel(weight) && x.size(-1) == D && !needs_grad(x, weight);
-  if (!few) return bias.defined() ? at::linear(x, weight, bias) : at::linear(x, weight);
-  auto y = matvec(x.reshape({rows, D}).to(torch::kFloat32).contiguous(), weight);
-  if (bias.defined()) y.add_(bias);
+  const bool fits = rows > 0 && x.size(-1) == D && x.scalar_type() == weight.scalar_type() &&
+                    !needs_grad(x, weight) && (!bias.defined() || !needs_grad(bias, bias));
   auto sizes = x.sizes().vec();
   sizes.back() = weight.size(0);
-  return y.to(x.scalar_type()).view(sizes);
+  if (fits && rows <= kMaxRows && has_kernel(weight)) {
+    auto y = matvec(x.reshape({rows, D}).to(torch::kFloat32).contiguous(), weight);
+    if (bias.defined()) y.add_(bias);
+    return y.to(x.scalar_type()).view(sizes);
+  }
+  if (fits && has_product(weight)) return product(x.reshape({rows, D}), weight, bias).view(sizes);
+  return bias.defined() ? at::linear(x, weight, bias) : at::linear(x, weight);
 }
 
 torch::Tensor linear_fp32(const torch::Tensor& x_ND, const torch::Tensor& weight_VD) {
   check<ShapeError>(x_ND.dim() == 2 && weight_VD.dim() == 2 && x_ND.size(1) == weight_VD.size(1),
                     "linear_fp32: x [N, D] and weight [V, D] are required, got ", x_ND.sizes(), " and ",
                     weight_VD.sizes());
-  if (x_ND.size(0) <= kMaxRows && x_ND.size(0) > 0 && has_kernel(weight_VD) && !needs_grad(x_ND, weight_VD))
-    return matvec(x_ND.contiguous(), weight_VD);
+  const bool plain = x_ND.size(0) > 0 && !needs_grad(x_ND, weight_VD);
+  if (plain && x_ND.size(0) <= kMaxRows && has_kernel(weight_VD)) return matvec(x_ND.contiguous(), weight_VD);
+  if (plain && has_product(weight_VD)) return product(x_ND, weight_VD, {});
   if (weight_VD.scalar_type() == torch::kFloat32) return at::linear(x_ND, weight_VD);
   // Widened block by block: the whole unembedding in float32 would double the memory of a bfloat16 model.
   constexpr int64_t kBlockRows = 8192;
   std::vector<torch::Tensor> blocks;
   for (int64_t v = 0; v < weight_VD.size(0); v += kBlockRows) {
-    const auto block = weight_VD.narrow(0, v, std::min(kBlockRows, weight_VD.size(0) - v));
-    blocks.push_back(at::linear(x_ND, block.to(torch::kFloat32)));
+    const auto block_vD =
+        weight_VD.narrow(0, v, std::min(kBlockRows, weight_VD.size(0) - v)).to(torch::kFloat32);
+    blocks.push_back(plain && has_product(block_vD) ? product(x_ND, block_vD, {})
+                                                    : at::linear(x_ND, block_vD));
   }
   return at::cat(blocks, 1);
 }
