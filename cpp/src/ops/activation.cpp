@@ -24,7 +24,9 @@ torch::Tensor activate(Activation kind, const torch::Tensor& x) {
 }
 
 torch::Tensor gated(Activation kind, const torch::Tensor& gate, const torch::Tensor& x) {
-  return activate(kind, gate) * x;
+  auto y = activate(kind, gate);
+  const bool graph = at::GradMode::is_enabled() && (gate.requires_grad() || x.requires_grad());
+  return graph ? y * x : y.mul_(x);
 }
 
 }  // namespace introspect::ops

@@ -5,9 +5,7 @@
 #include <memory>
 
 #include "introspect/core/parallel.h"
-
-// The vectors never cross a call: everything that takes or returns one is inlined.
-#pragma GCC diagnostic ignored "-Wpsabi"
+#include "ops/vector.h"
 
 namespace introspect::ops {
 
@@ -15,9 +13,7 @@ namespace introspect::ops {
 
 namespace {
 
-constexpr int64_t kLanes = 16;  // rows of x in one AVX-512 register
-using Vector = float __attribute__((vector_size(kLanes * sizeof(float))));
-
+// A vector holds one element of each of 16 rows of x, and is one AVX-512 register.
 #define INTROSPECT_AVX512 __attribute__((target("arch=x86-64-v4")))
 
 /// x [M, K] as panels of 16 rows, each [K, 16], so that one load gives 16 rows' k-th element; missing rows are zero.

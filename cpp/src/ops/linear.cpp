@@ -1,56 +1,17 @@
 #include "introspect/ops/linear.h"
 
-#include <cstdint>
-#include <cstring>
-
 #include "introspect/core/check.h"
 #include "introspect/core/parallel.h"
 #include "ops/gemm.h"
-
-// The vectors never cross a call: everything that takes or returns one is inlined.
-#pragma GCC diagnostic ignored "-Wpsabi"
+#include "ops/vector.h"
 
 namespace introspect::ops {
 
 namespace {
 
 constexpr int64_t kMaxRows = 4;  // above this ATen's matrix product is faster
-constexpr int64_t kLanes = 16;   // floats in one vector: one AVX-512 register, two of AVX2
 constexpr int64_t kUnroll = 4;   // independent accumulators, to hide the latency of the additions
 constexpr int64_t kBytesPerTask = 1 << 16;
-
-using Vector = float __attribute__((vector_size(kLanes * sizeof(float))));
-using Halves = uint16_t __attribute__((vector_size(kLanes * sizeof(uint16_t))));
-using Words = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t))));
-
-// The compiler makes one copy of each kernel per instruction set and picks when the library is loaded.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define INTROSPECT_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define INTROSPECT_CLONES
-#endif
-
-[[gnu::always_inline]] inline Vector load(const float* p) {
-  Vector v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-/// bfloat16 is the upper half of a float32.
-[[gnu::always_inline]] inline Vector load(const c10::BFloat16* p) {
-  Halves h;
-  std::memcpy(&h, p, sizeof h);
-  const Words w = __builtin_convertvector(h, Words) << 16;
-  Vector v;
-  std::memcpy(&v, &w, sizeof v);
-  return v;
-}
-
-[[gnu::always_inline]] inline float sum(const Vector& v) {
-  float total = 0;
-  for (int64_t i = 0; i < kLanes; ++i) total += v[i];
-  return total;
-}
 
 /// out[n, v] = x[n, :] . w[v, :] for v in [first, last), float32 accumulation.
 template <typename W, int N>

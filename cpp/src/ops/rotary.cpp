@@ -4,6 +4,8 @@
 #include <numbers>
 
 #include "introspect/core/check.h"
+#include "introspect/core/parallel.h"
+#include "ops/vector.h"
 
 namespace introspect::ops {
 
@@ -42,12 +44,86 @@ std::pair<torch::Tensor, torch::Tensor> rotary_angles(const torch::Tensor& posit
   return {angles.cos().to(dtype), angles.sin().to(dtype)};
 }
 
+namespace {
+
+constexpr int64_t kElementsPerTask = 1 << 15;
+
+struct Rotation {
+  int64_t T, H, K, half;                  // half: K2, the pairs that are rotated
+  int64_t batch_stride, position_stride;  // of x; heads and their elements are dense
+  int64_t angle_stride;                   // from one row of the batch to the next; 0 where they share angles
+};
+
+/// Rows [first, last) of the result, numbered as [B, H, T]; each product rounded to T, as transformers rounds.
+template <typename T>
+[[gnu::always_inline]] inline void rotate_rows(const T* x, const T* cos, const T* sin, T* out,
+                                               const Rotation& r, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
+    const int64_t b = row / (r.H * r.T), h = row / r.T % r.H, t = row % r.T;
+    const T* in = x + b * r.batch_stride + t * r.position_stride + h * r.K;
+    const T* c = cos + b * r.angle_stride + t * r.half;
+    const T* s = sin + b * r.angle_stride + t * r.half;
+    T* to = out + row * r.K;
+    int64_t i = 0;
+    for (; i + kLanes <= r.half; i += kLanes) {
+      const Vector u = load(in + i), v = load(in + r.half + i), cosine = load(c + i), sine = load(s + i);
+      store(to + i, rounded_to<T>(u * cosine) - rounded_to<T>(v * sine));
+      store(to + r.half + i, rounded_to<T>(v * cosine) + rounded_to<T>(u * sine));
+    }
+    const auto product = [](T a, T b) {
+      return static_cast<float>(static_cast<T>(static_cast<float>(a) * static_cast<float>(b)));
+    };
+    for (; i < r.half; ++i) {
+      const T u = in[i], v = in[r.half + i];
+      to[i] = static_cast<T>(product(u, c[i]) - product(v, s[i]));
+      to[r.half + i] = static_cast<T>(product(v, c[i]) + product(u, s[i]));
+    }
+    for (i = 2 * r.half; i < r.K; ++i) to[i] = in[i];
+  }
+}
+
+INTROSPECT_CLONES void rotate(const float* x, const float* cos, const float* sin, float* out,
+                              const Rotation& r, int64_t first, int64_t last) {
+  rotate_rows(x, cos, sin, out, r, first, last);
+}
+
+INTROSPECT_CLONES void rotate(const c10::BFloat16* x, const c10::BFloat16* cos, const c10::BFloat16* sin,
+                              c10::BFloat16* out, const Rotation& r, int64_t first, int64_t last) {
+  rotate_rows(x, cos, sin, out, r, first, last);
+}
+
+bool has_kernel(const torch::Tensor& x_BTHK, const torch::Tensor& cos, const torch::Tensor& sin) {
+  const auto dtype = x_BTHK.scalar_type();
+  return x_BTHK.is_cpu() && (dtype == torch::kFloat32 || dtype == torch::kBFloat16) &&
+         cos.scalar_type() == dtype && cos.is_contiguous() && sin.is_contiguous() && x_BTHK.numel() > 0 &&
+         x_BTHK.stride(3) == 1 && x_BTHK.stride(2) == x_BTHK.size(3) &&
+         !(at::GradMode::is_enabled() && x_BTHK.requires_grad());
+}
+
+template <typename T>
+torch::Tensor rotated(const torch::Tensor& x_BTHK, const torch::Tensor& cos, const torch::Tensor& sin) {
+  const int64_t B = x_BTHK.size(0), T_ = x_BTHK.size(1), H = x_BTHK.size(2), K = x_BTHK.size(3);
+  const int64_t half = cos.size(-1);
+  const Rotation r = {T_, H, K, half, x_BTHK.stride(0), x_BTHK.stride(1), cos.size(0) == 1 ? 0 : T_ * half};
+  auto out_BHTK = at::empty({B, H, T_, K}, x_BTHK.options());
+  T* out = out_BHTK.template mutable_data_ptr<T>();
+  parallel_for(0, B * H * T_, std::max<int64_t>(1, kElementsPerTask / K), [&](int64_t first, int64_t last) {
+    rotate(x_BTHK.const_data_ptr<T>(), cos.const_data_ptr<T>(), sin.const_data_ptr<T>(), out, r, first, last);
+  });
+  return out_BHTK.transpose(1, 2);
+}
+
+}  // namespace
+
 torch::Tensor apply_rotary(const torch::Tensor& x_BTHK, const torch::Tensor& cos_BTK2,
                            const torch::Tensor& sin_BTK2) {
   const int64_t half = cos_BTK2.size(-1);
   check<ShapeError>(x_BTHK.dim() == 4 && x_BTHK.size(3) >= 2 * half && cos_BTK2.size(1) == x_BTHK.size(1),
                     "apply_rotary: x must be [batch, ", cos_BTK2.size(1), ", heads, at least ", 2 * half,
                     "], got ", x_BTHK.sizes());
+  if (has_kernel(x_BTHK, cos_BTK2, sin_BTK2))
+    return x_BTHK.scalar_type() == torch::kFloat32 ? rotated<float>(x_BTHK, cos_BTK2, sin_BTK2)
+                                                   : rotated<c10::BFloat16>(x_BTHK, cos_BTK2, sin_BTK2);
   const auto x_BHTK = x_BTHK.transpose(1, 2);
   const auto cos = cos_BTK2.unsqueeze(1), sin = sin_BTK2.unsqueeze(1);
   const auto a = x_BHTK.narrow(3, 0, half), b = x_BHTK.narrow(3, half, half);

@@ -9,11 +9,12 @@ namespace introspect::ops {
 /// Root-mean-square norm over the last dimension, as in Llama and Qwen2.
 ///
 /// Computed in float32, for float64 input too, and rounded to x's dtype before the weight is applied: the checkpoints
-/// were trained so, and float64 runs stay comparable with transformers'.
+/// were trained so, and float64 runs stay comparable with transformers'. float32 and bfloat16 on the CPU take a kernel
+/// of our own that reads x once, unless a gradient is asked for.
 ///
 /// Shapes: x [..., D], weight [D] -> [..., D]. eps is added to the mean square.
 /// Throws ShapeError if weight is not [D].
-/// Source: Zhang & Sennrich 2019, arXiv:1910.07467; bit-equal to transformers' LlamaRMSNorm.
+/// Source: Zhang & Sennrich 2019, arXiv:1910.07467; matches transformers' LlamaRMSNorm, in float64 bit for bit.
 INTROSPECT_EXPORT torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double eps);
 
 /// rms_norm before its weight: x / sqrt(mean(x^2) + eps) over the last dimension, in x's dtype.

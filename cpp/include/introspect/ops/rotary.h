@@ -27,14 +27,15 @@ struct RotaryScaling {
 INTROSPECT_EXPORT torch::Tensor rotary_frequencies(int64_t d_rotary, double base,
                                                    const RotaryScaling& scaling);
 
-/// Cosines and sines of position * frequency in `dtype`, each [B, T, K/2] for positions [B, T].
+/// Cosines and sines of position * frequency in `dtype`, each [B, T, d_rotary / 2] for positions [B, T].
 INTROSPECT_EXPORT std::pair<torch::Tensor, torch::Tensor> rotary_angles(const torch::Tensor& positions_BT,
                                                                         const torch::Tensor& frequencies,
                                                                         torch::ScalarType dtype);
 
-/// Rotates each pair (x[i], x[i + K/2]) by its position's angle (the half-split layout of Hugging Face checkpoints).
+/// Rotates each pair (x[i], x[i + K2]) by its position's angle (the half-split layout of Hugging Face checkpoints);
+/// what lies behind the 2 * K2 rotated elements of a head stays as it is.
 ///
-/// Shapes: x [B, T, H, K], cos and sin [B or 1, T, K/2] -> [B, T, H, K], stored head by head ([B, H, T, K] is its
+/// Shapes: x [B, T, H, K], cos and sin [B or 1, T, K2] -> [B, T, H, K], stored head by head ([B, H, T, K] is its
 /// contiguous transpose), which is what attention wants.
 /// Throws ShapeError for other shapes.
 INTROSPECT_EXPORT torch::Tensor apply_rotary(const torch::Tensor& x_BTHK, const torch::Tensor& cos_BTK2,
