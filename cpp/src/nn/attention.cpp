@@ -83,17 +83,46 @@ torch::Tensor Attention::forward(const AttentionInput& x, const Context& ctx) co
     if (now_v.requires_grad()) v_BGSK = with_gradient(v_BGSK, now_v);
   }
 
-  const bool hooked = ctx.wants(Point::kAttnScores) || ctx.wants(Point::kPattern);
   torch::Tensor z_BTHK;
-  if (hooked || options_.soft_cap > 0) {
+  if (ctx.changes(Point::kAttnScores) || ctx.changes(Point::kPattern) || options_.soft_cap > 0) {
     const auto scores_BHTS = ctx.hook(
         Point::kAttnScores,
         ops::attention_scores(q_BTHK, k_BGSK, 1 / options_.scale, positions.mask, options_.soft_cap));
     z_BTHK = ops::attend(ctx.hook(Point::kPattern, ops::attention_pattern(scores_BHTS)), v_BGSK);
   } else {
     z_BTHK = ops::attention(q_BTHK, k_BGSK, v_BGSK, 1 / options_.scale, positions.mask);
+    if (ctx.wants(Point::kAttnScores) || ctx.wants(Point::kPattern))
+      show_pattern(q_BTHK, k_BGSK, positions.mask, ctx);
   }
   return project_out(ctx.hook(Point::kZ, z_BTHK), ctx);
+}
+
+/// Computes the scores and the pattern for those who read them: of the queries and heads that they ask for.
+void Attention::show_pattern(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
+                             const ops::AttentionMask& mask, const Context& ctx) const {
+  const hooks::Site scores{Point::kAttnScores, ctx.layer}, pattern{Point::kPattern, ctx.layer};
+  const bool wants_scores = ctx.hooks->wants(scores), wants_pattern = ctx.hooks->wants(pattern);
+  auto part = ctx.hooks->asked(wants_pattern ? pattern : scores);
+  if (wants_scores && wants_pattern && !(ctx.hooks->asked(scores) == part)) part = {};
+
+  auto q_BtHK = q_BTHK;
+  auto keys = k_BGSK;
+  auto visible = mask;
+  if (!std::holds_alternative<std::monostate>(part.positions)) {
+    const int64_t T = q_BTHK.size(1), S = k_BGSK.size(2);
+    const auto rows = torch::tensor(hooks::position_indices(part, T), torch::kLong).to(q_BTHK.device());
+    q_BtHK = q_BTHK.index_select(1, rows);
+    visible = ops::mask_of_rows(mask, rows, T, S, q_BTHK.scalar_type());
+  }
+  if (!part.heads.empty()) {
+    const int64_t H = q_BTHK.size(2), R = H / k_BGSK.size(1);
+    const auto heads = torch::tensor(part.heads, torch::kLong).remainder(H).to(q_BTHK.device());
+    q_BtHK = q_BtHK.index_select(2, heads);
+    keys = k_BGSK.index_select(1, heads.div(R, "floor"));
+  }
+  const auto scores_BhtS = ops::attention_scores(q_BtHK, keys, 1 / options_.scale, visible);
+  if (wants_scores) ctx.hooks->record(scores, scores_BhtS, part);
+  if (wants_pattern) ctx.hooks->record(pattern, ops::attention_pattern(scores_BhtS), part);
 }
 
 torch::Tensor Attention::project_out(const torch::Tensor& z_BTHK, const Context& ctx) const {

@@ -62,10 +62,13 @@ torch::Tensor attention_scores(const torch::Tensor& q_BTHK, const torch::Tensor&
   const int64_t B = q_BTHK.size(0), T = q_BTHK.size(1), H = q_BTHK.size(2), K = q_BTHK.size(3);
   const int64_t G = k_BGSK.size(1), S = k_BGSK.size(2), R = H / G;
   const auto q = group_queries(q_BTHK, G).reshape({B * G, R * T, K});
-  auto scores = at::matmul(q, k_BGSK.reshape({B * G, S, K}).transpose(1, 2)).mul(scale).view({B, H, T, S});
+  auto scores = at::matmul(q, k_BGSK.reshape({B * G, S, K}).transpose(1, 2)).view({B, H, T, S});
+  const bool graph = at::GradMode::is_enabled() && scores.requires_grad();
+  scores = graph ? scores * scale : scores.mul_(scale);
   if (soft_cap > 0) scores = (scores / soft_cap).tanh() * soft_cap;
   const auto additive = as_additive(mask, T, S, scores);
-  return additive.defined() ? scores + additive : scores;
+  if (!additive.defined()) return scores;
+  return graph ? scores + additive : scores.add_(additive);
 }
 
 torch::Tensor attention_pattern(const torch::Tensor& scores_BHTS) {
@@ -79,6 +82,15 @@ torch::Tensor attend(const torch::Tensor& pattern_BHTS, const torch::Tensor& v_B
   const int64_t G = v_BGSK.size(1), K = v_BGSK.size(3);
   const auto pattern = pattern_BHTS.reshape({B * G, H / G * T, S});
   return at::matmul(pattern, v_BGSK.reshape({B * G, S, K})).view({B, H, T, K}).transpose(1, 2);
+}
+
+AttentionMask mask_of_rows(const AttentionMask& mask, const torch::Tensor& rows, int64_t T, int64_t S,
+                           torch::ScalarType dtype) {
+  if (mask.additive.defined()) return {mask.causal, mask.additive.index_select(2, rows)};
+  if (!mask.causal) return mask;
+  const auto hidden = at::arange(S, rows.options()).unsqueeze(0) > (rows + (S - T)).unsqueeze(1);
+  const auto additive = at::zeros(hidden.sizes(), rows.options().dtype(dtype));
+  return {true, additive.masked_fill(hidden, -std::numeric_limits<double>::infinity()).view({1, 1, -1, S})};
 }
 
 torch::Tensor additive_mask(const torch::Tensor& real_BS, int64_t n_queries, torch::ScalarType dtype,

@@ -37,8 +37,8 @@ class INTROSPECT_EXPORT Attention {
  public:
   Attention(AttentionWeights weights, AttentionOptions options);
 
-  /// x -> [B, T, D]. Appends to ctx.cache if there is one. Never builds the pattern unless it is hooked or the scores
-  /// are capped.
+  /// x -> [B, T, D]. Appends to ctx.cache if there is one. Builds the whole pattern only where a hook may change it or the
+  /// scores are capped; where it is read, the rows and heads that are read.
   ///
   /// Throws HookError if each query head is given a key input of its own while its group's keys are to be cached.
   torch::Tensor forward(const AttentionInput& x, const Context& ctx) const;
@@ -51,6 +51,8 @@ class INTROSPECT_EXPORT Attention {
     torch::Tensor q_BTHK, k_BTGK, v_BTGK;
   };
   Qkv project(const AttentionInput& x) const;
+  void show_pattern(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK, const ops::AttentionMask& mask,
+                    const Context& ctx) const;
   torch::Tensor project_out(const torch::Tensor& z_BTHK, const Context& ctx) const;
 
   AttentionWeights weights_;

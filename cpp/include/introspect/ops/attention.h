@@ -34,6 +34,10 @@ INTROSPECT_EXPORT torch::Tensor attention_pattern(const torch::Tensor& scores_BH
 /// The pattern's mean of the values: z [B, T, H, K] from pattern [B, H, T, S] and v [B, G, S, K].
 INTROSPECT_EXPORT torch::Tensor attend(const torch::Tensor& pattern_BHTS, const torch::Tensor& v_BGSK);
 
+/// The mask of some of the T queries of a pass, rows int64 [n], over its S keys.
+INTROSPECT_EXPORT AttentionMask mask_of_rows(const AttentionMask& mask, const torch::Tensor& rows, int64_t T,
+                                             int64_t S, torch::ScalarType dtype);
+
 /// The additive mask of T new positions after S - T cached ones: float [B, 1, T, S], 0 where query t may see key s.
 ///
 /// real_BS is bool [B, S], false for padding; a padded query sees itself, so that no row of the softmax is empty.
