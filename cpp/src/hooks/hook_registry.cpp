@@ -37,9 +37,11 @@ torch::Tensor run_callback(const Callback& callback, Site site, const torch::Ten
     if (replacement->is_same(given)) given.reset();
     return unshared(std::move(*replacement));
   }
-  // Writes that autograd does not see, through numpy or .data, leave the version as it was.
-  const bool written = (counted && given._version() != version) || !at::equal(given, value);
-  if (!written) return value;
+  // A hook may have kept the tensor to ask for its gradient: then it must stand in the graph. Writes that autograd does
+  // not see, through numpy or .data, leave the version as it was.
+  const bool goes_on = (at::GradMode::is_enabled() && given.requires_grad()) ||
+                       (counted && given._version() != version) || !at::equal(given, value);
+  if (!goes_on) return value;
   check_replacement(hook_name(site), value, given);
   return unshared(std::move(given));
 }
@@ -204,9 +206,14 @@ torch::Tensor HookRegistry::run(Site site, const torch::Tensor& x, int64_t offse
 torch::Tensor HookRegistry::watch_gradient(Site site, const torch::Tensor& x) const {
   if (!at::GradMode::is_enabled() || !x.is_floating_point()) return x;
   std::vector<ActionPtr> actions;
-  for (const auto& action : table_[points_.index(site)])
-    if (action->direction == Direction::kBackward) actions.push_back(action);
-  // An alias that only this site hands on: the hook sees neither other uses of the tensor nor outlives the pass.
+  for (const auto& action : table_[points_.index(site)]) {
+    if (action->direction != Direction::kBackward) continue;
+    if (const auto* reader = std::get_if<Reader>(&action->what))
+      position_indices(reader->part,
+                       x.size(position_axis(site.point)));  // its errors come now, not within autograd
+    actions.push_back(action);
+  }
+  // An alias that only this site hands on: the hook sees no other uses of the tensor, and ends with it.
   auto alias = x.requires_grad() ? x.view_as(x) : x.detach().requires_grad_(true);
   alias.register_hook([actions = std::move(actions), site](const torch::Tensor& gradient) {
     torch::Tensor current = gradient;

@@ -65,7 +65,7 @@ POSITIONS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     name=st.sampled_from(
         [
@@ -228,6 +228,24 @@ def test_what_cannot_replace_is_a_hook_error_that_names_the_hook(model, tokens, 
         model.engine.forward(tokens, hooks=hooks).sum().backward()
 
 
+@pytest.mark.parametrize("start", ["hook_embed", POST])
+def test_a_tensor_that_a_hook_keeps_stands_in_the_graph(model, tokens, hooks, start):
+    """The graph begins at an earlier gradient, or where the hook asks for one itself."""
+    kept, cache = [], ActivationCache()
+
+    def keep(x, name):
+        kept.append(x.requires_grad_())
+        x.retain_grad()
+
+    hooks.record(start, cache, gradient=True)
+    hooks.add(POST, keep)
+    hooks.record("blocks.2.hook_resid_pre", cache, gradient=True)
+    logits = model.engine.forward(tokens, hooks=hooks)
+    torch.testing.assert_close(logits, model(tokens), **FLOOR)
+    logits.square().sum().backward()
+    assert torch.equal(kept[0].grad, cache["blocks.2.hook_resid_pre_grad"])
+
+
 @pytest.mark.parametrize("direction", ["fwd", "bwd"])
 def test_errors_of_a_hook_pass_through_as_themselves(model, tokens, hooks, direction):
     class Mine(Exception):
@@ -263,8 +281,9 @@ def test_parts_that_cannot_be_are_refused(hooks, error, name, options):
     assert hooks.empty
 
 
-def test_a_position_that_the_pass_does_not_have_is_an_error(model, tokens, hooks):
-    hooks.record(POST, ActivationCache(), positions=T)
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_position_that_the_pass_does_not_have_is_an_error(model, tokens, hooks, gradient):
+    hooks.record(POST, ActivationCache(), positions=T, gradient=gradient)
     with pytest.raises(IndexError, match="-7 to 6, got 7"):
         model.engine.forward(tokens, hooks=hooks)
 

@@ -19,7 +19,8 @@
 namespace introspect::hooks {
 
 /// Sees the activation at a site, or the gradient of it, and returns its replacement (same shape, dtype and device) or
-/// nothing. The tensor is a copy of its own: what is written into it in place is a replacement too.
+/// nothing. The tensor is a copy of its own: what is written into it in place is a replacement too. If autograd is on
+/// and it requires a gradient, it stands in the graph, so that its gradient can be asked for later.
 using Callback = std::function<std::optional<torch::Tensor>(const torch::Tensor& value, Site site)>;
 
 /// Sees the activation at a site, or the gradient of it, itself, and must not write into it.
@@ -50,12 +51,19 @@ struct RecordOptions {
 /// What is read and changed during a forward pass and the backward pass after it. A value: a pass never alters it,
 /// and a copy, in which hooks keep their ids, is independent of it.
 ///
-/// At one site interventions run first, then callbacks, observers and recorders in the order of addition: what a
-/// recorder keeps is what those before it made, and what the next layer sees if it is the last. What is recorded
-/// never changes afterwards, whatever later hooks write into. Names are checked when they are added, before anything
-/// runs. Where nothing is hooked, a site costs the look into a table.
+///     auto hooks = model.make_hooks();
+///     const auto cache = std::make_shared<hooks::ActivationCache>();
+///     hooks.add(hooks::Intervention{.values = {{8, direction}}, .strength = 4.0});
+///     hooks.record("blocks.20.hook_resid_post", cache, {.part = {-1}});  // of the last position
+///     model.forward(tokens, {.hooks = &hooks});
+///     cache->at("blocks.20.hook_resid_post");  // [batch, d_model]
 ///
-/// Gradients are seen where autograd is on, at floating-point activations. If nothing before the site requires a
+/// At one site interventions run first, then callbacks, observers and recorders in the order of addition. A recorder
+/// keeps what those before it made; the last one of a site keeps what the next layer sees. What is recorded never
+/// changes afterwards, whatever hooks write into. Names are checked when they are added, before anything runs. A site
+/// at which nothing is hooked costs one look into a table.
+///
+/// Gradients are seen at floating-point activations while autograd is on. If nothing before a site requires a
 /// gradient, the graph begins there, so that no weight need require one.
 class INTROSPECT_EXPORT HookRegistry {
  public:
@@ -71,8 +79,10 @@ class INTROSPECT_EXPORT HookRegistry {
   /// Adds something that only reads. Throws HookError as for a callback.
   HookId observe(std::string_view name, Observer observer, HookOptions options = {});
 
-  /// Keeps the activation, or its gradient, in `cache`: the part asked for, in memory of its own size (of a whole
-  /// activation that is its only tenant no copy is made; without detach it is kept as it stands in the graph).
+  /// Keeps the activation, or its gradient, in `cache`: the part asked for, in memory of its own size. A whole
+  /// activation is kept without a copy, unless it is a view into a larger one; without detach it is always the tensor
+  /// that stands in the graph.
+  ///
   /// Throws HookError for a name that does not exist, std::invalid_argument for heads of a point without, a step
   /// below 1 or no cache, std::out_of_range for heads that do not exist.
   HookId record(std::string_view name, std::shared_ptr<ActivationCache> cache, RecordOptions options = {});
@@ -98,8 +108,8 @@ class INTROSPECT_EXPORT HookRegistry {
   /// True if something is read or changed at `site`.
   bool wants(Site site) const { return uses_[points_.index(site)] != 0; }
 
-  /// True if something at `site` may change the activation, or is after its gradient: the site must be run, on the
-  /// whole of the tensor that goes on.
+  /// True if something at `site` may change the activation, or is called with its gradient: then the site must be run,
+  /// on the whole of the tensor that goes on. Otherwise it is enough to `record` what is `asked`.
   bool changes(Site site) const { return (uses_[points_.index(site)] & kChanges) != 0; }
 
   /// Runs what stands at `site` on `x`, whose first position is number `offset` of its sequence, and returns the

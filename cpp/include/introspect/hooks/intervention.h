@@ -39,8 +39,8 @@ namespace introspect::hooks {
 ///     scores and patterns     [W]    [h, W]    [N, h, W]    [N, h, P, W]
 ///     project_out             [W]    [k, W]    the same for all rows and heads
 ///
-/// Replacing a pattern or a norm's scale by what was stored freezes it. It says nothing of the model it is used on,
-/// so it can be stored, hashed and applied without Python. Gradients flow to x and to the operands.
+/// Replacing a pattern or a norm's scale by what was stored freezes it. Gradients flow to x and to the operands. An
+/// intervention names no model, so it can be stored, hashed and applied without Python.
 struct Intervention {
   std::string op = "add";
   Point point = Point::kResidPost;
