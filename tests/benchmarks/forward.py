@@ -7,50 +7,25 @@ Each figure is the best of several, the two sides taking turns; the ratio is the
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 import torch
+from measure import SMOLLM2, Times, take_turns, timed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 from reference import transformers_model
 
 import introspect
 
-SMOLLM2 = Path.home() / ".cache/introspect/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHAPES = [(1, 16), (1, 64), (4, 128)]
 
 
-def best_of(repeats: int, *sides) -> list[float]:
-    """Best wall time of each side in ms, one call each in turn."""
-    for side in sides:
-        side()
-    best = [float("inf")] * len(sides)
-    for _ in range(repeats):
-        for i, side in enumerate(sides):
-            start = time.perf_counter()
-            side()
-            best[i] = min(best[i], time.perf_counter() - start)
-    return [1e3 * t for t in best]
+def random_tokens(batch: int, length: int) -> torch.Tensor:
+    return torch.randint(0, 40000, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
-def compare(path: Path, dtype: torch.dtype, repeats: int) -> None:
-    ours, theirs = introspect.load_model(path, dtype=dtype), transformers_model(path, dtype)
-    everywhere = dtype == torch.float32  # bfloat16 is compared with the last position's logits only
-    keep = {} if everywhere else {"logits_to_keep": 1}
-    rows = []
-    for batch, length in SHAPES:
-        tokens = torch.randint(0, 40000, (batch, length), generator=torch.Generator().manual_seed(0))
-        rows.append(
-            (
-                f"{batch}x{length}",
-                *best_of(
-                    repeats,
-                    lambda tokens=tokens: ours(tokens, logits_at="all" if everywhere else "last"),
-                    lambda tokens=tokens: theirs(tokens, use_cache=False, **keep),
-                ),
-            )
-        )
+def decode_step(ours: introspect.Model, theirs: torch.nn.Module, repeats: int) -> list[Times]:
+    """One token after 64 that are in the cache: introspect, transformers."""
     prompt, token = torch.arange(64)[None] + 1000, torch.tensor([[17]])
     cache = ours.engine.make_cache(1)
     ours(prompt, cache=cache, logits_at="none")
@@ -64,12 +39,28 @@ def compare(path: Path, dtype: torch.dtype, repeats: int) -> None:
         theirs(token, past_key_values=past, use_cache=True)
         past.crop(-1)
 
-    rows.append(("decode after 64", *best_of(2 * repeats, our_step, their_step)))
+    return take_turns(repeats, timed(our_step), timed(their_step))
+
+
+def compare(path: Path, dtype: torch.dtype, repeats: int) -> None:
+    ours, theirs = introspect.load_model(path, dtype=dtype), transformers_model(path, dtype)
+    everywhere = dtype == torch.float32  # bfloat16 is compared with the last position's logits only
+    keep = {} if everywhere else {"logits_to_keep": 1}
+    rows = []
+    for shape in SHAPES:
+        tokens = random_tokens(*shape)
+        times = take_turns(
+            repeats,
+            timed(lambda tokens=tokens: ours(tokens, logits_at="all" if everywhere else "last")),
+            timed(lambda tokens=tokens: theirs(tokens, use_cache=False, **keep)),
+        )
+        rows.append((f"{shape[0]}x{shape[1]}", times))
+    rows.append(("decode after 64", decode_step(ours, theirs, 2 * repeats)))
     logits = "all logits" if everywhere else "last position's logits"
     print(f"\n{path.name}, {str(dtype).removeprefix('torch.')}, {logits}, {torch.get_num_threads()} threads")
     print(f"{'':18}{'introspect':>12}{'transformers':>14}{'ratio':>8}")
-    for name, mine, other in rows:
-        print(f"{name:18}{mine:9.1f} ms{other:11.1f} ms{other / mine:8.2f}")
+    for name, (mine, other) in rows:
+        print(f"{name:18}{mine.best:9.1f} ms{other.best:11.1f} ms{other.best / mine.best:8.2f}")
 
 
 def main() -> None:

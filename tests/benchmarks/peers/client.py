@@ -1,0 +1,73 @@
+"""This side of peers/worker.py: a HookedTransformer of TransformerLens 3 in a process of its own."""
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers.environment import peers_folder, peers_python
+
+
+class Peer:
+    """A worker process, as a context; ``peer.load(folder)``, then the others as often as wanted."""
+
+    def __init__(self, threads: int = 2) -> None:
+        python = peers_python()
+        if python is None:
+            raise FileNotFoundError(f"no environment in {peers_folder()}: run tests/benchmarks/peers/environment.py")
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        environment.pop("PYTHONPATH", None)
+        self._process = subprocess.Popen(
+            [python, Path(__file__).with_name("worker.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._process.stdout.close()
+
+    def _call(self, command: str, **arguments) -> Any:
+        self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the peers' worker ended with status {self._process.wait()}: see its messages above")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"in the peers' worker:\n{answer['error']}")
+        return answer["result"]
+
+    def load(self, folder: Path, **processing: bool) -> None:
+        """Take the model of a Hugging Face folder, whose path must not name a family ("llama", "gemma").
+
+        processing: fold_ln, center_writing_weights, center_unembed and fold_value_biases, all off unless given.
+        """
+        self._call("load", folder=str(folder), **processing)
+
+    def run(self, path: Path, function: str, **arguments) -> dict[str, Any]:
+        """The dict that ``function(model, **arguments)`` of a Python file returns there."""
+        return self._saved("run", path=str(path), function=function, arguments=arguments)
+
+    def notebook(self, path: Path, folder: Path, replace: dict[str, str]) -> dict[str, Any]:
+        """What the cells of a Python file leave in ``results``, with some lines replaced, on the model of a folder."""
+        return self._saved("notebook", path=str(path), replace=replace, folder=str(folder))
+
+    def _saved(self, command: str, **arguments) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "results.pt"
+            self._call(command, out=str(out), **arguments)
+            return torch.load(out, weights_only=True)
+
+    def milliseconds(self, method: str, tokens: torch.Tensor, repeats: int = 1) -> list[float]:
+        """Wall times of ``model.method(tokens)`` there: "forward" or "run_with_cache"."""
+        return self._call("milliseconds", method=method, tokens=tokens.tolist(), repeats=repeats)
