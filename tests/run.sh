@@ -62,6 +62,8 @@ tier_unit() { run_pytest tests/python/unit --ignore=tests/python/unit/test_layer
 tier_parity() { run_pytest tests/python/parity; }
 tier_slow() {
   if [ -n "${INTROSPECT_SLOW:-}" ]; then
+    # Without TransformerLens's environment the tests against it are skipped.
+    python tests/benchmarks/peers/environment.py || true
     run_pytest tests/python/slow
   else
     skip "set INTROSPECT_SLOW=1"
