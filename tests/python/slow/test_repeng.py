@@ -1,0 +1,66 @@
+"""Control vectors against repeng 0.4.0's own, on the same weights and tokens of a real model.
+
+repeng runs in an environment of its own (tests/benchmarks/peers/repeng_environment.py). Its last layer's direction is
+read after the final norm and ours from the residual stream, so the layers below it are compared.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import introspect
+
+sys.path.insert(0, str(ROOT / "tests/benchmarks"))
+from peers.repeng_client import Repeng
+from peers.repeng_environment import repeng_python
+
+SMOLLM2 = Path.home() / ".cache/introspect/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+AGREEMENT = 0.9999  # repeng's PCA is a randomised one from an unseeded start
+
+
+@pytest.fixture(scope="module")
+def model():
+    if not SMOLLM2.exists():
+        pytest.skip(f"{SMOLLM2} is not there")
+    return introspect.load_model(SMOLLM2)
+
+
+@pytest.fixture(scope="module")
+def repeng(model):
+    if repeng_python() is None:
+        pytest.skip("no environment of repeng: python tests/benchmarks/peers/repeng_environment.py makes it")
+    with Repeng(SMOLLM2) as worker:
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def pairs(model):
+    return introspect.concept_pairs(model, "cat", introspect.load_suffixes())
+
+
+def cosine(a, b) -> float:
+    return float(torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0))
+
+
+@pytest.mark.parametrize("method", ["pca_center", "pca_diff"])
+def test_every_direction_is_repengs_with_its_sign(model, repeng, pairs, method):
+    ours = introspect.ControlVector.train(model, pairs, method=method).directions
+    first, second = (repeng.train(model, pairs, method).directions for _ in range(2))
+    layers = range(1, model.cfg.n_layers - 1)
+    repeated = [layer for layer in layers if cosine(first[layer], second[layer]) >= AGREEMENT]
+    cosines = {layer: cosine(ours[layer], first[layer]) for layer in layers}
+    print({layer: f"{value:.7f}" for layer, value in cosines.items()})
+    assert len(repeated) >= len(layers) - 2  # nearly all, or the comparison says nothing
+    assert {layer: cosines[layer] for layer in repeated if cosines[layer] < AGREEMENT} == {}
+
+
+def test_repeng_reads_our_file(model, repeng, tmp_path):
+    directions = {layer: torch.randn(model.cfg.d_model) for layer in (1, 7, model.cfg.n_layers - 1)}
+    introspect.ControlVector("llama", directions).export_gguf(tmp_path / "v.gguf")
+    model_type, theirs = repeng.read(tmp_path / "v.gguf")
+    assert model_type == "llama"
+    assert theirs.keys() == directions.keys()
+    assert all(torch.equal(theirs[layer], directions[layer]) for layer in directions)
