@@ -2,6 +2,8 @@
 
 #include "introspect/core/check.h"
 #include "introspect/steering/control_vector.h"
+#include "introspect/steering/diagnostics.h"
+#include "introspect/steering/directions.h"
 #include "introspect/steering/train.h"
 
 namespace introspect::python {
@@ -17,8 +19,9 @@ std::shared_ptr<const models::Model> engine(const py::object& model) {
 }
 
 ControlVector train(const py::object& model, const Pairs& pairs, const std::string& method,
-                    std::optional<std::vector<int64_t>> layers, int64_t batch_size, py::object progress) {
-  steering::TrainOptions options{steering::parse_method(method), std::move(layers), batch_size,
+                    std::optional<std::vector<int64_t>> layers, int64_t batch_size, uint64_t seed,
+                    int64_t folds, py::object progress) {
+  steering::TrainOptions options{steering::parse_method(method),  std::move(layers), batch_size, seed, folds,
                                  as_progress(std::move(progress))};
   const auto native = engine(model);
   std::vector<steering::TextPair> texts;
@@ -51,6 +54,17 @@ std::map<int64_t, torch::Tensor> copied_directions(const ControlVector& vector) 
   return out;
 }
 
+torch::Tensor direction_of_pairs(const torch::Tensor& positive, const torch::Tensor& negative,
+                                 const std::string& method, uint64_t seed) {
+  return steering::direction_of_pairs(positive, negative, steering::parse_method(method), nullptr, seed);
+}
+
+steering::LayerDiagnostics diagnose(const torch::Tensor& positive, const torch::Tensor& negative,
+                                    const torch::Tensor& direction, const std::string& method, int64_t folds,
+                                    uint64_t seed) {
+  return steering::diagnose(positive, negative, direction, steering::parse_method(method), folds, seed);
+}
+
 std::string repr(const ControlVector& vector) {
   const auto layers = vector.layers();
   return concat("ControlVector(model_type='", vector.model_type(), "', ", layers.size(), " layers ",
@@ -61,6 +75,25 @@ std::string repr(const ControlVector& vector) {
 }  // namespace
 
 void bind_steering(py::module_& m) {
+  py::class_<steering::LayerDiagnostics>(m, "LayerDiagnostics", R"doc(
+How well one layer's direction tells the two sides of its pairs apart.
+)doc")
+      .def_readonly("explained_variance", &steering::LayerDiagnostics::explained_variance,
+                    "Share of the differences' second moment that lies along the direction.")
+      .def_readonly("sign_agreement", &steering::LayerDiagnostics::sign_agreement,
+                    "Share of the pairs that project in the direction's order.")
+      .def_readonly(
+          "accuracy", &steering::LayerDiagnostics::accuracy,
+          "Share of held-out activations on their side of the training sides' middle; None if unknown.")
+      .def_readonly("auc", &steering::LayerDiagnostics::auc,
+                    "Probability that a held-out positive projects above a negative; None if unknown.")
+      .def("__repr__", [](const steering::LayerDiagnostics& one) {
+        const auto text = [](const std::optional<double>& x) { return x ? concat(*x) : std::string("None"); };
+        return concat("LayerDiagnostics(explained_variance=", one.explained_variance,
+                      ", sign_agreement=", one.sign_agreement, ", accuracy=", text(one.accuracy),
+                      ", auc=", text(one.auc), ")");
+      });
+
   py::class_<ControlVector>(m, "ControlVector", R"doc(
 One direction per layer, read at the output of block l and added to the output of block l (0-based).
 
@@ -82,7 +115,8 @@ Raises:
            py::arg("model_type"), py::arg("directions"))
       .def_static("train", &train, py::arg("model"), py::arg("pairs"), py::kw_only(),
                   py::arg("method") = "pca_center", py::arg("layers") = py::none(),
-                  py::arg("batch_size") = 64, py::arg("progress") = py::none(), R"doc(
+                  py::arg("batch_size") = 64, py::arg("seed") = 0, py::arg("folds") = 2,
+                  py::arg("progress") = py::none(), R"doc(
 Trains a vector on pairs of texts that differ in what it shall stand for.
 
 The residual stream is read at the last token of each text, after the blocks of ``layers``; nothing above the highest
@@ -91,14 +125,16 @@ is run. Each direction points from the negative to the positive side of most pai
 Args:
     model: an introspect.Model with a tokenizer.
     pairs: (positive, negative) texts, as concept_pairs makes them.
-    method: "pca_center" (first component of the pairs about their midpoints, unit length), "pca_diff" (first component
-        of the differences less their mean, unit length) or "mean_diff" (mean difference, at its own length).
+    method: see direction_of_pairs.
     layers: block numbers; None is 1 to n_layers - 1.
     batch_size: texts run side by side.
+    seed: of the random pairing of "lat"; nothing else is random.
+    folds: how many parts of the pairs are judged by the direction of the others, for ``diagnostics``; 0: none.
     progress: called with (what, done, total).
 
 Raises:
-    ValueError: too few pairs, an empty text, an unknown method, pairs that do not differ.
+    ValueError: too few pairs, an empty text, an unknown method, pairs that do not differ or activations that are not
+        finite, naming the layer.
     IndexError: a layer the model does not have.
     ShapeError: a text longer than n_ctx.
     ConfigError: a model without tokenizer.
@@ -116,6 +152,17 @@ Raises:
       .def_property_readonly(
           "spectrum", [](const ControlVector& v) { return v.origin().spectrum; },
           "{layer: largest shares of variance, descending}; empty for other methods than PCA.")
+      .def_property_readonly(
+          "diagnostics", [](const ControlVector& v) { return v.origin().diagnostics; },
+          "{layer: LayerDiagnostics} of the pairs it was trained on; empty if unknown.")
+      .def_property_readonly(
+          "folds", [](const ControlVector& v) { return v.origin().folds; },
+          "Parts of the pairs that ``diagnostics`` held out one by one: pair i is in part i mod folds; 0 if "
+          "none.")
+      .def_property_readonly("norms", &ControlVector::norms, "{layer: length of the direction}.")
+      .def("cosine", &ControlVector::cosine, py::arg("other"),
+           "{layer: cosine} for every layer both have; NaN where one is zero. Raises ShapeError for other "
+           "widths.")
       .def("__add__", &ControlVector::operator+, py::arg("other"), py::is_operator())
       .def("__sub__", py::overload_cast<const ControlVector&>(&ControlVector::operator-, py::const_),
            py::arg("other"), py::is_operator())
@@ -181,6 +228,58 @@ Raises:
 The vector under one random orthogonal map of the residual stream: the null for "any vector of this shape".
 
 All layers go through the same map, so every norm and every cosine between layers stays.
+)doc");
+  m.def("random_directions", &steering::random_directions, py::arg("vector"), py::kw_only(), py::arg("seed"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Independent random directions of the lengths the vector's have, uniform on each layer's sphere.");
+  m.def("direction_of_pairs", &direction_of_pairs, py::arg("positive"), py::arg("negative"), py::kw_only(),
+        py::arg("method") = "pca_center", py::arg("seed") = 0, py::call_guard<py::gil_scoped_release>(),
+        R"doc(
+One layer's direction from activations of pairs, pointing from negative to positive, in double precision inside.
+
+The principal components have length 1 and the sign under which most pairs project in order (repeng's vote).
+
+Args:
+    positive: [pairs, d_model], any float dtype.
+    negative: [pairs, d_model], row by row the other side of ``positive``.
+    method: what becomes the direction:
+        "pca_center": first component of the pairs about their midpoints (repeng's pca_center);
+        "pca_global_center": of all activations less their common mean (activation-steering's pca_center);
+        "pca_diff": of the differences less their mean (repeng's default);
+        "pca_diff_uncentered": of the differences about zero (llama.cpp, steering-vectors), equal to "pca_center";
+        "lat": of the differences of activations paired at random (Zou et al. 2023, arXiv:2310.01405);
+        "mean_diff": mean of the differences, at its own length (Rimsky et al. 2023, arXiv:2312.06681);
+        "logistic": weights of a logistic regression, of length 1 (scikit-learn's LogisticRegression with C = 1).
+    seed: of the pairing of "lat".
+
+Returns:
+    float32 [d_model].
+
+Raises:
+    ShapeError: sides of unequal count or width, or not float matrices.
+    ValueError: an unknown method, activations that are not finite, pairs that do not differ.
+)doc");
+  m.def("diagnose", &diagnose, py::arg("positive"), py::arg("negative"), py::arg("direction"), py::kw_only(),
+        py::arg("method") = "pca_center", py::arg("folds") = 2, py::arg("seed") = 0,
+        py::call_guard<py::gil_scoped_release>(), R"doc(
+Judges a direction of pairs: explained variance and sign agreement on these pairs, accuracy and AUC on held-out ones.
+
+Pair i is in fold i mod ``folds``; each fold is judged by the direction that ``method`` finds for all other pairs.
+
+Args:
+    positive: [pairs, d_model].
+    negative: [pairs, d_model].
+    direction: [d_model], what direction_of_pairs gave.
+    method: the same as for direction_of_pairs.
+    folds: 2 or more; 0 leaves accuracy and auc None, and so do fewer than two pairs a fold.
+    seed: of "lat".
+
+Returns:
+    LayerDiagnostics.
+
+Raises:
+    ShapeError: other shapes.
+    ValueError: one fold, or a negative number.
 )doc");
 }
 

@@ -25,6 +25,7 @@ __all__: list[str] = [
     "Intervention",
     "IoError",
     "KVCache",
+    "LayerDiagnostics",
     "Model",
     "Protocol",
     "SafetensorsFile",
@@ -40,12 +41,15 @@ __all__: list[str] = [
     "composition_scores",
     "concept_pairs",
     "decompose_resid",
+    "diagnose",
+    "direction_of_pairs",
     "full_resid_decomposition",
     "head_results",
     "logit_attributions",
     "neuron_results",
     "open_tensors",
     "operator_names",
+    "random_directions",
     "random_rotation",
     "rms_norm",
     "rotary_frequencies",
@@ -1062,6 +1066,32 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer: ...
 
+class LayerDiagnostics:
+    """
+    How well one layer's direction tells the two sides of its pairs apart.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def accuracy(self) -> float | None:
+        """
+        Share of held-out activations on their side of the training sides' middle; None if unknown.
+        """
+    @property
+    def auc(self) -> float | None:
+        """
+        Probability that a held-out positive projects above a negative; None if unknown.
+        """
+    @property
+    def explained_variance(self) -> float:
+        """
+        Share of the differences' second moment that lies along the direction.
+        """
+    @property
+    def sign_agreement(self) -> float:
+        """
+        Share of the pairs that project in the direction's order.
+        """
+
 class ControlVector:
     """
     One direction per layer, read at the output of block l and added to the output of block l (0-based).
@@ -1103,6 +1133,8 @@ class ControlVector:
         method: str = "pca_center",
         layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
         batch_size: typing.SupportsInt | typing.SupportsIndex = 64,
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+        folds: typing.SupportsInt | typing.SupportsIndex = 2,
         progress: typing.Any = None,
     ) -> ControlVector:
         """
@@ -1114,14 +1146,16 @@ class ControlVector:
         Args:
             model: an introspect.Model with a tokenizer.
             pairs: (positive, negative) texts, as concept_pairs makes them.
-            method: "pca_center" (first component of the pairs about their midpoints, unit length), "pca_diff" (first component
-                of the differences less their mean, unit length) or "mean_diff" (mean difference, at its own length).
+            method: see direction_of_pairs.
             layers: block numbers; None is 1 to n_layers - 1.
             batch_size: texts run side by side.
+            seed: of the random pairing of "lat"; nothing else is random.
+            folds: how many parts of the pairs are judged by the direction of the others, for ``diagnostics``; 0: none.
             progress: called with (what, done, total).
 
         Raises:
-            ValueError: too few pairs, an empty text, an unknown method, pairs that do not differ.
+            ValueError: too few pairs, an empty text, an unknown method, pairs that do not differ or activations that are not
+                finite, naming the layer.
             IndexError: a layer the model does not have.
             ShapeError: a text longer than n_ctx.
             ConfigError: a model without tokenizer.
@@ -1139,6 +1173,10 @@ class ControlVector:
     def __rmul__(self, factor: typing.SupportsFloat | typing.SupportsIndex) -> ControlVector: ...
     def __sub__(self, other: ControlVector) -> ControlVector: ...
     def __truediv__(self, divisor: typing.SupportsFloat | typing.SupportsIndex) -> ControlVector: ...
+    def cosine(self, other: ControlVector) -> dict[int, float]:
+        """
+        {layer: cosine} for every layer both have; NaN where one is zero. Raises ShapeError for other widths.
+        """
     def export_gguf(self, path: os.PathLike | str | bytes) -> None:
         """
         Writes the file that repeng and llama.cpp read.
@@ -1180,9 +1218,19 @@ class ControlVector:
     @property
     def d_model(self) -> int: ...
     @property
+    def diagnostics(self) -> dict[int, LayerDiagnostics]:
+        """
+        {layer: LayerDiagnostics} of the pairs it was trained on; empty if unknown.
+        """
+    @property
     def directions(self) -> dict[int, torch.Tensor]:
         """
         {layer: float32 [d_model]}, copies.
+        """
+    @property
+    def folds(self) -> int:
+        """
+        Parts of the pairs that ``diagnostics`` held out one by one: pair i is in part i mod folds; 0 if none.
         """
     @property
     def layers(self) -> list[int]: ...
@@ -1199,6 +1247,11 @@ class ControlVector:
     def model_type(self) -> str: ...
     @property
     def n_pairs(self) -> int: ...
+    @property
+    def norms(self) -> dict[int, float]:
+        """
+        {layer: length of the direction}.
+        """
     @property
     def spectrum(self) -> dict[int, list[float]]:
         """
@@ -1373,6 +1426,69 @@ def decompose_resid(
     What the embeddings and each layer add to the stream: see ActivationCache.decompose_resid.
     """
 
+def diagnose(
+    positive: torch.Tensor,
+    negative: torch.Tensor,
+    direction: torch.Tensor,
+    *,
+    method: str = "pca_center",
+    folds: typing.SupportsInt | typing.SupportsIndex = 2,
+    seed: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> LayerDiagnostics:
+    """
+    Judges a direction of pairs: explained variance and sign agreement on these pairs, accuracy and AUC on held-out ones.
+
+    Pair i is in fold i mod ``folds``; each fold is judged by the direction that ``method`` finds for all other pairs.
+
+    Args:
+        positive: [pairs, d_model].
+        negative: [pairs, d_model].
+        direction: [d_model], what direction_of_pairs gave.
+        method: the same as for direction_of_pairs.
+        folds: 2 or more; 0 leaves accuracy and auc None, and so do fewer than two pairs a fold.
+        seed: of "lat".
+
+    Returns:
+        LayerDiagnostics.
+
+    Raises:
+        ShapeError: other shapes.
+        ValueError: one fold, or a negative number.
+    """
+
+def direction_of_pairs(
+    positive: torch.Tensor,
+    negative: torch.Tensor,
+    *,
+    method: str = "pca_center",
+    seed: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> torch.Tensor:
+    """
+    One layer's direction from activations of pairs, pointing from negative to positive, in double precision inside.
+
+    The principal components have length 1 and the sign under which most pairs project in order (repeng's vote).
+
+    Args:
+        positive: [pairs, d_model], any float dtype.
+        negative: [pairs, d_model], row by row the other side of ``positive``.
+        method: what becomes the direction:
+            "pca_center": first component of the pairs about their midpoints (repeng's pca_center);
+            "pca_global_center": of all activations less their common mean (activation-steering's pca_center);
+            "pca_diff": of the differences less their mean (repeng's default);
+            "pca_diff_uncentered": of the differences about zero (llama.cpp, steering-vectors), equal to "pca_center";
+            "lat": of the differences of activations paired at random (Zou et al. 2023, arXiv:2310.01405);
+            "mean_diff": mean of the differences, at its own length (Rimsky et al. 2023, arXiv:2312.06681);
+            "logistic": weights of a logistic regression, of length 1 (scikit-learn's LogisticRegression with C = 1).
+        seed: of the pairing of "lat".
+
+    Returns:
+        float32 [d_model].
+
+    Raises:
+        ShapeError: sides of unequal count or width, or not float matrices.
+        ValueError: an unknown method, activations that are not finite, pairs that do not differ.
+    """
+
 def full_resid_decomposition(
     model: Model,
     activations: collections.abc.Mapping[str, torch.Tensor],
@@ -1440,6 +1556,11 @@ def open_tensors(path: os.PathLike | str | bytes) -> TensorSource:
 def operator_names() -> list[str]:
     """
     The operators an Intervention may name, sorted.
+    """
+
+def random_directions(vector: ControlVector, *, seed: typing.SupportsInt | typing.SupportsIndex) -> ControlVector:
+    """
+    Independent random directions of the lengths the vector's have, uniform on each layer's sphere.
     """
 
 def random_rotation(vector: ControlVector, *, seed: typing.SupportsInt | typing.SupportsIndex) -> ControlVector:

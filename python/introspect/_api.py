@@ -42,7 +42,15 @@ from .hub import pull, resolve
 from .key_value_cache import HookedTransformerKeyValueCache
 from .model import Model, load_model
 from .results import Result
-from .steering import ControlVector, concept_pairs, random_rotation
+from .steering import (
+    ControlVector,
+    LayerDiagnostics,
+    concept_pairs,
+    diagnose,
+    direction_of_pairs,
+    random_directions,
+    random_rotation,
+)
 from .transformer_config import HookedTransformerConfig
 
 __version__ = _C.__version__
@@ -61,6 +69,7 @@ __all__ = [
     "Intervention",
     "IoError",
     "KVCache",
+    "LayerDiagnostics",
     "Model",
     "Protocol",
     "Result",
@@ -69,12 +78,15 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "concept_pairs",
+    "diagnose",
+    "direction_of_pairs",
     "io",
     "load_model",
     "load_protocol",
     "load_suffixes",
     "ops",
     "pull",
+    "random_directions",
     "random_rotation",
     "resolve",
     "run_experiment",

@@ -48,11 +48,20 @@ ControlVector::Directions read_directions(const io::TensorSource& source, const 
 std::string origin_json(const VectorOrigin& origin) {
   auto spectrum = nlohmann::json::object();
   for (const auto& [layer, shares] : origin.spectrum) spectrum[std::to_string(layer)] = shares;
+  auto diagnostics = nlohmann::json::object();
+  for (const auto& [layer, one] : origin.diagnostics) {
+    auto& entry = diagnostics[std::to_string(layer)];
+    entry = {{"explained_variance", one.explained_variance}, {"sign_agreement", one.sign_agreement}};
+    if (one.accuracy) entry["accuracy"] = *one.accuracy;
+    if (one.auc) entry["auc"] = *one.auc;
+  }
   return nlohmann::json{{"model_name", origin.model_name},
                         {"model_hash", origin.model_hash},
                         {"method", origin.method},
                         {"n_pairs", origin.n_pairs},
-                        {"spectrum", spectrum}}
+                        {"spectrum", spectrum},
+                        {"folds", origin.folds},
+                        {"diagnostics", diagnostics}}
       .dump();
 }
 
@@ -66,6 +75,15 @@ VectorOrigin parse_origin(const std::string& text, const std::filesystem::path& 
     json.at("n_pairs").get_to(origin.n_pairs);
     for (const auto& [layer, shares] : json.at("spectrum").items())
       origin.spectrum.emplace(std::stoll(layer), shares.get<std::vector<double>>());
+    if (!json.contains("diagnostics")) return origin;  // a file of a version without them
+    json.at("folds").get_to(origin.folds);
+    for (const auto& [layer, entry] : json.at("diagnostics").items()) {
+      auto& one = origin.diagnostics[std::stoll(layer)];
+      entry.at("explained_variance").get_to(one.explained_variance);
+      entry.at("sign_agreement").get_to(one.sign_agreement);
+      if (entry.contains("accuracy")) one.accuracy = entry.at("accuracy").get<double>();
+      if (entry.contains("auc")) one.auc = entry.at("auc").get<double>();
+    }
   } catch (const std::exception& problem) {  // of nlohmann::json and of std::stoll
     throw IoError(
         concat("ControlVector: ", path.string(), ": the vector's origin cannot be read: ", problem.what()));
@@ -143,7 +161,9 @@ ControlVector ControlVector::operator*(double factor) const {
                                factor);
   auto scaled = directions_;
   for (auto& [layer, direction] : scaled) direction = direction * factor;
-  return ControlVector(model_type_, scaled, origin_);
+  auto origin = origin_;
+  if (factor <= 0) origin.diagnostics.clear();  // they are of the direction and its sign
+  return ControlVector(model_type_, scaled, std::move(origin));
 }
 
 ControlVector ControlVector::operator/(double divisor) const {
@@ -151,7 +171,29 @@ ControlVector ControlVector::operator/(double divisor) const {
                                "ControlVector: the divisor must be a number other than zero, got ", divisor);
   auto scaled = directions_;
   for (auto& [layer, direction] : scaled) direction = direction / divisor;
-  return ControlVector(model_type_, scaled, origin_);
+  auto origin = origin_;
+  if (divisor < 0) origin.diagnostics.clear();
+  return ControlVector(model_type_, scaled, std::move(origin));
+}
+
+std::map<int64_t, double> ControlVector::norms() const {
+  std::map<int64_t, double> out;
+  for (const auto& [layer, direction] : directions_)
+    out.emplace(layer, direction.to(torch::kFloat64).norm().item<double>());
+  return out;
+}
+
+std::map<int64_t, double> ControlVector::cosine(const ControlVector& other) const {
+  check<ShapeError>(d_model() == other.d_model(), "ControlVector: vectors must be of one width, got ",
+                    d_model(), " and ", other.d_model());
+  std::map<int64_t, double> out;
+  for (const auto& [layer, direction] : directions_) {
+    const auto found = other.directions_.find(layer);
+    if (found == other.directions_.end()) continue;
+    const auto a = direction.to(torch::kFloat64), b = found->second.to(torch::kFloat64);
+    out.emplace(layer, (a.dot(b) / (a.norm() * b.norm())).item<double>());
+  }
+  return out;
 }
 
 bool ControlVector::operator==(const ControlVector& other) const {
@@ -233,7 +275,20 @@ ControlVector random_rotation(const ControlVector& vector, uint64_t seed) {
   auto origin = vector.origin();
   origin.method =
       concat("random rotation (seed ", seed, ") of ", origin.method.empty() ? "a vector" : origin.method);
+  origin.diagnostics.clear();
   return ControlVector(vector.model_type(), directions, std::move(origin));
+}
+
+ControlVector random_directions(const ControlVector& vector, uint64_t seed) {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
+  auto directions = vector.directions();
+  for (auto& [layer, direction] : directions) {
+    const auto random = torch::randn(direction.sizes(), generator, torch::kFloat64);
+    direction = random * (direction.to(torch::kFloat64).norm() / random.norm());
+  }
+  const auto& of = vector.origin();
+  return ControlVector(vector.model_type(), directions,
+                       {of.model_name, of.model_hash, concat("random (seed ", seed, ")"), 0, {}, 0, {}});
 }
 
 hooks::Intervention as_intervention(const ControlVector& vector, int64_t n_layers, int64_t first_layer,

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cctype>
 #include <functional>
-#include <map>
 #include <numeric>
 #include <stdexcept>
 #include <tuple>
@@ -13,17 +12,12 @@
 
 #include "introspect/core/check.h"
 #include "introspect/core/parallel.h"
-#include "introspect/ops/pca.h"
+#include "introspect/steering/diagnostics.h"
 
 namespace introspect::steering {
 namespace {
 
 using Ids = std::vector<int64_t>;
-
-const std::map<std::string, Method> kMethods{
-    {"pca_center", Method::pca_center}, {"pca_diff", Method::pca_diff}, {"mean_diff", Method::mean_diff}};
-
-constexpr size_t kSharesKept = 8;  // of each layer's spectrum
 
 /// "Qwen2ForCausalLM" -> "qwen2": config.json's model_type, which repeng writes as the file's model hint.
 std::string model_type(const models::Config& cfg) {
@@ -85,12 +79,12 @@ torch::Tensor run_batch(const models::Model& model, const std::vector<const Ids*
   const auto last_on_device = last_B.to(model.device());
   auto registry = model.make_hooks();
   for (size_t i = 0; i < layers.size(); ++i)
-    registry.observe(hooks::hook_name({hooks::Point::kResidPost, layers[i]}),
-                     [&, i](const torch::Tensor& x_BTD, hooks::Site) {
-                       out_BLD.select(1, static_cast<int64_t>(i))
-                           .copy_(x_BTD.index({rows_B, last_on_device}));
-                       alive();
-                     });
+    registry.observe(
+        hooks::hook_name({hooks::Point::kResidPost, layers[i]}),
+        [&, i](const torch::Tensor& x_BTD, hooks::Site) {
+          out_BLD.select(1, static_cast<int64_t>(i)).copy_(x_BTD.index({rows_B, last_on_device}));
+          alive();
+        });
   pass.hooks = &registry;
   model.forward(tokens_BT, pass);
   return out_BLD;
@@ -111,19 +105,6 @@ std::vector<TextPair> concept_pairs(const models::Model& model, const std::strin
   std::vector<TextPair> pairs;
   for (const auto& suffix : suffixes) pairs.push_back({positive + suffix, negative + suffix});
   return pairs;
-}
-
-Method parse_method(const std::string& name) {
-  const auto found = kMethods.find(name);
-  check<std::invalid_argument>(found != kMethods.end(),
-                               "train: method must be pca_center, pca_diff or mean_diff, got '", name, "'");
-  return found->second;
-}
-
-std::string to_string(Method method) {
-  for (const auto& [name, value] : kMethods)
-    if (value == method) return name;
-  throw std::invalid_argument("to_string: not a Method");
 }
 
 torch::Tensor last_token_activations(const models::Model& model, const std::vector<std::string>& texts,
@@ -174,38 +155,14 @@ torch::Tensor last_token_activations(const models::Model& model, const std::vect
   return out_NLD;
 }
 
-torch::Tensor direction_of_pairs(const torch::Tensor& positive_ND, const torch::Tensor& negative_ND,
-                                 Method method, std::vector<double>* shares) {
-  check<ShapeError>(
-      positive_ND.dim() == 2 && positive_ND.sizes() == negative_ND.sizes() && positive_ND.size(0) > 0,
-      "direction_of_pairs: both sides must be [pairs, d_model] of one shape, got ", positive_ND.sizes(),
-      " and ", negative_ND.sizes());
-  const auto difference_ND = positive_ND.to(torch::kFloat64) - negative_ND.to(torch::kFloat64);
-  if (method == Method::mean_diff) {
-    const auto mean_D = difference_ND.mean(0);
-    check<std::invalid_argument>(mean_D.isfinite().all().item<bool>() && mean_D.norm().item<double>() > 0,
-                                 "direction_of_pairs: the mean difference must be finite and not zero");
-    return mean_D.to(torch::kFloat32);
-  }
-  // Each pair less its midpoint is +-half its difference: PCA of all of them is that of the halves about zero.
-  const auto pca = ops::principal_components(difference_ND / 2, 1, /*center=*/method == Method::pca_diff);
-  auto direction_D = pca.components_KD[0];
-  const auto projections_N = difference_ND.mv(direction_D);
-  const auto vote = projections_N.sign().sum().item<double>();
-  if (vote < 0 || (vote == 0 && projections_N.sum().item<double>() < 0)) direction_D = -direction_D;
-  if (shares) {
-    const auto kept =
-        pca.variance_share.narrow(0, 0, std::min<int64_t>(kSharesKept, pca.variance_share.numel()));
-    shares->assign(kept.data_ptr<double>(), kept.data_ptr<double>() + kept.numel());
-  }
-  return direction_D.to(torch::kFloat32);
-}
-
 ControlVector train(const models::Model& model, const std::vector<TextPair>& pairs,
                     const TrainOptions& options) {
-  const size_t needed = options.method == Method::pca_diff ? 2 : 1;
+  const bool centred = options.method == Method::pca_diff || options.method == Method::lat;
+  const size_t needed = centred ? 2 : 1;
   check<std::invalid_argument>(pairs.size() >= needed, "train: ", to_string(options.method),
                                " needs at least ", needed, " pairs, got ", pairs.size());
+  check<std::invalid_argument>(options.folds == 0 || options.folds >= 2,
+                               "train: folds must be 0 or at least 2, got ", options.folds);
   auto layers = options.layers.value_or(std::vector<int64_t>());
   if (!options.layers)
     for (int64_t layer = 1; layer < model.cfg().n_layers; ++layer) layers.push_back(layer);
@@ -219,14 +176,17 @@ ControlVector train(const models::Model& model, const std::vector<TextPair>& pai
   const auto n_layers = static_cast<int64_t>(layers.size());
   std::vector<torch::Tensor> directions(layers.size());
   std::vector<std::vector<double>> shares(layers.size());
+  std::vector<LayerDiagnostics> diagnostics(layers.size());
   const auto find = [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const auto at = static_cast<size_t>(i);
       const auto of_layer = activations.select(1, i);
+      const auto positive = of_layer.slice(0, 0, std::nullopt, 2);
+      const auto negative = of_layer.slice(0, 1, std::nullopt, 2);
       try {
-        directions[at] =
-            direction_of_pairs(of_layer.slice(0, 0, std::nullopt, 2), of_layer.slice(0, 1, std::nullopt, 2),
-                               options.method, &shares[at]);
+        directions[at] = direction_of_pairs(positive, negative, options.method, &shares[at], options.seed);
+        diagnostics[at] =
+            diagnose(positive, negative, directions[at], options.method, options.folds, options.seed);
       } catch (const std::invalid_argument& problem) {
         throw std::invalid_argument(concat("train: layer ", layers[at], ": ", problem.what()));
       }
@@ -243,10 +203,13 @@ ControlVector train(const models::Model& model, const std::vector<TextPair>& pai
                       model.hash(),
                       to_string(options.method),
                       static_cast<int64_t>(pairs.size()),
+                      {},
+                      options.folds,
                       {}};
   ControlVector::Directions by_layer;
   for (size_t i = 0; i < layers.size(); ++i) {
     by_layer.emplace(layers[i], directions[i]);
+    origin.diagnostics.emplace(layers[i], diagnostics[i]);
     if (!shares[i].empty()) origin.spectrum.emplace(layers[i], shares[i]);
   }
   return ControlVector(model_type(model.cfg()), by_layer, std::move(origin));

@@ -15,8 +15,12 @@ from .common import DeviceOption, Dtype, DtypeOption, Json, Model, guarded, load
 
 class Method(str, Enum):
     pca_center = "pca_center"
+    pca_global_center = "pca_global_center"
     pca_diff = "pca_diff"
+    pca_diff_uncentered = "pca_diff_uncentered"
+    lat = "lat"
     mean_diff = "mean_diff"
+    logistic = "logistic"
 
 
 @guarded
@@ -25,7 +29,10 @@ def command(
     concept: Annotated[str, typer.Option(help="The word: “Please talk about {concept}.” against “anything”.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="F", help="A .gguf or .safetensors file.")],
     method: Annotated[
-        Method, typer.Option(help="First component (of pairs centred, or of differences), or mean difference.")
+        Method,
+        typer.Option(
+            help="First component (pca_*, lat), mean difference or logistic regression; see ControlVector.train."
+        ),
     ] = Method.pca_center,
     suffixes: Annotated[
         Path | None,

@@ -12,7 +12,6 @@
 #include "introspect/core/error.h"
 #include "introspect/io/file.h"
 #include "introspect/steering/control_vector.h"
-#include "introspect/steering/train.h"
 
 using namespace introspect;
 using steering::ControlVector;
@@ -24,7 +23,8 @@ ControlVector sample(std::vector<int64_t> layers, int64_t width, uint64_t seed) 
   torch::manual_seed(seed);
   ControlVector::Directions directions;
   for (const auto layer : layers) directions.emplace(layer, torch::randn({width}));
-  steering::VectorOrigin origin{"model", "abc", "pca_center", 3, {{layers[0], {0.5, 0.25}}}};
+  steering::VectorOrigin origin{"model", "abc", "pca_center", 3, {{layers[0], {0.5, 0.25}}}, 2, {}};
+  origin.diagnostics[layers[0]] = {0.5, 0.75, 0.875, std::nullopt};
   return ControlVector("qwen2", directions, origin);
 }
 
@@ -84,6 +84,12 @@ TEST_CASE("a vector's files give it back bit for bit, with its origin", "[steeri
   CHECK(back.origin().method == "pca_center");
   CHECK(back.origin().n_pairs == 3);
   CHECK(back.origin().spectrum == vector.origin().spectrum);
+  CHECK(back.origin().folds == 2);
+  const auto& judged = back.origin().diagnostics.at(vector.layers().front());
+  CHECK(judged.explained_variance == 0.5);
+  CHECK(judged.sign_agreement == 0.75);
+  CHECK(judged.accuracy == 0.875);
+  CHECK_FALSE(judged.auc);
 }
 
 TEST_CASE("layer 0 goes to safetensors, and to GGUF not at all", "[steering][vector]") {
@@ -143,37 +149,4 @@ TEST_CASE("steering takes the directions inside a range", "[steering][vector]") 
   CHECK_THROWS_AS(as_intervention(vector, 8, 4, 6), ConfigError);
   CHECK_THROWS_AS(as_intervention(vector, 7, 3, 7), std::out_of_range);
   CHECK_THROWS_AS(as_intervention(vector, 8, 3, 2), std::out_of_range);
-}
-
-TEST_CASE("a planted difference is found, pointing from negative to positive", "[steering][train]") {
-  const auto method =
-      GENERATE(steering::Method::pca_center, steering::Method::mean_diff, steering::Method::pca_diff);
-  torch::manual_seed(7);
-  constexpr int64_t n = 60, d = 32;
-  auto planted = torch::randn({d}, torch::kFloat64);
-  planted = planted / planted.norm();
-  // pca_diff takes off the mean difference, so the planted one varies from pair to pair there.
-  const auto size = method == steering::Method::pca_diff ? torch::rand({n, 1}, torch::kFloat64) * 8 + 1
-                                                         : torch::full({n, 1}, 4.0, torch::kFloat64);
-  const auto common = 10 * torch::randn({n, d}, torch::kFloat64),
-             noise = 0.05 * torch::randn({n, d}, torch::kFloat64);
-  std::vector<double> shares;
-  const auto direction =
-      steering::direction_of_pairs(common + size * planted + noise, common, method, &shares);
-  CHECK(direction.scalar_type() == torch::kFloat32);
-  const auto along = direction.to(torch::kFloat64).dot(planted).item<double>();
-  const bool unit = method != steering::Method::mean_diff;
-  CHECK(along == Approx(unit ? 1.0 : 4.0).epsilon(0.01));
-  CHECK(shares.empty() != unit);
-  if (unit) CHECK(shares[0] > 0.9);
-}
-
-TEST_CASE("pairs without a difference have no direction", "[steering][train]") {
-  const auto same = torch::ones({4, 3});
-  CHECK_THROWS_AS(steering::direction_of_pairs(same, same, steering::Method::pca_center),
-                  std::invalid_argument);
-  CHECK_THROWS_AS(steering::direction_of_pairs(same, same, steering::Method::mean_diff),
-                  std::invalid_argument);
-  CHECK_THROWS_AS(steering::direction_of_pairs(same, torch::ones({4, 2}), steering::Method::pca_center),
-                  ShapeError);
 }

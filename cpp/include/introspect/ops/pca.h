@@ -30,4 +30,22 @@ struct PrincipalComponents {
 INTROSPECT_EXPORT PrincipalComponents principal_components(const torch::Tensor& rows_ND, int64_t k,
                                                            bool center);
 
+/// The direction of largest variance and how much of it there is along the next ones.
+struct LeadingComponent {
+  torch::Tensor component_D;     ///< float64, of length 1; its sign is arbitrary
+  torch::Tensor variance_share;  ///< float64 [at most n_shares], descending: shares of the total variance
+};
+
+/// principal_components with k = 1 and only the first `n_shares` shares, several times faster for matrices of hundreds.
+///
+/// Lanczos' method from a fixed start on the smaller Gram matrix, with a proof of what it found: the component is
+/// within 1e-10 (an angle) of the exact one of that matrix and the shares within 1e-7 of the first. Where the gap below
+/// the first share is too small for that, the matrix is decomposed whole. The shares are of the whole variance, which is
+/// the matrix's trace.
+///
+/// Shapes: rows_ND [N, D], any float dtype. Throws as principal_components does, and std::invalid_argument unless
+/// n_shares >= 1. Source: Parlett 1998, "The Symmetric Eigenvalue Problem", chapters 11 and 13.
+INTROSPECT_EXPORT LeadingComponent leading_component(const torch::Tensor& rows_ND, bool center,
+                                                     int64_t n_shares = 8);
+
 }  // namespace introspect::ops

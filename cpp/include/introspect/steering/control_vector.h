@@ -10,6 +10,7 @@
 
 #include "introspect/export.h"
 #include "introspect/hooks/intervention.h"
+#include "introspect/steering/diagnostics.h"
 
 namespace introspect::steering {
 
@@ -20,6 +21,8 @@ struct VectorOrigin {
   std::string method;      ///< "pca_center", "pca_diff", "mean_diff", "combination", ...; empty: unknown
   int64_t n_pairs = 0;
   std::map<int64_t, std::vector<double>> spectrum;  ///< layer -> largest shares of variance (PCA methods)
+  int64_t folds = 0;  ///< of the pairs, for what diagnostics says of held-out ones; 0: none
+  std::map<int64_t, LayerDiagnostics> diagnostics;  ///< by layer; empty where not known
 };
 
 /// One direction per layer: read at the output of block l, added to the output of block l (0-based).
@@ -52,6 +55,11 @@ class INTROSPECT_EXPORT ControlVector {
   ControlVector operator*(double factor) const;
   /// Throws std::invalid_argument for a divisor that is zero or NaN.
   ControlVector operator/(double divisor) const;
+  /// Length of each layer's direction.
+  std::map<int64_t, double> norms() const;
+  /// Cosine of the directions of every layer both have; NaN where one of them is zero.
+  /// Throws ShapeError for different widths.
+  std::map<int64_t, double> cosine(const ControlVector& other) const;
   /// Same model type, same layers, same numbers bit for bit; the origin does not count.
   bool operator==(const ControlVector& other) const;
 
@@ -91,6 +99,9 @@ inline ControlVector operator*(double factor, const ControlVector& vector) {
 /// directions needs mapping: with directions^T = Q R, the result is Q' R for a Haar-random frame Q' of the same
 /// shape, which is distributed as O Q R for a Haar-random orthogonal O, without a [d_model, d_model] matrix.
 INTROSPECT_EXPORT ControlVector random_rotation(const ControlVector& vector, uint64_t seed);
+
+/// Independent random directions of the lengths the vector's have, uniform on each layer's sphere.
+INTROSPECT_EXPORT ControlVector random_directions(const ControlVector& vector, uint64_t seed);
 
 /// Adds the vector's directions of the blocks first_layer to last_layer (both included) to those blocks' outputs.
 ///

@@ -9,6 +9,7 @@
 #include "introspect/export.h"
 #include "introspect/models/model.h"
 #include "introspect/steering/control_vector.h"
+#include "introspect/steering/directions.h"
 
 namespace introspect::steering {
 
@@ -27,21 +28,12 @@ INTROSPECT_EXPORT std::vector<TextPair> concept_pairs(const models::Model& model
                                                       const std::string& concept_name,
                                                       const std::vector<std::string>& suffixes);
 
-/// How pairs of activations become a direction.
-enum class Method {
-  pca_center,  ///< first component of the pairs centred on their midpoints, of length 1; the experiments'
-  pca_diff,    ///< first component of the differences less their mean, of length 1; repeng's default
-  mean_diff,   ///< mean of the differences, at its own length
-};
-
-/// Throws std::invalid_argument that lists the names.
-INTROSPECT_EXPORT Method parse_method(const std::string& name);
-INTROSPECT_EXPORT std::string to_string(Method method);
-
 struct TrainOptions {
   Method method = Method::pca_center;
   std::optional<std::vector<int64_t>> layers;  ///< default: 1 to n_layers - 1
   int64_t batch_size = 64;
+  uint64_t seed = 0;  ///< of Method::lat's pairing
+  int64_t folds = 2;  ///< for the held-out figures of VectorOrigin::diagnostics; 0: none
   Progress progress;
 };
 
@@ -60,20 +52,10 @@ INTROSPECT_EXPORT torch::Tensor last_token_activations(const models::Model& mode
                                                        int64_t batch_size = 64,
                                                        const Progress& progress = {});
 
-/// One direction a layer from activations of pairs.
+/// A control vector from text pairs: last_token_activations, then direction_of_pairs and diagnose for every
+/// layer.
 ///
-/// Points from negative to positive: the sign under which more pairs project in that order (repeng's vote), or the
-/// larger sum of projections where the vote is even.
-/// Shapes: positive, negative [pairs, D], any float dtype -> float32 [D]. `shares` receives the largest shares of
-/// variance (nothing for mean_diff).
-/// Throws ShapeError for other shapes and std::invalid_argument where the pairs do not differ.
-INTROSPECT_EXPORT torch::Tensor direction_of_pairs(const torch::Tensor& positive_ND,
-                                                   const torch::Tensor& negative_ND, Method method,
-                                                   std::vector<double>* shares = nullptr);
-
-/// A control vector from text pairs: last_token_activations, then direction_of_pairs for every layer.
-///
-/// Throws as they do, and std::invalid_argument for too few pairs (pca_diff needs two).
+/// Throws as they do, naming the layer, and std::invalid_argument for too few pairs (pca_diff needs two).
 INTROSPECT_EXPORT ControlVector train(const models::Model& model, const std::vector<TextPair>& pairs,
                                       const TrainOptions& options = {});
 
