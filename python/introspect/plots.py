@@ -42,9 +42,7 @@ def plot_vector(vector) -> Figure:
         if None not in values:
             told_apart.plot(layers, values, style, color=colour, label=label, markersize=4, linewidth=1.4)
     told_apart.axhline(0.5, color="#555555", linewidth=0.9, linestyle=":")
-    told_apart.annotate(
-        "chance", (layers[0], 0.5), xytext=(0, 3), textcoords="offset points", fontsize=8, color="#555555"
-    )
+    told_apart.text(1.01, 0.5, "chance", transform=told_apart.get_yaxis_transform(), va="center", fontsize=8.5)
     told_apart.set_ylim(min(0.45, told_apart.get_ylim()[0]), 1.02)
     told_apart.set_ylabel("share of pairs", fontsize=9)
     if spectrum:

@@ -95,9 +95,10 @@ def main() -> None:
     parser.add_argument("gguf", nargs="?", type=Path, default=SMOLLM2)
     parser.add_argument("--repeats", type=int, default=3, help="of ours, after one that is not counted; the median")
     parser.add_argument("--peer-repeats", type=int, default=1, help="of repeng's, the median")
+    parser.add_argument("--pairs", type=int, default=582, help="fewer, to try the script")
     parser.add_argument("--without-repeng", action="store_true")
     args = parser.parse_args()
-    suffixes = introspect.load_suffixes()
+    suffixes = introspect.load_suffixes()[: args.pairs]
     model = introspect.load_model(args.gguf)
     empty = {concept: introspect.concept_pairs(model, concept, suffixes) for concept in CONCEPTS}
     default = with_default_system(model, "cat", suffixes)
@@ -126,10 +127,10 @@ def main() -> None:
     line("bfloat16, empty system message", *ours(half, empty["cat"]), one)
     line("bfloat16, default system message", *ours(half, default))
 
-    unshared = random_pairs()
+    unshared = random_pairs()[: args.pairs]
     mine = seconds(lambda: introspect.ControlVector.train(model, unshared, folds=0), args.repeats)
     plain = seconds(lambda: plain_batches(model, unshared), args.repeats)
-    print(f"\n{'582 pairs of random strings':34}{mine:8.2f} s, plain batches {plain:.2f} s: {plain / mine:.2f}")
+    print(f"\n{'pairs of random strings':34}{mine:8.2f} s, plain batches {plain:.2f} s: {plain / mine:.2f}")
 
 
 if __name__ == "__main__":
