@@ -1,7 +1,7 @@
 """Control vectors against repeng 0.4.0's own, on the same weights and tokens of a real model.
 
-repeng runs in an environment of its own (tests/benchmarks/peers/repeng_environment.py). Its last layer's direction is
-read after the final norm and ours from the residual stream, so the layers below it are compared.
+repeng runs in an environment of its own (tests/benchmarks/peers/repeng_environment.py). It reads its last layer's
+direction after the final norm and we read ours from the residual stream, so that layer has a test of its own.
 """
 
 import sys
@@ -55,6 +55,27 @@ def test_every_direction_is_repengs_with_its_sign(model, repeng, pairs, method):
     print({layer: f"{value:.7f}" for layer, value in cosines.items()})
     assert len(repeated) >= len(layers) - 2  # nearly all, or the comparison says nothing
     assert {layer: cosines[layer] for layer in repeated if cosines[layer] < AGREEMENT} == {}
+
+
+def after_the_final_norm(model, texts):
+    """[texts, d_model]: at each text's last token, which batches of one length need no padding for."""
+    rows = [model.to_tokens(text)[0] for text in texts]
+    out = torch.empty(len(rows), model.cfg.d_model)
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    for length in {len(row) for row in rows}:
+        places = [i for i, row in enumerate(rows) if len(row) == length]
+        tokens = torch.stack([rows[i] for i in places])
+        _, cache = model.run_with_cache(tokens, last, pos_slice=-1, logits_at="none")
+        out[places] = introspect.ops.rms_norm(cache[last][:, 0], model.engine.weight("ln_final.w"), eps=model.cfg.eps)
+    return out
+
+
+def test_the_last_layers_direction_after_the_final_norm_is_repengs(model, repeng, pairs):
+    pairs = pairs[:100]
+    positive, negative = (after_the_final_norm(model, side) for side in zip(*pairs, strict=True))
+    first, second = (repeng.train(model, pairs).directions[model.cfg.n_layers - 1] for _ in range(2))
+    assert cosine(first, second) >= AGREEMENT
+    assert cosine(introspect.direction_of_pairs(positive, negative, method="pca_center"), first) >= AGREEMENT
 
 
 def test_repeng_reads_our_file(model, repeng, tmp_path):
