@@ -104,6 +104,8 @@ def main() -> None:
     default = with_default_system(model, "cat", suffixes)
 
     worker = None if args.without_repeng else Repeng(args.gguf, torch.get_num_threads())
+    if worker is not None:
+        worker.train(model, empty["cat"][:8])  # the first call of a process is slower, and is not counted
 
     def repeng(pairs: Pairs) -> tuple[float, int] | tuple[None, None]:
         if worker is None:
