@@ -136,7 +136,8 @@ Raises:
                              py::return_value_policy::reference_internal)
       .def_property_readonly("has_tokenizer", &Model::has_tokenizer)
       .def_property_readonly("has_chat_template", &Model::has_chat_template)
-      .def("make_cache", &Model::make_cache, py::arg("batch") = 1, "An empty cache that fits this model.")
+      .def("make_cache", &Model::make_cache, py::arg("batch") = 1, py::arg("stop_at_layer") = py::none(),
+           "An empty cache that fits this model, or passes that stop at a layer.")
       .def(
           "hook_names",
           [](const Model& model, bool use_attn_result, bool use_split_qkv_input, bool use_attn_in,

@@ -19,10 +19,11 @@ std::shared_ptr<const models::Model> engine(const py::object& model) {
 }
 
 ControlVector train(const py::object& model, const Pairs& pairs, const std::string& method,
-                    std::optional<std::vector<int64_t>> layers, int64_t batch_size, uint64_t seed,
+                    std::optional<std::vector<int64_t>> layers, int64_t memory_budget, uint64_t seed,
                     int64_t folds, py::object progress) {
-  steering::TrainOptions options{steering::parse_method(method),  std::move(layers), batch_size, seed, folds,
-                                 as_progress(std::move(progress))};
+  steering::TrainOptions options{
+      steering::parse_method(method),  std::move(layers), memory_budget, seed, folds,
+      as_progress(std::move(progress))};
   const auto native = engine(model);
   std::vector<steering::TextPair> texts;
   for (const auto& [positive, negative] : pairs) texts.push_back({positive, negative});
@@ -115,8 +116,8 @@ Raises:
            py::arg("model_type"), py::arg("directions"))
       .def_static("train", &train, py::arg("model"), py::arg("pairs"), py::kw_only(),
                   py::arg("method") = "pca_center", py::arg("layers") = py::none(),
-                  py::arg("batch_size") = 64, py::arg("seed") = 0, py::arg("folds") = 2,
-                  py::arg("progress") = py::none(), R"doc(
+                  py::arg("memory_budget") = steering::TrainOptions{}.memory_budget, py::arg("seed") = 0,
+                  py::arg("folds") = 2, py::arg("progress") = py::none(), R"doc(
 Trains a vector on pairs of texts that differ in what it shall stand for.
 
 The residual stream is read at the last token of each text, after the blocks of ``layers``; nothing above the highest
@@ -127,7 +128,7 @@ Args:
     pairs: (positive, negative) texts, as concept_pairs makes them.
     method: see direction_of_pairs.
     layers: block numbers; None is 1 to n_layers - 1.
-    batch_size: texts run side by side.
+    memory_budget: bytes of activations at a time; more than a pass of 2,048 tokens needs is not used.
     seed: of the random pairing of "lat"; nothing else is random.
     folds: how many parts of the pairs are judged by the direction of the others, for ``diagnostics``; 0: none.
     progress: called with (what, done, total).

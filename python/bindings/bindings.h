@@ -19,6 +19,7 @@ void bind_hooks(py::module_& m);
 void bind_cache(py::module_& m);
 void bind_models(py::module_& m);
 void bind_analysis(py::module_& m);
+void bind_engine(py::module_& m);
 void bind_steering(py::module_& m);
 void bind_experiments(py::module_& m);
 

@@ -31,6 +31,8 @@ from ._C import (
     Store,
     StreamDecoder,
     Tokenizer,
+    TokenTrie,
+    run_trie,
 )
 from .activation_cache import ActivationCache
 from .data import load_suffixes
@@ -76,6 +78,7 @@ __all__ = [
     "ShapeError",
     "Store",
     "StreamDecoder",
+    "TokenTrie",
     "Tokenizer",
     "concept_pairs",
     "diagnose",
@@ -90,5 +93,6 @@ __all__ = [
     "random_rotation",
     "resolve",
     "run_experiment",
+    "run_trie",
     "utils",
 ]

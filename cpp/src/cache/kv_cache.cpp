@@ -158,6 +158,21 @@ KVCache KVCache::select_rows(const std::vector<int64_t>& rows) const {
   return out;
 }
 
+KVCache KVCache::select_positions(const std::vector<int64_t>& positions) const {
+  for (const int64_t position : positions)
+    check<std::out_of_range>(position >= 0 && position < length_,
+                             "KVCache::select_positions: positions are 0 to ", length_ - 1, ", got ",
+                             position);
+  KVCache out(shape_, dtype_, device_);
+  if (positions.empty()) return out;
+  const auto index = torch::tensor(positions, torch::kLong).to(device_);
+  for (int64_t layer = 0; layer < shape_.n_layers; ++layer)
+    out.append(layer, keys(layer).index_select(2, index), values(layer).index_select(2, index));
+  out.length_ = static_cast<int64_t>(positions.size());
+  if (mask_.defined()) out.mask_ = mask_.index_select(1, index);
+  return out;
+}
+
 int64_t KVCache::nbytes() const {
   int64_t bytes = 0;
   for (const auto& layer : layers_)

@@ -48,6 +48,32 @@ torch::Tensor token_positions(const torch::Tensor& real_BS, int64_t offset, int6
   return (real_BS.to(torch::kLong).cumsum(1) - 1).clamp_min(0).narrow(1, offset, T);
 }
 
+struct TokenTree {
+  torch::Tensor depths_T;   // int64
+  torch::Tensor parents_S;  // int32, the path of the cache first
+};
+
+/// Throws std::out_of_range unless every parent comes before its child, and ShapeError if a path is longer than n_ctx.
+TokenTree token_tree(const torch::Tensor& parents_T, int64_t n_path, int64_t n_ctx) {
+  const auto parents = parents_T.to(torch::kCPU, torch::kLong).contiguous();
+  const int64_t T = parents.size(0), S = n_path + T;
+  TokenTree out{at::empty({T}, torch::kLong), at::empty({S}, torch::kInt)};
+  const int64_t* given = parents.const_data_ptr<int64_t>();
+  int32_t* all = out.parents_S.mutable_data_ptr<int32_t>();
+  int64_t* depths = out.depths_T.mutable_data_ptr<int64_t>();
+  for (int64_t s = 0; s < n_path; ++s) all[s] = static_cast<int32_t>(s - 1);
+  for (int64_t t = 0; t < T; ++t) {
+    const int64_t parent = given[t];
+    check<std::out_of_range>(parent >= -1 && parent < n_path + t,
+                             "Model::forward: the parent of token ", t, " must come before it, got ", parent);
+    all[n_path + t] = static_cast<int32_t>(parent);
+    depths[t] = parent < n_path ? parent + 1 : depths[parent - n_path] + 1;
+    check<ShapeError>(depths[t] < n_ctx, "Model::forward: at most n_ctx = ", n_ctx,
+                      " positions on a path, got ", depths[t] + 1);
+  }
+  return out;
+}
+
 /// c * tanh(x / c), or x for c = 0.
 torch::Tensor soft_capped(const torch::Tensor& x, double c) {
   return c > 0 ? (x / c).tanh() * c : x;
@@ -146,8 +172,9 @@ torch::Tensor Model::to_tokens(const std::string& text) const {
   return torch::tensor(ids, torch::kLong).unsqueeze(0);
 }
 
-cache::KVCache Model::make_cache(int64_t batch) const {
-  return {{cfg_.n_layers, batch, cfg_.n_key_value_heads, cfg_.d_head}, dtype(), device()};
+cache::KVCache Model::make_cache(int64_t batch, std::optional<int64_t> stop_at_layer) const {
+  return {
+      {stop_at_layer.value_or(cfg_.n_layers), batch, cfg_.n_key_value_heads, cfg_.d_head}, dtype(), device()};
 }
 
 void Model::check_input(const torch::Tensor& input, const ForwardOptions& options) const {
@@ -170,7 +197,8 @@ void Model::check_input(const torch::Tensor& input, const ForwardOptions& option
   }
   const int64_t B = input.size(0), T = input.size(1);
   if (const auto* cache = options.cache) {
-    const cache::KVCache::Shape wanted = {cfg_.n_layers, B, cfg_.n_key_value_heads, cfg_.d_head};
+    const cache::KVCache::Shape wanted = {options.stop_at_layer.value_or(cfg_.n_layers), B,
+                                          cfg_.n_key_value_heads, cfg_.d_head};
     check<ShapeError>(cache->shape() == wanted && cache->dtype() == dtype() && cache->device() == device(),
                       "Model::forward: the cache must be for ", wanted.n_layers, " layers, batch ", B, ", ",
                       wanted.n_key_value_heads, " heads of ", wanted.d_head, ", ", dtype(), "; got ",
@@ -179,8 +207,15 @@ void Model::check_input(const torch::Tensor& input, const ForwardOptions& option
                       cache->dtype());
   }
   const int64_t offset = options.cache ? options.cache->length() : 0;
-  check<ShapeError>(offset + T <= cfg_.n_ctx, "Model::forward: at most n_ctx = ", cfg_.n_ctx,
-                    " positions, got ", offset + T);
+  if (options.parents.defined())
+    check<ShapeError>(
+        B == 1 && options.parents.dim() == 1 && options.parents.size(0) == T &&
+            !options.attention_mask.defined(),
+        "Model::forward: a token tree must be [1, pos] without padding, with as many parents, got batch ", B,
+        ", ", T, " tokens and ", options.parents.sizes(), " parents");
+  else
+    check<ShapeError>(offset + T <= cfg_.n_ctx, "Model::forward: at most n_ctx = ", cfg_.n_ctx,
+                      " positions, got ", offset + T);
   const auto& mask = options.attention_mask;
   check<ShapeError>(!mask.defined() || (mask.dim() == 2 && mask.size(0) == B && mask.size(1) == T),
                     "Model::forward: attention_mask must be [", B, ", ", T, "] as the input is, got ",
@@ -199,9 +234,8 @@ void Model::check_input(const torch::Tensor& input, const ForwardOptions& option
       !options.stop_at_layer || (*options.stop_at_layer >= 0 && *options.stop_at_layer <= cfg_.n_layers),
       "Model::forward: stop_at_layer must be 0 to ", cfg_.n_layers, ", got ",
       options.stop_at_layer.value_or(0));
-  check<std::invalid_argument>(
-      !options.cache || (!options.stop_at_layer && options.start_at_layer.value_or(0) == 0),
-      "Model::forward: a pass that starts or stops at a layer cannot fill a cache");
+  check<std::invalid_argument>(!options.cache || options.start_at_layer.value_or(0) == 0,
+                               "Model::forward: a pass that starts at a layer cannot fill a cache");
   check<std::invalid_argument>(
       options.start_at_layer.value_or(0) <= options.stop_at_layer.value_or(cfg_.n_layers),
       "Model::forward: start_at_layer must not be behind stop_at_layer, got ",
@@ -209,6 +243,14 @@ void Model::check_input(const torch::Tensor& input, const ForwardOptions& option
   check<HookError>(
       !options.hooks || !options.hooks->has_backward() || at::GradMode::is_enabled(),
       "Model::forward: backward hooks need gradients, and they are switched off (torch.no_grad)");
+}
+
+nn::Positions Model::positions_in_tree(const torch::Tensor& depths_T, const torch::Tensor& parents_S,
+                                       bool local) const {
+  auto out = positions(depths_T.unsqueeze(0), {}, /*n_keys=*/0, local);
+  out.mask.parents = parents_S;
+  out.mask.window = local ? cfg_.window_size : 0;
+  return out;
 }
 
 nn::Positions Model::positions(const torch::Tensor& positions_BT, const torch::Tensor& real_BS,
@@ -247,10 +289,19 @@ torch::Tensor Model::forward(const torch::Tensor& input, const ForwardOptions& o
   ctx.hooks = options.hooks && !options.hooks->empty() ? options.hooks : nullptr;
   ctx.cache = options.cache;
   ctx.offset = options.cache ? options.cache->length() : 0;
-  const auto real_BS = real_keys(options, x, ctx.offset);
-  const auto positions_BT = token_positions(real_BS, ctx.offset, T, device());
-  ctx.global = positions(positions_BT, real_BS, ctx.offset + T, /*local=*/false);
-  if (!cfg_.attn_types.empty()) ctx.local = positions(positions_BT, real_BS, ctx.offset + T, /*local=*/true);
+  torch::Tensor positions_BT;
+  if (options.parents.defined()) {
+    const auto tree = token_tree(options.parents, ctx.offset, cfg_.n_ctx);
+    positions_BT = tree.depths_T.to(device()).unsqueeze(0);
+    ctx.global = positions_in_tree(tree.depths_T.to(device()), tree.parents_S, /*local=*/false);
+    ctx.local = positions_in_tree(tree.depths_T.to(device()), tree.parents_S, /*local=*/true);
+  } else {
+    const auto real_BS = real_keys(options, x, ctx.offset);
+    positions_BT = token_positions(real_BS, ctx.offset, T, device());
+    ctx.global = positions(positions_BT, real_BS, ctx.offset + T, /*local=*/false);
+    if (!cfg_.attn_types.empty())
+      ctx.local = positions(positions_BT, real_BS, ctx.offset + T, /*local=*/true);
+  }
 
   AppendGuard appended(options.cache);
   auto x_BTD = options.start_at_layer ? x : embed(x, positions_BT, ctx);
@@ -265,9 +316,12 @@ torch::Tensor Model::forward(const torch::Tensor& input, const ForwardOptions& o
 torch::Tensor Model::logits(const torch::Tensor& resid_BTD, const ForwardOptions& options,
                             const nn::Context& ctx) const {
   using hooks::Point;
-  const bool hooked = ctx.wants(Point::kLnFinalScale) || ctx.wants(Point::kLnFinalNormalized) ||
-                      ctx.wants(Point::kUnembedIn) || ctx.wants(Point::kUnembedOut);
-  if (options.logits_at == LogitsAt::kNone && !hooked) return {};
+  const auto any = [&](const auto& asked) {
+    return asked(Point::kLnFinalScale) || asked(Point::kLnFinalNormalized) || asked(Point::kUnembedIn) ||
+           asked(Point::kUnembedOut);
+  };
+  const bool read = any([&](Point point) { return ctx.wants(point); });
+  const bool changed = any([&](Point point) { return ctx.changes(point); });
   const auto at_columns = [&](const torch::Tensor& x_BTn) -> torch::Tensor {
     switch (options.logits_at) {
       case LogitsAt::kNone:
@@ -284,8 +338,12 @@ torch::Tensor Model::logits(const torch::Tensor& resid_BTD, const ForwardOptions
     }
     throw Error("Model::logits: unknown LogitsAt");
   };
-  if (options.logits_at == LogitsAt::kAll || hooked)
-    return at_columns(hooked_logits(resid_BTD, options.vocab_ids, ctx));
+  // What is only read there is computed for its readers, and leaves a readout as it is.
+  torch::Tensor logits_BTV;
+  if (options.logits_at == LogitsAt::kAll || read)
+    logits_BTV = hooked_logits(resid_BTD, options.vocab_ids, ctx);
+  if (options.logits_at == LogitsAt::kNone) return {};
+  if (options.logits_at == LogitsAt::kAll || changed) return at_columns(logits_BTV);
   return readout(at_columns(resid_BTD), options.vocab_ids);
 }
 

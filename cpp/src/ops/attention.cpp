@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "introspect/core/check.h"
+#include "ops/tree_attention.h"
 
 namespace introspect::ops {
 
@@ -30,6 +31,7 @@ void check_shapes(const char* who, const torch::Tensor& q_BTHK, const torch::Ten
 /// The mask of `mask` as an additive tensor broadcastable to [B, H, T, S]; undefined if every key may be seen.
 torch::Tensor as_additive(const AttentionMask& mask, int64_t T, int64_t S, const torch::Tensor& like) {
   if (mask.additive.defined()) return mask.additive;
+  if (mask.parents.defined()) return tree_mask(mask.parents, T, mask.window, like.options());
   if (!mask.causal || T == 1) return {};
   const auto minus_inf = at::full({T, S}, -std::numeric_limits<double>::infinity(), like.options());
   return minus_inf.triu(S - T + 1);
@@ -38,11 +40,16 @@ torch::Tensor as_additive(const AttentionMask& mask, int64_t T, int64_t S, const
 }  // namespace
 
 torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK, const torch::Tensor& v_BGSK,
-                        double scale, const AttentionMask& mask) {
+                        double scale, const AttentionMask& mask, double soft_cap) {
   check_shapes("attention", q_BTHK, k_BGSK);
+  if (mask.parents.defined() && has_tree_attention(q_BTHK, k_BGSK, v_BGSK))
+    return tree_attention(q_BTHK, k_BGSK, v_BGSK, mask.parents, scale, soft_cap, mask.window);
+  if (soft_cap > 0)  // the fused product caps nothing
+    return attend(attention_pattern(attention_scores(q_BTHK, k_BGSK, scale, mask, soft_cap)), v_BGSK);
   const int64_t B = q_BTHK.size(0), T = q_BTHK.size(1), H = q_BTHK.size(2), K = q_BTHK.size(3);
   const int64_t G = k_BGSK.size(1), S = k_BGSK.size(2), R = H / G;
-  const bool is_causal = mask.causal && !mask.additive.defined() && T == S && T > 1;
+  const bool is_causal =
+      mask.causal && !mask.additive.defined() && !mask.parents.defined() && T == S && T > 1;
   std::optional<torch::Tensor> additive;
   if (!is_causal) {
     auto tensor = as_additive(mask, T, S, q_BTHK);
@@ -86,11 +93,19 @@ torch::Tensor attend(const torch::Tensor& pattern_BHTS, const torch::Tensor& v_B
 
 AttentionMask mask_of_rows(const AttentionMask& mask, const torch::Tensor& rows, int64_t T, int64_t S,
                            torch::ScalarType dtype) {
-  if (mask.additive.defined()) return {mask.causal, mask.additive.index_select(2, rows)};
+  const auto whole = mask.parents.defined()
+                         ? tree_mask(mask.parents, T, mask.window, rows.options().dtype(dtype))
+                         : mask.additive;
+  AttentionMask out;
+  if (whole.defined()) {
+    out.additive = whole.index_select(2, rows);
+    return out;
+  }
   if (!mask.causal) return mask;
   const auto hidden = at::arange(S, rows.options()).unsqueeze(0) > (rows + (S - T)).unsqueeze(1);
   const auto additive = at::zeros(hidden.sizes(), rows.options().dtype(dtype));
-  return {true, additive.masked_fill(hidden, -std::numeric_limits<double>::infinity()).view({1, 1, -1, S})};
+  out.additive = additive.masked_fill(hidden, -std::numeric_limits<double>::infinity()).view({1, 1, -1, S});
+  return out;
 }
 
 torch::Tensor additive_mask(const torch::Tensor& real_BS, int64_t n_queries, torch::ScalarType dtype,

@@ -200,7 +200,7 @@ def test_training_equals_sklearn_on_transformers_hidden_states(models, training,
     """repeng's recipe: hidden states at the last token, PCA by sklearn, sign by vote; written out here."""
     ours = models[0]
     pairs, positive, negative = training
-    vector = introspect.ControlVector.train(ours, pairs, method=method, batch_size=7)
+    vector = introspect.ControlVector.train(ours, pairs, method=method)
     n_layers = ours.cfg.n_layers
     assert vector.layers == list(range(1, n_layers))
     for layer in range(1, n_layers - 1):  # the last of hidden_states is after the final norm

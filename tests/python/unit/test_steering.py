@@ -36,12 +36,14 @@ def test_concept_pairs_are_the_chat_with_the_suffix_as_its_answer(model):
     ]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("memory_budget", [60_000, 200_000, 1 << 30])
 @pytest.mark.parametrize("layers", [None, [0, 1], [2]])
-def test_mean_difference_is_that_of_single_unpadded_runs(model, layers, batch_size):
+def test_mean_difference_is_that_of_single_unpadded_runs(model, layers, memory_budget):
     suffixes = ["I", "It is", "The weather", "It", "A long beginning of an answer"]
     pairs = introspect.concept_pairs(model, "cat", suffixes)
-    vector = introspect.ControlVector.train(model, pairs, method="mean_diff", layers=layers, batch_size=batch_size)
+    vector = introspect.ControlVector.train(
+        model, pairs, method="mean_diff", layers=layers, memory_budget=memory_budget
+    )
     assert vector.layers == (layers or [1, 2])
     for layer in vector.layers:
         differences = [activations(model, p, layer) - activations(model, n, layer) for p, n in pairs]
@@ -71,7 +73,7 @@ def test_pca_of_texts_without_a_common_beginning(model):
         ({"pairs": [("a", "b")], "method": "umap"}, ValueError),
         ({"pairs": [("a", "b")], "layers": [3]}, IndexError),
         ({"pairs": [("a", "b")], "layers": []}, ValueError),
-        ({"pairs": [("a", "b")], "batch_size": 0}, ValueError),
+        ({"pairs": [("a", "b")], "memory_budget": 0}, ValueError),
         ({"pairs": [("a" * 9000, "b")]}, introspect.ShapeError),
     ],
 )
@@ -83,9 +85,11 @@ def test_training_refuses_what_has_no_direction(model, options, error):
 def test_progress_is_told_and_may_stop_the_training(model):
     pairs = introspect.concept_pairs(model, "cat", ["I", "It", "We"])
     steps = []
-    introspect.ControlVector.train(model, pairs, batch_size=2, progress=lambda *step: steps.append(step))
-    assert steps[0] == ("activations", 0, 6)
-    assert ("activations", 6, 6) in steps
+    introspect.ControlVector.train(model, pairs, progress=lambda *step: steps.append(step))
+    texts = [model.to_tokens(text)[0].tolist() for pair in pairs for text in pair]
+    nodes = len({tuple(text[: n + 1]) for text in texts for n in range(len(text))})
+    assert steps[0] == ("activations", 0, nodes)
+    assert ("activations", nodes, nodes) in steps
 
     def stop(*step):
         raise KeyboardInterrupt

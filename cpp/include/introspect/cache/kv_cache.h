@@ -62,6 +62,11 @@ class INTROSPECT_EXPORT KVCache {
   /// Throws std::out_of_range for a row that is not there.
   KVCache select_rows(const std::vector<int64_t>& rows) const;
 
+  /// The cache of the positions listed, in that order (a copy): the path from the root of a token tree to a node, say.
+  ///
+  /// Throws std::out_of_range for a position that is not there.
+  KVCache select_positions(const std::vector<int64_t>& positions) const;
+
   /// Bytes of memory held, shared or not.
   int64_t nbytes() const;
 

@@ -51,6 +51,11 @@ enum class LogitsAt {
 };
 
 /// One forward pass.
+///
+/// With `parents` the tokens [1, T] are nodes of a token tree: each sees itself and its ancestors only, at the position
+/// of its depth. parents[t] counts the cache's positions, which are the path from the root, and then this pass's
+/// tokens, of which it must come before t; -1 for a root. The cache then holds nodes, not a
+/// text: KVCache::select_positions makes the path to one of them.
 struct ForwardOptions {
   cache::KVCache* cache = nullptr;             // continued and appended to
   const hooks::HookRegistry* hooks = nullptr;  // what to read and change on the way
@@ -58,6 +63,7 @@ struct ForwardOptions {
   LogitsAt logits_at = LogitsAt::kAll;
   torch::Tensor positions;  // int64 [N]: positions of this pass, for kPositions
   torch::Tensor vocab_ids;  // int64 [n]: only these rows of the vocabulary; undefined: all of them
+  torch::Tensor parents;    // int64 [T]: the tokens are nodes of a tree, see below; undefined: a text
   std::optional<int64_t> start_at_layer;  // the input is the residual before this block, not tokens
   std::optional<int64_t> stop_at_layer;   // run the blocks before this one only, and return the residual
 };
@@ -116,8 +122,8 @@ class INTROSPECT_EXPORT Model {
   ///
   /// Returns [B, T, V] (kAll), [B, 1, V] (kLast), [B, N, V] (kPositions), V being the number of vocab_ids if given:
   /// float32, or float64 for a float64 model; an undefined tensor for kNone; with stop_at_layer the residual
-  /// [B, T, D] before that block. kLast and kPositions are readouts unless something is hooked behind the last block,
-  /// which then sees what kAll computes. Hooks that need gradients make the embedding (or the residual given) the leaf
+  /// [B, T, D] before that block. kLast and kPositions are readouts unless something behind the last block may be
+  /// changed, which then changes what kAll computes. Hooks that need gradients make the embedding (or the residual given) the leaf
   /// of a graph; otherwise no graph is built unless a weight or an intervention requires one.
   /// Throws std::out_of_range for token ids or positions outside their range, ShapeError for wrong shapes or more than
   /// n_ctx positions, HookError for hooks that need gradients while they are switched off.
@@ -128,8 +134,8 @@ class INTROSPECT_EXPORT Model {
   /// vocab_ids int64 [n] restricts them to these tokens; undefined means all. Returns [..., V] or [..., n].
   torch::Tensor readout(const torch::Tensor& resid, const torch::Tensor& vocab_ids = {}) const;
 
-  /// An empty cache that fits this model.
-  cache::KVCache make_cache(int64_t batch) const;
+  /// An empty cache that fits this model, or passes that stop at a layer.
+  cache::KVCache make_cache(int64_t batch, std::optional<int64_t> stop_at_layer = {}) const;
 
   /// A registry for this model's hook points.
   hooks::HookRegistry make_hooks() const { return hooks::HookRegistry(hook_points(cfg_)); }
@@ -138,6 +144,8 @@ class INTROSPECT_EXPORT Model {
   void check_input(const torch::Tensor& input, const ForwardOptions& options) const;
   nn::Positions positions(const torch::Tensor& positions_BT, const torch::Tensor& real_BS, int64_t n_keys,
                           bool local) const;
+  nn::Positions positions_in_tree(const torch::Tensor& depths_T, const torch::Tensor& parents_S,
+                                  bool local) const;
   torch::Tensor embed(const torch::Tensor& tokens_BT, const torch::Tensor& positions_BT,
                       const nn::Context& ctx) const;
   torch::Tensor logits(const torch::Tensor& resid_BTD, const ForwardOptions& options,

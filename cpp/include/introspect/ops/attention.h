@@ -13,15 +13,24 @@ struct AttentionMask {
 
   /// Added to the scores, [B or 1, 1, T, S], 0 or -inf; it then holds the causal part too. Undefined for none.
   torch::Tensor additive;
+
+  /// Keys as nodes of a token tree, of which the last T are the queries: int32 [S] on the CPU, the parent of each, which
+  /// comes before it, -1 for a root. A query then sees itself and its ancestors. Batch 1.
+  torch::Tensor parents;
+
+  /// Of a tree: how many of them it sees, itself included; 0: all.
+  int64_t window = 0;
 };
 
 /// Grouped-query attention without the pattern: z [B, T, H, K] from q [B, T, H, K], k and v [B, G, S, K].
 ///
-/// Keys and values are never repeated for the R = H / G query heads of a group. Scores are scaled by `scale`.
+/// Keys and values are never repeated for the R = H / G query heads of a group. Scores are scaled by `scale`, and capped
+/// as in attention_scores. In a token tree the work is that of the pairs that see one another (on the CPU, without
+/// gradients).
 /// Throws ShapeError if H is not a multiple of G or the shapes do not fit.
 INTROSPECT_EXPORT torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
                                           const torch::Tensor& v_BGSK, double scale,
-                                          const AttentionMask& mask);
+                                          const AttentionMask& mask, double soft_cap = 0);
 
 /// Scores before the softmax [B, H, T, S], masked with -inf; before that c * tanh(scores / c) for soft_cap c > 0.
 INTROSPECT_EXPORT torch::Tensor attention_scores(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,

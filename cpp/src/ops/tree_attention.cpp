@@ -1,0 +1,150 @@
+#include "ops/tree_attention.h"
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "introspect/core/parallel.h"
+#include "ops/vector.h"
+
+namespace introspect::ops {
+
+namespace {
+
+template <typename T>
+struct Strided {
+  const T* data;
+  int64_t head, position;  // strides; the elements of a head are dense
+  const T* at(int64_t h, int64_t s) const { return data + h * head + s * position; }
+};
+
+template <typename T>
+struct Operands {
+  Strided<T> q, k, v;
+  T* out;  // [T, H, K]
+  const int32_t* parents;
+  int64_t n_queries, n_keys, H, G, K, window;
+  float scale, soft_cap;
+};
+
+template <typename T>
+[[gnu::always_inline]] inline float dot(const T* a, const T* b, int64_t K) {
+  Vector acc = {};
+  int64_t i = 0;
+  for (; i + kLanes <= K; i += kLanes) acc += load(a + i) * load(b + i);
+  float total = sum(acc);
+  for (; i < K; ++i) total += static_cast<float>(a[i]) * static_cast<float>(b[i]);
+  return total;
+}
+
+/// to += factor * x, in float32.
+template <typename T>
+[[gnu::always_inline]] inline void add_scaled(float* to, float factor, const T* x, int64_t K) {
+  int64_t i = 0;
+  for (; i + kLanes <= K; i += kLanes) store(to + i, load(to + i) + load(x + i) * factor);
+  for (; i < K; ++i) to[i] += factor * static_cast<float>(x[i]);
+}
+
+/// The queries [first, last): softmax over the chain of ancestors, and their values' mean under it.
+template <typename T>
+[[gnu::always_inline]] inline void attend_rows(const Operands<T>& o, int64_t first, int64_t last) {
+  std::vector<int32_t> chain;
+  std::vector<float> weights, z(static_cast<size_t>(o.K));
+  for (int64_t t = first; t < last; ++t) {
+    chain.clear();
+    for (auto s = static_cast<int32_t>(o.n_keys - o.n_queries + t); s >= 0; s = o.parents[s]) {
+      chain.push_back(s);
+      if (o.window > 0 && static_cast<int64_t>(chain.size()) == o.window) break;
+    }
+    weights.resize(chain.size());
+    for (int64_t h = 0; h < o.H; ++h) {
+      const int64_t g = h / (o.H / o.G);
+      const T* query = o.q.at(h, t);
+      float largest = -std::numeric_limits<float>::infinity();
+      for (size_t i = 0; i < chain.size(); ++i) {
+        float score = dot(query, o.k.at(g, chain[i]), o.K) * o.scale;
+        if (o.soft_cap > 0) score = o.soft_cap * std::tanh(score / o.soft_cap);
+        weights[i] = score;
+        largest = std::max(largest, score);
+      }
+      float total = 0;
+      std::fill(z.begin(), z.end(), 0.0f);
+      for (size_t i = 0; i < chain.size(); ++i) {
+        const float weight = std::exp(weights[i] - largest);
+        total += weight;
+        add_scaled(z.data(), weight, o.v.at(g, chain[i]), o.K);
+      }
+      T* to = o.out + (t * o.H + h) * o.K;
+      for (int64_t i = 0; i < o.K; ++i) to[i] = static_cast<T>(z[static_cast<size_t>(i)] / total);
+    }
+  }
+}
+
+INTROSPECT_CLONES void attend_tree(const Operands<float>& o, int64_t first, int64_t last) {
+  attend_rows(o, first, last);
+}
+
+INTROSPECT_CLONES void attend_tree(const Operands<c10::BFloat16>& o, int64_t first, int64_t last) {
+  attend_rows(o, first, last);
+}
+
+template <typename T>
+torch::Tensor run(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
+                  const torch::Tensor& parents_S, double scale, double soft_cap, int64_t window) {
+  const int64_t n_queries = q.size(1), H = q.size(2), K = q.size(3), G = k.size(1), n_keys = k.size(2);
+  auto out = at::empty({1, n_queries, H, K}, q.options());
+  const Operands<T> o = {{q.const_data_ptr<T>(), q.stride(2), q.stride(1)},
+                         {k.const_data_ptr<T>(), k.stride(1), k.stride(2)},
+                         {v.const_data_ptr<T>(), v.stride(1), v.stride(2)},
+                         out.template mutable_data_ptr<T>(),
+                         parents_S.const_data_ptr<int32_t>(),
+                         n_queries,
+                         n_keys,
+                         H,
+                         G,
+                         K,
+                         window,
+                         static_cast<float>(scale),
+                         static_cast<float>(soft_cap)};
+  parallel_for(0, n_queries, 8, [&](int64_t first, int64_t last) { attend_tree(o, first, last); });
+  return out;
+}
+
+torch::Tensor with_dense_heads(const torch::Tensor& x) {
+  return x.stride(-1) == 1 ? x : x.contiguous();
+}
+
+}  // namespace
+
+bool has_tree_attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
+                        const torch::Tensor& v_BGSK) {
+  const auto dtype = q_BTHK.scalar_type();
+  const bool graph = at::GradMode::is_enabled() &&
+                     (q_BTHK.requires_grad() || k_BGSK.requires_grad() || v_BGSK.requires_grad());
+  return q_BTHK.is_cpu() && !graph && (dtype == torch::kFloat32 || dtype == torch::kBFloat16);
+}
+
+torch::Tensor tree_attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
+                             const torch::Tensor& v_BGSK, const torch::Tensor& parents_S, double scale,
+                             double soft_cap, int64_t window) {
+  const auto q = with_dense_heads(q_BTHK), k = with_dense_heads(k_BGSK), v = with_dense_heads(v_BGSK);
+  return q.scalar_type() == torch::kFloat32 ? run<float>(q, k, v, parents_S, scale, soft_cap, window)
+                                            : run<c10::BFloat16>(q, k, v, parents_S, scale, soft_cap, window);
+}
+
+torch::Tensor tree_mask(const torch::Tensor& parents_S, int64_t n_queries, int64_t window,
+                        const torch::TensorOptions& options) {
+  const int64_t S = parents_S.size(0);
+  const int32_t* parents = parents_S.const_data_ptr<int32_t>();
+  auto mask = at::full({n_queries, S}, -std::numeric_limits<double>::infinity(), at::kDouble);
+  double* row = mask.mutable_data_ptr<double>();
+  for (int64_t t = 0; t < n_queries; ++t, row += S) {
+    int64_t seen = 0;
+    for (auto s = static_cast<int32_t>(S - n_queries + t); s >= 0 && (window == 0 || seen < window);
+         s = parents[s], ++seen)
+      row[s] = 0;
+  }
+  return mask.to(options).view({1, 1, n_queries, S});
+}
+
+}  // namespace introspect::ops
