@@ -33,7 +33,9 @@ __all__: list[str] = [
     "Store",
     "StreamDecoder",
     "TensorSource",
+    "TokenTrie",
     "Tokenizer",
+    "TriePlan",
     "accumulated_bias",
     "accumulated_resid",
     "apply_norm",
@@ -49,11 +51,13 @@ __all__: list[str] = [
     "neuron_results",
     "open_tensors",
     "operator_names",
+    "plan_trie",
     "random_directions",
     "random_rotation",
     "rms_norm",
     "rotary_frequencies",
     "run_experiment",
+    "run_trie",
     "save_safetensors",
     "sha256_hex",
     "stack_head_results",
@@ -971,9 +975,13 @@ class Model:
             use_attn_in: hook_attn_in too.
             use_hook_mlp_in: hook_mlp_in too.
         """
-    def make_cache(self, batch: typing.SupportsInt | typing.SupportsIndex = 1) -> KVCache:
+    def make_cache(
+        self,
+        batch: typing.SupportsInt | typing.SupportsIndex = 1,
+        stop_at_layer: typing.SupportsInt | typing.SupportsIndex | None = None,
+    ) -> KVCache:
         """
-        An empty cache that fits this model.
+        An empty cache that fits this model, or passes that stop at a layer.
         """
     def make_hooks(self) -> HookRegistry:
         """
@@ -1066,6 +1074,63 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer: ...
 
+class TokenTrie:
+    """
+    A set of token sequences as a tree in which equal prefixes are one path.
+
+    Nodes are numbered depth first, so that a node's ancestors come before it.
+
+    Raises:
+        ValueError: no sequences, or an empty one.
+    """
+    def __init__(
+        self, sequences: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def path(self, node: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
+        """
+        The nodes from the root to one, both included.
+        """
+    @property
+    def depths(self) -> list[int]:
+        """
+        The position of each node in its sequences.
+        """
+    @property
+    def ends(self) -> list[int]:
+        """
+        The node of each sequence's last token.
+        """
+    @property
+    def parents(self) -> list[int]:
+        """
+        The parent of each node; -1 for a root.
+        """
+    @property
+    def tokens(self) -> list[int]:
+        """
+        The token of each node.
+        """
+
+class TriePlan:
+    """
+    How a trie is run under a memory budget.
+    """
+    @property
+    def n_passes(self) -> int: ...
+    @property
+    def nodes(self) -> int:
+        """
+        That are run instead.
+        """
+    @property
+    def nodes_per_pass(self) -> int: ...
+    @property
+    def tokens(self) -> int:
+        """
+        Of all sequences, as running them one by one would take.
+        """
+
 class LayerDiagnostics:
     """
     How well one layer's direction tells the two sides of its pairs apart.
@@ -1132,7 +1197,7 @@ class ControlVector:
         *,
         method: str = "pca_center",
         layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
-        batch_size: typing.SupportsInt | typing.SupportsIndex = 64,
+        memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
         seed: typing.SupportsInt | typing.SupportsIndex = 0,
         folds: typing.SupportsInt | typing.SupportsIndex = 2,
         progress: typing.Any = None,
@@ -1148,7 +1213,7 @@ class ControlVector:
             pairs: (positive, negative) texts, as concept_pairs makes them.
             method: see direction_of_pairs.
             layers: block numbers; None is 1 to n_layers - 1.
-            batch_size: texts run side by side.
+            memory_budget: bytes of activations at a time; more than a pass of 2,048 tokens needs is not used.
             seed: of the random pairing of "lat"; nothing else is random.
             folds: how many parts of the pairs are judged by the direction of the others, for ``diagnostics``; 0: none.
             progress: called with (what, done, total).
@@ -1558,6 +1623,16 @@ def operator_names() -> list[str]:
     The operators an Intervention may name, sorted.
     """
 
+def plan_trie(
+    model: Model, trie: TokenTrie, *, memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824
+) -> TriePlan:
+    """
+    How many passes of how many nodes ``run_trie`` makes of a trie.
+
+    Raises:
+        ValueError: the budget (bytes) does not hold a pass of one node.
+    """
+
 def random_directions(vector: ControlVector, *, seed: typing.SupportsInt | typing.SupportsIndex) -> ControlVector:
     """
     Independent random directions of the lengths the vector's have, uniform on each layer's sphere.
@@ -1634,6 +1709,38 @@ def run_experiment(
 ) -> str:
     """
     The result of introspect.run_experiment as JSON; layers are (first, last, whether they are fractions).
+    """
+
+def run_trie(
+    model: Model,
+    trie: TokenTrie,
+    *,
+    nodes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    point: str = "hook_resid_post",
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+    progress: typing.Any = None,
+) -> torch.Tensor:
+    """
+    Activations at nodes of a trie, where every node is run once, whatever sequences it belongs to.
+
+    Args:
+        model: the native model (``Model.engine``).
+        nodes: in the order of the result's rows.
+        layers: block numbers, in the order of the result's columns.
+        point: a hook point of a block that has a position: "hook_resid_post", "attn.hook_z".
+        memory_budget: bytes that the activations of one pass may take, weights and result aside.
+        progress: called with (what, done, total).
+
+    Returns:
+        float32 (float64 for a float64 model) [nodes, layers, ...], what stands at the point for one position. Equal to
+        running each sequence by itself up to rounding.
+
+    Raises:
+        IndexError: a node or layer that is not there.
+        HookError: a point that this model does not have.
+        ShapeError: a sequence longer than n_ctx.
+        ValueError: nothing to read, or a budget too small for one node.
     """
 
 def save_safetensors(

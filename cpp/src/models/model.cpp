@@ -64,8 +64,8 @@ TokenTree token_tree(const torch::Tensor& parents_T, int64_t n_path, int64_t n_c
   for (int64_t s = 0; s < n_path; ++s) all[s] = static_cast<int32_t>(s - 1);
   for (int64_t t = 0; t < T; ++t) {
     const int64_t parent = given[t];
-    check<std::out_of_range>(parent >= -1 && parent < n_path + t,
-                             "Model::forward: the parent of token ", t, " must come before it, got ", parent);
+    check<std::out_of_range>(parent >= -1 && parent < n_path + t, "Model::forward: the parent of token ", t,
+                             " must come before it, got ", parent);
     all[n_path + t] = static_cast<int32_t>(parent);
     depths[t] = parent < n_path ? parent + 1 : depths[parent - n_path] + 1;
     check<ShapeError>(depths[t] < n_ctx, "Model::forward: at most n_ctx = ", n_ctx,
