@@ -14,8 +14,12 @@ FLOOR = {"rtol": 0, "atol": 1e-9}
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def model(request, tmp_path_factory):
-    folder = write_tiny_transformers(tmp_path_factory.mktemp("tiny"), request.param)
+def folder(request, tmp_path_factory):
+    return write_tiny_transformers(tmp_path_factory.mktemp("tiny"), request.param)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
     return introspect.load_model(folder, dtype=torch.float64)
 
 
@@ -119,10 +123,13 @@ def test_padding_on_either_side_changes_nothing(model, tokens, rng, side):
         torch.testing.assert_close(last[row, 0], alone[0, T - n - 1], **FLOOR)
 
 
-def test_reading_every_point_changes_nothing(model, tokens):
-    logits, cache = model.run_with_cache(tokens)
-    assert list(cache) == model.hook_names
-    torch.testing.assert_close(logits, model(tokens), **FLOOR)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_reading_every_point_changes_nothing_bit_for_bit(folder, tokens, dtype):
+    model = introspect.load_model(folder, dtype=dtype)
+    for logits_at in ("all", "last"):
+        logits, cache = model.run_with_cache(tokens, logits_at=logits_at)
+        assert list(cache) == model.hook_names
+        assert torch.equal(logits, model(tokens, logits_at=logits_at))
 
 
 def test_resuming_at_a_layer_equals_the_whole(model, tokens):
