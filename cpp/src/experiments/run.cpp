@@ -319,14 +319,13 @@ class Runner {
     const auto n_injected = static_cast<int64_t>(scene.injected.size());
     const int64_t skipped = scene.before.empty() && n_injected > 1 ? 1 : 0;
     for (int64_t layer = 0; layer < model_.cfg().n_layers; ++layer)
-      registry.observe(
-          hooks::hook_name({hooks::Point::kResidPost, layer}),
-          [&norms, skipped](const torch::Tensor& x_BTD, hooks::Site site) {
-            // The first pass under this registry is the injected span; the questions come after it.
-            if (norms.count(site.layer) == 0)
-              norms[site.layer] =
-                  x_BTD.slice(1, skipped).to(torch::kFloat32).norm(2, -1).mean().item<double>();
-          });
+      registry.observe(hooks::hook_name({hooks::Point::kResidPost, layer}),
+                       [&norms, skipped](const torch::Tensor& x_BTD, hooks::Site site) {
+                         // The first pass under this registry is the injected span; the questions come after it.
+                         if (norms.count(site.layer) == 0)
+                           norms[site.layer] =
+                               x_BTD.slice(1, skipped).to(torch::kFloat32).norm(2, -1).mean().item<double>();
+                       });
   }
 
   /// How many injections fit side by side: caches (a fork may copy its own), the layers' activations, the logits.
