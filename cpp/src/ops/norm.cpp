@@ -118,6 +118,12 @@ torch::Tensor rms_by_kernel(const torch::Tensor& x_any, const torch::Tensor& wei
   return out;
 }
 
+/// x over its scale in float32, by ATen's operations, whose bits are transformers'.
+torch::Tensor normalized_float32(const torch::Tensor& x, double eps) {
+  const auto x32 = x.to(torch::kFloat32);
+  return x32 * at::rsqrt(x32.pow(2).mean({-1}, /*keepdim=*/true).add(eps));
+}
+
 void check_weight(const char* who, const torch::Tensor& x, const torch::Tensor& weight) {
   check<ShapeError>(weight.dim() == 1 && x.dim() > 0 && weight.size(0) == x.size(-1), who,
                     ": weight must be [", x.dim() > 0 ? x.size(-1) : 0, "], got ", weight.sizes());
@@ -127,9 +133,7 @@ void check_weight(const char* who, const torch::Tensor& x, const torch::Tensor& 
 
 torch::Tensor rms_normalize(const torch::Tensor& x, double eps) {
   if (has_kernel(x, {})) return rms_by_kernel(x, {}, eps);
-  const auto x32 = x.to(torch::kFloat32);
-  const auto inverse_scale = at::rsqrt(x32.pow(2).mean({-1}, /*keepdim=*/true).add(eps));
-  return (x32 * inverse_scale).to(x.scalar_type());
+  return normalized_float32(x, eps).to(x.scalar_type());
 }
 
 torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, double eps) {
@@ -143,7 +147,7 @@ torch::Tensor gemma_rms_norm(const torch::Tensor& x, const torch::Tensor& weight
   check_weight("gemma_rms_norm", x, weight);
   if (has_kernel(x, weight) && weight.scalar_type() == torch::kFloat32 && weight.is_contiguous())
     return rms_by_kernel(x, weight, eps);
-  return (rms_normalize(x.to(torch::kFloat32), eps) * weight).to(x.scalar_type());
+  return (normalized_float32(x, eps) * weight).to(x.scalar_type());
 }
 
 torch::Tensor rms_scale(const torch::Tensor& x, double eps) {
