@@ -63,7 +63,7 @@ tier_parity() { run_pytest tests/python/parity; }
 tier_slow() {
   if [ -n "${INTROSPECT_SLOW:-}" ]; then
     # Without TransformerLens's environment the tests against it are skipped.
-    python tests/benchmarks/peers/environment.py || true
+    python tests/benchmarks/peers/environment.py transformer_lens || true
     run_pytest tests/python/slow
   else
     skip "set INTROSPECT_SLOW=1"

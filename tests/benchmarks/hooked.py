@@ -21,7 +21,7 @@ import torch
 from forward import SHAPES, decode_step, random_tokens, transformers_model
 from measure import SMOLLM2, matrix_products, peak_bytes, take_turns, timed
 from peers.client import Peer
-from peers.environment import peers_python
+from peers.environment import TRANSFORMER_LENS
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -199,7 +199,7 @@ def main() -> None:
         print(json.dumps(measure_memory(args.gguf, what, int(batch), int(length))))
         return
     with contextlib.ExitStack() as stack:
-        peer = stack.enter_context(Peer(torch.get_num_threads())) if peers_python() else None
+        peer = stack.enter_context(Peer(torch.get_num_threads())) if TRANSFORMER_LENS.python() else None
         benchmark = Benchmark(args.gguf, peer, args.repeats)
         for shape in SHAPES:
             benchmark.forward(*shape)

@@ -1,6 +1,6 @@
 """Training control vectors against repeng 0.4.0, in one run: time and how far memory rises.
 
-    python tests/benchmarks/peers/repeng_environment.py     # once
+    python tests/benchmarks/peers/environment.py repeng     # once
     python tests/benchmarks/vectors.py [GGUF] [--repeats 3] [--peer-repeats 1] [--without-repeng]
 
 One vector is 582 pairs, all layers but the first, pca_center. Both sides run the same tokens; repeng in a process of

@@ -1,51 +1,19 @@
 """This side of peers/worker.py: a HookedTransformer of TransformerLens 3 in a process of its own."""
 
-import json
-import os
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from peers.environment import peers_folder, peers_python
+from peers.environment import TRANSFORMER_LENS
+from peers.process import Worker
 
 
-class Peer:
+class Peer(Worker):
     """A worker process, as a context; ``peer.load(folder)``, then the others as often as wanted."""
 
     def __init__(self, threads: int = 2) -> None:
-        python = peers_python()
-        if python is None:
-            raise FileNotFoundError(f"no environment in {peers_folder()}: run tests/benchmarks/peers/environment.py")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        environment.pop("PYTHONPATH", None)
-        self._process = subprocess.Popen(
-            [python, Path(__file__).with_name("worker.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-
-    def __enter__(self) -> "Peer":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
-
-    def _call(self, command: str, **arguments) -> Any:
-        self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the peers' worker ended with status {self._process.wait()}: see its messages above")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(f"in the peers' worker:\n{answer['error']}")
-        return answer["result"]
+        super().__init__(TRANSFORMER_LENS, "worker.py", threads)
 
     def load(self, folder: Path, **processing: bool) -> None:
         """Take the model of a Hugging Face folder, whose path must not name a family ("llama", "gemma").

@@ -1,15 +1,14 @@
 """This side of repeng_worker.py: repeng 0.4.0 on transformers in a process of its own."""
 
 import json
-import os
-import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from peers.repeng_environment import repeng_folder, repeng_python
+from peers.environment import REPENG
+from peers.process import Worker
 
 Pairs = list[tuple[str, str]]
 
@@ -20,44 +19,12 @@ class Trained(NamedTuple):
     peak_bytes: int  # by how much its memory rose at most
 
 
-class Repeng:
+class Repeng(Worker):
     """A worker process with the model of a GGUF file, as a context."""
 
     def __init__(self, gguf: Path, threads: int = 2) -> None:
-        python = repeng_python()
-        if python is None:
-            raise FileNotFoundError(
-                f"no environment in {repeng_folder()}: run tests/benchmarks/peers/repeng_environment.py"
-            )
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-        environment.pop("PYTHONPATH", None)
-        self._process = subprocess.Popen(
-            [python, Path(__file__).with_name("repeng_worker.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
+        super().__init__(REPENG, "repeng_worker.py", threads)
         self._call("load", gguf=str(gguf))
-
-    def __enter__(self) -> "Repeng":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
-
-    def _call(self, command: str, **arguments) -> Any:
-        self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"repeng's worker ended with status {self._process.wait()}: see its messages above")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(f"in repeng's worker:\n{answer['error']}")
-        return answer["result"]
 
     def train(self, model, pairs: Pairs, method: str = "pca_center", batch_size: int = 32) -> Trained:
         """repeng's vector for pairs of texts, on the tokens that `model` (an introspect.Model) makes of them."""

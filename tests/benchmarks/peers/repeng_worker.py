@@ -1,14 +1,11 @@
 """Runs in repeng's environment: its training behind a pipe, one JSON request a line, one JSON answer a line.
 
-Started by repeng_client.Repeng. Nothing is busy between requests, so that the other side can be timed meanwhile.
+Started by repeng_client.Repeng.
 """
 
-import ctypes
 import json
-import os
 import sys
 import time
-import traceback
 import warnings
 from pathlib import Path
 
@@ -19,6 +16,9 @@ from transformers import BatchEncoding
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "python"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from measure import peak_bytes
+from process import serve  # of this folder: the script that runs is here
 from reference import transformers_model
 
 
@@ -36,11 +36,6 @@ class Tokens:
         return BatchEncoding({"input_ids": tokens, "attention_mask": mask})
 
 
-def status(key: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key + ":"))
-    return 1024 * int(line.split()[1])
-
-
 class Commands:
     """What a request may ask for; each returns something JSON can hold."""
 
@@ -51,13 +46,15 @@ class Commands:
         """Train on the pairs and token ids of a JSON file, save the directions; seconds and the rise of memory."""
         asked = json.loads(Path(request).read_text())
         pairs = [DatasetEntry(*pair) for pair in asked["pairs"]]
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before, start = status("VmRSS"), time.perf_counter()
-        vector = ControlVector.train(self.model, Tokens(asked["ids"]), pairs, method=method, batch_size=batch_size)
-        seconds = time.perf_counter() - start
+
+        def train() -> tuple[ControlVector, float]:
+            start = time.perf_counter()
+            vector = ControlVector.train(self.model, Tokens(asked["ids"]), pairs, method=method, batch_size=batch_size)
+            return vector, time.perf_counter() - start
+
+        peak, (vector, seconds) = peak_bytes(train)
         np.savez(out, **{str(layer): direction for layer, direction in vector.directions.items()})
-        return {"seconds": seconds, "peak_bytes": status("VmHWM") - before}
+        return {"seconds": seconds, "peak_bytes": peak}
 
     def read(self, gguf: str, out: str) -> str:
         """What repeng reads from a GGUF file of a control vector; its model type."""
@@ -66,20 +63,7 @@ class Commands:
         return vector.model_type
 
 
-def main() -> None:
-    commands = Commands()
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # the pipe is for answers only
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = {"result": getattr(commands, request.pop("command"))(**request)}
-        except Exception:
-            answer = {"error": traceback.format_exc()}
-        print(json.dumps(answer), file=answers)
-
-
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.disable_progress_bar()
-    main()
+    serve(Commands())

@@ -1,19 +1,16 @@
 """Runs in the peers' environment: a HookedTransformer behind a pipe, one JSON request a line, one JSON answer a line.
 
-Started by client.Peer. Nothing is busy between requests, so that the other side can be timed meanwhile.
+Started by client.Peer.
 """
 
 import importlib.util
-import json
-import os
-import sys
 import time
-import traceback
 import warnings
 from pathlib import Path
 from unittest import mock
 
 import torch
+from process import serve  # of this folder: the script that runs is here
 from transformer_lens import HookedTransformer
 from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -90,20 +87,7 @@ class Commands:
         return times
 
 
-def main() -> None:
-    commands = Commands()
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # TransformerLens prints; the pipe is for answers only
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = {"result": getattr(commands, request.pop("command"))(**request)}
-        except Exception:
-            answer = {"error": traceback.format_exc()}
-        print(json.dumps(answer), file=answers)
-
-
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.disable_progress_bar()
-    main()
+    serve(Commands())

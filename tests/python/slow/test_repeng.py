@@ -1,6 +1,6 @@
 """Control vectors against repeng 0.4.0's own, on the same weights and tokens of a real model.
 
-repeng runs in an environment of its own (tests/benchmarks/peers/repeng_environment.py). It reads its last layer's
+repeng runs in an environment of its own (tests/benchmarks/peers/environment.py). It reads its last layer's
 direction after the final norm and we read ours from the residual stream, so that layer has a test of its own.
 """
 
@@ -14,8 +14,8 @@ from conftest import ROOT
 import introspect
 
 sys.path.insert(0, str(ROOT / "tests/benchmarks"))
+from peers.environment import REPENG
 from peers.repeng_client import Repeng
-from peers.repeng_environment import repeng_python
 
 SMOLLM2 = Path.home() / ".cache/introspect/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 AGREEMENT = 0.9999  # repeng's PCA is a randomised one from an unseeded start
@@ -30,8 +30,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def repeng(model):
-    if repeng_python() is None:
-        pytest.skip("no environment of repeng: python tests/benchmarks/peers/repeng_environment.py makes it")
+    if REPENG.python() is None:
+        pytest.skip("no environment of repeng: python tests/benchmarks/peers/environment.py repeng makes it")
     with Repeng(SMOLLM2) as worker:
         yield worker
 

@@ -21,7 +21,7 @@ import introspect
 
 sys.path.insert(0, str(ROOT / "tests/benchmarks"))
 from peers.client import Peer
-from peers.environment import peers_python
+from peers.environment import TRANSFORMER_LENS
 
 # Multi-head attention, grouped queries with biases, and layer norms with learned positions.
 FAMILIES = {
@@ -44,7 +44,7 @@ FLOOR = {"rtol": 1e-4, "atol": 1e-4}
 
 @pytest.fixture(scope="module")
 def peer():
-    if peers_python() is None:
+    if TRANSFORMER_LENS.python() is None:
         pytest.skip("no environment of the peers: python tests/benchmarks/peers/environment.py makes it")
     with Peer() as worker:
         yield worker
