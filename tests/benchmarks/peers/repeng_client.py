@@ -35,6 +35,11 @@ class Repeng(Worker):
             figures = self._call("train", request=str(request), out=str(out), method=method, batch_size=batch_size)
             return Trained(_directions(out), figures["seconds"], figures["peak_bytes"])
 
+    def article(self, cells: list[dict], vectors: dict[str, Path], yes: int, no: int, end: int) -> list[dict]:
+        """The article's program on each cell, see repeng_worker.Commands.article."""
+        paths = {concept: str(path) for concept, path in vectors.items()}
+        return self._call("article", cells=cells, vectors=paths, yes=yes, no=no, end=end)
+
     def read(self, gguf: Path) -> tuple[str, dict[int, torch.Tensor]]:
         """Model type and directions that repeng reads from a file."""
         with tempfile.TemporaryDirectory() as folder:

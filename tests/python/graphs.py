@@ -1,0 +1,237 @@
+"""Random experiment graphs for hypothesis: trees of segments with interventions, splices and foreign models, as data.
+
+A drawn graph is a list of nodes, each after those it names. reference_experiments.py says what a graph must give,
+`interventions` how a change reads in the library's words. Sized for the models of tiny.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from hypothesis import strategies as st
+
+import introspect
+
+POINTS = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
+OPERATIONS = ("add", "ablate", "replace", "interpolate", "scale", "zero", "mean", "mean of x")
+MAX_TOKENS = 6  # of a segment
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a strategy has to know of a model."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_head: int
+    d_vocab: int
+
+    @classmethod
+    def of(cls, model: introspect.Model) -> "Sizes":
+        return cls(*(getattr(model.cfg, name) for name in cls.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Change:
+    """An intervention on some tokens of a segment: positions count from its first one; None is all of them."""
+
+    op: str
+    point: str
+    layers: tuple[int, ...]
+    strength: float
+    seed: int  # of the operands, one a layer
+    positions: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None  # of attn.hook_z
+
+    def operand(self, layer: int, sizes: Sizes) -> torch.Tensor | None:
+        """[W], float64; None for operators without one."""
+        if self.op in ("scale", "zero", "mean of x"):
+            return None
+        width = sizes.d_head if self.point == "attn.hook_z" else sizes.d_model
+        rng = torch.Generator().manual_seed(1000 * self.seed + layer)
+        return torch.randn(width, generator=rng, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens after those of `parent` (None: the first), run by one of the models under changes."""
+
+    tokens: tuple[int, ...]
+    parent: int | None = None
+    model: int = 0
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True)
+class Splice:
+    """`target` with the keys and values of positions [first, last) from `source`, whose tokens there are the same."""
+
+    target: int
+    first: int
+    last: int
+    source: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """What is kept of a node: "activation" at a point, "attention" to some keys, or "cache"."""
+
+    node: int
+    what: str
+    point: str = "hook_resid_post"
+    positions: tuple[int, ...] = (-1,)  # of the segment; negative ones count from its end
+    layers: tuple[int, ...] = ()  # none: all
+    heads: tuple[int, ...] = ()
+    keys: tuple[int, int] | None = None  # positions of the sequence
+
+
+@dataclass(frozen=True)
+class Graph:
+    nodes: tuple[Segment | Splice, ...]
+    reads: tuple[Read, ...] = ()
+
+    def tokens(self, node: int | None) -> tuple[int, ...]:
+        """Of the sequence down to the end of a node."""
+        if node is None:
+            return ()
+        which = self.nodes[node]
+        if isinstance(which, Splice):
+            return self.tokens(which.target)
+        return self.tokens(which.parent) + which.tokens
+
+    def length(self, node: int | None) -> int:
+        return len(self.tokens(node))
+
+
+def interventions(segment: Segment, sizes: Sizes) -> list[introspect.Intervention]:
+    """The changes of a segment as the library takes them: positions count from its first token."""
+    return [
+        introspect.Intervention(
+            {layer: change.operand(layer, sizes) for layer in change.layers},
+            op="mean" if change.op == "mean of x" else change.op,
+            point=change.point,
+            strength=change.strength,
+            positions=change.positions and list(change.positions),
+            heads=change.heads and list(change.heads),
+        )
+        for change in segment.changes
+    ]
+
+
+@st.composite
+def changes(draw, sizes: Sizes, n_tokens: int) -> Change:
+    op, point = draw(st.sampled_from(OPERATIONS)), draw(st.sampled_from(POINTS))
+    layers = draw(st.lists(st.integers(0, sizes.n_layers - 1), min_size=1, max_size=2, unique=True))
+    fixed = op in ("replace", "zero", "mean", "mean of x")
+    strength = 1.0 if fixed else draw(st.sampled_from([-1.5, 0.0, 0.5, 3.0]))
+    subset = st.lists(st.integers(0, n_tokens - 1), min_size=1, max_size=n_tokens, unique=True).map(sorted).map(tuple)
+    some_heads = st.lists(st.integers(0, sizes.n_heads - 1), min_size=1, max_size=2, unique=True).map(sorted).map(tuple)
+    return Change(
+        op,
+        point,
+        tuple(sorted(layers)),
+        strength,
+        seed=draw(st.integers(0, 3)),  # few, so that equal changes come up
+        positions=draw(st.none() | subset),
+        heads=draw(st.none() | some_heads) if point == "attn.hook_z" else None,
+    )
+
+
+@st.composite
+def graphs(draw, sizes: Sizes, max_nodes: int = 7, n_models: int = 2, max_length: int = 20) -> Graph:
+    """Trees in which siblings are often equal: in everything, in their tokens, or in their model and changes."""
+    nodes: list[Segment | Splice] = []
+    for _ in range(draw(st.integers(2, max_nodes))):
+        graph = Graph(tuple(nodes))
+        segments = [node for node in nodes if isinstance(node, Segment)]
+        kinds = ["new", *(["sibling", "sibling", "splice"] if segments else [])]
+        kind = draw(st.sampled_from(kinds))
+        if kind == "splice":
+            nodes.append(draw(_splices(graph)))
+        elif kind == "sibling":
+            nodes.append(draw(_siblings(sizes, draw(st.sampled_from(segments)), n_models)))
+        else:
+            nodes.append(draw(_segments(sizes, graph, n_models, max_length)))
+    nodes.append(draw(_segments(sizes, Graph(tuple(nodes)), n_models, max_length)))  # so that a splice is seen
+    graph = Graph(tuple(nodes))
+    return Graph(graph.nodes, tuple(draw(st.lists(_reads(sizes, graph), min_size=1, max_size=5))))
+
+
+@st.composite
+def _segments(draw, sizes: Sizes, graph: Graph, n_models: int, max_length: int) -> Segment:
+    late_first = reversed(range(len(graph.nodes)))
+    parents = [*(i for i in late_first if graph.length(i) + MAX_TOKENS <= max_length), None]
+    tokens = draw(_tokens(sizes))
+    return Segment(tokens, draw(st.sampled_from(parents)), draw(_models(n_models)), draw(_changes(sizes, len(tokens))))
+
+
+@st.composite
+def _reads(draw, sizes: Sizes, graph: Graph) -> Read:
+    node = draw(st.integers(0, len(graph.nodes) - 1))
+    layers = draw(st.just(()) | st.lists(st.integers(0, sizes.n_layers - 1), min_size=1, max_size=2, unique=True))
+    layers = tuple(sorted(layers))
+    if isinstance(graph.nodes[node], Splice):
+        return Read(node, "cache")
+    n = len(graph.nodes[node].tokens)
+    position = st.integers(-n, n - 1)
+    positions = draw(st.just((-1,)) | st.lists(position, min_size=1, max_size=n, unique_by=lambda p: p % n).map(tuple))
+    what = draw(st.sampled_from(["activation", "activation", "attention", "cache"]))
+    if what == "cache":
+        return Read(node, what)
+    if what == "activation":
+        point = draw(st.sampled_from(["hook_resid_post", *POINTS]))
+        return Read(node, what, point, positions, layers)
+    heads = draw(st.just(()) | st.lists(st.integers(0, sizes.n_heads - 1), min_size=1, max_size=2, unique=True))
+    last = draw(st.integers(1, graph.length(node)))
+    keys = draw(st.none() | st.just((draw(st.integers(0, last - 1)), last)))
+    return Read(node, what, "attn.hook_pattern", positions, layers, tuple(heads), keys)
+
+
+def _tokens(sizes: Sizes):
+    # A small alphabet makes equal beginnings likely.
+    token = st.integers(3, 6) | st.integers(3, sizes.d_vocab - 1)
+    return st.lists(token, min_size=1, max_size=MAX_TOKENS).map(tuple)
+
+
+def _models(n_models: int):
+    return st.sampled_from([0, 0, 0, *range(n_models)])
+
+
+def _changes(sizes: Sizes, n_tokens: int):
+    return st.just(()) | st.lists(changes(sizes, n_tokens), max_size=2).map(tuple)
+
+
+@st.composite
+def _siblings(draw, sizes: Sizes, segment: Segment, n_models: int) -> Segment:
+    """A segment beside another one, from which it differs in nothing, its changes, its model, or the ends of both."""
+    what = draw(st.sampled_from(["nothing", "changes", "one change more", "model", "tokens"]))
+    if what == "changes":
+        return Segment(segment.tokens, segment.parent, segment.model, draw(_changes(sizes, len(segment.tokens))))
+    if what == "one change more":
+        more = draw(changes(sizes, len(segment.tokens)))
+        return Segment(segment.tokens, segment.parent, segment.model, (*segment.changes, more))
+    if what == "model":
+        return Segment(segment.tokens, segment.parent, draw(_models(n_models)), segment.changes)
+    if what == "tokens":
+        kept = segment.tokens[: draw(st.integers(0, len(segment.tokens)))]
+        tokens = (kept + draw(_tokens(sizes)))[:MAX_TOKENS]
+        return Segment(tokens, segment.parent, segment.model, ())
+    return segment
+
+
+@st.composite
+def _splices(draw, graph: Graph) -> Splice:
+    target, source = draw(st.sampled_from(list(_pairs_with_equal_tokens(graph))))
+    equal = [a == b for a, b in zip(graph.tokens(target), graph.tokens(source), strict=False)]
+    first = draw(st.sampled_from([i for i, same in enumerate(equal) if same]))
+    end = equal.index(False, first) if False in equal[first:] else len(equal)
+    return Splice(target, first, draw(st.integers(first + 1, end)), source)
+
+
+def _pairs_with_equal_tokens(graph: Graph) -> Iterator[tuple[int, int]]:
+    """Targets and sources that have the same token at some position; every node is one of its own."""
+    for target, source in product(range(len(graph.nodes)), repeat=2):
+        if any(a == b for a, b in zip(graph.tokens(target), graph.tokens(source), strict=False)):
+            yield target, source
