@@ -17,7 +17,7 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(
         f"{_REBUILD}"
     )
 
-from . import io, ops, utils
+from . import io, ops, repeng, utils
 from ._C import (
     ChatTemplate,
     ConfigError,
@@ -91,6 +91,7 @@ __all__ = [
     "pull",
     "random_directions",
     "random_rotation",
+    "repeng",
     "resolve",
     "run_experiment",
     "run_trie",
