@@ -18,6 +18,60 @@ py::list turns(const Conversation& conversation) {
   return out;
 }
 
+py::dict as_dict(const Origin& origin) {
+  py::dict out;
+  out["model"] = origin.model_name;
+  out["model_hash"] = origin.model_hash;
+  out["dtype"] = origin.dtype;
+  out["device"] = origin.device;
+  out["protocol"] = origin.protocol;
+  out["protocol_hash"] = origin.protocol_hash;
+  out["seed"] = origin.seed;
+  out["strength_unit"] = origin.strength_unit;
+  out["introspect_version"] = origin.introspect_version;
+  out["torch_version"] = origin.torch_version;
+  return out;
+}
+
+py::dict as_dict(const StoredCell& stored) {
+  auto out = as_dict(stored.origin);
+  const auto& cell = stored.cell;
+  out["concept"] = cell.concept_name;
+  out["strength"] = cell.strength;
+  out["first_layer"] = cell.first_layer;
+  out["last_layer"] = cell.last_layer;
+  out["question"] = cell.question;
+  out["kind"] = cell.kind;
+  out["question_kind"] = cell.question_kind;
+  out["null_index"] = cell.null_index;
+  out["value"] = cell.value;
+  out["key"] = cell.key;
+  out["base_key"] = cell.base_key;
+  out["written"] = stored.written;
+  return out;
+}
+
+py::dict as_dict(const StoredRun& run) {
+  auto out = as_dict(run.origin);
+  out["cells"] = run.cells;
+  out["first_written"] = run.first_written;
+  out["last_written"] = run.last_written;
+  return out;
+}
+
+template <typename Value>
+py::list as_dicts(const std::vector<Value>& values) {
+  py::list out;
+  for (const auto& value : values) out.append(as_dict(value));
+  return out;
+}
+
+template <typename Work>
+auto without_gil(const Work& work) {
+  const py::gil_scoped_release release;
+  return work();
+}
+
 /// A range is (first, last, whether they are fractions).
 using Range = std::tuple<double, double, bool>;
 
@@ -72,14 +126,43 @@ $QUESTION in the turns, or the name of such a file beside it).
       .def("__repr__",
            [](const Protocol& p) { return "Protocol('" + p.name + "', read='" + to_string(p.read) + "')"; });
 
+  py::class_<Merged::Conflict>(m, "StoreConflict", "Two values that two stores have for one key.")
+      .def_readonly("key", &Merged::Conflict::key)
+      .def_readonly("kept", &Merged::Conflict::kept)
+      .def_readonly("other", &Merged::Conflict::other);
+  py::class_<Merged>(m, "StoreMerged", "What merging another store did.")
+      .def_readonly("added", &Merged::added)
+      .def_readonly("same", &Merged::same, "Cells that were here before, with the same value.")
+      .def_readonly("conflicts", &Merged::conflicts);
+
   py::class_<Store, std::shared_ptr<Store>>(m, "Store", R"doc(
 Finished readings of experiments on disk, by the hash of what was computed.
 
-A killed process leaves every finished reading, and several processes may use one store.
+One SQLite file in write-ahead mode. A killed process leaves every finished reading and a sound file, and several
+processes may use one store: of two values for one key the first stays. A reading that several protocols or settings
+share is one cell and stands under the first that made it.
 )doc")
-      .def(py::init(&Store::open), py::arg("path"), "Opens or creates the file. Raises IoError.")
-      .def("get", &Store::get, py::arg("key"), py::call_guard<py::gil_scoped_release>())
-      .def("put", &Store::put, py::arg("key"), py::arg("value"), py::call_guard<py::gil_scoped_release>())
+      .def(py::init(&Store::open), py::arg("path"),
+           "Opens or creates the file. Raises IoError for a file that is no store or of another layout.")
+      .def("get", &Store::get, py::arg("key"), py::call_guard<py::gil_scoped_release>(),
+           "The value (JSON) of a key, or None.")
+      .def(
+          "rows", [](const Store& store) { return as_dicts(without_gil([&] { return store.rows(); })); },
+          "Every cell as a dictionary, in the order of writing: setting, value (JSON) and what made it.")
+      .def(
+          "runs", [](const Store& store) { return as_dicts(without_gil([&] { return store.runs(); })); },
+          "Everything that made cells (model, protocol, seed, versions, ...), with their number and times.")
+      .def("merge", &Store::merge, py::arg("other"), py::call_guard<py::gil_scoped_release>(), R"doc(
+Takes over the cells of another store's file; where both have a key, this store's value stays.
+
+Raises:
+    IoError: no such file, or no store.
+    ValueError: it is this store.
+)doc")
+      .def("problems", &Store::problems, py::call_guard<py::gil_scoped_release>(),
+           "What SQLite finds wrong with the file; empty when it is sound.")
+      .def("vacuum", &Store::vacuum, py::call_guard<py::gil_scoped_release>(),
+           "Gives unused space back to the file system.")
       .def("__len__", &Store::size)
       .def_property_readonly("path", &Store::path);
 

@@ -31,6 +31,8 @@ __all__: list[str] = [
     "SafetensorsFile",
     "ShapeError",
     "Store",
+    "StoreConflict",
+    "StoreMerged",
     "StreamDecoder",
     "TensorSource",
     "TokenTrie",
@@ -1376,19 +1378,72 @@ class Protocol:
     @property
     def yes_token(self) -> str: ...
 
+class StoreConflict:
+    """
+    Two values that two stores have for one key.
+    """
+    @property
+    def kept(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def other(self) -> str: ...
+
+class StoreMerged:
+    """
+    What merging another store did.
+    """
+    @property
+    def added(self) -> int: ...
+    @property
+    def conflicts(self) -> list[StoreConflict]: ...
+    @property
+    def same(self) -> int:
+        """
+        Cells that were here before, with the same value.
+        """
+
 class Store:
     """
     Finished readings of experiments on disk, by the hash of what was computed.
 
-    A killed process leaves every finished reading, and several processes may use one store.
+    One SQLite file in write-ahead mode. A killed process leaves every finished reading and a sound file, and several
+    processes may use one store: of two values for one key the first stays. A reading that several protocols or settings
+    share is one cell and stands under the first that made it.
     """
     def __init__(self, path: os.PathLike | str | bytes) -> None:
         """
-        Opens or creates the file. Raises IoError.
+        Opens or creates the file. Raises IoError for a file that is no store or of another layout.
         """
     def __len__(self) -> int: ...
-    def get(self, key: str) -> str | None: ...
-    def put(self, key: str, value: str) -> None: ...
+    def get(self, key: str) -> str | None:
+        """
+        The value (JSON) of a key, or None.
+        """
+    def merge(self, other: os.PathLike | str | bytes) -> StoreMerged:
+        """
+        Takes over the cells of another store's file; where both have a key, this store's value stays.
+
+        Raises:
+            IoError: no such file, or no store.
+            ValueError: it is this store.
+        """
+    def problems(self) -> list[str]:
+        """
+        What SQLite finds wrong with the file; empty when it is sound.
+        """
+    def rows(self) -> list:
+        """
+        Every cell as a dictionary, in the order of writing: setting, value (JSON) and what made it.
+        """
+    def runs(self) -> list:
+        """
+        Everything that made cells (model, protocol, seed, versions, ...), with their number and times.
+        """
+    def vacuum(self) -> None:
+        """
+        Gives unused space back to the file system.
+        """
     @property
     def path(self) -> pathlib.Path: ...
 

@@ -28,7 +28,6 @@ from ._C import (
     KVCache,
     Protocol,
     ShapeError,
-    Store,
     StreamDecoder,
     Tokenizer,
     TokenTrie,
@@ -36,7 +35,7 @@ from ._C import (
 )
 from .activation_cache import ActivationCache
 from .data import load_suffixes
-from .experiment import load_protocol, run_experiment
+from .experiment import layer_ranges, load_protocol, run_experiment
 from .factored_matrix import FactoredMatrix
 from .hook_points import HookPoint
 from .hooked_transformer import HookedTransformer
@@ -53,6 +52,7 @@ from .steering import (
     random_directions,
     random_rotation,
 )
+from .store import Store
 from .transformer_config import HookedTransformerConfig
 
 __version__ = _C.__version__
@@ -84,6 +84,7 @@ __all__ = [
     "diagnose",
     "direction_of_pairs",
     "io",
+    "layer_ranges",
     "load_model",
     "load_protocol",
     "load_suffixes",

@@ -13,6 +13,7 @@ from . import _C
 from .model import Model
 from .results import Result
 from .steering import ControlVector
+from .store import Store
 
 PROTOCOLS = ("top_of_mind", "no_info", "with_info", "inaccurate_location", "lorem_ipsum", "content_report")
 
@@ -35,6 +36,32 @@ def load_protocol(source: str | os.PathLike) -> _C.Protocol:
     if not Path(source).exists():
         raise _C.IoError(f"load_protocol: neither a file nor one of {', '.join(PROTOCOLS)}: {os.fspath(source)}")
     return _C.Protocol.load(source)
+
+
+def layer_ranges(
+    first: int, last: int, *, min_width: int = 1, max_width: int | None = None, step: int = 1
+) -> list[tuple[int, int]]:
+    """Every range of blocks within first to last, as the article sweeps them: (i, j) with first <= i <= j <= last.
+
+    Args:
+        first, last: the lowest and the highest block, both included.
+        min_width, max_width: how many blocks a range holds, at least and at most.
+        step: between neighbouring first blocks, and between neighbouring widths.
+
+    Raises:
+        ValueError: no such range.
+    """
+    widest = last - first + 1 if max_width is None else max_width
+    if step < 1 or min_width < 1:
+        raise ValueError(f"layer_ranges: step and min_width must be 1 or more, got {step} and {min_width}")
+    ranges = [
+        (i, i + width - 1)
+        for i in range(first, last + 1, step)
+        for width in range(min_width, min(widest, last - i + 1) + 1, step)
+    ]
+    if not ranges:
+        raise ValueError(f"layer_ranges: no range of {min_width} to {widest} blocks lies within {first} to {last}")
+    return ranges
 
 
 def run_experiment(
@@ -91,7 +118,7 @@ def run_experiment(
             nulls=nulls,
             strength_unit=strength_unit,
             seed=seed,
-            store=store if store is None or isinstance(store, _C.Store) else _C.Store(store),  # type: ignore[arg-type]
+            store=store if store is None or isinstance(store, _C.Store) else Store(store),  # type: ignore[arg-type]
             batch_bytes=batch_bytes,
             progress=progress,
         )

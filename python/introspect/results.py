@@ -8,8 +8,11 @@ import os
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .tables import check_format, write_table
 
 if TYPE_CHECKING:
     import pandas
@@ -151,14 +154,21 @@ class Result:
     def __repr__(self) -> str:
         return f"<Result of {self.protocol['name']} on {self.model['name']}: {len(self.rows)} rows>"
 
-    @property
+    @cached_property
     def concepts(self) -> list[str]:
         return list(dict.fromkeys(row["concept"] for row in self.rows))
 
     @property
     def groups(self) -> list[Setting]:
         """Every setting that was run, in the order of the rows."""
-        return list(dict.fromkeys(setting_of(row) for row in self.rows))
+        return list(self._by_setting)
+
+    @cached_property
+    def _by_setting(self) -> dict[Setting, list[dict]]:
+        found: dict[Setting, list[dict]] = {}
+        for row in self.rows:
+            found.setdefault(setting_of(row), []).append(row)
+        return found
 
     def label(self, setting: Setting) -> str:
         """How a setting is named in tables and plots."""
@@ -168,10 +178,8 @@ class Result:
     def select(self, setting: Setting, *, kind: str | None = None, question_kind: str | None = None) -> list[dict]:
         return [
             row
-            for row in self.rows
-            if setting_of(row) == setting
-            and kind in (None, row["kind"])
-            and question_kind in (None, row["question_kind"])
+            for row in self._by_setting.get(setting, ())
+            if kind in (None, row["kind"]) and question_kind in (None, row["question_kind"])
         ]
 
     def own_tokens(self, row: dict, side: str) -> tuple[dict, dict] | None:
@@ -203,6 +211,15 @@ class Result:
             flat["text_base"], flat["text"] = row["base"].get("text"), row["injected"]["text"]
         return flat
 
+    def export(self, path: str | os.PathLike) -> None:
+        """Write to_pandas() as .csv or, with the extra introspect[parquet], .parquet.
+
+        Raises:
+            ValueError: another suffix.
+            ImportError: Parquet without pyarrow.
+        """
+        write_table(self.to_pandas(), check_format(path))
+
     def tokens_to_pandas(self) -> pandas.DataFrame:
         """One row for each token read in each reading: every concept's, not only the injected one's."""
         import pandas
@@ -227,6 +244,10 @@ class Result:
 
     def detections(self) -> list[Detection]:
         """The statistics of the yes-or-no reading, one for each setting."""
+        return list(self._detections)
+
+    @cached_property
+    def _detections(self) -> list[Detection]:
         return [self._detection(setting) for setting in self.groups]
 
     def _detection(self, setting: Setting) -> Detection:
@@ -256,6 +277,10 @@ class Result:
 
     def identifications(self) -> list[Identification]:
         """The statistics of the content report, one for each setting; empty where no tokens were read."""
+        return list(self._identifications)
+
+    @cached_property
+    def _identifications(self) -> list[Identification]:
         found = (self._identification(setting) for setting in self.groups)
         return [one for one in found if one is not None]
 
@@ -287,8 +312,10 @@ class Result:
 
     def _nulls(self, setting: Setting) -> list[list[dict]]:
         """Rows of each random rotation."""
-        rows = self.select(setting, kind="null")
-        return [[r for r in rows if r["null_index"] == i] for i in sorted({r["null_index"] for r in rows})]
+        found: dict[int, list[dict]] = {}
+        for row in self.select(setting, kind="null"):
+            found.setdefault(row["null_index"], []).append(row)
+        return [found[i] for i in sorted(found)]
 
 
 def finite(value: Any) -> Any:

@@ -53,7 +53,17 @@ class Runner {
       : model_(model),
         protocol_(protocol),
         options_(options),
-        plan_(make_plan(model, protocol, vectors, options)) {
+        plan_(make_plan(model, protocol, vectors, options)),
+        origin_{model.cfg().model_name,
+                model.hash(),
+                dtype_name(model.dtype()),
+                model.device().str(),
+                protocol.name,
+                protocol.hash(),
+                options.seed,
+                options.strength_unit == StrengthUnit::absolute ? "absolute" : "residual",
+                INTROSPECT_VERSION,
+                INTROSPECT_BUILT_WITH_TORCH} {
     const auto steered = std::count_if(plan_.injections.begin(), plan_.injections.end(),
                                        [](const auto& injection) { return injection.strength != 0; });
     for (const auto& scene : plan_.scenes) total_ += static_cast<int64_t>(scene.asks.size()) * (1 + steered);
@@ -98,9 +108,21 @@ class Runner {
     return true;
   }
 
-  void keep(const std::string& key, Reading reading) {
-    if (options_.store) options_.store->put(key, reading.to_json());
-    readings_.emplace(key, std::move(reading));
+  Cell make_cell(const Scene& scene, const Ask& ask, const Injection* injection, std::string key,
+                 const Reading& reading) const {
+    Cell cell{std::move(key), reading.to_json()};
+    cell.question = ask.question;
+    cell.question_kind = ask.kind;
+    cell.kind = "base";
+    if (!injection) return cell;
+    cell.base_key = cell_key(scene, ask, kNothing);
+    cell.concept_name = injection->concept_name;
+    cell.strength = injection->strength;
+    cell.first_layer = injection->first_layer;
+    cell.last_layer = injection->last_layer;
+    cell.kind = injection->null_index < 0 ? ask.kind : "null";
+    cell.null_index = injection->null_index;
+    return cell;
   }
 
   // ---- running --------------------------------------------------------------------------------------------------
@@ -223,19 +245,32 @@ class Runner {
     return texts;
   }
 
+  /// One row of a batch; no injection is the un-steered run.
+  struct BatchRow {
+    Directions added;
+    std::string hash;
+    const Injection* injection = nullptr;
+  };
+
   /// Runs what is not known of the scene for these rows, and keeps each reading as it comes.
-  void run_rows(const Scene& scene, const cache::KVCache& before, const std::vector<Directions>& rows,
-                const std::vector<std::string>& hashes, const hooks::HookRegistry& watch) {
-    const auto prefilled = prefill_injected(scene, before, rows, watch);
+  void run_rows(const Scene& scene, const cache::KVCache& before, const std::vector<BatchRow>& rows,
+                const hooks::HookRegistry& watch) {
+    std::vector<Directions> added;
+    for (const auto& row : rows) added.push_back(row.added);
+    const auto prefilled = prefill_injected(scene, before, added, watch);
     for (const auto& question : scene.asks) {
       std::vector<std::string> keys;
-      for (const auto& hash : hashes) keys.push_back(cell_key(scene, question, hash));
+      for (const auto& row : rows) keys.push_back(cell_key(scene, question, row.hash));
       if (std::all_of(keys.begin(), keys.end(), [this](const auto& key) { return find(key); })) continue;
       auto readings = ask(scene, question, prefilled);
+      std::vector<Cell> cells;
       for (size_t row = 0; row < keys.size(); ++row) {
-        if (!find(keys[row])) ++done_;
-        keep(keys[row], std::move(readings[row]));
+        if (find(keys[row])) continue;
+        cells.push_back(make_cell(scene, question, rows[row].injection, keys[row], readings[row]));
+        readings_.emplace(keys[row], std::move(readings[row]));
+        ++done_;
       }
+      if (options_.store) options_.store->put_many(cells, origin_);
       tell(scene);
     }
   }
@@ -262,16 +297,18 @@ class Runner {
     if (known < n_asks || !have_norms) {
       auto watch = watched(scene);
       if (!have_norms) record_norms(scene, watch, norms);
-      run_rows(scene, get_before(), {{}}, {kNothing}, watch);
-      if (!have_norms && options_.store) options_.store->put(norms_key(scene), nlohmann::json(norms).dump());
+      run_rows(scene, get_before(), {{{}, kNothing, nullptr}}, watch);
+      if (!have_norms && options_.store) {
+        Cell cell{norms_key(scene), nlohmann::json(norms).dump()};
+        cell.kind = "norms";
+        options_.store->put(cell, origin_);
+      }
     }
 
-    std::vector<Directions> rows;
-    std::vector<std::string> hashes;
+    std::vector<BatchRow> rows;
     const auto flush = [&] {
-      if (!rows.empty()) run_rows(scene, get_before(), rows, hashes, watched(scene));
+      if (!rows.empty()) run_rows(scene, get_before(), rows, watched(scene));
       rows.clear();
-      hashes.clear();
     };
     for (const auto& injection : plan_.injections) {
       if (injection.strength == 0) continue;
@@ -280,9 +317,9 @@ class Runner {
       const auto found = count_known(scene, hash);
       done_ += found;
       added_[{&scene, &injection}] = hash;
-      if (found == n_asks || std::find(hashes.begin(), hashes.end(), hash) != hashes.end()) continue;
-      rows.push_back(std::move(added));
-      hashes.push_back(std::move(hash));
+      const auto is_same = [&](const BatchRow& row) { return row.hash == hash; };
+      if (found == n_asks || std::any_of(rows.begin(), rows.end(), is_same)) continue;
+      rows.push_back({std::move(added), std::move(hash), &injection});
       if (static_cast<int64_t>(rows.size()) >= most_rows(scene)) flush();
     }
     flush();
@@ -381,6 +418,7 @@ class Runner {
   const Protocol& protocol_;
   const ExperimentOptions& options_;
   const Plan plan_;
+  const Origin origin_;
   std::map<std::string, Reading> readings_;                                 // by cell key
   std::map<std::pair<const Scene*, const Injection*>, std::string> added_;  // directions_hash
   int64_t done_ = 0, total_ = 0;                                            // readings

@@ -1,6 +1,9 @@
 #include "introspect/experiments/store.h"
 
+#include <functional>
 #include <mutex>
+#include <stdexcept>
+#include <string_view>
 #include <utility>
 
 #include <sqlite3.h>
@@ -13,11 +16,33 @@ namespace {
 constexpr int kBusyMilliseconds = 60'000;
 // "intr" in ASCII: marks the file as ours in SQLite's header, so that another program's database is refused.
 constexpr int kApplicationId = 0x696e7472;
+constexpr int kLayout = 1;  // of the tables below, in the header's user_version
+
+constexpr auto kTables = R"sql(
+CREATE TABLE runs(
+  id INTEGER PRIMARY KEY,
+  model_name TEXT NOT NULL, model_hash TEXT NOT NULL, dtype TEXT NOT NULL, device TEXT NOT NULL,
+  protocol TEXT NOT NULL, protocol_hash TEXT NOT NULL, seed INTEGER NOT NULL, strength_unit TEXT NOT NULL,
+  introspect_version TEXT NOT NULL, torch_version TEXT NOT NULL,
+  UNIQUE(model_name, model_hash, dtype, device, protocol, protocol_hash, seed, strength_unit,
+         introspect_version, torch_version));
+CREATE TABLE cells(
+  key TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL, base_key TEXT NOT NULL,
+  run INTEGER NOT NULL REFERENCES runs(id), written TEXT NOT NULL,
+  concept TEXT NOT NULL, strength REAL NOT NULL, first_layer INTEGER NOT NULL, last_layer INTEGER NOT NULL,
+  question TEXT NOT NULL, question_kind TEXT NOT NULL, kind TEXT NOT NULL, null_index INTEGER NOT NULL);
+)sql";
+
+constexpr auto kOriginColumns =
+    "model_name, model_hash, dtype, device, protocol, protocol_hash, seed, strength_unit, "
+    "introspect_version, "
+    "torch_version";
+constexpr auto kSettingColumns =
+    "base_key, concept, strength, first_layer, last_layer, question, question_kind, kind, null_index";
 
 struct Finalize {
   void operator()(sqlite3_stmt* statement) const { sqlite3_finalize(statement); }
 };
-using Statement = std::unique_ptr<sqlite3_stmt, Finalize>;
 
 }  // namespace
 
@@ -28,24 +53,143 @@ struct Store::Database {
 
   ~Database() { sqlite3_close(handle); }
 
-  [[noreturn]] void fail(const std::string& what) const {
+  [[noreturn]] void fail(std::string_view what) const {
     throw IoError(concat("Store: ", path.string(), ": ", what, ": ", sqlite3_errmsg(handle)));
   }
   void run(const std::string& sql) const {
     if (sqlite3_exec(handle, sql.c_str(), nullptr, nullptr, nullptr) != SQLITE_OK)
       fail("cannot run '" + sql + "'");
   }
-  Statement prepare(const char* sql) const {
-    sqlite3_stmt* statement = nullptr;
-    if (sqlite3_prepare_v2(handle, sql, -1, &statement, nullptr) != SQLITE_OK) fail("cannot read the store");
-    return Statement(statement);
-  }
-  int64_t number(const char* sql) const {
-    const auto statement = prepare(sql);
-    if (sqlite3_step(statement.get()) != SQLITE_ROW) fail("cannot read the store");
-    return sqlite3_column_int64(statement.get(), 0);
+  /// Waits for other writers before it begins. Takes everything back when `work` throws.
+  template <typename Work>
+  void in_transaction(const Work& work) const {
+    run("BEGIN IMMEDIATE");
+    try {
+      work();
+      run("COMMIT");
+    } catch (...) {
+      sqlite3_exec(handle, "ROLLBACK", nullptr, nullptr, nullptr);
+      throw;
+    }
   }
 };
+
+namespace {
+
+/// A prepared statement; parameters and columns are taken in order.
+class Statement {
+ public:
+  template <typename Database>
+  Statement(const Database& database, const std::string& sql)
+      : fail_([&database](std::string_view what) { database.fail(what); }) {
+    sqlite3_stmt* statement = nullptr;
+    if (sqlite3_prepare_v2(database.handle, sql.c_str(), -1, &statement, nullptr) != SQLITE_OK)
+      fail_("cannot read the store");
+    statement_.reset(statement);
+  }
+
+  /// The text must outlive the step.
+  Statement& bind(const std::string& text) {
+    sqlite3_bind_text64(statement_.get(), ++bound_, text.data(), text.size(), SQLITE_STATIC, SQLITE_UTF8);
+    return *this;
+  }
+  Statement& bind(int64_t number) {
+    sqlite3_bind_int64(statement_.get(), ++bound_, number);
+    return *this;
+  }
+  Statement& bind(double number) {
+    sqlite3_bind_double(statement_.get(), ++bound_, number);
+    return *this;
+  }
+  Statement& bind(const Origin& origin) {
+    return bind(origin.model_name)
+        .bind(origin.model_hash)
+        .bind(origin.dtype)
+        .bind(origin.device)
+        .bind(origin.protocol)
+        .bind(origin.protocol_hash)
+        .bind(static_cast<int64_t>(origin.seed))
+        .bind(origin.strength_unit)
+        .bind(origin.introspect_version)
+        .bind(origin.torch_version);
+  }
+  /// The setting's columns: all of a cell but key and value.
+  Statement& bind(const Cell& cell) {
+    return bind(cell.base_key)
+        .bind(cell.concept_name)
+        .bind(cell.strength)
+        .bind(cell.first_layer)
+        .bind(cell.last_layer)
+        .bind(cell.question)
+        .bind(cell.question_kind)
+        .bind(cell.kind)
+        .bind(cell.null_index);
+  }
+
+  /// The next row, if there is one.
+  bool step() {
+    column_ = 0;
+    const int status = sqlite3_step(statement_.get());
+    if (status != SQLITE_ROW && status != SQLITE_DONE) fail_("cannot read or write cells");
+    return status == SQLITE_ROW;
+  }
+  void reset() {
+    sqlite3_reset(statement_.get());
+    bound_ = 0;
+  }
+
+  std::string text() {
+    const auto* const text = reinterpret_cast<const char*>(sqlite3_column_text(statement_.get(), column_));
+    return {text, static_cast<size_t>(sqlite3_column_bytes(statement_.get(), column_++))};
+  }
+  int64_t integer() { return sqlite3_column_int64(statement_.get(), column_++); }
+  double real() { return sqlite3_column_double(statement_.get(), column_++); }
+  Origin origin() {
+    Origin out;
+    for (auto* field :
+         {&out.model_name, &out.model_hash, &out.dtype, &out.device, &out.protocol, &out.protocol_hash})
+      *field = text();
+    out.seed = static_cast<uint64_t>(integer());
+    for (auto* field : {&out.strength_unit, &out.introspect_version, &out.torch_version}) *field = text();
+    return out;
+  }
+  Cell setting() {
+    Cell out;
+    out.base_key = text();
+    out.concept_name = text();
+    out.strength = real();
+    out.first_layer = integer();
+    out.last_layer = integer();
+    for (auto* field : {&out.question, &out.question_kind, &out.kind}) *field = text();
+    out.null_index = integer();
+    return out;
+  }
+
+ private:
+  std::function<void(std::string_view)> fail_;
+  std::unique_ptr<sqlite3_stmt, Finalize> statement_;
+  int bound_ = 0, column_ = 0;
+};
+
+template <typename Database>
+int64_t number(const Database& database, const std::string& sql) {
+  Statement statement(database, sql);
+  check<IoError>(statement.step(), "Store: '", sql, "' must give a number, got nothing");
+  return statement.integer();
+}
+
+template <typename Database>
+void check_is_store(const Database& database) {
+  check<IoError>(number(database, "PRAGMA application_id") == kApplicationId,
+                 "Store: ", database.path.string(),
+                 ": the file must be a store of this library, got another program's database");
+  const auto layout = number(database, "PRAGMA user_version");
+  check<IoError>(layout == kLayout, "Store: ", database.path.string(), ": the file must have layout ",
+                 kLayout, ", got layout ", layout, " of ", layout < kLayout ? "an older" : "a newer",
+                 " introspect: go on with that one, or in another file");
+}
+
+}  // namespace
 
 Store::Store(std::unique_ptr<Database> database) : database_(std::move(database)) {}
 Store::~Store() = default;
@@ -61,46 +205,135 @@ std::shared_ptr<Store> Store::open(const std::filesystem::path& path) {
     database->fail("cannot open");
   sqlite3_busy_timeout(database->handle, kBusyMilliseconds);
 
-  // In this order: a store made by another process in between shows its table and its mark together.
-  const bool is_new = database->number("SELECT count(*) FROM sqlite_master") == 0;
-  check<IoError>(is_new || database->number("PRAGMA application_id") == kApplicationId,
-                 "Store: ", path.string(),
-                 ": the file must be a store of this library, got another program's database");
+  const auto is_empty = [&] { return number(*database, "SELECT count(*) FROM sqlite_master") == 0; };
+  const bool is_new = is_empty();
+  // A store that another process makes in between shows its tables and its marks together.
+  if (!is_new) check_is_store(*database);
   // Write-ahead logging: a commit survives the death of the process; readers do not wait for the writer.
   database->run("PRAGMA journal_mode=WAL");
   database->run("PRAGMA synchronous=NORMAL");
-  if (is_new) {
-    database->run("BEGIN IMMEDIATE");
-    database->run(
-        "CREATE TABLE IF NOT EXISTS cells(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID");
-    database->run("PRAGMA application_id=" + std::to_string(kApplicationId));
-    database->run("COMMIT");
-  }
+  if (is_new)
+    database->in_transaction([&] {
+      if (!is_empty()) return;  // another process was quicker
+      database->run(kTables);
+      database->run(concat("PRAGMA application_id=", kApplicationId));
+      database->run(concat("PRAGMA user_version=", kLayout));
+    });
   return std::shared_ptr<Store>(new Store(std::move(database)));
 }
 
 std::optional<std::string> Store::get(const std::string& key) const {
   const std::lock_guard lock(database_->mutex);
-  const auto statement = database_->prepare("SELECT value FROM cells WHERE key = ?");
-  sqlite3_bind_text64(statement.get(), 1, key.data(), key.size(), SQLITE_STATIC, SQLITE_UTF8);
-  const int status = sqlite3_step(statement.get());
-  if (status == SQLITE_DONE) return std::nullopt;
-  if (status != SQLITE_ROW) database_->fail("cannot read a cell");
-  const auto* const text = reinterpret_cast<const char*>(sqlite3_column_text(statement.get(), 0));
-  return std::string(text, static_cast<size_t>(sqlite3_column_bytes(statement.get(), 0)));
+  Statement found(*database_, "SELECT value FROM cells WHERE key = ?");
+  if (!found.bind(key).step()) return std::nullopt;
+  return found.text();
 }
 
-void Store::put(const std::string& key, const std::string& value) {
+int64_t Store::put_many(const std::vector<Cell>& cells, const Origin& origin) {
+  if (cells.empty()) return 0;
   const std::lock_guard lock(database_->mutex);
-  const auto statement = database_->prepare("INSERT OR IGNORE INTO cells(key, value) VALUES(?, ?)");
-  sqlite3_bind_text64(statement.get(), 1, key.data(), key.size(), SQLITE_STATIC, SQLITE_UTF8);
-  sqlite3_bind_text64(statement.get(), 2, value.data(), value.size(), SQLITE_STATIC, SQLITE_UTF8);
-  if (sqlite3_step(statement.get()) != SQLITE_DONE) database_->fail("cannot write a cell");
+  int64_t added = 0;
+  database_->in_transaction([&] {
+    constexpr auto marks = "(?,?,?,?,?,?,?,?,?,?)";
+    Statement(*database_,
+              concat("INSERT INTO runs(", kOriginColumns, ") VALUES", marks, " ON CONFLICT DO NOTHING"))
+        .bind(origin)
+        .step();
+    Statement run(*database_, concat("SELECT id FROM runs WHERE (", kOriginColumns, ") = ", marks));
+    run.bind(origin).step();
+    const auto id = run.integer();
+    Statement insert(*database_,
+                     concat("INSERT INTO cells(run, key, value, ", kSettingColumns, ", written) ",
+                            "VALUES(?,?,?,?,?,?,?,?,?,?,?,?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) ",
+                            "ON CONFLICT DO NOTHING"));
+    for (const auto& cell : cells) {
+      insert.bind(id).bind(cell.key).bind(cell.value).bind(cell).step();
+      added += sqlite3_changes(database_->handle);
+      insert.reset();
+    }
+  });
+  return added;
 }
 
 int64_t Store::size() const {
   const std::lock_guard lock(database_->mutex);
-  return database_->number("SELECT count(*) FROM cells");
+  return number(*database_, "SELECT count(*) FROM cells");
+}
+
+std::vector<StoredCell> Store::rows() const {
+  const std::lock_guard lock(database_->mutex);
+  Statement found(*database_, concat("SELECT key, value, written, ", kSettingColumns, ", ", kOriginColumns,
+                                     " FROM cells JOIN runs ON runs.id = cells.run ORDER BY cells.rowid"));
+  std::vector<StoredCell> out;
+  while (found.step()) {
+    auto key = found.text(), value = found.text(), written = found.text();
+    out.push_back({found.setting(), found.origin(), std::move(written)});
+    out.back().cell.key = std::move(key);
+    out.back().cell.value = std::move(value);
+  }
+  return out;
+}
+
+std::vector<StoredRun> Store::runs() const {
+  const std::lock_guard lock(database_->mutex);
+  Statement found(*database_,
+                  concat("SELECT count(*), min(written), max(written), ", kOriginColumns,
+                         " FROM cells JOIN runs ON runs.id = cells.run GROUP BY runs.id ORDER BY runs.id"));
+  std::vector<StoredRun> out;
+  while (found.step()) {
+    const auto cells = found.integer();
+    auto first = found.text(), last = found.text();
+    out.push_back({found.origin(), cells, std::move(first), std::move(last)});
+  }
+  return out;
+}
+
+Merged Store::merge(const std::filesystem::path& other) {
+  check<IoError>(std::filesystem::exists(other), "Store::merge: there is no file ", other.string());
+  check<std::invalid_argument>(!std::filesystem::equivalent(other, path()),
+                               "Store::merge: a store cannot be merged into itself, got ", other.string());
+  const auto opened = Store::open(other);  // refuses what is no store
+  const std::lock_guard lock(database_->mutex);
+  Statement(*database_, "ATTACH ? AS other").bind(other.string()).step();
+  struct Detach {
+    const Database& database;
+    ~Detach() { sqlite3_exec(database.handle, "DETACH other", nullptr, nullptr, nullptr); }
+  } const detach{*database_};
+  Merged out;
+  database_->in_transaction([&] {
+    constexpr auto both = " FROM other.cells theirs JOIN main.cells ours ON ours.key = theirs.key WHERE ";
+    out.same = number(*database_, concat("SELECT count(*)", both, "ours.value = theirs.value"));
+    Statement differing(*database_, concat("SELECT ours.key, ours.value, theirs.value", both,
+                                           "ours.value != theirs.value ORDER BY ours.rowid"));
+    while (differing.step()) {
+      auto key = differing.text(), kept = differing.text();
+      out.conflicts.push_back({std::move(key), std::move(kept), differing.text()});
+    }
+    database_->run(concat("INSERT INTO main.runs(", kOriginColumns, ") SELECT ", kOriginColumns,
+                          " FROM other.runs WHERE true ON CONFLICT DO NOTHING"));
+    database_->run(concat("INSERT INTO main.cells(run, key, value, written, ", kSettingColumns,
+                          ") SELECT ours.id, key, value, written, ", kSettingColumns,
+                          " FROM other.cells JOIN other.runs theirs ON theirs.id = run",
+                          " JOIN main.runs ours USING(", kOriginColumns,
+                          ") WHERE true ORDER BY other.cells.rowid ON CONFLICT DO NOTHING"));
+    out.added = sqlite3_changes(database_->handle);
+  });
+  return out;
+}
+
+std::vector<std::string> Store::problems() const {
+  const std::lock_guard lock(database_->mutex);
+  Statement found(*database_, "PRAGMA integrity_check");
+  std::vector<std::string> out;
+  while (found.step()) out.push_back(found.text());
+  if (out == std::vector<std::string>{"ok"}) out.clear();
+  return out;
+}
+
+void Store::vacuum() {
+  const std::lock_guard lock(database_->mutex);
+  database_->run("VACUUM");
+  database_->run("PRAGMA wal_checkpoint(TRUNCATE)");
 }
 
 const std::filesystem::path& Store::path() const {

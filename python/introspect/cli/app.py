@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import generate, info, pull, report, run, train, vector
+from . import generate, info, pull, report, run, store, train, vector
 
 app = typer.Typer(
     name="introspect",
@@ -20,6 +20,7 @@ app = typer.Typer(
 for command in (pull, info, generate, train, run, report):
     app.command(name=command.__name__.rpartition(".")[2])(command.command)
 app.add_typer(vector.app, name="vector")
+app.add_typer(store.app, name="store")
 
 
 def _version(asked: bool) -> None:

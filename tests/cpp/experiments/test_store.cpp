@@ -1,7 +1,9 @@
+#include <cmath>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <tuple>
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -11,6 +13,8 @@
 #include "introspect/core/error.h"
 #include "introspect/experiments/store.h"
 
+using introspect::experiments::Cell;
+using introspect::experiments::Origin;
 using introspect::experiments::Store;
 namespace fs = std::filesystem;
 
@@ -35,6 +39,14 @@ pid_t in_another_process(const Body& body) {
   _exit(0);
 }
 
+Origin origin(uint64_t seed = 0) {
+  return {"tiny", "ab", "float32", "cpu", "mine", "cd", seed, "absolute", "0.1.0", "2.13.0"};
+}
+
+bool put(const std::shared_ptr<Store>& store, const std::string& key, const std::string& value) {
+  return store->put({key, value}, origin());
+}
+
 int exit_status(pid_t child) {
   int status = 0;
   waitpid(child, &status, 0);
@@ -49,11 +61,101 @@ TEST_CASE("a store gives back what was put, and the first of two values for one 
   const auto store = Store::open(folder.path / "a" / "cells.sqlite");
   CHECK_FALSE(store->get("k").has_value());
   const std::string value("{\"x\": \"\xE6\x98\xAF\"}");
-  store->put("k", value);
-  store->put("k", "other");
+  CHECK(put(store, "k", value));
+  CHECK_FALSE(put(store, "k", "other"));
   CHECK(store->get("k") == value);
   CHECK(store->size() == 1);
   CHECK(Store::open(store->path())->get("k") == value);
+}
+
+TEST_CASE("a row says what was asked and what made it", "[experiments][store]") {
+  const Folder folder;
+  const auto store = Store::open(folder.path / "cells.sqlite");
+  const Cell cell{"k", "{}", "b", "cat", -2.5, 3, 7, "Is ice hot?", "control", "null", 4};
+  const auto made = origin(UINT64_MAX);
+  REQUIRE(store->put_many({cell, {"b", "{}"}, {"k", "other"}}, made) == 2);
+  const auto rows = store->rows();
+  REQUIRE(rows.size() == 2);
+  const auto& row = rows.at(0);
+  CHECK(std::tie(row.cell.key, row.cell.value, row.cell.base_key, row.cell.concept_name, row.cell.strength) ==
+        std::tie(cell.key, cell.value, cell.base_key, cell.concept_name, cell.strength));
+  CHECK(std::tie(row.cell.first_layer, row.cell.last_layer, row.cell.question, row.cell.question_kind) ==
+        std::tie(cell.first_layer, cell.last_layer, cell.question, cell.question_kind));
+  CHECK(std::tie(row.cell.kind, row.cell.null_index) == std::tie(cell.kind, cell.null_index));
+  CHECK(std::tie(row.origin.model_name, row.origin.model_hash, row.origin.dtype, row.origin.device) ==
+        std::tie(made.model_name, made.model_hash, made.dtype, made.device));
+  CHECK(std::tie(row.origin.protocol, row.origin.protocol_hash, row.origin.seed, row.origin.strength_unit) ==
+        std::tie(made.protocol, made.protocol_hash, made.seed, made.strength_unit));
+  CHECK(std::tie(row.origin.introspect_version, row.origin.torch_version) ==
+        std::tie(made.introspect_version, made.torch_version));
+  CHECK(row.written.size() == std::string("2026-01-31T23:59:59.123Z").size());
+  CHECK(row.written.back() == 'Z');
+
+  put(store, "of another origin", "{}");
+  const auto runs = store->runs();
+  REQUIRE(runs.size() == 2);
+  CHECK(runs[0].cells == 2);
+  CHECK(runs[0].origin.seed == UINT64_MAX);
+  CHECK(runs[0].first_written == row.written);
+  CHECK(runs[1].cells == 1);
+}
+
+TEST_CASE("a batch of cells is written whole or not at all", "[experiments][store]") {
+  const Folder folder;
+  const auto store = Store::open(folder.path / "cells.sqlite");
+  put(store, "before", "{}");
+  Cell broken{"broken", "{}"};
+  broken.strength = std::nan("");  // SQLite has no NaN: the column refuses it
+  CHECK_THROWS_AS(store->put_many({{"fine", "{}"}, broken}, origin()), introspect::IoError);
+  CHECK(store->size() == 1);
+  CHECK_FALSE(store->get("fine").has_value());
+  CHECK(put(store, "fine", "{}"));
+}
+
+TEST_CASE("merging takes what is missing, keeps what is there and names what differs",
+          "[experiments][store]") {
+  const Folder folder;
+  const auto ours = Store::open(folder.path / "ours.sqlite"),
+             theirs = Store::open(folder.path / "theirs.sqlite");
+  put(ours, "same", "1");
+  put(ours, "differs", "2");
+  put(ours, "only ours", "3");
+  put(theirs, "same", "1");
+  put(theirs, "differs", "4");
+  theirs->put({"only theirs", "5"}, origin(7));
+  const auto merged = ours->merge(theirs->path());
+  CHECK(merged.added == 1);
+  CHECK(merged.same == 1);
+  REQUIRE(merged.conflicts.size() == 1);
+  CHECK(merged.conflicts[0].key == "differs");
+  CHECK(merged.conflicts[0].kept == "2");
+  CHECK(merged.conflicts[0].other == "4");
+  CHECK(ours->get("differs") == "2");
+  CHECK(theirs->size() == 3);
+  const auto rows = ours->rows();
+  REQUIRE(rows.size() == 4);
+  CHECK(rows[3].cell.key == "only theirs");
+  CHECK(rows[3].origin.seed == 7);
+  CHECK(rows[3].written == theirs->rows()[2].written);
+
+  const auto again = ours->merge(theirs->path());
+  CHECK(again.added == 0);
+  CHECK(again.same == 2);
+  CHECK_THROWS_AS(ours->merge(folder.path / "missing.sqlite"), introspect::IoError);
+  CHECK_FALSE(fs::exists(folder.path / "missing.sqlite"));
+  CHECK_THROWS_AS(ours->merge(ours->path()), std::invalid_argument);
+  std::ofstream(folder.path / "notes.txt") << std::string(5000, 'x');
+  CHECK_THROWS_AS(ours->merge(folder.path / "notes.txt"), introspect::IoError);
+  CHECK(ours->size() == 4);
+}
+
+TEST_CASE("a vacuumed store is sound and whole", "[experiments][store]") {
+  const Folder folder;
+  const auto store = Store::open(folder.path / "cells.sqlite");
+  for (int i = 0; i < 100; ++i) put(store, std::to_string(i), std::string(1000, 'x'));
+  store->vacuum();
+  CHECK(store->problems().empty());
+  CHECK(store->size() == 100);
 }
 
 TEST_CASE("a killed process leaves every cell it had finished", "[experiments][store]") {
@@ -64,7 +166,7 @@ TEST_CASE("a killed process leaves every cell it had finished", "[experiments][s
   const auto child = in_another_process([&] {
     const auto store = Store::open(path);
     for (int i = 0;; ++i) {
-      store->put(std::to_string(i), "value " + std::to_string(i));
+      put(store, std::to_string(i), "value " + std::to_string(i));
       if (write(ready[1], &i, sizeof i) != sizeof i) _exit(1);
     }
   });
@@ -73,6 +175,7 @@ TEST_CASE("a killed process leaves every cell it had finished", "[experiments][s
   kill(child, SIGKILL);
   CHECK(WIFSIGNALED(exit_status(child)));
   const auto store = Store::open(path);
+  CHECK(store->problems().empty());
   CHECK(store->size() >= 201);
   for (int i = 0; i <= last; ++i) REQUIRE(store->get(std::to_string(i)) == "value " + std::to_string(i));
 }
@@ -86,8 +189,8 @@ TEST_CASE("processes that open and fill one store at once lose nothing", "[exper
     children.push_back(in_another_process([&] {
       const auto store = Store::open(path);
       for (int i = 0; i < cells; ++i) {
-        store->put("shared " + std::to_string(i), "value");
-        store->put(std::to_string(p) + " " + std::to_string(i), "value");
+        put(store, "shared " + std::to_string(i), "value");
+        put(store, std::to_string(p) + " " + std::to_string(i), "value");
       }
     }));
   for (const auto child : children) CHECK(exit_status(child) == 0);
@@ -104,4 +207,21 @@ TEST_CASE("a file that is not a store is refused and left alone", "[experiments]
   CHECK(fs::file_size(path) == text.size());
   CHECK_THROWS_AS(Store::open(folder.path), introspect::IoError);
   CHECK_THROWS_AS(Store::open(path / "below" / "cells.sqlite"), introspect::IoError);
+}
+
+TEST_CASE("a store of another layout is refused and left alone", "[experiments][store]") {
+  const Folder folder;
+  const auto path = folder.path / "cells.sqlite";
+  put(Store::open(path), "k", "v");
+  const auto set_layout = [&](uint8_t layout) {
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(63);  // the last byte of user_version, big-endian at 60 (https://sqlite.org/fileformat.html)
+    file.put(static_cast<char>(layout));
+  };
+  set_layout(9);
+  CHECK_THROWS_WITH(Store::open(path), Catch::Contains("layout 9 of a newer introspect"));
+  set_layout(0);
+  CHECK_THROWS_WITH(Store::open(path), Catch::Contains("layout 0 of an older introspect"));
+  set_layout(1);
+  CHECK(Store::open(path)->get("k") == "v");
 }

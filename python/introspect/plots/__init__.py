@@ -1,0 +1,28 @@
+"""Pictures of results.
+
+Every function returns a matplotlib Figure and needs no display: ``figure.savefig("x.svg")``.
+``interactive`` draws the same with plotly, for pages and notebooks.
+"""
+
+from .confusion import confusion
+from .content import content
+from .curves import layer_curves, strength_curves
+from .heads import head_maps
+from .lens import LensCurve, lens_curves
+from .ranges import range_maps
+from .shifts import overview, shifts
+from .vector import plot_vector
+
+__all__ = [
+    "LensCurve",
+    "confusion",
+    "content",
+    "head_maps",
+    "layer_curves",
+    "lens_curves",
+    "overview",
+    "plot_vector",
+    "range_maps",
+    "shifts",
+    "strength_curves",
+]

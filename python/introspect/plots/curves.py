@@ -1,0 +1,94 @@
+"""Shifts along strengths or layers: the introspection question and the controls side by side, with null bands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..results import Compared, Result
+from ..sweeps import Curve, curves
+from .style import CONCEPT, CONTROL, NATS, NULL, THIRD, frame
+
+MOST = 6  # rows of one figure
+
+AXES = {"strength": "strength", "layer": "layer (middle of the range)"}
+
+
+def strength_curves(result: Result) -> Figure | None:
+    """Shifts against strength, one row for each concept and range; None for fewer than three strengths."""
+    return _figure(result, curves(result, "strength"))
+
+
+def layer_curves(result: Result) -> Figure | None:
+    """Shifts against the steered layer, one row for each concept and strength; None for fewer than three layers."""
+    return _figure(result, curves(result, "layer"))
+
+
+def _figure(result: Result, found: list[Curve]) -> Figure | None:
+    if not found:
+        return None
+    left_out = len(found) - MOST
+    found = found[:MOST]
+    figure = Figure(figsize=(10.4, 1.1 + 2.7 * len(found)), layout="constrained")
+    rows = figure.subplots(len(found), 2, squeeze=False, sharex="row")
+    for (both, difference), curve in zip(rows, found, strict=True):
+        _both(both, curve)
+        _difference(difference, curve)
+        both.set_title(curve.name, fontsize=9.5, loc="left")
+        both.set_ylabel(NATS.replace(" (", "\n("), fontsize=9)
+        for axes in (both, difference):
+            axes.axhline(0, color="#555555", linewidth=0.9, zorder=1)
+            axes.set_xlabel(AXES[curve.along], fontsize=9)
+            frame(axes)
+            axes.set_xticks(*_ticks(curve))
+    labels = dict(zip(*reversed(rows[0][0].get_legend_handles_labels()), strict=True))
+    labels |= dict(zip(*reversed(rows[0][1].get_legend_handles_labels()), strict=True))
+    figure.legend(
+        handles=list(labels.values()), loc="outside lower left", ncols=len(labels), frameon=False, fontsize=8.5
+    )
+    more = f" · the first {MOST} of {left_out + MOST}" if left_out > 0 else ""
+    figure.suptitle(f"{result.protocol['name']} · {result.model['name']}{more}", x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _both(axes: Axes, curve: Curve) -> None:
+    band(axes, curve.xs, [d.shift for d in curve.detections], CONCEPT, "random rotations, introspection question")
+    controls = [d.control_mean for d in curve.detections]
+    if None not in controls:
+        band(axes, curve.xs, controls, CONTROL, "random rotations, controls")  # type: ignore[arg-type]
+        values = [d.control_mean.value for d in curve.detections if d.control_mean]
+        axes.plot(curve.xs, values, "s--", color=CONTROL, markersize=4, linewidth=1.4, label="mean of the controls")
+    values = [d.shift.value for d in curve.detections]
+    axes.plot(curve.xs, values, "o-", color=CONCEPT, markersize=4.5, linewidth=1.6, label="introspection question")
+
+
+def _difference(axes: Axes, curve: Curve) -> None:
+    if any(d.corrected is None for d in curve.detections):
+        axes.set_visible(False)
+        return
+    compared = [d.corrected for d in curve.detections if d.corrected]
+    band(axes, curve.xs, compared, NULL, "random rotations, difference")
+    values = [c.value for c in compared]
+    axes.plot(curve.xs, values, "D-", color=THIRD, markersize=4, linewidth=1.6, label="introspection − controls")
+    axes.set_title("introspection question less the controls", fontsize=9.5, loc="left")
+
+
+def band(axes: Axes, xs: Sequence[float], compared: Sequence[Compared], colour: str, label: str) -> None:
+    """From the lowest to the highest null at each x."""
+    points = [
+        (x, min(c.nulls), max(c.nulls))
+        for x, c in zip(xs, compared, strict=True)
+        if c.nulls and all(map(math.isfinite, c.nulls))
+    ]
+    if points:
+        shown, low, high = zip(*points, strict=True)
+        axes.fill_between(shown, low, high, color=colour, alpha=0.16, linewidth=0, label=label)
+
+
+def _ticks(curve: Curve) -> tuple[list[float], list[str]]:
+    xs = curve.xs
+    shown = xs if len(xs) <= 12 else xs[:: math.ceil(len(xs) / 12)]
+    return list(shown), [f"{x:g}" for x in shown]

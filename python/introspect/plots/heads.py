@@ -1,0 +1,86 @@
+"""Maps of heads by layers, as of the attention an answer pays to the injected span."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from .style import bare
+
+Map = Sequence[Sequence[float]]  # [layer][head]
+NAMED = 4  # heads of a panel that are named
+
+
+def head_maps(maps: Mapping[str, Map], *, label: str = "attention to the injected span", title: str = "") -> Figure:
+    """One panel a map, layers upwards and heads along; the heads with the largest values are named (L39H5).
+
+    Panels share one scale; where a value is negative, as in a difference of two conditions, it is symmetric about zero.
+
+    Raises:
+        ValueError: no maps, or maps of different shapes.
+    """
+    shapes = {(len(values), *map(len, values)) for values in maps.values()}
+    if len(shapes) != 1:
+        raise ValueError(f"head_maps: maps of one shape are needed, got {len(maps)} of {len(shapes)} shapes")
+    n_layers, n_heads = len(next(iter(maps.values()))), len(next(iter(maps.values()))[0])
+    everything = [v for values in maps.values() for row in values for v in row if math.isfinite(v)]
+    limit = max(map(abs, everything), default=1.0) or 1.0
+    signed = min(everything, default=0.0) < 0
+    norm = TwoSlopeNorm(0.0, -limit, limit) if signed else Normalize(0.0, limit)
+    colours = "RdBu_r" if signed else "viridis"
+    columns = min(len(maps), 3)
+    rows = math.ceil(len(maps) / columns)
+    height = min(6.0, 1.2 + 0.16 * n_layers)
+    width = min(4.6, 1.6 + 0.16 * n_heads)
+    figure = Figure(figsize=(1.4 + width * columns, 0.9 + height * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    for axes, (name, values) in zip(panels, maps.items(), strict=False):
+        axes.imshow(values, cmap=colours, norm=norm, origin="lower", aspect="auto", interpolation="nearest")
+        axes.set_title(name, fontsize=9.5, loc="left")
+        axes.set_xlabel("head", fontsize=9)
+        _name_heads(axes, values, dark=not signed, limit=limit)
+        axes.set_xticks(range(0, n_heads, math.ceil(n_heads / 10)))
+        axes.set_yticks(range(0, n_layers, math.ceil(n_layers / 12)))
+        axes.tick_params(labelsize=8.5, length=2, labelbottom=True)
+        bare(axes)
+    for axes in panels[len(maps) :]:
+        axes.set_visible(False)
+    for axes in panels[::columns]:
+        axes.set_ylabel("layer", fontsize=9)
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=panels, shrink=0.8, pad=0.01)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8.5)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def largest(values: Map, n: int = NAMED) -> list[tuple[int, int]]:
+    """(layer, head) of the values furthest from zero, the furthest first."""
+    heads = [(layer, head) for layer, row in enumerate(values) for head, v in enumerate(row) if math.isfinite(v)]
+    return sorted(heads, key=lambda at: -abs(values[at[0]][at[1]]))[:n]
+
+
+def _name_heads(axes: Axes, values: Map, *, dark: bool, limit: float) -> None:
+    n_heads = len(values[0])
+    for layer, head in largest(values):
+        if abs(values[layer][head]) < limit / 4:  # nothing stands out on the common scale
+            continue
+        leftwards = head > n_heads / 2
+        axes.annotate(
+            f"L{layer}H{head}",
+            (head, layer),
+            xytext=(-6 if leftwards else 6, 0),
+            textcoords="offset points",
+            ha="right" if leftwards else "left",
+            va="center",
+            fontsize=7.5,
+            color="white" if dark else "black",
+            fontweight="bold",
+        )

@@ -1,0 +1,93 @@
+"""A reading at every layer: where along the depth an answer comes up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .style import CONCEPT, CONTROL, NULL, frame
+
+ByLayer = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class LensCurve:
+    """What a logit lens reads after every block, with and without an injection, and under random rotations of it."""
+
+    name: str
+    base: ByLayer
+    injected: ByLayer
+    nulls: Sequence[ByLayer] = ()
+    control: ByLayer = field(default_factory=dict)  # the injected reading of the control questions, on average
+    steered: tuple[int, int] | None = None  # first and last steered block
+
+
+def lens_curves(
+    curves: Sequence[LensCurve], *, ylabel: str = "log-odds yes : no (nats)", title: str = "", zero: bool = True
+) -> Figure:
+    """One panel a curve, the steered blocks shaded: base against injected, with the range of the random rotations.
+
+    Args:
+        zero: a line at 0, for log-odds.
+
+    Raises:
+        ValueError: no curves.
+    """
+    if not curves:
+        raise ValueError("lens_curves: at least one curve is needed, got none")
+    columns = min(len(curves), 2)
+    rows = math.ceil(len(curves) / columns)
+    figure = Figure(figsize=(1.2 + 4.6 * columns, 1.2 + 2.7 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    for axes, curve in zip(panels, curves, strict=False):
+        _panel(axes, curve, zero)
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("layer", fontsize=9)
+    for axes in panels[len(curves) :]:
+        axes.set_visible(False)
+    for axes in panels[::columns]:
+        axes.set_ylabel(ylabel, fontsize=9)
+    handles: dict[str, object] = {}
+    for axes in panels[: len(curves)]:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(
+        handles=list(handles.values()), loc="outside lower left", ncols=len(handles), frameon=False, fontsize=8.5
+    )
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _panel(axes: Axes, curve: LensCurve, zero: bool) -> None:
+    if curve.steered:
+        first, last = curve.steered
+        axes.axvspan(first - 0.5, last + 0.5, color="#f0e442", alpha=0.25, linewidth=0, label="steered blocks")
+    if zero:
+        axes.axhline(0, color="#555555", linewidth=0.9, zorder=1)
+    if layers := null_layers(curve):
+        low = [min(null[layer] for null in curve.nulls) for layer in layers]
+        high = [max(null[layer] for null in curve.nulls) for layer in layers]
+        axes.fill_between(
+            layers, low, high, color=NULL, alpha=0.28, linewidth=0, label="random rotations (their range)"
+        )
+    for values, style, colour, label in (
+        (curve.base, "--", "#333333", "without injection"),
+        (curve.control, ":", CONTROL, "control questions, injected"),
+        (curve.injected, "-", CONCEPT, "injected"),
+    ):
+        if values:
+            layers = sorted(values)
+            axes.plot(layers, [values[layer] for layer in layers], style, color=colour, linewidth=1.8, label=label)
+    axes.set_title(curve.name, fontsize=9.5, loc="left")
+    frame(axes)
+
+
+def null_layers(curve: LensCurve) -> list[int]:
+    """The layers that every random rotation has."""
+    if not curve.nulls:
+        return []
+    return sorted(set.intersection(*(set(null) for null in curve.nulls)))

@@ -1,0 +1,108 @@
+"""Maps of all layer ranges: the first steered block against the last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from ..results import Detection, Result
+from ..sweeps import RangeGrid, range_grids
+from .style import bare
+
+MOST = 4  # rows of one figure
+COLOURS = "RdBu_r"  # blue below zero, red above: kept apart by the colour-blind, too
+
+# What is drawn of each range, and what its title says.
+PANELS: list[tuple[str, Callable[[Detection], float]]] = [
+    ("introspection question", lambda d: d.shift.value),
+    ("mean of the controls", lambda d: d.control_mean.value if d.control_mean else math.nan),
+    ("introspection − controls", lambda d: d.corrected.value if d.corrected else math.nan),
+]
+
+
+def range_maps(result: Result) -> Figure | None:
+    """The shift of every range, one row for each concept and strength; None where no ranges were swept.
+
+    A dot marks ranges whose last quantity lies above or below all random rotations of the vector.
+    """
+    grids = range_grids(result)
+    if not grids:
+        return None
+    left_out = len(grids) - MOST
+    grids = grids[:MOST]
+    has_controls = any(d.corrected for grid in grids for d in grid.cells.values())
+    panels = PANELS if has_controls else PANELS[:1]
+    figure = Figure(figsize=(1.6 + 3.6 * len(panels), 1.0 + 3.5 * len(grids)), layout="constrained")
+    rows = figure.subplots(len(grids), len(panels), squeeze=False)
+    for row, grid in zip(rows, grids, strict=True):
+        values = [quantity(d) for _, quantity in panels for d in grid.cells.values()]
+        limit = max((abs(v) for v in values if math.isfinite(v)), default=1.0) or 1.0
+        norm = TwoSlopeNorm(0.0, -limit, limit)
+        for axes, (title, quantity) in zip(row, panels, strict=True):
+            _map(axes, grid, quantity, norm)
+            axes.set_title(title, fontsize=9.5, loc="left")
+            axes.set_xlabel("last steered block", fontsize=9)
+        marked = _mark(row[-1], grid)
+        row[0].set_ylabel(f"{grid.name}\nfirst steered block", fontsize=9)
+        bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=list(row), shrink=0.85, pad=0.01)
+        bar.set_label("nats", fontsize=9)
+        bar.ax.tick_params(labelsize=8.5)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        if n := _nulls(grid):
+            chance = 2 * len(grid.cells) / (n + 1)
+            row[-1].set_title(
+                f"{marked} of {len(grid.cells)} outside the {n} random (chance: {chance:.0f})",
+                fontsize=8.5,
+                loc="left",
+                y=-0.26,
+                color="#444444",
+            )
+    more = f" · the first {MOST} of {left_out + MOST}" if left_out > 0 else ""
+    title = f"{result.protocol['name']} · {result.model['name']} · change of log-odds yes : no{more}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def matrix(grid: RangeGrid, quantity: Callable[[Detection], float]) -> tuple[list[int], list[int], list[list[float]]]:
+    """First layers (rows), last layers (columns) and the quantity, NaN where a range was not run."""
+    firsts = sorted({first for first, _ in grid.cells})
+    lasts = sorted({last for _, last in grid.cells})
+    values = [
+        [quantity(grid.cells[first, last]) if (first, last) in grid.cells else math.nan for last in lasts]
+        for first in firsts
+    ]
+    return firsts, lasts, values
+
+
+def _map(axes: Axes, grid: RangeGrid, quantity: Callable[[Detection], float], norm: TwoSlopeNorm) -> None:
+    firsts, lasts, values = matrix(grid, quantity)
+    axes.imshow(values, cmap=COLOURS, norm=norm, interpolation="nearest", aspect="auto")
+    for ticks, layers in ((axes.set_xticks, lasts), (axes.set_yticks, firsts)):
+        places = range(0, len(layers), max(1, math.ceil(len(layers) / 10)))
+        ticks(list(places), [str(layers[i]) for i in places])
+    axes.tick_params(labelsize=8.5, length=2)
+    bare(axes)
+    axes.spines["bottom"].set_visible(False)
+
+
+def _mark(axes: Axes, grid: RangeGrid) -> int:
+    firsts, lasts, _ = matrix(grid, lambda d: d.headline.value)
+    outside = [
+        (lasts.index(last), firsts.index(first))
+        for (first, last), d in grid.cells.items()
+        if d.headline.nulls and math.isfinite(d.headline.value) and not d.headline.inside
+    ]
+    if outside:
+        size = min(14.0, 900 / len(lasts) ** 1.5)
+        xs, ys = zip(*outside, strict=True)
+        axes.scatter(xs, ys, s=size, color="black", linewidth=0, zorder=3)
+    return len(outside)
+
+
+def _nulls(grid: RangeGrid) -> int:
+    return max((len(d.headline.nulls) for d in grid.cells.values()), default=0)

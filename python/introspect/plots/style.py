@@ -1,0 +1,73 @@
+"""Colours and what axes have in common.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; what is random is grey everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+
+from matplotlib.axes import Axes
+
+from ..results import Compared
+
+CONCEPT, CONTROL, NULL = "#0072B2", "#D55E00", "#8a8a8a"
+THIRD = "#009E73"  # where neither of the first two is meant
+PANELS = 3  # beside one another
+NATS = "change of log-odds yes : no (nats)"
+
+
+def strip(
+    axes: Axes, y: float, compared: Compared, colour: str, *, size: float, error: float = 0.0, band_height: float = 0.26
+) -> None:
+    """One line: the nulls' range as a band, each null as a dot, the concept's value on top."""
+    nulls = [null for null in compared.nulls if math.isfinite(null)]
+    if nulls:
+        low, high = min(nulls), max(nulls)
+        axes.barh(y, high - low, left=low, height=2 * band_height, color=NULL, alpha=0.22, linewidth=0)
+        axes.plot(nulls, [y] * len(nulls), "|", color=NULL, markersize=size + 1, markeredgewidth=1.1)
+    if error > 0:
+        axes.errorbar([compared.value], [y], xerr=[error], color=colour, linewidth=1.4, capsize=3)
+    axes.plot([compared.value], [y], "o", color=colour, markersize=size, markeredgecolor="white", zorder=4)
+
+
+def finish(axes: Axes, names: list[str], xlabel: str) -> None:
+    axes.set_yticks(range(len(names)), names, fontsize=8.5)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.axvline(0, color="#555555", linewidth=0.9, zorder=1)
+    axes.set_xlabel(xlabel, fontsize=9)
+    axes.tick_params(axis="x", labelsize=8.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#ececec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    bare(axes)
+
+
+def bare(axes: Axes) -> None:
+    axes.use_sticky_edges = False  # room between a band and the frame
+    for edge in ("top", "right", "left"):
+        axes.spines[edge].set_visible(False)
+
+
+def frame(axes: Axes) -> None:
+    """Ticks, a light grid and a frame of two sides."""
+    axes.tick_params(labelsize=8.5)
+    axes.grid(axis="y", color="#ececec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for edge in ("top", "right"):
+        axes.spines[edge].set_visible(False)
+
+
+def legend(axes: Axes, colours: list[tuple[str, str]], nulls: bool) -> None:
+    figure = axes.figure
+    handles = [axes.plot([], [], "o", color=colour, label=text, markersize=7)[0] for text, colour in colours]
+    if nulls:
+        handles.append(
+            axes.plot([], [], "|", color=NULL, label="random rotations (band: their range)", markersize=9)[0]
+        )
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False, fontsize=8.5)
+
+
+def shorten(text: str, width: int) -> str:
+    return textwrap.shorten(text, width, placeholder="…")

@@ -1,0 +1,94 @@
+"""Finished readings on disk, as tables and files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+from . import _C
+from .tables import check_format, write_table
+
+if TYPE_CHECKING:
+    import pandas
+
+NUMBERS = ("log_odds", "p_yes", "p_no")
+_SETTING = ("concept", "strength", "first_layer", "last_layer", "question", "kind", "question_kind", "null_index")
+_BOOKKEEPING = ("value", "key", "base_key", "written")
+
+
+class Store(_C.Store):
+    __doc__ = _C.Store.__doc__
+
+    def __repr__(self) -> str:
+        return f"<Store {self.path}: {len(self)} cells>"
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row a reading: its setting, what was read with and without steering, what made it and when.
+
+        Columns are those of Result.to_pandas, then the model, protocol, seed and versions. What a reading holds besides
+        numbers and text (tokens, curves by layer) is JSON in a column of its own. Readings without steering are rows of
+        the kind "base", and have nothing in the columns ending in _base.
+        """
+        import pandas
+
+        rows = [row for row in self.rows() if row["kind"] != "norms"]
+        values = {row["key"]: json.loads(row["value"]) for row in rows}
+        fields = list(dict.fromkeys([*NUMBERS, *(name for value in values.values() for name in value)]))
+        return pandas.DataFrame(
+            [_flat(row, values[row["key"]], values.get(row["base_key"], {}), fields) for row in rows]
+        )
+
+    def export(self, path: str | os.PathLike) -> None:
+        """Write to_pandas() as .csv or, with the extra introspect[parquet], .parquet.
+
+        Raises:
+            ValueError: another suffix.
+            ImportError: Parquet without pyarrow.
+        """
+        write_table(self.to_pandas(), check_format(path))
+
+    def info(self) -> dict[str, Any]:
+        """Size, soundness, and how many cells of which model, protocol, seed and versions there are."""
+        # The write-ahead log is part of the store until a checkpoint moves it into the file.
+        files = (self.path, self.path.with_name(self.path.name + "-wal"))
+        return {
+            "path": str(self.path),
+            "cells": len(self),
+            "bytes": sum(file.stat().st_size for file in files if file.exists()),
+            "problems": self.problems(),
+            "runs": self.runs(),
+        }
+
+
+def _flat(row: dict, value: dict, base: dict, fields: list[str]) -> dict[str, Any]:
+    flat = {name: row[name] for name in _SETTING}
+    for name in fields:
+        flat[f"{name}_base"], flat[name] = _cell(base, name), _cell(value, name)
+    for name, item in row.items():
+        if name not in flat and name not in _BOOKKEEPING:
+            flat[name] = item
+    return {**flat, "written": row["written"], "key": row["key"]}
+
+
+def _cell(reading: dict, name: str) -> Any:
+    item = reading.get(name)
+    if item is None:
+        return math.nan if name in NUMBERS else None
+    return json.dumps(item, ensure_ascii=False) if isinstance(item, list | dict) else item
+
+
+def difference(conflict: _C.StoreConflict) -> float:
+    """The largest difference between two readings' numbers; infinite where they differ in anything else."""
+    return _difference(json.loads(conflict.kept), json.loads(conflict.other))
+
+
+def _difference(a: Any, b: Any) -> float:
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return max((_difference(a[name], b[name]) for name in a), default=0.0)
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return max(map(_difference, a, b), default=0.0)
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return abs(a - b)
+    return 0.0 if a == b else math.inf

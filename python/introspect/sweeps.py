@@ -1,0 +1,132 @@
+"""Results of sweeps: what was varied, and what the most striking of many settings is worth."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .results import Compared, Detection, Result, Setting
+
+MANY = 8  # settings of one concept: more are drawn as curves and maps, and only the most striking are listed
+
+
+@dataclass(frozen=True)
+class Furthest:
+    """The setting of a sweep in which a concept stands out most from its random rotations.
+
+    ``place`` compares how far it stands out there with how far each rotation does where that one stands out most, so it
+    may be read as if a single setting had been run.
+    """
+
+    setting: Setting
+    value: float
+    n_settings: int
+    place: Compared
+
+
+def furthest(listed: Iterable[tuple[Setting, Compared]]) -> Furthest | None:
+    """The setting with the largest standardised value; None without nulls.
+
+    In each setting the concept and its rotations are standardised together (mean and standard deviation over all of
+    them); the largest over the settings is taken for the concept and for every rotation. That keeps the chance that any
+    of them stands out anywhere at 1 in n + 1, however many settings there are and however alike they are.
+    Source: Westfall & Young 1993, Resampling-Based Multiple Testing (single-step maxT).
+    """
+    usable = [
+        (setting, compared)
+        for setting, compared in listed
+        if compared.nulls and all(map(math.isfinite, (compared.value, *compared.nulls)))
+    ]
+    counts = {len(compared.nulls) for _, compared in usable}
+    if len(counts) != 1:
+        return None
+    standardised = [_standardised((compared.value, *compared.nulls)) for _, compared in usable]
+    best = max(range(len(usable)), key=lambda i: standardised[i][0])
+    concept, *nulls = (max(column) for column in zip(*standardised, strict=True))
+    setting, compared = usable[best]
+    return Furthest(setting, compared.value, len(usable), Compared(concept, tuple(nulls)))
+
+
+def _standardised(values: Sequence[float]) -> list[float]:
+    mean, std = statistics.fmean(values), statistics.pstdev(values)
+    return [(value - mean) / std if std else 0.0 for value in values]
+
+
+def headlines(result: Result) -> dict[str, list[tuple[Setting, Compared]]]:
+    """Of every concept, each setting with what the verdict is about: the corrected shift, or the gain of its token."""
+    found: dict[str, list[tuple[Setting, Compared]]] = {concept: [] for concept in result.concepts}
+    if result.protocol["read"] == "yes_no":
+        for detection in result.detections():
+            found[detection.setting.concept].append((detection.setting, detection.headline))
+    else:
+        for one in result.identifications():
+            found[one.setting.concept].append((one.setting, one.gain))
+    return {concept: listed for concept, listed in found.items() if listed}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Settings that differ in one thing, in its order."""
+
+    name: str  # what they have in common
+    along: str  # "strength" or "layer"
+    detections: list[Detection]
+
+    @property
+    def xs(self) -> list[float]:
+        if self.along == "strength":
+            return [d.setting.strength for d in self.detections]
+        return [(d.setting.first_layer + d.setting.last_layer) / 2 for d in self.detections]
+
+
+def curves(result: Result, along: str) -> list[Curve]:
+    """The curves of a sweep along "strength" or "layer", of three settings or more.
+
+    Over strengths there is one for each concept and range, over layers one for each concept, strength and width of the
+    range.
+    """
+    groups: dict[tuple, list[Detection]] = {}
+    for detection in result.detections():
+        concept, strength, first, last = detection.setting
+        common = (concept, first, last) if along == "strength" else (concept, strength, last - first)
+        groups.setdefault(common, []).append(detection)
+    found = []
+    for common, listed in groups.items():
+        if len(listed) < 3:
+            continue
+        if along == "strength":
+            name = f"{common[0]}, blocks {common[1]}–{common[2]}"
+            listed.sort(key=lambda d: d.setting.strength)
+        else:
+            blocks = "single blocks" if common[2] == 0 else f"{common[2] + 1} blocks at a time"
+            name = f"{common[0]}, {common[1]:g}{_unit(result)}, {blocks}"
+            listed.sort(key=lambda d: d.setting.first_layer)
+        found.append(Curve(name, along, listed))
+    return found
+
+
+@dataclass(frozen=True)
+class RangeGrid:
+    """Settings that differ in their ranges: {(first layer, last layer): Detection}."""
+
+    name: str
+    cells: dict[tuple[int, int], Detection]
+
+
+def range_grids(result: Result) -> list[RangeGrid]:
+    """Of every concept and strength with ranges of three widths or more, the grid of its ranges."""
+    groups: dict[tuple[str, float], dict[tuple[int, int], Detection]] = {}
+    for detection in result.detections():
+        concept, strength, first, last = detection.setting
+        groups.setdefault((concept, strength), {})[first, last] = detection
+    return [
+        RangeGrid(f"{concept}, {strength:g}{_unit(result)}", cells)
+        for (concept, strength), cells in groups.items()
+        if len({last - first for first, last in cells}) >= 3
+    ]
+
+
+def _unit(result: Result) -> str:
+    return " × residual norm" if result.settings.get("strength_unit") == "residual" else ""
