@@ -707,20 +707,126 @@ class KVCache:
     """
     The keys and values of every layer for the positions seen so far: a value, forked in O(1).
 
-    Whatever is done to a fork is never visible in its parent. Keys are stored after RoPE. ``Model.make_cache`` makes one.
+    Whatever is done to a fork is never visible in its parent. Keys are stored after RoPE, at absolute positions, and stay
+    as they are wherever they are put. ``Model.make_cache`` makes one that fits a model.
     """
+    @staticmethod
+    def concat_rows(caches: collections.abc.Sequence[KVCache]) -> KVCache:
+        """
+        The caches one under another, as one batch in their order (a copy).
+
+        Raises:
+            ValueError: no cache.
+            ShapeError: lengths, layers, heads, widths, dtypes or devices differ.
+        """
+    @staticmethod
+    def load(path: os.PathLike | str | bytes, model_hash: str = "", device: torch.device = ...) -> KVCache:
+        """
+        Reads a cache that ``save`` wrote.
+
+        Args:
+            path: the file.
+            model_hash: the cache must be of this model, if the file names one.
+            device: where the cache is to live.
+
+        Raises:
+            IoError: a file that is missing, broken or holds no cache.
+            ConfigError: the cache is of another model.
+        """
+    @staticmethod
+    def total_nbytes(caches: collections.abc.Sequence[KVCache]) -> int:
+        """
+        Bytes that several caches hold together, what they share counted once.
+        """
+    def __init__(
+        self,
+        *,
+        n_layers: typing.SupportsInt | typing.SupportsIndex,
+        batch: typing.SupportsInt | typing.SupportsIndex = 1,
+        n_key_value_heads: typing.SupportsInt | typing.SupportsIndex,
+        d_head: typing.SupportsInt | typing.SupportsIndex,
+        dtype: torch.dtype = ...,
+        device: torch.device = ...,
+    ) -> None:
+        """
+        An empty cache, for keys and values of one's own: ``append`` to every layer, then ``commit``.
+
+        Raises:
+            ShapeError: a size that is not positive.
+        """
     def __len__(self) -> int: ...
+    def __repr__(self) -> str: ...
+    def append(
+        self, layer: typing.SupportsInt | typing.SupportsIndex, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Adds keys and values [batch, n_key_value_heads, n, d_head] to one layer; ``commit`` makes them part of the cache.
+
+        Returns:
+            Keys and values of the whole layer: views, not to be written to.
+
+        Raises:
+            ShapeError: another shape, dtype or device.
+            IndexError: a layer that is not there.
+        """
+    def commit(self, n: typing.SupportsInt | typing.SupportsIndex, mask: torch.Tensor | None = None) -> None:
+        """
+        Makes the last ``n`` positions appended to every layer part of the cache.
+
+        Args:
+            n: positions.
+            mask: which of them are real tokens, bool [batch, n]; None means all.
+
+        Raises:
+            Error: a layer to which another number was appended.
+            ShapeError: a mask of another shape.
+        """
     def fork(self) -> KVCache:
         """
         The same cache, sharing memory; in O(1).
         """
     def keys(self, layer: typing.SupportsInt | typing.SupportsIndex) -> torch.Tensor:
         """
-        Keys of one layer, [batch, n_key_value_heads, pos, d_head]: a view.
+        Keys of one layer, [batch, n_key_value_heads, pos, d_head]: a view, not to be written to.
         """
-    def reserve(self, length: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def reserve(
+        self,
+        length: typing.SupportsInt | typing.SupportsIndex,
+        layer: typing.SupportsInt | typing.SupportsIndex | None = None,
+    ) -> None:
         """
-        Takes memory for ``length`` positions now, so that appends up to it copy nothing.
+        Takes memory for exactly ``length`` positions, so that appends up to there copy nothing unless a fork is first.
+
+        Args:
+            length: positions.
+            layer: of this layer alone; None means all.
+
+        Raises:
+            IndexError: a layer that is not there.
+        """
+    def rollback(self) -> None:
+        """
+        Drops what was appended since the last commit.
+        """
+    def save(self, path: os.PathLike | str | bytes, model_hash: str = "") -> None:
+        """
+        Writes the cache as a .safetensors file, in its own dtype; the file is complete or not there.
+
+        Args:
+            path: tensors keys.{layer}, values.{layer} and, with padding, mask; shape, length and model in the metadata.
+            model_hash: ``model.engine.hash`` of the model that made it.
+
+        Raises:
+            IoError: the file cannot be written.
+        """
+    def select_positions(
+        self, positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> KVCache:
+        """
+        The cache of the positions listed, in that order (a copy): the path from the root of a token tree to a node, say.
+
+        Raises:
+            IndexError: a position that is not there.
         """
     def select_rows(self, rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> KVCache:
         """
@@ -728,6 +834,40 @@ class KVCache:
 
         Raises:
             IndexError: a row that is not there.
+        """
+    def slice(
+        self, first: typing.SupportsInt | typing.SupportsIndex, last: typing.SupportsInt | typing.SupportsIndex
+    ) -> KVCache:
+        """
+        Positions [first, last) as a cache. A prefix shares memory, in O(1); any other span is a copy.
+
+        Keys stay rotated for the positions they had, and what is appended counts from the new length.
+
+        Raises:
+            IndexError: not 0 <= first <= last <= length.
+        """
+    def splice(
+        self,
+        first: typing.SupportsInt | typing.SupportsIndex,
+        last: typing.SupportsInt | typing.SupportsIndex,
+        other: KVCache,
+    ) -> KVCache:
+        """
+        This cache with positions [first, last) taken from the same places of ``other``, of this or of another model.
+
+        With ``last`` beyond this cache's end it grows: ``a.slice(0, p).splice(p, len(b), b)`` is a's prefix with b's tail.
+        Layers in which both share memory stay shared; the others are copies. Whether the other model turns keys by the same
+        angles (RoPE) cannot be seen here.
+
+        Args:
+            first: first position replaced, at most this cache's length.
+            last: the position after the last one replaced, at most the other's length.
+            other: of equal n_layers, n_key_value_heads and d_head, and as many rows, or one row that serves all. Another
+                dtype or device is converted to this cache's.
+
+        Raises:
+            ShapeError: other shapes.
+            IndexError: a span outside the caches.
         """
     def truncate(self, length: typing.SupportsInt | typing.SupportsIndex) -> None:
         """
@@ -738,13 +878,22 @@ class KVCache:
         """
     def values(self, layer: typing.SupportsInt | typing.SupportsIndex) -> torch.Tensor:
         """
-        Values of one layer, [batch, n_key_value_heads, pos, d_head]: a view.
+        Values of one layer, [batch, n_key_value_heads, pos, d_head]: a view, not to be written to.
         """
     @property
     def batch(self) -> int:
         """
         Rows of the batch.
         """
+    @property
+    def d_head(self) -> int:
+        """
+        Width of a head.
+        """
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
     @property
     def length(self) -> int:
         """
@@ -756,6 +905,11 @@ class KVCache:
         Which positions are real tokens: bool [batch, length], or None if all are.
         """
     @property
+    def n_key_value_heads(self) -> int:
+        """
+        Heads of keys and values in each layer.
+        """
+    @property
     def n_layers(self) -> int:
         """
         Layers of the model it fits.
@@ -763,7 +917,17 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """
-        Bytes of memory held, shared with forks or not.
+        Bytes that keys and values hold: what lies ready for appends counts, and what other caches share.
+        """
+    @property
+    def nbytes_own(self) -> int:
+        """
+        Of these, what no other cache shares: what would be freed with this one.
+        """
+    @property
+    def nbytes_shared(self) -> int:
+        """
+        Of these, what other caches share.
         """
 
 class Config:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <unordered_set>
 #include <utility>
 
 #include "introspect/core/check.h"
@@ -47,6 +48,16 @@ struct KVCache::Storage {
     }
     return true;
   }
+  /// Whether the holder of `length` positions can extend up to the capacity.
+  bool is_free_behind(int64_t length) {
+    const std::scoped_lock lock(mutex);
+    return std::ranges::all_of(lengths, [&](int64_t other) { return other <= length; });
+  }
+  bool is_shared() {
+    const std::scoped_lock lock(mutex);
+    return lengths.size() > 1;
+  }
+  int64_t nbytes() const { return static_cast<int64_t>(k_BGCK.nbytes() + v_BGCK.nbytes()); }
 };
 
 KVCache::KVCache(Shape shape, torch::ScalarType dtype, torch::Device device)
@@ -94,8 +105,20 @@ KVCache& KVCache::operator=(KVCache&& other) noexcept {
   return *this;
 }
 
+void KVCache::check_layer(const char* who, int64_t layer) const {
+  check<std::out_of_range>(layer >= 0 && layer < shape_.n_layers, who, ": layers are 0 to ",
+                           shape_.n_layers - 1, ", got ", layer);
+}
+
+void KVCache::check_span(const char* who, int64_t first, int64_t last) const {
+  check<std::out_of_range>(first >= 0 && first <= last && last <= length_, who,
+                           ": a span lies within the positions 0 to ", length_, ", got [", first, ", ", last,
+                           ")");
+}
+
 torch::Tensor KVCache::keys(int64_t layer) const {
-  const Layer& l = layers_.at(static_cast<size_t>(layer));
+  check_layer("KVCache::keys", layer);
+  const Layer& l = layers_[static_cast<size_t>(layer)];
   if (!l.storage)
     return at::empty({shape_.batch, shape_.n_key_value_heads, 0, shape_.d_head},
                      at::device(device_).dtype(dtype_));
@@ -103,8 +126,15 @@ torch::Tensor KVCache::keys(int64_t layer) const {
 }
 
 torch::Tensor KVCache::values(int64_t layer) const {
-  const Layer& l = layers_.at(static_cast<size_t>(layer));
+  check_layer("KVCache::values", layer);
+  const Layer& l = layers_[static_cast<size_t>(layer)];
   return l.storage ? l.storage->v_BGCK.narrow(2, 0, l.length) : keys(layer);
+}
+
+/// The mask of positions [first, last), bool [B, last - first], true where there is no padding at all.
+torch::Tensor KVCache::mask_of(int64_t first, int64_t last) const {
+  if (mask_.defined()) return mask_.narrow(1, first, last - first);
+  return at::ones({shape_.batch, last - first}, at::device(device_).dtype(torch::kBool));
 }
 
 void KVCache::resize_layer(Layer& layer, int64_t capacity) {
@@ -135,9 +165,121 @@ void KVCache::truncate(int64_t length) {
   length_ = length;
 }
 
-void KVCache::reserve(int64_t length) {
-  for (auto& layer : layers_)
-    if (!layer.storage || layer.storage->k_BGCK.size(2) < length) resize_layer(layer, round_up(length));
+void KVCache::reserve(int64_t length, std::optional<int64_t> layer) {
+  check<std::invalid_argument>(length >= 0, "KVCache::reserve: length must not be negative, got ", length);
+  if (layer) check_layer("KVCache::reserve", *layer);
+  const int64_t first = layer.value_or(0), last = layer.value_or(shape_.n_layers - 1);
+  for (int64_t i = first; i <= last; ++i) {
+    Layer& l = layers_[static_cast<size_t>(i)];
+    if (length <= l.length) continue;
+    if (!l.storage || l.storage->k_BGCK.size(2) < length || !l.storage->is_free_behind(l.length))
+      resize_layer(l, length);
+  }
+}
+
+KVCache KVCache::slice(int64_t first, int64_t last) const {
+  check_span("KVCache::slice", first, last);
+  if (first == 0) {
+    KVCache out = fork();
+    out.truncate(last);
+    return out;
+  }
+  KVCache out(shape_, dtype_, device_);
+  if (first == last) return out;
+  for (int64_t layer = 0; layer < shape_.n_layers; ++layer)
+    out.append(layer, keys(layer).narrow(2, first, last - first),
+               values(layer).narrow(2, first, last - first));
+  out.commit(last - first, mask_.defined() ? mask_of(first, last).clone() : torch::Tensor{});
+  return out;
+}
+
+KVCache KVCache::splice(int64_t first, int64_t last, const KVCache& other) const {
+  const Shape& theirs = other.shape_;
+  check<ShapeError>(theirs.n_layers == shape_.n_layers && theirs.d_head == shape_.d_head &&
+                        theirs.n_key_value_heads == shape_.n_key_value_heads &&
+                        (theirs.batch == shape_.batch || theirs.batch == 1),
+                    "KVCache::splice: the other cache must be for ", shape_.n_layers, " layers, batch ",
+                    shape_.batch, " or 1, ", shape_.n_key_value_heads, " heads of ", shape_.d_head, "; got ",
+                    theirs.n_layers, " layers, batch ", theirs.batch, ", ", theirs.n_key_value_heads,
+                    " heads of ", theirs.d_head);
+  check<std::out_of_range>(first >= 0 && first <= length_,
+                           "KVCache::splice: a span begins at one of the positions 0 to ", length_, ", got ",
+                           first);
+  other.check_span("KVCache::splice (of the other cache)", first, last);
+  const int64_t length = std::max(length_, last), tail = length - last;
+  KVCache out(shape_, dtype_, device_);
+  for (int64_t i = 0; i < shape_.n_layers; ++i) {
+    const Layer& mine = layers_[static_cast<size_t>(i)];
+    Layer& l = out.layers_[static_cast<size_t>(i)];
+    if (mine.storage && mine.storage == other.layers_[static_cast<size_t>(i)].storage) {
+      // What one storage holds at a position is the same for all who see it.
+      mine.storage->enter(length);
+      l = {mine.storage, length};
+      continue;
+    }
+    out.reserve(round_up(length), i);
+    const auto append_rows = [&](const KVCache& from, int64_t begin, int64_t n) {
+      if (n == 0) return;
+      const auto converted = [&](const torch::Tensor& x) {
+        return x.narrow(2, begin, n).to(device_, dtype_).expand({shape_.batch, -1, -1, -1});
+      };
+      out.append(i, converted(from.keys(i)), converted(from.values(i)));
+    };
+    append_rows(*this, 0, first);
+    append_rows(other, first, last - first);
+    append_rows(*this, last, tail);
+  }
+  torch::Tensor mask;
+  if (mask_.defined() || other.mask_.defined()) {
+    const auto theirs_BT = other.mask_of(first, last).to(device_).expand({shape_.batch, -1});
+    mask = at::cat({mask_of(0, first), theirs_BT, mask_of(length_ - tail, length_)}, 1);
+  }
+  out.commit(length, mask);
+  return out;
+}
+
+KVCache KVCache::concat_rows(const std::vector<KVCache>& caches) {
+  check<std::invalid_argument>(!caches.empty(),
+                               "KVCache::concat_rows: at least one cache is required, got none");
+  const KVCache& front = caches.front();
+  Shape shape = front.shape_;
+  shape.batch = 0;
+  bool masked = false;
+  for (const auto& cache : caches) {
+    Shape one_row_each = cache.shape_;
+    one_row_each.batch = front.shape_.batch;
+    check<ShapeError>(one_row_each == front.shape_ && cache.dtype_ == front.dtype_ &&
+                          cache.device_ == front.device_ && cache.length_ == front.length_,
+                      "KVCache::concat_rows: every cache must hold ", front.length_, " positions of ",
+                      shape.n_layers, " layers, ", shape.n_key_value_heads, " heads of ", shape.d_head, ", ",
+                      front.dtype_, " on ", front.device_, "; got ", cache.length_, " positions of ",
+                      cache.shape_.n_layers, " layers, ", cache.shape_.n_key_value_heads, " heads of ",
+                      cache.shape_.d_head, ", ", cache.dtype_, " on ", cache.device_);
+    shape.batch += cache.shape_.batch;
+    masked = masked || cache.mask_.defined();
+  }
+  const int64_t length = front.length_;
+  KVCache out(shape, front.dtype_, front.device_);
+  if (length == 0) return out;
+  for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
+    Layer& l = out.layers_[static_cast<size_t>(layer)];
+    out.resize_layer(l, round_up(length));
+    out.set_length(l, length);
+    int64_t row = 0;
+    for (const auto& cache : caches) {
+      const auto copy = [&](const torch::Tensor& to_BGSK, const torch::Tensor& from_BGSK) {
+        to_BGSK.narrow(0, row, cache.shape_.batch).copy_(from_BGSK.narrow(2, 0, length));
+      };
+      copy(out.keys(layer), cache.keys(layer));
+      copy(out.values(layer), cache.values(layer));
+      row += cache.shape_.batch;
+    }
+  }
+  std::vector<torch::Tensor> masks;
+  if (masked)
+    for (const auto& cache : caches) masks.push_back(cache.mask_of(0, length));
+  out.commit(length, masked ? at::cat(masks, 0) : torch::Tensor{});
+  return out;
 }
 
 KVCache KVCache::select_rows(const std::vector<int64_t>& rows) const {
@@ -176,14 +318,30 @@ KVCache KVCache::select_positions(const std::vector<int64_t>& positions) const {
 int64_t KVCache::nbytes() const {
   int64_t bytes = 0;
   for (const auto& layer : layers_)
-    if (layer.storage)
-      bytes += static_cast<int64_t>(layer.storage->k_BGCK.nbytes() + layer.storage->v_BGCK.nbytes());
+    if (layer.storage) bytes += layer.storage->nbytes();
+  return bytes;
+}
+
+int64_t KVCache::nbytes_own() const {
+  int64_t bytes = 0;
+  for (const auto& layer : layers_)
+    if (layer.storage && !layer.storage->is_shared()) bytes += layer.storage->nbytes();
+  return bytes;
+}
+
+int64_t KVCache::total_nbytes(const std::vector<KVCache>& caches) {
+  std::unordered_set<const Storage*> counted;
+  int64_t bytes = 0;
+  for (const auto& cache : caches)
+    for (const auto& layer : cache.layers_)
+      if (layer.storage && counted.insert(layer.storage.get()).second) bytes += layer.storage->nbytes();
   return bytes;
 }
 
 std::pair<torch::Tensor, torch::Tensor> KVCache::append(int64_t layer, const torch::Tensor& k_BGTK,
                                                         const torch::Tensor& v_BGTK) {
-  Layer& l = layers_.at(static_cast<size_t>(layer));
+  check_layer("KVCache::append", layer);
+  Layer& l = layers_[static_cast<size_t>(layer)];
   const int64_t T = k_BGTK.dim() == 4 ? k_BGTK.size(2) : 0;
   const std::vector<int64_t> sizes = {shape_.batch, shape_.n_key_value_heads, T, shape_.d_head};
   check<ShapeError>(k_BGTK.sizes() == at::IntArrayRef(sizes) && v_BGTK.sizes() == at::IntArrayRef(sizes),
@@ -209,11 +367,13 @@ void KVCache::commit(int64_t n, const torch::Tensor& mask_BT) {
   for (const auto& layer : layers_)
     check<Error>(layer.length == length_ + n, "KVCache::commit: every layer must hold ", length_ + n,
                  " positions, got ", layer.length);
+  check<ShapeError>(!mask_BT.defined() || mask_BT.sizes() == at::IntArrayRef({shape_.batch, n}),
+                    "KVCache::commit: the mask must be [", shape_.batch, ", ", n, "], got ",
+                    mask_BT.defined() ? mask_BT.sizes() : at::IntArrayRef{});
   if (mask_BT.defined() || mask_.defined()) {
-    const auto ones = [&](int64_t t) {
-      return at::ones({shape_.batch, t}, at::device(device_).dtype(torch::kBool));
-    };
-    mask_ = at::cat({mask_.defined() ? mask_ : ones(length_), mask_BT.defined() ? mask_BT : ones(n)}, 1);
+    const auto options = at::device(device_).dtype(torch::kBool);
+    const auto added = mask_BT.defined() ? mask_BT.to(options) : at::ones({shape_.batch, n}, options);
+    mask_ = at::cat({mask_of(0, length_), added}, 1);
   }
   length_ += n;
 }

@@ -108,3 +108,32 @@ TEST_CASE("keys of another shape or dtype are refused", "[cache]") {
   REQUIRE_THROWS_AS(cache.append(0, at::randn({1, kHeads, 2, kHead}), some(2)), ShapeError);
   REQUIRE_THROWS_AS(cache.append(0, some(2).to(torch::kFloat64), some(2).to(torch::kFloat64)), ShapeError);
 }
+
+TEST_CASE("a prefix with another cache's tail holds both, and shares what both share", "[cache]") {
+  auto parent = empty_cache();
+  const auto prefix = push(parent, 6);
+  auto left = parent.fork(), right = parent.fork();
+  const auto l = push(left, 5), r = push(right, 3);
+  const auto grown = right.slice(0, 6).splice(6, 11, left);
+  REQUIRE(grown.length() == 11);
+  REQUIRE(at::equal(grown.keys(1), at::cat({prefix, l}, 2)));
+  const auto middle = left.splice(7, 9, right);
+  REQUIRE(at::equal(middle.values(0),
+                    -at::cat({prefix, l.narrow(2, 0, 1), r.narrow(2, 1, 2), l.narrow(2, 3, 2)}, 2)));
+  REQUIRE(left.splice(0, 6, left.fork()).keys(0).const_data_ptr() == left.keys(0).const_data_ptr());
+  REQUIRE_THROWS_AS(left.splice(0, 10, right), std::out_of_range);
+}
+
+TEST_CASE("bytes are counted once however many caches share them", "[cache]") {
+  auto parent = empty_cache();
+  parent.reserve(10);
+  push(parent, 6);
+  const int64_t position = 2 * kLayers * kBatch * kHeads * kHead * static_cast<int64_t>(sizeof(float));
+  REQUIRE(parent.nbytes() == 10 * position);
+  REQUIRE(parent.nbytes_own() == 10 * position);
+  auto fork = parent.fork();
+  fork.reserve(12, 1);
+  REQUIRE(fork.nbytes_shared() == 5 * position);
+  REQUIRE(fork.nbytes_own() == 6 * position);
+  REQUIRE(KVCache::total_nbytes({parent, fork}) == 16 * position);
+}

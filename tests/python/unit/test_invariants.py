@@ -3,8 +3,12 @@
 Bit equality where the same kernels run on the same shapes, or memory is shared; elsewhere sums run in another order.
 """
 
+from functools import partial
+
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 from tiny import ARCHITECTURES, write_tiny_transformers
 
 import introspect
@@ -102,6 +106,92 @@ def test_a_fork_leaves_its_parent_unchanged(model, tokens):
     assert (len(cache), len(fork)) == (6, 5)
     assert all_equal(keys_and_values(cache, layers), before)
     torch.testing.assert_close(model(tokens[:, 6:], cache=cache), model(tokens)[:, 6:], **FLOOR)
+
+
+def test_splicing_a_models_own_keys_and_values_into_itself_changes_nothing_bit_for_bit(model, tokens):
+    whole, again, layers = model.engine.make_cache(B), model.engine.make_cache(B), range(model.cfg.n_layers)
+    model(tokens, cache=whole)
+    model(tokens, cache=again)  # the same in memory of its own
+    more = tokens[:, :3]
+    expected = model(more, cache=whole.fork())
+    for first, last in ((0, T), (4, 9), (0, 5), (5, T), (7, 7)):
+        for other in (whole, again):
+            spliced = whole.splice(first, last, other)
+            assert all_equal(keys_and_values(spliced, layers), keys_and_values(whole, layers))
+            assert torch.equal(model(more, cache=spliced), expected)
+    grown = whole.slice(0, 5).splice(5, T, again)
+    assert torch.equal(model(more, cache=grown), expected)
+
+
+def test_a_spliced_span_is_what_patching_keys_and_values_there_does(model, tokens):
+    """Keys and values of another text at [first, last), read by later tokens: caches against hooks in one pass."""
+    first, last, more = 5, 11, tokens[:, :2]
+    own, other = model.engine.make_cache(B), model.engine.make_cache(B)
+    model(tokens, cache=own)
+    model(tokens.flip(1), cache=other)
+    key = "hook_rot_k" if any(name.endswith("hook_rot_k") for name in model.hook_names) else "hook_k"
+
+    def patch(x, hook, theirs):
+        x[:, first:last] = theirs.transpose(1, 2)[:, first:last]
+        return x
+
+    hooks = [
+        (f"blocks.{layer}.attn.{name}", partial(patch, theirs=theirs))
+        for layer in range(model.cfg.n_layers)
+        for name, theirs in ((key, other.keys(layer)), ("hook_v", other.values(layer)))
+    ]
+    patched = model.run_with_hooks(torch.cat([tokens, more], dim=1), hooks)
+    # What stands behind the span has read it too, in the hooked pass: it is computed again on the spliced cache.
+    spliced = own.slice(0, first).splice(first, last, other)
+    rest = torch.cat([tokens[:, last:], more], dim=1)
+    torch.testing.assert_close(model(rest, cache=spliced), patched[:, last:], **FLOOR)
+
+
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["forward", "fork", "truncate", "slice", "splice", "reserve", "select", "steer", "fail"]),
+        st.integers(0, 3),
+        st.integers(0, 9),
+    ),
+    min_size=3,
+    max_size=8,
+)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(operations=OPERATIONS)
+def test_whatever_happens_to_forks_their_parent_stays_as_it_was(model, tokens, operations):
+    parent, layers = model.engine.make_cache(B), range(model.cfg.n_layers)
+    parent.reserve(20)
+    model(tokens[:, :6], cache=parent)
+    before = keys_and_values(parent, layers)
+    vector = torch.ones(model.cfg.d_model, dtype=torch.float64)
+    forks = [parent.fork()]
+    for name, which, n in operations:
+        fork = forks[which % len(forks)]
+        if name == "forward":
+            model(tokens[:, : n + 1], cache=fork)
+        elif name == "steer":
+            steered(model, tokens[:, : n + 1], introspect.Intervention({0: vector}, strength=2.0), cache=fork)
+        elif name == "fork":
+            forks.append(fork.fork())
+        elif name == "truncate":
+            fork.truncate(min(n, len(fork)))
+        elif name == "slice":
+            forks.append(fork.slice(0, min(n, len(fork))))
+        elif name == "splice":
+            forks.append(fork.splice(min(n, len(fork), len(parent)), len(parent), parent))
+        elif name == "reserve":
+            fork.reserve(4 * n, which % model.cfg.n_layers)
+        elif name == "select":
+            forks.append(fork.select_positions(range(min(n, len(fork)))))
+        else:
+            with pytest.raises(IndexError):
+                model(torch.full((B, 2), model.cfg.d_vocab), cache=fork)
+        if len(forks) > 4 or any(len(f) > 40 for f in forks):
+            forks = [parent.fork()]
+        assert all_equal(keys_and_values(parent, layers), before)
+    torch.testing.assert_close(model(tokens[:, 6:], cache=parent), model(tokens)[:, 6:], **FLOOR)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -15,9 +16,14 @@ namespace introspect::cache {
 ///
 /// A copy shares the memory of its original. Appending to one of them goes in place where no other copy can see
 /// those positions, and copies that layer first where one can, so nothing that is done to a fork is ever visible
-/// in its parent. Keys are stored after RoPE, at absolute positions.
+/// in its parent. Memory is shared by whole layers: attention reads each layer as one strided tensor, and a layer in
+/// several pieces would have to be gathered at every pass.
 ///
-/// Not for concurrent use of one object; different forks may be used from different threads.
+/// Keys are stored after RoPE, at absolute positions, and stay as they are wherever they are put: `slice` from the
+/// middle and `select_positions` do not rotate them again. What is appended next counts from `length`.
+///
+/// Operations on positions see what was committed. Not for concurrent use of one object; different forks may be used
+/// from different threads.
 class INTROSPECT_EXPORT KVCache {
  public:
   /// What a cache is made for: tensors are [batch, n_key_value_heads, position, d_head].
@@ -54,8 +60,30 @@ class INTROSPECT_EXPORT KVCache {
   /// Forgets all positions from `length` on. Throws std::out_of_range if fewer are held.
   void truncate(int64_t length);
 
-  /// Takes memory for `length` positions now, so that appends up to it copy nothing.
-  void reserve(int64_t length);
+  /// Takes memory for exactly `length` positions, of one layer or of all, so that appends up to there copy nothing
+  /// unless a fork has taken those places first. Throws std::out_of_range for a layer that is not there.
+  void reserve(int64_t length, std::optional<int64_t> layer = {});
+
+  /// Positions [first, last). A prefix shares memory, in O(1); any other span is a copy.
+  ///
+  /// Throws std::out_of_range unless 0 <= first <= last <= length.
+  KVCache slice(int64_t first, int64_t last) const;
+
+  /// This cache with positions [first, last) taken from the same places of `other`, of this or of another model.
+  ///
+  /// With last beyond this cache's end it grows: slice(0, p).splice(p, n, other) is this prefix with the other's tail.
+  /// The layers, heads and d_head must be equal, and rows too unless `other` has one, which then serves every row;
+  /// another dtype or device is converted to this one's. Layers in which both share memory stay shared (below the first
+  /// changed layer, say); the others are copies.
+  /// Throws ShapeError for other shapes, std::out_of_range for a span that begins behind this cache's end or ends
+  /// behind the other's.
+  KVCache splice(int64_t first, int64_t last, const KVCache& other) const;
+
+  /// The caches one under another, as one batch in their order (a copy).
+  ///
+  /// Throws std::invalid_argument for none, ShapeError unless all have one length, layers, heads, d_head, dtype and
+  /// device.
+  static KVCache concat_rows(const std::vector<KVCache>& caches);
 
   /// The cache of a batch in which each row r is row rows[r] of this one (a copy).
   ///
@@ -67,8 +95,17 @@ class INTROSPECT_EXPORT KVCache {
   /// Throws std::out_of_range for a position that is not there.
   KVCache select_positions(const std::vector<int64_t>& positions) const;
 
-  /// Bytes of memory held, shared or not.
+  /// Bytes of memory that the keys and values hold: what lies ready for appends counts, and what other caches share.
   int64_t nbytes() const;
+
+  /// Of these, what no other cache shares: what would be freed with this one.
+  int64_t nbytes_own() const;
+
+  /// Of these, what other caches share.
+  int64_t nbytes_shared() const { return nbytes() - nbytes_own(); }
+
+  /// Bytes that several caches hold together, what they share counted once.
+  static int64_t total_nbytes(const std::vector<KVCache>& caches);
 
   /// Adds keys and values [B, G, T, K] at one layer and returns all of that layer, as views [B, G, S, K].
   ///
@@ -89,6 +126,9 @@ class INTROSPECT_EXPORT KVCache {
     int64_t length = 0;
   };
   void resize_layer(Layer& layer, int64_t capacity);
+  void check_layer(const char* who, int64_t layer) const;
+  void check_span(const char* who, int64_t first, int64_t last) const;
+  torch::Tensor mask_of(int64_t first, int64_t last) const;
   void set_length(Layer& layer, int64_t length);
 
   Shape shape_;
