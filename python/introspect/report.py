@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -13,7 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data import FOLDER as DATA
-from .results import SCHEMA, Compared, Detection, Identification, Result, finite, setting_of, write_text
+from .results import SCHEMA, Result, finite, write_text
+from .sentences import (
+    TEXT_NAMES,
+    detection_verdict,
+    identification_verdict,
+    sections,
+    summary,
+    sweep_bests,
+    sweep_verdict,
+    texts,
+)
+from .sweeps import headlines, is_sweep
 
 if TYPE_CHECKING:
     import pandas
@@ -23,8 +33,7 @@ if TYPE_CHECKING:
 # The order in which the article asks; protocols of one's own come after these.
 ORDER = ["no_info", "with_info", "inaccurate_location", "lorem_ipsum", "content_report", "top_of_mind"]
 DPI = 150
-TEXT_NAMES = {"base": "without", "injected": "with the concept", "random": "a random rotation"}
-
+SWEPT = ("strength_curves", "layer_curves", "range_maps")  # functions of plots, and of plots.interactive
 METHOD = (
     "The messages that a protocol marks are prefilled with the concept's direction added to the output of each "
     "steered block, so the concept enters the KV cache; the steering then stops and the rest of the conversation is "
@@ -58,7 +67,7 @@ def load_folder(folder: str | os.PathLike) -> list[Result]:
 
 
 def write(folder: str | os.PathLike, *, progress: Callable[[str, int, int], None] | None = None) -> Path:
-    """Write report.json, report.csv, the plots and report.html into a run folder, and return the page's path.
+    """Write report.json, report.csv, the plots (PNG and SVG) and report.html into a run folder; the page's path.
 
     Args:
         progress: called with (what, done, total).
@@ -67,6 +76,8 @@ def write(folder: str | os.PathLike, *, progress: Callable[[str, int, int], None
         FileNotFoundError: the folder is not there or holds no result.
         ValueError: a file is damaged, or the results are of several models.
     """
+    from matplotlib import rc_context
+
     folder = Path(folder)
     results = load_folder(folder)
     if len(models := {result.model["name"] for result in results}) > 1:
@@ -78,10 +89,13 @@ def write(folder: str | os.PathLike, *, progress: Callable[[str, int, int], None
     for name, figure in drawn.items():
         if progress:
             progress("plots", len(pictures), len(drawn))
-        png = io.BytesIO()
+        png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=DPI)
+        with rc_context({"svg.hashsalt": name}):  # equal results, equal bytes
+            figure.savefig(svg, format="svg", metadata={"Date": None})
         pictures[name] = png.getvalue()
         (folder / f"{name}.png").write_bytes(pictures[name])
+        (folder / f"{name}.svg").write_bytes(svg.getvalue())
     page = folder / "report.html"
     write_text(page, html(results, pictures))
     return page
@@ -101,15 +115,31 @@ def table(results: list[Result]) -> pandas.DataFrame:
 
 
 def figures(results: list[Result]) -> dict[str, Figure]:
-    """File name without suffix -> figure."""
+    """File name without suffix -> figure: "overview", a protocol's name, or that with what is drawn of it."""
     from . import plots  # here, because matplotlib takes half a second
 
     found = {"overview": plots.overview(results)}
     for result in results:
+        name, read = result.protocol["name"], result.protocol["read"]
+        if not is_sweep(result) and read == "yes_no":
+            found[name] = plots.shifts(result)
+        elif not is_sweep(result) and read == "content":
+            found[name] = plots.content(result)
+        if read == "yes_no":
+            for suffix in SWEPT:
+                found[f"{name}_{suffix}"] = getattr(plots, suffix)(result)
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def interactive_figures(results: list[Result]) -> dict[str, Any]:
+    """Those of `figures` that have a plotly twin."""
+    from .plots import interactive
+
+    found = {"overview": interactive.overview(results)}
+    for result in results:
         if result.protocol["read"] == "yes_no":
-            found[result.protocol["name"]] = plots.shifts(result)
-        elif result.protocol["read"] == "content":
-            found[result.protocol["name"]] = plots.content(result)
+            for suffix in SWEPT:
+                found[f"{result.protocol['name']}_{suffix}"] = getattr(interactive, suffix)(result)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -138,6 +168,8 @@ def _protocol_dict(result: Result) -> dict[str, Any]:
             }
             for d in result.detections()
         ]
+    if is_sweep(result):
+        listed["sweep"] = sweep_dict(result)
     if found := result.identifications():
         listed["identifications"] = [
             {
@@ -161,159 +193,18 @@ def _protocol_dict(result: Result) -> dict[str, Any]:
     return listed
 
 
-def texts(result: Result) -> list[dict[str, Any]]:
-    """The sampled continuations: without anything, with each concept, and with the first random rotation of it."""
-    listed = []
-    for row in result.rows:
-        if row["kind"] != "introspection" or row["injected"].get("text") is None:
-            continue
-        nulls = result.select(setting_of(row), kind="null", question_kind="introspection")
-        random = next((null["injected"]["text"] for null in nulls if null["question"] == row["question"]), None)
-        texts = {"base": row["base"]["text"], "injected": row["injected"]["text"], "random": random}
-        listed.append({"concept": row["concept"], "label": result.label(setting_of(row)), **texts})
-    return listed
-
-
-def summary(results: list[Result]) -> list[str]:
-    """How often concepts leave the range of their random rotations, beside how often chance alone does that."""
-    detected = [d.headline for r in results if r.protocol["read"] == "yes_no" for d in r.detections()]
-    identified = [one.gain for r in results for one in r.identifications()]
-    sentences = []
-    if places := _places(detected):
-        sentences.append(f"Detection: the shift towards yes is {places}.")
-    if places := _places(identified):
-        sentences.append(f"Identification: the gain of the concept's own token is {places}.")
-    return sentences
-
-
-def _places(listed: list[Compared]) -> str:
-    listed = [c for c in listed if c.nulls and math.isfinite(c.value) and all(map(math.isfinite, c.nulls))]
-    if not listed:
-        return ""
-    above = sum(c.value > max(c.nulls) for c in listed)
-    below = sum(c.value < min(c.nulls) for c in listed)
-    chance = sum(1 / (len(c.nulls) + 1) for c in listed)
-    places = f"above all random rotations in {above}, below all in {below} and inside their range in "
-    inside = f"{len(listed) - above - below} of {len(listed)} settings"
-    return places + f"{inside} (chance alone: {chance:.1f} above, {chance:.1f} below)"
-
-
-def detection_verdict(detection: Detection) -> str:
-    """One sentence that says no more than the nulls allow."""
-    compared = detection.headline
-    less = "the controls' mean subtracted" if detection.corrected else "no controls asked"
-    moved = f"“{detection.setting.concept}” shifts the answer by {compared.value:+.2f} nats ({less})"
-    return f"{moved}, {_against_nulls(compared)}"
-
-
-def identification_verdict(one: Identification) -> str:
-    """One sentence about the token of the concept in the content report."""
-    moved = (
-        f"goes from rank {one.rank_base:,} to {one.rank:,}" if one.rank != one.rank_base else f"stays at {one.rank:,}"
-    )
-    gain = f"its log-probability changes by {one.gain.value:+.2f} nats"
-    return f"“{one.token}” {moved} and {gain}, {_against_nulls(one.gain)}"
-
-
-def _against_nulls(compared: Compared) -> str:
-    n = len(compared.nulls)
-    if not math.isfinite(compared.value):
-        return "which is no finite number: the model breaks at this strength."
-    if n == 0:
-        return "with no random directions beside it, which says nothing yet."
-    if not all(map(math.isfinite, compared.nulls)):
-        return "and random directions of this strength break the model, so there is no band to compare with."
-    place = f"{ordinal(compared.rank)} of {n + 1}"
-    if compared.inside:
-        return f"which is inside the random band ({place}): not told apart from a random direction."
-    side = "above" if compared.value > compared.null_mean else "below"
-    everyone = "the one random direction" if n == 1 else f"all {n} random directions"
-    return f"which is {side} {everyone} ({place}; chance alone does this once in {n + 1} times)."
-
-
-def ordinal(n: int) -> str:
-    ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
-    return f"{n}{ending}"
-
-
-# One definition of the tables' columns serves the terminal and the page.
-def detection_table(result: Result) -> tuple[list[str], list[list[str]]]:
-    header = ["injected", "log-odds", "p(yes)", "shift", "controls", "shift − controls", "random", "z", "place"]
-    rows = []
-    for d in result.detections():
-        shown = d.headline
-        rows.append(
-            [
-                result.label(d.setting),
-                f"{d.base:+.2f} → {d.injected:+.2f}",
-                f"{percent(d.p_yes_base)} → {percent(d.p_yes)}",
-                f"{d.shift.value:+.2f}",
-                f"{d.control_mean.value:+.2f} ± {d.control_std:.2f}" if d.control_mean else "–",
-                f"{d.corrected.value:+.2f}" if d.corrected else "–",
-                *_null_cells(shown),
-            ]
-        )
-    return header, rows
-
-
-def identification_table(result: Result) -> tuple[list[str], list[list[str]]]:
-    header = [
-        "injected",
-        "token",
-        "rank",
-        "gain",
-        "spaced rank",
-        "spaced gain",
-        "other concepts",
-        "random",
-        "z",
-        "place",
-    ]
-    rows = [
-        [
-            result.label(one.setting),
-            repr(one.token),
-            f"{one.rank_base:,} → {one.rank:,}",
-            f"{one.gain.value:+.2f}",
-            f"{one.spaced_rank_base:,} → {one.spaced_rank:,}",
-            f"{one.spaced_gain.value:+.2f}",
-            "–" if math.isnan(one.others_gain) else f"{one.others_gain:+.2f}",
-            *_null_cells(one.gain),
-        ]
-        for one in result.identifications()
-    ]
-    return header, rows
-
-
-def _null_cells(compared: Compared) -> list[str]:
-    if not compared.nulls:
-        return ["–", "–", "–"]
-    spread = "" if math.isnan(compared.null_std) else f" ± {compared.null_std:.2f}"
-    z = "–" if math.isnan(compared.z) else f"{compared.z:+.1f}"
-    place = f"{ordinal(compared.rank)} of {len(compared.nulls) + 1}" + (", inside" if compared.inside else "")
-    return [f"{compared.null_mean:+.2f}{spread}", z, place]
-
-
-def percent(p: float) -> str:
-    if not math.isfinite(p):
-        return "–"
-    return f"{100 * p:.3g}%" if p >= 1e-5 else f"{100 * p:.1e}%"
-
-
-def sections(results: list[Result]) -> list[dict[str, Any]]:
-    """What a reader sees of each protocol: its tables, sentences and texts."""
-    listed = []
-    for result in results:
-        read = result.protocol["read"]
-        tables, verdicts = [], []
-        if read == "yes_no":
-            tables.append(detection_table(result))
-            verdicts += [detection_verdict(d) for d in result.detections()]
-        if found := result.identifications():
-            tables.append(identification_table(result))
-            verdicts += [identification_verdict(one) for one in found]
-        listed.append({"name": result.protocol["name"], "tables": tables, "verdicts": verdicts, "texts": texts(result)})
-    return listed
+def sweep_dict(result: Result) -> dict[str, Any]:
+    """The statistics of a sweep, ready for JSON."""
+    concepts = {}
+    bests = sweep_bests(result)
+    for concept, listed in headlines(result).items():
+        best = bests.get(concept)
+        concepts[concept] = {
+            "settings": len(listed),
+            "best": {**best.setting._asdict(), "value": best.value, "place": best.place.as_dict()} if best else None,
+            "verdict": sweep_verdict(result, concept),
+        }
+    return finite({"protocol": result.protocol["name"], "model": result.model["name"], "concepts": concepts})
 
 
 def show(results: list[Result], console: Console | None = None) -> None:
@@ -331,13 +222,15 @@ def show(results: list[Result], console: Console | None = None) -> None:
 
 
 def show_one(result: Result, console: Console | None = None) -> None:
-    """Print the tables and sentences of one protocol."""
+    """Print the tables and sentences of one protocol; of a sweep the most striking settings."""
     from rich.markup import escape
     from rich.table import Table
 
     console = console or _console()
     (section,) = sections([result])
     console.print(f"\n[bold]{escape(section['name'])}[/bold] · {escape(result.model['name'])}", highlight=False)
+    if section["note"]:
+        console.print(f"[dim]{escape(section['note'])}[/dim]", highlight=False)
     for header, rows in section["tables"]:
         shown = Table(box=None, padding=(0, 1), header_style="dim")
         for i, column in enumerate(header):
@@ -362,12 +255,28 @@ def _console() -> Console:
 
 
 def html(results: list[Result], pictures: dict[str, bytes]) -> str:
-    """The page: styles and pictures inside, nothing fetched from anywhere."""
+    """The page: styles, pictures and the library that draws are inside, nothing is fetched from anywhere."""
     from jinja2 import Environment
+    from plotly.offline import get_plotlyjs
 
     first = results[0]
     template = (DATA / "report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    interactive = interactive_figures(results)
+    shown = [
+        {
+            "name": name,
+            "png": base64.b64encode(png).decode("ascii"),
+            # Texts of results stand in it: "<" must not end the script.
+            "plotly": interactive[name].to_json().replace("<", "\\u003c") if name in interactive else "",
+            "height": interactive[name].layout.height if name in interactive else 0,
+        }
+        for name, png in pictures.items()
+    ]
+    parts = sections(results)
+    for part in parts:
+        own = [part["name"], *(f"{part['name']}_{suffix}" for suffix in SWEPT)]
+        part["figures"] = [figure for figure in shown if figure["name"] in own]
     return environment.from_string(template).render(
         model=first.model,
         settings=first.settings,
@@ -378,8 +287,10 @@ def html(results: list[Result], pictures: dict[str, bytes]) -> str:
             nulls=first.settings["nulls"],
         ),
         summary=summary(results),
-        sections=sections(results),
+        overview=[figure for figure in shown if figure["name"] == "overview"],
+        sections=parts,
         text_names=TEXT_NAMES,
         protocols=[result.protocol for result in results],
-        pictures={name: base64.b64encode(png).decode("ascii") for name, png in pictures.items()},
+        has_sweep=any(map(is_sweep, results)),
+        plotly=get_plotlyjs() if interactive else "",
     )

@@ -12,6 +12,11 @@ from .results import Compared, Detection, Result, Setting
 MANY = 8  # settings of one concept: more are drawn as curves and maps, and only the most striking are listed
 
 
+def is_sweep(result: Result) -> bool:
+    """Whether a concept has more settings than one would look at one by one."""
+    return len(result.groups) > MANY * len(result.concepts)
+
+
 @dataclass(frozen=True)
 class Furthest:
     """The setting of a sweep in which a concept stands out most from its random rotations.
@@ -85,7 +90,7 @@ def curves(result: Result, along: str) -> list[Curve]:
     """The curves of a sweep along "strength" or "layer", of three settings or more.
 
     Over strengths there is one for each concept and range, over layers one for each concept, strength and width of the
-    range.
+    range; where wider ranges were swept as well, which range_grids shows, only that of single blocks.
     """
     groups: dict[tuple, list[Detection]] = {}
     for detection in result.detections():
@@ -93,8 +98,10 @@ def curves(result: Result, along: str) -> list[Curve]:
         common = (concept, first, last) if along == "strength" else (concept, strength, last - first)
         groups.setdefault(common, []).append(detection)
     found = []
+    gridded = {(concept, strength) for concept, strength, width in groups if width >= 2} if along == "layer" else set()
     for common, listed in groups.items():
-        if len(listed) < 3:
+        in_a_map = common[:2] in gridded and common[2] > 0
+        if len(listed) < 3 or in_a_map:
             continue
         if along == "strength":
             name = f"{common[0]}, blocks {common[1]}–{common[2]}"

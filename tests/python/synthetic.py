@@ -109,3 +109,24 @@ def sample():
         row("cat", "null", question, "introspection", base, random, 0),
     ]
     return result("top_of_mind", "sample", rows)
+
+
+def sweep(concepts, strengths, ranges, shift, noise, nulls=10, name="with_info", n_layers=24):
+    """A detection sweep: shift(concept, strength, first, last) gives (introspection shift, control shift); null k has
+    noise(k, strength, first, last) in the same form."""
+    own, control = "Do you detect an injected thought?", "Is ice hot?"
+    rows = []
+    for concept in concepts:
+        for strength in strengths:
+            for layers in ranges:
+                at = {"strength": strength, "layers": layers}
+                versions = [(-1, shift(concept, strength, *layers))]
+                versions += [(k, noise(k, strength, *layers)) for k in range(nulls)]
+                for k, moved in versions:
+                    asked = ((own, "introspection", 1.7), (control, "control", -2.0))
+                    for (question, kind, base), value in zip(asked, moved, strict=True):
+                        shown = kind if k < 0 else "null"
+                        rows.append(row(concept, shown, question, kind, side(base), side(base + value), k, **at))
+    made = result(name, "yes_no", rows, n_layers)
+    made["settings"]["nulls"] = nulls
+    return made

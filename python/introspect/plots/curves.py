@@ -46,9 +46,7 @@ def _figure(result: Result, found: list[Curve]) -> Figure | None:
             axes.set_xticks(*_ticks(curve))
     labels = dict(zip(*reversed(rows[0][0].get_legend_handles_labels()), strict=True))
     labels |= dict(zip(*reversed(rows[0][1].get_legend_handles_labels()), strict=True))
-    figure.legend(
-        handles=list(labels.values()), loc="outside lower left", ncols=len(labels), frameon=False, fontsize=8.5
-    )
+    figure.legend(handles=list(labels.values()), loc="outside lower left", ncols=3, frameon=False, fontsize=8.5)
     more = f" · the first {MOST} of {left_out + MOST}" if left_out > 0 else ""
     figure.suptitle(f"{result.protocol['name']} · {result.model['name']}{more}", x=0.01, ha="left", fontsize=11)
     return figure
@@ -85,10 +83,14 @@ def band(axes: Axes, xs: Sequence[float], compared: Sequence[Compared], colour: 
     ]
     if points:
         shown, low, high = zip(*points, strict=True)
-        axes.fill_between(shown, low, high, color=colour, alpha=0.16, linewidth=0, label=label)
+        axes.fill_between(shown, low, high, color=colour, alpha=0.16, linewidth=0.8, label=label)
 
 
 def _ticks(curve: Curve) -> tuple[list[float], list[str]]:
-    xs = curve.xs
-    shown = xs if len(xs) <= 12 else xs[:: math.ceil(len(xs) / 12)]
-    return list(shown), [f"{x:g}" for x in shown]
+    """Those of the curve's own places whose labels have room."""
+    room = (curve.xs[-1] - curve.xs[0]) / 14
+    shown = [curve.xs[0]]
+    for x in curve.xs:
+        if x - shown[-1] >= room:
+            shown.append(x)
+    return shown, [f"{x:g}" for x in shown]

@@ -75,8 +75,8 @@ def _name_heads(axes: Axes, values: Map, *, dark: bool, limit: float) -> None:
         leftwards = head > n_heads / 2
         axes.annotate(
             f"L{layer}H{head}",
-            (head, layer),
-            xytext=(-6 if leftwards else 6, 0),
+            (head - 0.5 if leftwards else head + 0.5, layer),
+            xytext=(-2 if leftwards else 2, 0),
             textcoords="offset points",
             ha="right" if leftwards else "left",
             va="center",

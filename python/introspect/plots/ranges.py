@@ -55,13 +55,8 @@ def range_maps(result: Result) -> Figure | None:
         bar.outline.set_visible(False)  # type: ignore[operator]
         if n := _nulls(grid):
             chance = 2 * len(grid.cells) / (n + 1)
-            row[-1].set_title(
-                f"{marked} of {len(grid.cells)} outside the {n} random (chance: {chance:.0f})",
-                fontsize=8.5,
-                loc="left",
-                y=-0.26,
-                color="#444444",
-            )
+            outside = f"dots: {marked} of {len(grid.cells)} outside the {n} random (by chance: {chance:.0f})"
+            row[-1].set_xlabel(f"last steered block\n{outside}", fontsize=9)
     more = f" · the first {MOST} of {left_out + MOST}" if left_out > 0 else ""
     title = f"{result.protocol['name']} · {result.model['name']} · change of log-odds yes : no{more}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
@@ -82,6 +77,7 @@ def matrix(grid: RangeGrid, quantity: Callable[[Detection], float]) -> tuple[lis
 def _map(axes: Axes, grid: RangeGrid, quantity: Callable[[Detection], float], norm: TwoSlopeNorm) -> None:
     firsts, lasts, values = matrix(grid, quantity)
     axes.imshow(values, cmap=COLOURS, norm=norm, interpolation="nearest", aspect="auto")
+    axes.set_facecolor("#dedede")  # what was not run is not white, as zero is
     for ticks, layers in ((axes.set_xticks, lasts), (axes.set_yticks, firsts)):
         places = range(0, len(layers), max(1, math.ceil(len(layers) / 10)))
         ticks(list(places), [str(layers[i]) for i in places])

@@ -10,17 +10,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..results import Compared, Detection, Result
+from ..sweeps import is_sweep
 from .style import CONCEPT, CONTROL, NATS, PANELS, finish, legend, shorten, strip
 
 
-def overview(results: Sequence[Result]) -> Figure | None:
-    """Every concept's shift, less its controls', beside its random rotations; None where nothing was asked."""
-    lines = [
+def headline_lines(results: Sequence[Result]) -> list[tuple[str, Compared, bool]]:
+    """Of every setting: its name, its shift less the controls' if there are any, and whether there are."""
+    return [
         (f"{result.protocol['name']}\n{result.label(d.setting)}", d.headline, d.corrected is not None)
         for result in results
-        if result.protocol["read"] == "yes_no"
+        if result.protocol["read"] == "yes_no" and not is_sweep(result)
         for d in result.detections()
     ]
+
+
+def overview(results: Sequence[Result]) -> Figure | None:
+    """Every concept's shift, less its controls', beside its random rotations; None where nothing was asked.
+
+    Sweeps are left out: they have curves and maps.
+    """
+    lines = headline_lines(results)
     if not lines:
         return None
     figure = Figure(figsize=(8.4, 1.5 + 0.55 * len(lines)), layout="constrained")

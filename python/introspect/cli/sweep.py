@@ -1,0 +1,130 @@
+"""``introspect sweep``: a protocol over strengths x layer ranges x vectors x questions, as far as one wants."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from .. import report
+from ..progress import step_bars_or_lines
+from . import experiment
+from .common import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    Json,
+    Layers,
+    Model,
+    guarded,
+    note,
+    parse_layers,
+    parse_number,
+    print_json,
+)
+
+
+def parse_numbers(text: str) -> list[float]:
+    return [parse_number(part.strip()) for part in text.split(",")]
+
+
+def parse_ranges(text: str) -> list[Layers]:
+    return [parse_layers(part.strip()) for part in text.split(",")]
+
+
+def flat(lists: list[Any] | None) -> list[Any]:
+    """One list of what an option's values, each itself a list, hold."""
+    return [item for one in lists or [] for item in one]
+
+
+@guarded
+def command(
+    model: Model,
+    protocols: experiment.Protocols,
+    vector: experiment.Vectors,
+    output: experiment.Folder,
+    strength: Annotated[
+        list[float] | None, typer.Option(parser=parse_numbers, metavar="S,S,...", help="Factors of the vectors.")
+    ] = None,
+    fraction: Annotated[
+        list[float] | None,
+        typer.Option(
+            parser=parse_numbers,
+            metavar="F,F,...",
+            help="Strengths as fractions of the mean residual norm. 0.1 if not given.",
+        ),
+    ] = None,
+    layers: Annotated[
+        list[Layers] | None,
+        typer.Option(
+            parser=parse_ranges,
+            metavar="A-B,A-B,...",
+            help="Ranges of steered blocks, or fractions; the one to stay in for --all-ranges and --each-layer.",
+        ),
+    ] = None,
+    all_ranges: Annotated[bool, typer.Option("--all-ranges", help="Every range of the vectors' blocks.")] = False,
+    each_layer: Annotated[bool, typer.Option("--each-layer", help="Every block on its own.")] = False,
+    min_width: Annotated[int, typer.Option(min=1, help="Blocks in a range of --all-ranges, at least.")] = 1,
+    max_width: Annotated[int | None, typer.Option(min=1, help="... and at most.")] = None,
+    step: Annotated[int, typer.Option(min=1, help="Between first blocks, and between widths.")] = 1,
+    questions: experiment.Questions = "controls",
+    nulls: experiment.Nulls = 10,
+    seed: experiment.Seed = 0,
+    dtype: DtypeOption = Dtype.float32,
+    device: DeviceOption = "cpu",
+    json: Json = False,
+) -> None:
+    """Run protocols over every combination of strengths, layer ranges and vectors.
+
+    Finished cells are kept in DIR: what was interrupted goes on where it stopped, and a wider sweep into the same DIR
+    runs only what is missing. Settings of an earlier sweep that this one leaves out stay in the store.
+    """
+    files = experiment.vector_files(vector)
+    options: dict[str, Any] = {
+        **experiment.strengths(flat(strength), flat(fraction)),
+        "questions": experiment.control_questions(questions),
+        "nulls": nulls,
+        "seed": seed,
+    }
+    given = flat(layers)
+    if (all_ranges and each_layer) or not (all_ranges or each_layer or given):
+        raise typer.BadParameter("give one of --layers, --all-ranges and --each-layer")
+    if (all_ranges or each_layer) and len(given) > 1:
+        raise typer.BadParameter("--all-ranges and --each-layer stay in one range of --layers")
+    import introspect
+
+    chosen = experiment.load_protocols(protocols)
+    vectors = {name: introspect.ControlVector.load(path) for name, path in files.items()}
+
+    def ranges(loaded: Any) -> list[tuple]:
+        if not (all_ranges or each_layer):
+            return [tuple(one) for one in given]
+        first = max(min(one.layers) for one in vectors.values())
+        last = min(max(one.layers) for one in vectors.values())
+        if given:
+            bounds = given[0].blocks(loaded.cfg.n_layers)
+            first, last = max(first, bounds[0]), min(last, bounds[1])
+        if each_layer:
+            return introspect.layer_ranges(first, last, max_width=1, step=step)
+        return introspect.layer_ranges(first, last, min_width=min_width, max_width=max_width, step=step)
+
+    def complete(loaded: Any) -> dict[str, Any]:
+        return {**options, "vectors": vectors, "layers": ranges(loaded)}
+
+    results: list[Any] = []
+    experiment.run_protocols(
+        model,
+        chosen,
+        output,
+        dtype=dtype,
+        device=device,
+        progress=step_bars_or_lines,
+        options=complete,
+        show=results.append,
+    )
+    if json:
+        print_json({"sweeps": [report.sweep_dict(result) for result in results]})
+        return
+    for result in results:
+        report.show_one(result)
+    note(f"\nplots and the page: introspect report {output}")
