@@ -128,6 +128,8 @@ def figures(results: list[Result]) -> dict[str, Figure]:
         if read == "yes_no":
             for suffix in SWEPT:
                 found[f"{name}_{suffix}"] = getattr(plots, suffix)(result)
+        elif read == "content":
+            found[f"{name}_identified"] = plots.identified(result)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -275,7 +277,7 @@ def html(results: list[Result], pictures: dict[str, bytes]) -> str:
     ]
     parts = sections(results)
     for part in parts:
-        own = [part["name"], *(f"{part['name']}_{suffix}" for suffix in SWEPT)]
+        own = [part["name"], *(f"{part['name']}_{suffix}" for suffix in (*SWEPT, "identified"))]
         part["figures"] = [figure for figure in shown if figure["name"] in own]
     return environment.from_string(template).render(
         model=first.model,

@@ -5,7 +5,7 @@ Every function returns a matplotlib Figure and needs no display: ``figure.savefi
 """
 
 from .confusion import confusion
-from .content import content
+from .content import content, identified
 from .curves import layer_curves, strength_curves
 from .heads import head_maps
 from .lens import LensCurve, lens_curves
@@ -18,6 +18,7 @@ __all__ = [
     "confusion",
     "content",
     "head_maps",
+    "identified",
     "layer_curves",
     "lens_curves",
     "overview",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..results import Identification, Result
+from .confusion import confusion
 from .style import CONCEPT, CONTROL, NULL, bare, finish, legend, strip
 
 
@@ -28,6 +31,33 @@ def content(result: Result) -> Figure | None:
     legend(gains, colours, any(one.gain.nulls for one in found))
     figure.suptitle(f"{result.protocol['name']} · {result.model['name']}", x=0.01, ha="left", fontsize=11)
     return figure
+
+
+def identified(result: Result) -> Figure | None:
+    """Which concept's token gained most, against which was injected; None for fewer than three concepts.
+
+    The unspaced tokens of all concepts are compared, once for every setting. Chance is one in the number of concepts.
+    """
+    concepts = result.concepts
+    if len(concepts) < 3 or not result.identifications():
+        return None
+    counts = answers(result)
+    title = f"{result.protocol['name']} · {result.model['name']}\nwhich concept's token gained most"
+    return confusion(counts, concepts, answer="token that gained most", title=title)
+
+
+def answers(result: Result) -> list[list[int]]:
+    """[injected concept][concept whose unspaced token gained most], counted over settings."""
+    concepts = result.concepts
+    counts = [[0] * len(concepts) for _ in concepts]
+    for row in result.rows:
+        base, injected = row["base"].get("tokens"), row["injected"].get("tokens")
+        if row["kind"] != "introspection" or not base or not injected:
+            continue
+        gains = [after["log_prob"] - before["log_prob"] for before, after in zip(base[::2], injected[::2], strict=True)]
+        if all(map(math.isfinite, gains)):
+            counts[concepts.index(row["concept"])][gains.index(max(gains))] += 1
+    return counts
 
 
 def _rank_arrow(axes: Axes, y: float, base: int, injected: int, colour: str) -> None:

@@ -16,6 +16,7 @@ import introspect
 from introspect import plots, report
 from introspect.cli.app import app
 from introspect.plots import interactive
+from introspect.plots.content import answers
 from introspect.progress import duration
 from introspect.results import Compared, Result, Setting
 from introspect.sweeps import curves, furthest, is_sweep, range_grids
@@ -305,3 +306,13 @@ def test_ranges_that_do_not_exist_end_with_one_line(tiny, tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(42, "42 s"), (400, "7 min"), (12600, "3.5 h")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_identification_is_a_confusion_matrix():
+    result = Result(synthetic.content(("cat", "bread", "ocean")))
+    for row in result.rows:  # bread is taken for ocean
+        if row["concept"] == "bread" and row["kind"] == "introspection":
+            row["injected"]["tokens"][4]["log_prob"] = 0.0
+    assert answers(result) == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
+    assert "67% right, chance 33%" in plots.identified(result).get_suptitle()
+    assert plots.identified(Result(synthetic.content())) is None  # of two
