@@ -20,6 +20,7 @@ void bind_cache(py::module_& m);
 void bind_models(py::module_& m);
 void bind_analysis(py::module_& m);
 void bind_engine(py::module_& m);
+void bind_graph(py::module_& m);
 void bind_steering(py::module_& m);
 void bind_experiments(py::module_& m);
 

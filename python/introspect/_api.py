@@ -37,6 +37,7 @@ from .activation_cache import ActivationCache
 from .data import load_suffixes
 from .experiment import layer_ranges, load_protocol, run_experiment
 from .factored_matrix import FactoredMatrix
+from .graph import Graph
 from .hook_points import HookPoint
 from .hooked_transformer import HookedTransformer
 from .hub import pull, resolve
@@ -63,6 +64,7 @@ __all__ = [
     "ControlVector",
     "Error",
     "FactoredMatrix",
+    "Graph",
     "HookError",
     "HookPoint",
     "HookedTransformer",

@@ -294,7 +294,8 @@ torch::Tensor Model::forward(const torch::Tensor& input, const ForwardOptions& o
     const auto tree = token_tree(options.parents, ctx.offset, cfg_.n_ctx);
     positions_BT = tree.depths_T.to(device()).unsqueeze(0);
     ctx.global = positions_in_tree(tree.depths_T.to(device()), tree.parents_S, /*local=*/false);
-    ctx.local = positions_in_tree(tree.depths_T.to(device()), tree.parents_S, /*local=*/true);
+    if (!cfg_.attn_types.empty())
+      ctx.local = positions_in_tree(tree.depths_T.to(device()), tree.parents_S, /*local=*/true);
   } else {
     const auto real_BS = real_keys(options, x, ctx.offset);
     positions_BT = token_positions(real_BS, ctx.offset, T, device());

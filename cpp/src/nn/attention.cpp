@@ -27,6 +27,17 @@ torch::Tensor with_gradient(const torch::Tensor& cached_BGSK, const torch::Tenso
   return at::cat({cached_BGSK.narrow(2, 0, before), now_BGTK}, 2);
 }
 
+/// The same where only some positions are asked: their angles and their places among the S keys.
+Positions of_outputs(Positions positions, const torch::Tensor& outputs, int64_t T, int64_t S) {
+  if (!outputs.defined()) return positions;
+  if (positions.cos.defined()) {
+    positions.cos = positions.cos.index_select(1, outputs);
+    positions.sin = positions.sin.index_select(1, outputs);
+  }
+  positions.mask.queries = (outputs + (S - T)).to(torch::kCPU, torch::kInt);
+  return positions;
+}
+
 }  // namespace
 
 Attention::Attention(AttentionWeights weights, AttentionOptions options)
@@ -56,7 +67,9 @@ Attention::Qkv Attention::project(const AttentionInput& x) const {
 
 torch::Tensor Attention::forward(const AttentionInput& x, const Context& ctx) const {
   const auto& positions = options_.local ? ctx.local : ctx.global;
-  const auto qkv = project(x);
+  auto asked = x;
+  if (ctx.outputs.defined()) asked.q = x.q.index_select(1, ctx.outputs);
+  const auto qkv = project(asked);
   auto q_BTHK = ctx.hook(Point::kQ, qkv.q_BTHK);
   auto k_BTGK = ctx.hook(Point::kK, qkv.k_BTGK);
   const auto v_BTGK = ctx.hook(Point::kV, qkv.v_BTGK);
@@ -65,8 +78,10 @@ torch::Tensor Attention::forward(const AttentionInput& x, const Context& ctx) co
     q_BTHK = options_.q_norm->forward(q_BTHK, ctx);
     k_BTGK = options_.k_norm->forward(k_BTGK, ctx);
   }
+  const int64_t T = k_BTGK.size(1);
+  const auto query = of_outputs(positions, ctx.outputs, T, ctx.cache ? ctx.cache->length(ctx.layer) + T : T);
   if (positions.cos.defined()) {
-    q_BTHK = ctx.hook(Point::kRotQ, ops::apply_rotary(q_BTHK, positions.cos, positions.sin));
+    q_BTHK = ctx.hook(Point::kRotQ, ops::apply_rotary(q_BTHK, query.cos, query.sin));
     k_BTGK = ctx.hook(Point::kRotK, ops::apply_rotary(k_BTGK, positions.cos, positions.sin));
   }
 
@@ -87,12 +102,12 @@ torch::Tensor Attention::forward(const AttentionInput& x, const Context& ctx) co
   if (ctx.changes(Point::kAttnScores) || ctx.changes(Point::kPattern)) {
     const auto scores_BHTS = ctx.hook(
         Point::kAttnScores,
-        ops::attention_scores(q_BTHK, k_BGSK, 1 / options_.scale, positions.mask, options_.soft_cap));
+        ops::attention_scores(q_BTHK, k_BGSK, 1 / options_.scale, query.mask, options_.soft_cap));
     z_BTHK = ops::attend(ctx.hook(Point::kPattern, ops::attention_pattern(scores_BHTS)), v_BGSK);
   } else {
-    z_BTHK = ops::attention(q_BTHK, k_BGSK, v_BGSK, 1 / options_.scale, positions.mask, options_.soft_cap);
+    z_BTHK = ops::attention(q_BTHK, k_BGSK, v_BGSK, 1 / options_.scale, query.mask, options_.soft_cap);
     if (ctx.wants(Point::kAttnScores) || ctx.wants(Point::kPattern))
-      show_pattern(q_BTHK, k_BGSK, positions.mask, ctx);
+      show_pattern(q_BTHK, k_BGSK, query.mask, ctx);
   }
   return project_out(ctx.hook(Point::kZ, z_BTHK), ctx);
 }

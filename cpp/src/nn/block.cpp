@@ -10,9 +10,10 @@ Block::Block(BlockParts parts) : parts_(std::move(parts)) {}
 
 torch::Tensor Block::forward(const torch::Tensor& resid_pre_BTD, const Context& ctx) const {
   const auto& [ln1, attn, ln1_post, ln2, mlp, ln2_post, parallel] = parts_;
-  const auto x_BTD = ctx.hook(Point::kResidPre, resid_pre_BTD);
+  auto x_BTD = ctx.hook(Point::kResidPre, resid_pre_BTD);
 
   auto attn_out_BTD = attn.forward(attention_input(x_BTD, ctx), ctx);
+  if (ctx.outputs.defined()) x_BTD = x_BTD.index_select(1, ctx.outputs);
   if (ln1_post) attn_out_BTD = ln1_post->forward(attn_out_BTD, ctx);
   attn_out_BTD = ctx.hook(Point::kAttnOut, attn_out_BTD);
   auto mid_BTD = x_BTD + attn_out_BTD;

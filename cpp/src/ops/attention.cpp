@@ -28,10 +28,14 @@ void check_shapes(const char* who, const torch::Tensor& q_BTHK, const torch::Ten
                     q_BTHK.sizes(), " and ", k_BGSK.sizes());
 }
 
+TokenTree tree_of(const AttentionMask& mask) {
+  return {mask.parents, mask.queries, mask.window};
+}
+
 /// The mask of `mask` as an additive tensor broadcastable to [B, H, T, S]; undefined if every key may be seen.
 torch::Tensor as_additive(const AttentionMask& mask, int64_t T, int64_t S, const torch::Tensor& like) {
   if (mask.additive.defined()) return mask.additive;
-  if (mask.parents.defined()) return tree_mask(mask.parents, T, mask.window, like.options());
+  if (mask.parents.defined()) return tree_mask(tree_of(mask), T, like.options());
   if (!mask.causal || T == 1) return {};
   const auto minus_inf = at::full({T, S}, -std::numeric_limits<double>::infinity(), like.options());
   return minus_inf.triu(S - T + 1);
@@ -43,7 +47,7 @@ torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK
                         double scale, const AttentionMask& mask, double soft_cap) {
   check_shapes("attention", q_BTHK, k_BGSK);
   if (mask.parents.defined() && has_tree_attention(q_BTHK, k_BGSK, v_BGSK))
-    return tree_attention(q_BTHK, k_BGSK, v_BGSK, mask.parents, scale, soft_cap, mask.window);
+    return tree_attention(q_BTHK, k_BGSK, v_BGSK, tree_of(mask), scale, soft_cap);
   if (soft_cap > 0)  // the fused product caps nothing
     return attend(attention_pattern(attention_scores(q_BTHK, k_BGSK, scale, mask, soft_cap)), v_BGSK);
   const int64_t B = q_BTHK.size(0), T = q_BTHK.size(1), H = q_BTHK.size(2), K = q_BTHK.size(3);
@@ -94,7 +98,7 @@ torch::Tensor attend(const torch::Tensor& pattern_BHTS, const torch::Tensor& v_B
 AttentionMask mask_of_rows(const AttentionMask& mask, const torch::Tensor& rows, int64_t T, int64_t S,
                            torch::ScalarType dtype) {
   const auto whole = mask.parents.defined()
-                         ? tree_mask(mask.parents, T, mask.window, rows.options().dtype(dtype))
+                         ? tree_mask(tree_of(mask), T, rows.options().dtype(dtype))
                          : mask.additive;
   AttentionMask out;
   if (whole.defined()) {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "introspect/core/parallel.h"
@@ -23,36 +24,50 @@ struct Operands {
   Strided<T> q, k, v;
   T* out;  // [T, H, K]
   const int32_t* parents;
+  const int32_t* queries;  // the key that is each query's own; null: the last ones
   int64_t n_queries, n_keys, H, G, K, window;
-  float scale, soft_cap;
+  double scale, soft_cap;
+
+  int32_t own_key(int64_t t) const {
+    return queries ? queries[t] : static_cast<int32_t>(n_keys - n_queries + t);
+  }
 };
 
+/// What sums are kept in.
 template <typename T>
-[[gnu::always_inline]] inline float dot(const T* a, const T* b, int64_t K) {
-  Vector acc = {};
+using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename T>
+[[gnu::always_inline]] inline Wide<T> dot(const T* a, const T* b, int64_t K) {
+  Wide<T> total = 0;
   int64_t i = 0;
-  for (; i + kLanes <= K; i += kLanes) acc += load(a + i) * load(b + i);
-  float total = sum(acc);
-  for (; i < K; ++i) total += static_cast<float>(a[i]) * static_cast<float>(b[i]);
+  if constexpr (!std::is_same_v<T, double>) {
+    Vector acc = {};
+    for (; i + kLanes <= K; i += kLanes) acc += load(a + i) * load(b + i);
+    total = sum(acc);
+  }
+  for (; i < K; ++i) total += static_cast<Wide<T>>(a[i]) * static_cast<Wide<T>>(b[i]);
   return total;
 }
 
-/// to += factor * x, in float32.
+/// to += factor * x.
 template <typename T>
-[[gnu::always_inline]] inline void add_scaled(float* to, float factor, const T* x, int64_t K) {
+[[gnu::always_inline]] inline void add_scaled(Wide<T>* to, Wide<T> factor, const T* x, int64_t K) {
   int64_t i = 0;
-  for (; i + kLanes <= K; i += kLanes) store(to + i, load(to + i) + load(x + i) * factor);
-  for (; i < K; ++i) to[i] += factor * static_cast<float>(x[i]);
+  if constexpr (!std::is_same_v<T, double>)
+    for (; i + kLanes <= K; i += kLanes) store(to + i, load(to + i) + load(x + i) * factor);
+  for (; i < K; ++i) to[i] += factor * static_cast<Wide<T>>(x[i]);
 }
 
 /// The queries [first, last): softmax over the chain of ancestors, and their values' mean under it.
 template <typename T>
 [[gnu::always_inline]] inline void attend_rows(const Operands<T>& o, int64_t first, int64_t last) {
   std::vector<int32_t> chain;
-  std::vector<float> weights, z(static_cast<size_t>(o.K));
+  std::vector<Wide<T>> weights, z(static_cast<size_t>(o.K));
+  const auto scale = static_cast<Wide<T>>(o.scale), soft_cap = static_cast<Wide<T>>(o.soft_cap);
   for (int64_t t = first; t < last; ++t) {
     chain.clear();
-    for (auto s = static_cast<int32_t>(o.n_keys - o.n_queries + t); s >= 0; s = o.parents[s]) {
+    for (auto s = o.own_key(t); s >= 0; s = o.parents[s]) {
       chain.push_back(s);
       if (o.window > 0 && static_cast<int64_t>(chain.size()) == o.window) break;
     }
@@ -60,19 +75,19 @@ template <typename T>
     for (int64_t h = 0; h < o.H; ++h) {
       const int64_t g = h / (o.H / o.G);
       const T* query = o.q.at(h, t);
-      float largest = -std::numeric_limits<float>::infinity();
+      auto largest = -std::numeric_limits<Wide<T>>::infinity();
       for (size_t i = 0; i < chain.size(); ++i) {
-        float score = dot(query, o.k.at(g, chain[i]), o.K) * o.scale;
-        if (o.soft_cap > 0) score = o.soft_cap * std::tanh(score / o.soft_cap);
+        auto score = dot(query, o.k.at(g, chain[i]), o.K) * scale;
+        if (soft_cap > 0) score = soft_cap * std::tanh(score / soft_cap);
         weights[i] = score;
         largest = std::max(largest, score);
       }
-      float total = 0;
-      std::fill(z.begin(), z.end(), 0.0f);
+      Wide<T> total = 0;
+      std::fill(z.begin(), z.end(), Wide<T>{0});
       for (size_t i = 0; i < chain.size(); ++i) {
-        const float weight = std::exp(weights[i] - largest);
+        const auto weight = std::exp(weights[i] - largest);
         total += weight;
-        add_scaled(z.data(), weight, o.v.at(g, chain[i]), o.K);
+        add_scaled<T>(z.data(), weight, o.v.at(g, chain[i]), o.K);
       }
       T* to = o.out + (t * o.H + h) * o.K;
       for (int64_t i = 0; i < o.K; ++i) to[i] = static_cast<T>(z[static_cast<size_t>(i)] / total);
@@ -88,24 +103,29 @@ INTROSPECT_CLONES void attend_tree(const Operands<c10::BFloat16>& o, int64_t fir
   attend_rows(o, first, last);
 }
 
+INTROSPECT_CLONES void attend_tree(const Operands<double>& o, int64_t first, int64_t last) {
+  attend_rows(o, first, last);
+}
+
 template <typename T>
 torch::Tensor run(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
-                  const torch::Tensor& parents_S, double scale, double soft_cap, int64_t window) {
+                  const TokenTree& tree, double scale, double soft_cap) {
   const int64_t n_queries = q.size(1), H = q.size(2), K = q.size(3), G = k.size(1), n_keys = k.size(2);
   auto out = at::empty({1, n_queries, H, K}, q.options());
   const Operands<T> o = {{q.const_data_ptr<T>(), q.stride(2), q.stride(1)},
                          {k.const_data_ptr<T>(), k.stride(1), k.stride(2)},
                          {v.const_data_ptr<T>(), v.stride(1), v.stride(2)},
                          out.template mutable_data_ptr<T>(),
-                         parents_S.const_data_ptr<int32_t>(),
+                         tree.parents_S.const_data_ptr<int32_t>(),
+                         tree.queries_T.defined() ? tree.queries_T.const_data_ptr<int32_t>() : nullptr,
                          n_queries,
                          n_keys,
                          H,
                          G,
                          K,
-                         window,
-                         static_cast<float>(scale),
-                         static_cast<float>(soft_cap)};
+                         tree.window,
+                         scale,
+                         soft_cap};
   parallel_for(0, n_queries, 8, [&](int64_t first, int64_t last) { attend_tree(o, first, last); });
   return out;
 }
@@ -121,27 +141,34 @@ bool has_tree_attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK
   const auto dtype = q_BTHK.scalar_type();
   const bool graph = at::GradMode::is_enabled() &&
                      (q_BTHK.requires_grad() || k_BGSK.requires_grad() || v_BGSK.requires_grad());
-  return q_BTHK.is_cpu() && !graph && (dtype == torch::kFloat32 || dtype == torch::kBFloat16);
+  return q_BTHK.is_cpu() && !graph &&
+         (dtype == torch::kFloat32 || dtype == torch::kBFloat16 || dtype == torch::kFloat64);
 }
 
 torch::Tensor tree_attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
-                             const torch::Tensor& v_BGSK, const torch::Tensor& parents_S, double scale,
-                             double soft_cap, int64_t window) {
+                             const torch::Tensor& v_BGSK, const TokenTree& tree, double scale,
+                             double soft_cap) {
   const auto q = with_dense_heads(q_BTHK), k = with_dense_heads(k_BGSK), v = with_dense_heads(v_BGSK);
-  return q.scalar_type() == torch::kFloat32 ? run<float>(q, k, v, parents_S, scale, soft_cap, window)
-                                            : run<c10::BFloat16>(q, k, v, parents_S, scale, soft_cap, window);
+  switch (q.scalar_type()) {
+    case torch::kFloat32:
+      return run<float>(q, k, v, tree, scale, soft_cap);
+    case torch::kFloat64:
+      return run<double>(q, k, v, tree, scale, soft_cap);
+    default:
+      return run<c10::BFloat16>(q, k, v, tree, scale, soft_cap);
+  }
 }
 
-torch::Tensor tree_mask(const torch::Tensor& parents_S, int64_t n_queries, int64_t window,
-                        const torch::TensorOptions& options) {
-  const int64_t S = parents_S.size(0);
-  const int32_t* parents = parents_S.const_data_ptr<int32_t>();
-  auto mask = at::full({n_queries, S}, -std::numeric_limits<double>::infinity(), at::kDouble);
-  double* row = mask.mutable_data_ptr<double>();
+torch::Tensor tree_mask(const TokenTree& tree, int64_t n_queries, const torch::TensorOptions& options) {
+  const int64_t S = tree.parents_S.size(0);
+  const int32_t* parents = tree.parents_S.const_data_ptr<int32_t>();
+  const int32_t* queries = tree.queries_T.defined() ? tree.queries_T.const_data_ptr<int32_t>() : nullptr;
+  auto mask = at::full({n_queries, S}, -std::numeric_limits<float>::infinity(), at::kFloat);
+  float* row = mask.mutable_data_ptr<float>();
   for (int64_t t = 0; t < n_queries; ++t, row += S) {
     int64_t seen = 0;
-    for (auto s = static_cast<int32_t>(S - n_queries + t); s >= 0 && (window == 0 || seen < window);
-         s = parents[s], ++seen)
+    for (auto s = queries ? queries[t] : static_cast<int32_t>(S - n_queries + t);
+         s >= 0 && (tree.window == 0 || seen < tree.window); s = parents[s], ++seen)
       row[s] = 0;
   }
   return mask.to(options).view({1, 1, n_queries, S});

@@ -47,6 +47,9 @@ class INTROSPECT_EXPORT KVCache {
   /// Positions held, the same in every layer between forward passes.
   int64_t length() const { return length_; }
 
+  /// Positions of one layer: more than `length` while a forward pass is under way.
+  int64_t length(int64_t layer) const { return layers_.at(static_cast<size_t>(layer)).length; }
+
   /// Keys and values of one layer [B, G, length, K]; views, not to be written to.
   torch::Tensor keys(int64_t layer) const;
   torch::Tensor values(int64_t layer) const;

@@ -134,6 +134,15 @@ class INTROSPECT_EXPORT Model {
   /// vocab_ids int64 [n] restricts them to these tokens; undefined means all. Returns [..., V] or [..., n].
   torch::Tensor readout(const torch::Tensor& resid, const torch::Tensor& vocab_ids = {}) const;
 
+  /// The residual before the first block [B, T, D] of tokens [B, T] at positions [B, T], int64 on the model's device.
+  torch::Tensor embed(const torch::Tensor& tokens_BT, const torch::Tensor& positions_BT,
+                      const nn::Context& ctx = {}) const;
+
+  /// What attention knows of nodes of a token tree: the positions int64 [T] of those that are run, and the parents of
+  /// all keys, int32 [S] on the CPU (ops::AttentionMask). `local`: for layers with a window.
+  nn::Positions positions_in_tree(const torch::Tensor& depths_T, const torch::Tensor& parents_S,
+                                  bool local) const;
+
   /// An empty cache that fits this model, or passes that stop at a layer.
   cache::KVCache make_cache(int64_t batch, std::optional<int64_t> stop_at_layer = {}) const;
 
@@ -144,10 +153,6 @@ class INTROSPECT_EXPORT Model {
   void check_input(const torch::Tensor& input, const ForwardOptions& options) const;
   nn::Positions positions(const torch::Tensor& positions_BT, const torch::Tensor& real_BS, int64_t n_keys,
                           bool local) const;
-  nn::Positions positions_in_tree(const torch::Tensor& depths_T, const torch::Tensor& parents_S,
-                                  bool local) const;
-  torch::Tensor embed(const torch::Tensor& tokens_BT, const torch::Tensor& positions_BT,
-                      const nn::Context& ctx) const;
   torch::Tensor logits(const torch::Tensor& resid_BTD, const ForwardOptions& options,
                        const nn::Context& ctx) const;
   std::pair<torch::Tensor, torch::Tensor> unembedding(const torch::Tensor& vocab_ids) const;

@@ -25,6 +25,10 @@ struct Context {
   int64_t layer = -1;               // the block that is running; -1 outside of blocks
   Positions global, local;          // for layers that see every key, and for those with a window
 
+  /// The positions of this pass, int64 [n], whose output the block is run for; keys and values are those of all.
+  /// Undefined: all. Only where nothing is hooked and in token trees.
+  torch::Tensor outputs;
+
   /// The activation `x` at one of the current layer's points, after what is hooked there.
   torch::Tensor hook(hooks::Point point, const torch::Tensor& x) const {
     return hooks ? hooks->run({point, layer}, x, offset) : x;

@@ -14,11 +14,14 @@ struct AttentionMask {
   /// Added to the scores, [B or 1, 1, T, S], 0 or -inf; it then holds the causal part too. Undefined for none.
   torch::Tensor additive;
 
-  /// Keys as nodes of a token tree, of which the last T are the queries: int32 [S] on the CPU, the parent of each, which
-  /// comes before it, -1 for a root. A query then sees itself and its ancestors. Batch 1.
+  /// Keys as nodes of a token tree: int32 [S] on the CPU, the parent of each, which comes before it, -1 for a root. A
+  /// query then sees itself and its ancestors. Batch 1.
   torch::Tensor parents;
 
-  /// Of a tree: how many of them it sees, itself included; 0: all.
+  /// Of a tree: the key that is each query's own, int32 [T] on the CPU; undefined: the last T keys.
+  torch::Tensor queries;
+
+  /// Of a tree: how many ancestors a query sees, itself included; 0: all.
   int64_t window = 0;
 };
 

@@ -1,0 +1,159 @@
+#pragma once
+
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+#include <torch/types.h>
+
+#include "introspect/export.h"
+#include "introspect/hooks/intervention.h"
+#include "introspect/models/model.h"
+
+namespace introspect::engine {
+
+/// Tokens that follow those of another piece, under one set of interventions.
+struct Piece {
+  int64_t parent = -1;  ///< the piece before it in the sequence, of a smaller number; -1: it begins one
+  int64_t model = 0;    ///< its place among the models of the plan
+
+  /// Equal for pieces of the same model and tokens after pieces of equal content: what two pieces have in common where
+  /// their interventions differ.
+  int64_t content = 0;
+  std::vector<int64_t> tokens;
+
+  /// Applied to its tokens, of which the first is at position `offset` as the interventions count.
+  std::vector<hooks::Intervention> interventions;
+  std::vector<int64_t> intervention_ids;  ///< equal ids: the same effect on pieces of equal content
+  int64_t offset = 0;
+
+  /// Instead of tokens to run: as many keys and values of this piece, of a smaller number, from a token on; -1: none.
+  int64_t copied = -1;
+  int64_t copied_first = 0;
+};
+
+/// What is kept of a piece.
+struct Capture {
+  enum class What {
+    activation,  ///< at `point` of `layers`: [positions, layers, ...]
+    attention,   ///< pattern of `heads` from the positions to keys: [positions, layers, heads, keys]
+    cache,       ///< the keys and values of everything down to the piece's end
+  };
+  What what = What::activation;
+  int64_t piece = 0;
+  std::vector<int64_t> positions;  ///< of the piece's tokens
+  std::vector<int64_t> layers;
+  hooks::Point point = hooks::Point::kResidPost;
+  std::vector<int64_t> heads;  ///< empty: all
+  int64_t first_key = 0, last_key = 0;  ///< of attention: positions [first, last) of the sequence
+  int64_t group = 0;  ///< captures of one group are made in the same pass; ascending
+};
+
+struct PlanOptions {
+  /// Bytes that one pass may take, weights aside: residuals, one layer's keys and values, activations, what is kept.
+  int64_t memory_budget = int64_t{1} << 30;
+
+  /// Of one pass, at its widest: captures are finished pass by pass, and beyond this many nothing gets faster.
+  int64_t most_rows = 16384;
+};
+
+/// What a plan costs, against running every captured sequence by itself.
+struct PlanSummary {
+  int64_t n_pieces = 0, n_captures = 0, n_passes = 0;
+  int64_t token_layers_asked = 0;   ///< tokens times layers of the sequences run one by one
+  int64_t token_layers_to_run = 0;  ///< that are run instead
+  int64_t peak_bytes = 0;           ///< estimate for the largest pass
+  double seconds_to_plan = 0;
+};
+
+/// A piece at one height of one pass: it stands for all that equal it up to there.
+struct Slot {
+  int64_t piece = 0;
+  int64_t parent = -1;        ///< the slot before it in the sequence, at the same height
+  int64_t source = -1;        ///< the slot of the height below that it goes on from
+  int64_t copied = -1;        ///< the slot whose keys and values it has
+  bool runs = false;          ///< through the block at this height
+  std::vector<int64_t> rows;  ///< of the piece's tokens that are needed; empty: all
+  int64_t n_rows = 0;
+  int64_t first_row = 0;  ///< of the height's residual [rows, D]
+  int64_t first_key = 0;  ///< of the block's keys; slots that run or copy have them
+};
+
+/// All slots before one block (height 0 to n_layers - 1), or behind the last one.
+struct Height {
+  std::vector<Slot> slots;  ///< in the order in which they run; those that only wait to be read stand last
+  int64_t n_rows = 0, n_keys = 0;
+  std::unordered_map<int32_t, int64_t> slot_of_unit;
+};
+
+/// Which work there is, once each, and in which passes it goes.
+///
+/// Pieces with the same tokens have a layer in common until their interventions, or those of pieces before them, first
+/// make a difference: at every height only what differs is a slot of its own. Nothing runs above what is captured, the
+/// highest layer runs for the captured positions only, and captures are shared out among passes that stay within the
+/// budget; what two passes need is run in both.
+class INTROSPECT_EXPORT Plan {
+ public:
+  /// Models have equal numbers of layers and equal keys. Throws std::invalid_argument, naming the capture's group, if the
+  /// budget does not hold what it needs.
+  Plan(std::vector<Piece> pieces, std::vector<Capture> captures, const models::Config& cfg,
+       torch::ScalarType dtype, torch::Device device, const PlanOptions& options = {});
+
+  const std::vector<Piece>& pieces() const { return pieces_; }
+  const std::vector<Capture>& captures() const { return captures_; }
+  const PlanSummary& summary() const { return summary_; }
+
+  int64_t n_layers() const { return n_layers_; }
+  int64_t depth(int64_t piece) const { return depths_[static_cast<size_t>(piece)]; }  ///< of its first token
+  int64_t rows_per_chunk() const { return rows_per_chunk_; }
+
+  /// The captures of each pass, as indices.
+  const std::vector<std::vector<int64_t>>& passes() const { return passes_; }
+
+  /// The slots of a pass, height by height (n_layers + 1 of them).
+  std::vector<Height> heights(int64_t pass) const;
+
+  /// The slot of a piece at a height of `heights`; -1: none.
+  int64_t slot_of(const std::vector<Height>& heights, int64_t height, int64_t piece) const;
+
+ private:
+  struct Unit {  // what is equal at one height
+    int32_t parent, copied;
+  };
+  void find_tops();
+  void find_units();
+  void find_passes(const PlanOptions& options);
+  std::vector<int64_t> depth_first() const;
+  std::vector<int64_t> with_ancestors(const std::vector<int64_t>& captures) const;
+  bool present(int64_t piece, int64_t height) const;
+  int64_t kept_bytes(const Capture& capture) const;
+  std::vector<int64_t> rows_read(int64_t piece, int64_t height) const;
+
+  /// Bytes of what one row, one row of a chunk, and one position of a cache take.
+  struct Sizes {
+    int64_t row = 0, chunk_row = 0, cached = 0, residual = 0, pattern = 0;
+  };
+
+  std::vector<Piece> pieces_;
+  std::vector<Capture> captures_;
+  int64_t n_layers_ = 0;
+  Sizes sizes_;
+  int64_t rows_per_chunk_ = 1;
+  std::vector<int64_t> depths_, stages_;
+  std::vector<int64_t> tops_;     // the last block that a piece takes part in
+  std::vector<int64_t> outputs_;  // the last block whose output is read there
+  std::vector<std::vector<int32_t>> unit_of_;  // [height][piece]
+  std::vector<std::vector<Unit>> units_;       // [height][unit]
+  std::vector<std::vector<int64_t>> captures_of_;  // by piece
+  std::vector<std::vector<int64_t>> passes_;
+  PlanSummary summary_;
+};
+
+/// The height at which an intervention first acts on the residual, or on the block that stands there: embedding and
+/// hook_resid_pre of block l at their own height, hook_resid_post of l at l + 1, everything else of block l at l.
+INTROSPECT_EXPORT int64_t acting_height(hooks::Point point, int64_t layer);
+
+/// True if an intervention there changes the residual between blocks, and not what is within one.
+INTROSPECT_EXPORT bool between_blocks(hooks::Point point);
+
+}  // namespace introspect::engine
