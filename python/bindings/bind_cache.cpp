@@ -28,7 +28,7 @@ An empty cache, for keys and values of one's own: ``append`` to every layer, the
 Raises:
     ShapeError: a size that is not positive.
 )doc")
-      .def_property_readonly("length", &KVCache::length, "Positions held.")
+      .def_property_readonly("length", [](const KVCache& self) { return self.length(); }, "Positions held.")
       .def_property_readonly(
           "batch", [](const KVCache& c) { return c.shape().batch; }, "Rows of the batch.")
       .def_property_readonly(
@@ -54,7 +54,7 @@ Raises:
       .def_property_readonly("nbytes_shared", &KVCache::nbytes_shared, "Of these, what other caches share.")
       .def_static("total_nbytes", &KVCache::total_nbytes, py::arg("caches"),
                   "Bytes that several caches hold together, what they share counted once.")
-      .def("__len__", &KVCache::length)
+      .def("__len__", [](const KVCache& self) { return self.length(); })
       .def("keys", &KVCache::keys, py::arg("layer"),
            "Keys of one layer, [batch, n_key_value_heads, pos, d_head]: a view, not to be written to.")
       .def("values", &KVCache::values, py::arg("layer"),
