@@ -28,7 +28,8 @@ An empty cache, for keys and values of one's own: ``append`` to every layer, the
 Raises:
     ShapeError: a size that is not positive.
 )doc")
-      .def_property_readonly("length", [](const KVCache& self) { return self.length(); }, "Positions held.")
+      .def_property_readonly(
+          "length", [](const KVCache& self) { return self.length(); }, "Positions held.")
       .def_property_readonly(
           "batch", [](const KVCache& c) { return c.shape().batch; }, "Rows of the batch.")
       .def_property_readonly(

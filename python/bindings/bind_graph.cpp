@@ -34,7 +34,8 @@ Read read_of(Read::What what, std::vector<int64_t> positions, std::vector<int64_
 }  // namespace
 
 void bind_graph(py::module_& m) {
-  py::class_<PlanSummary>(m, "PlanSummary", "What a graph costs, against running every sequence that is read by itself.")
+  py::class_<PlanSummary>(m, "PlanSummary",
+                          "What a graph costs, against running every sequence that is read by itself.")
       .def_readonly("n_pieces", &PlanSummary::n_pieces)
       .def_readonly("n_captures", &PlanSummary::n_captures)
       .def_readonly("n_passes", &PlanSummary::n_passes)
@@ -60,8 +61,8 @@ void bind_graph(py::module_& m) {
           "read_activation",
           [](Graph& self, int64_t node, std::vector<int64_t> positions, std::vector<int64_t> layers,
              const std::string& point) {
-            return self.read(node, read_of(Read::What::activation, std::move(positions), std::move(layers), point,
-                                           {}, 0, {}));
+            return self.read(node, read_of(Read::What::activation, std::move(positions), std::move(layers),
+                                           point, {}, 0, {}));
           },
           py::arg("node"), py::kw_only(), py::arg("positions") = std::vector<int64_t>{-1},
           py::arg("layers") = std::vector<int64_t>(), py::arg("point") = "hook_resid_post")

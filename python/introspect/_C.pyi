@@ -19,6 +19,7 @@ __all__: list[str] = [
     "Error",
     "GgufFile",
     "GgufWriter",
+    "Graph",
     "HfFolder",
     "HookError",
     "HookRegistry",
@@ -27,6 +28,7 @@ __all__: list[str] = [
     "KVCache",
     "LayerDiagnostics",
     "Model",
+    "PlanSummary",
     "Protocol",
     "SafetensorsFile",
     "ShapeError",
@@ -1296,6 +1298,100 @@ class TriePlan:
         """
         Of all sequences, as running them one by one would take.
         """
+
+class PlanSummary:
+    """
+    What a graph costs, against running every sequence that is read by itself.
+    """
+    @property
+    def n_captures(self) -> int: ...
+    @property
+    def n_passes(self) -> int: ...
+    @property
+    def n_pieces(self) -> int: ...
+    @property
+    def peak_bytes(self) -> int:
+        """
+        Estimate for the largest pass, weights aside.
+        """
+    @property
+    def seconds_to_plan(self) -> float: ...
+    @property
+    def token_layers_asked(self) -> int:
+        """
+        Tokens times layers of the sequences run one by one.
+        """
+    @property
+    def token_layers_to_run(self) -> int:
+        """
+        That are run instead.
+        """
+
+class Graph:
+    """
+    The native graph of segments: see ``introspect.Graph``.
+    """
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    def hash(self, node: typing.SupportsInt | typing.SupportsIndex) -> str: ...
+    def length(self, node: typing.SupportsInt | typing.SupportsIndex) -> int: ...
+    def plan(
+        self,
+        *,
+        memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+        most_rows: typing.SupportsInt | typing.SupportsIndex = 16384,
+    ) -> PlanSummary: ...
+    def read_activation(
+        self,
+        node: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [-1],
+        layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        point: str = "hook_resid_post",
+    ) -> int: ...
+    def read_attention(
+        self,
+        node: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [-1],
+        layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        heads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        first_key: typing.SupportsInt | typing.SupportsIndex = 0,
+        last_key: typing.SupportsInt | typing.SupportsIndex | None = None,
+    ) -> int: ...
+    def read_cache(self, node: typing.SupportsInt | typing.SupportsIndex) -> int: ...
+    def run(
+        self,
+        *,
+        memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+        most_rows: typing.SupportsInt | typing.SupportsIndex = 16384,
+        progress: typing.Any = None,
+    ) -> list: ...
+    def run_each(
+        self,
+        on_read: collections.abc.Callable,
+        *,
+        memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+        most_rows: typing.SupportsInt | typing.SupportsIndex = 16384,
+        progress: typing.Any = None,
+    ) -> None: ...
+    def segment(
+        self,
+        model: Model,
+        tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        parent: typing.SupportsInt | typing.SupportsIndex | None = None,
+        interventions: collections.abc.Sequence[Intervention] = [],
+    ) -> int: ...
+    def splice(
+        self,
+        target: typing.SupportsInt | typing.SupportsIndex,
+        first: typing.SupportsInt | typing.SupportsIndex,
+        last: typing.SupportsInt | typing.SupportsIndex,
+        source: typing.SupportsInt | typing.SupportsIndex,
+    ) -> int: ...
+    def tokens(self, node: typing.SupportsInt | typing.SupportsIndex) -> list[int]: ...
+    @property
+    def n_reads(self) -> int: ...
 
 class LayerDiagnostics:
     """

@@ -46,8 +46,7 @@ Plan::Plan(std::vector<Piece> pieces, std::vector<Capture> captures, const model
   sizes_.cached = element * keys * n_layers_;
   sizes_.residual = wide * cfg.d_model;
   sizes_.pattern = wide * cfg.n_heads;
-  rows_per_chunk_ =
-      std::clamp<int64_t>(options.memory_budget / 4 / sizes_.chunk_row, 16, kMostRowsPerChunk);
+  rows_per_chunk_ = std::clamp<int64_t>(options.memory_budget / 4 / sizes_.chunk_row, 16, kMostRowsPerChunk);
   // Residuals before and after the block, its keys with room to grow, the lists of places; on devices without the
   // kernel that walks the tree, a mask of every chunk over all keys.
   sizes_.row = element * (2 * cfg.d_model + keys + keys / 2) + 64;
@@ -70,8 +69,7 @@ Plan::Plan(std::vector<Piece> pieces, std::vector<Capture> captures, const model
   summary_.n_pieces = static_cast<int64_t>(pieces_.size());
   summary_.n_captures = static_cast<int64_t>(captures_.size());
   summary_.n_passes = static_cast<int64_t>(passes_.size());
-  summary_.seconds_to_plan =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  summary_.seconds_to_plan = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 /// Nothing above what is read: the last block whose output is, and the last one that anybody's attention looks into.
@@ -114,7 +112,8 @@ void Plan::find_units() {
 
   // The interventions that act up to a height, as one number: it changes at few heights, and in few pieces.
   std::map<std::vector<int64_t>, int64_t> sets{{{}, 0}};
-  std::vector<std::vector<std::pair<int64_t, int64_t>>> changes(n);  // of each piece: (height, set from there on)
+  std::vector<std::vector<std::pair<int64_t, int64_t>>> changes(
+      n);  // of each piece: (height, set from there on)
   for (size_t p = 0; p < n; ++p) {
     std::set<int64_t> heights;
     for (const auto& i : pieces_[p].interventions)
@@ -129,7 +128,8 @@ void Plan::find_units() {
             acting.push_back(layer);
           }
       }
-      changes[p].emplace_back(height, sets.try_emplace(acting, static_cast<int64_t>(sets.size())).first->second);
+      changes[p].emplace_back(height,
+                              sets.try_emplace(acting, static_cast<int64_t>(sets.size())).first->second);
     }
   }
 
@@ -382,8 +382,8 @@ std::vector<Height> Plan::heights(int64_t pass) const {
     for (const int64_t piece : included) {
       const auto p = static_cast<size_t>(piece);
       if (here <= tops_[p] || !present(piece, here) || h == 0) continue;
-      const auto [at, is_new] = height.slot_of_unit.try_emplace(
-          unit_of_[h][p], static_cast<int64_t>(height.slots.size()));
+      const auto [at, is_new] =
+          height.slot_of_unit.try_emplace(unit_of_[h][p], static_cast<int64_t>(height.slots.size()));
       if (is_new) {
         Slot slot;
         slot.piece = piece;

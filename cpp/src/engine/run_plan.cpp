@@ -24,7 +24,9 @@ torch::Tensor as_tensor(const Indices& list, torch::Device device) {
 class Pass {
  public:
   Pass(const Plan& plan, int64_t number, const Models& models)
-      : plan_(plan), models_(models), captures_(plan.passes()[static_cast<size_t>(number)]),
+      : plan_(plan),
+        models_(models),
+        captures_(plan.passes()[static_cast<size_t>(number)]),
         heights_(plan.heights(number)) {
     for (const int64_t c : captures_) {
       const auto& capture = this->capture(c);
@@ -44,7 +46,7 @@ class Pass {
     for (int64_t h = 0; h <= n_layers; ++h) {
       if (height(h).slots.empty()) break;
       enter(h);
-      if (h == n_layers) break;
+      if (height(h).n_keys == 0) break;  // nothing goes on from here
       run_block(h, tell);
     }
     return collect();
@@ -90,10 +92,10 @@ class Pass {
           positions.push_back(plan_.depth(slot.piece) + static_cast<int64_t>(i));
       }
       if (tokens.empty()) continue;
-      parts.push_back(model(slots[first])
-                          .embed(as_tensor(tokens, device()).unsqueeze(0),
-                                 as_tensor(positions, device()).unsqueeze(0))
-                          .squeeze(0));
+      parts.push_back(
+          model(slots[first])
+              .embed(as_tensor(tokens, device()).unsqueeze(0), as_tensor(positions, device()).unsqueeze(0))
+              .squeeze(0));
     }
     return parts.size() == 1 ? parts.front() : at::cat(parts);
   }
@@ -189,8 +191,7 @@ class Pass {
     for (size_t s = 0; s < outputs_.size(); ++s) {
       const auto& slot = height(layer).slots[s];
       outputs_[s].first = first;
-      if (slot.runs)
-        first += outputs_[s].all ? slot.n_rows : static_cast<int64_t>(outputs_[s].rows.size());
+      if (slot.runs) first += outputs_[s].all ? slot.n_rows : static_cast<int64_t>(outputs_[s].rows.size());
     }
   }
 
@@ -215,7 +216,8 @@ class Pass {
       const auto n = static_cast<int64_t>(piece(slot).tokens.size());
       for (int64_t i = 0; i < n; ++i) {
         depths[slot.first_key + i] = plan_.depth(slot.piece) + i;
-        parents[slot.first_key + i] = static_cast<int32_t>(i > 0 ? slot.first_key + i - 1 : last_key(here, slot.parent));
+        parents[slot.first_key + i] =
+            static_cast<int32_t>(i > 0 ? slot.first_key + i - 1 : last_key(here, slot.parent));
       }
     }
 
@@ -252,7 +254,8 @@ class Pass {
     for (auto& [c, cache] : caches_) {
       const Indices path = path_to(last_key(here, plan_.slot_of(heights_, layer, capture(c).piece)));
       const auto rows = as_tensor(path, device());
-      cache.append(layer, keys_->keys(layer).index_select(2, rows), keys_->values(layer).index_select(2, rows));
+      cache.append(layer, keys_->keys(layer).index_select(2, rows),
+                   keys_->values(layer).index_select(2, rows));
       if (layer + 1 == plan_.n_layers()) cache.commit(static_cast<int64_t>(path.size()), {});
     }
     keys_.reset();
@@ -302,7 +305,8 @@ class Pass {
   /// Rows [first, first + n) of the height, which are of slots that go on through this block: one product for all.
   torch::Tensor run_rows(const models::Model& model, int64_t layer, int64_t first, int64_t n) {
     const int64_t first_key = keys_->length(layer);
-    auto ctx = context(model, layer, depths_S_.narrow(0, first_key, n), parents_S_.narrow(0, 0, first_key + n));
+    auto ctx =
+        context(model, layer, depths_S_.narrow(0, first_key, n), parents_S_.narrow(0, 0, first_key + n));
     ctx.cache = keys_.get();
     auto hooks = model.make_hooks();
     auto watched = watch(hooks, layer, first, n);
@@ -394,12 +398,13 @@ class Pass {
     std::map<hooks::Point, std::vector<std::pair<Kept, int64_t>>> watched;  // with the row in the chunk
     for (const int64_t c : captures_) {
       const auto& wanted = capture(c);
-      if (wanted.what == Capture::What::cache || (wanted.what == Capture::What::activation &&
-                                                  between_blocks(wanted.point)))
+      if (wanted.what == Capture::What::cache ||
+          (wanted.what == Capture::What::activation && between_blocks(wanted.point)))
         continue;
       const auto at = std::find(wanted.layers.begin(), wanted.layers.end(), layer);
       if (at == wanted.layers.end()) continue;
-      const auto& slot = height(layer).slots[static_cast<size_t>(plan_.slot_of(heights_, layer, wanted.piece))];
+      const auto& slot =
+          height(layer).slots[static_cast<size_t>(plan_.slot_of(heights_, layer, wanted.piece))];
       for (size_t i = 0; i < wanted.positions.size(); ++i) {
         const int64_t row = slot.first_row + wanted.positions[i] - first;
         if (row < 0 || row >= n) continue;
@@ -413,15 +418,16 @@ class Pass {
       }
     }
     for (const auto& [point, rows] : watched)
-      hooks.observe(hooks::hook_name({point, layer}), [this, rows = rows](const torch::Tensor& x, hooks::Site) {
-        for (const auto& [kept, row] : rows) {
-          const auto value = x[0][row];
-          if (capture(kept.capture).what == Capture::What::attention)
-            queries_[{kept.capture, kept.position}] = value.clone();
-          else
-            keep(kept, value.to(torch::kCPU, wide()));
-        }
-      });
+      hooks.observe(hooks::hook_name({point, layer}),
+                    [this, rows = rows](const torch::Tensor& x, hooks::Site) {
+                      for (const auto& [kept, row] : rows) {
+                        const auto value = x[0][row];
+                        if (capture(kept.capture).what == Capture::What::attention)
+                          queries_[{kept.capture, kept.position}] = value.clone();
+                        else
+                          keep(kept, value.to(torch::kCPU, wide()));
+                      }
+                    });
     return attention;
   }
 
@@ -435,18 +441,21 @@ class Pass {
     const auto& options = model.weights().blocks[static_cast<size_t>(layer)].parts().attn.options();
     for (const auto& kept : asked) {
       const auto& wanted = capture(kept.capture);
-      const auto& slot = height(layer).slots[static_cast<size_t>(plan_.slot_of(heights_, layer, wanted.piece))];
+      const auto& slot =
+          height(layer).slots[static_cast<size_t>(plan_.slot_of(heights_, layer, wanted.piece))];
       const int64_t row = wanted.positions[static_cast<size_t>(kept.position)];
       const auto path = path_to(slot.first_key + row);
-      const auto q_BTHK = queries_.at({kept.capture, kept.position}).view({1, 1, options.n_heads, options.d_head});
+      const auto q_BTHK =
+          queries_.at({kept.capture, kept.position}).view({1, 1, options.n_heads, options.d_head});
       const auto k_BGSK = keys_->keys(layer).index_select(2, as_tensor(path, device()));
       ops::AttentionMask mask;
       mask.causal = false;
-      auto scores_HS =
-          ops::attention_scores(q_BTHK, k_BGSK, 1 / options.scale, mask, options.soft_cap).view({options.n_heads, -1});
+      auto scores_HS = ops::attention_scores(q_BTHK, k_BGSK, 1 / options.scale, mask, options.soft_cap)
+                           .view({options.n_heads, -1});
       const auto n_path = static_cast<int64_t>(path.size());
       if (options.local && model.cfg().window_size > 0 && n_path > model.cfg().window_size)
-        scores_HS.slice(1, 0, n_path - model.cfg().window_size).fill_(-std::numeric_limits<double>::infinity());
+        scores_HS.slice(1, 0, n_path - model.cfg().window_size)
+            .fill_(-std::numeric_limits<double>::infinity());
       auto pattern_HS = at::softmax(scores_HS.to(wide()), -1);
       if (!wanted.heads.empty()) pattern_HS = pattern_HS.index_select(0, as_tensor(wanted.heads, device()));
       // Keys after the query are not seen: zero.
@@ -475,8 +484,8 @@ class Pass {
   const Models& models_;
   const Indices& captures_;
   const std::vector<Height> heights_;
-  torch::Tensor x_MD_, y_MD_;      // before a block, and of its wanted outputs behind it
-  std::vector<Output> outputs_;    // by slot of the block that ran last
+  torch::Tensor x_MD_, y_MD_;             // before a block, and of its wanted outputs behind it
+  std::vector<Output> outputs_;           // by slot of the block that ran last
   std::unique_ptr<cache::KVCache> keys_;  // of the block that runs
   torch::Tensor parents_S_, depths_S_;
   std::map<std::pair<int64_t, int64_t>, torch::Tensor> queries_;  // by capture and position
@@ -486,7 +495,8 @@ class Pass {
 
 }  // namespace
 
-void run_plan(const Plan& plan, const Models& models, const OnCaptured& on_captured, const Progress& progress) {
+void run_plan(const Plan& plan, const Models& models, const OnCaptured& on_captured,
+              const Progress& progress) {
   const at::NoGradGuard no_grad;
   int64_t done = 0;
   const int64_t total = plan.summary().token_layers_to_run;

@@ -36,9 +36,10 @@ void check_intervention(const hooks::Intervention& i, const models::Model& model
   check<ConfigError>(i.point <= hooks::Point::kResidPost || i.point == hooks::Point::kEmbed,
                      "Graph::segment: interventions act in blocks or on hook_embed, got ",
                      hooks::point_name(i.point));
-  check<std::invalid_argument>(i.rows.empty() || i.rows == std::vector<int64_t>{0},
-                               "Graph::segment: a segment is one row; for several interventions make several ",
-                               "segments, got ", i.rows.size(), " rows");
+  check<std::invalid_argument>(
+      i.rows.empty() || i.rows == std::vector<int64_t>{0},
+      "Graph::segment: a segment is one row; for several interventions make several ", "segments, got ",
+      i.rows.size(), " rows");
   for (const int64_t position : i.positions)
     check<std::out_of_range>(position < n_tokens, "Graph::segment: positions of this segment are 0 to ",
                              n_tokens - 1, ", got ", position);
@@ -100,8 +101,8 @@ NodeId Graph::segment(const ModelPtr& model, const std::vector<int64_t>& tokens,
   node.parent = parent;
   node.tokens = tokens;
   node.length = (parent ? length(*parent) : 0) + static_cast<int64_t>(tokens.size());
-  check<ShapeError>(node.length <= cfg.n_ctx, "Graph::segment: a sequence must fit into the model's ", cfg.n_ctx,
-                    " positions, got ", node.length);
+  check<ShapeError>(node.length <= cfg.n_ctx, "Graph::segment: a sequence must fit into the model's ",
+                    cfg.n_ctx, " positions, got ", node.length);
   std::string content = concat(model->hash(), "|", joined(tokens), "|");
   for (const auto& i : interventions) {
     check_intervention(i, *model, static_cast<int64_t>(tokens.size()));
@@ -136,14 +137,16 @@ ReadId Graph::read(NodeId id, Read read) {
   const auto& model = *models_[static_cast<size_t>(std::max<int64_t>(node.model, 0))];
   const auto& cfg = model.cfg();
   const auto n_tokens = static_cast<int64_t>(node.tokens.size());
-  check<std::invalid_argument>(node.model >= 0 || read.what == Read::What::cache,
-                               "Graph::read: a splice has keys and values only: read its cache, or a segment after it");
+  check<std::invalid_argument>(
+      node.model >= 0 || read.what == Read::What::cache,
+      "Graph::read: a splice has keys and values only: read its cache, or a segment after it");
   if (read.what == Read::What::cache) {
     read = {};
     read.what = Read::What::cache;
     read.positions = {};
   } else {
-    check<std::invalid_argument>(!read.positions.empty(), "Graph::read: at least one position is needed, got none");
+    check<std::invalid_argument>(!read.positions.empty(),
+                                 "Graph::read: at least one position is needed, got none");
     for (auto& position : read.positions) {
       check<std::out_of_range>(position >= -n_tokens && position < n_tokens,
                                "Graph::read: positions of this segment are ", -n_tokens, " to ", n_tokens - 1,
@@ -153,8 +156,8 @@ ReadId Graph::read(NodeId id, Read read) {
     const bool in_block = static_cast<int>(read.point) < hooks::kBlockPoints;
     if (read.what == Read::What::attention) {
       for (const int64_t head : read.heads)
-        check<std::out_of_range>(head >= 0 && head < cfg.n_heads, "Graph::read: heads are 0 to ", cfg.n_heads - 1,
-                                 ", got ", head);
+        check<std::out_of_range>(head >= 0 && head < cfg.n_heads, "Graph::read: heads are 0 to ",
+                                 cfg.n_heads - 1, ", got ", head);
       read.last_key = std::min(read.last_key, node.length);
       check<std::out_of_range>(read.first_key >= 0 && read.first_key < read.last_key,
                                "Graph::read: keys [first, last) must be among the sequence's ", node.length,
@@ -177,9 +180,9 @@ ReadId Graph::read(NodeId id, Read read) {
       if (read.what == Read::What::activation) points.parse(hooks::hook_name({read.point, layer}));
     }
   }
-  const auto key = concat(id, "|", static_cast<int>(read.what), "|", joined(read.positions), "|",
-                          joined(read.layers), "|", static_cast<int>(read.point), "|", joined(read.heads), "|",
-                          read.first_key, "|", read.last_key);
+  const auto key =
+      concat(id, "|", static_cast<int>(read.what), "|", joined(read.positions), "|", joined(read.layers), "|",
+             static_cast<int>(read.point), "|", joined(read.heads), "|", read.first_key, "|", read.last_key);
   const auto [at, is_new] = read_by_hash_.try_emplace(key, n_reads());
   if (is_new) reads_.emplace_back(id, std::move(read));
   return at->second;
@@ -202,7 +205,8 @@ std::string Graph::hash(NodeId id) const {
 
 namespace {
 
-engine::Plan make_plan(const Lowering& lowered, const std::vector<ModelPtr>& models, const RunOptions& options) {
+engine::Plan make_plan(const Lowering& lowered, const std::vector<ModelPtr>& models,
+                       const RunOptions& options) {
   check<std::invalid_argument>(!lowered.captures.empty(), "Graph::run: there is nothing to read");
   const auto& model = *models.front();
   return engine::Plan(lowered.pieces, lowered.captures, model.cfg(), model.dtype(), model.device(),
@@ -225,7 +229,8 @@ void Graph::run(const RunOptions& options,
     for (size_t first = 0, last = 0; first < parts.size(); first = last) {
       const auto group = plan.captures()[static_cast<size_t>(parts[first].first)].group;
       std::vector<std::pair<int64_t, engine::Captured>> of_read;
-      for (; last < parts.size() && plan.captures()[static_cast<size_t>(parts[last].first)].group == group; ++last)
+      for (; last < parts.size() && plan.captures()[static_cast<size_t>(parts[last].first)].group == group;
+           ++last)
         of_read.push_back(std::move(parts[last]));
       out.emplace_back(group, lowered.gather(group, std::move(of_read)));
     }

@@ -13,7 +13,8 @@ bool is_positional(const hooks::Intervention& i) {
   if (!i.positions.empty()) return true;
   const bool with_heads = hooks::head_axis(i.point).has_value();
   for (const auto& [layer, operand] : i.values)
-    if (operand.defined() && !hooks::find_operator(i.op).check_operand && operand.dim() > (with_heads ? 3 : 2))
+    if (operand.defined() && !hooks::find_operator(i.op).check_operand &&
+        operand.dim() > (with_heads ? 3 : 2))
       return true;  // a stored activation of every position
   return hooks::position_axis(i.point) == 2;
 }
@@ -21,7 +22,8 @@ bool is_positional(const hooks::Intervention& i) {
 /// True if a token's result depends on the other tokens that it is done to.
 bool mixes_tokens(const hooks::Intervention& i) {
   if (!hooks::find_operator(i.op).mixes_positions) return false;
-  return std::any_of(i.values.begin(), i.values.end(), [](const auto& value) { return !value.second.defined(); });
+  return std::any_of(i.values.begin(), i.values.end(),
+                     [](const auto& value) { return !value.second.defined(); });
 }
 
 /// The positions [first, last) of a segment of n tokens that an intervention reaches.
@@ -70,8 +72,8 @@ int64_t Lowering::step(Token token) {
   const auto& actions = actions_[static_cast<size_t>(token.actions)];
   // What mixes tokens is a thing of its own: nothing may be cut in the middle of it.
   const bool solid = std::any_of(actions.begin(), actions.end(), mixes_tokens);
-  const Key bare{token.parent < 0 ? -1 : tokens_[static_cast<size_t>(token.parent)].bare, token.model, token.id,
-                 solid ? token.actions : 0, token.copied};
+  const Key bare{token.parent < 0 ? -1 : tokens_[static_cast<size_t>(token.parent)].bare, token.model,
+                 token.id, solid ? token.actions : 0, token.copied};
   token.bare = bare_.try_emplace(bare, static_cast<int64_t>(bare_.size())).first->second;
   tokens_.push_back(token);
   return at->second;
@@ -118,12 +120,14 @@ void Lowering::add_segment(NodeId id) {
         }
         if (mixes_tokens(intervention))
           for (const int64_t token : node.tokens) effect += concat(" ", token);
-        ids.push_back(intervention_numbers_.try_emplace(effect, static_cast<int64_t>(intervention_numbers_.size()) + 1)
-                          .first->second);
+        ids.push_back(
+            intervention_numbers_.try_emplace(effect, static_cast<int64_t>(intervention_numbers_.size()) + 1)
+                .first->second);
         identity += concat(ids.back(), ",");
         done.push_back(std::move(intervention));
       }
-      const auto [found, is_new] = action_numbers_.try_emplace(identity, static_cast<int64_t>(actions_.size()));
+      const auto [found, is_new] =
+          action_numbers_.try_emplace(identity, static_cast<int64_t>(actions_.size()));
       if (is_new) {
         actions_.push_back(std::move(done));
         action_ids_.push_back(std::move(ids));
@@ -174,7 +178,8 @@ void Lowering::cut() {
     const auto parent = static_cast<size_t>(token.parent);
     bool goes_on = token.parent >= 0 && !cut_after_[static_cast<size_t>(tokens_[parent].bare)];
     if (goes_on && token.copied >= 0) {
-      const auto now = static_cast<size_t>(token.copied), before = static_cast<size_t>(tokens_[parent].copied);
+      const auto now = static_cast<size_t>(token.copied),
+                 before = static_cast<size_t>(tokens_[parent].copied);
       goes_on = piece_of_[now] == piece_of_[before] && place_in_[now] == place_in_[before] + 1;
     }
     if (goes_on) {
@@ -204,7 +209,14 @@ void Lowering::add_captures() {
   for (size_t r = 0; r < graph_.reads_.size(); ++r) {
     const auto& [id, read] = graph_.reads_[r];
     const auto& node = graph_.nodes_[static_cast<size_t>(id)];
-    engine::Capture capture{read.what, 0, {}, read.layers, read.point, read.heads, read.first_key, read.last_key,
+    engine::Capture capture{read.what,
+                            0,
+                            {},
+                            read.layers,
+                            read.point,
+                            read.heads,
+                            read.first_key,
+                            read.last_key,
                             static_cast<int64_t>(r)};
     if (read.what == Read::What::cache) {
       capture.piece = piece_of_[static_cast<size_t>(ends_[static_cast<size_t>(id)])];
@@ -231,7 +243,8 @@ void Lowering::add_captures() {
   }
 }
 
-engine::Captured Lowering::gather(ReadId read, std::vector<std::pair<int64_t, engine::Captured>> parts) const {
+engine::Captured Lowering::gather(ReadId read,
+                                  std::vector<std::pair<int64_t, engine::Captured>> parts) const {
   if (parts.size() == 1) return std::move(parts.front().second);
   std::vector<torch::Tensor> rows;
   for (const auto& [capture, at] : parts_of_[static_cast<size_t>(read)])

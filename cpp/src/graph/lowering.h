@@ -25,13 +25,13 @@ class Lowering {
  private:
   /// One token of one sequence, or a copy of its keys and values.
   struct Token {
-    int64_t parent;   // -1: none
+    int64_t parent;  // -1: none
     int64_t id;
-    int64_t model;    // -1: a copy
-    int64_t actions;  // the interventions on it, as one number; 0: none
-    int64_t bare;     // what it is without interventions
-    int64_t copied;   // token whose keys and values it has; -1: none
-    int64_t position; // as the interventions count
+    int64_t model;     // -1: a copy
+    int64_t actions;   // the interventions on it, as one number; 0: none
+    int64_t bare;      // what it is without interventions
+    int64_t copied;    // token whose keys and values it has; -1: none
+    int64_t position;  // as the interventions count
   };
 
   void add_segment(NodeId node);
@@ -43,9 +43,9 @@ class Lowering {
 
   const Graph& graph_;
   std::vector<Token> tokens_;
-  std::vector<int64_t> ends_;            // of each node: its last token
-  std::vector<bool> cut_after_;          // by bare token
-  std::vector<int64_t> piece_of_, place_in_;  // of each token
+  std::vector<int64_t> ends_;                              // of each node: its last token
+  std::vector<bool> cut_after_;                            // by bare token
+  std::vector<int64_t> piece_of_, place_in_;               // of each token
   std::vector<std::vector<hooks::Intervention>> actions_;  // by number
   std::vector<std::vector<int64_t>> action_ids_;
 
@@ -58,7 +58,8 @@ class Lowering {
   };
   std::unordered_map<Key, int64_t, KeyHash> known_, bare_;
   std::unordered_map<std::string, int64_t> action_numbers_, intervention_numbers_;
-  std::vector<std::vector<std::pair<int64_t, int64_t>>> parts_of_;  // of each read: (capture, position in the read)
+  std::vector<std::vector<std::pair<int64_t, int64_t>>>
+      parts_of_;  // of each read: (capture, position in the read)
 };
 
 }  // namespace introspect::graph

@@ -100,9 +100,9 @@ torch::Tensor Attention::forward(const AttentionInput& x, const Context& ctx) co
 
   torch::Tensor z_BTHK;
   if (ctx.changes(Point::kAttnScores) || ctx.changes(Point::kPattern)) {
-    const auto scores_BHTS = ctx.hook(
-        Point::kAttnScores,
-        ops::attention_scores(q_BTHK, k_BGSK, 1 / options_.scale, query.mask, options_.soft_cap));
+    const auto scores_BHTS =
+        ctx.hook(Point::kAttnScores,
+                 ops::attention_scores(q_BTHK, k_BGSK, 1 / options_.scale, query.mask, options_.soft_cap));
     z_BTHK = ops::attend(ctx.hook(Point::kPattern, ops::attention_pattern(scores_BHTS)), v_BGSK);
   } else {
     z_BTHK = ops::attention(q_BTHK, k_BGSK, v_BGSK, 1 / options_.scale, query.mask, options_.soft_cap);

@@ -97,9 +97,8 @@ torch::Tensor attend(const torch::Tensor& pattern_BHTS, const torch::Tensor& v_B
 
 AttentionMask mask_of_rows(const AttentionMask& mask, const torch::Tensor& rows, int64_t T, int64_t S,
                            torch::ScalarType dtype) {
-  const auto whole = mask.parents.defined()
-                         ? tree_mask(tree_of(mask), T, rows.options().dtype(dtype))
-                         : mask.additive;
+  const auto whole =
+      mask.parents.defined() ? tree_mask(tree_of(mask), T, rows.options().dtype(dtype)) : mask.additive;
   AttentionMask out;
   if (whole.defined()) {
     out.additive = whole.index_select(2, rows);

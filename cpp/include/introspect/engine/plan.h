@@ -44,9 +44,9 @@ struct Capture {
   std::vector<int64_t> positions;  ///< of the piece's tokens
   std::vector<int64_t> layers;
   hooks::Point point = hooks::Point::kResidPost;
-  std::vector<int64_t> heads;  ///< empty: all
+  std::vector<int64_t> heads;           ///< empty: all
   int64_t first_key = 0, last_key = 0;  ///< of attention: positions [first, last) of the sequence
-  int64_t group = 0;  ///< captures of one group are made in the same pass; ascending
+  int64_t group = 0;                    ///< captures of one group are made in the same pass; ascending
 };
 
 struct PlanOptions {
@@ -140,10 +140,10 @@ class INTROSPECT_EXPORT Plan {
   Sizes sizes_;
   int64_t rows_per_chunk_ = 1;
   std::vector<int64_t> depths_, stages_;
-  std::vector<int64_t> tops_;     // the last block that a piece takes part in
-  std::vector<int64_t> outputs_;  // the last block whose output is read there
-  std::vector<std::vector<int32_t>> unit_of_;  // [height][piece]
-  std::vector<std::vector<Unit>> units_;       // [height][unit]
+  std::vector<int64_t> tops_;                      // the last block that a piece takes part in
+  std::vector<int64_t> outputs_;                   // the last block whose output is read there
+  std::vector<std::vector<int32_t>> unit_of_;      // [height][piece]
+  std::vector<std::vector<Unit>> units_;           // [height][unit]
   std::vector<std::vector<int64_t>> captures_of_;  // by piece
   std::vector<std::vector<int64_t>> passes_;
   PlanSummary summary_;

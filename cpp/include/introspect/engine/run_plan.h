@@ -32,7 +32,8 @@ using OnCaptured = std::function<void(std::vector<std::pair<int64_t, Captured>>)
 /// the tree; where an intervention parts two pieces, the residual they had in common is taken by both. Equal to running
 /// every sequence by itself up to rounding. `models` are those that pieces name. An exception from `progress` or
 /// `on_captured` ends the run; what was handed out before stays valid.
-INTROSPECT_EXPORT void run_plan(const Plan& plan, const std::vector<std::shared_ptr<const models::Model>>& models,
+INTROSPECT_EXPORT void run_plan(const Plan& plan,
+                                const std::vector<std::shared_ptr<const models::Model>>& models,
                                 const OnCaptured& on_captured, const Progress& progress = {});
 
 }  // namespace introspect::engine

@@ -104,7 +104,6 @@ class INTROSPECT_EXPORT Graph {
   /// The same, all at once, in the order in which readings were asked for.
   std::vector<engine::Captured> run(const RunOptions& options = {}) const;
 
-
  private:
   friend class Lowering;
 
@@ -114,9 +113,9 @@ class INTROSPECT_EXPORT Graph {
     std::vector<int64_t> tokens;
     std::vector<hooks::Intervention> interventions;
     std::vector<std::string> effects;  // of each: equal where they do the same, wherever they do it
-    NodeId source = -1;             // of a splice; parent is its target
-    int64_t first = 0, last = 0;    // positions that it takes
-    int64_t length = 0;             // of the whole sequence
+    NodeId source = -1;                // of a splice; parent is its target
+    int64_t first = 0, last = 0;       // positions that it takes
+    int64_t length = 0;                // of the whole sequence
     std::string hash;
   };
 
@@ -131,7 +130,8 @@ class INTROSPECT_EXPORT Graph {
   std::vector<std::pair<NodeId, Read>> reads_;
   std::unordered_map<std::string, NodeId> by_hash_;
   std::unordered_map<std::string, ReadId> read_by_hash_;
-  std::unordered_map<const void*, std::pair<torch::Tensor, std::string>> tensor_ids_;  // operands and their hashes
+  std::unordered_map<const void*, std::pair<torch::Tensor, std::string>>
+      tensor_ids_;  // operands and their hashes
 };
 
 }  // namespace introspect::graph
