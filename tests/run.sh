@@ -126,6 +126,8 @@ tier_examples() {
     case $example in
       */cpp/generate.cpp) arguments+=("What is a KV cache?") ;;
       */cpp/inject.cpp) arguments+=("$work/suffixes.txt") ;;
+      */cpp/vector.cpp) arguments+=("$work/suffixes.txt" cat 2 "$work/cat.gguf") ;;
+      */python/vectors.py) arguments+=(--output "$work/vectors") ;;
     esac
     echo "\$ ${arguments[*]}"
     if "${arguments[@]}" </dev/null; then good=$((good + 1)); else echo "FAILED: $example"; bad=$((bad + 1)); fi

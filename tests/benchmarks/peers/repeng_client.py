@@ -28,12 +28,41 @@ class Repeng(Worker):
 
     def train(self, model, pairs: Pairs, method: str = "pca_center", batch_size: int = 32) -> Trained:
         """repeng's vector for pairs of texts, on the tokens that `model` (an introspect.Model) makes of them."""
-        ids = {text: model.to_tokens(text)[0].tolist() for pair in pairs for text in pair}
         with tempfile.TemporaryDirectory() as folder:
-            request, out = Path(folder) / "request.json", Path(folder) / "directions.npz"
-            request.write_text(json.dumps({"pairs": pairs, "ids": ids}))
-            figures = self._call("train", request=str(request), out=str(out), method=method, batch_size=batch_size)
+            out = Path(folder) / "directions.npz"
+            request = _request(Path(folder), model, pairs)
+            figures = self._call("train", request=request, out=str(out), method=method, batch_size=batch_size)
             return Trained(_directions(out), figures["seconds"], figures["peak_bytes"])
+
+    def train_twice(self, model, pairs: Pairs, methods: list[str]) -> dict[str, list[dict[int, torch.Tensor]]]:
+        """Each method's directions of two trainings, whose hidden states are computed once for all."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "directions.npz"
+            request = _request(Path(folder), model, pairs)
+            seconds = self._call("train_twice", request=request, out=str(out), methods=methods, batch_size=32)
+            print(f"repeng's forward passes over {len(pairs)} pairs: {seconds:.0f} s")
+            trained: dict[str, list[dict[int, torch.Tensor]]] = {method: [{}, {}] for method in methods}
+            with np.load(out) as arrays:
+                for name in arrays:
+                    method, time, layer = name.split("/")
+                    trained[method][int(time)][int(layer)] = torch.from_numpy(arrays[name].copy())
+            return trained
+
+    def generate(
+        self, gguf: Path, layer_ids: list[int], tokens: list[int], runs: list[dict], **options
+    ) -> list[list[int]]:
+        """The tokens its ControlModel continues a prompt with, greedily, in each run.
+
+        runs: coeff, normalize and repetition_penalty of each. options: those of transformers' generate.
+        """
+        return self._call("generate", gguf=str(gguf), layer_ids=layer_ids, tokens=tokens, runs=runs, **options)
+
+    def write(self, gguf: Path, model_type: str, directions: dict[int, torch.Tensor]) -> None:
+        """Have it write a file of a control vector."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "directions.npz"
+            np.savez(source, **{str(layer): direction.numpy() for layer, direction in directions.items()})
+            self._call("write", gguf=str(gguf), source=str(source), model_type=model_type)
 
     def article(self, cells: list[dict], vectors: dict[str, Path], yes: int, no: int, end: int) -> list[dict]:
         """The article's program on each cell, see repeng_worker.Commands.article."""
@@ -45,6 +74,14 @@ class Repeng(Worker):
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "directions.npz"
             return self._call("read", gguf=str(gguf), out=str(out)), _directions(out)
+
+
+def _request(folder: Path, model, pairs: Pairs) -> str:
+    """A file with the pairs and the tokens that `model` makes of their texts."""
+    ids = {text: model.to_tokens(text)[0].tolist() for pair in pairs for text in pair}
+    path = folder / "request.json"
+    path.write_text(json.dumps({"pairs": pairs, "ids": ids}))
+    return str(path)
 
 
 def _directions(path: Path) -> dict[int, torch.Tensor]:

@@ -8,10 +8,11 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
-from repeng import ControlVector, DatasetEntry
+from repeng import ControlModel, ControlVector, DatasetEntry, extract
 from transformers import BatchEncoding
 from transformers.utils import logging
 
@@ -78,6 +79,59 @@ class Commands:
         logits = experiment(self.model, cell["steps"], vector, strength, layers, cell["lens"])
         odds = {side: (x[..., yes] - x[..., no]).tolist() for side, x in logits.items()}
         return {**odds, "seconds": time.perf_counter() - start}
+
+    def train_twice(self, request: str, out: str, methods: list[str], batch_size: int) -> float:
+        """Train twice with each method and save "method/0/layer" and "method/1/layer"; seconds of the forward passes.
+
+        The hidden states are read once for all, without the unembedding, which takes no part in them: what differs from
+        one training to the next is the principal component.
+        """
+        asked = json.loads(Path(request).read_text())
+        pairs = [DatasetEntry(*pair) for pair in asked["pairs"]]
+        read, seconds = {}, []
+
+        def read_once(*arguments):
+            if not read:
+                start = time.perf_counter()
+                read.update(theirs(*arguments))
+                seconds.append(time.perf_counter() - start)
+            return {layer: hiddens.copy() for layer, hiddens in read.items()}  # pca_center writes into them
+
+        theirs, arrays = extract.batched_get_hiddens, {}
+        self.model.lm_head, head = torch.nn.Identity(), self.model.lm_head
+        with mock.patch.object(extract, "batched_get_hiddens", read_once):
+            for method in methods:
+                for time_ in range(2):
+                    vector = ControlVector.train(
+                        self.model, Tokens(asked["ids"]), pairs, method=method, batch_size=batch_size
+                    )
+                    arrays |= {f"{method}/{time_}/{layer}": d for layer, d in vector.directions.items()}
+        self.model.lm_head = head
+        np.savez(out, **arrays)
+        return seconds[0]
+
+    def generate(
+        self, gguf: str, layer_ids: list[int], tokens: list[int], runs: list[dict], **options
+    ) -> list[list[int]]:
+        """Greedy continuations of one prompt under a vector; a run is coeff, normalize and repetition_penalty."""
+        vector = ControlVector.import_gguf(gguf)
+        controlled = ControlModel(self.model, layer_ids)
+        inputs = {"input_ids": torch.tensor([tokens]), "attention_mask": torch.ones(1, len(tokens), dtype=torch.long)}
+        continuations = []
+        try:
+            for run in runs:
+                penalty = run.pop("repetition_penalty")
+                controlled.set_control(vector, **run)
+                out = controlled.generate(**inputs, do_sample=False, repetition_penalty=penalty, **options)
+                continuations.append(out[0, len(tokens) :].tolist())
+        finally:
+            controlled.unwrap()
+        return continuations
+
+    def write(self, gguf: str, source: str, model_type: str) -> None:
+        """The file that repeng writes of directions saved by layer."""
+        with np.load(source) as arrays:
+            ControlVector(model_type, {int(layer): arrays[layer] for layer in arrays}).export_gguf(gguf)
 
     def read(self, gguf: str, out: str) -> str:
         """What repeng reads from a GGUF file of a control vector; its model type."""
