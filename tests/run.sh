@@ -126,7 +126,7 @@ tier_examples() {
     case $example in
       */cpp/generate.cpp) arguments+=("What is a KV cache?") ;;
       */cpp/inject.cpp) arguments+=("$work/suffixes.txt") ;;
-      */cpp/vector.cpp) arguments+=("$work/suffixes.txt" cat 2 "$work/cat.gguf") ;;
+      */cpp/vector.cpp) arguments+=("$work/suffixes.txt" cat 7 "$work/cat.gguf") ;;
       */python/vectors.py) arguments+=(--output "$work/vectors") ;;
     esac
     echo "\$ ${arguments[*]}"

@@ -30,7 +30,7 @@ int main(int argc, char** argv) {
   }
   try {
     const std::string concept_name = argc > 3 ? argv[3] : "cat";
-    const double strength = argc > 4 ? std::stod(argv[4]) : 2.0;
+    const double strength = argc > 4 ? std::stod(argv[4]) : 7.0;
     const auto model = models::Model::load(argv[1], {.dtype = torch::kBFloat16});
     const auto pairs = steering::concept_pairs(*model, concept_name, read_lines(argv[2]));
     const auto vector = steering::train(*model, pairs);
@@ -40,7 +40,7 @@ int main(int argc, char** argv) {
       if (layer % 5 == 0)
         std::cout << layer << "  " << judged.sign_agreement << "  " << judged.auc.value_or(0.0) << '\n';
 
-    const auto text = model->chat_template().render({{"user", "What is your favourite thing?"}},
+    const auto text = model->chat_template().render({{"user", "What are you thinking about right now?"}},
                                                     {.add_generation_prompt = true});
     const auto prompt = model->tokenizer().encode(text, /*add_special_tokens=*/false);
     const int64_t L = model->cfg().n_layers;
