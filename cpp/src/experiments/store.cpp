@@ -1,9 +1,11 @@
 #include "introspect/experiments/store.h"
 
+#include <chrono>
 #include <functional>
 #include <mutex>
 #include <stdexcept>
 #include <string_view>
+#include <thread>
 #include <utility>
 
 #include <sqlite3.h>
@@ -59,6 +61,18 @@ struct Store::Database {
   void run(const std::string& sql) const {
     if (sqlite3_exec(handle, sql.c_str(), nullptr, nullptr, nullptr) != SQLITE_OK)
       fail("cannot run '" + sql + "'");
+  }
+  /// Write-ahead logging: a commit survives the death of the process; readers do not wait for the writer.
+  /// Where several processes switch at once SQLite refuses at once instead of waiting as it does elsewhere.
+  void use_write_ahead_log() const {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(kBusyMilliseconds);
+    for (;;) {
+      const int status = sqlite3_exec(handle, "PRAGMA journal_mode=WAL", nullptr, nullptr, nullptr);
+      if (status == SQLITE_OK) return;
+      if (status != SQLITE_BUSY || std::chrono::steady_clock::now() > deadline)
+        fail("cannot switch to write-ahead logging");
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
   }
   /// Waits for other writers before it begins. Takes everything back when `work` throws.
   template <typename Work>
@@ -209,8 +223,7 @@ std::shared_ptr<Store> Store::open(const std::filesystem::path& path) {
   const bool is_new = is_empty();
   // A store that another process makes in between shows its tables and its marks together.
   if (!is_new) check_is_store(*database);
-  // Write-ahead logging: a commit survives the death of the process; readers do not wait for the writer.
-  database->run("PRAGMA journal_mode=WAL");
+  database->use_write_ahead_log();
   database->run("PRAGMA synchronous=NORMAL");
   if (is_new)
     database->in_transaction([&] {

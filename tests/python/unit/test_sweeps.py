@@ -2,7 +2,11 @@
 
 import json
 import math
+import signal
 import statistics
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -316,3 +320,24 @@ def test_identification_is_a_confusion_matrix():
     assert answers(result) == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
     assert "67% right, chance 33%" in plots.identified(result).get_suptitle()
     assert plots.identified(Result(synthetic.content())) is None  # of two
+
+
+def test_an_interrupted_sweep_ends_with_130_and_keeps_its_readings(tiny, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "introspect", "sweep", tiny / "model", tiny / "mine.json", "--all-ranges"]
+    command += ["--vector", tiny / "cat.gguf", "--strength", "1", "--nulls", "4000", "-o", out]
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not ((out / "cells.sqlite").exists() and len(introspect.Store(out / "cells.sqlite")) >= 20):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert stderr.strip() == "introspect: interrupted; what was finished is kept"
+    store = introspect.Store(out / "cells.sqlite")
+    assert store.problems() == [] and len(store) >= 20
+    assert not list(out.glob("*.json*"))
