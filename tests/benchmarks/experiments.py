@@ -1,7 +1,7 @@
 """Introspection experiments and sweeps against the article's own program, on transformers and repeng, in one run.
 
     python tests/benchmarks/peers/environment.py repeng     # once
-    python tests/benchmarks/experiments.py [GGUF] [--workloads sweep suite grid memory] [--full] [--json FILE]
+    python tests/benchmarks/experiments.py [GGUF] [--workloads sweep suite grid planner] [--full] [--json FILE]
 
 The article's program (peers/article.py) prefills the base and the injected conversation anew for every experiment. Both
 sides run the same tokens with the same vectors at float32 and as many threads, in turns. Ours runs every cell of a
@@ -13,7 +13,8 @@ printed. --full measures every cell of the peer. The log-odds of each cell that 
     suite   experiments 1 to 5 for "cat" and "bread": detection without and with the info prompt, 16 controls, wrong
             location, lorem ipsum, quarter strength; and by itself the text of top of mind
     grid    layer x strength x 20 questions on the info prompt
-    memory  how far ours rises in sweeps of 1, 10 and 100 times some cells, under one budget
+    planner its share of a run, and how far memory rises in sweeps of 1, 10 and 100 times some ranges, under one
+            budget; the time to plan 100,000 nodes
 """
 
 import argparse
@@ -170,6 +171,26 @@ class Ours:
         return seconds, {row["concept"]: {s: row[s]["text"] for s in ("base", "injected")} for row in result.rows}
 
 
+def steps(model: introspect.Model, cell: Cell) -> list[tuple[list[int], bool]]:
+    """The conversation's tokens, cut where its messages end."""
+    protocol = json.loads(introspect.load_protocol(cell.protocol).to_json())
+    scene = protocol if cell.question is None else protocol["controls"]
+    turns = [
+        {**turn, "content": turn["content"].replace("$QUESTION", cell.question or "$QUESTION")}
+        for turn in scene["turns"]
+    ]
+    parts, before = [], []
+    for index, turn in enumerate(turns):
+        open_end = index == len(turns) - 1 and turn["role"] == "assistant"
+        text = model.apply_chat_template(turns[: index + 1], continue_final_message=open_end)
+        ids = model.to_tokens(text)[0].tolist()
+        if ids[: len(before)] != before:
+            raise ValueError(f"{cell.protocol}: turn {index} changes the tokens before it")
+        parts.append((ids[len(before) :], index in scene["injected"]))
+        before = ids
+    return parts
+
+
 class Peer:
     """The article's program in repeng's process, on the tokens that our model makes of the turns."""
 
@@ -179,33 +200,14 @@ class Peer:
         for concept, vector in vectors.items():
             vector.export_gguf(self.vectors[concept])
 
-    def steps(self, cell: Cell) -> list[tuple[list[int], bool]]:
-        """The conversation's tokens, cut where its messages end."""
-        protocol = json.loads(introspect.load_protocol(cell.protocol).to_json())
-        scene = protocol if cell.question is None else protocol["controls"]
-        turns = [
-            {**turn, "content": turn["content"].replace("$QUESTION", cell.question or "$QUESTION")}
-            for turn in scene["turns"]
-        ]
-        steps, before = [], []
-        for index, turn in enumerate(turns):
-            open_end = index == len(turns) - 1 and turn["role"] == "assistant"
-            text = self.model.apply_chat_template(turns[: index + 1], continue_final_message=open_end)
-            ids = self.model.to_tokens(text)[0].tolist()
-            if ids[: len(before)] != before:
-                raise ValueError(f"{cell.protocol}: turn {index} changes the tokens before it")
-            steps.append((ids[len(before) :], index in scene["injected"]))
-            before = ids
-        return steps
-
     def n_tokens(self, cell: Cell) -> int:
-        return sum(len(ids) for ids, _ in self.steps(cell))
+        return sum(len(ids) for ids, _ in steps(self.model, cell))
 
     def _call(self, cells: list[Cell], **options) -> list[dict]:
         (yes,), (no,) = (self.model.tokenizer.encode(t, add_special_tokens=False) for t in (" yes", " no"))
         asked = [
             {
-                "steps": self.steps(cell),
+                "steps": steps(self.model, cell),
                 "concept": cell.concept,
                 "strength": cell.strength,
                 "layers": list(range(cell.first, cell.last + 1)),
@@ -341,18 +343,54 @@ def top_of_mind(ours: Ours, peer: Peer, concepts: list[str]) -> dict:
     return {"ours_s": seconds, "peer_s": theirs, "same_texts": sum(same), "texts": len(same)}
 
 
-def memory(ours: Ours, budget: int) -> dict:
-    """Rise of resident memory in sweeps of 1, 10 and 100 times about as many ranges, under one budget."""
-    ranges = all_ranges(ours.model.cfg.n_layers)
-    sizes = [max(1, len(ranges) // 100), max(1, len(ranges) // 10), len(ranges)]
-    ours.run(Workload("", [ranges_call(ranges[:1])]))  # what a first call allocates for good
-    rises = {}
-    print(f"\nmemory with a budget of {budget / 2**20:.0f} MiB")
-    for size in sizes:
-        call = ranges_call(random.Random(0).sample(ranges, size))
-        rises[size] = peak_bytes(lambda call=call: ours.run(Workload("", [call]), batch_bytes=budget))[0]
-        print(f"  {size:5} ranges: {rises[size] / 2**20:6.0f} MiB", flush=True)
-    return {"budget": budget, "rises": rises}
+def sweep_graph(
+    ours: Ours, ranges: list[tuple[int, int]], questions: list[list[int]] | None = None
+) -> introspect.Graph:
+    """The range sweep as a graph of segments; with other questions (token ids) after each range instead of its own."""
+    model, graph = ours.model, introspect.Graph()
+    before, *injected, after, prefix = steps(model, Cell("no_info", None, "cat", STRENGTH, 1, 1))
+    turn = [i for ids, _ in injected for i in ids]
+    root = graph.segment(model, before[0])
+    for first, last in ranges:
+        directions = {layer: ours.vectors["cat"].directions[layer] for layer in range(first, last + 1)}
+        node = graph.segment(model, turn, root, [introspect.Intervention(directions, strength=STRENGTH)])
+        for ids in questions or [after[0] + prefix[0]]:
+            graph.read(graph.segment(model, ids, node), layers=[model.cfg.n_layers - 1])
+    return graph
+
+
+def planner(ours: Ours, budget: int) -> dict:
+    """What planning costs beside running, what it saves, and how far memory rises in sweeps of 1, 10 and 100 times."""
+    ranges, report = all_ranges(ours.model.cfg.n_layers), {}
+    for size in [max(1, len(ranges) // 100), max(1, len(ranges) // 10), len(ranges)]:
+        graph = sweep_graph(ours, random.Random(0).sample(ranges, size))
+        start = time.perf_counter()
+        plan = graph.plan(memory_budget=budget)
+        planned = time.perf_counter()
+        rise, _ = peak_bytes(lambda graph=graph: graph.run(memory_budget=budget))
+        seconds = {"plan_s": planned - start, "run_s": time.perf_counter() - planned}
+        report[size] = {"rise": rise, "estimate": plan.peak_bytes, "passes": plan.n_passes, **seconds}
+        print(
+            f"  {size:5} ranges in {plan.n_passes:3} passes: {seconds['run_s']:7.2f} s, of which planning "
+            f"{seconds['plan_s']:.4f} s ({seconds['plan_s'] / seconds['run_s']:.2%}); memory rises by "
+            f"{rise / 2**20:.0f} MiB, {plan.peak_bytes / 2**20:.0f} expected; tokens x layers "
+            f"{plan.token_layers_asked:,} asked, {plan.token_layers_to_run:,} run",
+            flush=True,
+        )
+    return {"budget": budget, "sizes": report}
+
+
+def many_nodes(ours: Ours, n: int) -> dict:
+    """Seconds to build and to plan a graph of about n nodes: every range, and equally many questions after each."""
+    ranges, draw = all_ranges(ours.model.cfg.n_layers), random.Random(0)
+    questions = [[draw.randrange(1000, 2000) for _ in range(10)] for _ in range(n // len(ranges))]
+    start = time.perf_counter()
+    graph = sweep_graph(ours, ranges, questions)
+    built = time.perf_counter()
+    plan = graph.plan()
+    planned = time.perf_counter()
+    print(f"  {len(graph):,} nodes: built in {built - start:.2f} s, planned in {planned - built:.2f} s", flush=True)
+    return {"nodes": len(graph), "build_s": built - start, "plan_s": planned - built, "passes": plan.n_passes}
 
 
 WORKLOADS = {"sweep": range_sweep, "suite": suite, "grid": grid}
@@ -361,14 +399,14 @@ WORKLOADS = {"sweep": range_sweep, "suite": suite, "grid": grid}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", nargs="?", type=Path, default=SMOLLM2)
-    parser.add_argument("--workloads", nargs="+", choices=[*WORKLOADS, "memory"], default=[*WORKLOADS, "memory"])
+    parser.add_argument("--workloads", nargs="+", choices=[*WORKLOADS, "planner"], default=[*WORKLOADS, "planner"])
     parser.add_argument(
         "--sample", type=int, default=24, help="cells of the peer in a workload, spread over its strata"
     )
     parser.add_argument("--full", action="store_true", help="every cell of the peer instead")
     parser.add_argument("--turns", type=int, default=3, help="of ours; the peer's cells are divided among them")
     parser.add_argument("--suffixes", type=int, default=582, help="pairs that the vectors are trained on")
-    parser.add_argument("--budget-mib", type=int, default=512, help="of ours in the memory table")
+    parser.add_argument("--budget-mib", type=int, default=512, help="of ours in the planner's table")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--small", action="store_true", help="a few cells of each workload, to try the script")
     parser.add_argument("--json", type=Path)
@@ -387,7 +425,7 @@ def main() -> None:
         peer = Peer(args.gguf, ours.model, ours.vectors, folder)
         stack.enter_context(peer.worker)
         for name in args.workloads:
-            if name == "memory":
+            if name == "planner":
                 continue
             work = WORKLOADS[name](n_layers, args.small)
             figures = compare(work, ours, half, peer, args)
@@ -395,8 +433,10 @@ def main() -> None:
             report[name] = figures.as_dict()
             if name == "suite":
                 report["top_of_mind"] = top_of_mind(ours, peer, ["cat", "bread"])
-    if "memory" in args.workloads:
-        report["memory"] = memory(ours, args.budget_mib << 20)
+    if "planner" in args.workloads:
+        print(f"\nplanner, with a budget of {args.budget_mib} MiB")
+        report["planner"] = planner(ours, args.budget_mib << 20)
+        report["many_nodes"] = many_nodes(ours, 1000 if args.small else 100_000)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1))
 

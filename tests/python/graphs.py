@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import introspect
 
 POINTS = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
-OPERATIONS = ("add", "ablate", "replace", "interpolate", "scale", "zero", "mean", "mean of x")
+MORE_POINTS = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "hook_resid_mid", "mlp.hook_post")
+OPERATIONS = ("add", "ablate", "project_out", "replace", "interpolate", "scale", "zero", "mean", "mean of x")
 MAX_TOKENS = 6  # of a segment
 
 
@@ -25,12 +26,29 @@ class Sizes:
     n_layers: int
     d_model: int
     n_heads: int
+    n_key_value_heads: int
     d_head: int
+    d_mlp: int
     d_vocab: int
+    points: tuple[str, ...] = POINTS  # that changes are drawn from
 
     @classmethod
-    def of(cls, model: introspect.Model) -> "Sizes":
-        return cls(*(getattr(model.cfg, name) for name in cls.__dataclass_fields__))
+    def of(cls, model: introspect.Model, points: tuple[str, ...] = POINTS) -> "Sizes":
+        """With those of the points that the model has."""
+        names = [name for name in cls.__dataclass_fields__ if name != "points"]
+        there = tuple(point for point in points if f"blocks.0.{point}" in model.hook_names)
+        return cls(*(getattr(model.cfg, name) for name in names), there)
+
+    def width(self, point: str) -> int:
+        if point.startswith("attn."):
+            return self.d_head
+        return self.d_mlp if point == "mlp.hook_post" else self.d_model
+
+    def heads(self, point: str) -> int | None:
+        """Number of heads, or of groups of keys and values, at points that have them."""
+        if point in ("attn.hook_k", "attn.hook_v"):
+            return self.n_key_value_heads
+        return self.n_heads if point.startswith("attn.") else None
 
 
 @dataclass(frozen=True)
@@ -43,15 +61,17 @@ class Change:
     strength: float
     seed: int  # of the operands, one a layer
     positions: tuple[int, ...] | None = None
-    heads: tuple[int, ...] | None = None  # of attn.hook_z
+    heads: tuple[int, ...] | None = None  # of points that have them
+    shape: tuple[
+        int, ...
+    ] = ()  # of an operand before its width: (2,) directions, or (1, tokens) of a stored activation
 
     def operand(self, layer: int, sizes: Sizes) -> torch.Tensor | None:
-        """[W], float64; None for operators without one."""
+        """[..., W], float64; None for operators without one."""
         if self.op in ("scale", "zero", "mean of x"):
             return None
-        width = sizes.d_head if self.point == "attn.hook_z" else sizes.d_model
         rng = torch.Generator().manual_seed(1000 * self.seed + layer)
-        return torch.randn(width, generator=rng, dtype=torch.float64)
+        return torch.randn(*self.shape, sizes.width(self.point), generator=rng, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -122,12 +142,20 @@ def interventions(segment: Segment, sizes: Sizes) -> list[introspect.Interventio
 
 @st.composite
 def changes(draw, sizes: Sizes, n_tokens: int) -> Change:
-    op, point = draw(st.sampled_from(OPERATIONS)), draw(st.sampled_from(POINTS))
+    op, point = draw(st.sampled_from(OPERATIONS)), draw(st.sampled_from(sizes.points))
     layers = draw(st.lists(st.integers(0, sizes.n_layers - 1), min_size=1, max_size=2, unique=True))
     fixed = op in ("replace", "zero", "mean", "mean of x")
     strength = 1.0 if fixed else draw(st.sampled_from([-1.5, 0.0, 0.5, 3.0]))
     subset = st.lists(st.integers(0, n_tokens - 1), min_size=1, max_size=n_tokens, unique=True).map(sorted).map(tuple)
-    some_heads = st.lists(st.integers(0, sizes.n_heads - 1), min_size=1, max_size=2, unique=True).map(sorted).map(tuple)
+    n_heads = sizes.heads(point)
+    heads = st.none()
+    if n_heads:
+        heads |= st.lists(st.integers(0, n_heads - 1), min_size=1, max_size=2, unique=True).map(sorted).map(tuple)
+    shapes = [()]
+    if op == "project_out":
+        shapes.append((2,))
+    elif op != "ablate" and not n_heads:
+        shapes.append((1, n_tokens))
     return Change(
         op,
         point,
@@ -135,7 +163,8 @@ def changes(draw, sizes: Sizes, n_tokens: int) -> Change:
         strength,
         seed=draw(st.integers(0, 3)),  # few, so that equal changes come up
         positions=draw(st.none() | subset),
-        heads=draw(st.none() | some_heads) if point == "attn.hook_z" else None,
+        heads=draw(heads),
+        shape=draw(st.sampled_from(shapes)),
     )
 
 
@@ -181,7 +210,7 @@ def _reads(draw, sizes: Sizes, graph: Graph) -> Read:
     if what == "cache":
         return Read(node, what)
     if what == "activation":
-        point = draw(st.sampled_from(["hook_resid_post", *POINTS]))
+        point = draw(st.sampled_from(["hook_resid_post", *sizes.points]))
         return Read(node, what, point, positions, layers)
     heads = draw(st.just(()) | st.lists(st.integers(0, sizes.n_heads - 1), min_size=1, max_size=2, unique=True))
     last = draw(st.integers(1, graph.length(node)))

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from graphs import POINTS, Change, Graph, Segment, Sizes, Splice
+from graphs import Change, Graph, Segment, Sizes, Splice
 from reference import exact_softmax
 from transformers import DynamicCache
+
+STREAM = ("hook_resid_pre", "hook_resid_post")
 
 
 @dataclass
@@ -32,15 +34,21 @@ class State:
 
 def changed(x: torch.Tensor, change: Change, v: torch.Tensor | None, start: int, n: int) -> torch.Tensor:
     """x [1, T, (head,) W] after a change of a segment of n tokens that begins at position `start`."""
-    index = [start + p for p in (change.positions or range(n))]
+    places = list(change.positions or range(n))
+    index = [start + p for p in places]
     y = x.clone()
     part, s = y[:, index], change.strength
     some = part if change.heads is None else part[:, :, list(change.heads)]
+    if v is not None and len(change.shape) == 2:
+        v = v[:, places]  # a stored activation of the segment's tokens
     if change.op == "add":
         new = some + s * v
     elif change.op == "ablate":
         u = v / v.norm()
         new = some - s * (some @ u)[..., None] * u
+    elif change.op == "project_out":
+        rows = v.reshape(-1, v.shape[-1])
+        new = some - s * (some @ torch.linalg.pinv(rows) @ rows)
     elif change.op == "interpolate":
         new = (1 - s) * some + s * v
     elif change.op == "scale":
@@ -119,14 +127,14 @@ class OurReference(Reference):
             for layer in change.layers:
                 v = change.operand(layer, self.sizes)
                 hooks.append((f"blocks.{layer}.{change.point}", change_hook(change, v)))
-        points = [key, "attn.hook_v", "attn.hook_pattern", *POINTS]
+        points = dict.fromkeys([key, "attn.hook_v", "attn.hook_pattern", *STREAM, *self.sizes.points])
         hooks += [(f"blocks.{layer}.{point}", record) for point in points for layer in range(n_layers)]
         logits = model.run_with_hooks(torch.tensor([tokens]), hooks)
 
         def layers(point):
             return torch.stack([seen[f"blocks.{layer}.{point}"][0] for layer in range(n_layers)])
 
-        activations = {point: layers(point)[:, start:] for point in POINTS}
+        activations = {point: layers(point)[:, start:] for point in (*STREAM, *self.sizes.points)}
         residuals = torch.cat([activations["hook_resid_pre"], activations["hook_resid_post"][-1:]])
         return State(
             tokens,

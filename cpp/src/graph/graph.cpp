@@ -47,6 +47,22 @@ void check_intervention(const hooks::Intervention& i, const models::Model& model
                            n_tokens - 1, ", got ", i.first_position);
 }
 
+/// One intervention a layer, in the order of the layers: what is equal in the first ones is then seen to be equal there.
+std::vector<hooks::Intervention> by_layer(const std::vector<hooks::Intervention>& interventions) {
+  std::vector<hooks::Intervention> out;
+  for (const auto& i : interventions) {
+    if (hooks::is_identity(i)) continue;
+    for (const auto& value : i.values) {
+      out.push_back(i);
+      out.back().values = {value};
+    }
+  }
+  std::stable_sort(out.begin(), out.end(), [](const auto& a, const auto& b) {
+    return a.values.begin()->first < b.values.begin()->first;
+  });
+  return out;
+}
+
 }  // namespace
 
 const Graph::Node& Graph::node(NodeId id) const {
@@ -104,9 +120,8 @@ NodeId Graph::segment(const ModelPtr& model, const std::vector<int64_t>& tokens,
   check<ShapeError>(node.length <= cfg.n_ctx, "Graph::segment: a sequence must fit into the model's ",
                     cfg.n_ctx, " positions, got ", node.length);
   std::string content = concat(model->hash(), "|", joined(tokens), "|");
-  for (const auto& i : interventions) {
-    check_intervention(i, *model, static_cast<int64_t>(tokens.size()));
-    if (hooks::is_identity(i)) continue;
+  for (const auto& i : interventions) check_intervention(i, *model, static_cast<int64_t>(tokens.size()));
+  for (const auto& i : by_layer(interventions)) {
     content += identity(i, /*with_positions=*/true) + ";";
     node.effects.push_back(identity(i, /*with_positions=*/false));
     node.interventions.push_back(i);
