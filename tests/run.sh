@@ -5,7 +5,7 @@
 #   bash tests/run.sh lint unit    only these
 #
 #   INTROSPECT_QUICK=1   only lint, layering, stubs, cpp and unit
-#   INTROSPECT_SLOW=1    tests/python/slow too
+#   INTROSPECT_SLOW=1    tests/python/slow too; INTROSPECT_SLOW=all: with those that take minutes each
 #
 # The last line is the total: "N passed, N failed". Exits 0 if nothing failed, 1 if something did, 2 when system
 # packages are missing and may not be installed.
@@ -14,7 +14,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 REPORTS=$ROOT/build/reports
 
 # name and time limit in minutes, in the order of running
-TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:15 parity:20 slow:30 consumer:15 examples:10 notebooks:10"
+TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:15 parity:20 slow:45 consumer:15 examples:10 notebooks:10"
 [ -z "${INTROSPECT_QUICK:-}" ] || TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:15"
 
 # Two busy threads a process: torch takes every core otherwise, and the tests run one after another.
@@ -62,8 +62,8 @@ tier_unit() { run_pytest tests/python/unit --ignore=tests/python/unit/test_layer
 tier_parity() { run_pytest tests/python/parity; }
 tier_slow() {
   if [ -n "${INTROSPECT_SLOW:-}" ]; then
-    # Without TransformerLens's environment the tests against it are skipped.
-    python tests/benchmarks/peers/environment.py transformer_lens || true
+    # Without the environments of TransformerLens and repeng the tests against them are skipped.
+    python tests/benchmarks/peers/environment.py || true
     run_pytest tests/python/slow
   else
     skip "set INTROSPECT_SLOW=1"

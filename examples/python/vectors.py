@@ -12,7 +12,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--model", default="qwen2.5-coder-0.5b-instruct")
 parser.add_argument("--concepts", nargs=2, default=["cat", "dog"], metavar="WORD")
 parser.add_argument("--suffixes", type=int, default=100, help="pairs to train each vector on")
-parser.add_argument("--strength", type=float, default=6.0)
+parser.add_argument("--strength", type=float, default=2.0)
 parser.add_argument("-o", "--output", type=Path, help="write the vectors and their plots to this folder")
 args = parser.parse_args()
 
