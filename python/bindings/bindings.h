@@ -23,6 +23,7 @@ void bind_engine(py::module_& m);
 void bind_graph(py::module_& m);
 void bind_steering(py::module_& m);
 void bind_experiments(py::module_& m);
+void bind_statistics(py::module_& m);
 
 /// A Progress that calls `callback(what, done, total)` unless it is None, and lets Ctrl-C end the work either way.
 Progress as_progress(py::object callback);

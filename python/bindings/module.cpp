@@ -52,4 +52,5 @@ PYBIND11_MODULE(_C, m) {
   python::bind_graph(m);
   python::bind_steering(m);
   python::bind_experiments(m);
+  python::bind_statistics(m);
 }

@@ -15,23 +15,34 @@ __all__: list[str] = [
     "ChatTemplate",
     "Config",
     "ConfigError",
+    "Confusion",
     "ControlVector",
     "Error",
+    "Estimate",
+    "Factor",
     "GgufFile",
     "GgufWriter",
     "Graph",
     "HfFolder",
     "HookError",
     "HookRegistry",
+    "Interval",
     "Intervention",
     "IoError",
     "KVCache",
     "LayerDiagnostics",
+    "MatchedRate",
+    "MaxNullBand",
     "Model",
+    "NullBand",
     "PlanSummary",
+    "Proportion",
     "Protocol",
     "SafetensorsFile",
+    "Sensitivity",
     "ShapeError",
+    "ShiftRow",
+    "ShiftTable",
     "Store",
     "StoreConflict",
     "StoreMerged",
@@ -42,20 +53,33 @@ __all__: list[str] = [
     "TriePlan",
     "accumulated_bias",
     "accumulated_resid",
+    "adjusted_p",
     "apply_norm",
+    "auc",
+    "binomial_p",
+    "bootstrap_difference",
+    "bootstrap_interval",
+    "bootstrap_mean",
     "built_with_torch",
     "composition_scores",
     "concept_pairs",
+    "confusion",
     "decompose_resid",
     "diagnose",
     "direction_of_pairs",
+    "false_alarms_at",
     "full_resid_decomposition",
     "head_results",
+    "kendall_tau",
     "logit_attributions",
+    "max_null_band",
     "neuron_results",
+    "null_band",
+    "null_bands",
     "open_tensors",
     "operator_names",
     "plan_trie",
+    "proportion",
     "random_directions",
     "random_rotation",
     "rms_norm",
@@ -63,9 +87,13 @@ __all__: list[str] = [
     "run_experiment",
     "run_trie",
     "save_safetensors",
+    "sensitivity",
     "sha256_hex",
+    "shift_table",
+    "spearman",
     "stack_head_results",
     "stack_neuron_results",
+    "top_k_overlap",
     "write_atomically",
 ]
 
@@ -1707,6 +1735,197 @@ class Store:
     @property
     def path(self) -> pathlib.Path: ...
 
+class Interval:
+    """
+    An interval; both ends belong to it.
+    """
+    def __contains__(self, x: typing.SupportsFloat | typing.SupportsIndex) -> bool: ...
+    def __repr__(self) -> str: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+
+class Estimate:
+    """
+    A number with its interval and its standard error.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def interval(self) -> Interval: ...
+    @property
+    def standard_error(self) -> float: ...
+    @property
+    def value(self) -> float: ...
+
+class Factor:
+    """
+    One way in which observations are alike: the question they ask, its paraphrase, the concept injected.
+
+    Levels that are a sample of a population (questions one might have asked) are resampled; what is fixed by design is no
+    factor.
+    """
+    def __init__(self, name: str, levels: collections.abc.Sequence[str], *, within: str = "") -> None:
+        """
+        Args:
+            name: what errors and ``within`` call it.
+            levels: of each observation.
+            within: the name of a factor before it, in each of whose levels this one has levels of its own.
+        """
+    @property
+    def levels(self) -> list[str]: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def within(self) -> str: ...
+
+class Proportion:
+    """
+    Successes of independent trials, with the exact interval.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def interval(self) -> Interval: ...
+    @property
+    def successes(self) -> int: ...
+    @property
+    def trials(self) -> int: ...
+    @property
+    def value(self) -> float: ...
+
+class ShiftRow:
+    """
+    One question: means over its readings, log-odds in nats.
+    """
+    @property
+    def base(self) -> float: ...
+    @property
+    def control(self) -> bool: ...
+    @property
+    def injected(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def shift(self) -> float: ...
+
+class ShiftTable:
+    """
+    Introspection and control questions side by side.
+
+    ``introspection`` and ``control`` are the mean shifts, their intervals None where there is nothing to draw from; ``effect``
+    is their difference, what is left of the shift apart from a general yes-bias.
+    """
+    @property
+    def control(self) -> float: ...
+    @property
+    def control_base(self) -> float: ...
+    @property
+    def control_injected(self) -> float: ...
+    @property
+    def control_interval(self) -> Estimate | None: ...
+    @property
+    def effect(self) -> Estimate: ...
+    @property
+    def introspection(self) -> float: ...
+    @property
+    def introspection_base(self) -> float: ...
+    @property
+    def introspection_injected(self) -> float: ...
+    @property
+    def introspection_interval(self) -> Estimate | None: ...
+    @property
+    def rows(self) -> list[ShiftRow]: ...
+
+class NullBand:
+    """
+    A value among the same quantity of random vectors.
+
+    ``band`` holds the nulls' quantiles; ``z`` is NaN where the nulls have no spread; ``rank`` is 1 for the highest, ties against
+    it; ``p`` is (1 + #{null >= value}) / (1 + n), ``p_two_sided`` twice the smaller of it and its mirror image.
+    """
+    @property
+    def band(self) -> Interval: ...
+    @property
+    def mean(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def p(self) -> float: ...
+    @property
+    def p_two_sided(self) -> float: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def standard_deviation(self) -> float: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def z(self) -> float: ...
+
+class MaxNullBand:
+    """
+    The points of a sweep against the highest point of each null's sweep.
+
+    ``p`` is of each point, adjusted for looking at all of them; ``p_any`` of the highest; ``threshold`` is what a null's
+    highest point exceeds with 1 - confidence.
+    """
+    @property
+    def p(self) -> list[float]: ...
+    @property
+    def p_any(self) -> float: ...
+    @property
+    def threshold(self) -> float: ...
+
+class Sensitivity:
+    """
+    Yes and no with and without an injection: rates, d' and criterion.
+
+    ``criterion`` is 0 without bias and above 0 when "no" is preferred.
+    """
+    @property
+    def criterion(self) -> float: ...
+    @property
+    def d_prime(self) -> float: ...
+    @property
+    def false_alarms(self) -> Proportion: ...
+    @property
+    def hits(self) -> Proportion: ...
+
+class MatchedRate:
+    """
+    A threshold on the score, and what scores at or above it.
+    """
+    @property
+    def false_alarm_rate(self) -> float: ...
+    @property
+    def hit_rate(self) -> float: ...
+    @property
+    def threshold(self) -> float: ...
+
+class Confusion:
+    """
+    What reports tell about what was injected. Information is in bits.
+
+    ``information`` is the plug-in estimate, ``information_corrected`` the same with Miller and Madow's correction,
+    ``information_by_chance`` its mean over permutations; ``p_accuracy`` and ``p_information`` are one-sided.
+    """
+    @property
+    def accuracy(self) -> Proportion: ...
+    @property
+    def chance(self) -> float: ...
+    @property
+    def information(self) -> float: ...
+    @property
+    def information_by_chance(self) -> float: ...
+    @property
+    def information_corrected(self) -> float: ...
+    @property
+    def p_accuracy(self) -> float: ...
+    @property
+    def p_information(self) -> float: ...
+
 def accumulated_bias(
     model: Model,
     layer: typing.SupportsInt | typing.SupportsIndex,
@@ -1745,6 +1964,19 @@ def accumulated_resid(
         IndexError: a layer or position the model does not have.
     """
 
+def adjusted_p(p_values: collections.abc.Sequence[float], method: str = "holm") -> list[float]:
+    """
+    p-values adjusted for their number: what is at most alpha may be called found at alpha.
+
+    Args:
+        p_values: [n].
+        method: "bonferroni" or "holm" (1979) bound the chance of any error, "benjamini_hochberg" (1995) the share of errors
+            among findings under independence or positive dependence, "benjamini_yekutieli" (2001) under any dependence.
+
+    Raises:
+        ValueError: no values, values not from 0 to 1, or another method.
+    """
+
 def apply_norm(
     model: Model,
     stack: torch.Tensor,
@@ -1759,6 +1991,112 @@ def apply_norm(
     Args:
         scale: the cached hook_scale [..., 1], held fixed: weight * x / scale, without the mean for LayerNorm, and without
             the bias. None: the whole norm of each component, bias included.
+    """
+
+def auc(
+    positives: collections.abc.Sequence[float],
+    negatives: collections.abc.Sequence[float],
+    *,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+) -> Estimate:
+    """
+    The chance that a positive scores above a negative, ties half.
+
+    The standard error is DeLong's (1988), the interval normal and cut at 0 and 1; for classes that do not overlap the error
+    is 0.
+
+    Raises:
+        ValueError: fewer than two of either, or scores that are not finite.
+    """
+
+def binomial_p(
+    successes: typing.SupportsInt | typing.SupportsIndex,
+    trials: typing.SupportsInt | typing.SupportsIndex,
+    chance: typing.SupportsFloat | typing.SupportsIndex,
+) -> float:
+    """
+    The chance of at least ``successes`` of ``trials``, each with probability ``chance`` (exact, one-sided).
+
+    Raises:
+        ValueError: counts as in ``proportion``, or a chance not from 0 to 1.
+    """
+
+def bootstrap_difference(
+    values: collections.abc.Sequence[float],
+    arms: collections.abc.Sequence[int],
+    factors: collections.abc.Sequence[Factor] = [],
+    *,
+    resamples: typing.SupportsInt | typing.SupportsIndex = 10000,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+    method: str = "bca",
+    seed: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> Estimate:
+    """
+    The mean of arm 1 less the mean of arm 0, with its bootstrap interval.
+
+    A factor each of whose levels lies in one arm (questions of either kind) is drawn within each arm; one with levels in
+    both (concepts) is drawn for both at once, so that what the arms share cancels. Otherwise as ``bootstrap_mean``.
+
+    Args:
+        values: [n] numbers.
+        arms: [n], 0 or 1.
+        factors: what observations share.
+        resamples: bootstrap replicates.
+        confidence: of the interval.
+        method: "bca" or "percentile".
+        seed: of the draws.
+
+    Raises:
+        ValueError: as ``bootstrap_mean``, and unless every arm is 0 or 1 and both are there.
+    """
+
+def bootstrap_interval(
+    replicates: collections.abc.Sequence[float],
+    estimate: typing.SupportsFloat | typing.SupportsIndex,
+    *,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+    acceleration: typing.SupportsFloat | typing.SupportsIndex | None = None,
+) -> Interval:
+    """
+    The interval that bootstrap replicates of a statistic give.
+
+    Args:
+        replicates: [n] values of the statistic on resamples.
+        estimate: its value on the sample.
+        confidence: of the interval.
+        acceleration: Efron's (1987), for BCa; None means percentiles.
+
+    Raises:
+        ValueError: no replicates, or a confidence not between 0 and 1.
+    """
+
+def bootstrap_mean(
+    values: collections.abc.Sequence[float],
+    factors: collections.abc.Sequence[Factor] = [],
+    *,
+    resamples: typing.SupportsInt | typing.SupportsIndex = 10000,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+    method: str = "bca",
+    seed: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> Estimate:
+    """
+    The mean with its bootstrap interval over crossed and nested factors.
+
+    Each factor's levels are drawn with replacement, those of a nested one within each level of the factor around it, and an
+    observation's weight is the product of how often its levels were drawn (Owen 2007, "The pigeonhole bootstrap"; Owen &
+    Eckles 2012). BCa: Efron 1987, several samples as Davison & Hinkley 1997, 5.3. The same seed gives the same bits.
+
+    Args:
+        values: [n] numbers.
+        factors: what observations share; none: every observation is drawn by itself.
+        resamples: bootstrap replicates.
+        confidence: of the interval.
+        method: "bca" or "percentile".
+        seed: of the draws.
+
+    Raises:
+        ValueError: fewer than two observations, numbers that are not finite, factors of another length, no factor with two
+            levels to draw from, or options out of range.
     """
 
 def composition_scores(model: Model, mode: str) -> torch.Tensor:
@@ -1789,6 +2127,29 @@ def concept_pairs(model: typing.Any, concept: str, suffixes: collections.abc.Seq
     Raises:
         ValueError: an empty concept or no suffixes.
         ConfigError: the model has no tokenizer or chat template.
+    """
+
+def confusion(
+    counts: collections.abc.Sequence[collections.abc.Sequence[float]],
+    *,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+    permutations: typing.SupportsInt | typing.SupportsIndex = 10000,
+    seed: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> Confusion:
+    """
+    Accuracy and mutual information of a confusion matrix: rows are what was injected, columns what was reported.
+
+    Accuracy has its exact interval (Clopper & Pearson 1934) and binomial p against 1 / rows; information is Shannon's, with
+    Miller's (1955) correction and a p from permutations that keep both margins (Phipson & Smyth 2010).
+
+    Args:
+        counts: [k, k or more] trials; row i means the same as column i, further columns are answers that name none.
+        confidence: of the interval.
+        permutations: of the reports over the trials.
+        seed: of the permutations.
+
+    Raises:
+        ValueError: fewer than two rows, fewer columns than rows, counts that are not whole, or no trials.
     """
 
 def decompose_resid(
@@ -1869,6 +2230,18 @@ def direction_of_pairs(
         ValueError: an unknown method, activations that are not finite, pairs that do not differ.
     """
 
+def false_alarms_at(
+    positives: collections.abc.Sequence[float],
+    negatives: collections.abc.Sequence[float],
+    hit_rate: typing.SupportsFloat | typing.SupportsIndex,
+) -> MatchedRate:
+    """
+    False alarms at the highest threshold that gives at least this hit rate.
+
+    Raises:
+        ValueError: no positives or negatives, scores that are not finite, or a hit rate not above 0 and at most 1.
+    """
+
 def full_resid_decomposition(
     model: Model,
     activations: collections.abc.Mapping[str, torch.Tensor],
@@ -1887,6 +2260,14 @@ def full_resid_decomposition(
 def head_results(model: Model, layer: typing.SupportsInt | typing.SupportsIndex, z: torch.Tensor) -> torch.Tensor:
     """
     attn.hook_result of a layer, [..., n_heads, d_model], from its attn.hook_z [..., n_heads, d_head].
+    """
+
+def kendall_tau(a: collections.abc.Sequence[float], b: collections.abc.Sequence[float]) -> float:
+    """
+    Kendall's tau-b (1945), computed as Knight 1966; NaN where one list is constant.
+
+    Raises:
+        ValueError: lists of different lengths, fewer than two values, or values that are not finite.
     """
 
 def logit_attributions(
@@ -1908,6 +2289,29 @@ def logit_attributions(
         [n, ...], float32 at least.
     """
 
+def max_null_band(
+    values: collections.abc.Sequence[float],
+    nulls: collections.abc.Sequence[collections.abc.Sequence[float]],
+    *,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+    studentise: bool = True,
+) -> MaxNullBand:
+    """
+    p-values of the points of a sweep from the nulls' maxima, adjusted for looking at all points.
+
+    Source: Westfall & Young 1993, 2.3 (single-step maxT); Nichols & Holmes 2002.
+
+    Args:
+        values: [points].
+        nulls: [n, points].
+        confidence: of the threshold.
+        studentise: measure each point from the mean and in the standard deviation of the curve and the nulls together, so
+            that points with noisy nulls do not hide the others; the threshold is then in these units.
+
+    Raises:
+        ValueError: as ``null_bands``.
+    """
+
 def neuron_results(
     model: Model,
     activations: collections.abc.Mapping[str, torch.Tensor],
@@ -1919,6 +2323,44 @@ def neuron_results(
 ) -> torch.Tensor:
     """
     What each neuron of one layer adds to the stream, [neurons, ..., d_model].
+    """
+
+def null_band(
+    value: typing.SupportsFloat | typing.SupportsIndex,
+    nulls: collections.abc.Sequence[float],
+    *,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+) -> NullBand:
+    """
+    Where a value lies among nulls; n nulls cannot give a p below 1 / (1 + n).
+
+    Source: Davison & Hinkley 1997, 4.2; Phipson & Smyth 2010.
+
+    Args:
+        value: the quantity for the concept's vector.
+        nulls: [n], the quantity for each random vector.
+        confidence: the share of the nulls between the ends of the band.
+
+    Raises:
+        ValueError: no nulls, numbers that are not finite, or a confidence not between 0 and 1.
+    """
+
+def null_bands(
+    values: collections.abc.Sequence[float],
+    nulls: collections.abc.Sequence[collections.abc.Sequence[float]],
+    *,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+) -> list[NullBand]:
+    """
+    ``null_band`` at every point of a curve (layers, strengths).
+
+    Args:
+        values: [points].
+        nulls: [n, points].
+        confidence: the share of the nulls between the ends of each band.
+
+    Raises:
+        ValueError: as ``null_band``, and for nulls with another number of points.
     """
 
 def open_tensors(path: os.PathLike | str | bytes) -> TensorSource:
@@ -1946,6 +2388,19 @@ def plan_trie(
 
     Raises:
         ValueError: the budget (bytes) does not hold a pass of one node.
+    """
+
+def proportion(
+    successes: typing.SupportsInt | typing.SupportsIndex,
+    trials: typing.SupportsInt | typing.SupportsIndex,
+    *,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+) -> Proportion:
+    """
+    The share of successes with its exact interval (Clopper & Pearson 1934).
+
+    Raises:
+        ValueError: not 0 <= successes <= trials, no trials, or a confidence not between 0 and 1.
     """
 
 def random_directions(vector: ControlVector, *, seed: typing.SupportsInt | typing.SupportsIndex) -> ControlVector:
@@ -2078,9 +2533,70 @@ def save_safetensors(
         IoError: the file cannot be written, on a full disk for example.
     """
 
+def sensitivity(
+    hits: typing.SupportsInt | typing.SupportsIndex,
+    misses: typing.SupportsInt | typing.SupportsIndex,
+    false_alarms: typing.SupportsInt | typing.SupportsIndex,
+    correct_rejections: typing.SupportsInt | typing.SupportsIndex,
+    *,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+) -> Sensitivity:
+    """
+    Hit rate, false-alarm rate, d' and criterion of a yes-no task.
+
+    d' and criterion (Green & Swets 1966) with 0.5 added to each count and 1 to each number of trials, the log-linear
+    correction of Hautus 1995; the rates are as counted, with exact intervals.
+
+    Raises:
+        ValueError: negative counts, or no trials of either kind.
+    """
+
 def sha256_hex(bytes: bytes) -> str:
     """
     The SHA-256 of ``bytes`` as 64 lowercase hexadecimal digits.
+    """
+
+def shift_table(
+    base: collections.abc.Sequence[float],
+    injected: collections.abc.Sequence[float],
+    questions: collections.abc.Sequence[str],
+    control: collections.abc.Sequence[int],
+    factors: collections.abc.Sequence[Factor] = [],
+    *,
+    resamples: typing.SupportsInt | typing.SupportsIndex = 10000,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+    method: str = "bca",
+    seed: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> ShiftTable:
+    """
+    Shifts of log-odds by injection, of introspection questions beside control questions.
+
+    Args:
+        base: [n] log-odds of each reading without injection, nats.
+        injected: [n] log-odds with it.
+        questions: [n], the question of each reading; a factor named "question", within which others can lie.
+        control: [n], true for readings of control questions.
+        factors: what else readings share (concepts, paraphrases), each resampled as well. An arm with one question is
+            conditional on this question.
+        resamples: bootstrap replicates.
+        confidence: of the intervals.
+        method: "bca" or "percentile".
+        seed: of the draws.
+
+    Returns:
+        The table, with the difference of the arms and its bootstrap interval (as ``bootstrap_difference``).
+
+    Raises:
+        ValueError: lists of other lengths, numbers that are not finite, an arm without readings, a question in both arms,
+            or fewer than two levels to draw from.
+    """
+
+def spearman(a: collections.abc.Sequence[float], b: collections.abc.Sequence[float]) -> float:
+    """
+    Correlation of the ranks of two lists, ties sharing their mean (Spearman 1904); NaN where one is constant.
+
+    Raises:
+        ValueError: lists of different lengths, fewer than two values, or values that are not finite.
     """
 
 def stack_head_results(
@@ -2109,6 +2625,16 @@ def stack_neuron_results(
 ) -> tuple[torch.Tensor, list[str]]:
     """
     What each neuron adds to the stream: see ActivationCache.stack_neuron_results.
+    """
+
+def top_k_overlap(
+    a: collections.abc.Sequence[float], b: collections.abc.Sequence[float], k: typing.SupportsInt | typing.SupportsIndex
+) -> float:
+    """
+    The share of the k highest of ``a`` that are among the k highest of ``b``; of equal values the first is higher.
+
+    Raises:
+        ValueError: lists as in ``spearman``, or k not from 1 to their length.
     """
 
 def write_atomically(path: os.PathLike | str | bytes, bytes: str) -> None:

@@ -17,7 +17,7 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(
         f"{_REBUILD}"
     )
 
-from . import io, ops, repeng, utils
+from . import io, ops, repeng, statistics, utils
 from ._C import (
     ChatTemplate,
     ConfigError,
@@ -98,5 +98,6 @@ __all__ = [
     "resolve",
     "run_experiment",
     "run_trie",
+    "statistics",
     "utils",
 ]

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .statistics import Estimate, NullBand, null_band, shift_table
 from .tables import check_format, write_table
 
 if TYPE_CHECKING:
@@ -36,24 +37,29 @@ class Compared:
     value: float
     nulls: tuple[float, ...]
 
+    @cached_property
+    def band(self) -> NullBand | None:
+        """Where the value lies among the nulls; None without nulls, or with a number that is not finite."""
+        return null_band(self.value, self.nulls) if self.nulls and _finite(self.value, *self.nulls) else None
+
     @property
     def null_mean(self) -> float:
-        return statistics.fmean(self.nulls) if self.nulls else math.nan
+        return self.band.mean if self.band else math.nan
 
     @property
     def null_std(self) -> float:
         """Sample standard deviation; NaN for fewer than two nulls."""
-        return statistics.stdev(self.nulls) if len(self.nulls) > 1 else math.nan
+        return self.band.standard_deviation if self.band else math.nan
 
     @property
     def z(self) -> float:
         """Distance from the nulls' mean in their standard deviations."""
-        return (self.value - self.null_mean) / self.null_std if self.null_std else math.nan
+        return self.band.z if self.band else math.nan
 
     @property
     def rank(self) -> int:
         """1 when the concept's value is the highest; ties count against the concept."""
-        return 1 + sum(null >= self.value for null in self.nulls)
+        return self.band.rank if self.band else 1
 
     @property
     def inside(self) -> bool:
@@ -86,6 +92,7 @@ class Detection:
     control_mean: Compared | None  # None where no control question was asked
     control_std: float
     corrected: Compared | None  # shift - control_mean
+    effect: Estimate | None  # the same with its bootstrap interval over questions; None for fewer than two controls
     n_controls: int
 
     @property
@@ -252,7 +259,8 @@ class Result:
 
     def _detection(self, setting: Setting) -> Detection:
         own = self.select(setting, kind="introspection")
-        controls = [_shift(row) for row in self.select(setting, kind="control")]
+        asked = self.select(setting, kind="control")
+        controls = [_shift(row) for row in asked]
         nulls = self._nulls(setting)
         null_shifts = [_mean(_shift(r) for r in rows if r["question_kind"] == "introspection") for rows in nulls]
         shift = Compared(_mean(map(_shift, own)), tuple(null_shifts))
@@ -272,6 +280,7 @@ class Result:
             control_mean=control_mean,
             control_std=statistics.stdev(controls) if len(controls) > 1 else math.nan,
             corrected=corrected,
+            effect=_effect(own, asked),
             n_controls=len(controls),
         )
 
@@ -356,6 +365,25 @@ def setting_of(row: dict) -> Setting:
 
 def _shift(row: dict) -> float:
     return row["injected"]["log_odds"] - row["base"]["log_odds"]
+
+
+def _finite(*numbers: float) -> bool:
+    return all(map(math.isfinite, numbers))
+
+
+def _effect(introspection: list[dict], controls: list[dict]) -> Estimate | None:
+    """The mean shift less that of the controls, BCa over questions."""
+    rows = introspection + controls
+    own, asked = ({row["question"] for row in part} for part in (introspection, controls))
+    if not own or len(asked) < 2 or own & asked or not _finite(*map(_shift, rows)):
+        return None
+    return shift_table(
+        [row["base"]["log_odds"] for row in rows],
+        [row["injected"]["log_odds"] for row in rows],
+        [row["question"] for row in rows],
+        [False] * len(introspection) + [True] * len(controls),
+        resamples=2000,
+    ).effect
 
 
 def _token_pairs(row: dict) -> list[tuple[dict, dict]]:

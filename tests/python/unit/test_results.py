@@ -133,3 +133,18 @@ def test_no_nulls_give_no_band():
 
 def test_a_tie_with_a_null_counts_against_the_concept():
     assert Compared(1.0, (1.0, 0.0)).rank == 2
+
+
+def test_the_corrected_shift_has_an_interval_over_questions():
+    cat, bread = Result(synthetic.detection()).detections()
+    for detection in (cat, bread):
+        assert detection.effect.value == pytest.approx(detection.corrected.value)
+        assert detection.effect.interval.low < detection.effect.value < detection.effect.interval.high
+    data = synthetic.detection()
+    data["rows"] = [row for row in data["rows"] if row["question_kind"] != "control"]
+    assert Result(data).detections()[0].effect is None
+
+
+def test_numbers_that_are_not_finite_have_no_band():
+    assert Compared(math.nan, (1.0, 2.0)).band is None
+    assert math.isnan(Compared(1.0, (math.nan, 2.0)).z)
