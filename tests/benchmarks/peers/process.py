@@ -1,5 +1,6 @@
 """A peer's worker process and the line-by-line JSON it speaks: this side (Worker), and that side (serve)."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -35,7 +36,8 @@ class Worker:
         return self
 
     def __exit__(self, *_) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended before, which the call in progress has said
+            self._process.stdin.close()
         self._process.wait(30)
         self._process.stdout.close()
 
