@@ -47,34 +47,39 @@ Raises:
   m.def(
       "run_trie",
       [](const models::Model& model, const TokenTrie& trie, std::vector<int64_t> nodes,
-         std::vector<int64_t> layers, const std::string& point, int64_t memory_budget, py::object progress) {
-        const engine::TrieReads reads{std::move(nodes), std::move(layers), hooks::parse_point(point)};
+         std::vector<int64_t> layers, const std::string& point, std::vector<int64_t> rows,
+         bool last_layer_after_norm, int64_t memory_budget, py::object progress) {
+        const engine::TrieReads reads{std::move(nodes), std::move(layers), hooks::parse_point(point),
+                                      std::move(rows), last_layer_after_norm};
         const engine::TrieOptions options{memory_budget, as_progress(std::move(progress))};
         const py::gil_scoped_release release;
         return engine::run_trie(model, trie, reads, options);
       },
       py::arg("model"), py::arg("trie"), py::kw_only(), py::arg("nodes"), py::arg("layers"),
-      py::arg("point") = "hook_resid_post", py::arg("memory_budget") = engine::TrieOptions{}.memory_budget,
-      py::arg("progress") = py::none(), R"doc(
+      py::arg("point") = "hook_resid_post", py::arg("rows") = std::vector<int64_t>{},
+      py::arg("last_layer_after_norm") = false,
+      py::arg("memory_budget") = engine::TrieOptions{}.memory_budget, py::arg("progress") = py::none(), R"doc(
 Activations at nodes of a trie, where every node is run once, whatever sequences it belongs to.
 
 Args:
     model: the native model (``Model.engine``).
-    nodes: in the order of the result's rows.
+    nodes: in the order of the result's rows, unless ``rows`` says another.
     layers: block numbers, in the order of the result's columns.
     point: a hook point of a block that has a position: "hook_resid_post", "attn.hook_z".
+    rows: the result's row of each of ``nodes``: a row is the mean over its nodes. Empty: every node is a row.
+    last_layer_after_norm: read the last block's hook_resid_post as the final norm leaves it.
     memory_budget: bytes that the activations of one pass may take, weights and result aside.
     progress: called with (what, done, total).
 
 Returns:
-    float32 (float64 for a float64 model) [nodes, layers, ...], what stands at the point for one position. Equal to
+    float32 (float64 for a float64 model) [rows, layers, ...], what stands at the point for one position. Equal to
     running each sequence by itself up to rounding.
 
 Raises:
     IndexError: a node or layer that is not there.
     HookError: a point that this model does not have.
     ShapeError: a sequence longer than n_ctx.
-    ValueError: nothing to read, or a budget too small for one node.
+    ValueError: nothing to read, a row without nodes, another point after the norm, or a budget too small for one node.
 )doc");
 }
 

@@ -1,42 +1,23 @@
 #include "bindings.h"
 
 #include "introspect/core/check.h"
+#include "introspect/models/model.h"
 #include "introspect/steering/control_vector.h"
 #include "introspect/steering/diagnostics.h"
 #include "introspect/steering/directions.h"
-#include "introspect/steering/train.h"
 
 namespace introspect::python {
+
+void bind_training(py::module_& m);  // the other half of the module, in bind_training.cpp
+
 namespace {
 
 using steering::ControlVector;
-using Pairs = std::vector<std::pair<std::string, std::string>>;
 using Range = std::optional<std::pair<int64_t, int64_t>>;
 
 /// The native model of an introspect.Model.
 std::shared_ptr<const models::Model> engine(const py::object& model) {
   return model.attr("engine").cast<std::shared_ptr<models::Model>>();
-}
-
-ControlVector train(const py::object& model, const Pairs& pairs, const std::string& method,
-                    std::optional<std::vector<int64_t>> layers, int64_t memory_budget, uint64_t seed,
-                    int64_t folds, py::object progress) {
-  steering::TrainOptions options{
-      steering::parse_method(method),  std::move(layers), memory_budget, seed, folds,
-      as_progress(std::move(progress))};
-  const auto native = engine(model);
-  std::vector<steering::TextPair> texts;
-  for (const auto& [positive, negative] : pairs) texts.push_back({positive, negative});
-  const py::gil_scoped_release release;
-  return steering::train(*native, texts, options);
-}
-
-Pairs concept_pairs(const py::object& model, const std::string& concept_name,
-                    const std::vector<std::string>& suffixes) {
-  Pairs out;
-  for (const auto& pair : steering::concept_pairs(*engine(model), concept_name, suffixes))
-    out.emplace_back(pair.positive, pair.negative);
-  return out;
 }
 
 hooks::Intervention intervention(const ControlVector& vector, const py::object& model, const Range& layers,
@@ -114,32 +95,6 @@ Raises:
              return ControlVector(std::move(model_type), directions);
            }),
            py::arg("model_type"), py::arg("directions"))
-      .def_static("train", &train, py::arg("model"), py::arg("pairs"), py::kw_only(),
-                  py::arg("method") = "pca_center", py::arg("layers") = py::none(),
-                  py::arg("memory_budget") = steering::TrainOptions{}.memory_budget, py::arg("seed") = 0,
-                  py::arg("folds") = 2, py::arg("progress") = py::none(), R"doc(
-Trains a vector on pairs of texts that differ in what it shall stand for.
-
-The residual stream is read at the last token of each text, after the blocks of ``layers``; nothing above the highest
-is run. Each direction points from the negative to the positive side of most pairs.
-
-Args:
-    model: an introspect.Model with a tokenizer.
-    pairs: (positive, negative) texts, as concept_pairs makes them.
-    method: see direction_of_pairs.
-    layers: block numbers; None is 1 to n_layers - 1.
-    memory_budget: bytes of activations at a time; more than a pass of 2,048 tokens needs is not used.
-    seed: of the random pairing of "lat"; nothing else is random.
-    folds: how many parts of the pairs are judged by the direction of the others, for ``diagnostics``; 0: none.
-    progress: called with (what, done, total).
-
-Raises:
-    ValueError: too few pairs, an empty text, an unknown method, pairs that do not differ or activations that are not
-        finite, naming the layer.
-    IndexError: a layer the model does not have.
-    ShapeError: a text longer than n_ctx.
-    ConfigError: a model without tokenizer.
-)doc")
       .def_property_readonly("model_type", &ControlVector::model_type)
       .def_property_readonly("directions", &copied_directions, "{layer: float32 [d_model]}, copies.")
       .def_property_readonly("layers", &ControlVector::layers)
@@ -150,6 +105,15 @@ Raises:
           "Hash of the model it was trained on; empty if unknown.")
       .def_property_readonly("method", [](const ControlVector& v) { return v.origin().method; })
       .def_property_readonly("n_pairs", [](const ControlVector& v) { return v.origin().n_pairs; })
+      .def_property_readonly(
+          "point", [](const ControlVector& v) { return v.origin().point; },
+          "The hook point of a block where it was read; empty if unknown.")
+      .def_property_readonly(
+          "read_position", [](const ControlVector& v) { return v.origin().read_position; },
+          "The tokens it was read at: \"-1\", \"mean 2:5\"; empty if unknown.")
+      .def_property_readonly(
+          "last_layer_after_norm", [](const ControlVector& v) { return v.origin().last_layer_after_norm; },
+          "Whether the last layer was read after the final norm.")
       .def_property_readonly(
           "spectrum", [](const ControlVector& v) { return v.origin().spectrum; },
           "{layer: largest shares of variance, descending}; empty for other methods than PCA.")
@@ -208,22 +172,6 @@ Raises:
     ConfigError: the vector has no direction in the range.
 )doc");
 
-  m.def("concept_pairs", &concept_pairs, py::arg("model"), py::arg("concept"), py::arg("suffixes"), R"doc(
-The text pairs of the introspection experiments: "Please talk about {concept}." against "Please talk about anything.",
-with an empty system message, each suffix being the start of the assistant's answer.
-
-Args:
-    model: an introspect.Model with a tokenizer and a chat template.
-    concept: a word.
-    suffixes: see introspect.load_suffixes.
-
-Returns:
-    (positive, negative) texts, one pair a suffix.
-
-Raises:
-    ValueError: an empty concept or no suffixes.
-    ConfigError: the model has no tokenizer or chat template.
-)doc");
   m.def("random_rotation", &steering::random_rotation, py::arg("vector"), py::kw_only(), py::arg("seed"),
         py::call_guard<py::gil_scoped_release>(), R"doc(
 The vector under one random orthogonal map of the residual stream: the null for "any vector of this shape".
@@ -282,6 +230,7 @@ Raises:
     ShapeError: other shapes.
     ValueError: one fold, or a negative number.
 )doc");
+  bind_training(m);
 }
 
 }  // namespace introspect::python

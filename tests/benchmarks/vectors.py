@@ -4,8 +4,9 @@
     python tests/benchmarks/vectors.py [GGUF] [--repeats 3] [--peer-repeats 1] [--without-repeng]
 
 One vector is 582 pairs, all layers but the first, pca_center. Both sides run the same tokens; repeng in a process of
-its own, in turns with ours. "four concepts" is four vectors against one "anything"; repeng's four are four times its
-one. The last table is 582 pairs of random strings, which share nothing: against batches of equal lengths, run plainly.
+its own, in turns with ours. "four concepts" is four vectors against one "anything", in one call; repeng's four are four
+times its one. The last table is 582 pairs of random strings, which share nothing: against batches of equal lengths, run
+plainly.
 """
 
 import argparse
@@ -38,8 +39,8 @@ def with_default_system(model: introspect.Model, concept: str, suffixes: list[st
     return [(prompt(concept) + suffix, prompt("anything") + suffix) for suffix in suffixes]
 
 
-def train(model: introspect.Model, *datasets: Pairs) -> list[introspect.ControlVector]:
-    return [introspect.ControlVector.train(model, pairs) for pairs in datasets]
+def train(model: introspect.Model, *datasets: Pairs) -> dict[str, introspect.ControlVector]:
+    return introspect.ControlVector.train_many(model, {str(i): pairs for i, pairs in enumerate(datasets)})
 
 
 def seconds(call: Callable[[], object], repeats: int) -> float:

@@ -14,6 +14,7 @@ namespace {
 using Nodes = std::vector<int64_t>;
 
 constexpr int64_t kMostNodesPerPass = 2048;  // a product of more rows is no faster
+constexpr int64_t kReadsAtATime = 4096;      // of spans, which may be many times the nodes of a pass
 
 /// Bytes that one node takes in a pass: the widest activations that live at the same time, and its keys and values.
 int64_t bytes_per_node(const models::Model& model) {
@@ -41,10 +42,31 @@ void check_reads(const models::Model& model, const TokenTrie& trie, const TrieRe
                              model.cfg().n_layers - 1, ", got ", layer);
     points.parse(hooks::hook_name({reads.point, layer}));
   }
+  check<std::invalid_argument>(!reads.last_layer_after_norm || reads.point == hooks::Point::kResidPost,
+                               "run_trie: the final norm follows hook_resid_post, got ",
+                               hooks::point_name(reads.point));
   check<std::invalid_argument>(hooks::position_axis(reads.point) == 1,
                                "run_trie: scores and patterns of a trie's nodes are not read");
   check<ShapeError>(longest_path(trie) <= model.cfg().n_ctx, "run_trie: sequences must fit into the model's ",
                     model.cfg().n_ctx, " positions, got ", longest_path(trie), " tokens");
+}
+
+/// How many nodes each row of the result is the mean of; empty where every node is a row of its own.
+/// Throws std::invalid_argument unless there is a row for each node and a node for each row.
+Nodes nodes_of_rows(const TrieReads& reads) {
+  Nodes counts;
+  if (reads.rows.empty()) return counts;
+  check<std::invalid_argument>(reads.rows.size() == reads.nodes.size(),
+                               "run_trie: every node needs a row, got ", reads.nodes.size(), " nodes and ",
+                               reads.rows.size(), " rows");
+  for (const int64_t row : reads.rows) {
+    check<std::invalid_argument>(row >= 0, "run_trie: rows must be 0 or more, got ", row);
+    if (row >= static_cast<int64_t>(counts.size())) counts.resize(static_cast<size_t>(row) + 1);
+    ++counts[static_cast<size_t>(row)];
+  }
+  for (size_t row = 0; row < counts.size(); ++row)
+    check<std::invalid_argument>(counts[row] > 0, "run_trie: row ", row, " has no node");
+  return counts;
 }
 
 /// The nodes [first, last) of a trie as one pass, with the path to the first of them in the cache.
@@ -106,10 +128,11 @@ TriePlan plan_trie(const models::Model& model, const TokenTrie& trie, const Trie
 torch::Tensor run_trie(const models::Model& model, const TokenTrie& trie, const TrieReads& reads,
                        const TrieOptions& options) {
   check_reads(model, trie, reads);
+  const auto counts = nodes_of_rows(reads);
   const auto plan = plan_trie(model, trie, options);
   const at::NoGradGuard no_grad;
 
-  Nodes order(reads.nodes.size());  // rows of the result by node, so that each pass finds its own together
+  Nodes order(reads.nodes.size());  // reads by node, so that each pass finds its own together
   std::iota(order.begin(), order.end(), int64_t{0});
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
     return reads.nodes[static_cast<size_t>(a)] < reads.nodes[static_cast<size_t>(b)];
@@ -117,6 +140,7 @@ torch::Tensor run_trie(const models::Model& model, const TokenTrie& trie, const 
 
   const int64_t stop = *std::max_element(reads.layers.begin(), reads.layers.end()) + 1;
   const auto wide = model.dtype() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
+  const auto n_rows = static_cast<int64_t>(counts.empty() ? reads.nodes.size() : counts.size());
   torch::Tensor out;
   auto cache = model.make_cache(1, stop);
   size_t next_read = 0;
@@ -125,28 +149,43 @@ torch::Tensor run_trie(const models::Model& model, const TokenTrie& trie, const 
     const TriePass pass(trie, first, last, cache.length());
 
     Nodes rows, columns;  // of the result, and of this pass
-    for (; next_read < order.size() && reads.nodes[static_cast<size_t>(order[next_read])] < last;
-         ++next_read) {
-      rows.push_back(order[next_read]);
-      columns.push_back(reads.nodes[static_cast<size_t>(order[next_read])] - first);
+    for (; next_read < order.size(); ++next_read) {
+      const auto read = static_cast<size_t>(order[next_read]);
+      if (reads.nodes[read] >= last) break;
+      rows.push_back(counts.empty() ? order[next_read] : reads.rows[read]);
+      columns.push_back(reads.nodes[read] - first);
     }
     const auto rows_n = torch::tensor(rows, torch::kLong);
     const auto columns_n = torch::tensor(columns, torch::kLong).to(model.device());
+    const auto n_reads = static_cast<int64_t>(rows.size());
 
+    const auto take = [&](const torch::Tensor& x_TD, int64_t layer_at) {
+      for (int64_t from = 0; from < n_reads; from += kReadsAtATime) {
+        const auto n = std::min(kReadsAtATime, n_reads - from);
+        auto read = x_TD.index_select(0, columns_n.narrow(0, from, n));
+        if (reads.last_layer_after_norm &&
+            reads.layers[static_cast<size_t>(layer_at)] + 1 == model.cfg().n_layers)
+          read = model.weights().ln_final.apply(read);
+        read = read.to(torch::kCPU, wide);
+        if (!out.defined()) {
+          auto sizes = read.sizes().vec();
+          sizes[0] = n_rows;
+          sizes.insert(sizes.begin() + 1, static_cast<int64_t>(reads.layers.size()));
+          out = counts.empty() ? at::empty(sizes, read.options()) : at::zeros(sizes, read.options());
+        }
+        auto of_layer = out.select(1, layer_at);
+        if (counts.empty())
+          of_layer.index_copy_(0, rows_n.narrow(0, from, n), read);
+        else
+          of_layer.index_add_(0, rows_n.narrow(0, from, n), read);
+      }
+    };
     auto hooks = model.make_hooks();
     for (size_t i = 0; i < reads.layers.size(); ++i)
       hooks.observe(hooks::hook_name({reads.point, reads.layers[i]}),
                     [&, i](const torch::Tensor& x, hooks::Site) {
                       report(options.progress, "activations", first, trie.size());
-                      if (rows.empty()) return;
-                      const auto read = x.select(0, 0).index_select(0, columns_n).to(torch::kCPU, wide);
-                      if (!out.defined()) {
-                        auto sizes = read.sizes().vec();
-                        sizes[0] = static_cast<int64_t>(reads.nodes.size());
-                        sizes.insert(sizes.begin() + 1, static_cast<int64_t>(reads.layers.size()));
-                        out = at::empty(sizes, read.options());
-                      }
-                      out.select(1, static_cast<int64_t>(i)).index_copy_(0, rows_n, read);
+                      take(x.select(0, 0), static_cast<int64_t>(i));
                     });
 
     models::ForwardOptions forward;
@@ -156,6 +195,11 @@ torch::Tensor run_trie(const models::Model& model, const TokenTrie& trie, const 
     forward.stop_at_layer = stop;
     model.forward(pass.tokens(), forward);
     if (last < trie.size()) cache = cache.select_positions(pass.places_of_path_to(last));
+  }
+  if (!counts.empty()) {
+    auto sizes = std::vector<int64_t>(static_cast<size_t>(out.dim()), 1);
+    sizes[0] = n_rows;
+    out.div_(torch::tensor(counts, torch::kLong).view(sizes));
   }
   report(options.progress, "activations", trie.size(), trie.size());
   return out;

@@ -61,7 +61,10 @@ std::string origin_json(const VectorOrigin& origin) {
                         {"n_pairs", origin.n_pairs},
                         {"spectrum", spectrum},
                         {"folds", origin.folds},
-                        {"diagnostics", diagnostics}}
+                        {"diagnostics", diagnostics},
+                        {"point", origin.point},
+                        {"read_position", origin.read_position},
+                        {"last_layer_after_norm", origin.last_layer_after_norm}}
       .dump();
 }
 
@@ -84,6 +87,10 @@ VectorOrigin parse_origin(const std::string& text, const std::filesystem::path& 
       if (entry.contains("accuracy")) one.accuracy = entry.at("accuracy").get<double>();
       if (entry.contains("auc")) one.auc = entry.at("auc").get<double>();
     }
+    if (!json.contains("point")) return origin;  // likewise
+    json.at("point").get_to(origin.point);
+    json.at("read_position").get_to(origin.read_position);
+    json.at("last_layer_after_norm").get_to(origin.last_layer_after_norm);
   } catch (const std::exception& problem) {  // of nlohmann::json and of std::stoll
     throw IoError(
         concat("ControlVector: ", path.string(), ": the vector's origin cannot be read: ", problem.what()));

@@ -1,5 +1,6 @@
 #include "introspect/steering/directions.h"
 
+#include <cmath>
 #include <map>
 #include <stdexcept>
 
@@ -8,7 +9,9 @@
 
 #include "introspect/core/check.h"
 #include "introspect/ops/pca.h"
+#include "ops/leading.h"
 #include "steering/logistic.h"
+#include "steering/pairs.h"
 
 namespace introspect::steering {
 namespace {
@@ -21,7 +24,8 @@ const std::map<std::string, Method> kMethods{{"pca_center", Method::pca_center},
                                              {"mean_diff", Method::mean_diff},
                                              {"logistic", Method::logistic}};
 
-constexpr int64_t kSharesKept = 8;  // of each layer's spectrum
+constexpr int64_t kSharesKept = 8;   // of each layer's spectrum
+constexpr double kAngleNear = 1e-7;  // of a component that another one is near to
 
 torch::Tensor random_differences(const torch::Tensor& activations_ND, uint64_t seed) {
   auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
@@ -31,19 +35,45 @@ torch::Tensor random_differences(const torch::Tensor& activations_ND, uint64_t s
 }
 
 /// What the first component is taken of, and whether its rows' mean comes off first.
-std::pair<torch::Tensor, bool> rows_of(Method method, const torch::Tensor& positive_ND,
-                                       const torch::Tensor& negative_ND, uint64_t seed) {
+std::pair<torch::Tensor, bool> rows_of(Method method, const Pairs& pairs, uint64_t seed) {
   switch (method) {
     case Method::pca_global_center:
-      return {torch::cat({positive_ND, negative_ND}), true};
+      return {torch::cat({pairs.positive_ND, pairs.negative_ND}), true};
     case Method::lat:
-      return {random_differences(torch::cat({positive_ND, negative_ND}), seed), true};
+      return {random_differences(torch::cat({pairs.positive_ND, pairs.negative_ND}), seed), true};
     case Method::pca_diff:
-      return {positive_ND - negative_ND, true};
+      return {pairs.difference_ND, true};
     default:
-      // Each pair less its midpoint is +-half its difference: PCA of all of them is that of the halves about zero.
-      return {(positive_ND - negative_ND) / 2, false};
+      // Each pair less its midpoint is +-half its difference: PCA of all of them is that of the differences about zero.
+      return {pairs.difference_ND, false};
   }
+}
+
+/// The first component of the rows, either sign, and the largest shares; no shares where it was found near another.
+ops::LeadingComponent first_component(const torch::Tensor& rows_ND, bool center,
+                                      const torch::Tensor& near_D) {
+  if (near_D.defined()) {
+    const auto x_ND = center ? rows_ND - rows_ND.mean(0, /*keepdim=*/true) : rows_ND;
+    if (const auto found = ops::leading_near(x_ND, near_D, kAngleNear)) return {*found, {}};
+  }
+  return ops::leading_component(rows_ND, center, kSharesKept);
+}
+
+torch::Tensor mean_difference(const Pairs& pairs) {
+  const auto mean_D = pairs.difference_ND.mean(0);
+  check<std::invalid_argument>(mean_D.norm().item<double>() > 0,
+                               "direction_of_pairs: the mean difference must not be zero");
+  return mean_D;
+}
+
+torch::Tensor logistic_direction(const Pairs& pairs) {
+  const auto ones_N = torch::ones({pairs.size()}, torch::kFloat64);
+  const auto weights_D = logistic_weights(torch::cat({pairs.positive_ND, pairs.negative_ND}),
+                                          torch::cat({ones_N, torch::zeros_like(ones_N)}));
+  const auto norm = weights_D.norm().item<double>();
+  check<std::invalid_argument>(norm > 0,
+                               "direction_of_pairs: the sides must differ in their means for a regression");
+  return weights_D / norm;
 }
 
 }  // namespace
@@ -62,48 +92,48 @@ std::string to_string(Method method) {
   throw std::invalid_argument("to_string: not a Method");
 }
 
-torch::Tensor direction_of_pairs(const torch::Tensor& positive_ND, const torch::Tensor& negative_ND,
-                                 Method method, std::vector<double>* shares, uint64_t seed) {
+Pairs checked_pairs(const std::string& who, const torch::Tensor& positive_ND,
+                    const torch::Tensor& negative_ND) {
   check<ShapeError>(
       positive_ND.dim() == 2 && positive_ND.sizes() == negative_ND.sizes() && positive_ND.size(0) > 0 &&
           positive_ND.is_floating_point() && negative_ND.is_floating_point(),
-      "direction_of_pairs: both sides must be float [pairs, d_model] of one shape, got ", positive_ND.sizes(),
-      " ", positive_ND.dtype(), " and ", negative_ND.sizes(), " ", negative_ND.dtype());
-  const auto pos_ND = positive_ND.to(torch::kCPU, torch::kFloat64);
-  const auto neg_ND = negative_ND.to(torch::kCPU, torch::kFloat64);
-  const auto difference_ND = pos_ND - neg_ND;
-  check<std::invalid_argument>(difference_ND.isfinite().all().item<bool>(),
-                               "direction_of_pairs: activations must be finite, got NaN or infinity");
+      who, ": both sides must be float [pairs, d_model] of one shape, got ", positive_ND.sizes(), " ",
+      positive_ND.dtype(), " and ", negative_ND.sizes(), " ", negative_ND.dtype());
+  Pairs out;
+  out.positive_ND = positive_ND.to(torch::kCPU, torch::kFloat64);
+  out.negative_ND = negative_ND.to(torch::kCPU, torch::kFloat64);
+  out.difference_ND = out.positive_ND - out.negative_ND;
+  const auto flat = out.difference_ND.flatten();
+  out.sum_of_squares = flat.dot(flat).item<double>();
+  check<std::invalid_argument>(std::isfinite(out.sum_of_squares), who,
+                               ": activations must be finite, got NaN or infinity");
+  return out;
+}
+
+torch::Tensor direction_of(const Pairs& pairs, Method method, uint64_t seed, std::vector<double>* shares,
+                           const torch::Tensor& near_D) {
   check<std::invalid_argument>(
-      difference_ND.count_nonzero().item<int64_t>() > 0,
+      pairs.sum_of_squares > 0,
       "direction_of_pairs: the pairs must differ, got equal activations: no variance");
   if (shares) shares->clear();
-  if (method == Method::mean_diff) {
-    const auto mean_D = difference_ND.mean(0);
-    check<std::invalid_argument>(mean_D.norm().item<double>() > 0,
-                                 "direction_of_pairs: the mean difference must not be zero");
-    return mean_D.to(torch::kFloat32);
-  }
-  if (method == Method::logistic) {
-    const auto n = pos_ND.size(0);
-    const auto labels = torch::cat({torch::ones({n}, torch::kFloat64), torch::zeros({n}, torch::kFloat64)});
-    const auto weights_D = logistic_weights(torch::cat({pos_ND, neg_ND}), labels);
-    const auto norm = weights_D.norm().item<double>();
-    check<std::invalid_argument>(norm > 0,
-                                 "direction_of_pairs: the sides must differ in their means for a regression");
-    return (weights_D / norm).to(torch::kFloat32);
-  }
-  const auto [rows_ND, center] = rows_of(method, pos_ND, neg_ND, seed);
-  const auto pca = ops::leading_component(rows_ND, center, kSharesKept);
-  auto direction_D = pca.component_D;
-  const auto projections_N = difference_ND.mv(direction_D);
-  const auto vote = projections_N.sign().sum().item<double>();
-  if (vote < 0 || (vote == 0 && projections_N.sum().item<double>() < 0)) direction_D = -direction_D;
+  if (method == Method::mean_diff) return mean_difference(pairs);
+  if (method == Method::logistic) return logistic_direction(pairs);
+  const auto [rows_ND, center] = rows_of(method, pairs, seed);
+  const auto pca = first_component(rows_ND, center, near_D);
   if (shares) {
     const auto* first = pca.variance_share.const_data_ptr<double>();
     shares->assign(first, first + pca.variance_share.numel());
   }
-  return direction_D.to(torch::kFloat32);
+  const auto projections_N = pairs.difference_ND.mv(pca.component_D);
+  const auto vote = projections_N.sign().sum().item<double>();
+  const bool turn = vote < 0 || (vote == 0 && projections_N.sum().item<double>() < 0);
+  return turn ? -pca.component_D : pca.component_D;
+}
+
+torch::Tensor direction_of_pairs(const torch::Tensor& positive_ND, const torch::Tensor& negative_ND,
+                                 Method method, std::vector<double>* shares, uint64_t seed) {
+  const auto pairs = checked_pairs("direction_of_pairs", positive_ND, negative_ND);
+  return direction_of(pairs, method, seed, shares).to(torch::kFloat32);
 }
 
 }  // namespace introspect::steering

@@ -29,6 +29,22 @@ def load_suffixes(path: str | Path | None = None) -> list[str]:
     return suffixes
 
 
+def load_words(name: str = "concepts") -> list[str]:
+    """Words that ControlVector.train_words makes vectors of, and of which it takes the mean.
+
+    Args:
+        name: "concepts" (50), "baseline" (100, the mean over which is subtracted), "more_concepts" (450) or
+            "concepts_lindsey" (50, with one other word).
+
+    Raises:
+        ValueError: no list of this name.
+    """
+    lists = json.loads((FOLDER / "words.json").read_text(encoding="utf-8"))
+    if name not in lists:
+        raise ValueError(f"load_words: name must be one of {', '.join(lists)}, got {name!r}")
+    return lists[name]
+
+
 def model_registry() -> dict[str, dict]:
     """Short name -> file name, size, SHA-256 and where the file can be had."""
     return json.loads((FOLDER / "models.json").read_text(encoding="utf-8"))

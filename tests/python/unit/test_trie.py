@@ -57,6 +57,28 @@ def test_every_node_is_that_of_the_plain_run(engine, point):
             torch.testing.assert_close(read[trie.path(end)].double(), expected.double(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("after_norm", [False, True])
+def test_rows_are_means_over_their_nodes(engine, after_norm):
+    rng = torch.Generator().manual_seed(1)
+    sequences = [torch.randint(1, 4, (n,), generator=rng).tolist() for n in (1, 3, 9, 14, 20, 5)]
+    trie = introspect.TokenTrie(sequences)
+    nodes, rows = [], []
+    for row, end in reversed(list(enumerate(trie.ends))):
+        nodes += trie.path(end)
+        rows += [row] * len(trie.path(end))
+    last = engine.cfg.n_layers - 1
+    budget = next(b for b in range(2000, 10**7, 2000) if plans(engine, trie, b))
+    read = introspect.run_trie(
+        engine, trie, nodes=nodes, rows=rows, layers=[last], memory_budget=budget, last_layer_after_norm=after_norm
+    )
+    for row, sequence in enumerate(sequences):
+        hooks, cache = engine.make_hooks(), introspect._C.ActivationCache()
+        name = "unembed.hook_in" if after_norm else f"blocks.{last}.hook_resid_post"
+        hooks.record(name, cache)
+        engine.forward(torch.tensor([sequence]), hooks=hooks, logits_at="none")
+        torch.testing.assert_close(read[row, 0], cache.to_dict()[name][0].mean(0), rtol=1e-9, atol=1e-9)
+
+
 def plans(engine, trie, budget: int) -> bool:
     try:
         return introspect._C.plan_trie(engine, trie, memory_budget=budget).n_passes > 0
@@ -122,6 +144,10 @@ def needed(engine, trie, nodes: int) -> int:
         ({"point": "hook_resid_pots"}, introspect.HookError),
         ({"point": "attn.hook_pattern"}, ValueError),
         ({"memory_budget": 10}, ValueError),
+        ({"rows": [0, 1]}, ValueError),
+        ({"rows": [1]}, ValueError),
+        ({"rows": [-1]}, ValueError),
+        ({"point": "attn.hook_z", "last_layer_after_norm": True}, ValueError),
     ],
 )
 def test_bad_reads_are_refused_before_the_first_pass(tmp_path_factory, change, error):

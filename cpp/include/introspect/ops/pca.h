@@ -38,10 +38,9 @@ struct LeadingComponent {
 
 /// principal_components with k = 1 and only the first `n_shares` shares, several times faster for matrices of hundreds.
 ///
-/// Lanczos' method from a fixed start on the smaller Gram matrix, with a proof of what it found: the component is
-/// within 1e-10 (an angle) of the exact one of that matrix and the shares within 1e-7 of the first. Where the gap below
-/// the first share is too small for that, the matrix is decomposed whole. The shares are of the whole variance, which is
-/// the matrix's trace.
+/// Lanczos' method from a fixed start, with a proof of what it found: the component is within 1e-10 (an angle) of the
+/// exact one, and each share within 1e-7 of the first. Where the gap below the first share is too small for that, the
+/// smaller Gram matrix is decomposed whole. The shares are of the whole variance.
 ///
 /// Shapes: rows_ND [N, D], any float dtype. Throws as principal_components does, and std::invalid_argument unless
 /// n_shares >= 1. Source: Parlett 1998, "The Symmetric Eigenvalue Problem", chapters 11 and 13.

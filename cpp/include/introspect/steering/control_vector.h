@@ -23,6 +23,9 @@ struct VectorOrigin {
   std::map<int64_t, std::vector<double>> spectrum;  ///< layer -> largest shares of variance (PCA methods)
   int64_t folds = 0;  ///< of the pairs, for what diagnostics says of held-out ones; 0: none
   std::map<int64_t, LayerDiagnostics> diagnostics;  ///< by layer; empty where not known
+  std::string point = {};              ///< of a block, where it was read: "hook_resid_post"; empty: unknown
+  std::string read_position = {};      ///< the tokens it was read at: "-1", "mean 2:5"; empty: unknown
+  bool last_layer_after_norm = false;  ///< the last layer was read after the final norm
 };
 
 /// One direction per layer: read at the output of block l, added to the output of block l (0-based).

@@ -1,14 +1,15 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
+#include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "introspect/core/progress.h"
-#include "introspect/engine/run_trie.h"
 #include "introspect/export.h"
 #include "introspect/models/model.h"
+#include "introspect/steering/activations.h"
 #include "introspect/steering/control_vector.h"
 #include "introspect/steering/directions.h"
 
@@ -20,6 +21,12 @@ struct TextPair {
   std::string negative;
 };
 
+/// The pairs of one vector, with a name for messages.
+struct NamedPairs {
+  std::string name;
+  std::vector<TextPair> pairs;
+};
+
 /// The concept pairs of the introspection experiments, one a suffix: an empty system message, the user's "Please talk
 /// about {concept}." against "Please talk about anything.", and the suffix as the start of the assistant's answer.
 ///
@@ -29,34 +36,49 @@ INTROSPECT_EXPORT std::vector<TextPair> concept_pairs(const models::Model& model
                                                       const std::string& concept_name,
                                                       const std::vector<std::string>& suffixes);
 
-struct TrainOptions {
+/// Layer -> activations [texts, D], the texts being positive, negative, positive, ... as in repeng.
+using Hiddens = std::map<int64_t, torch::Tensor>;
+
+/// How activations become directions.
+struct DirectionOptions {
   Method method = Method::pca_center;
-  std::optional<std::vector<int64_t>> layers;  ///< default: 1 to n_layers - 1
-  int64_t memory_budget = int64_t{1} << 30;    ///< bytes of activations at a time
-  uint64_t seed = 0;                           ///< of Method::lat's pairing
+  uint64_t seed = 0;  ///< of Method::lat's pairing
   int64_t folds = 2;  ///< for the held-out figures of VectorOrigin::diagnostics; 0: none
   Progress progress;
 };
 
-/// Activations of the residual stream after chosen blocks, at the last token of each text.
-///
-/// Read at blocks.{l}.hook_resid_post, so the last layer's are the stream itself and not its final norm (in
-/// transformers' hidden_states the last entry is normed, and so are repeng's directions for the last layer). What texts
-/// begin with is run once, however many they are (engine::run_trie); nothing above the highest layer is run.
-///
-/// Returns float32 [texts, layers, D] on the CPU, in the order given.
-/// Throws std::invalid_argument for no texts, an empty text or a budget too small for one token, std::out_of_range for
-/// a layer the model does not have, ShapeError for a text longer than n_ctx: all before the first forward pass.
-INTROSPECT_EXPORT torch::Tensor last_token_activations(const models::Model& model,
-                                                       const std::vector<std::string>& texts,
-                                                       const std::vector<int64_t>& layers,
-                                                       const engine::TrieOptions& options = {});
+struct TrainOptions {
+  DirectionOptions directions;
+  ReadOptions read;
+  int64_t memory_budget = int64_t{1} << 30;  ///< bytes of activations at a time
+  /// In place of reading the model: activations of these texts at these layers.
+  std::function<Hiddens(const std::vector<std::string>& texts, const std::vector<int64_t>& layers)>
+      compute_hiddens;
+  /// Changes the activations before directions are made of them; it may change their width.
+  std::function<Hiddens(Hiddens)> transform_hiddens;
+};
 
-/// A control vector from text pairs: last_token_activations, then direction_of_pairs and diagnose for every
-/// layer.
+/// A control vector from text pairs: collect_activations, then direction_of_pairs and diagnose for every layer.
 ///
-/// Throws as they do, naming the layer, and std::invalid_argument for too few pairs (pca_diff needs two).
+/// Throws as they do, naming the layer (and the text for activations that are not finite), std::invalid_argument for
+/// too few pairs (pca_diff needs two), and ShapeError for hiddens of a caller's function that are not [2 pairs, D].
 INTROSPECT_EXPORT ControlVector train(const models::Model& model, const std::vector<TextPair>& pairs,
                                       const TrainOptions& options = {});
+
+/// train for several sets of pairs, all texts of which are one token trie: what they share, such as one baseline, is run
+/// once. Returns the vectors in the order of the sets. Throws as train, naming the set.
+INTROSPECT_EXPORT std::vector<ControlVector> train_many(const models::Model& model,
+                                                        const std::vector<NamedPairs>& sets,
+                                                        const TrainOptions& options = {});
+
+/// The vector from one model to another: directions of the pairs that a text's activations in two models are. The
+/// models need not be in memory together, nor at all.
+///
+/// Its origin names the negative model, which adding it turns towards the positive one.
+/// Throws ShapeError for activations of different widths, std::invalid_argument for those of different layers, texts,
+/// positions or points, and as direction_of_pairs does, naming the layer.
+/// Source: the "model-contrastive" vectors of vgel.me, "Small Models Can Introspect, Too".
+INTROSPECT_EXPORT ControlVector contrast(const Activations& positive, const Activations& negative,
+                                         const DirectionOptions& options = {});
 
 }  // namespace introspect::steering
