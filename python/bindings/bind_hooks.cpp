@@ -1,5 +1,7 @@
 #include "bindings.h"
 
+#include <algorithm>
+
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -20,6 +22,7 @@ using hooks::HookRegistry;
 using hooks::Intervention;
 using hooks::Part;
 using hooks::PositionRange;
+using hooks::TextFilter;
 
 Direction parse_direction(const std::string& direction) {
   if (direction == "fwd") return Direction::kForward;
@@ -161,6 +164,49 @@ Gradients stand under the hook name with ``_grad`` after it. What is recorded ag
            "The same activations on another device, in another floating dtype, or both.");
 }
 
+std::vector<int64_t> ascending(std::optional<std::vector<int64_t>> tokens) {
+  auto out = std::move(tokens).value_or(std::vector<int64_t>{});
+  std::sort(out.begin(), out.end());
+  out.erase(std::unique(out.begin(), out.end()), out.end());
+  return out;
+}
+
+void bind_text_filter(py::module_& m) {
+  using Tokens = std::optional<std::vector<int64_t>>;
+  py::class_<TextFilter>(m, "TextFilter", R"doc(
+Restricts an intervention to some of its positions by the text that stands there, row by row.
+
+What it lets through is the same in one pass, in chunks through a KV cache, in every step of a generation, and, with
+``skip_padding``, in a padded batch.
+
+Args:
+    phase: "all", "prompt" (every position of the prompt) or "generation" (every position that a new token is predicted
+        from: the prompt's last one, then the new tokens).
+    tokens: only where one of these ids stands; None is any.
+    not_tokens: nowhere where one of these stands.
+    after: only behind the first of these; None is from the start.
+    skip_padding: padding is never changed, and positions count real tokens only: a row of a padded batch is changed as
+        it would be alone.
+
+Raises:
+    ValueError: another phase.
+)doc")
+      .def(py::init([](const std::string& phase, Tokens tokens, Tokens not_tokens, Tokens after,
+                       bool skip_padding) {
+             return TextFilter{hooks::parse_phase(phase), ascending(std::move(tokens)),
+                               ascending(std::move(not_tokens)), ascending(std::move(after)), skip_padding};
+           }),
+           py::kw_only(), py::arg("phase") = "all", py::arg("tokens") = py::none(),
+           py::arg("not_tokens") = py::none(), py::arg("after") = py::none(), py::arg("skip_padding") = false)
+      .def_property_readonly("phase",
+                             [](const TextFilter& filter) { return hooks::phase_name(filter.phase); })
+      .def_readonly("tokens", &TextFilter::tokens)
+      .def_readonly("not_tokens", &TextFilter::not_tokens)
+      .def_readonly("after", &TextFilter::after)
+      .def_readonly("skip_padding", &TextFilter::skip_padding)
+      .def("__eq__", &TextFilter::operator==, py::arg("other"), py::is_operator());
+}
+
 void bind_intervention(py::module_& m) {
   py::class_<Intervention>(m, "Intervention", R"doc(
 A change to activations, as data: an operator on a selection of rows, positions and heads at one hook point.
@@ -179,6 +225,16 @@ With x the activation, v the layer's operand and s the strength, the operators a
 A strength of 0 (of 1 for scale) leaves the pass as it was, bit for bit. Gradients flow to x and to the operands.
 Replacing a pattern or a norm's scale by what was recorded freezes it.
 
+Operators of control vectors, with u = v / |v|; the last three also take v [2, W], whose rows span a plane:
+
+- ``norm_preserving_add``: (x + s v) |x| / |x + s v|
+- ``project_to``: x + s (target - x.u) u
+- ``clamp``: x + s (min(max(x.u, low), high) - x.u) u; either end may be left out
+- ``rotate``: x turned by s ``angle`` degrees towards v, or from row 0 towards row 1
+- ``angular``: x put ``angle`` degrees from v, or its part in the plane from row 0 towards row 1; s must be 1 (Vu &
+  Nguyen 2025, arXiv:2510.26243)
+- ``adaptive_angular``: the same where the product of x and row 0 is positive; s must be 1
+
 Args:
     values: layer -> operand, None for operators without one; layer -1 for points that stand once in the model.
         With W the size of the activation's last dimension, N the number of rows or 1, h the number of heads and
@@ -188,11 +244,13 @@ Args:
     op: the operator's name.
     point: a hook name without its block, such as "attn.hook_z".
     strength: finite.
+    parameters: numbers by name, of operators that take some: {"angle": 30.0}.
     first_position: first position that is changed, counted from the start of the KV cache, padding included.
     last_position: the position after the last; None for every later one, generated ones too.
     positions: these instead of the range.
     heads: the heads that are changed (groups at points of keys and values); None is all.
     rows: the rows of the batch that are changed; None is all.
+    text: of these positions, only those that a TextFilter lets through.
 
 Raises:
     HookError: there is no such point.
@@ -200,7 +258,8 @@ Raises:
       .def(py::init([](std::map<int64_t, std::optional<torch::Tensor>> values, std::string op,
                        const std::string& point, double strength, int64_t first_position,
                        std::optional<int64_t> last_position, std::optional<std::vector<int64_t>> positions,
-                       std::optional<std::vector<int64_t>> heads, std::optional<std::vector<int64_t>> rows) {
+                       std::optional<std::vector<int64_t>> heads, std::optional<std::vector<int64_t>> rows,
+                       hooks::Parameters parameters, const TextFilter& text) {
              Intervention i;
              i.op = std::move(op);
              i.point = hooks::parse_point(point);
@@ -211,11 +270,14 @@ Raises:
              i.positions = std::move(positions).value_or(i.positions);
              i.heads = std::move(heads).value_or(i.heads);
              i.rows = std::move(rows).value_or(i.rows);
+             i.parameters = std::move(parameters);
+             i.text = text;
              return i;
            }),
            py::arg("values"), py::kw_only(), py::arg("op") = "add", py::arg("point") = "hook_resid_post",
            py::arg("strength") = 1.0, py::arg("first_position") = 0, py::arg("last_position") = py::none(),
-           py::arg("positions") = py::none(), py::arg("heads") = py::none(), py::arg("rows") = py::none())
+           py::arg("positions") = py::none(), py::arg("heads") = py::none(), py::arg("rows") = py::none(),
+           py::arg("parameters") = hooks::Parameters{}, py::arg_v("text", TextFilter{}, "TextFilter()"))
       .def_property_readonly(
           "values",
           [](const Intervention& i) {
@@ -237,6 +299,8 @@ Raises:
       .def_readonly("positions", &Intervention::positions)
       .def_readonly("heads", &Intervention::heads)
       .def_readonly("rows", &Intervention::rows)
+      .def_readonly("parameters", &Intervention::parameters)
+      .def_readonly("text", &Intervention::text)
       .def_property_readonly("is_identity", &hooks::is_identity, "True if nothing is changed by it.")
       .def(
           "first_change",
@@ -246,6 +310,28 @@ Raises:
           },
           "(layer, position) of the first change it can make, layer -1 before the first block; None for no "
           "change.")
+      .def("restrict_rows", &hooks::restrict_rows, py::arg("rows"),
+           "The same for those of its rows that are among ``rows``, with their operands; None if none is.")
+      .def(
+          "resolve",
+          [](const Intervention& i, const torch::Tensor& tokens, std::optional<torch::Tensor> attention_mask,
+             std::optional<int64_t> n_prompt) {
+            hooks::Text text{tokens, 0, attention_mask.value_or(torch::Tensor{}), n_prompt};
+            return hooks::resolve(i, text);
+          },
+          py::arg("tokens"), py::arg("attention_mask") = py::none(), py::kw_only(),
+          py::arg("n_prompt") = py::none(),
+          R"doc(
+The intervention on the whole of a text, without a text filter: one for each choice of positions that rows share.
+
+Args:
+    tokens: int64 [batch, pos], on the CPU, of everything that will ever be run.
+    attention_mask: bool [batch, pos], False for padding.
+    n_prompt: how many of the positions are the prompt.
+
+Raises:
+    HookError: the filter asks for the prompt, and n_prompt is not given.
+)doc")
       .def(
           "to_json",
           [](const Intervention& i) {
@@ -264,14 +350,15 @@ Raises:
         that does not have its hash.
     HookError: there is no such point.
 )doc");
-  m.def("operator_names", &hooks::operator_names, "The operators an Intervention may name, sorted.");
 }
 
 }  // namespace
 
 void bind_hooks(py::module_& m) {
   bind_activation_cache(m);
+  bind_text_filter(m);
   bind_intervention(m);
+  bind_operators(m);
 
   py::class_<HookRegistry>(m, "HookRegistry", R"doc(
 What is read and changed during a forward pass and the backward pass after it.
@@ -314,7 +401,8 @@ Raises:
     HookError: the model has no such point.
     IndexError: layers, positions, heads or rows out of range.
     ShapeError: an operand that does not fit.
-    ValueError: an operand that is missing, not wanted or not finite, or a strength the operator does not take.
+    ValueError: an operand that is missing, not wanted or not finite, or a strength or parameters the operator does not
+        take.
 )doc")
       .def("record", &record, py::arg("name"), py::arg("cache"), py::kw_only(),
            py::arg("positions") = py::none(), py::arg("heads") = py::none(), py::arg("device") = py::none(),

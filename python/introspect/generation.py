@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from . import _C
+from .model import padded
 from .progress import step_bars
 from .sampling import sample_logits
 from .token_methods import Side
@@ -21,7 +22,9 @@ class GenerationMethods:
     engine: _C.Model
     cfg: HookedTransformerConfig
     tokenizer: Any
-    _active_hooks: Callable[[], Any]
+    _active_hooks: Callable[..., Any]
+    _conditions_met: Callable[..., Any]
+    _conditional: list[Any]
 
     def generate(
         self: Any,
@@ -130,7 +133,7 @@ class GenerationMethods:
             seed=int(torch.randint(2**62, ())) if options["temperature"] > 0 else 0,
             stop_at_eos=False,
             stop_token_ids=stops,
-            hooks=self._active_hooks(),
+            hooks=self._active_hooks(self._conditions_met(*padded(prompts)) if self._conditional else ()),
             on_token=on_token,
         )
 
@@ -144,11 +147,9 @@ class GenerationMethods:
         step: Any,
     ) -> list[list[int]]:
         """The same with ``sample_logits``, one pass for each token."""
-        width = max(map(len, prompts))
-        tokens = torch.zeros(len(prompts), width, dtype=torch.long)
-        mask = torch.zeros(len(prompts), width, dtype=torch.bool)
-        for r, row in enumerate(prompts):
-            tokens[r, width - len(row) :], mask[r, width - len(row) :] = torch.tensor(row), True
+        tokens, mask = padded(prompts)
+        width = tokens.shape[1]
+        met = self._conditions_met(tokens, mask)
         cache = self.engine.make_cache(len(prompts)) if use_cache else None
         new: list[list[int]] = [[] for _ in prompts]
         running = [True] * len(prompts)
@@ -157,10 +158,12 @@ class GenerationMethods:
                 seen = len(cache) if cache is not None else 0
                 logits = self.engine.forward(
                     tokens[:, seen:],
-                    hooks=self._active_hooks(),
+                    hooks=self._active_hooks(met),
                     cache=cache,
                     attention_mask=mask[:, seen:],
                     logits_at="last",
+                    n_prompt=width,
+                    history=tokens[:, :seen],
                 )[:, 0].cpu()
                 rows = [torch.tensor(prompt + more) for prompt, more in zip(prompts, new, strict=True)]
                 chosen = torch.cat(

@@ -39,6 +39,7 @@ class Hooked:
         self._registry = engine.make_hooks()
         self._handles: dict[int, LensHandle] = {}
         self._recordings: list[Recording] = []
+        self._conditional: list[Any] = []  # steer.Conditional
 
     def _hook_flags(self) -> dict[str, bool]:
         """Which of the points that only a hook needs count among "every point"."""
@@ -65,11 +66,19 @@ class Hooked:
         """What is hooked in, at one point or at all."""
         return [handle for handle in self._handles.values() if name in (None, handle.name)]
 
-    def _active_hooks(self) -> Any:  # an optional argument of the engine, whose stub does not say so
+    def _conditions_met(
+        self, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: _C.KVCache | None = None
+    ) -> list[_C.Intervention]:
+        """What steering under conditions does to a pass over these tokens."""
+        return [one for each in self._conditional for one in each.of_pass(self, tokens, attention_mask, cache)]
+
+    def _active_hooks(self, conditions_met: Sequence[_C.Intervention] = ()) -> Any:  # optional, which no stub says
         """What a pass is run with: a copy, so that hooks may add and remove hooks while it runs."""
-        if self._registry.empty and not self._recordings:
+        if self._registry.empty and not self._recordings and not conditions_met:
             return None
         hooks = self._registry.copy()
+        for intervention in conditions_met:
+            hooks.add_intervention(intervention)
         for recording in self._recordings:
             for name in recording.names:
                 hooks.record(name, recording.cache, **recording.options)

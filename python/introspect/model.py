@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -13,11 +12,9 @@ from . import _C, hub
 from .activation_cache import ActivationCache
 from .chat import load_chat_template
 from .hook_points import NamesFilter
-from .hooked import Hooked, Hooks
+from .hooked import Hooks
 from .slices import Slice, SliceInput
-
-if TYPE_CHECKING:
-    from .steering import ControlVector
+from .steer import SteeringMethods
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b-instruct"
 
@@ -55,7 +52,7 @@ def load_model(
     return Model(engine, name=os.fspath(source))
 
 
-class Model(Hooked):
+class Model(SteeringMethods):
     """A hooked decoder: the native model and what is at the moment hooked into it.
 
     ``engine`` is the native model, which never changes; hooks and steering belong to this object and are in effect for
@@ -152,6 +149,8 @@ class Model(Hooked):
         attention_mask: torch.Tensor | None = None,
         cache: _C.KVCache | None = None,
         logits_at: str = "all",
+        n_prompt: int | None = None,
+        history: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """Float32 logits [batch, pos, d_vocab] for int64 tokens [batch, pos], or for text.
 
@@ -159,16 +158,27 @@ class Model(Hooked):
             attention_mask: bool [batch, pos], False for padding, on either side.
             cache: a KVCache to continue and append to.
             logits_at: "all", "last" (float32 readout at each row's last real position) or "none".
+            n_prompt: how many positions from the cache's start are the prompt, for ``steer``; without a cache all.
+            history: int64 [batch, length of the cache], the tokens it holds, for ``steer``.
 
         Raises:
             IndexError: token ids out of range.
             ShapeError: wrong shapes, or more than n_ctx positions.
+            HookError: something is steered by more of the text than is known.
         """
-        return self._forward(tokens, attention_mask=attention_mask, cache=cache, logits_at=logits_at)
+        return self._forward(
+            tokens,
+            attention_mask=attention_mask,
+            cache=cache,
+            logits_at=logits_at,
+            n_prompt=n_prompt,
+            history=history,
+        )
 
     def _forward(self, tokens: torch.Tensor | str, **options) -> torch.Tensor | None:
         tokens = self.to_tokens(tokens) if isinstance(tokens, str) else tokens
-        return self.engine.forward(tokens, hooks=self._active_hooks(), **options)
+        met = self._conditions_met(tokens, options.get("attention_mask"), options.get("cache"))
+        return self.engine.forward(tokens, hooks=self._active_hooks(met), **options)
 
     def run_with_hooks(
         self,
@@ -240,7 +250,7 @@ class Model(Hooked):
         cache = ActivationCache(recorded.to_dict(), self)
         return logits, cache.remove_batch_dim() if remove_batch_dim else cache
 
-    # Generation and steering
+    # Generation
 
     def generate(
         self,
@@ -293,7 +303,7 @@ class Model(Hooked):
             seed=seed,
             stop_at_eos=stop_at_eos,
             padding_side=padding_side,
-            hooks=self._active_hooks(),
+            hooks=self._active_hooks(self._conditions_met(*padded(rows)) if self._conditional else ()),
             on_token=on_token,
         )
         for row, stream in enumerate(streams):
@@ -302,29 +312,10 @@ class Model(Hooked):
         continuations = [self.engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
         return continuations[0] if isinstance(prompt, str) else continuations
 
-    @contextlib.contextmanager
-    def steer(
-        self,
-        vector: ControlVector,
-        *,
-        layers: tuple[int, int] | None = None,
-        positions: tuple[int, int | None] = (0, None),
-    ) -> Iterator[Model]:
-        """Add a control vector to the residual stream after each block of a range, inside the ``with`` block.
 
-        Args:
-            vector: its directions are added as they are: scale it (``20 * vector``).
-            layers: first and last block, both included; None is every layer the vector has.
-            positions: [first, last) positions of the sequence that are steered; None is open, so that generated tokens
-                are steered too.
-
-        Raises:
-            IndexError: a layer the model does not have.
-            ConfigError: the vector has no direction in the range.
-            ShapeError: a vector of another width.
-        """
-        id = self._registry.add_intervention(vector.intervention(self, layers=layers, positions=positions))
-        try:
-            yield self
-        finally:
-            self._registry.remove(id)
+def padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as tokens [batch, pos] and their mask, with zeros at the left."""
+    width = max(map(len, rows), default=0)
+    tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    return tokens, mask

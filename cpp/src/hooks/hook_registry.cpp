@@ -75,6 +75,14 @@ struct HookRegistry::Action {
   }
 };
 
+const Intervention* HookRegistry::Entry::intervention() const {
+  return places.empty() ? nullptr : std::get_if<Intervention>(&action->what);
+}
+
+bool HookRegistry::Entry::reads_text() const {
+  return intervention() != nullptr && !intervention()->text.empty();
+}
+
 void check_replacement(std::string_view name, const torch::Tensor& value, const torch::Tensor& replacement) {
   check<HookError>(replacement.defined(), "hook at '", name,
                    "' must return a tensor or nothing, got an undefined one");
@@ -137,7 +145,7 @@ HookId HookRegistry::record(std::string_view name, std::shared_ptr<ActivationCac
 
 HookId HookRegistry::insert(const std::vector<Site>& sites, ActionPtr action, HookOptions options) {
   const auto* intervention = std::get_if<Intervention>(&action->what);
-  Entry entry{options, options.direction == Direction::kBackward, {}};
+  Entry entry{options, options.direction == Direction::kBackward, {}, action};
   if (intervention) entry.needs_grad = !sites.empty() && requires_grad(*intervention);
   for (const Site site : sites) {
     auto& actions = table_[points_.index(site)];
@@ -152,6 +160,7 @@ HookId HookRegistry::insert(const std::vector<Site>& sites, ActionPtr action, Ho
   n_actions_ += static_cast<int64_t>(sites.size());
   n_needing_grad_ += entry.needs_grad;
   n_backward_ += entry.is_backward();
+  n_reading_text_ += entry.reads_text();
   const HookId id = next_id_++;
   entries_.emplace(id, std::move(entry));
   return id;
@@ -166,6 +175,7 @@ void HookRegistry::erase(HookId id, const Entry& entry) {
   n_actions_ -= static_cast<int64_t>(entry.places.size());
   n_needing_grad_ -= entry.needs_grad;
   n_backward_ -= entry.is_backward();
+  n_reading_text_ -= entry.reads_text();
 }
 
 void HookRegistry::remove(HookId id) {
@@ -187,14 +197,25 @@ void HookRegistry::reset(std::optional<Direction> direction, bool including_perm
   });
 }
 
-torch::Tensor HookRegistry::run(Site site, const torch::Tensor& x, int64_t offset) const {
+void HookRegistry::check_pass(int64_t batch, int64_t offset, const Text* text) const {
+  for (const auto& [id, entry] : entries_) {
+    const auto* intervention = entry.intervention();
+    if (intervention == nullptr) continue;
+    for (const int64_t row : intervention->rows)
+      check<std::out_of_range>(row < batch, "intervention: rows of the batch must be 0 to ", batch - 1,
+                               ", got ", row);
+    check_text(intervention->text, text, offset);
+  }
+}
+
+torch::Tensor HookRegistry::run(Site site, const torch::Tensor& x, int64_t offset, const Text* text) const {
   const size_t place = points_.index(site);
   if (uses_[place] == 0) return x;
   torch::Tensor current = x;
   for (const auto& action : table_[place]) {
     if (action->direction != Direction::kForward) continue;
     if (const auto* intervention = std::get_if<Intervention>(&action->what))
-      current = apply(*intervention, site.layer, current, offset);
+      current = apply(*intervention, site.layer, current, offset, text);
     else if (const auto* callback = std::get_if<Callback>(&action->what))
       current = run_callback(*callback, site, current);
     else if (const auto* reader = std::get_if<Reader>(&action->what))

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <set>
 
 #include "hooks/selection.h"
@@ -44,6 +45,62 @@ torch::Tensor aligned(const Intervention& i, const torch::Tensor& operand, const
                       point_name(i.point));
   }
   return out;
+}
+
+/// What the operator makes of a selection of x, for an operand on its device.
+torch::Tensor changed(const Intervention& i, const Operator& op, const torch::Tensor& operand,
+                      const Selection& selection, const torch::Tensor& x) {
+  check<HookError>(!op.mixes_positions || operand.defined() || selection.begins_here(), "intervention: '",
+                   i.op,
+                   "' without an operand needs all its positions in one pass, but those of the cache are not "
+                   "in this one; give it an operand, or a last position");
+  const auto taken = selection.take(x);
+  const bool aligns = operand.defined() && !op.check_operand;
+  auto values = op.apply(taken, aligns ? aligned(i, operand, selection, taken) : operand, i.strength,
+                         op.parameters.empty() ? i.parameters : complete_parameters(i.op, op, i.parameters));
+  check<HookError>(values.defined() && values.sizes() == taken.sizes(), "intervention: '", i.op,
+                   "' must return a tensor of shape ", taken.sizes(), " as it was given, got ",
+                   values.defined() ? values.sizes() : at::IntArrayRef{});
+  return operand.defined() && values.is_alias_of(operand) ? values.clone(at::MemoryFormat::Contiguous)
+                                                          : values;
+}
+
+/// Places of equal lists, by list; those of the empty list are left out.
+std::map<std::vector<int64_t>, std::vector<int64_t>> grouped(std::vector<std::vector<int64_t>> lists) {
+  std::map<std::vector<int64_t>, std::vector<int64_t>> out;
+  for (size_t place = 0; place < lists.size(); ++place)
+    if (!lists[place].empty()) out[std::move(lists[place])].push_back(static_cast<int64_t>(place));
+  return out;
+}
+
+std::vector<int64_t> chosen(const std::vector<int64_t>& all, const std::vector<int64_t>& places) {
+  std::vector<int64_t> out;
+  out.reserve(places.size());
+  for (const int64_t place : places) out.push_back(all[static_cast<size_t>(place)]);
+  return out;
+}
+
+/// True if an operand has one entry a row, and several.
+bool is_by_row(const Intervention& i, const Operator& op, const torch::Tensor& operand) {
+  return operand.defined() && !op.check_operand && operand.dim() >= stored_rank(i.point) - 1 &&
+         operand.size(0) > 1;
+}
+
+/// Of an operand that may have one entry for each of the intervention's `n` rows, those at `places` among them.
+torch::Tensor operand_of_rows(const Intervention& i, const Operator& op, const torch::Tensor& operand,
+                              size_t n, const std::vector<int64_t>& places) {
+  if (!is_by_row(i, op, operand)) return operand;
+  check<ShapeError>(operand.size(0) == static_cast<int64_t>(n), "intervention: the operand ", operand.sizes(),
+                    " is for ", operand.size(0), " rows, but ", n, " are selected at ", point_name(i.point));
+  if (places.size() == n) return operand;
+  return operand.index_select(0, torch::tensor(places, torch::kLong).to(operand.device()));
+}
+
+void check_tokens(const std::vector<int64_t>& tokens) {
+  const bool ascending =
+      std::adjacent_find(tokens.begin(), tokens.end(), std::greater_equal<>()) == tokens.end();
+  check<std::invalid_argument>(ascending && (tokens.empty() || tokens.front() >= 0),
+                               "intervention: the tokens of a text filter must ascend from 0 or more");
 }
 
 void check_indices(const std::vector<int64_t>& indices, int64_t n, const char* what) {
@@ -105,24 +162,71 @@ void check_operand(const Intervention& i, const Operator& op, int64_t layer, con
 
 }  // namespace
 
-torch::Tensor apply(const Intervention& i, int64_t layer, const torch::Tensor& x, int64_t offset) {
+torch::Tensor apply(const Intervention& i, int64_t layer, const torch::Tensor& x, int64_t offset,
+                    const Text* text) {
   const auto found = i.values.find(layer);
   const Operator& op = find_operator(i.op);
   if (found == i.values.end() || i.strength == op.identity) return x;
-  const auto selection = Selection::of(i, x, offset);
-  if (!selection) return x;
-  auto operand = found->second;
-  check<HookError>(!op.mixes_positions || operand.defined() || selection->begins_here(), "intervention: '",
-                   i.op, "' without an operand needs all its positions in one pass, but those before ",
-                   offset, " are in the cache; give it an operand, or a last position");
-  const auto chosen = selection->take(x);
-  if (operand.defined()) {
-    operand = operand.to(x.device());
-    if (!op.check_operand) operand = aligned(i, operand, *selection, chosen);
+  const auto operand = found->second.defined() ? found->second.to(x.device()) : found->second;
+  if (lets_all_through(i.text, text)) {
+    const auto selection = Selection::of(i, x, offset);
+    return selection ? selection->put(x, changed(i, op, operand, *selection, x)) : x;
   }
-  auto values = op.apply(chosen, operand, i.strength);
-  if (operand.defined() && values.is_alias_of(operand)) values = values.clone(at::MemoryFormat::Contiguous);
-  return selection->put(x, values);
+  const auto rows = selected_rows(i, x.size(0));
+  const auto groups = grouped(filtered_positions(i, rows, text, offset, x.size(position_axis(i.point))));
+  torch::Tensor out = x;
+  for (const auto& [positions, places] : groups) {
+    const auto selection = Selection::at(i, x, offset, chosen(rows, places), positions);
+    const auto values = changed(i, op, operand_of_rows(i, op, operand, rows.size(), places), selection, x);
+    if (groups.size() == 1) return selection.put(x, values);
+    if (out.is_same(x)) out = x.clone(at::MemoryFormat::Contiguous);
+    selection.write(out, values);
+  }
+  return out;
+}
+
+std::vector<Intervention> resolve(const Intervention& i, const Text& text) {
+  if (lets_all_through(i.text, &text)) {
+    auto same = i;
+    same.text = {};
+    return {same};
+  }
+  const auto& known = text.real_BS.defined() ? text.real_BS : text.tokens_BS;
+  check<HookError>(known.defined(), "resolve: the tokens of the text must be known, or its padding");
+  const auto rows = selected_rows(i, known.size(0));
+  std::vector<Intervention> out;
+  for (const auto& [positions, places] : grouped(filtered_positions(i, rows, &text, 0, known.size(1)))) {
+    auto& one = out.emplace_back(i);
+    one.text = {};
+    one.first_position = 0;
+    one.last_position = kOpen;
+    one.positions = positions;
+    one.rows = chosen(rows, places);
+    for (auto& [layer, operand] : one.values)
+      operand = operand_of_rows(i, find_operator(i.op), operand, rows.size(), places);
+  }
+  return out;
+}
+
+std::optional<Intervention> restrict_rows(const Intervention& i, const std::vector<int64_t>& rows) {
+  std::vector<int64_t> places = rows;
+  if (!i.rows.empty()) {
+    places.clear();
+    for (size_t place = 0; place < i.rows.size(); ++place)
+      if (std::find(rows.begin(), rows.end(), i.rows[place]) != rows.end())
+        places.push_back(static_cast<int64_t>(place));
+  }
+  if (places.empty()) return std::nullopt;
+  auto out = i;
+  out.rows = i.rows.empty() ? rows : chosen(i.rows, places);
+  for (auto& [layer, operand] : out.values) {
+    if (!is_by_row(i, find_operator(i.op), operand)) continue;
+    const int64_t last = *std::max_element(places.begin(), places.end());
+    check<std::out_of_range>(last < operand.size(0), "intervention: rows must be 0 to ", operand.size(0) - 1,
+                             ", got ", last);
+    operand = operand.index_select(0, torch::tensor(places, torch::kLong).to(operand.device()));
+  }
+  return out;
 }
 
 bool is_identity(const Intervention& i) {
@@ -143,6 +247,11 @@ void validate(const Intervention& i, const HookPoints& points) {
   check<std::invalid_argument>(i.last_position >= i.first_position,
                                "intervention: the last position must not be before the first, ",
                                i.first_position, ", got ", i.last_position);
+  const auto parameters = complete_parameters(i.op, op, i.parameters);
+  if (op.check_parameters) op.check_parameters(parameters);
+  check_tokens(i.text.tokens);
+  check_tokens(i.text.not_tokens);
+  check_tokens(i.text.after);
   check_indices(i.positions, kOpen, "positions");
   check_indices(i.rows, kOpen, "rows of the batch");
   const auto n_heads = points.heads(i.point);

@@ -1,5 +1,6 @@
 #include "introspect/hooks/operators.h"
 
+#include <cmath>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -25,18 +26,21 @@ Wide widen(const torch::Tensor& x, const torch::Tensor& operand) {
 }
 
 /// The product is rounded to the activation's dtype before it is added, as a forward hook in PyTorch would.
-torch::Tensor add(const torch::Tensor& x, const torch::Tensor& operand, double strength) {
+torch::Tensor add(const torch::Tensor& x, const torch::Tensor& operand, double strength,
+                  const Parameters& /*parameters*/) {
   return x + (operand * strength).to(x.scalar_type());
 }
 
-torch::Tensor ablate(const torch::Tensor& x, const torch::Tensor& operand, double strength) {
+torch::Tensor ablate(const torch::Tensor& x, const torch::Tensor& operand, double strength,
+                     const Parameters& /*parameters*/) {
   const auto [x_W, v_W] = widen(x, operand);
   const auto smallest = std::numeric_limits<float>::min();
   const auto u_W = v_W * v_W.square().sum(-1, /*keepdim=*/true).clamp_min(smallest).rsqrt();
   return x_W - strength * (x_W * u_W).sum(-1, /*keepdim=*/true) * u_W;
 }
 
-torch::Tensor project_out(const torch::Tensor& x, const torch::Tensor& operand, double strength) {
+torch::Tensor project_out(const torch::Tensor& x, const torch::Tensor& operand, double strength,
+                          const Parameters& /*parameters*/) {
   const auto rows_nW = operand.dim() == 1 ? operand.unsqueeze(0) : operand;
   const auto basis_Wn =
       std::get<0>(at::linalg_qr(rows_nW.to(torch::kFloat64).t())).to(working_dtype(x.scalar_type()));
@@ -58,25 +62,30 @@ void check_subspace(const torch::Tensor& operand, std::optional<int64_t> width) 
                                " rows of the subspace must be linearly independent, got rank ", rank);
 }
 
-torch::Tensor replace(const torch::Tensor& x, const torch::Tensor& operand, double /*strength*/) {
+torch::Tensor replace(const torch::Tensor& x, const torch::Tensor& operand, double /*strength*/,
+                      const Parameters& /*parameters*/) {
   return operand.to(x.scalar_type()).expand(x.sizes());
 }
 
-torch::Tensor interpolate(const torch::Tensor& x, const torch::Tensor& operand, double strength) {
+torch::Tensor interpolate(const torch::Tensor& x, const torch::Tensor& operand, double strength,
+                          const Parameters& /*parameters*/) {
   const auto [x_W, v_W] = widen(x, operand);
   return at::lerp(x_W, v_W, strength);
 }
 
-torch::Tensor scale(const torch::Tensor& x, const torch::Tensor& /*operand*/, double strength) {
+torch::Tensor scale(const torch::Tensor& x, const torch::Tensor& /*operand*/, double strength,
+                    const Parameters& /*parameters*/) {
   return x * strength;
 }
 
-torch::Tensor zero(const torch::Tensor& x, const torch::Tensor& /*operand*/, double /*strength*/) {
+torch::Tensor zero(const torch::Tensor& x, const torch::Tensor& /*operand*/, double /*strength*/,
+                   const Parameters& /*parameters*/) {
   return at::zeros_like(x);
 }
 
-torch::Tensor mean(const torch::Tensor& x, const torch::Tensor& operand, double strength) {
-  if (operand.defined()) return replace(x, operand, strength);
+torch::Tensor mean(const torch::Tensor& x, const torch::Tensor& operand, double strength,
+                   const Parameters& /*parameters*/) {
+  if (operand.defined()) return replace(x, operand, strength, {});
   return x.to(working_dtype(x.scalar_type())).mean(1, /*keepdim=*/true).expand(x.sizes());
 }
 
@@ -132,6 +141,26 @@ class Registry {
 
 void register_operator(std::string_view name, Operator op) {
   Registry::get().insert(name, std::move(op));
+}
+
+Parameters complete_parameters(std::string_view name, const Operator& op, const Parameters& given) {
+  Parameters out;
+  for (const auto& [key, value] : given) {
+    if (!op.parameters.contains(key)) {
+      std::string known;
+      for (const auto& [other, otherwise] : op.parameters) known += (known.empty() ? "" : ", ") + other;
+      throw std::invalid_argument(concat("intervention: '", name, "' takes ",
+                                         known.empty() ? "no parameters" : "the parameters " + known,
+                                         ", got ", key));
+    }
+    check<std::invalid_argument>(std::isfinite(value), "intervention: ", key, " must be finite, got ", value);
+    out[key] = value;
+  }
+  for (const auto& [key, otherwise] : op.parameters) {
+    check<std::invalid_argument>(otherwise || out.contains(key), "intervention: '", name, "' needs ", key);
+    if (otherwise) out.try_emplace(key, *otherwise);
+  }
+  return out;
 }
 
 const Operator& find_operator(std::string_view name) {

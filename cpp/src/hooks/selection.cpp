@@ -62,13 +62,29 @@ std::optional<Selection> Selection::of(const Intervention& i, const torch::Tenso
     out.positions_ = Axis::of(std::move(here));
     out.begins_here_ = *std::min_element(i.positions.begin(), i.positions.end()) >= offset;
   }
-  out.rows_ = Axis::of(indices_or_all(i.rows, x.size(0), "rows of the batch"));
-  const auto axis = head_axis(i.point);
-  if (axis) out.heads_ = Axis::of(indices_or_all(i.heads, x.size(*axis), "heads"));
-  const auto covers = [&](const Axis& a, int64_t n) { return a.list.empty() && a.size == n; };
-  out.whole_ = covers(out.rows_, x.size(0)) && covers(out.positions_, T) &&
-               (!axis || covers(*out.heads_, x.size(*axis)));
+  out.rows_ = Axis::of(selected_rows(i, x.size(0)));
+  out.choose_heads(i, x);
   return out;
+}
+
+Selection Selection::at(const Intervention& i, const torch::Tensor& x, int64_t offset,
+                        std::vector<int64_t> rows, std::vector<int64_t> positions) {
+  Selection out;
+  out.point_ = i.point;
+  out.offset_ = offset;
+  out.begins_here_ = offset == 0;
+  out.rows_ = Axis::of(std::move(rows));
+  out.positions_ = Axis::of(std::move(positions));
+  out.choose_heads(i, x);
+  return out;
+}
+
+void Selection::choose_heads(const Intervention& i, const torch::Tensor& x) {
+  const auto axis = head_axis(i.point);
+  if (axis) heads_ = Axis::of(indices_or_all(i.heads, x.size(*axis), "heads"));
+  const auto covers = [&](const Axis& a, int64_t n) { return a.list.empty() && a.size == n; };
+  whole_ = covers(rows_, x.size(0)) && covers(positions_, x.size(position_axis(i.point))) &&
+           (!axis || covers(*heads_, x.size(*axis)));
 }
 
 torch::Tensor Selection::take_axis(const torch::Tensor& x, int64_t axis, const Axis& indices) const {
@@ -100,10 +116,16 @@ torch::Tensor Selection::put(const torch::Tensor& x, const torch::Tensor& values
   const auto rounded = values.to(x.scalar_type());
   if (whole_) return (is_head_major(point_) ? rounded.transpose(1, 2) : rounded).contiguous();
   auto out = x.clone(at::MemoryFormat::Contiguous);
-  auto canonical = is_head_major(point_) ? out.transpose(1, 2) : out;
+  write(out, rounded);
+  return out;
+}
+
+void Selection::write(torch::Tensor& x, const torch::Tensor& values) const {
+  const auto rounded = values.to(x.scalar_type());
+  auto canonical = is_head_major(point_) ? x.transpose(1, 2) : x;
   if (rows_.list.empty() && positions_.list.empty() && (!heads_ || heads_->list.empty())) {
-    take(out).copy_(rounded);
-    return out;
+    take(x).copy_(rounded);
+    return;
   }
   const auto index = [&](const Axis& a) { return index_tensor(a.list, a.start, a.size, x.device()); };
   c10::List<std::optional<torch::Tensor>> indices;
@@ -116,7 +138,10 @@ torch::Tensor Selection::put(const torch::Tensor& x, const torch::Tensor& values
     indices.push_back(index(positions_).view({1, -1}));
   }
   canonical.index_put_(indices, rounded);
-  return out;
+}
+
+std::vector<int64_t> selected_rows(const Intervention& i, int64_t B) {
+  return indices_or_all(i.rows, B, "rows of the batch");
 }
 
 }  // namespace introspect::hooks

@@ -28,7 +28,10 @@ void check_options(const GenerateOptions& o) {
 class Sampler {
  public:
   Sampler(const GenerateOptions& options, int64_t row, const std::vector<int64_t>& context)
-      : options_(options), random_(mixed(options.seed, row)), seen_(context.begin(), context.end()) {}
+      : options_(options),
+        random_(options.row_seeds.empty() ? mixed(options.seed, row)
+                                          : mixed(options.row_seeds.at(static_cast<size_t>(row)), 0)),
+        seen_(context.begin(), context.end()) {}
 
   int64_t next(float* logits, int64_t V) {
     if (options_.repetition_penalty != 1.0) penalise(logits);
@@ -84,6 +87,21 @@ class Sampler {
   std::unordered_set<int64_t> seen_;
 };
 
+/// The tokens of a cache [B, n] with room for `more`, if every row's context is what its cache holds; else undefined.
+torch::Tensor tokens_of(const cache::KVCache& cache, const std::vector<std::vector<int64_t>>& contexts,
+                        int64_t more) {
+  const int64_t B = cache.shape().batch, n = cache.length();
+  const auto real_BS = cache.mask().defined() ? cache.mask().cpu() : at::ones({B, n}, torch::kBool);
+  auto out = at::zeros({B, n + more}, torch::kLong);
+  for (int64_t b = 0; b < B; ++b) {
+    const auto places = real_BS[b].nonzero().squeeze(1);
+    const auto& context = contexts[static_cast<size_t>(b)];
+    if (places.size(0) != static_cast<int64_t>(context.size())) return {};
+    out[b].index_put_({places}, torch::tensor(context, torch::kLong));
+  }
+  return out;
+}
+
 }  // namespace
 
 std::vector<std::vector<int64_t>> generate_from(const Model& model, cache::KVCache& cache,
@@ -97,6 +115,9 @@ std::vector<std::vector<int64_t>> generate_from(const Model& model, cache::KVCac
       last_logits_BV.dim() == 2 && last_logits_BV.size(0) == B && static_cast<int64_t>(contexts.size()) == B,
       "generate: one row of logits and one context for each of the ", B, " rows of the cache, got ",
       last_logits_BV.sizes(), " and ", contexts.size());
+  check<std::invalid_argument>(options.row_seeds.empty() || options.row_seeds.size() == contexts.size(),
+                               "generate: row_seeds must be one for each of the ", B, " rows, got ",
+                               options.row_seeds.size());
   const int64_t n_ctx = model.cfg().n_ctx;
   check<ShapeError>(cache.length() + std::max<int64_t>(options.max_new_tokens - 1, 0) <= n_ctx,
                     "generate: ", cache.length(), " positions and ", options.max_new_tokens,
@@ -111,6 +132,9 @@ std::vector<std::vector<int64_t>> generate_from(const Model& model, cache::KVCac
   std::vector<std::vector<int64_t>> out(static_cast<size_t>(B));
   std::vector<bool> done(static_cast<size_t>(B), false);
   int64_t running = B;
+  const int64_t n_prompt = cache.length();
+  const bool reads_text = options.hooks && options.hooks->reads_text();
+  const auto all_tokens = reads_text ? tokens_of(cache, contexts, options.max_new_tokens) : torch::Tensor{};
   auto logits_BV = last_logits_BV.to(torch::kCPU, torch::kFloat32).contiguous().clone();
   for (int64_t step = 0; step < options.max_new_tokens; ++step) {
     auto tokens_B1 = at::zeros({B, 1}, torch::kLong);
@@ -131,6 +155,11 @@ std::vector<std::vector<int64_t>> generate_from(const Model& model, cache::KVCac
     forward.cache = &cache;
     forward.hooks = options.hooks;
     forward.logits_at = LogitsAt::kLast;
+    forward.n_prompt = n_prompt;
+    if (all_tokens.defined()) {
+      forward.history = all_tokens.narrow(1, 0, cache.length());
+      all_tokens.select(1, cache.length()).copy_(tokens_B1.select(1, 0));
+    }
     logits_BV = model.forward(tokens_B1, forward).squeeze(1).to(torch::kCPU, torch::kFloat32).contiguous();
   }
   return out;
@@ -169,6 +198,7 @@ std::vector<std::vector<int64_t>> generate(const Model& model,
   prefill.cache = &cache;
   prefill.hooks = options.hooks;
   prefill.logits_at = LogitsAt::kLast;
+  prefill.n_prompt = T;
   if (padded) prefill.attention_mask = mask_BT;
   const auto logits_BV = model.forward(tokens_BT, prefill).squeeze(1);
   return generate_from(model, cache, logits_BV, prompts, options);

@@ -74,6 +74,22 @@ TokenTree token_tree(const torch::Tensor& parents_T, int64_t n_path, int64_t n_c
   return out;
 }
 
+/// What hooks that depend on the text may know of it.
+hooks::Text known_text(const ForwardOptions& options, const torch::Tensor& input,
+                       const torch::Tensor& real_BS, int64_t offset) {
+  hooks::Text out;
+  if (real_BS.defined()) out.real_BS = real_BS.cpu();
+  out.n_prompt = options.n_prompt;
+  if (!options.cache && !out.n_prompt) out.n_prompt = input.size(1);
+  if (options.start_at_layer) return out;
+  out.tokens_BS = input.cpu();
+  out.first_token = offset;
+  if (offset == 0 || !options.history.defined()) return out;
+  out.tokens_BS = at::cat({options.history.to(torch::kCPU, torch::kLong), out.tokens_BS}, 1);
+  out.first_token = 0;
+  return out;
+}
+
 /// c * tanh(x / c), or x for c = 0.
 torch::Tensor soft_capped(const torch::Tensor& x, double c) {
   return c > 0 ? (x / c).tanh() * c : x;
@@ -207,6 +223,11 @@ void Model::check_input(const torch::Tensor& input, const ForwardOptions& option
                       cache->dtype());
   }
   const int64_t offset = options.cache ? options.cache->length() : 0;
+  const auto& history = options.history;
+  check<ShapeError>(
+      !history.defined() || (history.dim() == 2 && history.size(0) == B && history.size(1) == offset),
+      "Model::forward: history must be the tokens of the cache [", B, ", ", offset, "], got ",
+      history.defined() ? history.sizes() : at::IntArrayRef{});
   if (options.parents.defined())
     check<ShapeError>(
         B == 1 && options.parents.dim() == 1 && options.parents.size(0) == T &&
@@ -289,6 +310,7 @@ torch::Tensor Model::forward(const torch::Tensor& input, const ForwardOptions& o
   ctx.hooks = options.hooks && !options.hooks->empty() ? options.hooks : nullptr;
   ctx.cache = options.cache;
   ctx.offset = options.cache ? options.cache->length() : 0;
+  hooks::Text text;
   torch::Tensor positions_BT;
   if (options.parents.defined()) {
     const auto tree = token_tree(options.parents, ctx.offset, cfg_.n_ctx);
@@ -302,7 +324,10 @@ torch::Tensor Model::forward(const torch::Tensor& input, const ForwardOptions& o
     ctx.global = positions(positions_BT, real_BS, ctx.offset + T, /*local=*/false);
     if (!cfg_.attn_types.empty())
       ctx.local = positions(positions_BT, real_BS, ctx.offset + T, /*local=*/true);
+    if (ctx.hooks && ctx.hooks->reads_text()) text = known_text(options, x, real_BS, ctx.offset);
   }
+  ctx.text = &text;
+  if (ctx.hooks) ctx.hooks->check_pass(x.size(0), ctx.offset, ctx.text);
 
   AppendGuard appended(options.cache);
   auto x_BTD = options.start_at_layer ? x : embed(x, positions_BT, ctx);

@@ -306,7 +306,7 @@ def test_a_registry_says_whether_an_intervention_needs_gradients(model):
 @pytest.mark.parametrize(
     ("error", "match", "values", "options"),
     [
-        (introspect.ConfigError, "no operator 'adds', only ablate, add", {1: torch.ones(32)}, {"op": "adds"}),
+        (introspect.ConfigError, "no operator 'adds', only ablate, ", {1: torch.ones(32)}, {"op": "adds"}),
         (IndexError, "0 to 2, got 3", {3: torch.ones(32)}, {}),
         (IndexError, "must be -1, got 0", {0: torch.ones(32)}, {"point": "hook_embed"}),
         (introspect.HookError, "hook_pos_embed", {-1: torch.ones(32)}, {"point": "hook_pos_embed"}),

@@ -112,11 +112,18 @@ class INTROSPECT_EXPORT HookRegistry {
   /// on the whole of the tensor that goes on. Otherwise it is enough to `record` what is `asked`.
   bool changes(Site site) const { return (uses_[points_.index(site)] & kChanges) != 0; }
 
+  /// True if what some intervention changes depends on the text.
+  bool reads_text() const { return n_reading_text_ > 0; }
+
+  /// Throws, before a pass over `batch` rows after `offset` positions of the cache runs, std::out_of_range if an
+  /// intervention is for rows that are not there, and HookError if the text is not known well enough for one.
+  void check_pass(int64_t batch, int64_t offset, const Text* text) const;
+
   /// Runs what stands at `site` on `x`, whose first position is number `offset` of its sequence, and returns the
-  /// tensor to go on with.
+  /// tensor to go on with. `text`, of which the pass is the end, is needed if reads_text().
   ///
   /// Throws HookError if a replacement has another shape, dtype or device. Exceptions of callbacks pass through.
-  torch::Tensor run(Site site, const torch::Tensor& x, int64_t offset) const;
+  torch::Tensor run(Site site, const torch::Tensor& x, int64_t offset, const Text* text = nullptr) const;
 
   /// The part of the activation that is enough for everything at a site that is only read: everything unless all
   /// that stands there asks for the same.
@@ -134,10 +141,13 @@ class INTROSPECT_EXPORT HookRegistry {
 
   struct Entry {
     bool is_backward() const { return options.direction == Direction::kBackward; }
+    const Intervention* intervention() const;  // null for anything else, and for one that changes nothing
+    bool reads_text() const;
 
     HookOptions options;
     bool needs_grad;
     std::vector<size_t> places;  // in table_
+    ActionPtr action;
   };
 
   static constexpr uint8_t kUses = 1, kChanges = 2, kBackward = 4;
@@ -148,7 +158,7 @@ class INTROSPECT_EXPORT HookRegistry {
 
   HookPoints points_;
   HookId next_id_ = 1;
-  int64_t n_actions_ = 0, n_needing_grad_ = 0, n_backward_ = 0;
+  int64_t n_actions_ = 0, n_needing_grad_ = 0, n_backward_ = 0, n_reading_text_ = 0;
   std::map<HookId, Entry> entries_;
   std::vector<std::vector<ActionPtr>> table_;  // by HookPoints::index
   std::vector<uint8_t> uses_;                  // by HookPoints::index

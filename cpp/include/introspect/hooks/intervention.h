@@ -12,6 +12,7 @@
 #include "introspect/export.h"
 #include "introspect/hooks/hook_point.h"
 #include "introspect/hooks/operators.h"
+#include "introspect/hooks/text_filter.h"
 
 namespace introspect::hooks {
 
@@ -49,10 +50,11 @@ struct Intervention {
   std::map<int64_t, torch::Tensor> values;
 
   double strength = 1.0;
+  Parameters parameters;  // of operators that take some
 
   /// Positions [first, last) of the sequence that are changed, counted from the start of the KV cache and, in a
-  /// padded batch, with the padding. The defaults are every position, generated ones too. Positions of patterns are
-  /// those of their queries.
+  /// padded batch, with the padding (see TextFilter::skip_padding). The defaults are every position, generated ones
+  /// too. Positions of patterns are those of their queries.
   int64_t first_position = 0;
   int64_t last_position = std::numeric_limits<int64_t>::max();
 
@@ -61,14 +63,29 @@ struct Intervention {
 
   std::vector<int64_t> heads;  // empty: all; groups at points of keys and values
   std::vector<int64_t> rows;   // of the batch; empty: all
+  TextFilter text;             // of these positions, only those at which such text stands
 };
 
 /// `x`, the activation at the intervention's point of `layer`, whose first position is number `offset` of its
-/// sequence, after the intervention; `x` itself where nothing is to be changed.
+/// sequence, after the intervention; `x` itself where nothing is to be changed. `text`, of which the pass is the end,
+/// is for interventions with a text filter.
 ///
-/// Throws ShapeError if the operand does not fit x, and std::out_of_range for rows that x does not have.
+/// Throws ShapeError if the operand does not fit x, std::out_of_range for rows that x does not have, and HookError if
+/// the text is not known well enough.
 INTROSPECT_EXPORT torch::Tensor apply(const Intervention& intervention, int64_t layer, const torch::Tensor& x,
-                                      int64_t offset);
+                                      int64_t offset, const Text* text = nullptr);
+
+/// The intervention on the whole of a text that is known, tokens included, without a text filter: one intervention for
+/// each choice of positions that several rows share, and none for rows in which it changes nothing.
+///
+/// Throws HookError if the text is not known well enough, std::out_of_range for rows that it does not have.
+INTROSPECT_EXPORT std::vector<Intervention> resolve(const Intervention& intervention, const Text& text);
+
+/// The intervention for those of its rows that are among `rows`, with their operands; nothing if none is.
+///
+/// Throws std::out_of_range for rows that an operand with one entry a row does not have.
+INTROSPECT_EXPORT std::optional<Intervention> restrict_rows(const Intervention& intervention,
+                                                            const std::vector<int64_t>& rows);
 
 /// True if nothing is changed, whatever it is applied to: its strength is that of the operator's identity.
 INTROSPECT_EXPORT bool is_identity(const Intervention& intervention);
@@ -76,7 +93,8 @@ INTROSPECT_EXPORT bool is_identity(const Intervention& intervention);
 /// Throws what makes an intervention unfit for a model before anything runs: ConfigError for an unknown operator,
 /// HookError for a point that the model does not have, std::out_of_range for layers, positions, heads or rows,
 /// ShapeError for operands, and std::invalid_argument for an operand that is missing or not wanted, values that are
-/// not finite (stored scores may be -infinity), and a strength that the operator does not take.
+/// not finite (stored scores may be -infinity), a strength or parameters that the operator does not take, and tokens
+/// of a text filter that do not ascend.
 INTROSPECT_EXPORT void validate(const Intervention& intervention, const HookPoints& points);
 
 /// Where an intervention begins to matter.

@@ -23,7 +23,10 @@ INTROSPECT_EXPORT std::string tensor_hash(const torch::Tensor& tensor);
 ///     {"op": "add", "point": "hook_resid_post", "strength": 4.0, "first_position": 0, "last_position": null,
 ///      "positions": [], "heads": [], "rows": [], "values": {"8": "9f86d0...", "9": null}}
 ///
-/// Throws std::invalid_argument for a strength that is not finite.
+/// and, only where there are some, "parameters": {"angle": 30.0} and "text": {"phase": "prompt", "tokens": [5, 7],
+/// "not_tokens": [2], "after": [9], "skip_padding": true}, of which the defaults are left out.
+///
+/// Throws std::invalid_argument for a strength or parameter that is not finite.
 INTROSPECT_EXPORT std::string to_json(const Intervention& intervention, TensorTable& table);
 
 /// The intervention that `json` describes, tensors taken from `table`. What is left out has Intervention's default.

@@ -26,18 +26,22 @@ struct GenerateOptions {
 
   /// Sees each new token of a row as soon as it is chosen; false ends the generation of all rows.
   std::function<bool(int64_t row, int64_t token)> on_token;
+
+  /// One for each row instead of `seed`: a row draws the same whichever batch it is in. Empty: none.
+  std::vector<uint64_t> row_seeds;
 };
 
 /// Continues each prompt; the rows of the result hold the new tokens only.
 ///
-/// Positions that interventions name count from the start of the padded row.
+/// Positions that interventions name count from the start of the padded row, unless they skip padding.
 /// Throws std::invalid_argument for an empty prompt or options outside their range, ShapeError if a prompt and its
 /// continuation do not fit into n_ctx.
 INTROSPECT_EXPORT std::vector<std::vector<int64_t>> generate(const Model& model,
                                                              const std::vector<std::vector<int64_t>>& prompts,
                                                              const GenerateOptions& options = {});
 
-/// Continues a cache that holds everything but `last_logits` [B, V], the readout at its last position.
+/// Continues a cache that holds everything but `last_logits` [B, V], the readout at its last position. What the cache
+/// holds is the prompt to hooks that ask.
 INTROSPECT_EXPORT std::vector<std::vector<int64_t>> generate_from(
     const Model& model, cache::KVCache& cache, const torch::Tensor& last_logits_BV,
     const std::vector<std::vector<int64_t>>& contexts, const GenerateOptions& options = {});

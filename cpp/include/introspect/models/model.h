@@ -60,6 +60,10 @@ struct ForwardOptions {
   cache::KVCache* cache = nullptr;             // continued and appended to
   const hooks::HookRegistry* hooks = nullptr;  // what to read and change on the way
   torch::Tensor attention_mask;  // bool [B, T], false for padding on either side; undefined: no padding
+  std::optional<int64_t>
+      n_prompt;  // positions from the cache's start that are the prompt; without a cache, all are
+  torch::Tensor
+      history;  // int64 [B, S]: the tokens that the cache holds, for text filters; undefined: not known
   LogitsAt logits_at = LogitsAt::kAll;
   torch::Tensor positions;  // int64 [N]: positions of this pass, for kPositions
   torch::Tensor vocab_ids;  // int64 [n]: only these rows of the vocabulary; undefined: all of them
@@ -126,7 +130,8 @@ class INTROSPECT_EXPORT Model {
   /// changed, which then changes what kAll computes. Hooks that need gradients make the embedding (or the residual given) the leaf
   /// of a graph; otherwise no graph is built unless a weight or an intervention requires one.
   /// Throws std::out_of_range for token ids or positions outside their range, ShapeError for wrong shapes or more than
-  /// n_ctx positions, HookError for hooks that need gradients while they are switched off.
+  /// n_ctx positions, HookError for hooks that need gradients while they are switched off, or more of the text than is
+  /// known.
   torch::Tensor forward(const torch::Tensor& input, const ForwardOptions& options = {}) const;
 
   /// Logits of residuals [..., D] after the last block, with the final norm and the unembedding in float32.

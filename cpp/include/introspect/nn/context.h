@@ -19,11 +19,12 @@ struct Positions {
 /// What one forward pass carries from layer to layer beside the residual stream.
 struct Context {
   const hooks::HookRegistry* hooks =
-      nullptr;                      // null: nothing is read or changed, and a hook point costs this test
-  cache::KVCache* cache = nullptr;  // null: every key is in this pass
-  int64_t offset = 0;               // positions before this pass's first
-  int64_t layer = -1;               // the block that is running; -1 outside of blocks
-  Positions global, local;          // for layers that see every key, and for those with a window
+      nullptr;                        // null: nothing is read or changed, and a hook point costs this test
+  cache::KVCache* cache = nullptr;    // null: every key is in this pass
+  int64_t offset = 0;                 // positions before this pass's first
+  const hooks::Text* text = nullptr;  // for hooks that depend on it
+  int64_t layer = -1;                 // the block that is running; -1 outside of blocks
+  Positions global, local;            // for layers that see every key, and for those with a window
 
   /// The positions of this pass, int64 [n], whose output the block is run for; keys and values are those of all.
   /// Undefined: all. Only where nothing is hooked and in token trees.
@@ -31,7 +32,7 @@ struct Context {
 
   /// The activation `x` at one of the current layer's points, after what is hooked there.
   torch::Tensor hook(hooks::Point point, const torch::Tensor& x) const {
-    return hooks ? hooks->run({point, layer}, x, offset) : x;
+    return hooks ? hooks->run({point, layer}, x, offset, text) : x;
   }
 
   /// True if something is read or changed at one of the current layer's points.

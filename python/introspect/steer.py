@@ -1,0 +1,180 @@
+"""Steering: control vectors in effect for every pass inside a ``with`` block."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+
+from . import _C
+from .hooked import Hooked
+
+Vectors = _C.ControlVector | Sequence[_C.ControlVector | None]
+SPAN = ("first_position", "last_position")
+Tokens = Iterable[int] | Callable[[int], bool]
+Self = TypeVar("Self", bound="SteeringMethods")
+
+
+@dataclass(eq=False)
+class Conditional:
+    """Interventions for the rows in which a condition holds, decided on the prompt."""
+
+    condition: _C.Condition
+    interventions: list[_C.Intervention]
+    decided: WeakKeyDictionary[Any, list[int]] = field(default_factory=WeakKeyDictionary)  # by the cache of a prompt
+
+    def of_pass(
+        self, model: Hooked, tokens: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any
+    ) -> list[_C.Intervention]:
+        """What is to be done to a pass; its rows are what the first pass into its cache decided."""
+        if cache is not None and len(cache):
+            rows = self.decided.get(cache)
+            if rows is None:
+                raise _C.ConfigError(
+                    "steer: a condition is decided on the prompt, and this pass continues a cache that got its prompt "
+                    "elsewhere: fill the cache inside the block, or give rows=condition.rows(model, tokens)"
+                )
+        else:
+            rows = self.condition.rows(model, tokens, attention_mask)
+            if cache is not None:
+                self.decided[cache] = rows
+        restricted = [intervention.restrict_rows(rows) for intervention in self.interventions]
+        return [intervention for intervention in restricted if intervention is not None]
+
+
+class SteeringMethods(Hooked):
+    """What steers a model."""
+
+    name: str
+
+    @contextlib.contextmanager
+    def steer(
+        self: Self,
+        vector: Vectors,
+        *,
+        layers: tuple[int, int] | None = None,
+        op: str = "add",
+        strength: float = 1.0,
+        positions: tuple[int, int | None] | list[int] = (0, None),
+        when: str = "all",
+        tokens: Tokens | None = None,
+        after: Iterable[int] | None = None,
+        condition: _C.Condition | None = None,
+        rows: Sequence[int] | None = None,
+        second: _C.ControlVector | None = None,
+        **parameters: float,
+    ) -> Iterator[Self]:
+        """Steer the residual stream after each block of a range, inside the ``with`` block.
+
+        What is steered depends on the text alone: it is the same in one pass, in chunks through a KV cache, in every
+        step of ``generate``, and in a batch padded on either side. Padding is never steered.
+
+        Args:
+            vector: added as it is: scale it (``20 * vector``). A list steers a batch, one vector a row and None for a
+                row as it is; rows that a list does not reach are not steered.
+            layers: first and last block, both included; None is every layer the vector has.
+            op: an operator that takes an operand, see Intervention: "add", "norm_preserving_add", "ablate",
+                "interpolate", "project_to" (``target=``), "clamp" (``low=``, ``high=``), "rotate", "angular" and
+                "adaptive_angular" (``angle=`` in degrees), or one of ``register_operator``.
+            strength: of the operator; for "add" the same as scaling the vector.
+            positions: [first, last) positions of the text that are steered, None being open; or a list of positions.
+                Padding does not count.
+            when: "prompt" steers the prompt only; "generation" every position that a new token is predicted from: the
+                prompt's last one, so that the first new token is steered too, and the new tokens; "all" both.
+            tokens: only where such tokens stand: ids, or a predicate on ids.
+            after: only behind the first of these ids.
+            condition: only the rows of which this Condition holds, decided on the un-steered prompt: in ``generate``
+                the prompts, else the tokens of a call, or of the first call that fills a cache.
+            rows: of the batch; None is all (of a list of vectors: 0, 1, ...).
+            second: the second direction of a plane, for "rotate", "angular" and "adaptive_angular".
+            parameters: of the operator, by name.
+
+        Outside of ``generate``, a call without a cache takes all its tokens for the prompt; one with a cache must be
+        told ``n_prompt`` where ``when`` asks for it, and ``history`` (the tokens in the cache) for ``after``.
+
+        Warns:
+            UserWarning: the vector was trained on a model of another hash.
+
+        Raises:
+            IndexError: a layer the model does not have, or, at a call, a row the batch does not have.
+            ConfigError: an unknown operator, a vector without a direction in the range, or, at a call with a condition,
+                a cache that was filled outside of the block.
+            ShapeError: a vector of another width.
+            ValueError: parameters, a strength or a phase that the operator or ``when`` does not take.
+            HookError: at a call, a cache and no ``n_prompt`` or ``history`` where they are needed.
+        """
+        vectors = [vector] if isinstance(vector, _C.ControlVector) else list(vector)
+        if rows is None and not isinstance(vector, _C.ControlVector):
+            rows = range(len(vectors))
+        for one in (*vectors, second):
+            self._warn_of_another_model(one)
+        span: dict[str, Any] = {"positions": positions}
+        if not isinstance(positions, list):
+            span = dict(zip(SPAN, positions, strict=True))
+        how = _C.Intervention(
+            {},
+            op=op,
+            strength=strength,
+            parameters=parameters,
+            rows=None if rows is None else list(rows),
+            text=_C.TextFilter(
+                phase=when, after=None if after is None else list(after), skip_padding=True, **self._token_sets(tokens)
+            ),
+            **span,
+        )
+        interventions = _C.as_interventions(vectors, how, model=self, layers=layers, second=second)
+        if condition is None:
+            with self._steered_by(interventions):
+                yield self
+        else:
+            with self._steered_if(Conditional(condition, interventions)):
+                yield self
+
+    @contextlib.contextmanager
+    def _steered_by(self, interventions: Sequence[_C.Intervention]) -> Iterator[None]:
+        checked = self.engine.make_hooks()
+        for intervention in interventions:
+            checked.add_intervention(intervention)  # all of them before any
+        ids = [self._registry.add_intervention(intervention) for intervention in interventions]
+        try:
+            yield
+        finally:
+            for id in ids:
+                self._registry.remove(id)
+
+    @contextlib.contextmanager
+    def _steered_if(self, conditional: Conditional) -> Iterator[None]:
+        conditional.condition.validate(self)
+        with self._steered_by(conditional.interventions):
+            pass  # they are checked now, and added when the condition is known
+        self._conditional.append(conditional)
+        try:
+            yield
+        finally:
+            self._conditional.remove(conditional)
+
+    def _warn_of_another_model(self, vector: _C.ControlVector | None) -> None:
+        if vector is None or vector.model_hash in ("", self.engine.hash):
+            return
+        warnings.warn(
+            f"steer: the vector was trained on {vector.model_name!r} (hash {vector.model_hash[:12]}), and this "
+            f"model is {self.name!r} (hash {self.engine.hash[:12]})",
+            stacklevel=4,
+        )
+
+    def _token_sets(self, tokens: Tokens | None) -> dict[str, list[int]]:
+        """The ids of a TextFilter, those of a predicate by the shorter list."""
+        if tokens is None:
+            return {}
+        vocabulary = range(self.engine.cfg.d_vocab)
+        chosen = [id for id in vocabulary if tokens(id)] if callable(tokens) else [int(id) for id in tokens]
+        if not chosen:
+            raise ValueError("steer: tokens must name at least one token, got none")
+        if 2 * len(chosen) <= len(vocabulary):
+            return {"tokens": chosen}
+        return {"not_tokens": sorted(set(vocabulary) - set(chosen))}
