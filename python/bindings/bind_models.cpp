@@ -4,6 +4,7 @@
 #include "introspect/models/model.h"
 #include "introspect/models/process_weights.h"
 #include "introspect/models/stacked_weights.h"
+#include "introspect/models/with_weights.h"
 
 namespace introspect::python {
 
@@ -164,7 +165,8 @@ Args:
              const hooks::HookRegistry* hooks, std::optional<torch::Tensor> attention_mask,
              const std::string& logits_at, std::optional<torch::Tensor> positions,
              std::optional<torch::Tensor> vocab_ids, std::optional<int64_t> start_at_layer,
-             std::optional<int64_t> stop_at_layer) -> std::optional<torch::Tensor> {
+             std::optional<int64_t> stop_at_layer, std::optional<int64_t> n_prompt,
+             std::optional<torch::Tensor> history) -> std::optional<torch::Tensor> {
             ForwardOptions options;
             options.cache = cache;
             options.hooks = hooks;
@@ -174,6 +176,8 @@ Args:
             options.vocab_ids = vocab_ids.value_or(torch::Tensor{});
             options.start_at_layer = start_at_layer;
             options.stop_at_layer = stop_at_layer;
+            options.n_prompt = n_prompt;
+            options.history = history.value_or(torch::Tensor{});
             const py::gil_scoped_release release;
             const auto logits = model.forward(tokens, options);
             return logits.defined() ? std::optional(logits) : std::nullopt;
@@ -181,7 +185,8 @@ Args:
           py::arg("tokens"), py::kw_only(), py::arg("cache") = py::none(), py::arg("hooks") = py::none(),
           py::arg("attention_mask") = py::none(), py::arg("logits_at") = "all",
           py::arg("positions") = py::none(), py::arg("vocab_ids") = py::none(),
-          py::arg("start_at_layer") = py::none(), py::arg("stop_at_layer") = py::none(), R"doc(
+          py::arg("start_at_layer") = py::none(), py::arg("stop_at_layer") = py::none(),
+          py::arg("n_prompt") = py::none(), py::arg("history") = py::none(), R"doc(
 Logits for int64 tokens [batch, pos], or for a residual [batch, pos, d_model] with start_at_layer.
 
 Args:
@@ -193,6 +198,8 @@ Args:
     vocab_ids: int64 [n]; only these tokens' logits.
     start_at_layer: the input is the residual before this block, in the model's dtype.
     stop_at_layer: run the blocks before this one only and return the residual [batch, pos, d_model].
+    n_prompt: how many positions from the cache's start are the prompt, to interventions that ask; without a cache all.
+    history: int64 [batch, length of the cache], the tokens it holds, to interventions that ask.
 
 Returns:
     float32 (float64 for a float64 model) [batch, pos, d_vocab], None for "none", or the residual. "all" is computed in the model's dtype,
@@ -201,7 +208,7 @@ Returns:
 Raises:
     IndexError: token ids or positions out of range.
     ShapeError: wrong shapes, or more than n_ctx positions.
-    HookError: hooks that need gradients while they are switched off.
+    HookError: hooks that need gradients while they are switched off, or more of the text than is known.
 )doc")
       .def("named_weights", &Model::named_weights, R"doc(
 Every tensor once, by name, in the form in which the layers use it: "embed.W_E", "blocks.3.attn.W_QKV".
@@ -279,6 +286,22 @@ A weight of every block in one new tensor: "attn.W_Q" gives [n_layers, n_heads, 
 
 Raises:
     ValueError: a name that the model's blocks do not have.
+)doc")
+      .def(
+          "with_weights",
+          [](const Model& model, const std::map<std::string, torch::Tensor>& weights) {
+            return std::const_pointer_cast<Model>(models::with_weights(model, weights));
+          },
+          py::arg("weights"), py::call_guard<py::gil_scoped_release>(), R"doc(
+A model in which some weights are others; this one stays as it is, and what is not given is shared with it.
+
+Args:
+    weights: by name, shape, dtype and device as in ``named_weights``. They are used as they are and not copied: copies
+        that require gradients can be trained in place. The hash counts their bytes at this moment.
+
+Raises:
+    ValueError: a name that the model does not have.
+    ShapeError: a tensor that is not as the one it replaces.
 )doc")
       .def(
           "processed",
