@@ -141,6 +141,17 @@ class Graph:
         """Identity of a node: SHA-256 of its model, tokens and interventions, and of those before it."""
         return self.engine.hash(node)
 
+    def svg(self) -> str:
+        """The graph as an SVG document, segments from left to right; notebooks show it by themselves.
+
+        Raises:
+            ValueError: more than 400 nodes.
+        """
+        return self.engine.svg()
+
+    def _repr_svg_(self) -> str | None:
+        return self.svg() if len(self) <= 400 else None
+
     def plan(self, *, memory_budget: int = DEFAULT_BUDGET) -> PlanSummary:
         """What would run.
 

@@ -40,6 +40,10 @@ void check_intervention(const hooks::Intervention& i, const models::Model& model
       i.rows.empty() || i.rows == std::vector<int64_t>{0},
       "Graph::segment: a segment is one row; for several interventions make several ", "segments, got ",
       i.rows.size(), " rows");
+  check<ConfigError>(
+      i.text.phase == hooks::Phase::kAll && i.text.after.empty(),
+      "Graph::segment: a segment knows its own tokens only, not where a prompt ends or what came before; "
+      "give the intervention positions");
   for (const int64_t position : i.positions)
     check<std::out_of_range>(position < n_tokens, "Graph::segment: positions of this segment are 0 to ",
                              n_tokens - 1, ", got ", position);
@@ -87,8 +91,14 @@ const std::string& Graph::tensor_id(const torch::Tensor& tensor) {
 
 std::string Graph::identity(const hooks::Intervention& i, bool with_positions) {
   std::string out = concat(i.op, "|", hooks::point_name(i.point), "|");
-  const double strength = i.strength;
-  out.append(reinterpret_cast<const char*>(&strength), sizeof strength);
+  const auto append = [&](double number) {
+    out.append(reinterpret_cast<const char*>(&number), sizeof number);
+  };
+  append(i.strength);
+  for (const auto& [name, parameter] : i.parameters) {
+    out += concat("|", name, "=");
+    append(parameter);
+  }
   out += concat("|", joined(i.heads), "|");
   for (const auto& [layer, operand] : i.values)
     out += concat(layer, ":", operand.defined() ? tensor_id(operand) : "", ",");
@@ -120,8 +130,18 @@ NodeId Graph::segment(const ModelPtr& model, const std::vector<int64_t>& tokens,
   check<ShapeError>(node.length <= cfg.n_ctx, "Graph::segment: a sequence must fit into the model's ",
                     cfg.n_ctx, " positions, got ", node.length);
   std::string content = concat(model->hash(), "|", joined(tokens), "|");
-  for (const auto& i : interventions) check_intervention(i, *model, static_cast<int64_t>(tokens.size()));
-  for (const auto& i : by_layer(interventions)) {
+  const hooks::Text text{torch::tensor(tokens, torch::kLong).unsqueeze(0), 0, {}, {}};
+  std::vector<hooks::Intervention> resolved;
+  for (const auto& given : interventions) {
+    check_intervention(given, *model, static_cast<int64_t>(tokens.size()));
+    if (given.text.empty()) {
+      resolved.push_back(given);
+    } else {
+      const auto parts = hooks::resolve(given, text);
+      resolved.insert(resolved.end(), parts.begin(), parts.end());
+    }
+  }
+  for (const auto& i : by_layer(resolved)) {
     content += identity(i, /*with_positions=*/true) + ";";
     node.effects.push_back(identity(i, /*with_positions=*/false));
     node.interventions.push_back(i);

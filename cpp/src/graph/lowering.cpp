@@ -33,6 +33,28 @@ std::pair<int64_t, int64_t> reach(const hooks::Intervention& i, int64_t n) {
   return {*low, *high + 1};
 }
 
+using Range = std::pair<int64_t, int64_t>;
+
+bool meet(const Range& a, const Range& b) {
+  return a.first < b.second && b.first < a.second;
+}
+
+/// The ranges of a segment that nothing may cut: those of interventions that mix tokens, joined where they meet.
+std::vector<Range> solid_ranges(const std::vector<hooks::Intervention>& interventions, int64_t n) {
+  std::vector<Range> out;
+  for (const auto& i : interventions) {
+    if (!mixes_tokens(i)) continue;
+    auto joined = reach(i, n);
+    std::erase_if(out, [&](const Range& other) {
+      if (!meet(joined, other)) return false;
+      joined = {std::min(joined.first, other.first), std::max(joined.second, other.second)};
+      return true;
+    });
+    out.push_back(joined);
+  }
+  return out;
+}
+
 }  // namespace
 
 size_t Lowering::KeyHash::operator()(const Key& key) const {
@@ -90,14 +112,18 @@ void Lowering::add_segment(NodeId id) {
   const auto n = static_cast<int64_t>(node.tokens.size());
   const int64_t start = node.length - n;
   int64_t at = node.parent ? ends_[static_cast<size_t>(*node.parent)] : -1;
+  const auto solid = solid_ranges(node.interventions, n);
   std::string last_names;
   int64_t number = 0;
   for (int64_t t = 0; t < n; ++t) {
-    std::string names;
+    Range around{t, t + 1};  // what is one with this token
+    for (const auto& range : solid)
+      if (meet(range, around)) around = range;
+    const bool is_solid = around.second - around.first > 1;
+    std::string names = is_solid ? concat(around.first, ":") : "";
     std::vector<size_t> here;
     for (size_t i = 0; i < node.interventions.size(); ++i) {
-      const auto [first, last] = reach(node.interventions[i], n);
-      if (t < first || t >= last) continue;
+      if (!meet(reach(node.interventions[i], n), around)) continue;
       here.push_back(i);
       names += concat(i, ",");
     }
@@ -110,7 +136,7 @@ void Lowering::add_segment(NodeId id) {
       for (const size_t i : here) {
         auto intervention = node.interventions[i];
         auto effect = node.effects[i];
-        if (is_positional(intervention) || mixes_tokens(intervention)) {
+        if (is_solid || is_positional(intervention) || mixes_tokens(intervention)) {
           const auto [first, last] = reach(intervention, n);
           effect += concat("@", start, "+", first, "-", last);
           for (const int64_t position : intervention.positions) effect += concat(",", position);

@@ -104,6 +104,10 @@ class INTROSPECT_EXPORT Graph {
   /// The same, all at once, in the order in which readings were asked for.
   std::vector<engine::Captured> run(const RunOptions& options = {}) const;
 
+  /// The graph as an SVG document: segments as boxes from left to right, those with interventions, of other models and
+  /// splices coloured. Throws std::invalid_argument for more than 400 nodes.
+  std::string svg() const;
+
  private:
   friend class Lowering;
 
