@@ -1,20 +1,29 @@
-"""The seven experiments of the article on a model of yours, each beside random rotations of its vector and controls.
+"""The article's seven experiments on a model of yours, beside random rotations, control questions and intervals.
 
-python examples/python/seven_experiments.py [--model NAME] [--sweep] [--output DIR]
+python examples/python/seven_experiments.py [--model NAME] [--finetune NAME --prompts CSV] [--sweep] [-o DIR]
+
+Strengths are fractions of the mean residual norm and the layers a third to two thirds of the depth, which is where the
+article's are. Experiment 7 needs a second model of the same shape; its vector is made from a column of prompts
+("forbidden_prompt", as in StrongREJECT's CSV file).
 """
 
 import argparse
+import csv
 from pathlib import Path
+
+import pandas
 
 import introspect
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="qwen2.5-coder-0.5b-instruct")
+parser.add_argument("--finetune", help="of the same shape, for experiment 7")
+parser.add_argument("--prompts", type=Path, help="that both models read, for the vector between them")
 parser.add_argument("--fraction", type=float, default=0.1, help="strength, as a share of the mean residual norm")
 parser.add_argument("--suffixes", type=int, default=582, help="pairs to train a vector on")
 parser.add_argument("--nulls", type=int, default=10, help="random rotations of each vector")
-parser.add_argument("--sweep", action="store_true", help="also every range of layers [i, j], 0 < i <= j")
-parser.add_argument("-o", "--output", type=Path, help="folder for the results, and what `introspect report` makes of them")
+parser.add_argument("--sweep", action="store_true", help="also every range of blocks [i, j], 0 < i <= j")
+parser.add_argument("-o", "--output", type=Path, help="folder for the results; `introspect report` makes a page of it")
 args = parser.parse_args()
 
 model = introspect.load_model(args.model, dtype="bfloat16")
@@ -24,18 +33,82 @@ for concept in ("cat", "bread"):
     vectors[concept] = introspect.ControlVector.train(model, pairs)
 
 
-def run(protocol: str, fraction: float = args.fraction, questions: list[str] | None = (), **options):
-    settings = {"strengths": [fraction], "strength_unit": "residual", "layers": [(0.33, 0.66)], "nulls": args.nulls}
-    protocol = introspect.load_protocol(protocol)
-    return introspect.run_experiment(model, protocol, vectors=vectors, questions=questions, **{**settings, **options})
+def run(name: str, show: bool = True, **options) -> introspect.results.Result:
+    """A shipped protocol at the strength asked for, as tables and, where a folder is given, in a file."""
+    usual = {"vectors": vectors, "strengths": [args.fraction], "strength_unit": "residual", "layers": [(0.33, 0.66)]}
+    options = {**usual, "questions": [], "nulls": args.nulls, **options}
+    result = introspect.run_experiment(model, introspect.load_protocol(name), **options)
+    if show:
+        introspect.report.show_one(result)
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        result.save(args.output / f"{name}.json")
+    return result
 
 
-results = [
-    run("top_of_mind", nulls=0),  # 1: the text
-    run("no_info"),  # 1
-    run("with_info", questions=None),  # 2, and 3: its 16 control questions
-    run("inaccurate_location"),  # 4
-    run("lorem_ipsum"),  # 4
-    run("content_report"),  # 6
-]
-introspect.report.show(results)
+def lens(result: introspect.results.Result) -> pandas.DataFrame:
+    """Log-odds after every block: un-steered, each injection, and the mean and spread of all random rotations."""
+    table = result.lens_to_pandas()
+    nulls = table[table.kind == "null"].groupby("layer").log_odds.agg(["mean", "std"]).add_prefix("random ")
+    own = table[table.kind == "introspection"]
+    base = own.groupby("layer").log_odds_base.first().rename("base")
+    curves = own.pivot(index="layer", columns="concept", values="log_odds")
+    return pandas.concat([base, curves, nulls], axis=1).dropna(axis=1, how="all")
+
+
+def show_raised(result: introspect.results.Result) -> None:
+    """The tokens whose probability rose most under each injection."""
+    changes = result.changes_to_pandas()
+    raised = changes[(changes.kind == "introspection") & (changes.direction == "raised")]
+    for concept, rows in raised.groupby("concept", sort=False):
+        print(f"  most raised, {concept}: {' '.join(map(repr, rows.token[:10]))}")
+
+
+print("1. Top of mind: the vector stays on while the answer is generated. Detection, without a word of explanation.")
+run("top_of_mind", nulls=0)
+run("no_info")
+
+print("\n2 and 3. The info prompt, and its control questions, whose answer is no.")
+run("with_info", questions=None)
+
+print("\n4. Told a wrong place; filler of the length of the info.")
+run("inaccurate_location")
+run("lorem_ipsum")
+
+print("\n5. Where in the depth the answer comes up: log-odds of the lens.")
+for name in ("lens_no_info", "lens_with_info", "lens_inaccurate_location", "lens_quarter_strength"):
+    print(lens(run(name)).round(2).to_string())
+
+print("\n6. What was it? The tokens that rose most, and the concept written into the text instead of injected.")
+show_raised(run("lens_content_report"))
+run("priming_content_report", vectors={}, concepts=list(vectors), nulls=0)
+
+if args.finetune:
+    print("\n7. Another model: the vector that leads to it, and itself in the first turns.")
+    finetune = introspect.load_model(args.finetune, dtype="bfloat16")
+    if args.prompts:
+        with args.prompts.open(newline="", encoding="utf-8") as file:
+            prompts = [row["forbidden_prompt"] for row in csv.DictReader(file)]
+        vectors = {"finetune": introspect.contrast_models(finetune, model, prompts)}
+        run("no_info")
+        run("with_info", questions=None)
+        run("top_of_mind", strengths=[-args.fraction, args.fraction], nulls=0)
+    prefilled = {"vectors": {}, "models": {"finetune": finetune}, "nulls": 0}
+    print(lens(run("finetune_no_info", lens=True, **prefilled)).round(2).to_string())
+    run("finetune_with_info", **{**prefilled, "questions": None})
+    show_raised(run("finetune_content_report", top_k=10, **prefilled))
+else:
+    print("\n7. Left out: --finetune names no second model.")
+
+if args.sweep:
+    print("\nEvery range of blocks: the shift of the log-odds, first block down, last block across.")
+    last = model.cfg.n_layers - 1
+    ranges = [(i, j) for i in range(1, last + 1) for j in range(i, last + 1)]
+    table = run("no_info", show=False, layers=ranges, nulls=0).to_pandas()
+    table["shift"] = table.log_odds - table.log_odds_base
+    for concept, rows in table.groupby("concept", sort=False):
+        print(
+            concept,
+            rows.pivot(index="first_layer", columns="last_layer", values="shift").round(1).to_string(),
+            sep="\n",
+        )

@@ -1,5 +1,6 @@
 #include "bindings.h"
 
+#include "introspect/experiments/estimate.h"
 #include "introspect/experiments/run.h"
 
 namespace introspect::python {
@@ -44,6 +45,10 @@ py::dict as_dict(const StoredCell& stored) {
   out["kind"] = cell.kind;
   out["question_kind"] = cell.question_kind;
   out["null_index"] = cell.null_index;
+  out["paraphrase"] = cell.paraphrase;
+  out["place"] = cell.place;
+  out["part_first"] = cell.part_first;
+  out["part_last"] = cell.part_last;
   out["value"] = cell.value;
   out["key"] = cell.key;
   out["base_key"] = cell.base_key;
@@ -75,24 +80,59 @@ auto without_gil(const Work& work) {
 /// A range is (first, last, whether they are fractions).
 using Range = std::tuple<double, double, bool>;
 
-std::string run(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
-                std::vector<double> strengths, const std::vector<Range>& layers,
-                std::optional<std::vector<std::string>> questions, int64_t nulls,
-                const std::string& strength_unit, uint64_t seed, std::shared_ptr<Store> store,
-                int64_t batch_bytes, py::object progress) {
+std::string run(const std::shared_ptr<models::Model>& model, const Protocol& protocol,
+                const NamedVectors& vectors, std::vector<double> strengths, const std::vector<Range>& layers,
+                const std::vector<std::pair<double, double>>& parts,
+                std::optional<std::vector<std::string>> questions, std::optional<double> control_filter,
+                int64_t nulls, std::map<std::string, std::vector<steering::ControlVector>> null_vectors,
+                std::vector<std::string> concepts,
+                const std::map<std::string, std::shared_ptr<models::Model>>& models,
+                const std::string& strength_unit, uint64_t seed, bool lens, bool attention, bool divergence,
+                int64_t top_k, NamedVectors directions, std::vector<std::string> continuations,
+                std::shared_ptr<Store> store, int64_t memory_budget, py::object progress) {
   ExperimentOptions options;
   options.strengths = std::move(strengths);
   options.layers.clear();
   for (const auto& [first, last, is_fraction] : layers) options.layers.push_back({first, last, is_fraction});
+  options.parts.clear();
+  for (const auto& [first, last] : parts) options.parts.push_back({first, last});
+  options.questions = std::move(questions);
+  options.control_filter = control_filter;
+  options.nulls = nulls;
+  options.null_vectors = std::move(null_vectors);
+  options.concepts = std::move(concepts);
+  options.models = {models.begin(), models.end()};
+  options.strength_unit = parse_strength_unit(strength_unit);
+  options.seed = seed;
+  options.readouts = {lens, attention, divergence, top_k};
+  options.directions = std::move(directions);
+  options.continuations = std::move(continuations);
+  options.store = std::move(store);
+  options.memory_budget = memory_budget;
+  options.progress = as_progress(std::move(progress));
+  const py::gil_scoped_release release;
+  return run_experiment(model, protocol, vectors, options).to_json();
+}
+
+py::list passages(const Conversation& conversation) {
+  py::list out;
+  for (const auto& [turn, text] : conversation.passages) out.append(py::make_tuple(turn, text));
+  return out;
+}
+
+std::vector<LayerEstimate> estimate(const models::Model& model, const Protocol& protocol,
+                                    const NamedVectors& vectors, std::vector<double> strengths,
+                                    std::optional<std::vector<std::string>> questions, int64_t nulls,
+                                    const std::string& strength_unit, uint64_t seed, py::object progress) {
+  EstimateOptions options;
+  options.strengths = std::move(strengths);
   options.questions = std::move(questions);
   options.nulls = nulls;
   options.strength_unit = parse_strength_unit(strength_unit);
   options.seed = seed;
-  options.store = std::move(store);
-  options.batch_bytes = batch_bytes;
   options.progress = as_progress(std::move(progress));
   const py::gil_scoped_release release;
-  return run_experiment(model, protocol, vectors, options).to_json();
+  return estimate_layers(model, protocol, vectors, options);
 }
 
 }  // namespace
@@ -101,10 +141,27 @@ void bind_experiments(py::module_& m) {
   py::class_<Protocol>(m, "Protocol", R"doc(
 One introspection experiment as data: turns, the injected messages, what is read, and control questions.
 
-A file is a JSON object with the fields name, turns ([{role, content}]) and injected (neighbouring indices into turns),
-and optionally source, read ("yes_no", "content" or "sample"), steer_generation, yes_token, no_token, report_tokens
-({concept: word}), sampling ({max_new_tokens, temperature, top_p, top_k}) and controls ({turns, injected, questions} with
-$QUESTION in the turns, or the name of such a file beside it).
+A file is a JSON object. name, turns ([{role, content}]) and injected are needed; the rest may be left out.
+
+    based_on        a file beside this one whose fields hold where this one gives none
+    source          where the texts come from
+    injected        indices into turns, ascending; or [{turn, text}]: passages of messages
+    inject          {by: "vector"}, "random" (directions of the vector's lengths), "model" (model: a name among
+                    run_experiment's models, which prefills the spans), "tokens" (turns: the same messages with $CONCEPT
+                    written into the injected ones; priming) or "patch" (turns, of as many tokens: their residuals
+                    replace the spans')
+    relative_strength  factor on a run's strengths
+    read            "yes_no", "content" or "sample"
+    readouts        {lens, attention, divergence: true or false, top_k: number}
+    steer_generation   true keeps the vector on behind the spans
+    yes_token, no_token        one token each
+    yes_variants, no_variants  spellings whose probabilities the lens sums up
+    report_tokens   {concept: word}
+    paraphrases     texts, or {question, prefix}: asked in place of the last user message
+    sentences       instead of injected: $SENTENCES in a turn stands for them, and each is a passage
+    answers         one token for each passage: each is injected alone, and these are read (localisation)
+    sampling        {max_new_tokens, temperature, top_p, top_k}
+    controls        {turns, injected, questions} with $QUESTION in the turns, or the name of such a file beside
 )doc")
       .def_static("parse", &Protocol::parse, py::arg("json"),
                   "A protocol from its JSON text. Raises ConfigError that names the place of a mistake.")
@@ -115,6 +172,20 @@ $QUESTION in the turns, or the name of such a file beside it).
       .def_readonly("source", &Protocol::source)
       .def_property_readonly("turns", [](const Protocol& p) { return turns(p.conversation); })
       .def_property_readonly("injected", [](const Protocol& p) { return p.conversation.injected; })
+      .def_property_readonly(
+          "passages", [](const Protocol& p) { return passages(p.conversation); },
+          "(turn, text) of what is injected where it is not whole messages.")
+      .def_property_readonly("inject", [](const Protocol& p) { return to_string(p.inject); })
+      .def_readonly("relative_strength", &Protocol::relative_strength)
+      .def_property_readonly(
+          "paraphrases",
+          [](const Protocol& p) {
+            py::list out;
+            for (const auto& [question, prefix] : p.paraphrases) out.append(py::make_tuple(question, prefix));
+            return out;
+          },
+          "(question, prefix); an empty prefix is the turns' own.")
+      .def_readonly("answers", &Protocol::answers)
       .def_property_readonly("read", [](const Protocol& p) { return to_string(p.read); })
       .def_readonly("steer_generation", &Protocol::steer_generation)
       .def_readonly("yes_token", &Protocol::yes_token)
@@ -167,11 +238,38 @@ Raises:
       .def_property_readonly("path", &Store::path);
 
   m.def("run_experiment", &run, py::arg("model"), py::arg("protocol"), py::kw_only(), py::arg("vectors"),
-        py::arg("strengths"), py::arg("layers"), py::arg("questions"), py::arg("nulls"),
-        py::arg("strength_unit"), py::arg("seed"), py::arg("store"), py::arg("batch_bytes"),
-        py::arg("progress"),
+        py::arg("strengths"), py::arg("layers"), py::arg("parts"), py::arg("questions"),
+        py::arg("control_filter"), py::arg("nulls"), py::arg("null_vectors"), py::arg("concepts"),
+        py::arg("models"), py::arg("strength_unit"), py::arg("seed"), py::arg("lens"), py::arg("attention"),
+        py::arg("divergence"), py::arg("top_k"), py::arg("directions"), py::arg("continuations"),
+        py::arg("store"), py::arg("memory_budget"), py::arg("progress"),
         "The result of introspect.run_experiment as JSON; layers are (first, last, whether they are "
         "fractions).");
+
+  m.def(
+      "conversation_tokens",
+      [](const models::Model& model, const Protocol& protocol, const std::optional<std::string>& question) {
+        const auto tokens = tokenize(question ? protocol.ask(*question) : protocol.conversation,
+                                     model.tokenizer(), model.chat_template());
+        return std::make_tuple(tokens.before, tokens.injected, tokens.after);
+      },
+      py::arg("model"), py::arg("protocol"), py::arg("question") = py::none(),
+      "Token ids before, in and behind the injected messages: see introspect.conversation_tokens.");
+
+  py::class_<LayerEstimate>(m, "LayerEstimate",
+                            "What one injection is estimated to do to one question's log-odds.")
+      .def_readonly("concept", &LayerEstimate::concept_name)
+      .def_readonly("strength", &LayerEstimate::strength)
+      .def_readonly("question", &LayerEstimate::question)
+      .def_readonly("question_kind", &LayerEstimate::question_kind)
+      .def_readonly("null_index", &LayerEstimate::null_index)
+      .def_readonly("log_odds_base", &LayerEstimate::log_odds_base)
+      .def_readonly("by_layer", &LayerEstimate::by_layer);
+  m.def("estimate_layers", &estimate, py::arg("model"), py::arg("protocol"), py::kw_only(),
+        py::arg("vectors"), py::arg("strengths"), py::arg("questions"), py::arg("nulls"),
+        py::arg("strength_unit"), py::arg("seed"), py::arg("progress"),
+        "The estimates behind introspect.estimate_ranges: one for each vector, strength, rotation and "
+        "question.");
 }
 
 }  // namespace introspect::python

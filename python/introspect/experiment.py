@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
 
 from . import _C
 from .model import Model
@@ -16,6 +17,23 @@ from .steering import ControlVector
 from .store import Store
 
 PROTOCOLS = ("top_of_mind", "no_info", "with_info", "inaccurate_location", "lorem_ipsum", "content_report")
+"""The article's conversations."""
+
+MORE_PROTOCOLS = (
+    "lens_no_info",
+    "lens_with_info",
+    "lens_inaccurate_location",
+    "lens_quarter_strength",
+    "lens_content_report",
+    "finetune_no_info",
+    "finetune_with_info",
+    "finetune_content_report",
+    "anthropic_style",
+    "priming_content_report",
+    "paraphrases",
+    "localisation",
+)
+"""Made from them, or after the replication; each says in ``source`` what it is."""
 
 LayerRange = tuple[int, int] | tuple[float, float]
 
@@ -24,17 +42,19 @@ def load_protocol(source: str | os.PathLike) -> _C.Protocol:
     """An experiment's turns, injected messages and questions.
 
     Args:
-        source: a shipped name (see ``introspect.experiment.PROTOCOLS``) or a JSON file of the format that
-            ``introspect.Protocol`` describes.
+        source: a shipped name (``PROTOCOLS`` and ``MORE_PROTOCOLS`` of introspect.experiment) or a JSON file of the
+            format that ``introspect.Protocol`` describes.
 
     Raises:
         IoError: no such file.
         ConfigError: a mistake in it, with its place.
     """
-    if source in PROTOCOLS:
+    if source in PROTOCOLS + MORE_PROTOCOLS:
         return _C.Protocol.load(Path(__file__).parent / "data" / "protocols" / f"{source}.json")
     if not Path(source).exists():
-        raise _C.IoError(f"load_protocol: neither a file nor one of {', '.join(PROTOCOLS)}: {os.fspath(source)}")
+        raise _C.IoError(
+            f"load_protocol: neither a file nor one of {', '.join(PROTOCOLS + MORE_PROTOCOLS)}: {os.fspath(source)}"
+        )
     return _C.Protocol.load(source)
 
 
@@ -64,26 +84,60 @@ def layer_ranges(
     return ranges
 
 
+class ConversationTokens(NamedTuple):
+    """A conversation's token ids, cut where the chat template ends its messages."""
+
+    before: list[int]
+    """up to the first injected message"""
+    injected: list[int]
+    after: list[int]
+    """the rest, down to the position that is read"""
+
+
+def conversation_tokens(model: Model, protocol: _C.Protocol, question: str | None = None) -> ConversationTokens:
+    """What ``run_experiment`` feeds to the model.
+
+    Args:
+        question: a control question, asked in the protocol's control conversation; None is the protocol's own.
+
+    Raises:
+        ConfigError: a template or tokenizer that does not fit the protocol; a question without a control conversation.
+    """
+    return ConversationTokens(*_C.conversation_tokens(model.engine, protocol, question))
+
+
 def run_experiment(
     model: Model,
     protocol: _C.Protocol,
     *,
     vectors: Mapping[str, ControlVector],
-    strengths: Sequence[float],
+    strengths: Sequence[float] = (20.0,),
     layers: Sequence[LayerRange] = ((0.33, 0.66),),
+    parts: Sequence[tuple[float, float]] = ((0.0, 1.0),),
     questions: Sequence[str] | None = None,
+    control_filter: float | None = None,
     nulls: int = 0,
+    null_vectors: Mapping[str, Sequence[ControlVector]] | None = None,
+    concepts: Sequence[str] = (),
+    models: Mapping[str, Model] | None = None,
     strength_unit: str = "absolute",
     seed: int = 0,
+    lens: bool = False,
+    attention: bool = False,
+    divergence: bool = False,
+    top_k: int = 0,
+    directions: Mapping[str, ControlVector] | None = None,
+    continuations: Sequence[str] = (),
     store: str | os.PathLike | _C.Store | None = None,
-    batch_bytes: int = 512 << 20,
+    memory_budget: int = 512 << 20,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Result:
     """Run a protocol with every vector x strength x layer range, and the same with random rotations of the vectors.
 
     The injected messages are prefilled once un-steered and once for each injection, with the vector added to the output
     of every block of the range at each of their tokens. Then the steering is off, unless the protocol keeps it on, and
-    each question runs on a fork of that cache. Readings are float32 log-odds, whatever the model's dtype.
+    each question goes on from that cache. Readings are float32 log-odds, whatever the model's dtype. All of them are
+    planned together, so what conversations and injections have in common runs once.
 
     Args:
         model: with tokenizer and chat template.
@@ -92,19 +146,31 @@ def run_experiment(
         strengths: factors of the directions; 0 is the un-steered run itself.
         layers: (first, last) blocks, both included, 0-based; a pair of floats is fractions of the depth
             ((0.33, 0.66) is 8 to 16 of 24).
+        parts: which of the injected tokens, as fractions (first, last) of their number; each is run by itself.
         questions: control questions; None asks the protocol's own, [] none.
+        control_filter: keep the control questions whose base log-odds lie below this; ``settings`` says how many.
         nulls: random rotations of each vector, with its norms and the cosines between its layers.
+        null_vectors: {concept: vectors}: more nulls (trained on shuffled pairs, say), numbered behind the rotations.
+        concepts: the words of protocols that inject by tokens or patch; by default the vectors' names.
+        models: {name: model} for protocols in which another model prefills; of the model's shape, dtype and device.
         strength_unit: "absolute", or "residual": directions count as unit vectors, and 1 is the mean norm of the
             un-steered residual stream after that block, over the injected tokens.
         seed: of the rotations and of sampled text.
+        lens: also read every block's output: log-odds, probabilities of the spellings of yes and no, report tokens.
+        attention: also the attention of every head from the read position to the injected tokens.
+        divergence: also the next token's entropy, and KL(injected || base).
+        top_k: also this many of the most raised and lowered tokens.
+        directions: {name: vector}: also the residual at the read position on each of its unit directions.
+        continuations: also the log-probability of these texts behind the read position.
         store: a file that keeps every reading as it is made; readings found there are not made again.
-        batch_bytes: memory for injections that run side by side.
+        memory_budget: bytes of one pass, weights aside.
         progress: called with (what, done, total), counted in readings.
 
     Raises:
-        ValueError: strengths that are not finite, no vectors, counts below their least.
+        ValueError: strengths that are not finite, no vectors, models that are not given, counts below their least, a
+            memory budget that does not hold one conversation.
         IndexError: layers the model does not have.
-        ShapeError: a vector of another width, or a conversation longer than n_ctx.
+        ShapeError: a vector of another width, a model of another shape, or a conversation longer than n_ctx.
         ConfigError: a protocol, template or tokenizer that does not fit; a range without any direction.
     """
     data = json.loads(
@@ -114,12 +180,23 @@ def run_experiment(
             vectors=list(vectors.items()),
             strengths=list(strengths),
             layers=[_layer_range(pair) for pair in layers],
+            parts=[(float(first), float(last)) for first, last in parts],
             questions=None if questions is None else list(questions),
+            control_filter=control_filter,
             nulls=nulls,
+            null_vectors={name: list(more) for name, more in (null_vectors or {}).items()},
+            concepts=list(concepts),
+            models={name: other.engine for name, other in (models or {}).items()},
             strength_unit=strength_unit,
             seed=seed,
+            lens=lens,
+            attention=attention,
+            divergence=divergence,
+            top_k=top_k,
+            directions=list((directions or {}).items()),
+            continuations=list(continuations),
             store=store if store is None or isinstance(store, _C.Store) else Store(store),  # type: ignore[arg-type]
-            batch_bytes=batch_bytes,
+            memory_budget=memory_budget,
             progress=progress,
         )
     )

@@ -19,11 +19,10 @@ from .sentences import (
     identification_verdict,
     sections,
     summary,
-    sweep_bests,
     sweep_verdict,
     texts,
 )
-from .sweeps import headlines, is_sweep
+from .sweeps import headlines, is_sweep, sweep_bests
 
 if TYPE_CHECKING:
     import pandas
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 # The order in which the article asks; protocols of one's own come after these.
 ORDER = ["no_info", "with_info", "inaccurate_location", "lorem_ipsum", "content_report", "top_of_mind"]
 DPI = 150
+READ = ("identified", "lens", "attention", "localised")  # of plots
 SWEPT = ("strength_curves", "layer_curves", "range_maps")  # functions of plots, and of plots.interactive
 METHOD = (
     "The messages that a protocol marks are prefilled with the concept's direction added to the output of each "
@@ -128,8 +128,8 @@ def figures(results: list[Result]) -> dict[str, Figure]:
         if read == "yes_no":
             for suffix in SWEPT:
                 found[f"{name}_{suffix}"] = getattr(plots, suffix)(result)
-        elif read == "content":
-            found[f"{name}_identified"] = plots.identified(result)
+        for suffix in READ:
+            found[f"{name}_{suffix}"] = getattr(plots, suffix)(result)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -142,6 +142,8 @@ def interactive_figures(results: list[Result]) -> dict[str, Any]:
         if result.protocol["read"] == "yes_no":
             for suffix in SWEPT:
                 found[f"{result.protocol['name']}_{suffix}"] = getattr(interactive, suffix)(result)
+        for suffix in ("lens", "attention"):
+            found[f"{result.protocol['name']}_{suffix}"] = getattr(interactive, suffix)(result)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -277,7 +279,7 @@ def html(results: list[Result], pictures: dict[str, bytes]) -> str:
     ]
     parts = sections(results)
     for part in parts:
-        own = [part["name"], *(f"{part['name']}_{suffix}" for suffix in (*SWEPT, "identified"))]
+        own = [part["name"], *(f"{part['name']}_{suffix}" for suffix in (*SWEPT, *READ))]
         part["figures"] = [figure for figure in shown if figure["name"] in own]
     return environment.from_string(template).render(
         model=first.model,

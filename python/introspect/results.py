@@ -12,11 +12,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .statistics import Estimate, NullBand, null_band, shift_table
+from .readings import (
+    Localisation,
+    attention_maps,
+    changes_table,
+    continuations_table,
+    lens_table,
+    localise,
+    projections_table,
+    token_lens_table,
+)
 from .tables import check_format, write_table
 
 if TYPE_CHECKING:
+    import numpy
     import pandas
+
+    from .statistics import Estimate, NullBand
 
 SCHEMA = 1
 
@@ -40,6 +52,8 @@ class Compared:
     @cached_property
     def band(self) -> NullBand | None:
         """Where the value lies among the nulls; None without nulls, or with a number that is not finite."""
+        from .statistics import null_band  # here, because it loads torch
+
         return null_band(self.value, self.nulls) if self.nulls and _finite(self.value, *self.nulls) else None
 
     @property
@@ -216,6 +230,14 @@ class Result:
                     flat[f"{prefix}{name}_base"], flat[f"{prefix}{name}"] = base[i][name], injected[i][name]
         if row["injected"].get("text") is not None:
             flat["text_base"], flat["text"] = row["base"].get("text"), row["injected"]["text"]
+        for key in ("paraphrase", "place", "part_first", "part_last"):
+            if key in row:
+                flat[key] = row[key]
+        for name in ("set_log_odds", "entropy"):
+            if name in row["injected"]:
+                flat[f"{name}_base"], flat[name] = row["base"].get(name), row["injected"][name]
+        if "kl" in row["injected"]:
+            flat["kl"] = row["injected"]["kl"]
         return flat
 
     def export(self, path: str | os.PathLike) -> None:
@@ -248,6 +270,47 @@ class Result:
                     }
 
         return pandas.DataFrame(list(table()))
+
+    def lens_to_pandas(self) -> pandas.DataFrame:
+        """One row for each reading and layer: log_odds, p_yes and p_no (summed over the spellings), base and injected.
+
+        Raises:
+            ValueError: run_experiment was not asked for a lens; so the other tables for what they hold.
+        """
+        return lens_table(self)
+
+    def token_lens_to_pandas(self) -> pandas.DataFrame:
+        """One row for each reading, layer and report token: its log-probability, base and injected."""
+        return token_lens_table(self)
+
+    def changes_to_pandas(self) -> pandas.DataFrame:
+        """One row for each of the most raised and lowered tokens of each reading."""
+        return changes_table(self)
+
+    def projections_to_pandas(self) -> pandas.DataFrame:
+        """One row for each reading, direction and layer: the residual on the unit direction, base and injected."""
+        return projections_table(self)
+
+    def continuations_to_pandas(self) -> pandas.DataFrame:
+        """One row for each reading and continuation: its log-probability, base and injected."""
+        return continuations_table(self)
+
+    def attention(self, side: str = "injected") -> numpy.ndarray:
+        """Attention of every head from the read position to the injected tokens: [rows, n_layers, n_heads].
+
+        Args:
+            side: "injected" or "base"; rows are those of to_pandas().
+        """
+        return attention_maps(self, side)
+
+    def localisation(self, *, concept: str | None = None, kind: str = "introspection") -> Localisation:
+        """Which passage was named against which was injected: confusion matrices with their level of chance.
+
+        Args:
+            concept: None: all.
+            kind: of the rows: "introspection" or "null".
+        """
+        return localise(self, concept=concept, kind=kind)
 
     def detections(self) -> list[Detection]:
         """The statistics of the yes-or-no reading, one for each setting."""
@@ -373,6 +436,8 @@ def _finite(*numbers: float) -> bool:
 
 def _effect(introspection: list[dict], controls: list[dict]) -> Estimate | None:
     """The mean shift less that of the controls, BCa over questions."""
+    from .statistics import shift_table
+
     rows = introspection + controls
     own, asked = ({row["question"] for row in part} for part in (introspection, controls))
     if not own or len(asked) < 2 or own & asked or not _finite(*map(_shift, rows)):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .results import Compared, Detection, Identification, Result, setting_of
-from .sweeps import Furthest, furthest, headlines, is_sweep
+from .sweeps import headlines, is_sweep, sweep_bests
 
 TEXT_NAMES = {"base": "without", "injected": "with the concept", "random": "a random rotation"}
 LISTED = 8  # settings of a sweep that are shown for each concept
@@ -46,12 +46,6 @@ def summary(results: list[Result]) -> list[str]:
             f"{first} of {len(best)} sweeps (chance alone: {chance:.1f})."
         )
     return sentences
-
-
-def sweep_bests(result: Result) -> dict[str, Furthest]:
-    """Of every concept, the setting in which it stands out most, beside each rotation's best."""
-    found = {concept: furthest(listed) for concept, listed in headlines(result).items()}
-    return {concept: one for concept, one in found.items() if one is not None}
 
 
 def sweep_verdict(result: Result, concept: str) -> str:

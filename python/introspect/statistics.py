@@ -3,6 +3,8 @@
 Everything takes plain numbers (lists, arrays, tensors on the CPU) and, where chance plays a part, a seed.
 """
 
+import torch  # noqa: F401  loads libtorch before _C needs it
+
 from ._C import (
     Confusion,
     Estimate,

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     import pandas
 
 NUMBERS = ("log_odds", "p_yes", "p_no")
-_SETTING = ("concept", "strength", "first_layer", "last_layer", "question", "kind", "question_kind", "null_index")
+_SETTING = (
+    *("concept", "strength", "first_layer", "last_layer", "question", "kind", "question_kind", "null_index"),
+    *("paraphrase", "place", "part_first", "part_last"),
+)
 _BOOKKEEPING = ("value", "key", "base_key", "written")
 
 

@@ -71,6 +71,12 @@ def headlines(result: Result) -> dict[str, list[tuple[Setting, Compared]]]:
     return {concept: listed for concept, listed in found.items() if listed}
 
 
+def sweep_bests(result: Result) -> dict[str, Furthest]:
+    """Of every concept, the setting in which it stands out most, beside each rotation's best."""
+    found = {concept: furthest(listed) for concept, listed in headlines(result).items()}
+    return {concept: one for concept, one in found.items() if one is not None}
+
+
 @dataclass(frozen=True)
 class Curve:
     """Settings that differ in one thing, in its order."""

@@ -11,7 +11,7 @@ printed. --full measures every cell of the peer. The log-odds of each cell that 
 
     sweep   no_info, all ranges [i, j] with 0 < i <= j < n_layers
     suite   experiments 1 to 5 for "cat" and "bread": detection without and with the info prompt, 16 controls, wrong
-            location, lorem ipsum, quarter strength; and by itself the text of top of mind
+            location, lorem ipsum, and the lens of four of these; and by itself the text of top of mind
     grid    layer x strength x 20 questions on the info prompt
     planner its share of a run, and how far memory rises in sweeps of 1, 10 and 100 times some ranges, under one
             budget; the time to plan 100,000 nodes
@@ -25,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -56,6 +57,11 @@ class Cell(NamedTuple):
     first: int
     last: int
 
+    @property
+    def lens(self) -> bool:
+        """Whether the log-odds after every block are read."""
+        return self.protocol.startswith("lens_")
+
 
 @dataclass
 class Workload:
@@ -64,7 +70,6 @@ class Workload:
     title: str
     calls: list[dict]
     strata: dict[str, list[Cell]] = field(default_factory=lambda: defaultdict(list))
-    lens: set[Cell] = field(default_factory=set)
 
     def cells(self) -> list[Cell]:
         return [cell for stratum in self.strata.values() for cell in stratum]
@@ -106,9 +111,11 @@ def suite(n_layers: int, small: bool) -> Workload:
         for concept in shared["concepts"]:
             work.strata[name].append(Cell(name, None, concept, STRENGTH, *layers))
             work.strata["controls"] += [Cell(name, q, concept, STRENGTH, *layers) for q in questions]
-    work.calls.append({"protocol": "with_info", "strengths": [STRENGTH / 4], "questions": [], **shared})
-    weak = [Cell("with_info", None, concept, STRENGTH / 4, *layers) for concept in shared["concepts"]]
-    work.strata["quarter strength"] += weak
+    for name, strength in (("no_info", 1), ("with_info", 1), ("inaccurate_location", 1), ("with_info", 0.25)):
+        call = {"protocol": f"lens_{name}", "strengths": [strength * STRENGTH], "questions": [], **shared}
+        work.calls.append(call)
+        for concept in shared["concepts"]:
+            work.strata[f"lens, {name}"].append(Cell(call["protocol"], None, concept, strength * STRENGTH, *layers))
     return work
 
 
@@ -211,6 +218,7 @@ class Peer:
                 "concept": cell.concept,
                 "strength": cell.strength,
                 "layers": list(range(cell.first, cell.last + 1)),
+                "lens": cell.lens,
                 **options,
             }
             for cell in cells
@@ -218,8 +226,8 @@ class Peer:
         end = self.model.tokenizer.eos_token_id
         return self.worker.article(asked, self.vectors, yes=yes, no=no, end=end)
 
-    def run(self, cells: list[Cell], lens: bool = False) -> list[dict]:
-        return self._call(cells, lens=lens)
+    def run(self, cells: list[Cell]) -> list[dict]:
+        return self._call(cells)
 
     def texts(self, concepts: Iterable[str]) -> list[dict]:
         layers, n_new = middle(self.model.cfg.n_layers), 40
@@ -261,10 +269,17 @@ class Figures:
 
 
 def largest_difference(mine: dict[Cell, dict], theirs: dict[Cell, dict]) -> float:
+    """Of the log-odds at the end, and where there is a lens after every block."""
+
+    def log_odds(cell: Cell, side: str) -> torch.Tensor:
+        reading = mine[cell][side]
+        return torch.tensor(reading["lens"]["log_odds"] if cell.lens else reading["log_odds"])
+
+    sides = ("base", "injected")
     return max(
-        abs(mine[cell][side]["log_odds"] - other[side])
+        (log_odds(cell, side) - torch.tensor(other[side])).abs().max().item()
         for cell, other in theirs.items()
-        for side in ("base", "injected")
+        for side in sides
     )
 
 
@@ -412,6 +427,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
+    warnings.filterwarnings("ignore", message=".* tokens of this model")  # spellings of yes and no for the lens
     half_vectors: Vectors = {}
     half = Ours(args.gguf, "bfloat16", half_vectors)
     ours = Ours(args.gguf, "float32", {})

@@ -1,5 +1,6 @@
 #include "experiments/plan.h"
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <utility>
@@ -14,95 +15,277 @@ uint64_t rotation_seed(uint64_t seed, const std::string& concept_name, int64_t n
   return std::stoull(sha256_hex(concat(seed, "/", concept_name, "/", null_index)).substr(0, 16), nullptr, 16);
 }
 
-void check_options(const models::Model& model, const NamedVectors& vectors,
+bool adds_vectors(const Protocol& protocol) {
+  return protocol.inject == Inject::vector || protocol.inject == Inject::random;
+}
+
+void check_options(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
                    const ExperimentOptions& options) {
-  check<std::invalid_argument>(!vectors.empty(), "run_experiment: at least one vector is needed, got none");
-  check<std::invalid_argument>(!options.strengths.empty() && !options.layers.empty(),
-                               "run_experiment: at least one strength and one layer range are needed");
+  check<std::invalid_argument>(!adds_vectors(protocol) || !vectors.empty(),
+                               "run_experiment: at least one vector is needed, got none");
+  check<std::invalid_argument>(
+      !options.strengths.empty() && !options.layers.empty() && !options.parts.empty(),
+      "run_experiment: at least one strength, one layer range and one part are needed");
   for (const auto strength : options.strengths)
     check<std::invalid_argument>(std::isfinite(strength), "run_experiment: strengths must be finite, got ",
                                  strength);
+  for (const auto& [first, last] : options.parts)
+    check<std::invalid_argument>(first >= 0 && first < last && last <= 1,
+                                 "run_experiment: parts must be fractions in order and from 0 to 1, got ",
+                                 first, " to ", last);
   check<std::invalid_argument>(options.nulls >= 0, "run_experiment: nulls must be 0 or more, got ",
                                options.nulls);
-  for (const auto& [name, vector] : vectors)
+  check<std::invalid_argument>(options.readouts.top_k >= 0, "run_experiment: top_k must be 0 or more, got ",
+                               options.readouts.top_k);
+  check<std::invalid_argument>(!options.control_filter || !std::isnan(*options.control_filter),
+                               "run_experiment: control_filter must be a number, got nan");
+  const auto check_width = [&](const std::string& name, const steering::ControlVector& vector) {
     check<ShapeError>(vector.d_model() == model.cfg().d_model, "run_experiment: vector '", name,
                       "' must be as wide as the model (", model.cfg().d_model, "), got ", vector.d_model());
+  };
+  for (const auto& [name, vector] : vectors) check_width(name, vector);
+  for (const auto& [name, vector] : options.directions) {
+    check_width(name, vector);
+    check<std::out_of_range>(vector.layers().back() < model.cfg().n_layers, "run_experiment: direction '",
+                             name, "' must be of layers below ", model.cfg().n_layers, ", got ",
+                             vector.layers().back());
+  }
+  for (const auto& [name, nulls] : options.null_vectors) {
+    const bool known = std::any_of(vectors.begin(), vectors.end(),
+                                   [&name = name](const auto& vector) { return vector.first == name; });
+    check<std::invalid_argument>(known, "run_experiment: null_vectors must be of the vectors' names, got '",
+                                 name, "'");
+    for (const auto& vector : nulls) check_width(name, vector);
+  }
+}
+
+/// The words that a protocol is about.
+std::vector<std::string> concepts(const NamedVectors& vectors, const ExperimentOptions& options) {
+  auto out = options.concepts;
+  if (out.empty())
+    for (const auto& [name, vector] : vectors) out.push_back(name);
+  return out;
 }
 
 /// Puts the question into the scene it shares its beginning with, or into one of its own.
-void add_ask(const models::Model& model, const Conversation& conversation, Ask ask, Plan& plan) {
+Scene& add_ask(const models::Model& model, const Conversation& conversation, Ask ask, Plan& plan) {
   auto tokens = tokenize(conversation, model.tokenizer(), model.chat_template());
   ask.after = std::move(tokens.after);
   for (auto& scene : plan.scenes)
-    if (scene.before == tokens.before && scene.injected == tokens.injected) {
+    if (scene.before == tokens.before && scene.injected == tokens.injected && scene.spans == tokens.spans) {
       scene.asks.push_back(std::move(ask));
-      return;
+      return scene;
     }
-  plan.scenes.push_back({std::move(tokens.before), std::move(tokens.injected), {std::move(ask)}});
+  plan.scenes.push_back(
+      {std::move(tokens.before), std::move(tokens.injected), std::move(tokens.spans), {std::move(ask)}, {}});
+  return plan.scenes.back();
+}
+
+Ids variants(const text::Tokenizer& tokenizer, int64_t first, const std::vector<std::string>& texts,
+             Plan& plan) {
+  Ids out{first};
+  for (const auto& text : texts) {
+    const auto ids = tokenizer.encode(text, /*add_special_tokens=*/false);
+    if (ids.size() != 1)
+      plan.warnings.push_back(
+          concat("'", text, "' is ", ids.size(), " tokens of this model, so the lens does not count it"));
+    else if (std::find(out.begin(), out.end(), ids[0]) == out.end())
+      out.push_back(ids[0]);
+  }
+  return out;
+}
+
+void plan_readouts(const models::Model& model, const Protocol& protocol, const ExperimentOptions& options,
+                   Plan& plan) {
+  const auto& tokenizer = model.tokenizer();
+  plan.yes_id = single_token(tokenizer, protocol.yes_token);
+  plan.no_id = single_token(tokenizer, protocol.no_token);
+  const auto &ours = options.readouts, &its = protocol.readouts;
+  plan.readouts = {ours.lens || its.lens, ours.attention || its.attention, ours.divergence || its.divergence,
+                   std::max(ours.top_k, its.top_k)};
+  plan.yes_variants = variants(tokenizer, plan.yes_id, protocol.yes_variants, plan);
+  plan.no_variants = variants(tokenizer, plan.no_id, protocol.no_variants, plan);
+  for (const auto& [name, vector] : options.directions)
+    for (const auto& [layer, direction] : vector.directions())
+      plan.directions[name][layer] = direction / direction.norm().clamp_min(1e-30);
+  for (const auto& text : options.continuations) {
+    plan.continuations.push_back(tokenizer.encode(text, /*add_special_tokens=*/false));
+    check<std::invalid_argument>(!plan.continuations.back().empty(),
+                                 "run_experiment: a continuation must have a token, got '", text, "'");
+  }
+}
+
+/// What stands in the injected messages' place in the other conversation.
+void plan_others(const models::Model& model, const Protocol& protocol, const std::vector<std::string>& words,
+                 Plan& plan) {
+  const auto& own = plan.scenes.front();
+  for (const auto& word : words) {
+    const auto other = tokenize(protocol.other(word), model.tokenizer(), model.chat_template());
+    check<ConfigError>(other.before == own.before && other.after == own.asks.front().after, "protocol '",
+                       protocol.name, "': inject.turns with '", word,
+                       "' must leave the tokens around the injected messages as they are");
+    check<ConfigError>(protocol.inject != Inject::patch || other.injected.size() == own.injected.size(),
+                       "protocol '", protocol.name, "': inject.turns with '", word,
+                       "' must have as many tokens as ", "the turns (", own.injected.size(),
+                       ") where activations are patched, got ", other.injected.size());
+    plan.scenes.front().others[word] = other.injected;
+  }
+  check<ConfigError>(plan.scenes.size() == 1, "protocol '", protocol.name,
+                     "': its controls must share the injected messages, or be left out, where it injects by ",
+                     to_string(protocol.inject));
 }
 
 void plan_scenes(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
                  const ExperimentOptions& options, Plan& plan) {
   const auto& tokenizer = model.tokenizer();
-  plan.yes_id = single_token(tokenizer, protocol.yes_token);
-  plan.no_id = single_token(tokenizer, protocol.no_token);
-  Ask own{protocol.own_question(),
-          "introspection",
-          {},
-          protocol.steer_generation,
-          protocol.read == Read::sample,
-          {}};
+  plan_readouts(model, protocol, options, plan);
+  const auto words = concepts(vectors, options);
+  Ask own;
+  own.question = protocol.own_question();
+  own.kind = "introspection";
+  own.keeps_steering = protocol.steer_generation;
+  own.samples = protocol.read == Read::sample;
   if (protocol.read == Read::content)
-    for (const auto& [name, vector] : vectors) {
+    for (const auto& name : words) {
       const auto word = protocol.report_tokens.count(name) ? protocol.report_tokens.at(name) : name;
       own.report_ids.push_back(first_token(tokenizer, word));
       own.report_ids.push_back(first_token(tokenizer, " " + word));
     }
-  add_ask(model, protocol.conversation, own, plan);
-  for (const auto& question : options.questions.value_or(protocol.control_questions))
-    add_ask(model, protocol.ask(question), {question, "control", {}, false, false, {}}, plan);
+  for (const auto& answer : protocol.answers) own.answer_ids.push_back(single_token(tokenizer, answer));
+  if (protocol.paraphrases.empty()) add_ask(model, protocol.conversation, own, plan);
+  for (const auto& paraphrase : protocol.paraphrases) {
+    auto ask = own;
+    ask.question = paraphrase.question;
+    ++own.paraphrase;
+    ask.paraphrase = own.paraphrase;
+    add_ask(model, protocol.put(paraphrase), ask, plan);
+  }
+  for (const auto& question : options.questions.value_or(protocol.control_questions)) {
+    Ask ask;
+    ask.question = question;
+    ask.kind = "control";
+    const auto& scene = add_ask(model, protocol.ask(question), ask, plan);
+    check<ConfigError>(protocol.answers.empty() || scene.spans.size() == protocol.answers.size(),
+                       "protocol '", protocol.name, "': its controls must have its passages");
+  }
+  if (!protocol.other_turns.empty()) plan_others(model, protocol, words, plan);
 
+  for (const auto& ids : plan.continuations)
+    for (const auto& scene : plan.scenes)
+      for (const auto& ask : scene.asks)
+        check<ShapeError>(
+            scene.span_end() + static_cast<int64_t>(ask.after.size() + ids.size()) - 1 <= model.cfg().n_ctx,
+            "run_experiment: a continuation of ", ids.size(), " tokens must fit into the model's ",
+            model.cfg().n_ctx, " positions behind question '", ask.question, "'");
   for (const auto& scene : plan.scenes)
     check<ShapeError>(scene.longest(protocol.sampling.max_new_tokens) <= model.cfg().n_ctx,
                       "run_experiment: protocol '", protocol.name, "' must fit into the model's ",
                       model.cfg().n_ctx, " positions, got ", scene.longest(protocol.sampling.max_new_tokens));
 }
 
-void plan_injections(const models::Model& model, const NamedVectors& vectors,
-                     const ExperimentOptions& options, Plan& plan) {
+/// The same injection at every place that the protocol injects alone.
+void add_injection(const Protocol& protocol, Injection injection, Plan& plan) {
+  const auto n_places = static_cast<int64_t>(protocol.answers.size());
+  if (n_places == 0) plan.injections.push_back(injection);
+  for (injection.place = 0; injection.place < n_places; ++injection.place)
+    plan.injections.push_back(injection);
+}
+
+void plan_vectors(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
+                  const ExperimentOptions& options, Plan& plan) {
   for (const auto& [name, vector] : vectors) {
     const auto& origin = vector.origin();
     if (!origin.model_hash.empty() && origin.model_hash != model.hash())
       plan.warnings.push_back(concat("vector '", name, "' was trained on other weights (", origin.model_name,
                                      ") than this model's (", model.cfg().model_name, ")"));
-    std::vector<steering::ControlVector> versions{vector};
+    std::vector<steering::ControlVector> versions{
+        protocol.inject == Inject::random
+            ? steering::random_directions(vector, rotation_seed(options.seed, name, -1))
+            : vector};
     for (int64_t null_index = 0; null_index < options.nulls; ++null_index)
       versions.push_back(steering::random_rotation(vector, rotation_seed(options.seed, name, null_index)));
+    if (const auto more = options.null_vectors.find(name); more != options.null_vectors.end())
+      versions.insert(versions.end(), more->second.begin(), more->second.end());
     for (const auto strength : options.strengths)
       for (const auto& range : options.layers) {
         const auto [first, last] = range.resolve(model.cfg().n_layers);
+        size_t n_inside = 0;
         for (size_t version = 0; version < versions.size(); ++version) {
-          auto inside =
+          const auto inside =
               steering::as_intervention(versions[version], model.cfg().n_layers, first, last).values;
-          plan.injections.push_back(
-              {name, strength, first, last, static_cast<int64_t>(version) - 1, std::move(inside)});
+          if (version == 0) n_inside = inside.size();
+          for (const auto& part : options.parts)
+            add_injection(protocol,
+                          {name, strength * protocol.relative_strength, first, last,
+                           static_cast<int64_t>(version) - 1, inside, -1, part},
+                          plan);
         }
-        const auto n_inside = static_cast<int64_t>(plan.injections.back().directions.size());
-        if (n_inside < last - first + 1 && strength == options.strengths.front())
+        if (static_cast<int64_t>(n_inside) < last - first + 1 && strength == options.strengths.front())
           plan.warnings.push_back(concat("vector '", name, "' has directions for ", n_inside, " of the ",
                                          last - first + 1, " layers ", first, " to ", last));
       }
   }
 }
 
+void plan_injections(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
+                     const ExperimentOptions& options, Plan& plan) {
+  if (adds_vectors(protocol)) return plan_vectors(model, protocol, vectors, options, plan);
+  const int64_t last_layer = model.cfg().n_layers - 1;
+  if (protocol.inject == Inject::model) {
+    const auto found = options.models.find(protocol.prefill_model);
+    check<std::invalid_argument>(found != options.models.end() && found->second, "run_experiment: protocol '",
+                                 protocol.name, "' needs a model named '", protocol.prefill_model, "'");
+    plan.prefill_model = found->second;
+    for (const auto& part : options.parts)
+      add_injection(protocol, {protocol.prefill_model, 1.0, 0, last_layer, -1, {}, -1, part}, plan);
+    return;
+  }
+  const auto words = concepts(vectors, options);
+  check<std::invalid_argument>(!words.empty(), "run_experiment: protocol '", protocol.name,
+                               "' needs concepts (or vectors of their names), got none");
+  check<std::invalid_argument>(options.parts == std::vector<Part>{{}} || protocol.inject == Inject::patch,
+                               "run_experiment: protocol '", protocol.name,
+                               "' replaces whole messages: parts of them mean nothing there");
+  for (const auto& word : words) {
+    if (protocol.inject == Inject::tokens) {
+      plan.injections.push_back({word, 1.0, 0, last_layer, -1, {}, -1, {}});
+      continue;
+    }
+    for (const auto strength : options.strengths)
+      for (const auto& range : options.layers) {
+        const auto [first, last] = range.resolve(model.cfg().n_layers);
+        for (const auto& part : options.parts)
+          plan.injections.push_back(
+              {word, strength * protocol.relative_strength, first, last, -1, {}, -1, part});
+      }
+  }
+}
+
 }  // namespace
+
+Ranges reached(const Scene& scene, const Injection& injection) {
+  const auto spans =
+      injection.place < 0 ? scene.spans : Ranges{scene.spans.at(static_cast<size_t>(injection.place))};
+  int64_t n = 0;
+  for (const auto& [first, last] : spans) n += last - first;
+  const auto from = static_cast<int64_t>(std::floor(injection.part.first * static_cast<double>(n) + 1e-9));
+  const auto to = static_cast<int64_t>(std::ceil(injection.part.last * static_cast<double>(n) - 1e-9));
+  Ranges out;
+  int64_t passed = 0;  // tokens of the spans before
+  for (const auto& [first, last] : spans) {
+    const auto begin = std::max(first, first + from - passed), end = std::min(last, first + to - passed);
+    if (begin < end) out.emplace_back(begin, end);
+    passed += last - first;
+  }
+  return out;
+}
 
 Plan make_plan(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
                const ExperimentOptions& options) {
   Plan plan;
-  check_options(model, vectors, options);
+  check_options(model, protocol, vectors, options);
   plan_scenes(model, protocol, vectors, options, plan);
-  plan_injections(model, vectors, options, plan);
+  plan_injections(model, protocol, vectors, options, plan);
   return plan;
 }
 

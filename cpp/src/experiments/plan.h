@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <torch/types.h>
@@ -15,23 +16,33 @@ namespace introspect::experiments {
 using Ids = std::vector<int64_t>;
 using Directions = std::map<int64_t, torch::Tensor>;  // block -> float32 [D]
 
-/// One question: what follows the injected messages, and what is read at its end.
+using Ranges = std::vector<std::pair<int64_t, int64_t>>;  // [first, last)
+
+/// One question: what follows the injected spans, and what is read at its end.
 struct Ask {
   std::string question;
   std::string kind;  // "introspection" or "control"
   Ids after;
   bool keeps_steering = false;
   bool samples = false;
-  Ids report_ids;
+  Ids report_ids, answer_ids;
+  int64_t paraphrase = -1;
 };
 
-/// Questions that share everything up to the end of the injected messages.
+/// Questions that share everything up to the end of the injected spans.
 struct Scene {
-  Ids before, injected;
+  Ids before;    // up to the first injected token
+  Ids injected;  // from there to the last one
+  Ranges spans;  // those of them that are injected
   std::vector<Ask> asks;
+  std::map<std::string, Ids>
+      others;  // by concept: what stands in the place of `injected` in the other conversation
 
   int64_t span_begin() const { return static_cast<int64_t>(before.size()); }
   int64_t span_end() const { return static_cast<int64_t>(before.size() + injected.size()); }
+  bool is_whole() const {
+    return spans.size() == 1 && spans[0] == std::pair(int64_t{0}, span_end() - span_begin());
+  }
   int64_t longest(int64_t new_tokens) const {
     int64_t longest = 0;
     for (const auto& ask : asks)
@@ -40,13 +51,15 @@ struct Scene {
   }
 };
 
-/// One vector, or rotation of it, at one strength over one range.
+/// One vector, or rotation of it, at one strength over one range; or what stands in its place.
 struct Injection {
   std::string concept_name;
   double strength = 0.0;
   int64_t first_layer = 0, last_layer = 0;
   int64_t null_index = -1;
   Directions directions;  // of the blocks in the range, strength not applied
+  int64_t place = -1;     // of the scene's spans; -1: all of them
+  Part part;
 };
 
 /// Everything a run does, worked out and checked before its first forward pass.
@@ -55,7 +68,17 @@ struct Plan {
   std::vector<Injection> injections;
   std::vector<std::string> warnings;
   int64_t yes_id = 0, no_id = 0;
+  Ids yes_variants, no_variants;  // those that are one token, the token itself first
+  Readouts readouts;
+  std::map<std::string, Directions> directions;  // float32 unit vectors
+  std::vector<Ids> continuations;
+  graph::ModelPtr prefill_model;  // of Inject::model
+
+  bool is_steered(const Injection& injection) const { return injection.strength != 0; }
 };
+
+/// The tokens of `scene.injected` that an injection reaches.
+Ranges reached(const Scene& scene, const Injection& injection);
 
 /// Throws as run_experiment does.
 Plan make_plan(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,

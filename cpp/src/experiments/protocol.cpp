@@ -17,8 +17,15 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr auto kQuestion = "$QUESTION";
+constexpr auto kConcept = "$CONCEPT";
+constexpr auto kSentences = "$SENTENCES";
 const std::map<std::string, Read> kReads{
     {"yes_no", Read::yes_no}, {"content", Read::content}, {"sample", Read::sample}};
+const std::map<std::string, Inject> kInjects{{"vector", Inject::vector},
+                                             {"random", Inject::random},
+                                             {"model", Inject::model},
+                                             {"tokens", Inject::tokens},
+                                             {"patch", Inject::patch}};
 
 /// A value inside the file together with its place, so that every complaint can name it.
 class Field {
@@ -76,29 +83,66 @@ class Field {
   std::string protocol_, place_;
 };
 
-Conversation parse_conversation(const Field& field) {
+std::vector<text::Message> parse_turns(const Field& turns) {
   static const std::set<std::string> roles{"system", "user", "assistant"};
-  Conversation out;
-  const auto turns = field.at("turns");
+  std::vector<text::Message> out;
   for (size_t i = 0, n = turns.list(); i < n; ++i) {
     const auto turn = turns.at(i);
     turn.object({"role", "content"});
     const auto role = turn.at("role");
     role.require(roles.count(role.text()) > 0, "must be system, user or assistant, got '", role.text(), "'");
-    out.turns.push_back({role.text(), turn.at("content").text()});
-  }
-  const auto injected = field.at("injected");
-  const auto n_turns = static_cast<int64_t>(out.turns.size());
-  for (size_t i = 0, n = injected.list(); i < n; ++i) {
-    const auto index = injected.at(i);
-    index.require(index.integer() >= 0 && index.integer() < n_turns, "must be the index of one of the ",
-                  n_turns, " turns (0 to ", n_turns - 1, "), got ", index.integer());
-    index.require(out.injected.empty() || index.integer() == out.injected.back() + 1,
-                  "must be the neighbour after ", out.injected.empty() ? 0 : out.injected.back(), ", got ",
-                  index.integer());
-    out.injected.push_back(index.integer());
+    out.push_back({role.text(), turn.at("content").text()});
   }
   return out;
+}
+
+int64_t parse_index(const Field& field, int64_t n_turns) {
+  const auto index = field.integer();
+  field.require(index >= 0 && index < n_turns, "must be the index of one of the ", n_turns, " turns (0 to ",
+                n_turns - 1, "), got ", index);
+  return index;
+}
+
+void parse_injected(const Field& injected, Conversation& out) {
+  const auto n_turns = static_cast<int64_t>(out.turns.size());
+  for (size_t i = 0, n = injected.list(); i < n; ++i) {
+    const auto one = injected.at(i);
+    if (one.json().is_object()) {
+      one.object({"turn", "text"});
+      const auto turn = parse_index(one.at("turn"), n_turns);
+      const auto passage = one.at("text").some_text();
+      one.at("text").require(out.turns[static_cast<size_t>(turn)].content.find(passage) != std::string::npos,
+                             "must stand in message ", turn, ", which does not hold '", passage, "'");
+      one.require(out.passages.empty() || turn >= out.passages.back().turn,
+                  "must not stand before the passage before it, got turn ", turn);
+      out.passages.push_back({turn, passage});
+    } else {
+      out.injected.push_back(parse_index(one, n_turns));
+      one.require(out.injected.size() == 1 || out.injected.back() > out.injected[out.injected.size() - 2],
+                  "must be above the index before it, got ", out.injected.back());
+    }
+    one.require(out.injected.empty() || out.passages.empty(),
+                "must be a message like the others or a passage like the others, not one among the other");
+  }
+}
+
+Conversation parse_conversation(const Field& field) {
+  Conversation out{parse_turns(field.at("turns")), {}, {}};
+  parse_injected(field.at("injected"), out);
+  return out;
+}
+
+bool holds(const std::vector<text::Message>& turns, const char* placeholder) {
+  return std::any_of(turns.begin(), turns.end(),
+                     [&](const auto& turn) { return turn.content.find(placeholder) != std::string::npos; });
+}
+
+/// The first occurrence in every turn, replaced.
+void fill(std::vector<text::Message>& turns, const std::string& placeholder, const std::string& text) {
+  for (auto& turn : turns) {
+    const auto at = turn.content.find(placeholder);
+    if (at != std::string::npos) turn.content.replace(at, placeholder.size(), text);
+  }
 }
 
 Sampling parse_sampling(const Field& field) {
@@ -115,17 +159,92 @@ Sampling parse_sampling(const Field& field) {
   return out;
 }
 
+void parse_inject(const Field& field, Protocol& protocol) {
+  field.object({"by", "model", "turns"});
+  const auto by = field.at("by");
+  const auto found = kInjects.find(by.text());
+  by.require(found != kInjects.end(), "must be vector, random, model, tokens or patch, got '", by.text(),
+             "'");
+  protocol.inject = found->second;
+  if (protocol.inject == Inject::model) protocol.prefill_model = field.at("model").some_text();
+  if (protocol.inject != Inject::tokens && protocol.inject != Inject::patch) return;
+  const auto turns = field.at("turns");
+  const auto& ours = protocol.conversation;
+  protocol.other_turns = parse_turns(turns);
+  turns.require(protocol.other_turns.size() == ours.turns.size(), "must be as many as the protocol's ",
+                ours.turns.size(), ", got ", protocol.other_turns.size());
+  turns.require(holds(protocol.other_turns, kConcept), "need ", kConcept, " in one of them");
+  turns.require(ours.passages.empty(), "need whole messages in injected, got passages");
+  for (size_t i = 0; i < ours.turns.size(); ++i) {
+    const auto &turn = ours.turns[i], &other = protocol.other_turns[i];
+    const bool is_injected =
+        std::count(ours.injected.begin(), ours.injected.end(), static_cast<int64_t>(i)) > 0;
+    turns.at(i).require(turn.role == other.role && (is_injected || turn.content == other.content),
+                        "must be the protocol's own, as it is not injected");
+  }
+}
+
+Readouts parse_readouts(const Field& field) {
+  field.object({"lens", "attention", "divergence", "top_k"});
+  Readouts out;
+  if (field.has("lens")) out.lens = field.at("lens").boolean();
+  if (field.has("attention")) out.attention = field.at("attention").boolean();
+  if (field.has("divergence")) out.divergence = field.at("divergence").boolean();
+  if (field.has("top_k")) out.top_k = field.at("top_k").integer();
+  field.require(out.top_k >= 0, "needs a top_k of 0 or more, got ", out.top_k);
+  return out;
+}
+
+std::vector<std::string> parse_texts(const Field& field) {
+  std::vector<std::string> out;
+  for (size_t i = 0, n = field.list(); i < n; ++i) out.push_back(field.at(i).some_text());
+  return out;
+}
+
+void parse_paraphrases(const Field& field, Protocol& protocol) {
+  for (size_t i = 0, n = field.list(); i < n; ++i) {
+    const auto one = field.at(i);
+    if (one.json().is_string()) {
+      protocol.paraphrases.push_back({one.some_text(), ""});
+      continue;
+    }
+    one.object({"question", "prefix"});
+    protocol.paraphrases.push_back(
+        {one.at("question").some_text(), one.has("prefix") ? one.at("prefix").some_text() : ""});
+    one.require(!one.has("prefix") || protocol.conversation.turns.back().role == "assistant",
+                "has a prefix, but the last of the turns is not the assistant's");
+  }
+}
+
+/// Puts the sentences into the turn that waits for them; each is a passage of its own.
+void parse_sentences(const Field& field, const std::vector<std::string>& answers, Conversation& out) {
+  const auto sentences = parse_texts(field);
+  std::string list;
+  for (size_t i = 0; i < sentences.size(); ++i) {
+    const auto label =
+        i < answers.size() ? answers[i].substr(answers[i].find_first_not_of(' ')) : concat(i + 1);
+    list += concat(i ? "\n" : "", label, ": ", sentences[i]);
+  }
+  for (size_t i = 0; i < out.turns.size(); ++i)
+    if (out.turns[i].content.find(kSentences) != std::string::npos && out.passages.empty())
+      for (const auto& sentence : sentences) out.passages.push_back({static_cast<int64_t>(i), sentence});
+  field.require(!out.passages.empty(), "need ", kSentences, " in one of the turns");
+  fill(out.turns, kSentences, list);
+}
+
+void check_answers(const Field& field, const Protocol& protocol) {
+  const auto n = protocol.conversation.passages.size();
+  field.require(n >= 2 && protocol.answers.size() == n,
+                "must be as many as there are passages or sentences (", n, "), and two at least, got ",
+                protocol.answers.size());
+  field.require(std::set(protocol.answers.begin(), protocol.answers.end()).size() == n, "must differ");
+}
+
 void parse_controls(const Field& field, Protocol& protocol) {
   field.object({"source", "turns", "injected", "questions"});
   protocol.control = parse_conversation(field);
-  const auto& turns = protocol.control->turns;
-  field.require(
-      std::any_of(turns.begin(), turns.end(),
-                  [](const auto& turn) { return turn.content.find(kQuestion) != std::string::npos; }),
-      "needs ", kQuestion, " in one of its turns");
-  const auto questions = field.at("questions");
-  for (size_t i = 0, n = questions.list(); i < n; ++i)
-    protocol.control_questions.push_back(questions.at(i).some_text());
+  field.require(holds(protocol.control->turns, kQuestion), "needs ", kQuestion, " in one of its turns");
+  protocol.control_questions = parse_texts(field.at("questions"));
 }
 
 Json parse_json(const std::string& text, const std::string& where) {
@@ -141,10 +260,25 @@ Protocol from_json(const Json& json) {
   Protocol out;
   out.name = Field(json, "", "").at("name").some_text();
   const Field field(json, out.name, "");
-  field.object({"name", "source", "turns", "injected", "read", "steer_generation", "yes_token", "no_token",
-                "report_tokens", "sampling", "controls"});
+  field.object({"name", "source", "turns", "injected", "inject", "relative_strength", "read", "readouts",
+                "steer_generation", "yes_token", "no_token", "yes_variants", "no_variants", "report_tokens",
+                "paraphrases", "sentences", "answers", "sampling", "controls"});
   if (field.has("source")) out.source = field.at("source").text();
-  out.conversation = parse_conversation(field);
+  out.conversation.turns = parse_turns(field.at("turns"));
+  if (field.has("answers")) out.answers = parse_texts(field.at("answers"));
+  for (const auto& answer : out.answers)
+    field.at("answers").require(answer.find_first_not_of(' ') != std::string::npos,
+                                "must not be spaces alone");
+  if (field.has("sentences")) {
+    field.require(!field.has("injected"), "sentences and injected exclude each other");
+    parse_sentences(field.at("sentences"), out.answers, out.conversation);
+  } else {
+    parse_injected(field.at("injected"), out.conversation);
+  }
+  if (field.has("answers")) check_answers(field.at("answers"), out);
+  if (field.has("inject")) parse_inject(field.at("inject"), out);
+  if (field.has("relative_strength")) out.relative_strength = field.at("relative_strength").number();
+  if (field.has("readouts")) out.readouts = parse_readouts(field.at("readouts"));
   if (field.has("read")) {
     const auto read = field.at("read");
     const auto found = kReads.find(read.text());
@@ -156,6 +290,9 @@ Protocol from_json(const Json& json) {
   if (field.has("no_token")) out.no_token = field.at("no_token").some_text();
   field.require(out.yes_token != out.no_token, "yes_token and no_token must differ, got '", out.yes_token,
                 "' twice");
+  if (field.has("yes_variants")) out.yes_variants = parse_texts(field.at("yes_variants"));
+  if (field.has("no_variants")) out.no_variants = parse_texts(field.at("no_variants"));
+  if (field.has("paraphrases")) parse_paraphrases(field.at("paraphrases"), out);
   if (field.has("report_tokens")) {
     const auto words = field.at("report_tokens");
     words.require(words.json().is_object(), "must be an object, got ", words.json().type_name());
@@ -167,35 +304,47 @@ Protocol from_json(const Json& json) {
   return out;
 }
 
+Json turns_json(const std::vector<text::Message>& turns) {
+  Json out = Json::array();
+  for (const auto& turn : turns) out.push_back({{"role", turn.role}, {"content", turn.content}});
+  return out;
+}
+
 Json conversation_json(const Conversation& conversation) {
-  Json turns = Json::array();
-  for (const auto& turn : conversation.turns)
-    turns.push_back({{"role", turn.role}, {"content", turn.content}});
-  return {{"turns", turns}, {"injected", conversation.injected}};
+  Json injected = conversation.injected;
+  for (const auto& [turn, text] : conversation.passages) injected.push_back({{"turn", turn}, {"text", text}});
+  return {{"turns", turns_json(conversation.turns)}, {"injected", injected}};
 }
 
-std::string pieces(const text::Tokenizer& tokenizer, const std::vector<int64_t>& ids) {
-  std::string out;
-  for (const auto id : ids) out += concat(out.empty() ? "" : " ", "'", tokenizer.id_to_token(id), "'");
-  return out.empty() ? "none" : out;
+template <typename T>
+std::string name_of(const std::map<std::string, T>& names, T wanted) {
+  for (const auto& [name, value] : names)
+    if (value == wanted) return name;
+  throw std::invalid_argument("to_string: not a value of this kind");
 }
 
-/// How a SentencePiece vocabulary spells a text inside a sentence; encoding it alone would put a space before it.
-std::string sentencepiece_spelling(std::string text) {
-  for (size_t at = 0; (at = text.find(' ', at)) != std::string::npos;) text.replace(at, 1, "\u2581");
-  return text;
-}
-
-bool is_sentencepiece(const text::Tokenizer& tokenizer) {
-  return tokenizer.kind().rfind("SentencePiece", 0) == 0;
+/// The file with what it does not give taken from the file beside it that it is based on.
+Json load_json(const std::filesystem::path& path, int depth = 0) {
+  auto json = parse_json(io::read_text(path), path.string());
+  if (!json.is_object() || !json.contains("based_on")) return json;
+  check<ConfigError>(json["based_on"].is_string() && depth < 8, "protocol ", path.string(),
+                     ": based_on must name a file beside this one, and not lead back to it");
+  auto out = load_json(path.parent_path() / json["based_on"].get<std::string>(), depth + 1);
+  json.erase("based_on");
+  check<ConfigError>(out.is_object(), "protocol ", path.string(),
+                     ": based_on must name a file with an object");
+  out.update(json);
+  return out;
 }
 
 }  // namespace
 
 std::string to_string(Read read) {
-  for (const auto& [name, value] : kReads)
-    if (value == read) return name;
-  throw std::invalid_argument("to_string: not a Read");
+  return name_of(kReads, read);
+}
+
+std::string to_string(Inject inject) {
+  return name_of(kInjects, inject);
 }
 
 Protocol Protocol::parse(const std::string& json) {
@@ -207,7 +356,7 @@ Protocol Protocol::parse(const std::string& json) {
 }
 
 Protocol Protocol::load(const std::filesystem::path& path) {
-  auto json = parse_json(io::read_text(path), path.string());
+  auto json = load_json(path);
   if (json.is_object() && json.contains("controls") && json["controls"].is_string()) {
     const auto beside = path.parent_path() / json["controls"].get<std::string>();
     json["controls"] = parse_json(io::read_text(beside), beside.string());
@@ -228,6 +377,24 @@ std::string Protocol::to_json() const {
                  {"temperature", sampling.temperature},
                  {"top_p", sampling.top_p},
                  {"top_k", sampling.top_k}}}});
+  // What stands at its default is left out, so that a protocol keeps its hash when the format grows.
+  if (inject != Inject::vector) {
+    json["inject"] = {{"by", to_string(inject)}};
+    if (inject == Inject::model) json["inject"]["model"] = prefill_model;
+    if (!other_turns.empty()) json["inject"]["turns"] = turns_json(other_turns);
+  }
+  if (relative_strength != 1.0) json["relative_strength"] = relative_strength;
+  if (!(readouts == Readouts{}))
+    json["readouts"] = {{"lens", readouts.lens},
+                        {"attention", readouts.attention},
+                        {"divergence", readouts.divergence},
+                        {"top_k", readouts.top_k}};
+  if (!yes_variants.empty()) json["yes_variants"] = yes_variants;
+  if (!no_variants.empty()) json["no_variants"] = no_variants;
+  for (const auto& [question, prefix] : paraphrases)
+    json["paraphrases"].push_back(prefix.empty() ? Json(question)
+                                                 : Json{{"question", question}, {"prefix", prefix}});
+  if (!answers.empty()) json["answers"] = answers;
   if (control) {
     json["controls"] = conversation_json(*control);
     json["controls"]["questions"] = control_questions;
@@ -246,66 +413,30 @@ std::string Protocol::own_question() const {
   return last == turns.rend() ? name : last->content;
 }
 
+Conversation Protocol::put(const Paraphrase& paraphrase) const {
+  auto out = conversation;
+  const auto last = [&](const char* role) {
+    return std::find_if(out.turns.rbegin(), out.turns.rend(),
+                        [&](const auto& turn) { return turn.role == role; });
+  };
+  if (const auto turn = last("user"); turn != out.turns.rend()) turn->content = paraphrase.question;
+  if (!paraphrase.prefix.empty()) last("assistant")->content = paraphrase.prefix;
+  return out;
+}
+
+Conversation Protocol::other(const std::string& word) const {
+  auto out = conversation;
+  out.turns = other_turns;
+  fill(out.turns, kConcept, word);
+  return out;
+}
+
 Conversation Protocol::ask(const std::string& question) const {
   check<ConfigError>(control.has_value(), "protocol '", name,
                      "': it has no controls to put a question into, got '", question, "'");
   auto out = *control;
-  for (auto& turn : out.turns) {
-    const auto at = turn.content.find(kQuestion);
-    if (at != std::string::npos) turn.content.replace(at, std::string(kQuestion).size(), question);
-  }
+  fill(out.turns, kQuestion, question);
   return out;
-}
-
-ConversationTokens tokenize(const Conversation& conversation, const text::Tokenizer& tokenizer,
-                            const text::ChatTemplate& chat) {
-  const auto& turns = conversation.turns;
-  const auto n_turns = static_cast<int64_t>(turns.size());
-  const bool open_end = turns.back().role == "assistant";
-  const auto ids_of_first = [&](int64_t count) -> std::vector<int64_t> {
-    if (count == 0) return {};
-    text::ChatOptions options;
-    options.continue_final_message = count == n_turns && open_end;
-    options.add_generation_prompt = count == n_turns && !open_end;
-    return tokenizer.encode(chat.render({turns.begin(), turns.begin() + count}, options),
-                            /*add_special_tokens=*/false);
-  };
-  const auto first = conversation.injected.front(), end = conversation.injected.back() + 1;
-  const auto before = ids_of_first(first), through = ids_of_first(end), whole = ids_of_first(n_turns);
-  const auto rest = [&](const std::vector<int64_t>& longer, const std::vector<int64_t>& shorter, int64_t at) {
-    check<ConfigError>(
-        shorter.size() <= longer.size() && std::equal(shorter.begin(), shorter.end(), longer.begin()),
-        "tokenize: the chat template ", chat.name(), " changes the text before message ", at,
-        ", so the conversation cannot be cut there");
-    return std::vector<int64_t>(longer.begin() + static_cast<int64_t>(shorter.size()), longer.end());
-  };
-  ConversationTokens out{before, rest(through, before, first), rest(whole, through, end)};
-  check<ConfigError>(!out.injected.empty(), "tokenize: messages ", first, " to ", end - 1,
-                     " must have tokens to inject into, got none");
-  return out;
-}
-
-int64_t single_token(const text::Tokenizer& tokenizer, const std::string& text) {
-  if (is_sentencepiece(tokenizer)) {
-    const auto id = tokenizer.token_to_id(sentencepiece_spelling(text));
-    check<ConfigError>(id.has_value(), "single_token: '", text, "' must be one token of this model, got ",
-                       pieces(tokenizer, tokenizer.encode(text, false)));
-    return *id;
-  }
-  const auto ids = tokenizer.encode(text, /*add_special_tokens=*/false);
-  check<ConfigError>(ids.size() == 1, "single_token: '", text, "' must be one token of this model, got ",
-                     pieces(tokenizer, ids));
-  return ids[0];
-}
-
-int64_t first_token(const text::Tokenizer& tokenizer, const std::string& text) {
-  check<ConfigError>(!text.empty(), "first_token: the word must not be empty");
-  if (is_sentencepiece(tokenizer)) {
-    const auto spelling = sentencepiece_spelling(text);
-    for (auto length = spelling.size(); length > 0; --length)
-      if (const auto id = tokenizer.token_to_id(spelling.substr(0, length))) return *id;
-  }
-  return tokenizer.encode(text, /*add_special_tokens=*/false).at(0);
 }
 
 }  // namespace introspect::experiments

@@ -19,16 +19,84 @@ double parse_number(const Json& json) {
   return json.is_null() ? std::nan("") : json.get<double>();
 }
 
+Json numbers(const std::vector<double>& values) {
+  Json out = Json::array();
+  for (const double value : values) out.push_back(number(value));
+  return out;
+}
+
+std::vector<double> parse_numbers(const Json& json) {
+  std::vector<double> out;
+  for (const auto& value : json) out.push_back(parse_number(value));
+  return out;
+}
+
+Json table(const std::vector<std::vector<double>>& rows) {
+  Json out = Json::array();
+  for (const auto& row : rows) out.push_back(numbers(row));
+  return out;
+}
+
+std::vector<std::vector<double>> parse_table(const Json& json) {
+  std::vector<std::vector<double>> out;
+  for (const auto& row : json) out.push_back(parse_numbers(row));
+  return out;
+}
+
+Json tokens_json(const std::vector<TokenReading>& tokens) {
+  Json out = Json::array();
+  for (const auto& token : tokens)
+    out.push_back({{"token", token.token},
+                   {"id", token.id},
+                   {"log_prob", number(token.log_prob)},
+                   {"rank", token.rank}});
+  return out;
+}
+
+std::vector<TokenReading> parse_tokens(const Json& json) {
+  std::vector<TokenReading> out;
+  for (const auto& token : json)
+    out.push_back({token.at("token").get<std::string>(), token.at("id").get<int64_t>(),
+                   parse_number(token.at("log_prob")), token.at("rank").get<int64_t>()});
+  return out;
+}
+
+Json changes_json(const std::vector<TokenChange>& changes) {
+  Json out = Json::array();
+  for (const auto& [token, id, change] : changes)
+    out.push_back({{"token", token}, {"id", id}, {"change", number(change)}});
+  return out;
+}
+
+std::vector<TokenChange> parse_changes(const Json& json) {
+  std::vector<TokenChange> out;
+  for (const auto& one : json)
+    out.push_back(
+        {one.at("token").get<std::string>(), one.at("id").get<int64_t>(), parse_number(one.at("change"))});
+  return out;
+}
+
 Json reading_json(const Reading& reading) {
   Json out{{"log_odds", number(reading.log_odds)},
            {"p_yes", number(reading.p_yes)},
            {"p_no", number(reading.p_no)}};
-  for (const auto& token : reading.tokens)
-    out["tokens"].push_back(Json{{"token", token.token},
-                                 {"id", token.id},
-                                 {"log_prob", number(token.log_prob)},
-                                 {"rank", token.rank}});
+  if (!reading.tokens.empty()) out["tokens"] = tokens_json(reading.tokens);
+  if (!reading.answers.empty()) out["answers"] = tokens_json(reading.answers);
   if (reading.text) out["text"] = *reading.text;
+  if (reading.set_log_odds) out["set_log_odds"] = number(*reading.set_log_odds);
+  if (reading.lens)
+    out["lens"] = {{"log_odds", numbers(reading.lens->log_odds)},
+                   {"p_yes", numbers(reading.lens->p_yes)},
+                   {"p_no", numbers(reading.lens->p_no)},
+                   {"log_probs", table(reading.lens->log_probs)}};
+  if (!reading.attention.empty()) out["attention"] = table(reading.attention);
+  if (reading.entropy) out["entropy"] = number(*reading.entropy);
+  if (reading.kl) out["kl"] = number(*reading.kl);
+  if (!reading.raised.empty()) out["raised"] = changes_json(reading.raised);
+  if (!reading.lowered.empty()) out["lowered"] = changes_json(reading.lowered);
+  for (const auto& [name, values] : reading.projections)
+    for (const auto& [layer, value] : values) out["projections"][name][std::to_string(layer)] = number(value);
+  if (!reading.continuations.empty()) out["continuations"] = numbers(reading.continuations);
   return out;
 }
 
@@ -50,10 +118,25 @@ Reading Reading::from_json(const std::string& text) {
     out.log_odds = parse_number(json.at("log_odds"));
     out.p_yes = parse_number(json.at("p_yes"));
     out.p_no = parse_number(json.at("p_no"));
-    for (const auto& token : json.value("tokens", Json::array()))
-      out.tokens.push_back({token.at("token").get<std::string>(), token.at("id").get<int64_t>(),
-                            parse_number(token.at("log_prob")), token.at("rank").get<int64_t>()});
+    out.tokens = parse_tokens(json.value("tokens", Json::array()));
+    out.answers = parse_tokens(json.value("answers", Json::array()));
     if (json.contains("text")) out.text = json.at("text").get<std::string>();
+    if (json.contains("set_log_odds")) out.set_log_odds = parse_number(json.at("set_log_odds"));
+    if (json.contains("lens")) {
+      const auto& lens = json.at("lens");
+      out.lens = Lens{parse_numbers(lens.at("log_odds")), parse_numbers(lens.at("p_yes")),
+                      parse_numbers(lens.at("p_no")), parse_table(lens.at("log_probs"))};
+    }
+    out.attention = parse_table(json.value("attention", Json::array()));
+    if (json.contains("entropy")) out.entropy = parse_number(json.at("entropy"));
+    if (json.contains("kl")) out.kl = parse_number(json.at("kl"));
+    out.raised = parse_changes(json.value("raised", Json::array()));
+    out.lowered = parse_changes(json.value("lowered", Json::array()));
+    const auto projections = json.value("projections", Json::object());
+    for (const auto& [name, values] : projections.items())
+      for (const auto& [layer, value] : values.items())
+        out.projections[name][std::stoll(layer)] = parse_number(value);
+    out.continuations = parse_numbers(json.value("continuations", Json::array()));
     return out;
   } catch (const Json::exception& problem) {
     throw IoError(concat("Reading::from_json: not a reading: ", problem.what()));
@@ -62,18 +145,26 @@ Reading Reading::from_json(const std::string& text) {
 
 std::string Result::to_json() const {
   Json rows_json = Json::array();
-  for (const auto& row : rows)
-    rows_json.push_back({{"concept", row.concept_name},
-                         {"strength", number(row.strength)},
-                         {"first_layer", row.first_layer},
-                         {"last_layer", row.last_layer},
-                         {"question", row.question},
-                         {"question_kind", row.question_kind},
-                         {"kind", row.kind},
-                         {"null_index", row.null_index},
-                         {"base", reading_json(row.base)},
-                         {"injected", reading_json(row.injected)}});
-  const Json json{
+  for (const auto& row : rows) {
+    Json one{{"concept", row.concept_name},
+             {"strength", number(row.strength)},
+             {"first_layer", row.first_layer},
+             {"last_layer", row.last_layer},
+             {"question", row.question},
+             {"question_kind", row.question_kind},
+             {"kind", row.kind},
+             {"null_index", row.null_index}};
+    if (row.paraphrase >= 0) one["paraphrase"] = row.paraphrase;
+    if (row.place >= 0) one["place"] = row.place;
+    if (row.part_first != 0.0 || row.part_last != 1.0) {
+      one["part_first"] = row.part_first;
+      one["part_last"] = row.part_last;
+    }
+    one["base"] = reading_json(row.base);
+    one["injected"] = reading_json(row.injected);
+    rows_json.push_back(std::move(one));
+  }
+  Json json{
       {"schema", 1},
       {"model",
        {{"name", model.name},
@@ -96,6 +187,13 @@ std::string Result::to_json() const {
         {"versions", {{"introspect", settings.introspect_version}, {"torch", settings.torch_version}}}}},
       {"warnings", warnings},
       {"rows", rows_json}};
+  if (protocol.inject != "vector") json["protocol"]["inject"] = protocol.inject;
+  if (!protocol.answers.empty()) json["protocol"]["answers"] = protocol.answers;
+  if (!settings.continuations.empty()) json["settings"]["continuations"] = settings.continuations;
+  if (settings.control_filter)
+    json["settings"]["control_filter"] = {{"below", number(*settings.control_filter)},
+                                          {"asked", settings.controls_asked},
+                                          {"kept", settings.controls_kept}};
   return dump(json);
 }
 

@@ -18,7 +18,7 @@ namespace {
 constexpr int kBusyMilliseconds = 60'000;
 // "intr" in ASCII: marks the file as ours in SQLite's header, so that another program's database is refused.
 constexpr int kApplicationId = 0x696e7472;
-constexpr int kLayout = 1;  // of the tables below, in the header's user_version
+constexpr int kLayout = 2;  // of the tables below, in the header's user_version
 
 constexpr auto kTables = R"sql(
 CREATE TABLE runs(
@@ -32,7 +32,8 @@ CREATE TABLE cells(
   key TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL, base_key TEXT NOT NULL,
   run INTEGER NOT NULL REFERENCES runs(id), written TEXT NOT NULL,
   concept TEXT NOT NULL, strength REAL NOT NULL, first_layer INTEGER NOT NULL, last_layer INTEGER NOT NULL,
-  question TEXT NOT NULL, question_kind TEXT NOT NULL, kind TEXT NOT NULL, null_index INTEGER NOT NULL);
+  question TEXT NOT NULL, question_kind TEXT NOT NULL, kind TEXT NOT NULL, null_index INTEGER NOT NULL,
+  paraphrase INTEGER NOT NULL, place INTEGER NOT NULL, part_first REAL NOT NULL, part_last REAL NOT NULL);
 )sql";
 
 constexpr auto kOriginColumns =
@@ -40,7 +41,8 @@ constexpr auto kOriginColumns =
     "introspect_version, "
     "torch_version";
 constexpr auto kSettingColumns =
-    "base_key, concept, strength, first_layer, last_layer, question, question_kind, kind, null_index";
+    "base_key, concept, strength, first_layer, last_layer, question, question_kind, kind, null_index, "
+    "paraphrase, place, part_first, part_last";
 
 struct Finalize {
   void operator()(sqlite3_stmt* statement) const { sqlite3_finalize(statement); }
@@ -137,7 +139,11 @@ class Statement {
         .bind(cell.question)
         .bind(cell.question_kind)
         .bind(cell.kind)
-        .bind(cell.null_index);
+        .bind(cell.null_index)
+        .bind(cell.paraphrase)
+        .bind(cell.place)
+        .bind(cell.part_first)
+        .bind(cell.part_last);
   }
 
   /// The next row, if there is one.
@@ -176,6 +182,10 @@ class Statement {
     out.last_layer = integer();
     for (auto* field : {&out.question, &out.question_kind, &out.kind}) *field = text();
     out.null_index = integer();
+    out.paraphrase = integer();
+    out.place = integer();
+    out.part_first = real();
+    out.part_last = real();
     return out;
   }
 
@@ -257,7 +267,7 @@ int64_t Store::put_many(const std::vector<Cell>& cells, const Origin& origin) {
     const auto id = run.integer();
     Statement insert(*database_,
                      concat("INSERT INTO cells(run, key, value, ", kSettingColumns, ", written) ",
-                            "VALUES(?,?,?,?,?,?,?,?,?,?,?,?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) ",
+                            "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) ",
                             "ON CONFLICT DO NOTHING"));
     for (const auto& cell : cells) {
       insert.bind(id).bind(cell.key).bind(cell.value).bind(cell).step();

@@ -10,17 +10,21 @@ from .curves import layer_curves, strength_curves
 from .heads import head_maps
 from .lens import LensCurve, lens_curves
 from .ranges import range_maps
+from .readings import attention, lens, localised
 from .shifts import overview, shifts
 from .vector import plot_vector
 
 __all__ = [
     "LensCurve",
+    "attention",
     "confusion",
     "content",
     "head_maps",
     "identified",
     "layer_curves",
+    "lens",
     "lens_curves",
+    "localised",
     "overview",
     "plot_vector",
     "range_maps",

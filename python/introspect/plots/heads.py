@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -33,15 +34,15 @@ def head_maps(maps: Mapping[str, Map], *, label: str = "attention to the injecte
     signed = min(everything, default=0.0) < 0
     norm = TwoSlopeNorm(0.0, -limit, limit) if signed else Normalize(0.0, limit)
     colours = "RdBu_r" if signed else "viridis"
-    columns = min(len(maps), 3)
+    columns = columns_of(len(maps))
     rows = math.ceil(len(maps) / columns)
     height = min(6.0, 1.2 + 0.16 * n_layers)
-    width = min(4.6, 1.6 + 0.16 * n_heads)
+    width = min(4.6, 2.4 + 0.1 * n_heads)
     figure = Figure(figsize=(1.4 + width * columns, 0.9 + height * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for axes, (name, values) in zip(panels, maps.items(), strict=False):
         axes.imshow(values, cmap=colours, norm=norm, origin="lower", aspect="auto", interpolation="nearest")
-        axes.set_title(name, fontsize=9.5, loc="left")
+        axes.set_title("\n".join(textwrap.wrap(name, 30)), fontsize=9, loc="left")
         axes.set_xlabel("head", fontsize=9)
         _name_heads(axes, values, dark=not signed, limit=limit)
         axes.set_xticks(range(0, n_heads, math.ceil(n_heads / 10)))
@@ -59,6 +60,11 @@ def head_maps(maps: Mapping[str, Map], *, label: str = "attention to the injecte
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
+
+
+def columns_of(n_maps: int) -> int:
+    """Panels beside one another: pairs stay pairs."""
+    return 2 if n_maps in (2, 4) else min(n_maps, 3)
 
 
 def largest(values: Map, n: int = NAMED) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,10 @@ from plotly.subplots import make_subplots
 
 from ..results import Compared, Result
 from ..sweeps import Curve, curves, range_grids
-from .heads import Map
+from .heads import Map, columns_of
 from .lens import LensCurve, null_layers
 from .ranges import PANELS, matrix
+from .readings import ATTENTION, attention_maps, lens_label, lenses
 from .shifts import headline_lines
 from .style import CONCEPT, CONTROL, NATS, NULL, THIRD
 
@@ -187,22 +189,42 @@ def range_maps(result: Result) -> go.Figure | None:
     return figure
 
 
-def lens_curves(lens: Sequence[LensCurve], *, ylabel: str = "log-odds yes : no (nats)") -> go.Figure:
-    columns = min(len(lens), 2)
-    rows = math.ceil(len(lens) / columns)
+def lens(result: Result) -> go.Figure | None:
+    """The lens of each setting, or of the most striking one of each concept in a sweep."""
+    found = lenses(result)
+    return lens_curves(found, ylabel=lens_label(result)) if found else None
+
+
+def attention(result: Result) -> go.Figure | None:
+    """What an injection changes in the attention to the injected span, by head."""
+    maps = attention_maps(result)
+    return head_maps(maps, label=ATTENTION) if maps else None
+
+
+def lens_curves(curves: Sequence[LensCurve], *, ylabel: str = "log-odds yes : no (nats)") -> go.Figure:
+    columns = min(len(curves), 2)
+    rows = math.ceil(len(curves) / columns)
     figure = make_subplots(
         rows=rows,
         cols=columns,
-        subplot_titles=[curve.name for curve in lens],
+        subplot_titles=[curve.name for curve in curves],
         shared_yaxes=True,
         horizontal_spacing=0.05,
         vertical_spacing=0.3 / rows,
     )
-    for i, curve in enumerate(lens):
+    for i, curve in enumerate(curves):
         at: dict[str, Any] = {"row": i // columns + 1, "col": i % columns + 1}
         if curve.steered:
             first, last = curve.steered
-            figure.add_vrect(x0=first - 0.5, x1=last + 0.5, fillcolor="#f0e442", opacity=0.2, line_width=0, **at)
+            figure.add_vrect(
+                x0=first - 0.5,
+                x1=last + 0.5,
+                fillcolor="#f0e442",
+                opacity=0.2,
+                line_width=0,
+                exclude_empty_subplots=False,
+                **at,
+            )
         if layers := null_layers(curve):
             nulls = [Compared(0.0, tuple(null[layer] for null in curve.nulls)) for layer in layers]
             _band(figure, layers, nulls, NULL, {**at, "legendgroup": "", "showlegend": i == 0})
@@ -235,10 +257,14 @@ def head_maps(maps: Mapping[str, Map], *, label: str = "attention to the injecte
     everything = [v for values in maps.values() for row in values for v in row if math.isfinite(v)]
     limit = max(map(abs, everything), default=1.0) or 1.0
     signed = min(everything, default=0.0) < 0
-    columns = min(len(maps), 3)
+    columns = columns_of(len(maps))
     rows = math.ceil(len(maps) / columns)
     figure = make_subplots(
-        rows=rows, cols=columns, subplot_titles=list(maps), horizontal_spacing=0.05, vertical_spacing=0.3 / rows
+        rows=rows,
+        cols=columns,
+        subplot_titles=["<br>".join(textwrap.wrap(name, 40)) for name in maps],
+        horizontal_spacing=0.05,
+        vertical_spacing=0.3 / rows,
     )
     for i, values in enumerate(maps.values()):
         figure.add_heatmap(

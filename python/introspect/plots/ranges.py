@@ -77,6 +77,7 @@ def matrix(grid: RangeGrid, quantity: Callable[[Detection], float]) -> tuple[lis
 def _map(axes: Axes, grid: RangeGrid, quantity: Callable[[Detection], float], norm: TwoSlopeNorm) -> None:
     firsts, lasts, values = matrix(grid, quantity)
     axes.imshow(values, cmap=COLOURS, norm=norm, interpolation="nearest", aspect="auto")
+    axes.autoscale(enable=False)  # marks do not move the edges
     axes.set_facecolor("#dedede")  # what was not run is not white, as zero is
     for ticks, layers in ((axes.set_xticks, lasts), (axes.set_yticks, firsts)):
         places = range(0, len(layers), max(1, math.ceil(len(layers) / 10)))

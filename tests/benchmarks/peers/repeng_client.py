@@ -57,6 +57,11 @@ class Repeng(Worker):
         """
         return self._call("generate", gguf=str(gguf), layer_ids=layer_ids, tokens=tokens, runs=runs, **options)
 
+    def time_generation(self, gguf: Path, layer_ids: list[int], tokens: list[int], n: int) -> tuple[list[int], float]:
+        """Exactly n greedy tokens by its ControlModel.generate, and the seconds that took."""
+        ids, seconds = self._call("time_generation", gguf=str(gguf), layer_ids=layer_ids, tokens=tokens, n=n)
+        return ids, seconds
+
     def write(self, gguf: Path, model_type: str, directions: dict[int, torch.Tensor]) -> None:
         """Have it write a file of a control vector."""
         with tempfile.TemporaryDirectory() as folder:

@@ -128,6 +128,18 @@ class Commands:
             controlled.unwrap()
         return continuations
 
+    def time_generation(self, gguf: str, layer_ids: list[int], tokens: list[int], n: int) -> tuple[list[int], float]:
+        """Exactly n greedy tokens of one prompt under a vector at strength 1, and the seconds of generate alone."""
+        controlled = ControlModel(self.model, layer_ids)
+        inputs = {"input_ids": torch.tensor([tokens]), "attention_mask": torch.ones(1, len(tokens), dtype=torch.long)}
+        try:
+            controlled.set_control(ControlVector.import_gguf(gguf))
+            start = time.perf_counter()
+            out = controlled.generate(**inputs, do_sample=False, min_new_tokens=n, max_new_tokens=n, pad_token_id=0)
+            return out[0, len(tokens) :].tolist(), time.perf_counter() - start
+        finally:
+            controlled.unwrap()
+
     def write(self, gguf: str, source: str, model_type: str) -> None:
         """The file that repeng writes of directions saved by layer."""
         with np.load(source) as arrays:

@@ -54,7 +54,7 @@ TEST_CASE("a mistake in a protocol is named with its place", "[experiments][prot
       {"/injected", "[]", "injected"},
       {"/injected/1", "5", "injected[1]"},
       {"/injected/0", "-1", "injected[0]"},
-      {"/injected/1", "3", "injected[1]"},
+      {"/injected/1", "1", "injected[1]"},
       {"/injected/0", "0.5", "injected[0]"},
       {"/read", R"("all")", "read"},
       {"/steer_generation", "1", "steer_generation"},

@@ -71,7 +71,7 @@ TEST_CASE("a store gives back what was put, and the first of two values for one 
 TEST_CASE("a row says what was asked and what made it", "[experiments][store]") {
   const Folder folder;
   const auto store = Store::open(folder.path / "cells.sqlite");
-  const Cell cell{"k", "{}", "b", "cat", -2.5, 3, 7, "Is ice hot?", "control", "null", 4};
+  const Cell cell{"k", "{}", "b", "cat", -2.5, 3, 7, "Is ice hot?", "control", "null", 4, 1, 2, 0.25, 0.5};
   const auto made = origin(UINT64_MAX);
   REQUIRE(store->put_many({cell, {"b", "{}"}, {"k", "other"}}, made) == 2);
   const auto rows = store->rows();
@@ -82,6 +82,8 @@ TEST_CASE("a row says what was asked and what made it", "[experiments][store]") 
   CHECK(std::tie(row.cell.first_layer, row.cell.last_layer, row.cell.question, row.cell.question_kind) ==
         std::tie(cell.first_layer, cell.last_layer, cell.question, cell.question_kind));
   CHECK(std::tie(row.cell.kind, row.cell.null_index) == std::tie(cell.kind, cell.null_index));
+  CHECK(std::tie(row.cell.paraphrase, row.cell.place, row.cell.part_first, row.cell.part_last) ==
+        std::tie(cell.paraphrase, cell.place, cell.part_first, cell.part_last));
   CHECK(std::tie(row.origin.model_name, row.origin.model_hash, row.origin.dtype, row.origin.device) ==
         std::tie(made.model_name, made.model_hash, made.dtype, made.device));
   CHECK(std::tie(row.origin.protocol, row.origin.protocol_hash, row.origin.seed, row.origin.strength_unit) ==
@@ -234,6 +236,6 @@ TEST_CASE("a store of another layout is refused and left alone", "[experiments][
   CHECK_THROWS_WITH(Store::open(path), Catch::Contains("layout 9 of a newer introspect"));
   set_layout(0);
   CHECK_THROWS_WITH(Store::open(path), Catch::Contains("layout 0 of an older introspect"));
-  set_layout(1);
+  set_layout(2);
   CHECK(Store::open(path)->get("k") == "v");
 }

@@ -1,6 +1,7 @@
 """The injected experiment against transformers with forward hooks, on the same dequantised weights in float32."""
 
 import contextlib
+import functools
 import json
 
 import pytest
@@ -179,6 +180,39 @@ def test_sampled_text_under_steering_equals_a_plain_implementation(models, vecto
     assert row["base"]["text"].split()[:same] == greedy({}).split()[:same]
     directions = {layer: strength * vectors["cat"].directions[layer] for layer in range(first, last + 1)}
     assert row["injected"]["text"].split()[:same] == greedy(directions).split()[:same]
+
+
+def test_a_localisation_reads_its_answers_under_each_injection(models, vectors):
+    """Each sentence alone, against hooks on transformers at the tokens that spell it."""
+    ours, theirs = models
+    protocol = introspect.load_protocol("localisation")
+    strength, layers = 12.0, (10, 20)
+    result = introspect.run_experiment(
+        ours, protocol, vectors={"cat": vectors["cat"]}, strengths=[strength], layers=[layers], questions=[]
+    )
+    ids = [i for step in chat_steps(ours, protocol.turns) for i in step]
+    pieces = [ours.tokenizer.decode([i]) for i in ids]
+    ends = [sum(map(len, pieces[: i + 1])) for i in range(len(pieces))]
+    assert len(result.rows) == len(protocol.passages) == 5
+    for row, (_, sentence) in list(zip(result.rows, protocol.passages, strict=True))[::2]:
+        start = "".join(pieces).index(sentence)
+        span = [i for i, end in enumerate(ends) if start < end <= start + len(sentence)]
+
+        def add(module, args, output, *, layer, span=span):
+            output = output[0] if isinstance(output, tuple) else output
+            output[:, span] += strength * vectors["cat"].directions[layer]
+
+        handles = [
+            theirs.model.layers[layer].register_forward_hook(functools.partial(add, layer=layer))
+            for layer in range(layers[0], layers[1] + 1)
+        ]
+        with torch.no_grad():
+            log_probs = theirs(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        for handle in handles:
+            handle.remove()
+        assert [one["token"] for one in row["injected"]["answers"]] == protocol.answers
+        for one in row["injected"]["answers"]:
+            assert one["log_prob"] == pytest.approx(log_probs[one["id"]].item(), abs=2e-3)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ from tiny_chat import write_tiny_chat
 import introspect
 from introspect.experiment import PROTOCOLS
 
+SMALL = 500_000  # bytes: holds one conversation, and not many
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
@@ -127,9 +129,9 @@ def test_strength_zero_is_the_base_run_bit_for_bit(model, vectors):
     assert any(row["base"] != row["injected"] for row in run(model, vectors).rows)
 
 
-def test_a_batch_of_injections_equals_one_at_a_time(model, vectors):
+def test_many_passes_give_what_one_does(model, vectors):
     options = {"strengths": [1.0, -3.0], "layers": [(1, 1), (2, 2), (1, 2)], "nulls": 1}
-    close(run(model, vectors, **options), run(model, vectors, **options, batch_bytes=1))
+    close(run(model, vectors, **options), run(model, vectors, **options, memory_budget=SMALL))
 
 
 def test_the_injection_is_the_one_of_a_plain_forward_pass(model, vectors):
@@ -234,12 +236,14 @@ def test_sampled_text_is_steered_to_its_end(model, vectors):
 
 def test_sampling_with_a_temperature_depends_on_the_seed_alone(model, vectors):
     given = protocol(read="sample", sampling={"max_new_tokens": 12, "temperature": 1.5})
-    first = [row["injected"]["text"] for row in run(model, vectors, given, questions=[], nulls=1).rows]
-    again = [row["injected"]["text"] for row in run(model, vectors, given, questions=[], nulls=1).rows]
-    alone = [row["injected"]["text"] for row in run(model, vectors, given, questions=[], nulls=1, batch_bytes=1).rows]
-    other = [row["injected"]["text"] for row in run(model, vectors, given, questions=[], seed=1).rows]
-    assert first == again == alone
-    assert other != first[::2]
+
+    def texts(vectors, **options):
+        return [row["injected"]["text"] for row in run(model, vectors, given, questions=[], **options).rows]
+
+    first = texts(vectors, nulls=1)
+    assert first == texts(vectors, nulls=1) == texts(vectors, nulls=1, memory_budget=SMALL)
+    assert first[2:3] == texts({"bread": vectors["bread"]})  # whatever its neighbours are
+    assert texts(vectors, seed=1) != first[::2]
 
 
 # The store
@@ -259,7 +263,7 @@ def test_a_second_run_takes_every_reading_from_the_store(model, vectors, tmp_pat
 
 def test_an_interrupted_run_keeps_what_it_finished(model, vectors, tmp_path):
     store = tmp_path / "cells.sqlite"
-    options = {"nulls": 3, "batch_bytes": 1}
+    options = {"nulls": 3, "memory_budget": SMALL}
 
     def stop_halfway(what, done, total):
         if done > total / 2:
@@ -312,6 +316,7 @@ def test_what_changes_a_reading_changes_its_place_in_the_store(model, vectors, t
         ({"layers": [(0.5, 1.5)]}, IndexError, "fractions"),
         ({"layers": [(0, 0)]}, introspect.ConfigError, "direction"),
         ({"nulls": -1}, ValueError, "nulls"),
+        ({"memory_budget": 1000}, ValueError, "question '.*' of protocol 'mine'"),
         ({"strength_unit": "metres"}, ValueError, "metres"),
         ({"vectors": {}}, ValueError, "vector"),
         (

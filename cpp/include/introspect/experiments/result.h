@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -17,13 +18,38 @@ struct TokenReading {
   int64_t rank = 0;       ///< 1 is the most probable
 };
 
+/// A token whose log-probability an injection changed.
+struct TokenChange {
+  std::string token;
+  int64_t id = 0;
+  double change = 0.0;  ///< injected - base, in nats
+};
+
+/// The same reading of the residual after every block, through the final norm and the unembedding (nostalgebraist 2020).
+struct Lens {
+  std::vector<double> log_odds;                ///< [L]
+  std::vector<double> p_yes, p_no;             ///< [L], summed over the spellings
+  std::vector<std::vector<double>> log_probs;  ///< of each of Reading::tokens: [L]
+};
+
 /// What was read at one position, in float32 whatever the model's dtype.
 struct Reading {
   double log_odds = 0.0;  ///< logit(yes) - logit(no), in nats
   double p_yes = 0.0;
   double p_no = 0.0;
-  std::vector<TokenReading> tokens;  ///< content protocols: unspaced and spaced token of every concept
-  std::optional<std::string> text;   ///< sample protocols: what the model went on with
+  std::vector<TokenReading> tokens;   ///< content protocols: unspaced and spaced token of every concept
+  std::optional<std::string> text;    ///< sample protocols: what the model went on with
+  std::vector<TokenReading> answers;  ///< localisation: the token of each passage
+
+  // Where they were asked for:
+  std::optional<double> set_log_odds;  ///< of all spellings: log of the sums of exp(logit), yes - no
+  std::optional<Lens> lens;
+  std::vector<std::vector<double>> attention;  ///< to the injected spans, summed over their tokens: [L][H]
+  std::optional<double> entropy;               ///< of the next token, in nats
+  std::optional<double> kl;                    ///< KL(injected || base), in nats; of injected readings
+  std::vector<TokenChange> raised, lowered;    ///< most changed first; of injected readings
+  std::map<std::string, std::map<int64_t, double>> projections;  ///< on unit directions, by name and block
+  std::vector<double> continuations;  ///< log-probability of each text that was given, in nats
 
   INTROSPECT_EXPORT std::string to_json() const;
   /// Throws IoError for text that is not a reading.
@@ -42,6 +68,9 @@ struct Row {
   int64_t null_index = -1;    ///< 0, 1, ... for a null
   Reading base;
   Reading injected;
+  int64_t paraphrase = -1;                   ///< which of the protocol's paraphrases; -1: it has none
+  int64_t place = -1;                        ///< which passage was injected alone; -1: all spans
+  double part_first = 0.0, part_last = 1.0;  ///< which part of the injected tokens, as fractions
 };
 
 struct Result {
@@ -51,7 +80,8 @@ struct Result {
     std::string dtype, device;
   } model;
   struct ProtocolInfo {
-    std::string name, hash, read, yes_token, no_token;
+    std::string name, hash, read, yes_token, no_token, inject;
+    std::vector<std::string> answers;
   } protocol;
   struct Settings {
     uint64_t seed = 0;
@@ -59,12 +89,16 @@ struct Result {
     std::string strength_unit;
     int64_t threads = 0;
     std::string introspect_version, torch_version;
+    std::vector<std::string> continuations;
+    /// Control questions are those whose base log-odds lie below this.
+    std::optional<double> control_filter;
+    int64_t controls_asked = 0, controls_kept = 0;
   } settings;
   std::vector<std::string> warnings;  ///< what a reader of the numbers should know
   std::vector<Row> rows;
 
   /// The result as a JSON object of schema 1: "model", "protocol", "settings", "warnings", "rows", fields named as
-  /// here (a row's `concept_name` as "concept"); readings without tokens or text have no such field. NaN and infinity are null.
+  /// here (a row's `concept_name` as "concept"); fields that were not asked for are left out. NaN and infinity are null.
   INTROSPECT_EXPORT std::string to_json() const;
 };
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -12,7 +13,7 @@
 #include "introspect/experiments/result.h"
 #include "introspect/experiments/store.h"
 #include "introspect/export.h"
-#include "introspect/models/model.h"
+#include "introspect/graph/graph.h"
 #include "introspect/steering/control_vector.h"
 
 namespace introspect::experiments {
@@ -41,42 +42,69 @@ enum class StrengthUnit {
 /// Throws std::invalid_argument that lists the names.
 INTROSPECT_EXPORT StrengthUnit parse_strength_unit(const std::string& name);
 
-struct ExperimentOptions {
-  std::vector<double> strengths{20.0};
-  std::vector<LayerRange> layers{LayerRange::fractions(0.33, 0.66)};
-  /// Control questions. Default: the protocol's; empty: none.
-  std::optional<std::vector<std::string>> questions;
-  int64_t nulls = 0;  ///< random rotations of every vector, run in the same way
-  StrengthUnit strength_unit = StrengthUnit::absolute;
-  uint64_t seed = 0;  ///< of the rotations and of sampled text
-  std::shared_ptr<Store> store;
-  int64_t batch_bytes = int64_t{512} << 20;  ///< memory for injections that run side by side; one always runs
-  Progress progress;  ///< counts readings; also called between layers, so that it can stop the run
-};
-
 /// Named control vectors; the names are the result's concepts.
 using NamedVectors = std::vector<std::pair<std::string, steering::ControlVector>>;
 
+/// A part of the injected tokens, as fractions of their number.
+struct Part {
+  double first = 0.0, last = 1.0;
+  bool operator==(const Part&) const = default;
+};
+
+struct ExperimentOptions {
+  std::vector<double> strengths{20.0};
+  std::vector<LayerRange> layers{LayerRange::fractions(0.33, 0.66)};
+  std::vector<Part> parts{{}};  ///< which tokens of the injected spans; each part is run by itself
+  /// Control questions. Default: the protocol's; empty: none.
+  std::optional<std::vector<std::string>> questions;
+  /// Keeps the control questions whose base log-odds lie below this.
+  std::optional<double> control_filter;
+  int64_t nulls = 0;  ///< random rotations of every vector, run in the same way
+  /// More nulls of a concept, numbered behind the rotations: vectors trained on shuffled pairs, say.
+  std::map<std::string, std::vector<steering::ControlVector>> null_vectors;
+  /// Of protocols that inject by tokens or patch: the words. Default: the vectors' names.
+  std::vector<std::string> concepts;
+  /// Of protocols in which another model prefills, by name.
+  std::map<std::string, graph::ModelPtr> models;
+  StrengthUnit strength_unit = StrengthUnit::absolute;
+  uint64_t seed = 0;  ///< of the rotations and of sampled text
+
+  Readouts readouts;                       ///< beside the protocol's
+  NamedVectors directions;                 ///< what residuals at the read position are projected on
+  std::vector<std::string> continuations;  ///< texts whose log-probability behind the read position is taken
+
+  std::shared_ptr<Store> store;
+  int64_t memory_budget = int64_t{512} << 20;  ///< bytes of one pass of the graph, weights aside
+  Progress progress;  ///< counts readings; also called between layers, so that it can stop the run
+};
+
 /// Runs a protocol with every vector x strength x layer range, and the same with rotations of the vectors.
 ///
-/// Each conversation is cut where the chat template ends its messages. What stands before the injected messages runs
-/// once; the injected messages run once un-steered and once for each injection, with the vector added to the output of
-/// every block of the range at each of their tokens (what the template writes around them included: its default system
-/// message belongs to a first message). Then the steering is off, unless the protocol keeps it on, and each question runs
-/// on a fork of that cache. Control questions that share turns with the protocol's own share its prefill; the steering
-/// is always off in them. Every reading is from float32 logits over the whole vocabulary.
+/// Each conversation is cut where the chat template ends its messages. What stands before the injected messages is
+/// followed by them once un-steered and once for each injection, with the vector added to the output of every block of
+/// the range at each of their tokens (what the template writes around them included: its default system message belongs
+/// to a first message). Then the steering is off, unless the protocol keeps it on, and each question goes on from that
+/// cache. The steering is always off in control questions. Every reading is from float32 logits over the whole
+/// vocabulary.
+///
+/// All readings are made in one graph::Graph: what conversations and injections have in common runs once. A run in
+/// many parts is no less exact than one; only residual norms that are needed and not known cost a graph of their own.
 ///
 /// Strength 0 is the un-steered run itself. With StrengthUnit::residual directions count as unit vectors, and the norm
 /// is the mean over the injected tokens of the un-steered run at that block, without the conversation's first token
 /// (where models keep an activation hundreds of times the others'). A layer of the range without a direction is left
 /// alone. Rotations are independent of one another and depend on the seed, the concept's name and their number.
 ///
+/// Protocols that add nothing have one injection for each concept (Inject::tokens, patch) or one (model): with strength
+/// and layers as far as these mean something there (patch: strength 1 replaces the outputs of the range's blocks, less
+/// goes part of the way), and without nulls.
+///
 /// Readings go to the store as they are made and are taken from there when model, tokens, directions and what is read
 /// are the same. Throws before any forward pass: ConfigError for a protocol, template or tokenizer that does not fit and
 /// for a range without any direction, ShapeError for a vector of another width or a conversation longer than n_ctx,
-/// std::out_of_range for layers, std::invalid_argument for strengths that are not finite, no vectors, or counts below
-/// their least. What the reader of the numbers should know is in Result::warnings.
-INTROSPECT_EXPORT Result run_experiment(const models::Model& model, const Protocol& protocol,
+/// std::out_of_range for layers, std::invalid_argument for strengths that are not finite, no vectors, counts below
+/// their least, or a memory budget that does not hold one conversation. What the reader of the numbers should know is in Result::warnings.
+INTROSPECT_EXPORT Result run_experiment(const graph::ModelPtr& model, const Protocol& protocol,
                                         const NamedVectors& vectors, const ExperimentOptions& options = {});
 
 }  // namespace introspect::experiments

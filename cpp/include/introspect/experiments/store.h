@@ -32,6 +32,8 @@ struct Cell {
   std::string question_kind{};  ///< "introspection" or "control"
   std::string kind{};  ///< question_kind, "null", "base" (nothing added) or "norms" (of the residual stream)
   int64_t null_index = -1;
+  int64_t paraphrase = -1, place = -1;       ///< as in Row
+  double part_first = 0.0, part_last = 1.0;  ///< as in Row
 };
 
 /// A cell as it lies in a store.

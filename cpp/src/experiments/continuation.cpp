@@ -1,0 +1,93 @@
+#include "experiments/continuation.h"
+
+#include <algorithm>
+#include <map>
+
+#include <ATen/ATen.h>
+
+#include "introspect/models/generate.h"
+
+namespace introspect::experiments {
+namespace {
+
+constexpr int64_t kMostRows = 32;  // side by side: beyond it a step gets no cheaper
+
+/// The prompts' caches as one batch, with room for what is to come.
+cache::KVCache side_by_side(const models::Model& model, const std::vector<Prompt*>& prompts,
+                            int64_t capacity) {
+  auto out = model.make_cache(static_cast<int64_t>(prompts.size()));
+  out.reserve(capacity);
+  for (int64_t layer = 0; layer < model.cfg().n_layers; ++layer) {
+    std::vector<torch::Tensor> keys, values;
+    for (const auto* prompt : prompts) {
+      keys.push_back(prompt->cache.keys(layer));
+      values.push_back(prompt->cache.values(layer));
+    }
+    out.append(layer, at::cat(keys), at::cat(values));
+  }
+  out.commit(prompts.front()->cache.length(), {});
+  return out;
+}
+
+hooks::Intervention added(const models::Model& model, const std::vector<Prompt*>& prompts) {
+  hooks::Intervention out;
+  for (size_t row = 0; row < prompts.size(); ++row)
+    for (const auto& [layer, direction] : prompts[row]->added) {
+      auto& all = out.values[layer];
+      if (!all.defined()) all = at::zeros({static_cast<int64_t>(prompts.size()), model.cfg().d_model});
+      all[static_cast<int64_t>(row)] = direction;
+    }
+  for (auto& [layer, directions] : out.values) directions = directions.to(model.device());
+  return out;
+}
+
+std::vector<std::string> continue_batch(const models::Model& model, const std::vector<Prompt*>& prompts,
+                                        const Sampling& sampling) {
+  models::GenerateOptions how;
+  how.max_new_tokens = sampling.max_new_tokens;
+  how.temperature = sampling.temperature;
+  how.top_p = sampling.top_p;
+  how.top_k = sampling.top_k;
+  auto registry = model.make_hooks();
+  const auto steering = added(model, prompts);
+  if (!steering.values.empty()) registry.add(steering);
+  how.hooks = &registry;
+  std::vector<torch::Tensor> resids;
+  std::vector<Ids> contexts;
+  for (const auto* prompt : prompts) {
+    resids.push_back(prompt->resid_D);
+    contexts.push_back(prompt->tokens);
+    how.row_seeds.push_back(prompt->seed);
+  }
+  auto cache = side_by_side(model, prompts, prompts.front()->cache.length() + sampling.max_new_tokens);
+  std::vector<std::string> texts;
+  for (const auto& ids : models::generate_from(model, cache, model.readout(at::stack(resids)), contexts, how))
+    texts.push_back(model.tokenizer().decode(ids, /*skip_special_tokens=*/true));
+  return texts;
+}
+
+}  // namespace
+
+std::vector<std::string> continue_all(const models::Model& model, std::vector<Prompt> prompts,
+                                      const Sampling& sampling, int64_t memory_budget) {
+  std::map<int64_t, std::vector<size_t>> by_length;
+  for (size_t i = 0; i < prompts.size(); ++i) by_length[prompts[i].cache.length()].push_back(i);
+  const auto& cfg = model.cfg();
+  const int64_t position_bytes = 2 * cfg.n_layers * cfg.n_key_value_heads * cfg.d_head *
+                                 static_cast<int64_t>(c10::elementSize(model.dtype()));
+  std::vector<std::string> out(prompts.size());
+  for (const auto& [length, places] : by_length) {
+    const int64_t row_bytes = (length + sampling.max_new_tokens) * position_bytes;
+    const auto n_at_once = static_cast<size_t>(std::clamp<int64_t>(memory_budget / row_bytes, 1, kMostRows));
+    for (size_t first = 0; first < places.size(); first += n_at_once) {
+      std::vector<Prompt*> batch;
+      for (size_t i = first; i < std::min(first + n_at_once, places.size()); ++i)
+        batch.push_back(&prompts[places[i]]);
+      auto texts = continue_batch(model, batch, sampling);
+      for (size_t i = 0; i < texts.size(); ++i) out[places[first + i]] = std::move(texts[i]);
+    }
+  }
+  return out;
+}
+
+}  // namespace introspect::experiments

@@ -1,0 +1,252 @@
+#include "experiments/experiment_graph.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include <ATen/ATen.h>
+
+namespace introspect::experiments {
+namespace {
+
+using graph::NodeId;
+using GraphRead = graph::Read;
+
+Ids slice(const Ids& ids, int64_t first, int64_t last) {
+  return {ids.begin() + first, ids.begin() + last};
+}
+
+/// What each direction is multiplied by.
+std::map<int64_t, double> factors(const Scene& scene, const Injection& injection, StrengthUnit unit,
+                                  const Measured& measured) {
+  std::map<int64_t, double> out;
+  for (const auto& [layer, direction] : injection.directions) {
+    out[layer] = injection.strength;
+    if (unit == StrengthUnit::absolute) continue;
+    const auto length = direction.norm().item<double>();
+    if (length > 0) out[layer] *= measured.norms.at(&scene).at(layer) / length;
+  }
+  return out;
+}
+
+}  // namespace
+
+Directions scaled(const Scene& scene, const Injection& injection, StrengthUnit unit,
+                  const Measured& measured) {
+  auto out = injection.directions;
+  const auto by = factors(scene, injection, unit, measured);
+  for (auto& [layer, direction] : out) direction = direction * by.at(layer);
+  return out;
+}
+
+ExperimentGraph::ExperimentGraph(const graph::ModelPtr& model, const Protocol& protocol, const Plan& plan,
+                                 StrengthUnit unit, Measured& measured)
+    : model_(model), protocol_(protocol), plan_(plan), unit_(unit), measured_(measured) {}
+
+// ---- nodes --------------------------------------------------------------------------------------------------------
+
+std::optional<NodeId> ExperimentGraph::parent_of_span(const Scene& scene) {
+  if (scene.before.empty()) return std::nullopt;
+  const auto [node, is_new] = before_.try_emplace(&scene, -1);
+  if (is_new) node->second = graph_.segment(model_, scene.before);
+  return node->second;
+}
+
+/// One intervention for each block, so that ranges which begin alike are alike there.
+std::vector<hooks::Intervention> ExperimentGraph::interventions(const Scene& scene,
+                                                                const Injection& injection,
+                                                                std::pair<int64_t, int64_t> range) const {
+  std::vector<hooks::Intervention> out;
+  for (const auto& [layer, factor] : factors(scene, injection, unit_, measured_)) {
+    auto& one = out.emplace_back();
+    one.values[layer] = injection.directions.at(layer);
+    one.strength = factor;
+  }
+  if (protocol_.inject != Inject::patch) return out;
+  const auto& other = measured_.others.at({&scene, injection.concept_name});
+  for (int64_t layer = injection.first_layer; layer <= injection.last_layer; ++layer) {
+    auto& one = out.emplace_back();
+    one.op = "interpolate";
+    one.values[layer] = other.at(layer).narrow(0, range.first, range.second - range.first).unsqueeze(0);
+    one.strength = injection.strength;
+  }
+  return out;
+}
+
+NodeId ExperimentGraph::prefill(const Scene& scene, const Injection* injection) {
+  const auto [node, is_new] = prefilled_.try_emplace({&scene, injection}, -1);
+  if (!is_new) return node->second;
+  auto at = parent_of_span(scene);
+  if (!injection) {
+    at = graph_.segment(model_, scene.injected, at);
+  } else if (protocol_.inject == Inject::tokens) {
+    at = graph_.segment(model_, scene.others.at(injection->concept_name), at);
+  } else {
+    const auto& spans_model = protocol_.inject == Inject::model ? plan_.prefill_model : model_;
+    const auto end = static_cast<int64_t>(scene.injected.size());
+    int64_t done = 0;
+    for (const auto& [first, last] : reached(scene, *injection)) {
+      if (done < first) at = graph_.segment(model_, slice(scene.injected, done, first), at);
+      at = graph_.segment(spans_model, slice(scene.injected, first, last), at,
+                          interventions(scene, *injection, {first, last}));
+      done = last;
+    }
+    if (done < end) at = graph_.segment(model_, slice(scene.injected, done, end), at);
+  }
+  return node->second = *at;
+}
+
+NodeId ExperimentGraph::ask(const Scene& scene, const Ask& ask, const Injection* injection) {
+  const auto prefilled = prefill(scene, injection);
+  if (ask.after.empty()) return prefilled;
+  const bool steered = ask.keeps_steering && injection && protocol_.inject != Inject::patch;
+  return graph_.segment(model_, ask.after, prefilled,
+                        steered ? interventions(scene, *injection, {}) : std::vector<hooks::Intervention>{});
+}
+
+// ---- readings -----------------------------------------------------------------------------------------------------
+
+void ExperimentGraph::read(NodeId node, GraphRead read, Use use) {
+  const auto what = use.what;
+  if (what == Use::What::residual || what == Use::What::attention || what == Use::What::continuation ||
+      what == Use::What::cache)
+    ++parts_[use.place].n_missing;
+  uses_[graph_.read(node, std::move(read))].push_back(std::move(use));
+}
+
+void ExperimentGraph::want(const Wanted& wanted) {
+  const auto place = wanted_.size();
+  wanted_.push_back(wanted);
+  parts_.emplace_back();
+  const auto& [scene, ask, injection, key] = wanted_.back();
+  const auto node = this->ask(*scene, *ask, injection);
+  const int64_t last_layer = model_->cfg().n_layers - 1;
+  GraphRead residual;
+  if (!plan_.readouts.lens && plan_.directions.empty()) residual.layers = {last_layer};
+  read(node, residual, {Use::What::residual, place});
+  if (plan_.readouts.attention) {
+    GraphRead attention;
+    attention.what = GraphRead::What::attention;
+    attention.first_key = scene->span_begin();
+    attention.last_key = graph_.length(prefill(*scene, injection));
+    read(node, attention, {Use::What::attention, place});
+  }
+  if (ask->samples) {
+    GraphRead cache;
+    cache.what = GraphRead::What::cache;
+    read(node, cache, {Use::What::cache, place});
+  }
+  parts_.back().continuations.resize(plan_.continuations.size());
+  for (size_t i = 0; i < plan_.continuations.size(); ++i) {
+    const auto n = static_cast<int64_t>(plan_.continuations[i].size()) - 1;
+    if (n == 0) continue;
+    const bool steered = ask->keeps_steering && injection && protocol_.inject != Inject::patch;
+    const auto goes_on =
+        graph_.segment(model_, slice(plan_.continuations[i], 0, n), node,
+                       steered ? interventions(*scene, *injection, {}) : std::vector<hooks::Intervention>{});
+    GraphRead behind;
+    behind.layers = {last_layer};
+    behind.positions.resize(static_cast<size_t>(n));
+    std::iota(behind.positions.begin(), behind.positions.end(), int64_t{0});
+    read(goes_on, behind, {Use::What::continuation, place, i});
+  }
+}
+
+void ExperimentGraph::measure_norms(const Scene& scene) {
+  for (int64_t layer = 0; layer < model_->cfg().n_layers; ++layer) {
+    GraphRead read;
+    read.layers = {layer};
+    read.positions.clear();
+    for (const auto& [first, last] : scene.spans)
+      for (int64_t t = first; t < last; ++t) read.positions.push_back(t);
+    // Without the conversation's first token, see run_experiment.
+    if (scene.before.empty() && read.positions.size() > 1 && read.positions.front() == 0)
+      read.positions.erase(read.positions.begin());
+    Use use{Use::What::norm};
+    use.scene = &scene;
+    use.layer = layer;
+    this->read(prefill(scene, nullptr), std::move(read), std::move(use));
+  }
+}
+
+void ExperimentGraph::measure_other(const Scene& scene, const std::string& concept_name) {
+  const auto node = graph_.segment(model_, scene.others.at(concept_name), parent_of_span(scene));
+  for (int64_t layer = 0; layer < model_->cfg().n_layers; ++layer) {
+    GraphRead read;
+    read.layers = {layer};
+    read.positions.resize(scene.injected.size());
+    std::iota(read.positions.begin(), read.positions.end(), int64_t{0});
+    Use use{Use::What::other};
+    use.scene = &scene;
+    use.concept_name = concept_name;
+    use.layer = layer;
+    this->read(node, std::move(read), std::move(use));
+  }
+}
+
+void ExperimentGraph::measure_base(const Scene& scene, const Ask& ask) {
+  GraphRead read;
+  read.layers = {model_->cfg().n_layers - 1};
+  Use use{Use::What::base};
+  use.scene = &scene;
+  use.ask = &ask;
+  this->read(this->ask(scene, ask, nullptr), std::move(read), std::move(use));
+}
+
+/// [1, L, H, keys] -> [L, H]: the sum over the tokens of the injected spans.
+torch::Tensor ExperimentGraph::attention_to_spans(const Wanted& wanted, const torch::Tensor& values) const {
+  const auto attention_LHS = values[0];
+  if (wanted.injection && protocol_.inject == Inject::tokens) return attention_LHS.sum(-1);
+  auto out = at::zeros({attention_LHS.size(0), attention_LHS.size(1)}, attention_LHS.options());
+  for (const auto& [first, last] : wanted.scene->spans)
+    out += attention_LHS.narrow(2, first, last - first).sum(-1);
+  return out;
+}
+
+void ExperimentGraph::take(graph::ReadId id, engine::Captured captured, std::vector<size_t>& complete) {
+  for (const auto& use : uses_.at(id)) {
+    switch (use.what) {
+      case Use::What::norm:
+        measured_.norms[use.scene][use.layer] = captured.values.norm(2, -1).mean().item<double>();
+        continue;
+      case Use::What::other:
+        measured_.others[{use.scene, use.concept_name}][use.layer] = captured.values.select(1, 0).clone();
+        continue;
+      case Use::What::base:
+        measured_.base[{use.scene, use.ask}] = captured.values[0][0].clone();
+        continue;
+      case Use::What::residual:
+        parts_[use.place].resid_LD = captured.values[0];
+        break;
+      case Use::What::attention:
+        parts_[use.place].attention_LH = attention_to_spans(wanted_[use.place], captured.values);
+        break;
+      case Use::What::continuation:
+        parts_[use.place].continuations[use.number] = captured.values.select(1, 0);
+        break;
+      case Use::What::cache:
+        parts_[use.place].cache = *captured.cache;
+        break;
+    }
+    if (--parts_[use.place].n_missing == 0) complete.push_back(use.place);
+  }
+}
+
+void ExperimentGraph::run(const graph::RunOptions& options,
+                          const std::function<void(std::vector<std::pair<size_t, Parts>>)>& on_parts) {
+  std::vector<size_t> complete;  // those that only wait for the un-steered run they are compared with
+  graph_.run(options, [&](std::vector<std::pair<graph::ReadId, engine::Captured>> readings) {
+    for (auto& [id, captured] : readings) take(id, std::move(captured), complete);
+    const auto is_ready = [&](size_t place) {
+      const auto& [scene, ask, injection, key] = wanted_[place];
+      const bool compared = plan_.readouts.divergence || plan_.readouts.top_k > 0;
+      return !injection || !compared || measured_.base.count({scene, ask}) > 0;
+    };
+    const auto waiting = std::stable_partition(complete.begin(), complete.end(), is_ready);
+    std::vector<std::pair<size_t, Parts>> out;
+    for (auto it = complete.begin(); it != waiting; ++it) out.emplace_back(*it, std::move(parts_[*it]));
+    complete.erase(complete.begin(), waiting);
+    on_parts(std::move(out));
+  });
+}
+
+}  // namespace introspect::experiments

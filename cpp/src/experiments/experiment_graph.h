@@ -1,0 +1,107 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include <torch/types.h>
+
+#include "introspect/cache/kv_cache.h"
+#include "introspect/graph/graph.h"
+
+#include "experiments/plan.h"
+
+namespace introspect::experiments {
+
+/// One reading: a question under an injection, or without one.
+struct Wanted {
+  const Scene* scene = nullptr;
+  const Ask* ask = nullptr;
+  const Injection* injection = nullptr;  // nullptr: the un-steered run
+  std::string key;                       // in the store
+};
+
+/// What injections need to know of other runs.
+struct Measured {
+  /// Mean norms of the residual stream after each block, over the injected tokens of the un-steered run.
+  std::map<const Scene*, std::map<int64_t, double>> norms;
+  /// Residuals [T, D] after each block at all tokens that stand in the injected ones' place, by concept.
+  std::map<std::pair<const Scene*, std::string>, Directions> others;
+  /// Residuals [D] behind the last block, un-steered.
+  std::map<std::pair<const Scene*, const Ask*>, torch::Tensor> base;
+};
+
+/// What was read for one reading.
+struct Parts {
+  torch::Tensor resid_LD, attention_LH;
+  std::vector<torch::Tensor> continuations;
+  std::optional<cache::KVCache> cache;
+  int64_t n_missing = 0;
+};
+
+/// What is added to each block's output: the directions times the strength in its unit.
+Directions scaled(const Scene& scene, const Injection& injection, StrengthUnit unit,
+                  const Measured& measured);
+
+/// Readings of an experiment as a graph.
+///
+/// `measured` is what injections are made with, and where what is measured goes.
+class ExperimentGraph {
+ public:
+  ExperimentGraph(const graph::ModelPtr& model, const Protocol& protocol, const Plan& plan, StrengthUnit unit,
+                  Measured& measured);
+
+  void want(const Wanted& wanted);
+  void measure_norms(const Scene& scene);
+  void measure_other(const Scene& scene, const std::string& concept_name);
+  void measure_base(const Scene& scene, const Ask& ask);
+
+  const std::vector<Wanted>& wanted() const { return wanted_; }
+
+  /// Throws std::invalid_argument for a budget that does not hold one reading.
+  void check(const graph::RunOptions& options) const { graph_.plan(options); }
+
+  /// Hands out the places in `wanted` of readings whose parts are all there, as passes end.
+  void run(const graph::RunOptions& options,
+           const std::function<void(std::vector<std::pair<size_t, Parts>>)>& on_parts);
+
+ private:
+  /// What a reading of the graph is for.
+  struct Use {
+    enum class What { residual, attention, continuation, cache, norm, other, base } what;
+    size_t place = 0;   // in `wanted`, for the first four
+    size_t number = 0;  // of the continuation
+    const Scene* scene = nullptr;
+    const Ask* ask = nullptr;
+    std::string concept_name{};
+    int64_t layer = 0;
+  };
+
+  std::optional<graph::NodeId> parent_of_span(const Scene& scene);
+  graph::NodeId prefill(const Scene& scene, const Injection* injection);
+  graph::NodeId ask(const Scene& scene, const Ask& ask, const Injection* injection);
+  std::vector<hooks::Intervention> interventions(const Scene& scene, const Injection& injection,
+                                                 std::pair<int64_t, int64_t> range) const;
+  void read(graph::NodeId node, graph::Read read, Use use);
+  void take(graph::ReadId id, engine::Captured captured, std::vector<size_t>& complete);
+  torch::Tensor attention_to_spans(const Wanted& wanted, const torch::Tensor& values) const;
+
+  const graph::ModelPtr& model_;
+  const Protocol& protocol_;
+  const Plan& plan_;
+  const StrengthUnit unit_;
+  Measured& measured_;
+  graph::Graph graph_;
+  std::vector<Wanted> wanted_;
+  std::vector<Parts> parts_;
+  std::unordered_map<graph::ReadId, std::vector<Use>> uses_;
+  std::map<const Scene*, graph::NodeId> before_;
+  std::map<std::pair<const Scene*, const Injection*>, graph::NodeId> prefilled_;
+};
+
+}  // namespace introspect::experiments

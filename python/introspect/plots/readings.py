@@ -1,0 +1,139 @@
+"""What a result read beside the log-odds: lenses by layer, attention by head, answers of a localisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..results import Result, Setting
+from ..sweeps import is_sweep, sweep_bests
+from .confusion import confusion
+from .heads import Map, head_maps
+from .lens import LensCurve, lens_curves
+
+MOST = 6  # settings of one figure
+
+
+def lens(result: Result) -> Figure | None:
+    """The lens of each setting, or of the most striking one of each concept in a sweep; None where there is none."""
+    curves = lenses(result)
+    if not curves:
+        return None
+    title = f"{result.protocol['name']} · {result.model['name']} · logit lens at the read position"
+    return lens_curves(curves, ylabel=lens_label(result), zero=result.protocol["read"] != "content", title=title)
+
+
+def lens_label(result: Result) -> str:
+    is_content = result.protocol["read"] == "content"
+    return "log-probability of the concept's token (nats)" if is_content else "log-odds yes : no (nats)"
+
+
+def lenses(result: Result) -> list[LensCurve]:
+    """Log-odds by layer, or in a content report the log-probability of the concept's unspaced token."""
+    found = []
+    for setting in _settings(result):
+        rows = [row for row in result.select(setting) if row["injected"].get("lens")]
+        own = [row for row in rows if row["kind"] == "introspection"]
+        if not own:
+            continue
+        read = _reader(result, setting)
+        controls = [row for row in rows if row["kind"] == "control" and result.protocol["read"] != "content"]
+        nulls: dict[int, list[dict]] = {}
+        for row in rows:
+            if row["kind"] == "null" and row["question_kind"] == "introspection":
+                nulls.setdefault(row["null_index"], []).append(row)
+        found.append(
+            LensCurve(
+                result.label(setting),
+                base=_mean([read(row["base"]) for row in own]),
+                injected=_mean([read(row["injected"]) for row in own]),
+                nulls=[_mean([read(row["injected"]) for row in null]) for null in nulls.values()],
+                control=_mean([read(row["injected"]) for row in controls]),
+                steered=(setting.first_layer, setting.last_layer),
+            )
+        )
+    return found
+
+
+def attention(result: Result) -> Figure | None:
+    """Attention to the injected span: what an injection changes, beside the most that a random rotation changes."""
+    maps = attention_maps(result)
+    if not maps:
+        return None
+    title = f"{result.protocol['name']} · {result.model['name']}"
+    return head_maps(maps, label=ATTENTION, title=title)
+
+
+ATTENTION = "attention to the injected span, less that without injection"
+
+
+def attention_maps(result: Result) -> dict[str, Map]:
+    """{panel: [layer][head]}, for each setting its own and, by head, the change of the rotation that changes most."""
+    maps: dict[str, Map] = {}
+    for setting in _settings(result)[: MOST // 2]:
+        rows = [row for row in result.select(setting) if row["injected"].get("attention")]
+        own = [row for row in rows if row["kind"] == "introspection"]
+        nulls = [row for row in rows if row["kind"] == "null" and row["question_kind"] == "introspection"]
+        if own:
+            maps[result.label(setting)] = _change(own).mean(axis=0).tolist()
+        if own and nulls:
+            n_nulls = len({row["null_index"] for row in nulls})
+            maps[f"{result.label(setting)}: most of {n_nulls} random rotations"] = _most(_change(nulls))
+    return maps
+
+
+def localised(result: Result) -> Figure | None:
+    """Which passage's answer rose most, against which passage was injected; None where none was injected alone."""
+    if not result.protocol.get("answers") or not any("place" in row for row in result.rows):
+        return None
+    from scipy.stats import binomtest
+
+    found = result.localisation()
+    counts = found.corrected.tolist()
+    right, total = sum(counts[i][i] for i in range(len(counts))), sum(map(sum, counts))
+    interval = binomtest(right, total).proportion_ci(method="wilson")
+    labels = [str(i + 1) for i in range(len(counts))]
+    title = f"{result.protocol['name']} · {result.model['name']}\npassage whose answer rose most"
+    between = (float(interval.low), float(interval.high))
+    return confusion(counts, labels, truth="injected passage", answer="answer", title=title, interval=between)
+
+
+def _settings(result: Result) -> list[Setting]:
+    if is_sweep(result):
+        return [best.setting for best in sweep_bests(result).values()][:MOST]
+    return result.groups[:MOST]
+
+
+def _reader(result: Result, setting: Setting) -> Callable[[dict], Sequence[float | None]]:
+    if result.protocol["read"] == "content":
+        token = 2 * result.concepts.index(setting.concept)
+        return lambda reading: reading["lens"]["log_probs"][token]
+    return lambda reading: reading["lens"]["log_odds"]
+
+
+def _mean(curves: Sequence[Sequence[float | None]]) -> dict[int, float]:
+    if not curves:
+        return {}
+    layers = zip(*curves, strict=True)
+    return {
+        layer: sum(values) / len(values) if None not in values else math.nan  # type: ignore[arg-type]
+        for layer, values in enumerate(layers)
+    }
+
+
+def _change(rows: Sequence[dict]) -> np.ndarray:
+    """[row, layer, head]; what is not finite is NaN."""
+
+    def stacked(side: str) -> np.ndarray:
+        return np.array([row[side]["attention"] for row in rows], dtype=float)
+
+    return stacked("injected") - stacked("base")
+
+
+def _most(changes: np.ndarray) -> list[list[float]]:
+    """Of each head the change furthest from zero."""
+    furthest = np.abs(np.nan_to_num(changes)).argmax(axis=0, keepdims=True)
+    return np.take_along_axis(changes, furthest, axis=0)[0].tolist()
