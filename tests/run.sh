@@ -124,6 +124,7 @@ tier_examples() {
       *) arguments=("$BUILD/examples/cpp/example_$(basename "$example" .cpp)" "$model") ;;
     esac
     case $example in
+      */python/seven_experiments.py) arguments+=(--nulls 2) ;;
       */cpp/generate.cpp) arguments+=("What is a KV cache?") ;;
       */cpp/inject.cpp) arguments+=("$work/suffixes.txt") ;;
       */cpp/vector.cpp) arguments+=("$work/suffixes.txt" cat 7 "$work/cat.gguf") ;;

@@ -25,6 +25,10 @@ void bind_steering(py::module_& m);
 void bind_experiments(py::module_& m);
 void bind_statistics(py::module_& m);
 
+// Parts of a module that have a file of their own.
+void bind_operators(py::module_& m);
+void bind_apply(py::module_& m);
+
 /// A Progress that calls `callback(what, done, total)` unless it is None, and lets Ctrl-C end the work either way.
 Progress as_progress(py::object callback);
 

@@ -51,6 +51,7 @@ PYBIND11_MODULE(_C, m) {
   python::bind_engine(m);
   python::bind_graph(m);
   python::bind_steering(m);
+  python::bind_apply(m);
   python::bind_experiments(m);
   python::bind_statistics(m);
 }

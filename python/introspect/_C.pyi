@@ -11,8 +11,10 @@ import typing
 
 __all__: list[str] = [
     "ActivationCache",
+    "Activations",
     "ChatSource",
     "ChatTemplate",
+    "Condition",
     "Config",
     "ConfigError",
     "Confusion",
@@ -31,6 +33,7 @@ __all__: list[str] = [
     "IoError",
     "KVCache",
     "LayerDiagnostics",
+    "LayerEstimate",
     "MatchedRate",
     "MaxNullBand",
     "Model",
@@ -48,6 +51,7 @@ __all__: list[str] = [
     "StoreMerged",
     "StreamDecoder",
     "TensorSource",
+    "TextFilter",
     "TokenTrie",
     "Tokenizer",
     "TriePlan",
@@ -55,24 +59,32 @@ __all__: list[str] = [
     "accumulated_resid",
     "adjusted_p",
     "apply_norm",
+    "as_interventions",
     "auc",
     "binomial_p",
     "bootstrap_difference",
     "bootstrap_interval",
     "bootstrap_mean",
     "built_with_torch",
+    "collect_activations",
     "composition_scores",
     "concept_pairs",
     "confusion",
+    "contrast",
+    "conversation_tokens",
     "decompose_resid",
     "diagnose",
     "direction_of_pairs",
+    "entropy",
+    "estimate_layers",
     "false_alarms_at",
     "full_resid_decomposition",
     "head_results",
     "kendall_tau",
+    "kl_divergence",
     "logit_attributions",
     "max_null_band",
+    "most_changed",
     "neuron_results",
     "null_band",
     "null_bands",
@@ -82,12 +94,14 @@ __all__: list[str] = [
     "proportion",
     "random_directions",
     "random_rotation",
+    "register_operator",
     "rms_norm",
     "rotary_frequencies",
     "run_experiment",
     "run_trie",
     "save_safetensors",
     "sensitivity",
+    "set_log_odds",
     "sha256_hex",
     "shift_table",
     "spearman",
@@ -519,6 +533,48 @@ class ActivationCache:
         Memory of all tensors, in bytes; memory that several share counts once.
         """
 
+class TextFilter:
+    """
+    Restricts an intervention to some of its positions by the text that stands there, row by row.
+
+    What it lets through is the same in one pass, in chunks through a KV cache, in every step of a generation, and, with
+    ``skip_padding``, in a padded batch.
+
+    Args:
+        phase: "all", "prompt" (every position of the prompt) or "generation" (every position that a new token is predicted
+            from: the prompt's last one, then the new tokens).
+        tokens: only where one of these ids stands; None is any.
+        not_tokens: nowhere where one of these stands.
+        after: only behind the first of these; None is from the start.
+        skip_padding: padding is never changed, and positions count real tokens only: a row of a padded batch is changed as
+            it would be alone.
+
+    Raises:
+        ValueError: another phase.
+    """
+
+    __hash__: typing.ClassVar[None] = None
+    def __eq__(self, other: TextFilter) -> bool: ...
+    def __init__(
+        self,
+        *,
+        phase: str = "all",
+        tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+        not_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+        after: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+        skip_padding: bool = False,
+    ) -> None: ...
+    @property
+    def after(self) -> list[int]: ...
+    @property
+    def not_tokens(self) -> list[int]: ...
+    @property
+    def phase(self) -> str: ...
+    @property
+    def skip_padding(self) -> bool: ...
+    @property
+    def tokens(self) -> list[int]: ...
+
 class Intervention:
     """
     A change to activations, as data: an operator on a selection of rows, positions and heads at one hook point.
@@ -537,6 +593,16 @@ class Intervention:
     A strength of 0 (of 1 for scale) leaves the pass as it was, bit for bit. Gradients flow to x and to the operands.
     Replacing a pattern or a norm's scale by what was recorded freezes it.
 
+    Operators of control vectors, with u = v / |v|; the last three also take v [2, W], whose rows span a plane:
+
+    - ``norm_preserving_add``: (x + s v) |x| / |x + s v|
+    - ``project_to``: x + s (target - x.u) u
+    - ``clamp``: x + s (min(max(x.u, low), high) - x.u) u; either end may be left out
+    - ``rotate``: x turned by s ``angle`` degrees towards v, or from row 0 towards row 1
+    - ``angular``: x put ``angle`` degrees from v, or its part in the plane from row 0 towards row 1; s must be 1 (Vu &
+      Nguyen 2025, arXiv:2510.26243)
+    - ``adaptive_angular``: the same where the product of x and row 0 is positive; s must be 1
+
     Args:
         values: layer -> operand, None for operators without one; layer -1 for points that stand once in the model.
             With W the size of the activation's last dimension, N the number of rows or 1, h the number of heads and
@@ -546,11 +612,13 @@ class Intervention:
         op: the operator's name.
         point: a hook name without its block, such as "attn.hook_z".
         strength: finite.
+        parameters: numbers by name, of operators that take some: {"angle": 30.0}.
         first_position: first position that is changed, counted from the start of the KV cache, padding included.
         last_position: the position after the last; None for every later one, generated ones too.
         positions: these instead of the range.
         heads: the heads that are changed (groups at points of keys and values); None is all.
         rows: the rows of the batch that are changed; None is all.
+        text: of these positions, only those that a TextFilter lets through.
 
     Raises:
         HookError: there is no such point.
@@ -577,10 +645,36 @@ class Intervention:
         positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
         heads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
         rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+        parameters: collections.abc.Mapping[str, typing.SupportsFloat | typing.SupportsIndex] = {},
+        text: TextFilter = ...,
     ) -> None: ...
     def first_change(self) -> tuple[int, int] | None:
         """
         (layer, position) of the first change it can make, layer -1 before the first block; None for no change.
+        """
+    def resolve(
+        self,
+        tokens: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        n_prompt: typing.SupportsInt | typing.SupportsIndex | None = None,
+    ) -> list[Intervention]:
+        """
+        The intervention on the whole of a text, without a text filter: one for each choice of positions that rows share.
+
+        Args:
+            tokens: int64 [batch, pos], on the CPU, of everything that will ever be run.
+            attention_mask: bool [batch, pos], False for padding.
+            n_prompt: how many of the positions are the prompt.
+
+        Raises:
+            HookError: the filter asks for the prompt, and n_prompt is not given.
+        """
+    def restrict_rows(
+        self, rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> Intervention | None:
+        """
+        The same for those of its rows that are among ``rows``, with their operands; None if none is.
         """
     def to_json(self) -> tuple[str, dict[str, torch.Tensor]]:
         """
@@ -600,6 +694,8 @@ class Intervention:
     @property
     def op(self) -> str: ...
     @property
+    def parameters(self) -> dict[str, float]: ...
+    @property
     def point(self) -> str: ...
     @property
     def positions(self) -> list[int]: ...
@@ -607,6 +703,8 @@ class Intervention:
     def rows(self) -> list[int]: ...
     @property
     def strength(self) -> float: ...
+    @property
+    def text(self) -> TextFilter: ...
     @property
     def values(self) -> dict[int, torch.Tensor | None]:
         """
@@ -666,7 +764,8 @@ class HookRegistry:
             HookError: the model has no such point.
             IndexError: layers, positions, heads or rows out of range.
             ShapeError: an operand that does not fit.
-            ValueError: an operand that is missing, not wanted or not finite, or a strength the operator does not take.
+            ValueError: an operand that is missing, not wanted or not finite, or a strength or parameters the operator does not
+                take.
         """
     def copy(self) -> HookRegistry:
         """
@@ -1096,6 +1195,8 @@ class Model:
         vocab_ids: torch.Tensor | None = None,
         start_at_layer: typing.SupportsInt | typing.SupportsIndex | None = None,
         stop_at_layer: typing.SupportsInt | typing.SupportsIndex | None = None,
+        n_prompt: typing.SupportsInt | typing.SupportsIndex | None = None,
+        history: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """
         Logits for int64 tokens [batch, pos], or for a residual [batch, pos, d_model] with start_at_layer.
@@ -1109,6 +1210,8 @@ class Model:
             vocab_ids: int64 [n]; only these tokens' logits.
             start_at_layer: the input is the residual before this block, in the model's dtype.
             stop_at_layer: run the blocks before this one only and return the residual [batch, pos, d_model].
+            n_prompt: how many positions from the cache's start are the prompt, to interventions that ask; without a cache all.
+            history: int64 [batch, length of the cache], the tokens it holds, to interventions that ask.
 
         Returns:
             float32 (float64 for a float64 model) [batch, pos, d_vocab], None for "none", or the residual. "all" is computed in the model's dtype,
@@ -1117,7 +1220,7 @@ class Model:
         Raises:
             IndexError: token ids or positions out of range.
             ShapeError: wrong shapes, or more than n_ctx positions.
-            HookError: hooks that need gradients while they are switched off.
+            HookError: hooks that need gradients while they are switched off, or more of the text than is known.
         """
     def generate(
         self,
@@ -1245,6 +1348,18 @@ class Model:
     def weight_names(self) -> list[str]:
         """
         Names of TransformerLens's state dict of this model; keys and values of grouped attention by the group.
+        """
+    def with_weights(self, weights: collections.abc.Mapping[str, torch.Tensor]) -> Model:
+        """
+        A model in which some weights are others; this one stays as it is, and what is not given is shared with it.
+
+        Args:
+            weights: by name, shape, dtype and device as in ``named_weights``. They are used as they are and not copied: copies
+                that require gradients can be trained in place. The hash counts their bytes at this moment.
+
+        Raises:
+            ValueError: a name that the model does not have.
+            ShapeError: a tensor that is not as the one it replaces.
         """
     @property
     def cfg(self) -> Config: ...
@@ -1417,6 +1532,7 @@ class Graph:
         last: typing.SupportsInt | typing.SupportsIndex,
         source: typing.SupportsInt | typing.SupportsIndex,
     ) -> int: ...
+    def svg(self) -> str: ...
     def tokens(self, node: typing.SupportsInt | typing.SupportsIndex) -> list[int]: ...
     @property
     def n_reads(self) -> int: ...
@@ -1487,33 +1603,154 @@ class ControlVector:
         *,
         method: str = "pca_center",
         layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+        read_position: typing.SupportsInt
+        | typing.SupportsIndex
+        | tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex | None] = -1,
+        point: str = "hook_resid_post",
+        last_layer_after_norm: bool = False,
         memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
         seed: typing.SupportsInt | typing.SupportsIndex = 0,
         folds: typing.SupportsInt | typing.SupportsIndex = 2,
+        compute_hiddens: typing.Any = None,
+        transform_hiddens: typing.Any = None,
         progress: typing.Any = None,
     ) -> ControlVector:
         """
         Trains a vector on pairs of texts that differ in what it shall stand for.
 
-        The residual stream is read at the last token of each text, after the blocks of ``layers``; nothing above the highest
-        is run. Each direction points from the negative to the positive side of most pairs.
+        Activations are read at ``point`` of the blocks ``layers``, at ``read_position`` of each text; what texts begin with is
+        run once, and nothing above the highest layer is run. Each direction points from the negative to the positive side of
+        most pairs. Every option is checked before the first forward pass.
 
         Args:
             model: an introspect.Model with a tokenizer.
             pairs: (positive, negative) texts, as concept_pairs makes them.
             method: see direction_of_pairs.
             layers: block numbers; None is 1 to n_layers - 1.
+            read_position: a token's index, negative from the end, or (first, last) for the mean over a span, last excluded and
+                None to the end. Tokens are those of ``model.to_tokens``, its BOS included.
+            point: a hook point of a block that has one vector a position. At "attn.hook_z" and its like the heads stand one after
+                another; norms' scales, patterns and points with d_model for every head are refused.
+            last_layer_after_norm: read the last layer after the final norm, as repeng does.
             memory_budget: bytes of activations at a time; more than a pass of 2,048 tokens needs is not used.
             seed: of the random pairing of "lat"; nothing else is random.
             folds: how many parts of the pairs are judged by the direction of the others, for ``diagnostics``; 0: none.
+            compute_hiddens: called in place of reading the model, with repeng's keywords model, tokenizer, train_strs (positive,
+                negative, positive, ...), hidden_layers and batch_size; returns {layer: [2 * pairs, d]}.
+            transform_hiddens: called with {layer: [2 * pairs, d]}, in that order of rows, and returns the same; d may change.
             progress: called with (what, done, total).
 
         Raises:
-            ValueError: too few pairs, an empty text, an unknown method, pairs that do not differ or activations that are not
-                finite, naming the layer.
-            IndexError: a layer the model does not have.
-            ShapeError: a text longer than n_ctx.
+            ValueError: too few pairs, an empty text or span, an unknown method, a point without a direction, pairs that do not
+                differ (naming the layer), activations that are not finite (naming layer and text), hiddens without a layer.
+            IndexError: a layer the model does not have, or a position that a text does not have.
+            HookError: a point that the model does not have.
+            ShapeError: a text longer than n_ctx, or hiddens of another shape.
             ConfigError: a model without tokenizer.
+        """
+    @staticmethod
+    def train_many(
+        model: typing.Any,
+        pairs: dict,
+        *,
+        method: str = "pca_center",
+        layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+        read_position: typing.SupportsInt
+        | typing.SupportsIndex
+        | tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex | None] = -1,
+        point: str = "hook_resid_post",
+        last_layer_after_norm: bool = False,
+        memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+        folds: typing.SupportsInt | typing.SupportsIndex = 2,
+        compute_hiddens: typing.Any = None,
+        transform_hiddens: typing.Any = None,
+        progress: typing.Any = None,
+    ) -> dict:
+        """
+        Trains several vectors at once: all texts are one token trie, so that a baseline they share is run once.
+
+        Args:
+            model: an introspect.Model with a tokenizer.
+            pairs: {name: (positive, negative) texts}.
+
+        The other arguments are those of ``train``; functions of the caller's are called once for each name.
+
+        Returns:
+            {name: ControlVector}, each what ``train`` gives up to rounding.
+
+        Raises:
+            As ``train``, naming the set, and ValueError without any.
+        """
+    @staticmethod
+    def train_words(
+        model: typing.Any,
+        word: str,
+        baseline_words: collections.abc.Sequence[str],
+        *,
+        template: str | collections.abc.Sequence[str] = "Tell me about {word}.",
+        chat: bool = True,
+        layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+        read_position: typing.SupportsInt
+        | typing.SupportsIndex
+        | tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex | None] = -1,
+        point: str = "hook_resid_post",
+        last_layer_after_norm: bool = False,
+        memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+        progress: typing.Any = None,
+    ) -> ControlVector:
+        """
+        A concept vector from a single word: its mean activation minus the mean over baseline words, at its own length.
+
+        Args:
+            model: an introspect.Model with a tokenizer.
+            word: the concept.
+            baseline_words: see introspect.load_words("baseline").
+            template: what the words are put into, with "{word}" in it; several are averaged over.
+            chat: the template is the user's message, and the head of the answer follows it; False: plain text.
+            layers: block numbers; None is 1 to n_layers - 1.
+            read_position: see ``train``.
+            point: see ``train``.
+            last_layer_after_norm: see ``train``.
+            memory_budget: see ``train``.
+            progress: called with (what, done, total).
+
+        Raises:
+            ValueError: an empty word, no baseline words, a template without "{word}", a word that does not differ from the
+                baseline (naming the layer), activations that are not finite (naming layer and prompt).
+            ConfigError: no tokenizer, or no chat template with ``chat``.
+            IndexError, HookError, ShapeError: as ``train``.
+
+        Source: Lindsey 2025, "Emergent Introspective Awareness in Large Language Models"; Macar et al. 2026.
+        """
+    @staticmethod
+    def train_words_many(
+        model: typing.Any,
+        words: collections.abc.Sequence[str],
+        baseline_words: collections.abc.Sequence[str],
+        *,
+        template: str | collections.abc.Sequence[str] = "Tell me about {word}.",
+        chat: bool = True,
+        layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+        read_position: typing.SupportsInt
+        | typing.SupportsIndex
+        | tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex | None] = -1,
+        point: str = "hook_resid_post",
+        last_layer_after_norm: bool = False,
+        memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+        progress: typing.Any = None,
+    ) -> dict:
+        """
+        ``train_words`` for several words at once, whose prompts and the baseline's are one token trie.
+
+        Args:
+            model: an introspect.Model with a tokenizer.
+            words: the concepts.
+
+        The other arguments are those of ``train_words``.
+
+        Returns:
+            {word: ControlVector}, in the order of ``words``.
         """
     def __add__(self, other: ControlVector) -> ControlVector: ...
     def __eq__(self, other: ControlVector) -> bool: ...
@@ -1588,6 +1825,11 @@ class ControlVector:
         Parts of the pairs that ``diagnostics`` held out one by one: pair i is in part i mod folds; 0 if none.
         """
     @property
+    def last_layer_after_norm(self) -> bool:
+        """
+        Whether the last layer was read after the final norm.
+        """
+    @property
     def layers(self) -> list[int]: ...
     @property
     def method(self) -> str: ...
@@ -1608,19 +1850,149 @@ class ControlVector:
         {layer: length of the direction}.
         """
     @property
+    def point(self) -> str:
+        """
+        The hook point of a block where it was read; empty if unknown.
+        """
+    @property
+    def read_position(self) -> str:
+        """
+        The tokens it was read at: "-1", "mean 2:5"; empty if unknown.
+        """
+    @property
     def spectrum(self) -> dict[int, list[float]]:
         """
         {layer: largest shares of variance, descending}; empty for other methods than PCA.
         """
 
+class Activations:
+    """
+    Activations of texts in one model: what directions are made from, and all that ``contrast`` needs of the model.
+    """
+    @staticmethod
+    def load(path: os.PathLike | str | bytes) -> Activations:
+        """
+        Reads what save wrote. Raises IoError.
+        """
+    def __repr__(self) -> str: ...
+    def save(self, path: os.PathLike | str | bytes) -> None:
+        """
+        Writes a safetensors file with all of it. Raises IoError.
+        """
+    @property
+    def last_layer_after_norm(self) -> bool: ...
+    @property
+    def layers(self) -> list[int]: ...
+    @property
+    def model_hash(self) -> str: ...
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def model_type(self) -> str: ...
+    @property
+    def point(self) -> str: ...
+    @property
+    def read_position(self) -> typing.Any:
+        """
+        A token's index, or (first, last) of a span.
+        """
+    @property
+    def texts_hash(self) -> str:
+        """
+        Hex SHA-256 of the texts in their order.
+        """
+    @property
+    def values(self) -> torch.Tensor:
+        """
+        [texts, layers, d], float32 (float64 of a float64 model), on the CPU; not to be written to.
+        """
+
+class Condition:
+    """
+    Decides, for each prompt, whether to steer: by how much of a direction the un-steered residual stream holds.
+
+    Args:
+        direction: [d_model], any floating dtype.
+        layer: read at the output of this block.
+        threshold: what the measure is compared with.
+        above: it holds above the threshold; False: below it.
+        measure: "cosine" of activation h and direction c; "projection", h.c / |c|; or "cast", the cosine of h and
+            tanh(c (c.h) / (c.c)), which is never negative.
+        over: "mean" of h over the prompt, or its "last" token's.
+
+    Raises:
+        ValueError: another measure or ``over``.
+
+    Source: conditional activation steering (CAST), Lee et al. 2024, arXiv:2409.05907, which is "cast" over the "mean".
+    """
+    def __init__(
+        self,
+        direction: torch.Tensor,
+        *,
+        layer: typing.SupportsInt | typing.SupportsIndex,
+        threshold: typing.SupportsFloat | typing.SupportsIndex,
+        above: bool = True,
+        measure: str = "cosine",
+        over: str = "mean",
+    ) -> None: ...
+    def measure(
+        self, model: typing.Any, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        How much of the direction there is in each prompt, float64 [batch]; only blocks up to the layer are run.
+
+        Args:
+            model: an introspect.Model; what is hooked into it takes no part.
+            tokens: int64 [batch, pos].
+            attention_mask: bool [batch, pos], False for padding at either side.
+
+        Raises:
+            IndexError: a layer the model does not have.
+            ShapeError: a direction of another width.
+            ValueError: a direction that is zero or not finite, or a threshold that is NaN.
+        """
+    def rows(self, model: typing.Any, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None) -> list[int]:
+        """
+        The rows of the batch in which the condition holds; see ``measure``.
+        """
+    def validate(self, model: typing.Any) -> None:
+        """
+        Raises what ``measure`` raises, without running anything.
+        """
+    @property
+    def above(self) -> bool: ...
+    @property
+    def direction(self) -> torch.Tensor: ...
+    @property
+    def layer(self) -> int: ...
+    @property
+    def threshold(self) -> float: ...
+
 class Protocol:
     """
     One introspection experiment as data: turns, the injected messages, what is read, and control questions.
 
-    A file is a JSON object with the fields name, turns ([{role, content}]) and injected (neighbouring indices into turns),
-    and optionally source, read ("yes_no", "content" or "sample"), steer_generation, yes_token, no_token, report_tokens
-    ({concept: word}), sampling ({max_new_tokens, temperature, top_p, top_k}) and controls ({turns, injected, questions} with
-    $QUESTION in the turns, or the name of such a file beside it).
+    A file is a JSON object. name, turns ([{role, content}]) and injected are needed; the rest may be left out.
+
+        based_on        a file beside this one whose fields hold where this one gives none
+        source          where the texts come from
+        injected        indices into turns, ascending; or [{turn, text}]: passages of messages
+        inject          {by: "vector"}, "random" (directions of the vector's lengths), "model" (model: a name among
+                        run_experiment's models, which prefills the spans), "tokens" (turns: the same messages with $CONCEPT
+                        written into the injected ones; priming) or "patch" (turns, of as many tokens: their residuals
+                        replace the spans')
+        relative_strength  factor on a run's strengths
+        read            "yes_no", "content" or "sample"
+        readouts        {lens, attention, divergence: true or false, top_k: number}
+        steer_generation   true keeps the vector on behind the spans
+        yes_token, no_token        one token each
+        yes_variants, no_variants  spellings whose probabilities the lens sums up
+        report_tokens   {concept: word}
+        paraphrases     texts, or {question, prefix}: asked in place of the last user message
+        sentences       instead of injected: $SENTENCES in a turn stands for them, and each is a passage
+        answers         one token for each passage: each is injected alone, and these are read (localisation)
+        sampling        {max_new_tokens, temperature, top_p, top_k}
+        controls        {turns, injected, questions} with $QUESTION in the turns, or the name of such a file beside
     """
     @staticmethod
     def load(path: os.PathLike | str | bytes) -> Protocol:
@@ -1638,12 +2010,16 @@ class Protocol:
         The protocol in the file's format, with the controls inside.
         """
     @property
+    def answers(self) -> list[str]: ...
+    @property
     def control_questions(self) -> list[str]: ...
     @property
     def hash(self) -> str:
         """
         Hex SHA-256 of to_json().
         """
+    @property
+    def inject(self) -> str: ...
     @property
     def injected(self) -> list[int]: ...
     @property
@@ -1656,7 +2032,19 @@ class Protocol:
         The last message of the user.
         """
     @property
+    def paraphrases(self) -> list:
+        """
+        (question, prefix); an empty prefix is the turns' own.
+        """
+    @property
+    def passages(self) -> list:
+        """
+        (turn, text) of what is injected where it is not whole messages.
+        """
+    @property
     def read(self) -> str: ...
+    @property
+    def relative_strength(self) -> float: ...
     @property
     def source(self) -> str: ...
     @property
@@ -1734,6 +2122,25 @@ class Store:
         """
     @property
     def path(self) -> pathlib.Path: ...
+
+class LayerEstimate:
+    """
+    What one injection is estimated to do to one question's log-odds.
+    """
+    @property
+    def by_layer(self) -> list[float]: ...
+    @property
+    def concept(self) -> str: ...
+    @property
+    def log_odds_base(self) -> float: ...
+    @property
+    def null_index(self) -> int: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def question_kind(self) -> str: ...
+    @property
+    def strength(self) -> float: ...
 
 class Interval:
     """
@@ -1993,6 +2400,31 @@ def apply_norm(
             the bias. None: the whole norm of each component, bias included.
     """
 
+def as_interventions(
+    vectors: collections.abc.Sequence[ControlVector | None],
+    how: Intervention,
+    *,
+    model: typing.Any,
+    layers: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex] | None = None,
+    second: ControlVector | None = None,
+) -> list[Intervention]:
+    """
+    Control vectors as interventions: ``Model.steer`` adds them.
+
+    Args:
+        vectors: one for all rows of ``how``, or one for each (without rows: for 0, 1, ...); None leaves its row as it is.
+        how: an Intervention without values: operator, strength, parameters, positions, text and rows.
+        model: the introspect.Model they are for.
+        layers: first and last block, both included; None is every layer a vector has.
+        second: the second direction of operators on a plane.
+
+    Raises:
+        ValueError: no vectors, or another number of rows.
+        IndexError: a layer the model does not have.
+        ShapeError: vectors of different widths.
+        ConfigError: a vector has no direction in the range, or ``second`` none for a layer.
+    """
+
 def auc(
     positives: collections.abc.Sequence[float],
     negatives: collections.abc.Sequence[float],
@@ -2099,6 +2531,36 @@ def bootstrap_mean(
             levels to draw from, or options out of range.
     """
 
+def collect_activations(
+    model: typing.Any,
+    texts: collections.abc.Sequence[str],
+    *,
+    layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+    read_position: typing.SupportsInt
+    | typing.SupportsIndex
+    | tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex | None] = -1,
+    point: str = "hook_resid_post",
+    last_layer_after_norm: bool = False,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+    progress: typing.Any = None,
+) -> Activations:
+    """
+    Reads a model at chosen tokens of texts; what texts begin with is run once, and equal texts are read once.
+
+    Args:
+        model: an introspect.Model with a tokenizer.
+        texts: in the order of the result's rows.
+        layers: block numbers; None is 1 to n_layers - 1.
+        read_position: see ControlVector.train, and so for ``point``, ``last_layer_after_norm`` and ``memory_budget``.
+        progress: called with (what, done, total).
+
+    Returns:
+        Activations.
+
+    Raises:
+        As ControlVector.train does before its first forward pass.
+    """
+
 def composition_scores(model: Model, mode: str) -> torch.Tensor:
     """
     Composition scores of all pairs of heads, [n_layers, n_heads, n_layers, n_heads], the earlier head first.
@@ -2150,6 +2612,41 @@ def confusion(
 
     Raises:
         ValueError: fewer than two rows, fewer columns than rows, counts that are not whole, or no trials.
+    """
+
+def contrast(
+    positive: Activations,
+    negative: Activations,
+    *,
+    method: str = "pca_center",
+    seed: typing.SupportsInt | typing.SupportsIndex = 0,
+    folds: typing.SupportsInt | typing.SupportsIndex = 2,
+    progress: typing.Any = None,
+) -> ControlVector:
+    """
+    The vector from one model to another: directions of the pairs that a text's activations in two models are.
+
+    Args:
+        positive: Activations of the model that the vector leads to.
+        negative: of the model that it is for, from the same texts, layers, position and point.
+        method: see direction_of_pairs.
+        seed: of the random pairing of "lat".
+        folds: see ControlVector.train.
+        progress: called with (what, done, total).
+
+    Raises:
+        ShapeError: activations of different widths.
+        ValueError: activations of other layers, texts, positions or points, or that are not finite or equal in both models,
+            naming the layer.
+
+    Source: the model-contrastive vectors of vgel.me, "Small Models Can Introspect, Too".
+    """
+
+def conversation_tokens(
+    model: Model, protocol: Protocol, question: str | None = None
+) -> tuple[list[int], list[int], list[int]]:
+    """
+    Token ids before, in and behind the injected messages: see introspect.conversation_tokens.
     """
 
 def decompose_resid(
@@ -2230,6 +2727,27 @@ def direction_of_pairs(
         ValueError: an unknown method, activations that are not finite, pairs that do not differ.
     """
 
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """
+    Entropy of the next token in nats: [..., d_vocab] -> float64 [...].
+    """
+
+def estimate_layers(
+    model: Model,
+    protocol: Protocol,
+    *,
+    vectors: collections.abc.Sequence[tuple[str, ControlVector]],
+    strengths: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    questions: collections.abc.Sequence[str] | None,
+    nulls: typing.SupportsInt | typing.SupportsIndex,
+    strength_unit: str,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    progress: typing.Any,
+) -> list[LayerEstimate]:
+    """
+    The estimates behind introspect.estimate_ranges: one for each vector, strength, rotation and question.
+    """
+
 def false_alarms_at(
     positives: collections.abc.Sequence[float],
     negatives: collections.abc.Sequence[float],
@@ -2268,6 +2786,11 @@ def kendall_tau(a: collections.abc.Sequence[float], b: collections.abc.Sequence[
 
     Raises:
         ValueError: lists of different lengths, fewer than two values, or values that are not finite.
+    """
+
+def kl_divergence(logits: torch.Tensor, base_logits: torch.Tensor) -> torch.Tensor:
+    """
+    KL(p || base) in nats of two sets of logits [..., d_vocab] -> float64 [...]. Raises ShapeError for other sizes.
     """
 
 def logit_attributions(
@@ -2310,6 +2833,17 @@ def max_null_band(
 
     Raises:
         ValueError: as ``null_bands``.
+    """
+
+def most_changed(
+    logits: torch.Tensor,
+    base_logits: torch.Tensor,
+    *,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    raised: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The k tokens whose log-probability rose (or fell) most: (changes in nats, ids), for logits [d_vocab].
     """
 
 def neuron_results(
@@ -2415,6 +2949,32 @@ def random_rotation(vector: ControlVector, *, seed: typing.SupportsInt | typing.
     All layers go through the same map, so every norm and every cosine between layers stays.
     """
 
+def register_operator(
+    name: str,
+    function: collections.abc.Callable,
+    *,
+    operand: str = "required",
+    takes_strength: bool = True,
+    identity: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+    parameters: collections.abc.Mapping[str, typing.SupportsFloat | typing.SupportsIndex | None] = {},
+) -> None:
+    """
+    Makes a function an operator that interventions and ``Model.steer`` may name, for as long as the process lives.
+
+    Args:
+        name: not taken yet. Interventions stand in files by this name, so it should mean one thing.
+        function: ``function(x, v, strength, **parameters)`` returns the new values of x [rows, positions, (heads,) width],
+            in its shape; they are rounded to its dtype. v broadcasts against x, and is None where there is none. Each
+            position must be treated as if it were alone: a step of a generation shows one at a time.
+        operand: "required", "optional" or "none".
+        takes_strength: False allows no strength but 1 (and the identity's).
+        identity: the strength at which nothing is changed; the function is not called with it.
+        parameters: its numbers by name, with what one is that is not given; None must be given.
+
+    Raises:
+        ValueError: the name is taken, or an unknown ``operand``.
+    """
+
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, *, eps: typing.SupportsFloat | typing.SupportsIndex
 ) -> torch.Tensor:
@@ -2469,12 +3029,25 @@ def run_experiment(
     layers: collections.abc.Sequence[
         tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex, bool]
     ],
+    parts: collections.abc.Sequence[
+        tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]
+    ],
     questions: collections.abc.Sequence[str] | None,
+    control_filter: typing.SupportsFloat | typing.SupportsIndex | None,
     nulls: typing.SupportsInt | typing.SupportsIndex,
+    null_vectors: collections.abc.Mapping[str, collections.abc.Sequence[ControlVector]],
+    concepts: collections.abc.Sequence[str],
+    models: collections.abc.Mapping[str, Model],
     strength_unit: str,
     seed: typing.SupportsInt | typing.SupportsIndex,
+    lens: bool,
+    attention: bool,
+    divergence: bool,
+    top_k: typing.SupportsInt | typing.SupportsIndex,
+    directions: collections.abc.Sequence[tuple[str, ControlVector]],
+    continuations: collections.abc.Sequence[str],
     store: Store,
-    batch_bytes: typing.SupportsInt | typing.SupportsIndex,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex,
     progress: typing.Any,
 ) -> str:
     """
@@ -2488,6 +3061,8 @@ def run_trie(
     nodes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
     layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
     point: str = "hook_resid_post",
+    rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    last_layer_after_norm: bool = False,
     memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
     progress: typing.Any = None,
 ) -> torch.Tensor:
@@ -2496,21 +3071,23 @@ def run_trie(
 
     Args:
         model: the native model (``Model.engine``).
-        nodes: in the order of the result's rows.
+        nodes: in the order of the result's rows, unless ``rows`` says another.
         layers: block numbers, in the order of the result's columns.
         point: a hook point of a block that has a position: "hook_resid_post", "attn.hook_z".
+        rows: the result's row of each of ``nodes``: a row is the mean over its nodes. Empty: every node is a row.
+        last_layer_after_norm: read the last block's hook_resid_post as the final norm leaves it.
         memory_budget: bytes that the activations of one pass may take, weights and result aside.
         progress: called with (what, done, total).
 
     Returns:
-        float32 (float64 for a float64 model) [nodes, layers, ...], what stands at the point for one position. Equal to
+        float32 (float64 for a float64 model) [rows, layers, ...], what stands at the point for one position. Equal to
         running each sequence by itself up to rounding.
 
     Raises:
         IndexError: a node or layer that is not there.
         HookError: a point that this model does not have.
         ShapeError: a sequence longer than n_ctx.
-        ValueError: nothing to read, or a budget too small for one node.
+        ValueError: nothing to read, a row without nodes, another point after the norm, or a budget too small for one node.
     """
 
 def save_safetensors(
@@ -2549,6 +3126,27 @@ def sensitivity(
 
     Raises:
         ValueError: negative counts, or no trials of either kind.
+    """
+
+def set_log_odds(
+    logits: torch.Tensor,
+    *,
+    yes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    no: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+) -> torch.Tensor:
+    """
+    Log-odds of one set of tokens against another: the log of the sum of exp(logit) over each, yes - no, in nats.
+
+    Args:
+        logits: [..., d_vocab].
+        yes, no: token ids.
+
+    Returns:
+        float64 [...] on the CPU.
+
+    Raises:
+        ValueError: an empty set.
+        IndexError: ids outside the vocabulary.
     """
 
 def sha256_hex(bytes: bytes) -> str:

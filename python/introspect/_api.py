@@ -20,6 +20,7 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(
 from . import io, ops, repeng, statistics, utils
 from ._C import (
     ChatTemplate,
+    Condition,
     ConfigError,
     Error,
     HookError,
@@ -29,14 +30,18 @@ from ._C import (
     Protocol,
     ShapeError,
     StreamDecoder,
+    TextFilter,
     Tokenizer,
     TokenTrie,
+    operator_names,
+    register_operator,
     run_trie,
 )
 from .activation_cache import ActivationCache
-from .data import load_suffixes
-from .experiment import layer_ranges, load_protocol, run_experiment
+from .data import load_suffixes, load_words
+from .experiment import conversation_tokens, layer_ranges, load_protocol, run_experiment
 from .factored_matrix import FactoredMatrix
+from .finetuning import FinetuneExample, finetune
 from .graph import Graph
 from .hook_points import HookPoint
 from .hooked_transformer import HookedTransformer
@@ -44,10 +49,15 @@ from .hub import pull, resolve
 from .key_value_cache import HookedTransformerKeyValueCache
 from .model import Model, load_model
 from .results import Result
+from .search import RangeEstimates, RangeSearch, estimate_ranges, refine_ranges, screen_ranges
 from .steering import (
+    Activations,
     ControlVector,
     LayerDiagnostics,
+    collect_activations,
     concept_pairs,
+    contrast,
+    contrast_models,
     diagnose,
     direction_of_pairs,
     random_directions,
@@ -59,11 +69,14 @@ from .transformer_config import HookedTransformerConfig
 __version__ = _C.__version__
 __all__ = [
     "ActivationCache",
+    "Activations",
     "ChatTemplate",
+    "Condition",
     "ConfigError",
     "ControlVector",
     "Error",
     "FactoredMatrix",
+    "FinetuneExample",
     "Graph",
     "HookError",
     "HookPoint",
@@ -76,28 +89,42 @@ __all__ = [
     "LayerDiagnostics",
     "Model",
     "Protocol",
+    "RangeEstimates",
+    "RangeSearch",
     "Result",
     "ShapeError",
     "Store",
     "StreamDecoder",
+    "TextFilter",
     "TokenTrie",
     "Tokenizer",
+    "collect_activations",
     "concept_pairs",
+    "contrast",
+    "contrast_models",
+    "conversation_tokens",
     "diagnose",
     "direction_of_pairs",
+    "estimate_ranges",
+    "finetune",
     "io",
     "layer_ranges",
     "load_model",
     "load_protocol",
     "load_suffixes",
+    "load_words",
+    "operator_names",
     "ops",
     "pull",
     "random_directions",
     "random_rotation",
+    "refine_ranges",
+    "register_operator",
     "repeng",
     "resolve",
     "run_experiment",
     "run_trie",
+    "screen_ranges",
     "statistics",
     "utils",
 ]
