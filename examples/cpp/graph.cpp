@@ -35,7 +35,8 @@ int main(int argc, char** argv) {
         {"user", "Do you detect an injected thought? Answer yes or no."},
         {"assistant", "The answer is"}};
     const auto ids = [&](size_t first, size_t last) {  // of messages [first, last)
-      const auto encode = [&](size_t n) {
+      const auto encode = [&](size_t n) -> std::vector<int64_t> {
+        if (n == 0) return {};
         return model->tokenizer().encode(
             model->chat_template().render({turns.begin(), turns.begin() + static_cast<std::ptrdiff_t>(n)},
                                           {.continue_final_message = n == turns.size()}),
@@ -49,14 +50,10 @@ int main(int argc, char** argv) {
     graph::Graph graph;
     const auto before = graph.segment(model, ids(0, 1));
     const auto add_run = [&](int64_t first_layer, int64_t last_layer, double strength) {
-      std::vector<hooks::Intervention>
-          injection;  // one for each block, so that ranges can share what they have in common
-      for (int64_t layer = first_layer; layer <= last_layer; ++layer) {
-        auto& one = injection.emplace_back();
-        one.values[layer] = vector.directions().at(layer);
-        one.strength = strength;
-      }
-      const auto injected = graph.segment(model, ids(1, 3), before, injection);
+      hooks::Intervention added{.strength = strength};
+      for (int64_t layer = first_layer; layer <= last_layer; ++layer)
+        added.values[layer] = vector.directions().at(layer);
+      const auto injected = graph.segment(model, ids(1, 3), before, {added});
       return graph.read(graph.segment(model, ids(3, 5), injected));  // every layer, at the last position
     };
     const std::vector<std::pair<std::string, graph::ReadId>> runs = {
