@@ -104,18 +104,21 @@ def suite(n_layers: int, small: bool) -> Workload:
     """Experiments 1 to 5 without top of mind, whose text `Peer.texts` times by itself."""
     layers, work, shared = middle(n_layers), Workload("experiments 1 to 5", []), {"concepts": ["cat", "bread"]}
     shared["layers"] = [layers]
-    for name in ("no_info", "with_info", "inaccurate_location", "lorem_ipsum"):
+    lenses = ("no_info", "with_info", "inaccurate_location")
+    for name in (*lenses, "lorem_ipsum"):
         questions = introspect.load_protocol(name).control_questions if name == "with_info" else []
         questions = questions[: 2 if small else None]
-        work.calls.append({"protocol": name, "strengths": [STRENGTH], "questions": questions, **shared})
+        # The lens is read in the same run: where the article runs a conversation again, ours has it already.
+        read = {"protocol": f"lens_{name}", "also": name} if name in lenses else {"protocol": name}
+        work.calls.append({**read, "strengths": [STRENGTH], "questions": questions, **shared})
         for concept in shared["concepts"]:
             work.strata[name].append(Cell(name, None, concept, STRENGTH, *layers))
             work.strata["controls"] += [Cell(name, q, concept, STRENGTH, *layers) for q in questions]
-    for name, strength in (("no_info", 1), ("with_info", 1), ("inaccurate_location", 1), ("with_info", 0.25)):
-        call = {"protocol": f"lens_{name}", "strengths": [strength * STRENGTH], "questions": [], **shared}
-        work.calls.append(call)
+    quarter = {"protocol": "lens_with_info", "strengths": [0.25 * STRENGTH], "questions": []}
+    work.calls.append({**quarter, **shared})
+    for name, strength in (*((name, 1) for name in lenses), ("with_info", 0.25)):
         for concept in shared["concepts"]:
-            work.strata[f"lens, {name}"].append(Cell(call["protocol"], None, concept, strength * STRENGTH, *layers))
+            work.strata[f"lens, {name}"].append(Cell(f"lens_{name}", None, concept, strength * STRENGTH, *layers))
     return work
 
 
@@ -160,7 +163,8 @@ class Ours:
             for row in result.rows:
                 question = None if row["question_kind"] == "introspection" else row["question"]
                 place = (row["concept"], row["strength"], row["first_layer"], row["last_layer"])
-                readings[Cell(call["protocol"], question, *place)] = row
+                for name in (call["protocol"], call.get("also")):
+                    readings[Cell(name, question, *place)] = row
         return time.perf_counter() - start, readings
 
     def texts(self, concepts: Iterable[str]) -> tuple[float, dict[str, dict[str, str]]]:
