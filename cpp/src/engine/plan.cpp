@@ -108,7 +108,7 @@ bool Plan::present(int64_t piece, int64_t height) const {
 void Plan::find_units() {
   const auto n = pieces_.size();
   unit_of_.assign(static_cast<size_t>(n_layers_) + 1, std::vector<int32_t>(n, -1));
-  units_.resize(static_cast<size_t>(n_layers_) + 1);
+  n_units_.assign(static_cast<size_t>(n_layers_) + 1, 0);
 
   // The interventions that act up to a height, as one number: it changes at few heights, and in few pieces.
   std::map<std::vector<int64_t>, int64_t> sets{{{}, 0}};
@@ -119,7 +119,7 @@ void Plan::find_units() {
     for (const auto& i : pieces_[p].interventions)
       for (const auto& [layer, operand] : i.values) heights.insert(acting_height(i.point, layer));
     for (const int64_t height : heights) {
-      std::vector<int64_t> acting;  // (intervention, how many of its layers)
+      std::vector<int64_t> acting;  // intervention, layer, intervention, layer, ...
       for (size_t i = 0; i < pieces_[p].interventions.size(); ++i) {
         const auto& intervention = pieces_[p].interventions[i];
         for (const auto& [layer, operand] : intervention.values)
@@ -137,7 +137,7 @@ void Plan::find_units() {
   std::vector<int64_t> set(n, 0);
   for (size_t h = 0; h <= static_cast<size_t>(n_layers_); ++h) {
     std::unordered_map<std::array<int64_t, 3>, int32_t, TripleHash> known;
-    known.reserve(h == 0 ? n : units_[h - 1].size() + 16);
+    known.reserve(h == 0 ? n : static_cast<size_t>(n_units_[h - 1]) + 16);
     for (size_t p = 0; p < n; ++p) {
       if (next[p] < changes[p].size() && changes[p][next[p]].first == static_cast<int64_t>(h))
         set[p] = changes[p][next[p]++].second;
@@ -151,22 +151,22 @@ void Plan::find_units() {
       const int32_t copied = piece.copied < 0 ? -1 : unit_of_[h][static_cast<size_t>(piece.copied)];
       // A copy is what it copies, behind what stands before it: numbers below -1 are no set's.
       const std::array<int64_t, 3> key = {parent, piece.content, copied < 0 ? set[p] : -2 - copied};
-      const auto [at, is_new] = known.try_emplace(key, static_cast<int32_t>(units_[h].size()));
-      if (is_new) units_[h].push_back({parent, copied});
-      unit_of_[h][p] = at->second;
+      unit_of_[h][p] = known.try_emplace(key, static_cast<int32_t>(known.size())).first->second;
     }
+    n_units_[h] = static_cast<int64_t>(known.size());
   }
 }
 
 std::vector<int64_t> Plan::rows_read(int64_t piece, int64_t height) const {
   const auto& here = pieces_[static_cast<size_t>(piece)];
-  std::vector<int64_t> all(here.tokens.size());
-  std::iota(all.begin(), all.end(), int64_t{0});
   for (const auto& i : here.interventions)  // what mixes positions needs them all
     for (const auto& [layer, operand] : i.values)
       if (acting_height(i.point, layer) == height && !operand.defined() &&
-          hooks::find_operator(i.op).mixes_positions)
+          hooks::find_operator(i.op).mixes_positions) {
+        std::vector<int64_t> all(here.tokens.size());
+        std::iota(all.begin(), all.end(), int64_t{0});
         return all;
+      }
   std::set<int64_t> rows;
   for (const int64_t c : captures_of_[static_cast<size_t>(piece)]) {
     const auto& capture = captures_[static_cast<size_t>(c)];
@@ -268,7 +268,7 @@ void Plan::find_passes(const PlanOptions& options) {
 
   const auto n_heights = static_cast<size_t>(n_layers_) + 1;
   std::vector<std::vector<int32_t>> stamps(n_heights);  // of each unit: 2 * pass, and 1 if it runs
-  for (size_t h = 0; h < n_heights; ++h) stamps[h].assign(units_[h].size(), -1);
+  for (size_t h = 0; h < n_heights; ++h) stamps[h].assign(static_cast<size_t>(n_units_[h]), -1);
   std::vector<int32_t> piece_stamps(pieces_.size(), -1);
   std::vector<int64_t> rows(n_heights, 0);
   int64_t kept = 0;

@@ -34,12 +34,6 @@ class Pass {
     }
   }
 
-  int64_t token_layers() const {
-    int64_t total = 0;
-    for (size_t h = 0; h + 1 < heights_.size(); ++h) total += heights_[h].n_keys;
-    return total;
-  }
-
   /// `tell(n)`: n more tokens went through a layer.
   std::vector<std::pair<int64_t, Captured>> run(const std::function<void(int64_t)>& tell) {
     const int64_t n_layers = plan_.n_layers();
@@ -195,13 +189,6 @@ class Pass {
     }
   }
 
-  /// What is read of one slot inside a block.
-  struct Watch {
-    int64_t capture, layer_index;
-    const Slot* slot;
-    torch::Tensor queries;  // of attention: [positions, H, K]
-  };
-
   void run_block(int64_t layer, const std::function<void(int64_t)>& tell) {
     find_outputs(layer);
     const auto& here = height(layer);
@@ -253,9 +240,7 @@ class Pass {
     flush();
     for (auto& [c, cache] : caches_) {
       const Indices path = path_to(last_key(here, plan_.slot_of(heights_, layer, capture(c).piece)));
-      const auto rows = as_tensor(path, device());
-      cache.append(layer, keys_->keys(layer).index_select(2, rows),
-                   keys_->values(layer).index_select(2, rows));
+      append_keys(cache, layer, path);
       if (layer + 1 == plan_.n_layers()) cache.commit(static_cast<int64_t>(path.size()), {});
     }
     keys_.reset();
@@ -275,6 +260,12 @@ class Pass {
     for (; key >= 0; key = parents[key]) path.push_back(key);
     std::reverse(path.begin(), path.end());
     return path;
+  }
+
+  /// The keys and values of a path, behind what `to` holds.
+  void append_keys(cache::KVCache& to, int64_t layer, const Indices& path) const {
+    const auto rows = as_tensor(path, device());
+    to.append(layer, keys_->keys(layer).index_select(2, rows), keys_->values(layer).index_select(2, rows));
   }
 
   bool is_changed_within(const Slot& slot, int64_t layer) const {
@@ -345,10 +336,7 @@ class Pass {
     const auto& slot = here.slots[s];
     const auto path = path_to(last_key(here, slot.parent));
     auto own = first_model().make_cache(1);
-    if (!path.empty()) {
-      const auto rows = as_tensor(path, device());
-      own.append(layer, keys_->keys(layer).index_select(2, rows), keys_->values(layer).index_select(2, rows));
-    }
+    if (!path.empty()) append_keys(own, layer, path);
     const auto n_path = static_cast<int64_t>(path.size());
     Indices chain(static_cast<size_t>(n_path + slot.n_rows));
     std::iota(chain.begin(), chain.end(), int64_t{-1});

@@ -117,9 +117,6 @@ class INTROSPECT_EXPORT Plan {
   int64_t slot_of(const std::vector<Height>& heights, int64_t height, int64_t piece) const;
 
  private:
-  struct Unit {  // what is equal at one height
-    int32_t parent, copied;
-  };
   void find_tops();
   void find_units();
   void find_passes(const PlanOptions& options);
@@ -143,7 +140,7 @@ class INTROSPECT_EXPORT Plan {
   std::vector<int64_t> tops_;                      // the last block that a piece takes part in
   std::vector<int64_t> outputs_;                   // the last block whose output is read there
   std::vector<std::vector<int32_t>> unit_of_;      // [height][piece]
-  std::vector<std::vector<Unit>> units_;           // [height][unit]
+  std::vector<int64_t> n_units_;                   // by height: what is equal there is one
   std::vector<std::vector<int64_t>> captures_of_;  // by piece
   std::vector<std::vector<int64_t>> passes_;
   PlanSummary summary_;
