@@ -80,16 +80,16 @@ auto without_gil(const Work& work) {
 /// A range is (first, last, whether they are fractions).
 using Range = std::tuple<double, double, bool>;
 
-std::string run(const std::shared_ptr<models::Model>& model, const Protocol& protocol,
-                const NamedVectors& vectors, std::vector<double> strengths, const std::vector<Range>& layers,
-                const std::vector<std::pair<double, double>>& parts,
-                std::optional<std::vector<std::string>> questions, std::optional<double> control_filter,
-                int64_t nulls, std::map<std::string, std::vector<steering::ControlVector>> null_vectors,
-                std::vector<std::string> concepts,
-                const std::map<std::string, std::shared_ptr<models::Model>>& models,
-                const std::string& strength_unit, uint64_t seed, bool lens, bool attention, bool divergence,
-                int64_t top_k, NamedVectors directions, std::vector<std::string> continuations,
-                std::shared_ptr<Store> store, int64_t memory_budget, py::object progress) {
+std::vector<std::string> run(
+    const std::shared_ptr<models::Model>& model, const std::vector<Protocol>& protocols,
+    const NamedVectors& vectors, std::vector<double> strengths, const std::vector<Range>& layers,
+    const std::vector<std::pair<double, double>>& parts, std::optional<std::vector<std::string>> questions,
+    std::optional<double> control_filter, int64_t nulls,
+    std::map<std::string, std::vector<steering::ControlVector>> null_vectors,
+    std::vector<std::string> concepts, const std::map<std::string, std::shared_ptr<models::Model>>& models,
+    const std::string& strength_unit, uint64_t seed, bool lens, bool attention, bool divergence,
+    int64_t top_k, NamedVectors directions, std::vector<std::string> continuations,
+    std::shared_ptr<Store> store, int64_t memory_budget, py::object progress) {
   ExperimentOptions options;
   options.strengths = std::move(strengths);
   options.layers.clear();
@@ -111,7 +111,10 @@ std::string run(const std::shared_ptr<models::Model>& model, const Protocol& pro
   options.memory_budget = memory_budget;
   options.progress = as_progress(std::move(progress));
   const py::gil_scoped_release release;
-  return run_experiment(model, protocol, vectors, options).to_json();
+  std::vector<std::string> out;
+  for (const auto& result : run_experiments(model, protocols, vectors, options))
+    out.push_back(result.to_json());
+  return out;
 }
 
 py::list passages(const Conversation& conversation) {
@@ -237,13 +240,13 @@ Raises:
       .def("__len__", &Store::size)
       .def_property_readonly("path", &Store::path);
 
-  m.def("run_experiment", &run, py::arg("model"), py::arg("protocol"), py::kw_only(), py::arg("vectors"),
+  m.def("run_experiments", &run, py::arg("model"), py::arg("protocols"), py::kw_only(), py::arg("vectors"),
         py::arg("strengths"), py::arg("layers"), py::arg("parts"), py::arg("questions"),
         py::arg("control_filter"), py::arg("nulls"), py::arg("null_vectors"), py::arg("concepts"),
         py::arg("models"), py::arg("strength_unit"), py::arg("seed"), py::arg("lens"), py::arg("attention"),
         py::arg("divergence"), py::arg("top_k"), py::arg("directions"), py::arg("continuations"),
         py::arg("store"), py::arg("memory_budget"), py::arg("progress"),
-        "The result of introspect.run_experiment as JSON; layers are (first, last, whether they are "
+        "The results of introspect.run_experiments as JSON; layers are (first, last, whether they are "
         "fractions).");
 
   m.def(

@@ -76,20 +76,22 @@ void bind_models(py::module_& m) {
       .def_static(
           "load",
           [](const std::filesystem::path& path, torch::ScalarType dtype, torch::Device device,
-             std::optional<text::ChatTemplate> chat_template, py::object progress) {
-            LoadOptions options{dtype, device, std::move(chat_template), as_progress(std::move(progress))};
+             std::optional<text::ChatTemplate> chat_template, bool keep_blocks, py::object progress) {
+            const LoadOptions options{dtype, device, std::move(chat_template), keep_blocks,
+                                      as_progress(std::move(progress))};
             const py::gil_scoped_release release;
             return std::const_pointer_cast<Model>(Model::load(path, options));
           },
           py::arg("path"), py::kw_only(), py::arg("dtype") = torch::kFloat32,
           py::arg("device") = torch::Device("cpu"), py::arg("chat_template") = py::none(),
-          py::arg("progress") = py::none(), R"doc(
+          py::arg("keep_blocks") = true, py::arg("progress") = py::none(), R"doc(
 Reads a Hugging Face folder or a .gguf file; nothing in it is executed.
 
 Args:
     dtype: of the weights and activations: float32, bfloat16, float16 or float64.
     device: where the weights live.
     chat_template: instead of the one found beside the weights.
+    keep_blocks: False reads each block from the files when it runs, and drops it behind it.
     progress: called with (what, done, total).
 
 Raises:
@@ -103,7 +105,10 @@ Raises:
              torch::ScalarType dtype, torch::Device device,
              const std::optional<std::filesystem::path>& tokenizer_path,
              std::optional<text::ChatTemplate> chat_template) {
-            LoadOptions options{dtype, device, std::move(chat_template), {}};
+            LoadOptions options;
+            options.dtype = dtype;
+            options.device = device;
+            options.chat_template = std::move(chat_template);
             const py::gil_scoped_release release;
             return std::const_pointer_cast<Model>(
                 Model::from_tensors(config_json, std::move(tensors), tokenizer_path, options));

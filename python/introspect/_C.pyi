@@ -97,7 +97,7 @@ __all__: list[str] = [
     "register_operator",
     "rms_norm",
     "rotary_frequencies",
-    "run_experiment",
+    "run_experiments",
     "run_trie",
     "save_safetensors",
     "sensitivity",
@@ -1167,6 +1167,7 @@ class Model:
         dtype: torch.dtype = ...,
         device: torch.device = ...,
         chat_template: ChatTemplate | None = None,
+        keep_blocks: bool = True,
         progress: typing.Any = None,
     ) -> Model:
         """
@@ -1176,6 +1177,7 @@ class Model:
             dtype: of the weights and activations: float32, bfloat16, float16 or float64.
             device: where the weights live.
             chat_template: instead of the one found beside the weights.
+            keep_blocks: False reads each block from the files when it runs, and drops it behind it.
             progress: called with (what, done, total).
 
         Raises:
@@ -3020,9 +3022,9 @@ def rotary_frequencies(
     Source: Su et al. 2021, arXiv:2104.09864.
     """
 
-def run_experiment(
+def run_experiments(
     model: Model,
-    protocol: Protocol,
+    protocols: collections.abc.Sequence[Protocol],
     *,
     vectors: collections.abc.Sequence[tuple[str, ControlVector]],
     strengths: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
@@ -3049,9 +3051,9 @@ def run_experiment(
     store: Store,
     memory_budget: typing.SupportsInt | typing.SupportsIndex,
     progress: typing.Any,
-) -> str:
+) -> list[str]:
     """
-    The result of introspect.run_experiment as JSON; layers are (first, last, whether they are fractions).
+    The results of introspect.run_experiments as JSON; layers are (first, last, whether they are fractions).
     """
 
 def run_trie(

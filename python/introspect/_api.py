@@ -39,7 +39,7 @@ from ._C import (
 )
 from .activation_cache import ActivationCache
 from .data import load_suffixes, load_words
-from .experiment import conversation_tokens, layer_ranges, load_protocol, run_experiment
+from .experiment import conversation_tokens, layer_ranges, load_protocol, run_experiment, run_experiments
 from .factored_matrix import FactoredMatrix
 from .finetuning import FinetuneExample, finetune
 from .graph import Graph
@@ -62,6 +62,7 @@ from .steering import (
     direction_of_pairs,
     random_directions,
     random_rotation,
+    shuffled_vectors,
 )
 from .store import Store
 from .transformer_config import HookedTransformerConfig
@@ -123,8 +124,10 @@ __all__ = [
     "repeng",
     "resolve",
     "run_experiment",
+    "run_experiments",
     "run_trie",
     "screen_ranges",
+    "shuffled_vectors",
     "statistics",
     "utils",
 ]

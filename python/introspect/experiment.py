@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import _C
 from .model import Model
@@ -173,37 +174,58 @@ def run_experiment(
         ShapeError: a vector of another width, a model of another shape, or a conversation longer than n_ctx.
         ConfigError: a protocol, template or tokenizer that does not fit; a range without any direction.
     """
-    data = json.loads(
-        _C.run_experiment(
-            model.engine,
-            protocol,
-            vectors=list(vectors.items()),
-            strengths=list(strengths),
-            layers=[_layer_range(pair) for pair in layers],
-            parts=[(float(first), float(last)) for first, last in parts],
-            questions=None if questions is None else list(questions),
-            control_filter=control_filter,
-            nulls=nulls,
-            null_vectors={name: list(more) for name, more in (null_vectors or {}).items()},
-            concepts=list(concepts),
-            models={name: other.engine for name, other in (models or {}).items()},
-            strength_unit=strength_unit,
-            seed=seed,
-            lens=lens,
-            attention=attention,
-            divergence=divergence,
-            top_k=top_k,
-            directions=list((directions or {}).items()),
-            continuations=list(continuations),
-            store=store if store is None or isinstance(store, _C.Store) else Store(store),  # type: ignore[arg-type]
-            memory_budget=memory_budget,
-            progress=progress,
-        )
+    options = {name: value for name, value in locals().items() if name not in ("model", "protocol")}
+    return _run(model, [protocol], **options)[0]
+
+
+def run_experiments(model: Model, protocols: Sequence[_C.Protocol], **options: Any) -> list[Result]:
+    """Several protocols with the same vectors and options: what their conversations have in common runs once.
+
+    Args:
+        model: with tokenizer and chat template.
+        protocols: see ``load_protocol``.
+        options: as ``run_experiment`` has them.
+
+    Returns:
+        For each protocol what ``run_experiment`` makes of it.
+
+    Raises:
+        TypeError: an option that ``run_experiment`` does not have.
+        ValueError, IndexError, ShapeError, ConfigError: as ``run_experiment`` does, before any of them has run.
+    """
+    given = inspect.signature(run_experiment).bind(model, None, **options)
+    given.apply_defaults()
+    return _run(model, protocols, **{k: v for k, v in given.arguments.items() if k not in ("model", "protocol")})
+
+
+def _run(model: Model, protocols: Sequence[_C.Protocol], **options: Any) -> list[Result]:
+    """run_experiment's options in the native module's form."""
+    store = options["store"]
+    texts = _C.run_experiments(
+        model.engine,
+        list(protocols),
+        **options
+        | {
+            "vectors": list(options["vectors"].items()),
+            "strengths": list(options["strengths"]),
+            "layers": [_layer_range(pair) for pair in options["layers"]],
+            "parts": [(float(first), float(last)) for first, last in options["parts"]],
+            "questions": None if options["questions"] is None else list(options["questions"]),
+            "null_vectors": {name: list(more) for name, more in (options["null_vectors"] or {}).items()},
+            "concepts": list(options["concepts"]),
+            "models": {name: other.engine for name, other in (options["models"] or {}).items()},
+            "directions": list((options["directions"] or {}).items()),
+            "continuations": list(options["continuations"]),
+            "store": store if store is None or isinstance(store, _C.Store) else Store(store),
+        },
     )
-    data["model"]["name"] = Path(model.name).name.removesuffix(".gguf")  # files often bear another model's name inside
-    for warning in data.pop("warnings"):
-        warnings.warn(warning, stacklevel=2)
-    return Result(data)
+    results = [json.loads(text) for text in texts]
+    for data in results:
+        # Files often bear another model's name inside.
+        data["model"]["name"] = Path(model.name).name.removesuffix(".gguf")
+    for warning in dict.fromkeys(warning for data in results for warning in data.pop("warnings")):
+        warnings.warn(warning, stacklevel=3)
+    return [Result(data) for data in results]
 
 
 def _layer_range(pair: LayerRange) -> tuple[float, float, bool]:

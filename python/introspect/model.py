@@ -24,6 +24,7 @@ def load_model(
     *,
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
+    keep_blocks: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Model:
     """Load a model from a short name, a Hugging Face folder, a .gguf file or a hub id.
@@ -32,6 +33,9 @@ def load_model(
         source: a short name (``introspect pull --list``) or hub id is fetched first if it is not on disk.
         dtype: of weights and activations: float32, bfloat16, float16 or float64, or its name.
         device: where the weights live.
+        keep_blocks: False leaves the blocks in the files: each is read when it runs and dropped behind it. Slower, and
+            of this model only the embeddings and one block take memory: for the second model of an experiment, or one
+            that is larger than memory. The files must stay as they are meanwhile.
         progress: called with (what, done, total).
 
     Raises:
@@ -47,6 +51,7 @@ def load_model(
         dtype=wanted,
         device=torch.device(device),
         chat_template=load_chat_template(path),
+        keep_blocks=keep_blocks,
         progress=progress,
     )
     return Model(engine, name=os.fspath(source))

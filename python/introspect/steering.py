@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from . import _C
 from ._C import (
@@ -32,6 +34,7 @@ __all__ = [
     "direction_of_pairs",
     "random_directions",
     "random_rotation",
+    "shuffled_vectors",
 ]
 
 
@@ -82,3 +85,40 @@ def contrast_models(
         )
 
     return contrast(read(positive), read(negative), method=method, seed=seed, folds=folds, progress=progress)
+
+
+def shuffled_vectors(
+    model: Model, pairs: Sequence[tuple[str, str]], n: int = 10, *, seed: int = 0, **options: Any
+) -> list[ControlVector]:
+    """Null vectors: trained on the same texts, dealt into pairs at random.
+
+    They know what the texts are about and how the model takes them, but not which side a text was on: the exchange of
+    labels of a permutation test. Random rotations know neither. Each has the length of the true pairs' vector in every
+    layer, so that equal strengths change the residual stream by as much. For ``run_experiment``'s ``null_vectors``.
+
+    Args:
+        pairs: those of the vector that the nulls are for.
+        n: how many.
+        seed: of the dealing.
+        options: of ``ControlVector.train``.
+
+    Raises:
+        ValueError: n below 1, and as ``ControlVector.train``.
+    """
+    if n < 1:
+        raise ValueError(f"shuffled_vectors: n must be 1 or more, got {n}")
+    rng = random.Random(seed)
+    texts = [text for pair in pairs for text in pair]
+    sets = {"true pairs": list(pairs)}
+    for number in range(n):
+        rng.shuffle(texts)
+        sets[f"shuffled {number}"] = list(zip(texts[::2], texts[1::2], strict=True))
+    trained = ControlVector.train_many(model, sets, **options)
+    lengths = trained.pop("true pairs").norms
+    return [_of_lengths(vector, lengths) for vector in trained.values()]
+
+
+def _of_lengths(vector: ControlVector, lengths: dict[int, float]) -> ControlVector:
+    own = vector.norms
+    scaled = ((layer, d * (lengths[layer] / own[layer])) for layer, d in vector.directions.items())
+    return ControlVector(vector.model_type, dict(scaled))

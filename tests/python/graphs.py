@@ -140,6 +140,32 @@ def interventions(segment: Segment, sizes: Sizes) -> list[introspect.Interventio
     ]
 
 
+def build(graph: Graph, models: list[introspect.Model]) -> tuple[introspect.Graph, list[int], list[int]]:
+    """The graph of the library, its nodes for those of the drawn graph, and its readings for the drawn ones."""
+    sizes, ours, nodes, reads = Sizes.of(models[0]), introspect.Graph(), [], []
+    for which in graph.nodes:
+        if isinstance(which, Splice):
+            nodes.append(ours.splice(nodes[which.target], which.first, which.last, nodes[which.source]))
+        else:
+            parent = None if which.parent is None else nodes[which.parent]
+            made = interventions(which, sizes)
+            nodes.append(ours.segment(models[which.model], which.tokens, parent, made))
+    for read in graph.reads:
+        layers = list(read.layers) or None
+        if read.what == "cache":
+            reads.append(ours.read_cache(nodes[read.node]))
+        elif read.what == "attention":
+            heads = list(read.heads) or None
+            reads.append(
+                ours.read_attention(
+                    nodes[read.node], positions=read.positions, layers=layers, heads=heads, keys=read.keys
+                )
+            )
+        else:
+            reads.append(ours.read(nodes[read.node], positions=read.positions, layers=layers, point=read.point))
+    return ours, nodes, reads
+
+
 @st.composite
 def changes(draw, sizes: Sizes, n_tokens: int) -> Change:
     op, point = draw(st.sampled_from(OPERATIONS)), draw(st.sampled_from(sizes.points))

@@ -244,6 +244,7 @@ class Pass {
       if (layer + 1 == plan_.n_layers()) cache.commit(static_cast<int64_t>(path.size()), {});
     }
     keys_.reset();
+    blocks_.clear();
     x_MD_ = torch::Tensor();
     y_MD_ = out.size() == 1 ? out.front() : at::cat(out);
   }
@@ -293,6 +294,13 @@ class Pass {
     return ctx;
   }
 
+  /// A model's weights at the layer that runs: models whose blocks stay in their files have no others in memory.
+  const nn::Block& block(const models::Model& model, int64_t layer) {
+    auto& held = blocks_[&model];
+    if (!held) held = model.block(layer);
+    return *held;
+  }
+
   /// Rows [first, first + n) of the height, which are of slots that go on through this block: one product for all.
   torch::Tensor run_rows(const models::Model& model, int64_t layer, int64_t first, int64_t n) {
     const int64_t first_key = keys_->length(layer);
@@ -305,7 +313,7 @@ class Pass {
     const auto outputs = outputs_of(layer, first, n);
     if (outputs && hooks.empty()) ctx.outputs = as_tensor(*outputs, device());
     const auto x_BTD = x_MD_.narrow(0, first, n).unsqueeze(0);
-    auto y_MD = model.weights().blocks[static_cast<size_t>(layer)].forward(x_BTD, ctx).squeeze(0);
+    auto y_MD = block(model, layer).forward(x_BTD, ctx).squeeze(0);
     keep_attention(model, layer, watched);
     return outputs && !hooks.empty() ? y_MD.index_select(0, as_tensor(*outputs, device())) : y_MD;
   }
@@ -353,7 +361,7 @@ class Pass {
     auto watched = watch(hooks, layer, slot.first_row, slot.n_rows);
     ctx.hooks = &hooks;
     const auto x_BTD = x_MD_.narrow(0, slot.first_row, slot.n_rows).unsqueeze(0);
-    auto y_MD = model.weights().blocks[static_cast<size_t>(layer)].forward(x_BTD, ctx).squeeze(0);
+    auto y_MD = block(model, layer).forward(x_BTD, ctx).squeeze(0);
     keys_->append(layer, own.keys(layer).narrow(2, n_path, slot.n_rows),
                   own.values(layer).narrow(2, n_path, slot.n_rows));
     keep_attention(model, layer, watched);
@@ -421,12 +429,12 @@ class Pass {
 
   /// Where queries stand as attention uses them.
   hooks::Point query_point() const {
-    return first_model().weights().rotary_frequencies.defined() ? hooks::Point::kRotQ : hooks::Point::kQ;
+    return first_model().cfg().positional_embedding_type == "rotary" ? hooks::Point::kRotQ : hooks::Point::kQ;
   }
 
   /// The rows of the pattern that are asked for: of single queries over their own paths.
   void keep_attention(const models::Model& model, int64_t layer, const std::vector<Kept>& asked) {
-    const auto& options = model.weights().blocks[static_cast<size_t>(layer)].parts().attn.options();
+    const auto& options = block(model, layer).parts().attn.options();
     for (const auto& kept : asked) {
       const auto& wanted = capture(kept.capture);
       const auto& slot =
@@ -475,6 +483,7 @@ class Pass {
   torch::Tensor x_MD_, y_MD_;             // before a block, and of its wanted outputs behind it
   std::vector<Output> outputs_;           // by slot of the block that ran last
   std::unique_ptr<cache::KVCache> keys_;  // of the block that runs
+  std::map<const models::Model*, std::shared_ptr<const nn::Block>> blocks_;  // of the layer that runs
   torch::Tensor parents_S_, depths_S_;
   std::map<std::pair<int64_t, int64_t>, torch::Tensor> queries_;  // by capture and position
   std::map<int64_t, torch::Tensor> values_;                       // by capture

@@ -165,7 +165,7 @@ torch::Tensor run_trie(const models::Model& model, const TokenTrie& trie, const 
         auto read = x_TD.index_select(0, columns_n.narrow(0, from, n));
         if (reads.last_layer_after_norm &&
             reads.layers[static_cast<size_t>(layer_at)] + 1 == model.cfg().n_layers)
-          read = model.weights().ln_final.apply(read);
+          read = model.ln_final().apply(read);
         read = read.to(torch::kCPU, wide);
         if (!out.defined()) {
           auto sizes = read.sizes().vec();

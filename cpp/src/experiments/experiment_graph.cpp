@@ -38,9 +38,9 @@ Directions scaled(const Scene& scene, const Injection& injection, StrengthUnit u
   return out;
 }
 
-ExperimentGraph::ExperimentGraph(const graph::ModelPtr& model, const Protocol& protocol, const Plan& plan,
-                                 StrengthUnit unit, Measured& measured)
-    : model_(model), protocol_(protocol), plan_(plan), unit_(unit), measured_(measured) {}
+ExperimentGraph::ExperimentGraph(graph::Graph& graph, const graph::ModelPtr& model, const Protocol& protocol,
+                                 const Plan& plan, StrengthUnit unit, Measured& measured)
+    : model_(model), protocol_(protocol), plan_(plan), unit_(unit), measured_(measured), graph_(graph) {}
 
 // ---- nodes --------------------------------------------------------------------------------------------------------
 
@@ -202,51 +202,47 @@ torch::Tensor ExperimentGraph::attention_to_spans(const Wanted& wanted, const to
   return out;
 }
 
-void ExperimentGraph::take(graph::ReadId id, engine::Captured captured, std::vector<size_t>& complete) {
-  for (const auto& use : uses_.at(id)) {
-    switch (use.what) {
-      case Use::What::norm:
-        measured_.norms[use.scene][use.layer] = captured.values.norm(2, -1).mean().item<double>();
-        continue;
-      case Use::What::other:
-        measured_.others[{use.scene, use.concept_name}][use.layer] = captured.values.select(1, 0).clone();
-        continue;
-      case Use::What::base:
-        measured_.base[{use.scene, use.ask}] = captured.values[0][0].clone();
-        continue;
-      case Use::What::residual:
-        parts_[use.place].resid_LD = captured.values[0];
-        break;
-      case Use::What::attention:
-        parts_[use.place].attention_LH = attention_to_spans(wanted_[use.place], captured.values);
-        break;
-      case Use::What::continuation:
-        parts_[use.place].continuations[use.number] = captured.values.select(1, 0);
-        break;
-      case Use::What::cache:
-        parts_[use.place].cache = *captured.cache;
-        break;
-    }
-    if (--parts_[use.place].n_missing == 0) complete.push_back(use.place);
+void ExperimentGraph::take(const Use& use, const engine::Captured& captured) {
+  switch (use.what) {
+    case Use::What::norm:
+      measured_.norms[use.scene][use.layer] = captured.values.norm(2, -1).mean().item<double>();
+      return;
+    case Use::What::other:
+      measured_.others[{use.scene, use.concept_name}][use.layer] = captured.values.select(1, 0).clone();
+      return;
+    case Use::What::base:
+      measured_.base[{use.scene, use.ask}] = captured.values[0][0].clone();
+      return;
+    case Use::What::residual:
+      parts_[use.place].resid_LD = captured.values[0];
+      break;
+    case Use::What::attention:
+      parts_[use.place].attention_LH = attention_to_spans(wanted_[use.place], captured.values);
+      break;
+    case Use::What::continuation:
+      parts_[use.place].continuations[use.number] = captured.values.select(1, 0);
+      break;
+    case Use::What::cache:
+      parts_[use.place].cache = *captured.cache;
+      break;
   }
+  if (--parts_[use.place].n_missing == 0) complete_.push_back(use.place);
 }
 
-void ExperimentGraph::run(const graph::RunOptions& options,
-                          const std::function<void(std::vector<std::pair<size_t, Parts>>)>& on_parts) {
-  std::vector<size_t> complete;  // those that only wait for the un-steered run they are compared with
-  graph_.run(options, [&](std::vector<std::pair<graph::ReadId, engine::Captured>> readings) {
-    for (auto& [id, captured] : readings) take(id, std::move(captured), complete);
-    const auto is_ready = [&](size_t place) {
-      const auto& [scene, ask, injection, key] = wanted_[place];
-      const bool compared = plan_.readouts.divergence || plan_.readouts.top_k > 0;
-      return !injection || !compared || measured_.base.count({scene, ask}) > 0;
-    };
-    const auto waiting = std::stable_partition(complete.begin(), complete.end(), is_ready);
-    std::vector<std::pair<size_t, Parts>> out;
-    for (auto it = complete.begin(); it != waiting; ++it) out.emplace_back(*it, std::move(parts_[*it]));
-    complete.erase(complete.begin(), waiting);
-    on_parts(std::move(out));
-  });
+std::vector<std::pair<size_t, Parts>> ExperimentGraph::take(
+    const std::vector<std::pair<graph::ReadId, engine::Captured>>& readings) {
+  for (const auto& [id, captured] : readings)
+    if (const auto uses = uses_.find(id); uses != uses_.end())
+      for (const auto& use : uses->second) take(use, captured);
+  const auto is_ready = [&](size_t place) {
+    const auto& [scene, ask, injection, key] = wanted_[place];
+    return !injection || !plan_.is_compared() || measured_.base.count({scene, ask}) > 0;
+  };
+  const auto waiting = std::stable_partition(complete_.begin(), complete_.end(), is_ready);
+  std::vector<std::pair<size_t, Parts>> out;
+  for (auto it = complete_.begin(); it != waiting; ++it) out.emplace_back(*it, std::move(parts_[*it]));
+  complete_.erase(complete_.begin(), waiting);
+  return out;
 }
 
 }  // namespace introspect::experiments

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -48,13 +47,13 @@ struct Parts {
 Directions scaled(const Scene& scene, const Injection& injection, StrengthUnit unit,
                   const Measured& measured);
 
-/// Readings of an experiment as a graph.
+/// Readings of an experiment in a graph, which may hold those of other experiments too.
 ///
 /// `measured` is what injections are made with, and where what is measured goes.
 class ExperimentGraph {
  public:
-  ExperimentGraph(const graph::ModelPtr& model, const Protocol& protocol, const Plan& plan, StrengthUnit unit,
-                  Measured& measured);
+  ExperimentGraph(graph::Graph& graph, const graph::ModelPtr& model, const Protocol& protocol,
+                  const Plan& plan, StrengthUnit unit, Measured& measured);
 
   void want(const Wanted& wanted);
   void measure_norms(const Scene& scene);
@@ -63,12 +62,9 @@ class ExperimentGraph {
 
   const std::vector<Wanted>& wanted() const { return wanted_; }
 
-  /// Throws std::invalid_argument for a budget that does not hold one reading.
-  void check(const graph::RunOptions& options) const { graph_.plan(options); }
-
-  /// Hands out the places in `wanted` of readings whose parts are all there, as passes end.
-  void run(const graph::RunOptions& options,
-           const std::function<void(std::vector<std::pair<size_t, Parts>>)>& on_parts);
+  /// Takes what the graph has read; returns the places in `wanted` of readings whose parts are now all there.
+  std::vector<std::pair<size_t, Parts>> take(
+      const std::vector<std::pair<graph::ReadId, engine::Captured>>& readings);
 
  private:
   /// What a reading of the graph is for.
@@ -88,7 +84,7 @@ class ExperimentGraph {
   std::vector<hooks::Intervention> interventions(const Scene& scene, const Injection& injection,
                                                  std::pair<int64_t, int64_t> range) const;
   void read(graph::NodeId node, graph::Read read, Use use);
-  void take(graph::ReadId id, engine::Captured captured, std::vector<size_t>& complete);
+  void take(const Use& use, const engine::Captured& captured);
   torch::Tensor attention_to_spans(const Wanted& wanted, const torch::Tensor& values) const;
 
   const graph::ModelPtr& model_;
@@ -96,9 +92,10 @@ class ExperimentGraph {
   const Plan& plan_;
   const StrengthUnit unit_;
   Measured& measured_;
-  graph::Graph graph_;
+  graph::Graph& graph_;
   std::vector<Wanted> wanted_;
   std::vector<Parts> parts_;
+  std::vector<size_t> complete_;  // that wait for the un-steered run they are compared with
   std::unordered_map<graph::ReadId, std::vector<Use>> uses_;
   std::map<const Scene*, graph::NodeId> before_;
   std::map<std::pair<const Scene*, const Injection*>, graph::NodeId> prefilled_;

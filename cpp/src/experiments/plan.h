@@ -75,6 +75,9 @@ struct Plan {
   graph::ModelPtr prefill_model;  // of Inject::model
 
   bool is_steered(const Injection& injection) const { return injection.strength != 0; }
+
+  /// True if readings are set beside what the un-steered run says in the same place.
+  bool is_compared() const { return readouts.divergence || readouts.top_k > 0; }
 };
 
 /// The tokens of `scene.injected` that an injection reaches.

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
+#include <memory>
 #include <set>
 #include <stdexcept>
 #include <tuple>
@@ -28,6 +30,12 @@ namespace {
 // Of one graph, in tokens of its segments: a plan takes some hundred bytes a token. Larger sweeps are several graphs.
 constexpr int64_t kMostTokens = 4'000'000;
 
+/// Where texts are sampled, they are gathered from the graph's caches into batches of their own.
+int64_t graph_budget(const ExperimentOptions& options, bool samples) {
+  return samples ? options.memory_budget / 2 : options.memory_budget;
+}
+
+/// One protocol: which of its readings are known, which ones graphs are to make, and the result.
 class Runner {
  public:
   Runner(const graph::ModelPtr& model, const Protocol& protocol, const NamedVectors& vectors,
@@ -51,36 +59,127 @@ class Runner {
     count();
   }
 
-  Result run() {
-    const torch::NoGradGuard no_grad;
-    std::vector<Wanted> missing;
-    for (const auto& scene : plan_.scenes)
-      for (const auto& ask : scene.asks) want(scene, ask, nullptr, missing);
-    if (needs_more_first()) run_graph(std::exchange(missing, {}), /*measuring=*/true);
-    if (options_.control_filter) filter_controls();
+  int64_t done() const { return done_; }
+  int64_t total() const { return total_; }
 
+  /// Puts into the graph what the injections cannot be planned without.
+  void enter_first(graph::Graph& graph) {
+    for (const auto& scene : plan_.scenes)
+      for (const auto& ask : scene.asks) want(scene, ask, nullptr);
+    if (!needs_more_first()) return;
+    auto& view = enter(graph);
+    for (const auto* scene : unmeasured_) view.measure_norms(*scene);
+    if (protocol_.inject == Inject::patch)
+      for (const auto& [concept_name, ids] : plan_.scenes.front().others)
+        view.measure_other(plan_.scenes.front(), concept_name);
+    for (const auto& wanted : std::exchange(missing_, {})) view.want(wanted);
+  }
+
+  /// Between the first graph and the others.
+  void plan_injections() {
+    for (const auto* scene : unmeasured_) {
+      Cell cell{cell_keys_.norms(*scene), nlohmann::json(measured_.norms.at(scene)).dump()};
+      cell.kind = "norms";
+      if (options_.store) options_.store->put(cell, origin_);
+    }
+    if (options_.control_filter) filter_controls();
     for (const auto& injection : plan_.injections)
       for (const auto& scene : plan_.scenes) {
         if (!plan_.is_steered(injection)) continue;
         added_[{&scene, &injection}] = added_hash(scene, injection);
         for (const auto& ask : scene.asks)
-          if (dropped_.count(&ask) == 0) want(scene, ask, &injection, missing);
+          if (dropped_.count(&ask) == 0) want(scene, ask, &injection);
       }
-    tell();
-    for (size_t first = 0, last = 0; first < missing.size(); first = last) {
-      for (int64_t tokens = 0; last < missing.size() && tokens < kMostTokens; ++last)
-        tokens +=
-            static_cast<int64_t>(missing[last].scene->injected.size() + missing[last].ask->after.size());
-      const auto begin = std::make_move_iterator(missing.begin());
-      run_graph({begin + static_cast<std::ptrdiff_t>(first), begin + static_cast<std::ptrdiff_t>(last)},
-                /*measuring=*/false);
+    std::reverse(missing_.begin(), missing_.end());  // they are taken from the end
+  }
+
+  bool is_complete() const { return missing_.empty(); }
+
+  /// Puts readings into the graph, as many as its `tokens` leave room for.
+  void enter_next(graph::Graph& graph, int64_t& tokens) {
+    if (is_complete()) return;
+    auto& view = enter(graph);
+    for (; !missing_.empty() && tokens < kMostTokens; missing_.pop_back()) {
+      const auto& wanted = missing_.back();
+      if (wanted.injection && plan_.is_compared() && measured_.base.count({wanted.scene, wanted.ask}) == 0)
+        view.measure_base(*wanted.scene, *wanted.ask);
+      view.want(wanted);
+      tokens += static_cast<int64_t>(wanted.scene->injected.size() + wanted.ask->after.size());
     }
-    report(options_.progress, protocol_.name, total_, total_);
-    return collect();
+  }
+
+  /// Takes what one pass of the graph has read.
+  void take(const std::vector<std::pair<graph::ReadId, engine::Captured>>& captured) {
+    if (!view_) return;
+    std::vector<ReadRow> rows;
+    std::vector<Prompt> prompts;
+    std::vector<size_t> prompted;  // rows that are sampled
+    auto complete = view_->take(captured);
+    for (auto& [place, parts] : complete) {
+      const auto& wanted = view_->wanted()[place];
+      rows.push_back({wanted.ask, parts.resid_LD, parts.attention_LH, parts.continuations, {}});
+      if (wanted.injection && plan_.is_compared())
+        rows.back().base_D = measured_.base.at({wanted.scene, wanted.ask});
+      if (!parts.cache) continue;
+      prompted.push_back(rows.size() - 1);
+      prompts.push_back(prompt(wanted, std::move(*parts.cache), parts.resid_LD[-1]));
+    }
+    auto readings = read_out(*model_, plan_, rows);
+    auto texts = continue_all(*model_, std::move(prompts), protocol_.sampling, options_.memory_budget / 4);
+    for (size_t i = 0; i < prompted.size(); ++i) readings[prompted[i]].text = std::move(texts[i]);
+    std::vector<std::pair<const Wanted*, Reading>> finished;
+    for (size_t i = 0; i < readings.size(); ++i)
+      finished.emplace_back(&view_->wanted()[complete[i].first], std::move(readings[i]));
+    keep(std::move(finished));
+  }
+
+  /// The graph is run and about to go.
+  void leave() { view_.reset(); }
+
+  bool samples() const { return protocol_.read == experiments::Read::sample; }
+
+  Result collect() const {
+    Result out;
+    const auto& cfg = model_->cfg();
+    out.model = {cfg.model_name,
+                 model_->hash(),
+                 cfg.original_architecture,
+                 cfg.n_layers,
+                 dtype_name(model_->dtype()),
+                 model_->device().str()};
+    out.protocol = {protocol_.name,      protocol_.hash(),   to_string(protocol_.read),
+                    protocol_.yes_token, protocol_.no_token, to_string(protocol_.inject),
+                    protocol_.answers};
+    const bool absolute = options_.strength_unit == StrengthUnit::absolute;
+    out.settings = {options_.seed,          options_.nulls,         absolute ? "absolute" : "residual",
+                    at::get_num_threads(),  INTROSPECT_VERSION,     INTROSPECT_BUILT_WITH_TORCH,
+                    options_.continuations, options_.control_filter};
+    if (options_.control_filter) {
+      for (const auto& scene : plan_.scenes)
+        out.settings.controls_asked += std::count_if(scene.asks.begin(), scene.asks.end(),
+                                                     [](const auto& ask) { return ask.kind == "control"; });
+      out.settings.controls_kept = out.settings.controls_asked - static_cast<int64_t>(dropped_.size());
+    }
+    out.warnings = plan_.warnings;
+    for (const auto& injection : plan_.injections)
+      for (const auto& scene : plan_.scenes)
+        for (const auto& ask : scene.asks) {
+          if (dropped_.count(&ask) > 0) continue;
+          const auto& base = readings_.at(keys_.at({&scene, &ask, nullptr}));
+          const auto& injected =
+              plan_.is_steered(injection) ? readings_.at(keys_.at({&scene, &ask, &injection})) : base;
+          out.rows.push_back(
+              {injection.concept_name, injection.strength, injection.first_layer, injection.last_layer,
+               ask.question, ask.kind, injection.null_index < 0 ? ask.kind : "null", injection.null_index,
+               base, injected, ask.paraphrase, injection.place, injection.part.first, injection.part.last});
+        }
+    return out;
   }
 
  private:
-  void tell() const { report(options_.progress, protocol_.name, done_, total_); }
+  ExperimentGraph& enter(graph::Graph& graph) {
+    return view_.emplace(graph, model_, protocol_, plan_, options_.strength_unit, measured_);
+  }
 
   void count() {
     const auto steered = std::count_if(plan_.injections.begin(), plan_.injections.end(),
@@ -93,7 +192,7 @@ class Runner {
   // ---- what is known --------------------------------------------------------------------------------------------
 
   /// Notes a reading, and puts it on the list unless it is known, now or from an earlier run, or stands there.
-  void want(const Scene& scene, const Ask& ask, const Injection* injection, std::vector<Wanted>& missing) {
+  void want(const Scene& scene, const Ask& ask, const Injection* injection) {
     auto key = cell_keys_.reading(scene, ask, injection ? added_.at({&scene, injection}) : "");
     keys_[{&scene, &ask, injection}] = key;
     if (const auto found = n_waiting_.find(key); found != n_waiting_.end()) {
@@ -108,7 +207,7 @@ class Runner {
       return;
     }
     n_waiting_.emplace(key, 1);
-    missing.push_back({&scene, &ask, injection, std::move(key)});
+    missing_.push_back({&scene, &ask, injection, std::move(key)});
   }
 
   void keep(std::vector<std::pair<const Wanted*, Reading>> finished) {
@@ -187,75 +286,11 @@ class Runner {
 
   // ---- the graph ------------------------------------------------------------------------------------------------
 
-  graph::RunOptions run_options() const {
-    graph::RunOptions out;
-    // What is sampled is gathered from the graph's caches into batches of its own.
-    const bool samples = protocol_.read == experiments::Read::sample;
-    out.memory_budget = samples ? options_.memory_budget / 2 : options_.memory_budget;
-    if (options_.progress) out.progress = [this](const std::string&, int64_t, int64_t) { tell(); };
-    return out;
-  }
-
-  /// What injections cannot be planned without: it takes a graph of its own, before theirs.
   bool needs_more_first() {
     if (options_.strength_unit == StrengthUnit::residual)
       for (const auto& scene : plan_.scenes)
         if (!find_norms(scene)) unmeasured_.push_back(&scene);
     return !unmeasured_.empty() || options_.control_filter || protocol_.inject == Inject::patch;
-  }
-
-  bool is_compared() const { return plan_.readouts.divergence || plan_.readouts.top_k > 0; }
-
-  void run_graph(const std::vector<Wanted>& wanted, bool measuring) {
-    ExperimentGraph graph(model_, protocol_, plan_, options_.strength_unit, measured_);
-    bool is_empty = wanted.empty();
-    if (measuring) {
-      for (const auto* scene : unmeasured_) graph.measure_norms(*scene);
-      is_empty &= unmeasured_.empty();
-      if (protocol_.inject == Inject::patch)
-        for (const auto& [concept_name, ids] : plan_.scenes.front().others) {
-          graph.measure_other(plan_.scenes.front(), concept_name);
-          is_empty = false;
-        }
-    }
-    for (const auto& one : wanted) {
-      if (one.injection && is_compared() && measured_.base.count({one.scene, one.ask}) == 0)
-        graph.measure_base(*one.scene, *one.ask);
-      graph.want(one);
-    }
-    if (is_empty) return;
-    graph.run(run_options(),
-              [&](std::vector<std::pair<size_t, Parts>> parts) { take(graph, std::move(parts)); });
-    if (!measuring) return;
-    for (const auto* scene : unmeasured_) {
-      Cell cell{cell_keys_.norms(*scene), nlohmann::json(measured_.norms.at(scene)).dump()};
-      cell.kind = "norms";
-      if (options_.store) options_.store->put(cell, origin_);
-    }
-  }
-
-  /// What one pass has completed.
-  void take(const ExperimentGraph& graph, std::vector<std::pair<size_t, Parts>> complete) {
-    std::vector<ReadRow> rows;
-    std::vector<Prompt> prompts;
-    std::vector<size_t> prompted;  // rows that are sampled
-    for (auto& [place, parts] : complete) {
-      const auto& wanted = graph.wanted()[place];
-      rows.push_back({wanted.ask, parts.resid_LD, parts.attention_LH, parts.continuations, {}});
-      if (wanted.injection && is_compared())
-        rows.back().base_D = measured_.base.at({wanted.scene, wanted.ask});
-      if (!parts.cache) continue;
-      prompted.push_back(rows.size() - 1);
-      prompts.push_back(prompt(wanted, std::move(*parts.cache), parts.resid_LD[-1]));
-    }
-    auto readings = read_out(*model_, plan_, rows);
-    auto texts = continue_all(*model_, std::move(prompts), protocol_.sampling, options_.memory_budget / 4);
-    for (size_t i = 0; i < prompted.size(); ++i) readings[prompted[i]].text = std::move(texts[i]);
-    std::vector<std::pair<const Wanted*, Reading>> finished;
-    for (size_t i = 0; i < readings.size(); ++i)
-      finished.emplace_back(&graph.wanted()[complete[i].first], std::move(readings[i]));
-    keep(std::move(finished));
-    tell();
   }
 
   Prompt prompt(const Wanted& wanted, cache::KVCache cache, torch::Tensor resid_D) const {
@@ -280,60 +315,23 @@ class Runner {
       const auto& longest =
           *std::max_element(scene.asks.begin(), scene.asks.end(),
                             [](const auto& a, const auto& b) { return a.after.size() < b.after.size(); });
+      graph::Graph graph;
       Measured none;
-      ExperimentGraph graph(model_, protocol_, plan_, options_.strength_unit, none);
-      graph.want({&scene, &longest, nullptr, ""});
-      if (options_.strength_unit == StrengthUnit::residual) graph.measure_norms(scene);
-      if (protocol_.inject == Inject::model) graph.want({&scene, &longest, &plan_.injections.front(), ""});
-      for (const auto& [concept_name, ids] : scene.others) graph.measure_other(scene, concept_name);
+      ExperimentGraph view(graph, model_, protocol_, plan_, options_.strength_unit, none);
+      view.want({&scene, &longest, nullptr, ""});
+      if (options_.strength_unit == StrengthUnit::residual) view.measure_norms(scene);
+      if (protocol_.inject == Inject::model) view.want({&scene, &longest, &plan_.injections.front(), ""});
+      for (const auto& [concept_name, ids] : scene.others) view.measure_other(scene, concept_name);
       try {
-        graph.check(run_options());
+        graph::RunOptions options;
+        options.memory_budget = graph_budget(options_, samples());
+        graph.plan(options);
       } catch (const std::invalid_argument& error) {
         throw std::invalid_argument(concat("run_experiment: question '", longest.question, "' of protocol '",
                                            protocol_.name, "' must fit into memory_budget ",
                                            options_.memory_budget, ": ", error.what()));
       }
     }
-  }
-
-  // ---- the result -----------------------------------------------------------------------------------------------
-
-  Result collect() const {
-    Result out;
-    const auto& cfg = model_->cfg();
-    out.model = {cfg.model_name,
-                 model_->hash(),
-                 cfg.original_architecture,
-                 cfg.n_layers,
-                 dtype_name(model_->dtype()),
-                 model_->device().str()};
-    out.protocol = {protocol_.name,      protocol_.hash(),   to_string(protocol_.read),
-                    protocol_.yes_token, protocol_.no_token, to_string(protocol_.inject),
-                    protocol_.answers};
-    const bool absolute = options_.strength_unit == StrengthUnit::absolute;
-    out.settings = {options_.seed,          options_.nulls,         absolute ? "absolute" : "residual",
-                    at::get_num_threads(),  INTROSPECT_VERSION,     INTROSPECT_BUILT_WITH_TORCH,
-                    options_.continuations, options_.control_filter};
-    if (options_.control_filter) {
-      for (const auto& scene : plan_.scenes)
-        out.settings.controls_asked += std::count_if(scene.asks.begin(), scene.asks.end(),
-                                                     [](const auto& ask) { return ask.kind == "control"; });
-      out.settings.controls_kept = out.settings.controls_asked - static_cast<int64_t>(dropped_.size());
-    }
-    out.warnings = plan_.warnings;
-    for (const auto& injection : plan_.injections)
-      for (const auto& scene : plan_.scenes)
-        for (const auto& ask : scene.asks) {
-          if (dropped_.count(&ask) > 0) continue;
-          const auto& base = readings_.at(keys_.at({&scene, &ask, nullptr}));
-          const auto& injected =
-              plan_.is_steered(injection) ? readings_.at(keys_.at({&scene, &ask, &injection})) : base;
-          out.rows.push_back(
-              {injection.concept_name, injection.strength, injection.first_layer, injection.last_layer,
-               ask.question, ask.kind, injection.null_index < 0 ? ask.kind : "null", injection.null_index,
-               base, injected, ask.paraphrase, injection.place, injection.part.first, injection.part.last});
-        }
-    return out;
   }
 
   const graph::ModelPtr& model_;
@@ -348,8 +346,70 @@ class Runner {
   std::unordered_map<std::string, int64_t> n_waiting_;  // key -> how many readings it is
   Measured measured_;
   std::vector<const Scene*> unmeasured_;
-  std::set<const Ask*> dropped_;  // control questions
-  int64_t done_ = 0, total_ = 0;  // readings
+  std::vector<Wanted> missing_;          // readings that no graph has been asked for
+  std::optional<ExperimentGraph> view_;  // of the graph that runs
+  std::set<const Ask*> dropped_;         // control questions
+  int64_t done_ = 0, total_ = 0;         // readings
+};
+
+/// Several protocols, whose readings are made in common graphs.
+class Suite {
+ public:
+  Suite(const graph::ModelPtr& model, const std::vector<Protocol>& protocols, const NamedVectors& vectors,
+        const ExperimentOptions& options)
+      : options_(options) {
+    check<std::invalid_argument>(!protocols.empty(), "run_experiments: at least one protocol is needed");
+    for (const auto& protocol : protocols)
+      runners_.push_back(std::make_unique<Runner>(model, protocol, vectors, options));
+    title_ = protocols.front().name;
+    if (protocols.size() > 1) title_ += concat(" and ", protocols.size() - 1, " more");
+  }
+
+  std::vector<Result> run() {
+    const torch::NoGradGuard no_grad;
+    run_graph([](Runner& runner, graph::Graph& graph) { runner.enter_first(graph); });
+    for (auto& runner : runners_) runner->plan_injections();
+    tell();
+    const auto is_complete = [](const auto& runner) { return runner->is_complete(); };
+    while (!std::all_of(runners_.begin(), runners_.end(), is_complete)) {
+      int64_t tokens = 0;
+      run_graph([&](Runner& runner, graph::Graph& graph) { runner.enter_next(graph, tokens); });
+    }
+    tell();
+    std::vector<Result> out;
+    for (const auto& runner : runners_) out.push_back(runner->collect());
+    return out;
+  }
+
+ private:
+  void run_graph(const std::function<void(Runner&, graph::Graph&)>& enter) {
+    graph::Graph graph;
+    for (auto& runner : runners_) enter(*runner, graph);
+    const bool samples =
+        std::any_of(runners_.begin(), runners_.end(), [](const auto& runner) { return runner->samples(); });
+    graph::RunOptions options;
+    options.memory_budget = graph_budget(options_, samples);
+    if (options_.progress) options.progress = [this](const std::string&, int64_t, int64_t) { tell(); };
+    if (graph.n_reads() > 0)
+      graph.run(options, [&](const std::vector<std::pair<graph::ReadId, engine::Captured>>& captured) {
+        for (auto& runner : runners_) runner->take(captured);
+        tell();
+      });
+    for (auto& runner : runners_) runner->leave();
+  }
+
+  void tell() const {
+    int64_t done = 0, total = 0;
+    for (const auto& runner : runners_) {
+      done += runner->done();
+      total += runner->total();
+    }
+    report(options_.progress, title_, done, total);
+  }
+
+  const ExperimentOptions& options_;
+  std::vector<std::unique_ptr<Runner>> runners_;
+  std::string title_;
 };
 
 }  // namespace
@@ -377,9 +437,14 @@ StrengthUnit parse_strength_unit(const std::string& name) {
   return StrengthUnit::residual;
 }
 
+std::vector<Result> run_experiments(const graph::ModelPtr& model, const std::vector<Protocol>& protocols,
+                                    const NamedVectors& vectors, const ExperimentOptions& options) {
+  return Suite(model, protocols, vectors, options).run();
+}
+
 Result run_experiment(const graph::ModelPtr& model, const Protocol& protocol, const NamedVectors& vectors,
                       const ExperimentOptions& options) {
-  return Runner(model, protocol, vectors, options).run();
+  return run_experiments(model, {protocol}, vectors, options).front();
 }
 
 }  // namespace introspect::experiments

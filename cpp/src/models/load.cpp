@@ -55,12 +55,13 @@ std::string config_text(const Config& c) {
   return text;
 }
 
-std::shared_ptr<const Model> assemble(const io::TensorSource& source, Architecture architecture,
-                                      std::optional<text::Tokenizer> tokenizer, const LoadOptions& options) {
+std::shared_ptr<const Model> assemble(std::shared_ptr<const io::TensorSource> source,
+                                      Architecture architecture, std::optional<text::Tokenizer> tokenizer,
+                                      const LoadOptions& options) {
   // Checkpoints of tied models leave the unembedding out; one that is there is what the model was trained with.
-  if (!unembed_name(source, architecture.map).empty()) architecture.cfg.tie_word_embeddings = false;
-  const auto hash = sha256_hex(config_text(architecture.cfg) + "\n" + source.fingerprint());
-  auto weights = read_weights(source, architecture, options);
+  if (!unembed_name(*source, architecture.map).empty()) architecture.cfg.tie_word_embeddings = false;
+  const auto hash = sha256_hex(config_text(architecture.cfg) + "\n" + source->fingerprint());
+  auto weights = read_weights(std::move(source), architecture, options);
   auto chat_template = options.chat_template ? options.chat_template : find_chat_template(tokenizer);
   return std::make_shared<const Model>(std::move(architecture.cfg), std::move(weights), std::move(tokenizer),
                                        std::move(chat_template), hash);
@@ -86,7 +87,8 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
   }
   // The file's own name: what converters write into general.name is often another checkpoint's.
   architecture.cfg.model_name = (path.has_filename() ? path : path.parent_path()).stem().string();
-  return assemble(*source, std::move(architecture), text::Tokenizer::load_if_present(path), options);
+  return assemble(std::move(source), std::move(architecture), text::Tokenizer::load_if_present(path),
+                  options);
 }
 
 std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
@@ -94,6 +96,8 @@ std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
                                                  const std::optional<std::filesystem::path>& tokenizer_path,
                                                  const LoadOptions& options) {
   check_options(options);
+  check<ConfigError>(options.keep_blocks,
+                     "Model::from_tensors: blocks can stay in files, not in tensors; keep_blocks");
   const at::NoGradGuard no_grad;
   const auto config = nlohmann::json::parse(config_json, nullptr, /*allow_exceptions=*/false);
   check<ConfigError>(!config.is_discarded(), "Model::from_tensors: the config is not valid JSON");
@@ -117,9 +121,9 @@ std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
         tensors.erase(other);
     }
   }
-  const io::MemoryTensors source(std::move(tensors));
+  auto source = std::make_shared<const io::MemoryTensors>(std::move(tensors));
   auto tokenizer = tokenizer_path ? std::optional(text::Tokenizer::load(*tokenizer_path)) : std::nullopt;
-  return assemble(source, std::move(architecture), std::move(tokenizer), options);
+  return assemble(std::move(source), std::move(architecture), std::move(tokenizer), options);
 }
 
 }  // namespace introspect::models

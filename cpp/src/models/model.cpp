@@ -102,21 +102,8 @@ torch::Tensor last_real_column(const torch::Tensor& mask_BT) {
   return at::where(mask_BT, columns, at::full({}, -1, columns.options())).amax(1);
 }
 
-}  // namespace
-
-Model::Model(Config cfg, Weights weights, std::optional<text::Tokenizer> tokenizer,
-             std::optional<text::ChatTemplate> chat_template, std::string hash)
-    : cfg_(std::move(cfg)),
-      weights_(std::move(weights)),
-      tokenizer_(std::move(tokenizer)),
-      chat_template_(std::move(chat_template)),
-      hash_(std::move(hash)) {
-  cfg_.validate();
-  check<ShapeError>(static_cast<int64_t>(weights_.blocks.size()) == cfg_.n_layers, "Model: the config has ",
-                    cfg_.n_layers, " layers, the weights ", weights_.blocks.size());
-}
-
-std::vector<std::pair<std::string, torch::Tensor>> Model::named_weights() const {
+/// Every tensor once, under its name in Model::named_weights.
+std::vector<std::pair<std::string, torch::Tensor>> named(const Weights& weights) {
   std::vector<std::pair<std::string, torch::Tensor>> out;
   std::unordered_set<const void*> seen;
   const auto add = [&](std::string name, const torch::Tensor& t) {
@@ -126,10 +113,10 @@ std::vector<std::pair<std::string, torch::Tensor>> Model::named_weights() const 
     add(name + ".w", norm.weight);
     add(name + ".b", norm.bias);
   };
-  add("embed.W_E", weights_.W_E);
-  add("pos_embed.W_pos", weights_.W_pos);
-  for (size_t layer = 0; layer < weights_.blocks.size(); ++layer) {
-    const auto& parts = weights_.blocks[layer].parts();
+  add("embed.W_E", weights.W_E);
+  add("pos_embed.W_pos", weights.W_pos);
+  for (size_t layer = 0; layer < weights.blocks.size(); ++layer) {
+    const auto& parts = weights.blocks[layer].parts();
     const auto& attn = parts.attn.weights();
     const auto& mlp = parts.mlp.weights();
     const auto block = concat("blocks.", layer, ".");
@@ -148,21 +135,54 @@ std::vector<std::pair<std::string, torch::Tensor>> Model::named_weights() const 
     add(block + "mlp.b_out", mlp.b_out);
     if (parts.ln2_post) add_norm(block + "ln2_post", *parts.ln2_post);
   }
-  add_norm("ln_final", weights_.ln_final);
-  add("unembed.W_U", weights_.W_U);
-  add("unembed.b_U", weights_.b_U);
+  add_norm("ln_final", weights.ln_final);
+  add("unembed.W_U", weights.W_U);
+  add("unembed.b_U", weights.b_U);
   return out;
+}
+
+}  // namespace
+
+Model::Model(Config cfg, Weights weights, std::optional<text::Tokenizer> tokenizer,
+             std::optional<text::ChatTemplate> chat_template, std::string hash)
+    : cfg_(std::move(cfg)),
+      weights_(std::move(weights)),
+      tokenizer_(std::move(tokenizer)),
+      chat_template_(std::move(chat_template)),
+      hash_(std::move(hash)) {
+  cfg_.validate();
+  check<ShapeError>(weights_.read_block || static_cast<int64_t>(weights_.blocks.size()) == cfg_.n_layers,
+                    "Model: the config has ", cfg_.n_layers, " layers, the weights ", weights_.blocks.size());
+}
+
+const Weights& Model::weights() const {
+  check<ConfigError>(keeps_blocks(), "model '", cfg_.model_name,
+                     "': its blocks stay in the files; to get at their weights, load it with keep_blocks");
+  return weights_;
+}
+
+std::shared_ptr<const nn::Block> Model::block(int64_t layer) const {
+  if (weights_.read_block) return std::make_shared<const nn::Block>(weights_.read_block(layer));
+  return {std::shared_ptr<const void>(), &weights_.blocks[static_cast<size_t>(layer)]};
+}
+
+std::vector<std::pair<std::string, torch::Tensor>> Model::named_weights() const {
+  return named(weights());
 }
 
 int64_t Model::n_params() const {
   int64_t n = 0;
-  for (const auto& [name, t] : named_weights()) n += t.numel();
+  for (const auto& [name, t] : named(weights_)) n += t.numel();
+  if (keeps_blocks()) return n;
+  Weights one;
+  one.blocks.push_back(*block(0));  // they are all of one shape
+  for (const auto& [name, t] : named(one)) n += cfg_.n_layers * t.numel();
   return n;
 }
 
 int64_t Model::nbytes() const {
   int64_t n = 0;
-  for (const auto& [name, t] : named_weights()) n += static_cast<int64_t>(t.nbytes());
+  for (const auto& [name, t] : named(weights_)) n += static_cast<int64_t>(t.nbytes());
   return n;
 }
 
@@ -333,7 +353,7 @@ torch::Tensor Model::forward(const torch::Tensor& input, const ForwardOptions& o
   auto x_BTD = options.start_at_layer ? x : embed(x, positions_BT, ctx);
   const int64_t last_layer = options.stop_at_layer.value_or(cfg_.n_layers);
   for (ctx.layer = options.start_at_layer.value_or(0); ctx.layer < last_layer; ++ctx.layer)
-    x_BTD = weights_.blocks[static_cast<size_t>(ctx.layer)].forward(x_BTD, ctx);
+    x_BTD = block(ctx.layer)->forward(x_BTD, ctx);
   appended.commit(T, options.attention_mask);
   ctx.layer = -1;
   return options.stop_at_layer ? x_BTD : logits(x_BTD, options, ctx);

@@ -10,35 +10,26 @@ using hooks::Point;
 
 class WeightReader {
  public:
-  WeightReader(const io::TensorSource& source, const Architecture& architecture, const LoadOptions& options)
-      : source_(source),
+  WeightReader(std::shared_ptr<const io::TensorSource> source, const Architecture& architecture,
+               const LoadOptions& options)
+      : source_(std::move(source)),
         cfg_(architecture.cfg),
         map_(architecture.map),
-        options_(options),
-        prefix_(name_prefix(source, architecture.map)) {}
+        dtype_(options.dtype),
+        device_(options.device),
+        prefix_(name_prefix(*source_, map_)) {}
 
-  Weights read() const {
+  /// Everything but the blocks.
+  Weights read_outside() const {
     const int64_t D = cfg_.d_model, V = cfg_.d_vocab;
     Weights w;
     w.W_E = tensor(prefix_ + map_.embed + ".weight", {V, D});
     if (!map_.pos_embed.empty()) w.W_pos = tensor(prefix_ + map_.pos_embed + ".weight", {cfg_.n_ctx, D});
-    for (int64_t layer = 0; layer < cfg_.n_layers; ++layer) {
-      report(options_.progress, "loading", layer, cfg_.n_layers);
-      w.blocks.push_back(block(layer));
-    }
     w.ln_final = norm(prefix_ + map_.ln_final, D, Point::kLnFinalScale, Point::kLnFinalNormalized);
     w.W_U = cfg_.tie_word_embeddings ? w.W_E : unembedding();
     if (cfg_.positional_embedding_type == "rotary") read_frequencies(w);
-    report(options_.progress, "loading", cfg_.n_layers, cfg_.n_layers);
     return w;
   }
-
- private:
-  struct Part {
-    std::string name;
-    int64_t rows;
-    bool interleaved = false;  // rows of each head in the order 0, K/2, 1, K/2 + 1, ...
-  };
 
   nn::Block block(int64_t layer) const {
     const auto at = [&](const std::string& pattern) {
@@ -67,6 +58,13 @@ class WeightReader {
          .ln2_post = maybe_norm(map_.ln2_post, D, Point::kLn2PostScale, Point::kLn2PostNormalized),
          .parallel = cfg_.parallel_attn_mlp});
   }
+
+ private:
+  struct Part {
+    std::string name;
+    int64_t rows;
+    bool interleaved = false;  // rows of each head in the order 0, K/2, 1, K/2 + 1, ...
+  };
 
   template <typename At>
   nn::AttentionWeights attention(const At& at) const {
@@ -127,30 +125,30 @@ class WeightReader {
   }
 
   torch::Tensor unembedding() const {
-    auto name = unembed_name(source_, map_);
+    auto name = unembed_name(*source_, map_);
     if (name.empty()) name = map_.unembed.front() + ".weight";  // for the error that names it
     return tensor(name, {cfg_.d_vocab, cfg_.d_model});
   }
 
   void read_frequencies(Weights& w) const {
     w.rotary_frequencies = ops::rotary_frequencies(cfg_.rotary_dim, cfg_.rotary_base, cfg_.rotary_scaling);
-    if (!map_.rotary_factors.empty() && source_.has(map_.rotary_factors))
-      w.rotary_frequencies = w.rotary_frequencies / source_.read(map_.rotary_factors, torch::kFloat32);
-    w.rotary_frequencies = w.rotary_frequencies.to(options_.device);
+    if (!map_.rotary_factors.empty() && source_->has(map_.rotary_factors))
+      w.rotary_frequencies = w.rotary_frequencies / source_->read(map_.rotary_factors, torch::kFloat32);
+    w.rotary_frequencies = w.rotary_frequencies.to(device_);
     if (cfg_.rotary_base_local > 0)
       w.rotary_frequencies_local =
-          ops::rotary_frequencies(cfg_.rotary_dim, cfg_.rotary_base_local, {}).to(options_.device);
+          ops::rotary_frequencies(cfg_.rotary_dim, cfg_.rotary_base_local, {}).to(device_);
   }
 
   torch::Tensor tensor(const std::string& name, const std::vector<int64_t>& sizes) const {
-    return tensor(name, sizes, options_.dtype);
+    return tensor(name, sizes, dtype_);
   }
 
   torch::Tensor tensor(const std::string& name, const std::vector<int64_t>& sizes,
                        torch::ScalarType dtype) const {
     auto out = at::empty(sizes, dtype);
     read_into(name, out);
-    return out.to(options_.device);
+    return out.to(device_);
   }
 
   /// A weight as [rows, columns], whichever way round the checkpoint keeps it.
@@ -163,7 +161,7 @@ class WeightReader {
   torch::Tensor fused(const std::vector<Part>& parts, const char* suffix, int64_t columns) const {
     int64_t rows = 0;
     for (const auto& part : parts) rows += part.rows;
-    auto out = columns ? at::empty({rows, columns}, options_.dtype) : at::empty({rows}, options_.dtype);
+    auto out = columns ? at::empty({rows, columns}, dtype_) : at::empty({rows}, dtype_);
     int64_t row = 0;
     for (const auto& part : parts) {
       auto slice = out.narrow(0, row, part.rows);
@@ -171,7 +169,7 @@ class WeightReader {
       if (part.interleaved) slice.copy_(deinterleaved(slice));
       row += part.rows;
     }
-    return out.to(options_.device);
+    return out.to(device_);
   }
 
   torch::Tensor deinterleaved(const torch::Tensor& rows) const {
@@ -186,18 +184,19 @@ class WeightReader {
   }
 
   void read_into(const std::string& name, torch::Tensor& out) const {
-    check<ConfigError>(source_.has(name), "model: the tensor '", name, "' is missing from the files of a ",
+    check<ConfigError>(source_->has(name), "model: the tensor '", name, "' is missing from the files of a ",
                        cfg_.original_architecture, " model");
-    const auto shape = source_.shape(name);
+    const auto shape = source_->shape(name);
     check<ShapeError>(out.sizes() == at::IntArrayRef(shape), "model: the tensor '", name, "' must be ",
                       out.sizes(), " by the config, got ", at::IntArrayRef(shape));
-    source_.read_into(name, out);
+    source_->read_into(name, out);
   }
 
-  const io::TensorSource& source_;
-  const Config& cfg_;
-  const WeightMap& map_;
-  const LoadOptions& options_;
+  std::shared_ptr<const io::TensorSource> source_;
+  Config cfg_;
+  WeightMap map_;
+  torch::ScalarType dtype_;
+  torch::Device device_;
   std::string prefix_;
 };
 
@@ -215,9 +214,24 @@ std::string unembed_name(const io::TensorSource& source, const WeightMap& map) {
   return {};
 }
 
-Weights read_weights(const io::TensorSource& source, const Architecture& architecture,
+Weights read_weights(std::shared_ptr<const io::TensorSource> source, const Architecture& architecture,
                      const LoadOptions& options) {
-  return WeightReader(source, architecture, options).read();
+  const WeightReader reader(std::move(source), architecture, options);
+  auto weights = reader.read_outside();
+  if (!options.keep_blocks) {
+    weights.read_block = [reader](int64_t layer) {
+      const at::NoGradGuard no_grad;
+      return reader.block(layer);
+    };
+    return weights;
+  }
+  const int64_t n_layers = architecture.cfg.n_layers;
+  for (int64_t layer = 0; layer < n_layers; ++layer) {
+    report(options.progress, "loading", layer, n_layers);
+    weights.blocks.push_back(reader.block(layer));
+  }
+  report(options.progress, "loading", n_layers, n_layers);
+  return weights;
 }
 
 }  // namespace introspect::models

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <memory>
+
 #include "introspect/io/tensor_source.h"
 #include "introspect/models/model.h"
 #include "models/architecture.h"
@@ -8,9 +10,10 @@ namespace introspect::models {
 
 /// Reads the tensors of a checkpoint into the form in which the layers use them, in options.dtype on options.device.
 ///
+/// Without options.keep_blocks the source is kept, and blocks are read from it later.
 /// Throws ConfigError for a tensor that is missing or stored in a form that cannot be read, ShapeError for one whose
 /// shape contradicts the config.
-Weights read_weights(const io::TensorSource& source, const Architecture& architecture,
+Weights read_weights(std::shared_ptr<const io::TensorSource> source, const Architecture& architecture,
                      const LoadOptions& options);
 
 /// What stands before the names of `map` in this checkpoint.

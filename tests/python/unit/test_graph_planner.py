@@ -6,7 +6,7 @@ what is computed is the same.
 
 import pytest
 import torch
-from graphs import MORE_POINTS, POINTS, Change, Graph, Read, Segment, Sizes, Splice, changes, graphs, interventions
+from graphs import MORE_POINTS, POINTS, Change, Graph, Read, Segment, Sizes, build, changes, graphs, interventions
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from reference_experiments import OurReference
@@ -37,32 +37,6 @@ def models(request, tmp_path_factory):
 def few(request, tmp_path_factory):
     """For properties of the planner, which an architecture has no part in beyond windows and caps."""
     return load_pair(tmp_path_factory, request.param)
-
-
-def build(graph, models):
-    """The graph of the library, its nodes for those of the drawn graph, and its readings for the drawn ones."""
-    sizes, ours, nodes, reads = sizes_of(models), introspect.Graph(), [], []
-    for which in graph.nodes:
-        if isinstance(which, Splice):
-            nodes.append(ours.splice(nodes[which.target], which.first, which.last, nodes[which.source]))
-        else:
-            parent = None if which.parent is None else nodes[which.parent]
-            made = interventions(which, sizes)
-            nodes.append(ours.segment(models[which.model], which.tokens, parent, made))
-    for read in graph.reads:
-        layers = list(read.layers) or None
-        if read.what == "cache":
-            reads.append(ours.read_cache(nodes[read.node]))
-        elif read.what == "attention":
-            heads = list(read.heads) or None
-            reads.append(
-                ours.read_attention(
-                    nodes[read.node], positions=read.positions, layers=layers, heads=heads, keys=read.keys
-                )
-            )
-        else:
-            reads.append(ours.read(nodes[read.node], positions=read.positions, layers=layers, point=read.point))
-    return ours, nodes, reads
 
 
 def expected(graph, models):

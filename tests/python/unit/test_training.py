@@ -67,8 +67,9 @@ def test_texts_that_sets_share_are_run_once(model):
 
 def test_a_set_without_a_direction_is_named(model):
     good = introspect.concept_pairs(model, "cat", SUFFIXES)
-    with pytest.raises(ValueError, match=r"'same': layer 1: .*differ"):
-        introspect.ControlVector.train_many(model, {"good": good, "same": [("a", "a")]})
+    for _ in range(50):  # every layer is at fault, on several threads: the first one is named all the same
+        with pytest.raises(ValueError, match=r"'same': layer 1: .*differ"):
+            introspect.ControlVector.train_many(model, {"good": good, "same": [("a", "a")]})
     with pytest.raises(ValueError, match=r"'empty'.*at least 1"):
         introspect.ControlVector.train_many(model, {"good": good, "empty": []})
     with pytest.raises(ValueError, match="at least one set"):

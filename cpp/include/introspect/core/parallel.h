@@ -1,5 +1,9 @@
 #pragma once
 
+#include <cstdint>
+#include <exception>
+#include <mutex>
+
 #include <ATen/Parallel.h>
 
 #if !defined(_OPENMP)
@@ -11,11 +15,26 @@ namespace introspect {
 
 /// Splits [begin, end) over torch's intra-op threads (at::get_num_threads()) in pieces of at least `grain`.
 ///
-/// `body(first, last)` runs with gradients off and must not throw across threads what it cannot rethrow: the first
-/// exception reaches the caller. Private header of the library's sources: the -fopenmp it needs is cpp/CMakeLists.txt's.
+/// `body(first, last)` runs with gradients off. Of several exceptions the one of the lowest piece reaches the caller, so
+/// that which fault is named does not depend on which thread was quicker. Private header of the library's sources: the
+/// -fopenmp it needs is cpp/CMakeLists.txt's.
 template <typename Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
-  at::parallel_for(begin, end, grain, body);
+  std::mutex mutex;
+  std::exception_ptr problem;
+  int64_t place = end;
+  at::parallel_for(begin, end, grain, [&](int64_t first, int64_t last) {
+    try {
+      body(first, last);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      if (first < place) {
+        place = first;
+        problem = std::current_exception();
+      }
+    }
+  });
+  if (problem) std::rethrow_exception(problem);
 }
 
 }  // namespace introspect

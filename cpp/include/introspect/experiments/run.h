@@ -107,4 +107,12 @@ struct ExperimentOptions {
 INTROSPECT_EXPORT Result run_experiment(const graph::ModelPtr& model, const Protocol& protocol,
                                         const NamedVectors& vectors, const ExperimentOptions& options = {});
 
+/// Several protocols with the same options, in common graphs: what their conversations share runs once. Results are in
+/// the order of the protocols, and each is what run_experiment makes of it. Throws as run_experiment does, before
+/// anything of any of them has run.
+INTROSPECT_EXPORT std::vector<Result> run_experiments(const graph::ModelPtr& model,
+                                                      const std::vector<Protocol>& protocols,
+                                                      const NamedVectors& vectors,
+                                                      const ExperimentOptions& options = {});
+
 }  // namespace introspect::experiments

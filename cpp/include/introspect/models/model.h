@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -27,6 +28,7 @@ struct Weights {
   torch::Tensor W_E;    // [V, D]
   torch::Tensor W_pos;  // [n_ctx, D]; undefined with rotary positions
   std::vector<nn::Block> blocks;
+  std::function<nn::Block(int64_t layer)> read_block;  // instead of `blocks`, where they stay in their files
   nn::Norm ln_final;
   torch::Tensor W_U;                 // [V, D], one row a token; the same tensor as W_E where they are tied
   torch::Tensor b_U;                 // [V]; undefined unless weights were processed
@@ -39,6 +41,10 @@ struct LoadOptions {
   torch::ScalarType dtype = torch::kFloat32;
   torch::Device device = torch::kCPU;
   std::optional<text::ChatTemplate> chat_template;  // instead of the one found beside the weights
+
+  /// False: blocks stay in the files; each is read when it runs and dropped behind it, so that the models of one
+  /// experiment, or a model and its activations, need not fit into memory together. The files must stay as they are.
+  bool keep_blocks = true;
   Progress progress;
 };
 
@@ -96,7 +102,14 @@ class INTROSPECT_EXPORT Model {
         std::optional<text::ChatTemplate> chat_template, std::string hash);
 
   const Config& cfg() const { return cfg_; }
-  const Weights& weights() const { return weights_; }
+
+  /// Throws ConfigError if the blocks stay in the files (LoadOptions::keep_blocks).
+  const Weights& weights() const;
+  const nn::Norm& ln_final() const { return weights_.ln_final; }
+
+  /// A block, which lives as long as the pointer where blocks stay in the files, and as long as the model otherwise.
+  std::shared_ptr<const nn::Block> block(int64_t layer) const;
+  bool keeps_blocks() const { return !weights_.read_block; }
   torch::ScalarType dtype() const { return weights_.W_E.scalar_type(); }
   torch::Device device() const { return weights_.W_E.device(); }
 
@@ -111,7 +124,7 @@ class INTROSPECT_EXPORT Model {
   std::vector<std::pair<std::string, torch::Tensor>> named_weights() const;
 
   int64_t n_params() const;
-  int64_t nbytes() const;
+  int64_t nbytes() const;  ///< in memory: without blocks that stay in the files
 
   /// Throws ConfigError if the model's files held no tokenizer (or no chat template that is understood).
   const text::Tokenizer& tokenizer() const;

@@ -1,0 +1,89 @@
+"""keep_blocks=False: the same numbers, bit for bit, while the blocks stay in the files."""
+
+import pytest
+import torch
+from graphs import Sizes, build, graphs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import ARCHITECTURES, tiny_transformers, write_tiny_transformers
+from tiny_chat import write_tiny_chat
+from tiny_gguf import write_tiny_gguf
+
+import introspect
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def folders(request, tmp_path_factory):
+    """Two models of equal shape."""
+    return [write_tiny_transformers(tmp_path_factory.mktemp("tiny"), request.param, seed) for seed in (0, 1)]
+
+
+def load_both_ways(source, dtype=torch.float64):
+    return [introspect.load_model(source, dtype=dtype, keep_blocks=kept) for kept in (True, False)]
+
+
+@pytest.fixture
+def tokens(rng):
+    return torch.randint(3, 80, (2, 9), generator=rng)
+
+
+def same_readings(a, b):
+    def tensors(reading):
+        if isinstance(reading, torch.Tensor):
+            return [reading]
+        return [x for layer in range(reading.n_layers) for x in (reading.keys(layer), reading.values(layer))]
+
+    return all(
+        torch.equal(x, y) for r, s in zip(a, b, strict=True) for x, y in zip(tensors(r), tensors(s), strict=True)
+    )
+
+
+def test_a_pass_is_the_same(folders, tokens):
+    kept, left = load_both_ways(folders[0])
+    assert torch.equal(left(tokens), kept(tokens))
+    logits, cache = left.run_with_cache(tokens)
+    expected = kept.run_with_cache(tokens)
+    assert torch.equal(logits, expected[0])
+    assert all(torch.equal(cache[name], value) for name, value in expected[1].items())
+    halves = []
+    for model in (kept, left):
+        cache = model.engine.make_cache(2)
+        halves.append([model(part, cache=cache) for part in (tokens[:, :5], tokens[:, 5:])])
+    assert all(torch.equal(a, b) for a, b in zip(*halves, strict=True))
+
+
+def test_a_gguf_file_is_read_block_by_block_too(tmp_path, tokens):
+    kept, left = load_both_ways(write_tiny_gguf(tmp_path / "tiny.gguf", tiny_transformers("qwen2")))
+    assert torch.equal(left(tokens), kept(tokens))
+
+
+@settings(deadline=None, derandomize=True, max_examples=8, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_graph_of_models_that_are_read_layer_by_layer_is_the_same(folders, data):
+    pairs = [load_both_ways(folder) for folder in folders]
+    graph = data.draw(graphs(Sizes.of(pairs[0][0])))
+    kept, left = (build(graph, [pair[which] for pair in pairs])[0].run() for which in (0, 1))
+    assert same_readings(kept, left)
+
+
+def test_activations_of_such_a_model_are_the_same(tmp_path):
+    texts = ["The cat sleeps", "The cat", "No bread at all today"]
+    kept, left = load_both_ways(write_tiny_chat(tmp_path / "model"))
+    a, b = (introspect.collect_activations(model, texts, layers=[0, 2]) for model in (kept, left))
+    assert torch.equal(a.values, b.values)
+
+
+def test_what_the_model_is_does_not_change(folders):
+    kept, left = load_both_ways(folders[0])
+    assert (left.hash, left.dtype, left.engine.n_params) == (kept.hash, kept.dtype, kept.engine.n_params)
+    named = dict(kept.engine.named_weights())
+    outside = sum(t.nbytes for name, t in named.items() if not name.startswith("blocks."))
+    assert left.engine.nbytes == outside < kept.engine.nbytes
+
+
+def test_weights_that_are_not_in_memory_are_not_handed_out(folders):
+    left = load_both_ways(folders[0])[1]
+    with pytest.raises(introspect.ConfigError, match=r"blocks stay in the files.*keep_blocks"):
+        left.engine.named_weights()
+    with pytest.raises(introspect.ConfigError, match=r"blocks stay in the files.*keep_blocks"):
+        introspect.finetune(left, [introspect.FinetuneExample([5], [6])], steps=1)
