@@ -271,13 +271,13 @@ void Plan::find_passes(const PlanOptions& options) {
   for (size_t h = 0; h < n_heights; ++h) stamps[h].assign(static_cast<size_t>(n_units_[h]), -1);
   std::vector<int32_t> piece_stamps(pieces_.size(), -1);
   std::vector<int64_t> rows(n_heights, 0);
-  int64_t kept = 0;
+  int64_t running = 0, kept = 0;  // rows that go through a block; bytes of what is captured
   int32_t pass = -1;
 
   struct Added {
     std::vector<std::pair<int32_t*, int32_t>> stamps;  // what stood there before
     std::vector<std::pair<size_t, int64_t>> rows;      // height, how many more
-    int64_t kept = 0;
+    int64_t running = 0, kept = 0;
   };
   const auto add = [&](const std::vector<int64_t>& captures) {
     Added added;
@@ -306,16 +306,19 @@ void Plan::find_passes(const PlanOptions& options) {
         added.rows.emplace_back(h, static_cast<int64_t>(more));
         stamp = 2 * pass + (runs ? 1 : 0);
         rows[h] += static_cast<int64_t>(more);
+        if (runs && pieces_[p].copied < 0) added.running += static_cast<int64_t>(more);
       }
       visit(pieces_[p].parent);
       visit(pieces_[p].copied);
     }
+    running += added.running;
     kept += added.kept;
     return added;
   };
   const auto take_back = [&](const Added& added) {
     for (auto it = added.stamps.rbegin(); it != added.stamps.rend(); ++it) *it->first = it->second;
     for (const auto& [h, more] : added.rows) rows[h] -= more;
+    running -= added.running;
     kept -= added.kept;
   };
   const auto widest = [&] { return *std::max_element(rows.begin(), rows.end()); };
@@ -325,13 +328,13 @@ void Plan::find_passes(const PlanOptions& options) {
   const auto close = [&] {
     if (pass < 0) return;
     summary_.peak_bytes = std::max(summary_.peak_bytes, bytes());
-    summary_.token_layers_to_run += std::accumulate(rows.begin(), rows.end() - 1, int64_t{0});
+    summary_.token_layers_to_run += running;
   };
   const auto open = [&] {
     close();
     ++pass;
     std::fill(rows.begin(), rows.end(), 0);
-    kept = 0;
+    running = kept = 0;
     passes_.emplace_back();
   };
 

@@ -385,7 +385,9 @@ class Pass {
                                    static_cast<int64_t>(wanted.layers.size())});
       kept = at::zeros(sizes, value.options());
     }
-    kept[at.position][at.layer].copy_(value);
+    const int64_t layer = wanted.layers[static_cast<size_t>(at.layer)];
+    for (size_t l = 0; l < wanted.layers.size(); ++l)  // also one that is asked for twice
+      if (wanted.layers[l] == layer) kept[at.position][static_cast<int64_t>(l)].copy_(value);
   }
 
   /// Hooks for what captures read inside this block of rows [first, first + n) of the height.
@@ -499,7 +501,7 @@ void run_plan(const Plan& plan, const Models& models, const OnCaptured& on_captu
   const int64_t total = plan.summary().token_layers_to_run;
   for (size_t p = 0; p < plan.passes().size(); ++p) {
     Pass pass(plan, static_cast<int64_t>(p), models);
-    on_captured(pass.run([&](int64_t n) { report(progress, "graph", std::min(done += n, total), total); }));
+    on_captured(pass.run([&](int64_t n) { report(progress, "graph", done += n, total); }));
   }
   report(progress, "graph", total, total);
 }

@@ -27,6 +27,14 @@ std::string escaped(const std::string& text) {
   return out;
 }
 
+/// At most twelve bytes of UTF-8, and no part of a character.
+std::string shortened(const std::string& text) {
+  if (text.size() <= 12) return text;
+  size_t n = 12;
+  while (n > 0 && (static_cast<unsigned char>(text[n]) & 0xC0) == 0x80) --n;
+  return text.substr(0, n);
+}
+
 /// "add 4 at 8-12": operator, strength and the layers from first to last.
 std::string summary(const hooks::Intervention& i) {
   const auto first = i.values.begin()->first, last = i.values.rbegin()->first;
@@ -99,7 +107,7 @@ std::string Graph::svg() const {
     const char* fill = splice ? "#fefcbf" : foreign ? "#e9d8fd" : steered ? "#fed7d7" : "#edf2f7";
     std::string first = splice ? concat("splice ", node.first, "-", node.last - 1)
                                : concat(node.tokens.size(), node.tokens.size() == 1 ? " token" : " tokens");
-    if (foreign) first += ", " + models_[static_cast<size_t>(node.model)]->cfg().model_name.substr(0, 12);
+    if (foreign) first += ", " + shortened(models_[static_cast<size_t>(node.model)]->cfg().model_name);
     std::string second;
     if (steered) second = summary(node.interventions.front());
     if (node.interventions.size() > 1) second += concat(" +", node.interventions.size() - 1);

@@ -14,6 +14,12 @@ torch::Tensor log_probs(const torch::Tensor& logits) {
   return logits.to(torch::kCPU, torch::kFloat64).log_softmax(-1);
 }
 
+/// The mean of `values` under exp(log_p): what has no probability has no part in it.
+torch::Tensor mean_under(const torch::Tensor& log_p, const torch::Tensor& values) {
+  const auto p = log_p.exp();
+  return (p * values).masked_fill(p == 0, 0).sum(-1);
+}
+
 torch::Tensor log_sum(const torch::Tensor& logits, const std::vector<int64_t>& ids) {
   check<std::invalid_argument>(!ids.empty(), "set_log_odds: each set needs a token, got none");
   for (const int64_t id : ids)
@@ -37,13 +43,13 @@ torch::Tensor set_log_odds(const torch::Tensor& logits, const std::vector<int64_
 
 torch::Tensor entropy(const torch::Tensor& logits) {
   const auto log_p = log_probs(logits);
-  return -(log_p.exp() * log_p).sum(-1);
+  return -mean_under(log_p, log_p);
 }
 
 torch::Tensor kl_divergence(const torch::Tensor& logits, const torch::Tensor& base_logits) {
   check_sizes("kl_divergence", logits, base_logits);
   const auto log_p = log_probs(logits);
-  return (log_p.exp() * (log_p - log_probs(base_logits))).sum(-1);
+  return mean_under(log_p, log_p - log_probs(base_logits));
 }
 
 std::pair<torch::Tensor, torch::Tensor> most_changed(const torch::Tensor& logits,

@@ -17,7 +17,7 @@ namespace introspect::graph {
 INTROSPECT_EXPORT torch::Tensor set_log_odds(const torch::Tensor& logits, const std::vector<int64_t>& yes,
                                              const std::vector<int64_t>& no);
 
-/// Entropy of the next token, -sum p log p, in nats. logits [..., V] -> float64 [...] on the CPU.
+/// Entropy of the next token, -sum p log p (0 log 0 is 0), in nats. logits [..., V] -> float64 [...] on the CPU.
 INTROSPECT_EXPORT torch::Tensor entropy(const torch::Tensor& logits);
 
 /// KL(p || base), sum p (log p - log base), in nats. logits and base_logits [..., V] -> float64 [...] on the CPU.
