@@ -1,6 +1,6 @@
 """Pictures of results.
 
-Every function returns a matplotlib Figure and needs no display: ``figure.savefig("x.svg")``.
+Every function returns a matplotlib Figure, which notebooks show, and needs no display: ``figure.savefig("x.svg")``.
 ``interactive`` draws the same with plotly, for pages and notebooks.
 """
 

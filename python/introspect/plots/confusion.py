@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
-
-from .style import bare
+from .style import Figure, bare
 
 
 def confusion(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ..results import Identification, Result
 from .confusion import confusion
-from .style import CONCEPT, CONTROL, NULL, bare, finish, legend, strip
+from .style import CONCEPT, CONTROL, NULL, Figure, bare, finish, legend, strip
 
 
 def content(result: Result) -> Figure | None:

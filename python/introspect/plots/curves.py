@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ..results import Compared, Result
 from ..sweeps import Curve, curves
-from .style import CONCEPT, CONTROL, NATS, NULL, THIRD, frame
+from .style import CONCEPT, CONTROL, NATS, NULL, THIRD, Figure, frame
 
 MOST = 6  # rows of one figure
 

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
-from matplotlib.figure import Figure
 
-from .style import bare
+from .style import Figure, bare
 
 Map = Sequence[Sequence[float]]  # [layer][head]
 NAMED = 4  # heads of a panel that are named

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from .style import CONCEPT, CONTROL, NULL, frame
+from .style import CONCEPT, CONTROL, NULL, Figure, frame
 
 ByLayer = Mapping[int, float]
 

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
-from matplotlib.figure import Figure
 
 from ..results import Detection, Result
 from ..sweeps import RangeGrid, range_grids
-from .style import bare
+from .style import Figure, bare
 
 MOST = 4  # rows of one figure
 COLOURS = "RdBu_r"  # blue below zero, red above: kept apart by the colour-blind, too

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..results import Result, Setting
 from ..sweeps import is_sweep, sweep_bests
 from .confusion import confusion
 from .heads import Map, head_maps
 from .lens import LensCurve, lens_curves
+from .style import Figure
 
 MOST = 6  # settings of one figure
 

@@ -7,17 +7,21 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ..results import Compared, Detection, Result
 from ..sweeps import is_sweep
-from .style import CONCEPT, CONTROL, NATS, PANELS, finish, legend, shorten, strip
+from .style import CONCEPT, CONTROL, NATS, PANELS, Figure, finish, legend, shorten, strip
 
 
 def headline_lines(results: Sequence[Result]) -> list[tuple[str, Compared, bool]]:
     """Of every setting: its name, its shift less the controls' if there are any, and whether there are."""
+    several = len({result.model["name"] for result in results}) > 1
     return [
-        (f"{result.protocol['name']}\n{result.label(d.setting)}", d.headline, d.corrected is not None)
+        (
+            f"{result.model['name'] + ' · ' if several else ''}{result.protocol['name']}\n{result.label(d.setting)}",
+            d.headline,
+            d.corrected is not None,
+        )
         for result in results
         if result.protocol["read"] == "yes_no" and not is_sweep(result)
         for d in result.detections()
@@ -27,7 +31,7 @@ def headline_lines(results: Sequence[Result]) -> list[tuple[str, Compared, bool]
 def overview(results: Sequence[Result]) -> Figure | None:
     """Every concept's shift, less its controls', beside its random rotations; None where nothing was asked.
 
-    Sweeps are left out: they have curves and maps.
+    Sweeps are left out: they have curves and maps. Of several models every line says which.
     """
     lines = headline_lines(results)
     if not lines:
@@ -39,7 +43,9 @@ def overview(results: Sequence[Result]) -> Figure | None:
     corrected = all(line[2] for line in lines)
     finish(axes, [line[0] for line in lines], NATS + (", less the controls' mean" if corrected else ""))
     legend(axes, [("concept", CONCEPT)], any(c.nulls for _, c, _ in lines))
-    figure.suptitle(f"Concepts against random directions · {results[0].model['name']}", x=0.01, ha="left", fontsize=11)
+    models = {result.model["name"] for result in results}
+    of_model = f" · {results[0].model['name']}" if len(models) == 1 else ""
+    figure.suptitle(f"Concepts against random directions{of_model}", x=0.01, ha="left", fontsize=11)
     return figure
 
 

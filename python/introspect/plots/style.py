@@ -5,9 +5,11 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; what is 
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 
+import matplotlib.figure
 from matplotlib.axes import Axes
 
 from ..results import Compared
@@ -16,6 +18,15 @@ CONCEPT, CONTROL, NULL = "#0072B2", "#D55E00", "#8a8a8a"
 THIRD = "#009E73"  # where neither of the first two is meant
 PANELS = 3  # beside one another
 NATS = "change of log-odds yes : no (nats)"
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that notebooks show by themselves, whether pyplot is loaded or not."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.savefig(png, format="png")
+        return png.getvalue()
 
 
 def strip(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
-
-from .style import CONCEPT, CONTROL, NULL, bare
+from .style import CONCEPT, CONTROL, NULL, Figure, bare
 
 
 def plot_vector(vector) -> Figure:
