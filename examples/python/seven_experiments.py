@@ -34,17 +34,17 @@ for concept in ("cat", "bread"):
     vectors[concept] = introspect.ControlVector.train(model, pairs)
 
 
-def run(*names: str, show: bool = True, **options) -> list[introspect.results.Result]:
+def run(*names: str, is_sweep: bool = False, **options) -> list[introspect.results.Result]:
     """Shipped protocols at the strength asked for, as tables and, where a folder is given, in files."""
     usual = {"vectors": vectors, "strengths": [args.fraction], "strength_unit": "residual", "layers": [(0.33, 0.66)]}
     options = {**usual, "questions": [], "nulls": args.nulls, **options}
     results = introspect.run_experiments(model, [introspect.load_protocol(name) for name in names], **options)
     for name, result in zip(names, results, strict=True):
-        if show:
+        if not is_sweep:
             introspect.report.show_one(result)
         if args.output:
             args.output.mkdir(parents=True, exist_ok=True)
-            result.save(args.output / f"{name}.json")
+            result.save(args.output / (f"{name}_ranges.json" if is_sweep else f"{name}.json"))
     return results
 
 
@@ -105,7 +105,7 @@ if args.sweep:
     print("\nEvery range of blocks: the shift of the log-odds, first block down, last block across.")
     last = model.cfg.n_layers - 1
     ranges = [(i, j) for i in range(1, last + 1) for j in range(i, last + 1)]
-    [result] = run("no_info", show=False, layers=ranges, nulls=0)
+    [result] = run("no_info", is_sweep=True, layers=ranges, nulls=0)
     table = result.to_pandas()
     table["shift"] = table.log_odds - table.log_odds_base
     for concept, rows in table.groupby("concept", sort=False):

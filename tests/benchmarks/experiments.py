@@ -412,6 +412,23 @@ def many_nodes(ours: Ours, n: int) -> dict:
     return {"nodes": len(graph), "build_s": built - start, "plan_s": planned - built, "passes": plan.n_passes}
 
 
+def together(ours: Ours) -> dict:
+    """The article's conversations, with the lens and without, protocol by protocol and in one graph."""
+    names = ["no_info", "with_info", "inaccurate_location", "lorem_ipsum", "content_report"]
+    names += [f"lens_{name}" for name in ("no_info", "with_info", "inaccurate_location", "content_report")]
+    protocols = [introspect.load_protocol(name) for name in names]
+    options = {"vectors": ours.vectors, "strengths": [STRENGTH], "questions": [], "nulls": 2}
+    start = time.perf_counter()
+    for protocol in protocols:
+        introspect.run_experiment(ours.model, protocol, **options)
+    alone = time.perf_counter()
+    introspect.run_experiments(ours.model, protocols, **options)
+    end = time.perf_counter()
+    seconds = {"alone_s": alone - start, "together_s": end - alone}
+    print(f"  {len(names)} protocols: {alone - start:.1f} s one by one, {end - alone:.1f} s in one graph", flush=True)
+    return seconds
+
+
 WORKLOADS = {"sweep": range_sweep, "suite": suite, "grid": grid}
 
 
@@ -455,6 +472,7 @@ def main() -> None:
                 report["top_of_mind"] = top_of_mind(ours, peer, ["cat", "bread"])
     if "planner" in args.workloads:
         print(f"\nplanner, with a budget of {args.budget_mib} MiB")
+        report["together"] = together(ours)
         report["planner"] = planner(ours, args.budget_mib << 20)
         report["many_nodes"] = many_nodes(ours, 1000 if args.small else 100_000)
     if args.json:

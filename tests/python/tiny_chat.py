@@ -1,9 +1,13 @@
 """A tiny random model that can chat: a byte-level vocabulary with a few words, and the ChatML format."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from tiny import write_tiny
+
+import introspect
 
 WORDS = ["Ġyes", "Ġno", "Ġcat", "cat", "Ġbread"]
 CHATML = (
@@ -60,3 +64,13 @@ def write_tiny_chat(folder: Path, seed: int = 0, **overrides) -> Path:
         json.dumps({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHATML})
     )
     return folder
+
+
+def random_vectors(layers: Iterable[int] = (1, 2)) -> dict[str, introspect.ControlVector]:
+    """Two concepts of the tiny model, with nothing in common."""
+    rng = torch.Generator().manual_seed(5)
+    layers = list(layers)
+    return {
+        name: introspect.ControlVector("qwen2", {layer: torch.randn(32, generator=rng) for layer in layers})
+        for name in ("cat", "bread")
+    }

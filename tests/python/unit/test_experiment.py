@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny_chat import write_tiny_chat
+from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
 from introspect.experiment import PROTOCOLS
@@ -20,11 +20,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vectors():
-    rng = torch.Generator().manual_seed(5)
-    return {
-        name: introspect.ControlVector("qwen2", {layer: torch.randn(32, generator=rng) for layer in (1, 2)})
-        for name in ("cat", "bread")
-    }
+    return random_vectors()
 
 
 def protocol(**changes):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from looped import CONTROLS, TURNS, chat_ids, log_odds, looped, message_positions, protocol, token
-from tiny_chat import write_tiny_chat
+from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
 
@@ -17,11 +17,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vectors():
-    rng = torch.Generator().manual_seed(5)
-    return {
-        name: introspect.ControlVector("qwen2", {layer: torch.randn(32, generator=rng) for layer in LAYERS})
-        for name in ("cat", "bread")
-    }
+    return random_vectors(LAYERS)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ import numpy as np
 import positive_control
 import pytest
 import scipy.stats
-import torch
-from tiny_chat import write_tiny_chat
+from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
 from introspect.search import Agreement
@@ -24,12 +23,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vectors():
-    rng = torch.Generator().manual_seed(5)
-    layers = range(1, N_LAYERS)
-    return {
-        name: introspect.ControlVector("qwen2", {layer: torch.randn(32, generator=rng) for layer in layers})
-        for name in ("cat", "bread")
-    }
+    return random_vectors(range(1, N_LAYERS))
 
 
 @pytest.fixture(scope="module")
