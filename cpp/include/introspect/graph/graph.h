@@ -57,6 +57,9 @@ struct RunOptions {
 /// A node is what its content is: equal segments after equal parents are one node, equal beginnings of different
 /// segments run once, and segments that differ in their interventions only share the layers below the first of them.
 /// Nothing runs that is not read. A plan changes cost, never results.
+///
+/// Models whose blocks stay in their files (models::LoadOptions::keep_blocks) are read as a pass needs them: one layer of
+/// each at a time is in memory.
 class INTROSPECT_EXPORT Graph {
  public:
   /// `tokens` after `parent`'s (none: at the start of a sequence), run by `model`, with `interventions` whose positions
