@@ -83,13 +83,8 @@ int64_t Graph::place_of(const ModelPtr& model) {
   return static_cast<int64_t>(models_.size()) - 1;
 }
 
-const std::string& Graph::tensor_id(const torch::Tensor& tensor) {
-  const auto [at, is_new] = tensor_ids_.try_emplace(tensor.unsafeGetTensorImpl());
-  if (is_new) at->second = {tensor, hooks::tensor_hash(tensor)};
-  return at->second.second;
-}
-
-std::string Graph::identity(const hooks::Intervention& i, bool with_positions) {
+/// What an intervention does, wherever it does it; its operands become the graph's own, which nobody writes into.
+std::string Graph::take_effect(hooks::Intervention& i) {
   std::string out = concat(i.op, "|", hooks::point_name(i.point), "|");
   const auto append = [&](double number) {
     out.append(reinterpret_cast<const char*>(&number), sizeof number);
@@ -100,9 +95,16 @@ std::string Graph::identity(const hooks::Intervention& i, bool with_positions) {
     append(parameter);
   }
   out += concat("|", joined(i.heads), "|");
-  for (const auto& [layer, operand] : i.values)
-    out += concat(layer, ":", operand.defined() ? tensor_id(operand) : "", ",");
-  if (with_positions) out += concat("|", i.first_position, ",", i.last_position, "|", joined(i.positions));
+  for (auto& [layer, operand] : i.values) {
+    out += concat(layer, ":");
+    if (operand.defined()) {
+      const auto [own, is_new] = operands_.try_emplace(hooks::tensor_hash(operand));
+      if (is_new) own->second = operand.detach().clone();
+      operand = own->second;
+      out += own->first;
+    }
+    out += ",";
+  }
   return out;
 }
 
@@ -141,13 +143,16 @@ NodeId Graph::segment(const ModelPtr& model, const std::vector<int64_t>& tokens,
       resolved.insert(resolved.end(), parts.begin(), parts.end());
     }
   }
-  for (const auto& i : by_layer(resolved)) {
-    content += identity(i, /*with_positions=*/true) + ";";
-    node.effects.push_back(identity(i, /*with_positions=*/false));
-    node.interventions.push_back(i);
+  for (auto& i : by_layer(resolved)) {
+    node.effects.push_back(take_effect(i));
+    content += concat(node.effects.back(), "|", i.first_position, ",", i.last_position, "|",
+                      joined(i.positions), ";");
+    node.interventions.push_back(std::move(i));
   }
-  // Two models may be of one checkpoint (in two places): they are told apart, as their keys may differ.
-  return insert(std::move(node), concat(content, "|", place));
+  // Two models may be of one checkpoint: they are told apart, as their keys may differ.
+  const auto is_twin = [&](const ModelPtr& other) { return other->hash() == model->hash(); };
+  const auto twins = std::count_if(models_.begin(), models_.begin() + place, is_twin);
+  return insert(std::move(node), concat(content, "|", twins));
 }
 
 NodeId Graph::splice(NodeId target, int64_t first, int64_t last, NodeId source) {

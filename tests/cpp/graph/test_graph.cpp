@@ -76,6 +76,34 @@ TEST_CASE("the same content has the same hash in another graph, built in another
   REQUIRE(one.hash(a) == other.hash(b));
 }
 
+TEST_CASE("what is written into an operand later is another operand", "[graph]") {
+  const auto model = tiny_model();
+  const auto as_given = random_tensor({16}, 1);
+  const auto read = [&](Graph& graph, NodeId node) {
+    graph.read(node);
+    return graph.run().back().values;
+  };
+  Graph untouched;
+  const auto expected = read(untouched, untouched.segment(model, kTurn, {}, {{.values = {{1, as_given}}}}));
+
+  Graph graph;
+  auto direction = as_given.clone();
+  const auto before = graph.segment(model, kTurn, {}, {{.values = {{1, direction}}}});
+  direction.mul_(3);
+  const auto after = graph.segment(model, kTurn, {}, {{.values = {{1, direction}}}});
+  REQUIRE(graph.hash(before) != graph.hash(after));
+  REQUIRE(at::equal(read(graph, before), expected));
+  REQUIRE(!at::equal(read(graph, after), expected));
+}
+
+TEST_CASE("a hash does not depend on the order in which models come", "[graph]") {
+  const auto a = tiny_model(0), b = tiny_model(1);
+  Graph one, other;
+  one.segment(a, kTurn);
+  REQUIRE(one.hash(one.segment(b, kTurn)) == other.hash(other.segment(b, kTurn)));
+  REQUIRE(one.segment(tiny_model(0), kTurn) != one.segment(a, kTurn));  // the same checkpoint in two places
+}
+
 TEST_CASE("equal readings are one", "[graph]") {
   Graph graph;
   const auto node = graph.segment(tiny_model(), kTurn);

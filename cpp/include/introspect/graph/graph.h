@@ -91,7 +91,8 @@ class INTROSPECT_EXPORT Graph {
   int64_t length(NodeId node) const;
   std::vector<int64_t> tokens(NodeId node) const;
 
-  /// The identity of a node: hex SHA-256 of its model, tokens and interventions, and those of all before it.
+  /// The identity of a node: hex SHA-256 of its model, tokens and interventions, and those of all before it. Of two
+  /// models with one hash the second is another one.
   std::string hash(NodeId node) const;
 
   /// What would run. Throws std::invalid_argument for nothing to read and for a budget too small for one reading.
@@ -129,16 +130,14 @@ class INTROSPECT_EXPORT Graph {
   const Node& node(NodeId id) const;
   int64_t place_of(const ModelPtr& model);
   NodeId insert(Node node, const std::string& content);
-  const std::string& tensor_id(const torch::Tensor& tensor);
-  std::string identity(const hooks::Intervention& intervention, bool with_positions);
+  std::string take_effect(hooks::Intervention& intervention);
 
   std::vector<ModelPtr> models_;
   std::vector<Node> nodes_;
   std::vector<std::pair<NodeId, Read>> reads_;
   std::unordered_map<std::string, NodeId> by_hash_;
   std::unordered_map<std::string, ReadId> read_by_hash_;
-  std::unordered_map<const void*, std::pair<torch::Tensor, std::string>>
-      tensor_ids_;  // operands and their hashes
+  std::unordered_map<std::string, torch::Tensor> operands_;  // by hash
 };
 
 }  // namespace introspect::graph
