@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -31,24 +32,31 @@ def _figure(result: Result, found: list[Curve]) -> Figure | None:
         return None
     left_out = len(found) - MOST
     found = found[:MOST]
-    figure = Figure(figsize=(10.4, 1.1 + 2.7 * len(found)), layout="constrained")
-    rows = figure.subplots(len(found), 2, squeeze=False, sharex="row")
-    for (both, difference), curve in zip(rows, found, strict=True):
-        _both(both, curve)
-        _difference(difference, curve)
-        both.set_title(curve.name, fontsize=9.5, loc="left")
-        both.set_ylabel(NATS.replace(" (", "\n("), fontsize=9)
-        for axes in (both, difference):
+    columns = 2 if any(_has_controls(curve) for curve in found) else 1
+    figure = Figure(figsize=(5.2 * columns, 1.1 + 2.7 * len(found)), layout="constrained")
+    rows = figure.subplots(len(found), columns, squeeze=False, sharex="row")
+    for panels, curve in zip(rows, found, strict=True):
+        _both(panels[0], curve)
+        if columns == 2:
+            _difference(panels[1], curve)
+        panels[0].set_title(curve.name, fontsize=9.5, loc="left")
+        panels[0].set_ylabel(NATS.replace(" (", "\n("), fontsize=9)
+        for axes in panels:
             axes.axhline(0, color="#555555", linewidth=0.9, zorder=1)
             axes.set_xlabel(AXES[curve.along], fontsize=9)
             frame(axes)
             axes.set_xticks(*_ticks(curve))
-    labels = dict(zip(*reversed(rows[0][0].get_legend_handles_labels()), strict=True))
-    labels |= dict(zip(*reversed(rows[0][1].get_legend_handles_labels()), strict=True))
+    labels: dict[str, Any] = {}
+    for axes in rows[0]:
+        labels |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(handles=list(labels.values()), loc="outside lower left", ncols=3, frameon=False, fontsize=8.5)
     more = f" · the first {MOST} of {left_out + MOST}" if left_out > 0 else ""
     figure.suptitle(f"{result.protocol['name']} · {result.model['name']}{more}", x=0.01, ha="left", fontsize=11)
     return figure
+
+
+def _has_controls(curve: Curve) -> bool:
+    return all(d.corrected is not None for d in curve.detections)
 
 
 def _both(axes: Axes, curve: Curve) -> None:
@@ -63,7 +71,7 @@ def _both(axes: Axes, curve: Curve) -> None:
 
 
 def _difference(axes: Axes, curve: Curve) -> None:
-    if any(d.corrected is None for d in curve.detections):
+    if not _has_controls(curve):
         axes.set_visible(False)
         return
     compared = [d.corrected for d in curve.detections if d.corrected]
