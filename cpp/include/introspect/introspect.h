@@ -1,7 +1,6 @@
 #pragma once
 
-// Every public header of the library, module by module in the order in which they build on one another; but for
-// core/parallel.h, which is for sources that are compiled with -fopenmp.
+// Every public header of the library, module by module in the order in which they build on one another.
 
 #include "introspect/core/check.h"
 #include "introspect/core/error.h"

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <utility>
 
-#include "introspect/core/parallel.h"
+#include "core/parallel.h"
 
 namespace introspect::io {
 namespace {

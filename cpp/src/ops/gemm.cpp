@@ -4,7 +4,7 @@
 #include <cstring>
 #include <memory>
 
-#include "introspect/core/parallel.h"
+#include "core/parallel.h"
 #include "ops/vector.h"
 
 namespace introspect::ops {

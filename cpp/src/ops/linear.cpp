@@ -1,7 +1,7 @@
 #include "introspect/ops/linear.h"
 
+#include "core/parallel.h"
 #include "introspect/core/check.h"
-#include "introspect/core/parallel.h"
 #include "ops/gemm.h"
 #include "ops/vector.h"
 

@@ -2,8 +2,8 @@
 
 #include <cmath>
 
+#include "core/parallel.h"
 #include "introspect/core/check.h"
-#include "introspect/core/parallel.h"
 #include "ops/vector.h"
 
 namespace introspect::ops {

@@ -1,11 +1,11 @@
 #include "ops/tree_attention.h"
+#include "core/parallel.h"
 
 #include <cmath>
 #include <limits>
 #include <type_traits>
 #include <vector>
 
-#include "introspect/core/parallel.h"
 #include "ops/vector.h"
 
 namespace introspect::ops {

@@ -11,10 +11,11 @@
 #include <nlohmann/json.hpp>
 
 #include "introspect/core/check.h"
-#include "introspect/core/parallel.h"
 #include "introspect/core/sha256.h"
 #include "introspect/engine/run_trie.h"
 #include "introspect/io/safetensors.h"
+
+#include "core/parallel.h"
 
 namespace introspect::steering {
 namespace {

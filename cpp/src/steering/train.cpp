@@ -7,8 +7,8 @@
 
 #include <torch/torch.h>
 
+#include "core/parallel.h"
 #include "introspect/core/check.h"
-#include "introspect/core/parallel.h"
 #include "introspect/steering/diagnostics.h"
 #include "steering/pairs.h"
 

@@ -16,8 +16,8 @@ namespace introspect {
 /// Splits [begin, end) over torch's intra-op threads (at::get_num_threads()) in pieces of at least `grain`.
 ///
 /// `body(first, last)` runs with gradients off. Of several exceptions the one of the lowest piece reaches the caller, so
-/// that which fault is named does not depend on which thread was quicker. Private header of the library's sources: the
-/// -fopenmp it needs is cpp/CMakeLists.txt's.
+/// that which fault is named does not depend on which thread was quicker. Not a public header: the -fopenmp it needs is
+/// cpp/CMakeLists.txt's.
 template <typename Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   std::mutex mutex;
