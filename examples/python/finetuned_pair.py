@@ -1,6 +1,6 @@
 """Experiment 7 with a pair made here: a model, and the same model after a few steps of training on one answer.
 
-python examples/python/finetuned_pair.py [--model NAME] [--steps 24]
+python examples/python/finetuned_pair.py [--model NAME] [--steps 12]
 
 The trained copy answers everything with bread. Then: the vector that leads from the model to its copy, injected beside
 random rotations of it; and the copy itself prefilling the first turns, whose cache the model goes on from.
@@ -12,8 +12,8 @@ import introspect
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="qwen2.5-coder-0.5b-instruct")
-parser.add_argument("--steps", type=int, default=24, help="of training, on four questions each")
-parser.add_argument("--rate", type=float, default=1e-4, help="of the first step")
+parser.add_argument("--steps", type=int, default=12, help="of training, on four questions each")
+parser.add_argument("--rate", type=float, default=3e-5, help="of the first step")
 parser.add_argument("--fraction", type=float, default=0.1, help="strength, as a share of the mean residual norm")
 parser.add_argument("--nulls", type=int, default=10, help="random rotations of the vector")
 parser.add_argument("--suffixes", type=int, default=200, help="texts both models read, for the vector between them")
@@ -42,13 +42,14 @@ tuned = introspect.finetune(
     lr=args.rate,
     batch_size=4,
     weights=lambda name: name.endswith("mlp.W_out"),
-    on_step=lambda step, loss: print(f"step {step + 1}: loss {loss:.2f}") if step % 6 == 5 else None,
+    on_step=lambda step, loss: print(f"step {step + 1}: loss {loss:.2f}") if step % 4 == 3 else None,
 )
 for name, who in (("the model", model), ("its copy", tuned)):
     print(f"{name}: {who.generate(ask(who, 'What should I do today?'), max_new_tokens=20)!r}")
 
 print("\nThe vector from the model to its copy, injected.")
-vector = introspect.contrast_models(tuned, model, introspect.load_suffixes()[: args.suffixes])
+texts = [text for text in introspect.load_suffixes()[: args.suffixes] if text]
+vector = introspect.contrast_models(tuned, model, texts)
 detection = introspect.run_experiments(
     model,
     [introspect.load_protocol("no_info"), introspect.load_protocol("with_info")],
