@@ -177,7 +177,7 @@ std::vector<ControlVector> train_many(const models::Model& model, const std::vec
                                       const TrainOptions& options) {
   check<std::invalid_argument>(!sets.empty(), "train: at least one set of pairs is needed, got none");
   const auto who = [](const NamedPairs& set) {
-    return set.name.empty() ? "train" : "train: '" + set.name + "'";
+    return set.name.empty() ? std::string("train") : concat("train: '", set.name, "'");
   };
   for (const auto& set : sets) check_options(who(set), options.directions, set.pairs.size());
 
