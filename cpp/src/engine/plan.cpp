@@ -327,6 +327,7 @@ void Plan::find_passes(const PlanOptions& options) {
   };
   const auto close = [&] {
     if (pass < 0) return;
+    widest_ = std::max(widest_, widest());
     summary_.peak_bytes = std::max(summary_.peak_bytes, bytes());
     summary_.token_layers_to_run += running;
   };

@@ -20,14 +20,21 @@ torch::Tensor as_tensor(const Indices& list, torch::Device device) {
   return torch::tensor(list, torch::kLong).to(device);
 }
 
+/// Where residuals stand before a block and behind it, in all layers of all passes: tensors of every size would leave the
+/// allocator with holes that cost as much again.
+struct Room {
+  torch::Tensor x_MD, y_MD;
+};
+
 /// One pass of a plan.
 class Pass {
  public:
-  Pass(const Plan& plan, int64_t number, const Models& models)
+  Pass(const Plan& plan, int64_t number, const Models& models, Room& room)
       : plan_(plan),
         models_(models),
         captures_(plan.passes()[static_cast<size_t>(number)]),
-        heights_(plan.heights(number)) {
+        heights_(plan.heights(number)),
+        room_(room) {
     for (const int64_t c : captures_) {
       const auto& capture = this->capture(c);
       if (capture.what == Capture::What::cache) caches_.emplace(c, first_model().make_cache(1));
@@ -63,8 +70,11 @@ class Pass {
 
   /// The residual of every slot at height h, with what acts there.
   void enter(int64_t h) {
-    x_MD_ = h == 0 ? embedding() : y_MD_.index_select(0, as_tensor(places_below(h), device()));
-    y_MD_ = torch::Tensor();
+    x_MD_ = room_.x_MD.narrow(0, 0, height(h).n_rows);
+    if (h == 0)
+      embed();
+    else
+      at::index_select_out(x_MD_, y_MD_, 0, as_tensor(places_below(h), device()));
     intervene(h, [&](const hooks::Intervention& i) { return i.point != hooks::Point::kResidPre; });
     keep_residual(h, hooks::Point::kResidPost, h - 1);
     if (h == 0) keep_residual(h, hooks::Point::kEmbed, -1);
@@ -72,8 +82,8 @@ class Pass {
     keep_residual(h, hooks::Point::kResidPre, h);
   }
 
-  torch::Tensor embedding() const {
-    std::vector<torch::Tensor> parts;
+  void embed() {
+    int64_t n_rows = 0;
     const auto& slots = height(0).slots;
     for (size_t first = 0, last = 0; first < slots.size(); first = last) {
       Indices tokens, positions;
@@ -86,12 +96,12 @@ class Pass {
           positions.push_back(plan_.depth(slot.piece) + static_cast<int64_t>(i));
       }
       if (tokens.empty()) continue;
-      parts.push_back(
+      const auto x_BTD =
           model(slots[first])
-              .embed(as_tensor(tokens, device()).unsqueeze(0), as_tensor(positions, device()).unsqueeze(0))
-              .squeeze(0));
+              .embed(as_tensor(tokens, device()).unsqueeze(0), as_tensor(positions, device()).unsqueeze(0));
+      x_MD_.narrow(0, n_rows, x_BTD.size(1)).copy_(x_BTD.squeeze(0));
+      n_rows += x_BTD.size(1);
     }
-    return parts.size() == 1 ? parts.front() : at::cat(parts);
   }
 
   /// Where the rows of height h stand in what came out of the block below.
@@ -187,6 +197,8 @@ class Pass {
       outputs_[s].first = first;
       if (slot.runs) first += outputs_[s].all ? slot.n_rows : static_cast<int64_t>(outputs_[s].rows.size());
     }
+    y_MD_ = room_.y_MD.narrow(0, 0, first);
+    n_outputs_ = 0;
   }
 
   void run_block(int64_t layer, const std::function<void(int64_t)>& tell) {
@@ -208,13 +220,16 @@ class Pass {
       }
     }
 
-    std::vector<torch::Tensor> out;
+    const auto add_outputs = [&](const torch::Tensor& y_MD) {
+      y_MD_.narrow(0, n_outputs_, y_MD.size(0)).copy_(y_MD);
+      n_outputs_ += y_MD.size(0);
+    };
     int64_t first_row = 0, n_rows = 0;  // of the chunk that is being put together
     const models::Model* chunk_model = nullptr;
     const auto flush = [&] {
       for (; n_rows > 0;) {
         const int64_t n = std::min(n_rows, plan_.rows_per_chunk());
-        out.push_back(run_rows(*chunk_model, layer, first_row, n));
+        add_outputs(run_rows(*chunk_model, layer, first_row, n));
         tell(n);
         first_row += n;
         n_rows -= n;
@@ -232,7 +247,7 @@ class Pass {
         if (n_rows == 0) first_row = slot.first_row;
         n_rows += slot.n_rows;
         if (!alone) continue;
-        out.push_back(run_alone(*chunk_model, layer, s));
+        add_outputs(run_alone(*chunk_model, layer, s));
         tell(n_rows);
         n_rows = 0;
       }
@@ -245,8 +260,6 @@ class Pass {
     }
     keys_.reset();
     blocks_.clear();
-    x_MD_ = torch::Tensor();
-    y_MD_ = out.size() == 1 ? out.front() : at::cat(out);
   }
 
   int64_t last_key(const Height& here, int64_t slot) const {
@@ -482,7 +495,9 @@ class Pass {
   const Models& models_;
   const Indices& captures_;
   const std::vector<Height> heights_;
+  Room& room_;
   torch::Tensor x_MD_, y_MD_;             // before a block, and of its wanted outputs behind it
+  int64_t n_outputs_ = 0;                 // of those, how many there are by now
   std::vector<Output> outputs_;           // by slot of the block that ran last
   std::unique_ptr<cache::KVCache> keys_;  // of the block that runs
   std::map<const models::Model*, std::shared_ptr<const nn::Block>> blocks_;  // of the layer that runs
@@ -499,8 +514,12 @@ void run_plan(const Plan& plan, const Models& models, const OnCaptured& on_captu
   const at::NoGradGuard no_grad;
   int64_t done = 0;
   const int64_t total = plan.summary().token_layers_to_run;
+  const auto& model = *models.front();
+  Room room{at::empty({plan.widest(), model.cfg().d_model}, at::device(model.device()).dtype(model.dtype())),
+            {}};
+  room.y_MD = at::empty_like(room.x_MD);
   for (size_t p = 0; p < plan.passes().size(); ++p) {
-    Pass pass(plan, static_cast<int64_t>(p), models);
+    Pass pass(plan, static_cast<int64_t>(p), models, room);
     on_captured(pass.run([&](int64_t n) { report(progress, "graph", done += n, total); }));
   }
   report(progress, "graph", total, total);

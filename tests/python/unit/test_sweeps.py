@@ -337,7 +337,9 @@ def test_an_interrupted_sweep_ends_with_130_and_keeps_its_readings(tiny, tmp_pat
         finally:
             process.kill()
     assert process.returncode == 130
-    assert stderr.strip() == "introspect: interrupted; what was finished is kept"
+    *progress, last = stderr.strip().splitlines()  # progress where the machine is slow
+    assert last == "introspect: interrupted; what was finished is kept"
+    assert all(line.startswith("mine: ") for line in progress)
     store = introspect.Store(out / "cells.sqlite")
     assert store.problems() == [] and len(store) >= 20
     assert not list(out.glob("*.json*"))

@@ -50,7 +50,8 @@ struct Capture {
 };
 
 struct PlanOptions {
-  /// Bytes that one pass may take, weights aside: residuals, one layer's keys and values, activations, what is kept.
+  /// Bytes that one pass may take, weights aside: residuals, one layer's keys and values, activations, what is kept. They
+  /// are those of tensors; glibc's allocator holds some tens of MiB more between them.
   int64_t memory_budget = int64_t{1} << 30;
 
   /// Of one pass, at its widest: captures are finished pass by pass, and beyond this many nothing gets faster.
@@ -106,6 +107,7 @@ class INTROSPECT_EXPORT Plan {
   int64_t n_layers() const { return n_layers_; }
   int64_t depth(int64_t piece) const { return depths_[static_cast<size_t>(piece)]; }  ///< of its first token
   int64_t rows_per_chunk() const { return rows_per_chunk_; }
+  int64_t widest() const { return widest_; }  ///< most rows that a height of any pass has
 
   /// The captures of each pass, as indices.
   const std::vector<std::vector<int64_t>>& passes() const { return passes_; }
@@ -135,7 +137,7 @@ class INTROSPECT_EXPORT Plan {
   std::vector<Capture> captures_;
   int64_t n_layers_ = 0;
   Sizes sizes_;
-  int64_t rows_per_chunk_ = 1;
+  int64_t rows_per_chunk_ = 1, widest_ = 0;
   std::vector<int64_t> depths_, stages_;
   std::vector<int64_t> tops_;                      // the last block that a piece takes part in
   std::vector<int64_t> outputs_;                   // the last block whose output is read there
