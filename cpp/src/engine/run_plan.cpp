@@ -35,6 +35,14 @@ class Pass {
         captures_(plan.passes()[static_cast<size_t>(number)]),
         heights_(plan.heights(number)),
         room_(room) {
+    int64_t widest = plan.widest();
+    for (const auto& height : heights_) widest = std::max(widest, height.n_rows);
+    if (!room.x_MD.defined() || room.x_MD.size(0) < widest) {
+      room = {};
+      room.x_MD =
+          at::empty({widest, first_model().cfg().d_model}, at::device(device()).dtype(first_model().dtype()));
+      room.y_MD = at::empty_like(room.x_MD);
+    }
     for (const int64_t c : captures_) {
       const auto& capture = this->capture(c);
       if (capture.what == Capture::What::cache) caches_.emplace(c, first_model().make_cache(1));
@@ -514,10 +522,7 @@ void run_plan(const Plan& plan, const Models& models, const OnCaptured& on_captu
   const at::NoGradGuard no_grad;
   int64_t done = 0;
   const int64_t total = plan.summary().token_layers_to_run;
-  const auto& model = *models.front();
-  Room room{at::empty({plan.widest(), model.cfg().d_model}, at::device(model.device()).dtype(model.dtype())),
-            {}};
-  room.y_MD = at::empty_like(room.x_MD);
+  Room room;
   for (size_t p = 0; p < plan.passes().size(); ++p) {
     Pass pass(plan, static_cast<int64_t>(p), models, room);
     on_captured(pass.run([&](int64_t n) { report(progress, "graph", done += n, total); }));
