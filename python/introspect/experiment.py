@@ -174,8 +174,7 @@ def run_experiment(
         ShapeError: a vector of another width, a model of another shape, or a conversation longer than n_ctx.
         ConfigError: a protocol, template or tokenizer that does not fit; a range without any direction.
     """
-    options = {name: value for name, value in locals().items() if name not in ("model", "protocol")}
-    return _run(model, [protocol], **options)[0]
+    return _run([protocol], locals())[0]
 
 
 def run_experiments(model: Model, protocols: Sequence[_C.Protocol], **options: Any) -> list[Result]:
@@ -195,12 +194,14 @@ def run_experiments(model: Model, protocols: Sequence[_C.Protocol], **options: A
     """
     given = inspect.signature(run_experiment).bind(model, None, **options)
     given.apply_defaults()
-    return _run(model, protocols, **{k: v for k, v in given.arguments.items() if k not in ("model", "protocol")})
+    return _run(protocols, given.arguments)
 
 
-def _run(model: Model, protocols: Sequence[_C.Protocol], **options: Any) -> list[Result]:
-    """run_experiment's options in the native module's form."""
-    store = options["store"]
+def _run(protocols: Sequence[_C.Protocol], arguments: Mapping[str, Any]) -> list[Result]:
+    """Run protocols with run_experiment's other arguments, put into the native module's form."""
+    options = dict(arguments)
+    del options["protocol"]
+    model, store = options.pop("model"), options["store"]
     texts = _C.run_experiments(
         model.engine,
         list(protocols),
