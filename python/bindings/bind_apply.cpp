@@ -2,6 +2,7 @@
 
 #include "introspect/steering/apply.h"
 #include "introspect/steering/condition.h"
+#include "value_type.h"
 
 namespace introspect::python {
 
@@ -24,7 +25,8 @@ std::shared_ptr<const models::Model> engine(const py::object& model) {
 }  // namespace
 
 void bind_apply(py::module_& m) {
-  py::class_<Condition>(m, "Condition", R"doc(
+  using State = std::tuple<int64_t, torch::Tensor, double, bool, int, bool>;
+  py::class_<Condition> type(m, "Condition", R"doc(
 Decides, for each prompt, whether to steer: by how much of a direction the un-steered residual stream holds.
 
 Args:
@@ -40,8 +42,18 @@ Raises:
     ValueError: another measure or ``over``.
 
 Source: conditional activation steering (CAST), Lee et al. 2024, arXiv:2409.05907, which is "cast" over the "mean".
-)doc")
-      .def(py::init(&make_condition), py::arg("direction"), py::kw_only(), py::arg("layer"),
+)doc");
+  copy_as_value(type);
+  type.def(py::pickle(
+      [](const Condition& c) {
+        return State(c.layer, c.direction, c.threshold, c.above, static_cast<int>(c.measure),
+                     c.last_position);
+      },
+      [](const State& state) {
+        const auto& [layer, direction, threshold, above, measure, last] = state;
+        return Condition{layer, direction, threshold, above, static_cast<steering::Measure>(measure), last};
+      }));
+  type.def(py::init(&make_condition), py::arg("direction"), py::kw_only(), py::arg("layer"),
            py::arg("threshold"), py::arg("above") = true, py::arg("measure") = "cosine",
            py::arg("over") = "mean")
       .def_readonly("direction", &Condition::direction)
