@@ -2,6 +2,7 @@
 
 #include "introspect/steering/apply.h"
 #include "introspect/steering/condition.h"
+#include "native_model.h"
 #include "value_type.h"
 
 namespace introspect::python {
@@ -16,10 +17,6 @@ Condition make_condition(const torch::Tensor& direction, int64_t layer, double t
   if (over != "mean" && over != "last")
     throw std::invalid_argument("Condition: over must be 'mean' or 'last', got '" + over + "'");
   return {layer, direction, threshold, above, steering::parse_measure(measure), over == "last"};
-}
-
-std::shared_ptr<const models::Model> engine(const py::object& model) {
-  return model.attr("engine").cast<std::shared_ptr<models::Model>>();
 }
 
 }  // namespace
@@ -64,7 +61,7 @@ Source: conditional activation steering (CAST), Lee et al. 2024, arXiv:2409.0590
           "measure",
           [](const Condition& condition, const py::object& model, const torch::Tensor& tokens,
              std::optional<torch::Tensor> attention_mask) {
-            const auto native = engine(model);
+            const auto native = native_model(model);
             const py::gil_scoped_release release;
             return steering::measure(*native, condition, tokens, attention_mask.value_or(torch::Tensor{}));
           },
@@ -85,7 +82,7 @@ Raises:
           "rows",
           [](const Condition& condition, const py::object& model, const torch::Tensor& tokens,
              std::optional<torch::Tensor> attention_mask) {
-            const auto native = engine(model);
+            const auto native = native_model(model);
             const py::gil_scoped_release release;
             return steering::rows_where(*native, condition, tokens, attention_mask.value_or(torch::Tensor{}));
           },
@@ -94,7 +91,7 @@ Raises:
       .def(
           "validate",
           [](const Condition& condition, const py::object& model) {
-            steering::validate(condition, *engine(model));
+            steering::validate(condition, *native_model(model));
           },
           py::arg("model"), "Raises what ``measure`` raises, without running anything.");
 
@@ -104,7 +101,7 @@ Raises:
          std::optional<std::pair<int64_t, int64_t>> layers, const Vector& second) {
         std::vector<const steering::ControlVector*> pointers;
         for (const auto& vector : vectors) pointers.push_back(vector ? &*vector : nullptr);
-        return steering::as_interventions(pointers, how, engine(model)->cfg().n_layers, layers,
+        return steering::as_interventions(pointers, how, native_model(model)->cfg().n_layers, layers,
                                           second ? &*second : nullptr);
       },
       py::arg("vectors"), py::arg("how"), py::kw_only(), py::arg("model"), py::arg("layers") = py::none(),

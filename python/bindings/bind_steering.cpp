@@ -5,6 +5,7 @@
 #include "introspect/steering/control_vector.h"
 #include "introspect/steering/diagnostics.h"
 #include "introspect/steering/directions.h"
+#include "native_model.h"
 #include "value_type.h"
 
 namespace introspect::python {
@@ -16,16 +17,11 @@ namespace {
 using steering::ControlVector;
 using Range = std::optional<std::pair<int64_t, int64_t>>;
 
-/// The native model of an introspect.Model.
-std::shared_ptr<const models::Model> engine(const py::object& model) {
-  return model.attr("engine").cast<std::shared_ptr<models::Model>>();
-}
-
 hooks::Intervention intervention(const ControlVector& vector, const py::object& model, const Range& layers,
                                  std::pair<int64_t, std::optional<int64_t>> positions) {
   const auto own = vector.layers();
   const auto [first, last] = layers.value_or(std::pair{own.front(), own.back()});
-  auto out = steering::as_intervention(vector, engine(model)->cfg().n_layers, first, last);
+  auto out = steering::as_intervention(vector, native_model(model)->cfg().n_layers, first, last);
   out.first_position = positions.first;
   if (positions.second) out.last_position = *positions.second;
   return out;

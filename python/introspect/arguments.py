@@ -75,6 +75,32 @@ def _block(value: Any) -> int | None:
         return None
 
 
+def listed(values: Any, name: str, who: str) -> list:
+    """The values as a list; those of a tensor too.
+
+    Raises:
+        TypeError: one value, or text, where several are wanted.
+    """
+    if isinstance(values, torch.Tensor):
+        return values.flatten().tolist()
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{who}: {name} must be a list, got {values!r}")
+    return list(values)
+
+
+def native_model(model: Any, who: str) -> _C.Model:
+    """The native model of an introspect.Model.
+
+    Raises:
+        TypeError: it is none.
+    """
+    engine = model if isinstance(model, _C.Model) else getattr(model, "engine", None)
+    if isinstance(engine, _C.Model):
+        return engine
+    hint = "; introspect.load_model makes one of a name or path" if isinstance(model, str | os.PathLike) else ""
+    raise TypeError(f"{who}: model must be an introspect.Model, got {type(model).__name__}{hint}")
+
+
 def control_vectors(vector: Any, who: str) -> list[_C.ControlVector | None]:
     """The vectors that are meant by one, or by a list with None for a row as it is.
 

@@ -303,3 +303,63 @@ def test_objects_show_themselves_in_a_line_or_a_page(model, lens, tmp_path):
     for config in (model.cfg, lens.cfg):
         assert "d_model" in repr(config) and "n_layers" in repr(config) and "object at 0x" not in repr(config)
     assert repr(introspect.load_model(write_tiny(tmp_path / "other")).cfg) != repr(model.cfg)
+
+
+# Where a model, or a list, is wanted
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: introspect.concept_pairs(m, "cat", ["I"]),
+        lambda m: introspect.ControlVector.train(m, [("a", "b"), ("c", "d")]),
+        lambda m: introspect.collect_activations(m, ["a"]),
+        lambda m: random_vectors()["cat"].intervention(m),
+        lambda m: introspect.Condition(torch.ones(32), layer=1, threshold=0.0).rows(m, torch.ones(1, 2).long()),
+        lambda m: introspect.Graph().segment(m, [1, 2]),
+        lambda m: introspect.finetune(m, [introspect.FinetuneExample("a", "b")], steps=1),
+    ],
+)
+@pytest.mark.parametrize("wrong", ["qwen", None, torch.ones(3)])
+def test_what_is_no_model_is_said(call, wrong):
+    with pytest.raises(TypeError, match=f"model must be an introspect.Model, got {type(wrong).__name__}"):
+        call(wrong)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: introspect.Graph().segment(m, 5), "Graph.segment: tokens must be a list, got 5"),
+        (
+            lambda m: introspect.Graph().segment(m, ["a"]),
+            "Graph.segment.*'tokens' must be a list of int, got str",
+        ),
+        (lambda m: introspect.Graph().read(0, positions=3), "Graph.read: positions must be a list, got 3"),
+        (lambda m: introspect.Graph().read(0, layers=3), "Graph.read: layers must be a list, got 3"),
+        (lambda m: introspect.Graph().read_attention(0, heads=1), "heads must be a list, got 1"),
+        (lambda m: introspect.Graph().read_attention(0, keys=3), r"keys must be \(first, last\), got 3"),
+        (lambda m: introspect.finetune(m, ["a"], steps=1), r"examples\[0\] must be a FinetuneExample, got str"),
+        (
+            lambda m: introspect.finetune(m, [introspect.FinetuneExample(1, "b")], steps=1),
+            r"examples\[0\].*must be a list",
+        ),
+        (lambda m: introspect.concept_pairs(m, 5, ["I"]), "concept_pairs.*'concept' must be str, got int"),
+        (lambda m: introspect.concept_pairs(m, "cat", "I"), "concept_pairs.*'suffixes' must be a list of str, got str"),
+        (lambda m: introspect.ControlVector.train(m, ["ab"]), "ControlVector.train.*'pairs'"),
+        (
+            lambda m: introspect.random_rotation(torch.ones(3), seed=1),
+            r"ControlVector, got Tensor: introspect\.ControlV",
+        ),
+        (
+            lambda m: introspect.run_trie(m, [[1]], nodes=[1], layers=[0]),
+            "run_trie.*'trie' must be TokenTrie",
+        ),
+        (
+            lambda m: introspect._C.apply_norm(m, torch.ones(1), None, layer=0),
+            "must be Model, got Model: its",
+        ),
+    ],
+)
+def test_lists_and_texts_are_told_apart(model, call, words):
+    with pytest.raises(TypeError, match=words):
+        call(model)
