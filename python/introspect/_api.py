@@ -69,7 +69,9 @@ from .transformer_lens import evals, loading
 from .transformer_lens.hook_root import HookedRootModule, HookPoint
 from .transformer_lens.svd_interpreter import SVDInterpreter
 
-EasyTransformer, EasyTransformerConfig = HookedTransformer, HookedTransformerConfig  # TransformerLens's first names
+# TransformerLens's first names, and its last one for a cache of keys and values.
+EasyTransformer, EasyTransformerConfig = HookedTransformer, HookedTransformerConfig
+TransformerLensKeyValueCache = HookedTransformerKeyValueCache
 
 __version__ = _C.__version__
 __all__ = [
@@ -107,6 +109,7 @@ __all__ = [
     "TextFilter",
     "TokenTrie",
     "Tokenizer",
+    "TransformerLensKeyValueCache",
     "collect_activations",
     "concept_pairs",
     "contrast",

@@ -38,7 +38,7 @@ class GenerationMethods:
         use_past_kv_cache: bool = True,
         prepend_bos: bool | None = None,
         padding_side: Side | None = None,
-        return_type: Literal["input", "str", "tokens"] = "input",
+        return_type: Literal["input", "str", "tokens", "tensor"] = "input",
         verbose: bool = True,
         **generation_kwargs: Any,
     ) -> Any:
@@ -59,7 +59,7 @@ class GenerationMethods:
             prepend_bos: to text; None is ``cfg.default_prepend_bos``.
             padding_side: None is the tokenizer's; of a list of texts only the order of the returned tokens depends on
                 it.
-            return_type: "str", "tokens" or "input", what the input was.
+            return_type: "str", "tokens" (or "tensor") or "input", what the input was.
             verbose: a progress bar, on a terminal.
 
         Returns:
@@ -73,7 +73,7 @@ class GenerationMethods:
         """
         if generation_kwargs:
             raise _C.ConfigError(f"generate: not supported here: {', '.join(generation_kwargs)}")
-        if return_type not in ("input", "str", "tokens"):
+        if return_type not in ("input", "str", "tokens", "tensor"):
             raise ValueError(f"generate: return_type must be 'input', 'str' or 'tokens', got {return_type!r}")
         is_text = not isinstance(input, torch.Tensor)
         if return_type == "input":

@@ -124,7 +124,8 @@ class WeightMethods:
             ConfigError: strict, and names are missing or not known; a bias that the model does not have.
             ShapeError: a weight of another shape.
         """
-        weights, missing, unexpected = native_weights(self.engine, state_dict, strict=strict)
+        folded = self.cfg.layer_norm_folding
+        weights, missing, unexpected = native_weights(self.engine, state_dict, strict=strict, folded=folded)
         self._use(self.engine.with_weights(weights))
         return LoadedKeys(missing, unexpected)
 

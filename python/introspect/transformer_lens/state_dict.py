@@ -13,7 +13,7 @@ _BUFFERS = ("attn.mask", "attn.IGNORE", "attn.rotary_sin", "attn.rotary_cos")
 
 
 def native_weights(
-    engine: _C.Model, state: Mapping[str, torch.Tensor], *, strict: bool = True
+    engine: _C.Model, state: Mapping[str, torch.Tensor], *, strict: bool = True, folded: bool = False
 ) -> tuple[dict[str, torch.Tensor], list[str], list[str]]:
     """Weights by TransformerLens's names as ``engine.with_weights`` takes them, copied to the model's dtype and device.
 
@@ -22,17 +22,20 @@ def native_weights(
         state: "blocks.3.attn.W_Q" [n_heads, d_model, d_head] and so on, as ``state_dict`` gives them; grouped keys
             and values under "attn._W_K" or, repeated for each query head, "attn.W_K".
         strict: names that are missing or not known are an error.
+        folded: the model's norms have no weights in TransformerLens, so that none of theirs need be there.
 
     Returns:
         The weights, and the names that were missing and not known.
 
     Raises:
-        ConfigError: strict, and a name is missing or not known; a bias that is not zero, and the model has none.
+        ConfigError: strict, and a name is missing or not known; a bias that is not zero, and the model has none, or
+            TransformerLens's of a gated MLP, which it adds after the product with the gate.
         ShapeError: a weight of another shape.
     """
     state = {name: tensor for name, tensor in state.items() if not name.endswith(_BUFFERS)}
     wanted = engine.weight_names()
     given = {name: _as_stored(name, state, engine.cfg) for name in wanted if _present(name, state)}
+    given |= _unnamed(engine, wanted, given, folded)
     known = {*wanted, *(name.replace("attn._", "attn.") for name in wanted)}
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in state if name not in known]
@@ -94,6 +97,24 @@ class Weights:
         if name == "embed.W_E":
             return self[name] / self.engine.cfg.embed_scale
         return self[name]
+
+
+def _unnamed(
+    engine: _C.Model, wanted: list[str], given: Mapping[str, torch.Tensor], folded: bool
+) -> dict[str, torch.Tensor]:
+    """Weights that TransformerLens's models of this kind do not have: of folded norms, and the biases of gates."""
+    out = {}
+    for name in wanted:
+        if name in given:
+            continue
+        block, last = name.rsplit(".", 1)
+        if last == "b_gate" and (b_in := given.get(f"{block}.b_in")) is not None:
+            if b_in.any():
+                raise _C.ConfigError(f"load_state_dict: {block}.b_in is not zero, and is added before the gate here")
+            out[name] = torch.zeros_like(engine.weight(name))
+        elif folded and last in ("w", "b") and block.rsplit(".", 1)[-1].startswith("ln"):
+            out[name] = engine.weight(name)
+    return out
 
 
 def _present(name: str, state: Mapping[str, torch.Tensor]) -> bool:

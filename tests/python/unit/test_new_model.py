@@ -202,6 +202,29 @@ def test_norms_without_weights_do_not_learn():
     assert not any("ln" in name for name in learns)
 
 
+def test_a_state_dict_of_norms_without_weights_is_loaded():
+    """As TransformerLens writes it: no weights of norms, and the masks of attention."""
+    model = HookedTransformer(config(normalization_type="LNPre"))
+    state = {name: 2 * tensor for name, tensor in model.state_dict().items() if "ln" not in name}
+    state |= {"blocks.0.attn.mask": torch.ones(16, 16).bool(), "blocks.0.attn.IGNORE": torch.tensor(-torch.inf)}
+    keys = model.load_state_dict(state)
+    assert keys.missing_keys == [] == keys.unexpected_keys
+    assert torch.equal(model.W_Q, torch.stack([state[f"blocks.{layer}.attn.W_Q"] for layer in range(2)]))
+    assert torch.equal(model.blocks[0].ln1.w, torch.ones(24, dtype=torch.float64))
+    with pytest.raises(introspect.ConfigError, match=r"missing blocks\.0\.ln1\.w"):
+        HookedTransformer(config()).load_state_dict(state)
+
+
+def test_a_gated_state_dict_of_transformer_lens_has_no_bias_of_the_gate():
+    model = HookedTransformer(config(normalization_type="RMS", gated_mlp=True, act_fn="silu"))
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("b_gate")}
+    model.load_state_dict({**state, "blocks.1.mlp.W_gate": 2 * state["blocks.1.mlp.W_gate"]})
+    assert torch.equal(model.blocks[1].mlp.W_gate, 2 * state["blocks.1.mlp.W_gate"])
+    assert not model.blocks[1].mlp.b_gate.any()
+    with pytest.raises(introspect.ConfigError, match=r"mlp\.b_in is not zero, and is added before the gate"):
+        model.load_state_dict({**state, "blocks.0.mlp.b_in": state["blocks.0.mlp.b_in"] + 1})
+
+
 # The config
 
 
