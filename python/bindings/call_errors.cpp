@@ -52,6 +52,16 @@ py::object explained(const py::detail::function_record& record, PyObject* const*
       .attr("explain")(public_name(record), signatures, positional, named, record.is_method);
 }
 
+/// What to say where a function that was given has returned something that C++ cannot take.
+py::str returned_wrong(PyObject* self, const std::string& message) {
+  const auto* record = py::detail::function_record_ptr_from_PyObject(self);
+  const auto begin = message.find("<class '"), end = message.find("'>");
+  const bool named = begin != std::string::npos && end != std::string::npos;
+  return py::str("{}(): a function that was given returned {}, which is not what is wanted of it")
+      .format(record ? public_name(*record) : "",
+              named ? message.substr(begin + 8, end - begin - 8) : "something");
+}
+
 PyObject* call(PyObject* self, PyObject* const* args, size_t n_args, PyObject* keywords) {
   PyObject* result = dispatch(self, args, n_args, keywords);
   if (result || !(PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_RuntimeError)))
@@ -61,6 +71,11 @@ PyObject* call(PyObject* self, PyObject* const* args, size_t n_args, PyObject* k
     const auto message = py::str(error.value()).cast<std::string>();
     if (message.rfind("Unable to cast from non-held to held instance", 0) == 0) {
       PyErr_SetString(PyExc_TypeError, kUninitialised);
+      return nullptr;
+    }
+    if (message.rfind("Unable to cast Python instance of type ", 0) == 0) {
+      const auto words = returned_wrong(self, message);
+      PyErr_SetObject(PyExc_TypeError, words.ptr());
       return nullptr;
     }
     if (const auto* record = error.matches(PyExc_TypeError) ? refused(self, message) : nullptr) {

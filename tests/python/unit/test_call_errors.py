@@ -132,6 +132,14 @@ def test_an_error_of_a_function_inside_a_callback_stays_its_own(model):
         model.engine.forward(torch.zeros(1, 2, dtype=torch.long), hooks=hooks)
 
 
+def test_what_a_callback_returns_is_said_if_it_does_not_fit(model):
+    with pytest.raises(TypeError, match=r"Model\.generate.*returned str"):
+        model.engine.generate([[1, 2]], on_token=lambda row, token: "yes")
+    template = introspect.ChatTemplate("mine", lambda messages, add_generation_prompt: 3)
+    with pytest.raises(TypeError, match=r"ChatTemplate\.render.*returned int"):
+        template.render([{"role": "user", "content": "a"}])
+
+
 # Objects that were never initialised
 
 
