@@ -197,6 +197,11 @@ A file is a JSON object. name, turns ([{role, content}]) and injected are needed
       .def_property_readonly("own_question", &Protocol::own_question, "The last message of the user.")
       .def_property_readonly("hash", &Protocol::hash, "Hex SHA-256 of to_json().")
       .def("to_json", &Protocol::to_json, "The protocol in the file's format, with the controls inside.")
+      .def("__copy__", [](const Protocol& p) { return p; })
+      .def(
+          "__deepcopy__", [](const Protocol& p, const py::dict&) { return p; }, py::arg("memo"))
+      .def(py::pickle([](const Protocol& p) { return p.to_json(); },
+                      [](const std::string& json) { return Protocol::parse(json); }))
       .def("__repr__",
            [](const Protocol& p) { return "Protocol('" + p.name + "', read='" + to_string(p.read) + "')"; });
 

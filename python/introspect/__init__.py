@@ -20,10 +20,11 @@ def __getattr__(name: str):
     if name.startswith("_") and name not in {"__all__", "__version__"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     api = _import_module(f"{__name__}._api")
-    try:
-        value = getattr(api, name)
-    except AttributeError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    if not hasattr(api, name):
+        from .transformer_lens import left_out
+
+        left_out.raise_missing(__name__, name, left_out.PACKAGE, api.__all__)
+    value = getattr(api, name)
     globals()[name] = value
     return value
 

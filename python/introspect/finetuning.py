@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from . import _C
+from .arguments import listed, native_model
 from .model import Model
 
 IGNORED = -100  # cross_entropy's label for a position without a target
@@ -72,6 +73,7 @@ def finetune(
         ShapeError: an example longer than n_ctx, or a direction of another width.
         IndexError: a token or block that the model does not have.
     """
+    native_model(model, "finetune")
     if model.dtype not in (torch.float32, torch.float64):
         raise _C.ConfigError(f"finetune: the model must be float32 or float64, got {model.dtype}")
     if not examples or steps < 1 or batch_size < 1:
@@ -112,8 +114,10 @@ def _encode(model: Model, example: FinetuneExample, i: int) -> _Row:
     def ids(text: str | Sequence[int]) -> list[int]:
         if isinstance(text, str):
             return model.engine.tokenizer.encode(text, add_special_tokens=False)
-        return list(text)
+        return listed(text, f"examples[{i}] (text, or token ids)", "finetune")
 
+    if not isinstance(example, FinetuneExample):
+        raise TypeError(f"finetune: examples[{i}] must be a FinetuneExample, got {type(example).__name__}")
     prompt, target = ids(example.prompt), ids(example.target)
     n_targets = len(target) if prompt else len(target) - 1
     if n_targets < 1:
