@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .output_files import write_text
 from .readings import (
     Localisation,
     attention_maps,
@@ -194,7 +195,9 @@ class Result:
     def label(self, setting: Setting) -> str:
         """How a setting is named in tables and plots."""
         unit = " × residual norm" if self.settings.get("strength_unit") == "residual" else ""
-        return f"{setting.concept}, {setting.strength:g}{unit}, blocks {setting.first_layer}–{setting.last_layer}"
+        first, last = setting.first_layer, setting.last_layer
+        blocks = f"block {first}" if first == last else f"blocks {first}–{last}"
+        return f"{setting.concept}, {setting.strength:g}{unit}, {blocks}"
 
     def select(self, setting: Setting, *, kind: str | None = None, question_kind: str | None = None) -> list[dict]:
         return [
@@ -341,7 +344,7 @@ class Result:
             p_yes=_mean(row["injected"]["p_yes"] for row in own),
             shift=shift,
             control_mean=control_mean,
-            control_std=statistics.stdev(controls) if len(controls) > 1 else math.nan,
+            control_std=statistics.stdev(controls) if len(controls) > 1 and _finite(*controls) else math.nan,
             corrected=corrected,
             effect=_effect(own, asked),
             n_controls=len(controls),
@@ -399,13 +402,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is complete or as it was."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _with_nan(row: dict) -> dict:
