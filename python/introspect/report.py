@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .output_files import check_file_name, write_bytes
 from .page import describe, section_names
 from .page import html as page_html
+from .page_verdict import Mass, Verdict, judged, not_finite, overall, verdict
 from .report_tables import difference_interval, sections, unfinished, z_of
 from .results import SCHEMA, Compared, Result, finite, write_text
 from .sentences import (
@@ -26,7 +26,6 @@ from .sentences import (
 )
 from .sweeps import headlines, is_sweep, sweep_bests
 from .tables import print_lines, print_table, wrapped, write_table
-from .verdicts import Mass, Verdict, judged, not_finite, overall, verdict
 
 if TYPE_CHECKING:
     import pandas
@@ -182,8 +181,8 @@ def _verdict_dict(one: Verdict) -> dict[str, Any]:
 
 def _compared_dict(compared: Compared) -> dict[str, Any]:
     """No z of fewer than five random directions, and no rank of numbers that are not finite."""
-    usable = math.isfinite(compared.value) and all(map(math.isfinite, compared.nulls))
-    return {**compared.as_dict(), "z": z_of(compared), **({} if usable else {"rank": None, "inside_null_range": None})}
+    shown = {**compared.as_dict(), "z": z_of(compared)}
+    return shown if compared.band or not compared.nulls else {**shown, "rank": None, "inside_null_range": None}
 
 
 def _protocol_dict(result: Result) -> dict[str, Any]:

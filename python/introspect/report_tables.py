@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .page_verdict import ENOUGH, KEPT_MASS, LEAST_MASS, Mass, not_finite, verdict
 from .results import Compared, Detection, Identification, Result, Setting
 from .sentences import (
     NOT_FINITE,
@@ -20,7 +21,6 @@ from .sentences import (
 )
 from .sweeps import headlines, is_sweep
 from .tables import NONE, without_empty_columns
-from .verdicts import ENOUGH, KEPT_MASS, Mass, not_finite, verdict
 
 LISTED = 8  # settings of a sweep that are shown for each concept
 MARK = "⚠"  # of settings whose strength breaks the text
@@ -152,14 +152,14 @@ def _between(low: float, high: float) -> str:
 
 
 def _null_cells(compared: Compared) -> list[str]:
-    if not compared.nulls:
+    if not compared.nulls and not getattr(compared, "n_failed", 0):
         return [NONE, NONE, NONE]
     finite = [null for null in compared.nulls if math.isfinite(null)]
-    broken = len(compared.nulls) - len(finite)
+    broken = len(compared.nulls) - len(finite) + getattr(compared, "n_failed", 0)
     spread = f"{min(finite):+.2f} to {max(finite):+.2f}" if finite else ""
     if broken:
         spread = f"{spread}, {broken} {NOT_FINITE}" if finite else NOT_FINITE
-    if broken or not math.isfinite(compared.value):
+    if compared.band is None:
         return [spread, NONE, NONE]
     z = z_of(compared)
     rank = f"{ordinal(compared.rank)} of {len(compared.nulls) + 1}" + (", inside" if compared.inside else "")
@@ -216,8 +216,8 @@ def warnings(result: Result, tables: Sequence[Table] = ()) -> list[str]:
     if flagged:
         said.append(
             f"In {len(flagged):,} of {len(result.groups):,} settings ({MARK}) the strength breaks the text: yes and no "
-            f"together have less than {100 * KEPT_MASS:.0f}% of the probability that they have without injection. The "
-            f"model is about to say something else, and the log-odds say little."
+            f"together have less than {100 * KEPT_MASS:.0f}% of the probability that they have without injection, or "
+            f"less than {100 * LEAST_MASS:.0f}%. The model is about to say something else; the log-odds say little."
         )
     return said
 

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 
+from ..page_verdict import ENOUGH
 from ..results import Detection, Result
 from ..sweeps import RangeGrid, range_grids
-from ..verdicts import ENOUGH
 from .style import Figure, NothingToDraw, bare
 
 MOST = 4  # rows of one figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,9 @@ from .sweeps import headlines, sweep_bests
 WORDS = ("yes", "unclear", "no", "failed")
 ENOUGH = 5  # random directions; a spread or a mark of fewer says nothing
 ALPHA = 0.05
-KEPT_MASS = 0.5  # of the probability of yes and no together: below this share of it the text is taken for broken
+KEPT_MASS, LEAST_MASS = 0.5, 0.1
+"""A reading leaves the format of the answer where p(yes) + p(no) falls below this share of what it is without
+injection, or below this while it is more without injection."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,9 @@ def overall(results: Sequence[Result]) -> Verdict:
         return Verdict(word, sentence, said)
     if len(usable) == 1 and usable != {"yes"}:
         return Verdict(next(iter(usable)), "That is what the protocols say in which the model's text held.", said)
-    return Verdict("unclear", "The protocols do not agree.", said)
+    counts = Counter(one.word for _, one in counted)
+    named = ", ".join(f"{word} in {counts[word]}" for word in WORDS if counts[word])
+    return Verdict("unclear", f"The {len(counted)} protocols do not agree: {named}.", said)
 
 
 @dataclass(frozen=True)
@@ -108,22 +113,35 @@ class Mass:
 
     @classmethod
     def of(cls, result: Result, setting: Setting) -> Mass:
-        """Mean over the introspection questions of a setting; nothing is flagged where no yes or no was asked for."""
-        rows = result.select(setting, kind="introspection")
+        """Mean over the introspection questions of a setting; flagged where most of them leave the answer's format."""
+        rows = [row for row in result.select(setting, kind="introspection") if is_finite(row)]
         base, injected = (
-            math.fsum(row[side]["p_yes"] + row[side]["p_no"] for row in rows) / len(rows) if rows else math.nan
+            math.fsum(map(_mass, (row[side] for row in rows))) / len(rows) if rows else math.nan
             for side in ("base", "injected")
         )
-        lost = result.protocol["read"] == "yes_no" and injected < KEPT_MASS * base
-        return cls(base, injected, any(map(_flag, rows)) or lost)
+        leaving = sum(_leaves_format(row) for row in rows) if result.protocol["read"] == "yes_no" else 0
+        return cls(base, injected, 2 * leaving > len(rows))
 
 
-def _flag(row: dict[str, Any]) -> bool:
-    return bool(row.get("flag") or row["injected"].get("flag"))
+def _mass(reading: dict[str, Any]) -> float:
+    return reading["p_yes"] + reading["p_no"]
+
+
+def _leaves_format(row: dict[str, Any]) -> bool:
+    """What the row says of itself, and for a row that does not, the same rule."""
+    if "leaves_format" in row:
+        return row["leaves_format"]
+    before, after = _mass(row["base"]), _mass(row["injected"])
+    return after < KEPT_MASS * before or after < LEAST_MASS <= before
+
+
+def is_finite(row: dict[str, Any]) -> bool:
+    """Whether what was read is finite, with and without the injection."""
+    numbers = (row[side][name] for side in ("base", "injected") for name in ("log_odds", "p_yes", "p_no"))
+    return all(map(math.isfinite, numbers))
 
 
 def not_finite(result: Result) -> tuple[int, int]:
-    """How many readings hold a log-odds that is no finite number, and how many there are."""
-    pairs = ((row["base"]["log_odds"], row["injected"]["log_odds"]) for row in result.rows)
-    broken = sum(not all(map(math.isfinite, pair)) for pair in pairs)
+    """How many readings hold a number that is not finite, and how many readings there are."""
+    broken = sum(not is_finite(row) for row in result.rows)
     return broken, len(result.rows)
