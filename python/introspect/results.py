@@ -23,6 +23,7 @@ from .readings import (
     projections_table,
     token_lens_table,
 )
+from .result_fields import check_fields
 from .tables import check_format, write_table
 
 if TYPE_CHECKING:
@@ -141,11 +142,7 @@ class Result:
     """
 
     def __init__(self, data: dict[str, Any]):
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"Result: schema must be {SCHEMA}, got {schema!r}")
-        if missing := {"model", "protocol", "settings", "rows"} - data.keys():
-            raise ValueError(f"Result: it must hold model, protocol, settings and rows, missing {sorted(missing)}")
+        check_schema(data)
         self.model: dict[str, Any] = data["model"]
         self.protocol: dict[str, Any] = data["protocol"]
         self.settings: dict[str, Any] = data["settings"]
@@ -153,8 +150,11 @@ class Result:
 
     @classmethod
     def from_json(cls, text: str) -> Result:
-        """Raises ValueError for anything but a result of this schema."""
-        return cls(json.loads(text))
+        """Raises ValueError for anything but a result of this schema, with the place of the mistake."""
+        data = json.loads(text)
+        check_schema(data)
+        check_fields(data)
+        return cls(data)
 
     def to_json(self) -> str:
         """JSON in which NaN and infinities are null."""
@@ -167,10 +167,10 @@ class Result:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Result:
-        """Raises ValueError with the path for a file that is not a result."""
+        """Raises ValueError with the path, and the place in it, for a file that is not a result."""
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from None
 
     def __repr__(self) -> str:
@@ -391,6 +391,15 @@ class Result:
         for row in self.select(setting, kind="null"):
             found.setdefault(row["null_index"], []).append(row)
         return [found[i] for i in sorted(found)]
+
+
+def check_schema(data: Any) -> None:
+    """Raises ValueError for anything but an object of this schema with all of its parts."""
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise ValueError(f"Result: schema must be {SCHEMA}, got {schema!r}")
+    if missing := {"model", "protocol", "settings", "rows"} - data.keys():
+        raise ValueError(f"Result: it must hold model, protocol, settings and rows, missing {sorted(missing)}")
 
 
 def finite(value: Any) -> Any:

@@ -99,8 +99,9 @@ def command(
                 loaded, word, [other for other in others if other != word], **options, progress=step
             )
         else:
-            pairs = _pairs(loaded, requests, beginnings)
-            vector = introspect.ControlVector.train(loaded, pairs, method=method.value, progress=step)
+            name = concept or positive or ""
+            pairs = {name: _pairs(loaded, requests, beginnings)}
+            vector = introspect.ControlVector.train_many(loaded, pairs, method=method.value, progress=step)[name]
     vector.save(output)
     if json:
         facts = {"path": str(output), "concept": concept or word or positive, "layers": sorted(vector.directions)}
