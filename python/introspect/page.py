@@ -42,7 +42,7 @@ def html(results: Sequence[Result], pictures: dict[str, bytes], drawings: dict[s
     from jinja2 import Environment
     from plotly.offline import get_plotlyjs
 
-    from .plots.panels import THEMES
+    from .plots.panels import EMPTY, THEMES
     from .plots.style import CONCEPT, CONTROL, THIRD
 
     template = (DATA / "report.html.jinja").read_text(encoding="utf-8")
@@ -74,7 +74,7 @@ def html(results: Sequence[Result], pictures: dict[str, bytes], drawings: dict[s
         no=first.protocol["no_token"],
         plotly=get_plotlyjs() if drawings else "",
         themes=json.dumps(THEMES),
-        swatches={CONCEPT: "concept", CONTROL: "control", THIRD: "third"},
+        swatches={CONCEPT: "concept", CONTROL: "control", THIRD: "third", EMPTY: "empty"},
     )
 
 

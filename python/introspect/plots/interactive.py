@@ -19,6 +19,7 @@ from .heads import Map, columns_of
 from .lens import LensCurve, null_layers
 from .panels import (
     DIVERGING,
+    EMPTY,
     INK,
     PAPER,
     SHARES,
@@ -31,7 +32,7 @@ from .panels import (
     number,
     plain,
 )
-from .ranges import marked, matrix, panels_of, thinned
+from .ranges import BROKEN, NOT_RUN, OUTSIDE, marked, matrix, not_finite, panels_of, thinned
 from .readings import ATTENTION, attention_maps, lens_label, lenses, localisation_title
 from .shifts import Line, headline_lines, question_lines
 from .style import CONCEPT, CONTROL, NATS, NULL, RANDOM, THIRD, NothingToDraw
@@ -269,17 +270,17 @@ def range_maps_drawing(result: Result) -> Drawing:
     grids = range_grids(result)
     if not grids:
         raise NothingToDraw("range_maps: ranges of three widths or more are needed for one concept and strength")
-    panels, dotted = [], False
+    panels, seen = [], set()
     for grid in grids:
         quantities = panels_of(grid)
         values = [quantity(d) for _, quantity in quantities for d in grid.cells.values()]
         limit = max((abs(v) for v in values if math.isfinite(v)), default=1.0) or 1.0
         for title, quantity in quantities:
             last = title == quantities[-1][0]
-            dots = marked(grid) if last else []
-            dotted = dotted or bool(dots)
-            panels.append(_range_map(grid, title, quantity, limit, dots, last))
-    legend = [Swatch("above or below all random directions", "point", INK)] if dotted else []
+            panels.append(_range_map(grid, title, quantity, limit, marked(grid) if last else [], last))
+            seen |= {trace.get("name") for trace in panels[-1].traces}
+    marks = ((OUTSIDE, "point", INK), (BROKEN, "cross", INK), (NOT_RUN, "block", EMPTY))
+    legend = [Swatch(*mark) for mark in marks if mark[0] in seen or mark[0] == NOT_RUN]
     return Drawing(panels, legend, columns=3, width=380)
 
 
@@ -300,18 +301,14 @@ def _range_map(
             "hovertemplate": "blocks %{y}–%{x}: %{text}<extra></extra>",
         }
     ]
-    if dots:
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": [j for _, j in dots],
-                "y": [i for i, _ in dots],
-                "marker": {"color": INK, "size": max(3, min(7, 90 / len(lasts)))},
-                "hoverinfo": "skip",
-                "name": "above or below all random directions",
-            }
-        )
+    size = max(3, min(7, 90 / len(lasts)))
+    for cells, symbol, name in ((dots, "circle", OUTSIDE), (not_finite(grid, quantity), "x", BROKEN)):
+        if cells:
+            marker = {"color": INK, "size": size, "symbol": symbol, "line": {"color": PAPER, "width": 1}}
+            ends = {"x": [j for _, j in cells], "y": [i for i, _ in cells]}
+            traces.append(
+                {"type": "scatter", "mode": "markers", **ends, "marker": marker, "hoverinfo": "skip", "name": name}
+            )
 
     def axis(layers: Sequence[int], name: str) -> dict[str, Any]:
         # A cell for each block that was run, and its number under it: the blocks may lie far apart.
@@ -330,7 +327,8 @@ def _range_map(
         "colorbar": {"title": {"text": "nats"}, "thickness": 12, "outlinewidth": 0},
     }
     y = {**axis(firsts, "first steered block"), "autorange": "reversed"}
-    return Panel(f"{grid.name}: {title}", traces, axis(lasts, "last steered block"), y, 340, colours=colours)
+    x = axis(lasts, "last steered block")
+    return Panel(f"{grid.name}: {title}", traces, x, y, 340, colours=colours, background=EMPTY)
 
 
 def _range_text(detection: Detection | None, quantity: Any, last: bool) -> str:

@@ -18,7 +18,8 @@ from plotly.subplots import make_subplots
 from ..results import finite
 from .style import CONCEPT, CONTROL, THIRD
 
-INK, SOFT, GRID, PAPER, DIVERGING, SHARES = "@ink", "@soft", "@grid", "@paper", "@diverging", "@shares"
+INK, SOFT, GRID, PAPER, EMPTY = "@ink", "@soft", "@grid", "@paper", "@empty"
+DIVERGING, SHARES = "@diverging", "@shares"
 
 # ColorBrewer's RdBu (Brewer 2003) on white; on black its ends are light and its middle is dark.
 _LIGHT = [
@@ -59,6 +60,7 @@ THEMES: dict[str, dict[str, Any]] = {
         SOFT: "#7d848e",
         GRID: "#e6e8eb",
         PAPER: "#ffffff",
+        EMPTY: "#dedede",
         DIVERGING: _scale(_LIGHT),
         SHARES: _scale(["#f7fbff", "#9ecae1", "#08519c"]),
     },
@@ -71,6 +73,7 @@ THEMES: dict[str, dict[str, Any]] = {
         SOFT: "#8d949e",
         GRID: "#3a3e45",
         PAPER: "#17191d",
+        EMPTY: "#4a4e55",
         DIVERGING: _scale(_DARK),
         SHARES: _scale(["#25282d", "#215f90", "#a6d4fa"]),
     },
@@ -98,6 +101,7 @@ class Panel:
     height: int  # pixels
     shapes: list[dict[str, Any]] = field(default_factory=list)  # x in data, y in paper coordinates
     colours: dict[str, Any] | None = None  # plotly's coloraxis
+    background: str = "rgba(0,0,0,0)"
 
     def as_dict(self) -> dict[str, Any]:
         """The panel as a figure of its own."""
@@ -105,7 +109,7 @@ class Panel:
             "height": self.height,
             "margin": {"l": 8, "r": 12, "t": 10, "b": 8},
             "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": self.background,
             "font": {"family": FONT, "size": 12, "color": INK},
             "hoverlabel": {"bgcolor": PAPER, "font": {"color": INK}, "align": "left"},
             "showlegend": False,
@@ -180,8 +184,14 @@ def compose(drawing: Drawing) -> go.Figure:
             colours = _themed(panel.colours)
             figure.update_layout({axis: {**colours, "colorbar": {**colours.get("colorbar", {}), **bar}}})
     legend = {"orientation": "h", "yanchor": "top", "y": -60 / inside, "x": 0}
+    background = _themed(drawing.panels[0].background)
     figure.update_layout(
-        template="plotly_white", font={"family": FONT, "size": 12}, height=height, margin=margin, legend=legend
+        plot_bgcolor=background if background.startswith("#") else "#ffffff",
+        template="plotly_white",
+        font={"family": FONT, "size": 12},
+        height=height,
+        margin=margin,
+        legend=legend,
     )
     return figure
 

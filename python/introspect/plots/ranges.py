@@ -15,6 +15,7 @@ from ..sweeps import RangeGrid, range_grids
 from .style import Figure, NothingToDraw, bare
 
 MOST = 4  # rows of one figure
+OUTSIDE, BROKEN, NOT_RUN = "above or below all random directions", "not finite", "not run"
 COLOURS = "RdBu_r"  # blue below zero, red above: kept apart by the colour-blind, too
 
 # What is drawn of each range, and what its title says.
@@ -47,6 +48,7 @@ def range_maps(result: Result) -> Figure:
         norm = TwoSlopeNorm(0.0, -limit, limit)
         for axes, (title, quantity) in zip(row, panels, strict=True):
             _map(axes, grid, quantity, norm)
+            _cross(axes, grid, quantity)
             axes.set_title(title, fontsize=9.5, loc="left")
             axes.set_xlabel("last steered block", fontsize=9)
         dots = _mark(row[-1], grid)
@@ -77,6 +79,11 @@ def marked(grid: RangeGrid) -> list[tuple[int, int]]:
         for ends, d in grid.cells.items()
         if d.headline.band and len(d.headline.nulls) >= ENOUGH and not d.headline.inside
     ]
+
+
+def not_finite(grid: RangeGrid, quantity: Callable[[Detection], float]) -> list[tuple[int, int]]:
+    """The ranges that were run and gave no finite number."""
+    return [ends for ends, d in grid.cells.items() if not math.isfinite(quantity(d))]
 
 
 def thinned(n: int, most: int) -> list[int]:
@@ -116,6 +123,12 @@ def _mark(axes: Axes, grid: RangeGrid) -> int:
         xs, ys = zip(*outside, strict=True)
         axes.scatter(xs, ys, s=size, color="black", linewidth=0, zorder=3)
     return len(outside)
+
+
+def _cross(axes: Axes, grid: RangeGrid, quantity: Callable[[Detection], float]) -> None:
+    firsts, lasts, _ = matrix(grid, quantity)
+    for first, last in not_finite(grid, quantity):
+        axes.plot(lasts.index(last), firsts.index(first), "x", color="black", markersize=5)
 
 
 def _nulls(grid: RangeGrid) -> int:
