@@ -89,7 +89,7 @@ def heading(results: Sequence[Result]) -> str:
 
 
 def section_names(results: Sequence[Result]) -> list[str]:
-    """A name for each result that no other has: its protocol's, with a number behind it the second time."""
+    """A name for each result that no other has: its protocol's, with a number after it the second time."""
     names: list[str] = []
     for result in results:
         name, n = result.protocol["name"], 2

@@ -82,7 +82,7 @@ def headlines(result: Result) -> dict[str, list[tuple[Setting, Compared]]]:
 
 
 def sweep_bests(result: Result) -> dict[str, Furthest]:
-    """Of every concept, the setting in which it stands out most, beside each rotation's best."""
+    """Of every concept, the setting in which it stands out most, and each rotation's best."""
     found = {concept: furthest(listed) for concept, listed in headlines(result).items()}
     return {concept: one for concept, one in found.items() if one is not None}
 

@@ -75,7 +75,7 @@ def without_empty_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 
 def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: in columns where they fit, and otherwise a few lines a row, with the names beside the values."""
+    """Print a table: in columns where they fit, and otherwise a few lines a row, each value after its name."""
     print_lines(console, table_lines(header, rows, console.width))
 
 
@@ -93,7 +93,7 @@ def printable(text: str) -> str:
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """The lines of a table that is at most ``width`` columns wide; only a word longer than that is broken.
 
-    The first column names the row. Where all columns do not fit beside one another, each row is its name and, indented
+    The first column names the row. Where all columns do not fit into a line, each row is its name and, indented
     under it, "name: value" pairs, which stand in the same columns in every row.
     """
     from rich.cells import cell_len

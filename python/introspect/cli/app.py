@@ -50,7 +50,7 @@ def _cmake_prefix(asked: bool) -> None:
 
 
 def _prefixes() -> Iterator[Path]:
-    """Where pip may have put the compiled parts: an editable install leaves only the sources beside this file."""
+    """Where pip may have put the compiled parts: an editable install leaves only the sources where this file is."""
     spec = importlib.util.find_spec("introspect._C")
     if spec and spec.origin:
         yield Path(spec.origin).parent

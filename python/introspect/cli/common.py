@@ -94,7 +94,7 @@ def print_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """A line for the person at the terminal, beside what a program reads."""
+    """A line for the person at the terminal; what a program reads goes to standard output."""
     typer.echo(text, err=True)
 
 

@@ -1,4 +1,4 @@
-"""What a result read beside the log-odds: lenses by layer, attention by head, answers of a localisation."""
+"""What a result read besides the log-odds: lenses by layer, attention by head, answers of a localisation."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from .style import CONCEPT, CONTROL, NATS, PANELS, Figure, finish, legend, short
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a plot: a value beside its random directions, with its 95% interval if it has one."""
+    """One line of a plot: a value against its random directions, with its 95% interval if it has one."""
 
     name: str
     compared: Compared
@@ -40,7 +40,7 @@ def headline_lines(results: Sequence[Result]) -> list[tuple[str, Compared, bool]
 
 
 def overview(results: Sequence[Result]) -> Figure | None:
-    """Every concept's shift, less its controls', beside its random directions; None where nothing was asked.
+    """Every concept's shift, less its controls', against its random directions; None where nothing was asked.
 
     Sweeps are left out: they have curves and maps. Of several models every line says which.
     """

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import synthetic
@@ -145,15 +146,25 @@ def test_a_failure_is_one_line_and_1(tmp_path):
 
 def options():
     """(command, option) of every whole number that a command takes."""
-    commands = [((), typer.main.get_command(app))]
-    for path, command in commands:
-        commands += [((*path, name), one) for name, one in getattr(command, "commands", {}).items()]
-        for param in command.params:
-            if param.type.name.startswith("integer"):
-                yield path, param.opts[-1]
+    groups = [((), app), *(((group.name,), group.typer_instance) for group in app.registered_groups)]
+    for path, group in groups:
+        for command in group.registered_commands:
+            hints = get_type_hints(command.callback, include_extras=True)
+            for name, hint in hints.items():
+                kind, *details = get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
+                if details and int in (kind, *get_args(kind)):
+                    named = [text for text in details[0].param_decls or () if text.startswith("--")]
+                    command_name = command.name or command.callback.__name__
+                    yield (*path, command_name), (named or [f"--{name.replace('_', '-')}"])[0]
 
 
-@pytest.mark.parametrize(("command", "option"), list(options()), ids=" ".join)
+def test_there_are_whole_numbers_to_try():
+    assert {("generate", "--max-new-tokens"), ("run", "--nulls"), ("sweep", "--step")} <= {
+        (command[-1], option) for command, option in options()
+    }
+
+
+@pytest.mark.parametrize(("command", "option"), list(options()), ids=str)
 def test_whole_numbers_beyond_all_bounds_are_wrong_usage(command, option):
     result = invoke(*command, option, "9" * 25)
     assert result.exit_code == 2 and option in result.stderr, result.output
