@@ -161,8 +161,14 @@ class Hooked:
     ) -> Any:  # optional, which no stub says
         """What a pass over these tokens, or a generation after them, is run with: None if nothing is in effect.
 
+        Whoever runs the native model for a caller asks here, so that nothing which is in effect is left out. A pass may
+        also start from a residual [batch, pos, d_model].
+
         The registry is made for this pass: hooks may add and remove hooks while it runs, and what a hook refers to, its
         model perhaps, hangs on Python objects alone, which the garbage collector can follow.
+
+        Raises:
+            ConfigError: steering under a condition, and no tokens or no prompt to decide it on.
         """
         effects = self._effects
         if not effects:
@@ -173,28 +179,6 @@ class Hooked:
         for effect in sorted(effects, key=lambda effect: isinstance(effect, Recording)):
             effect.put_into(registry, of)
         return registry
-
-    @property
-    def is_hooked(self) -> bool:
-        """True if anything would be read or changed in a pass."""
-        return bool(self._conditional) or self._active_hooks() is not None
-
-    def _hooks_of_pass(
-        self, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: _C.KVCache | None = None
-    ) -> Any:  # optional, which no stub says
-        """What a pass over these tokens, or a generation after them, is run with: None if nothing is in effect.
-
-        Whoever runs the native model for a caller asks here, so that nothing which is in effect is left out. A pass may
-        also start from a residual [batch, pos, d_model].
-
-        Raises:
-            ConfigError: steering under a condition, and no tokens or no prompt to decide it on.
-        """
-        if not self._conditional:
-            return self._active_hooks()
-        if tokens.is_floating_point():
-            raise _C.ConfigError("forward: a condition of steer is decided on tokens, not on a residual")
-        return self._active_hooks(self._conditions_met(tokens, attention_mask, cache))
 
     # Adding and removing
 

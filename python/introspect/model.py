@@ -11,7 +11,7 @@ import torch
 from . import _C, hub, pretrained
 from .activation_cache import ActivationCache
 from .arguments import Messages, as_rows, as_texts, checked_source, is_messages
-from .chat import load_chat_template
+from .chat import given_chat_template, load_chat_template
 from .hook_points import NamesFilter
 from .hooked import Hooks
 from .slices import Slice, SliceInput
@@ -29,6 +29,7 @@ def load_model(
     keep_blocks: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
     tokenizer: Any = None,
+    chat_template: str | os.PathLike | _C.ChatTemplate | None = None,
 ) -> Model:
     """Load a model from a short name, a Hugging Face folder, a .gguf file, a hub id, or a transformers model in memory.
 
@@ -45,6 +46,8 @@ def load_model(
             that is larger than memory. The files must stay as they are meanwhile.
         progress: called with (what, done, total).
         tokenizer: of a transformers model: transformers' tokenizer for it, or a folder or file that holds it.
+        chat_template: instead of the one in the model's files: a file that holds Jinja, Jinja itself, or the name of a
+            native format (``ChatTemplate.names()``).
 
     Raises:
         IoError: a file is missing or damaged, or no source could be reached.
@@ -64,7 +67,7 @@ def load_model(
         path,
         dtype=wanted,
         device=torch.device(device),
-        chat_template=load_chat_template(path),
+        chat_template=load_chat_template(path) if chat_template is None else given_chat_template(chat_template, path),
         keep_blocks=keep_blocks,
         progress=progress,
     )

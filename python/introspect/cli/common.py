@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -52,6 +52,8 @@ def parse_layers(text: str) -> Layers:
         layers = Layers(number(first), number(last if dash else first))
     except ValueError:
         raise typer.BadParameter(f"layers are A-B with block numbers or fractions of the depth, got {text!r}") from None
+    if max(layers) > MOST:
+        raise typer.BadParameter(f"no model has so many blocks, got {text!r}")
     if layers.first > layers.last:
         raise typer.BadParameter(f"the first layer comes first, got {text!r}")
     if isinstance(layers.last, float) and not layers.last <= 1.0:
@@ -69,11 +71,21 @@ def parse_number(text: str) -> float:
     return number
 
 
+MOST = 2**31 - 1  # of counts
+MOST_SEED = 2**63 - 1
+
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A short name (introspect pull --list), HF folder, .gguf or hub id.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="Of weights and activations; bfloat16 takes half the memory.")]
 DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1, mps.")]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template", metavar="F", help="A file with the chat template in Jinja, or a format's name (chatml, ...)."
+    ),
+]
+SeedOption = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of everything that is drawn at random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 
@@ -82,12 +94,12 @@ def print_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """A line for the person at the terminal, beside what a program reads."""
+    """A line for the person at the terminal; what a program reads goes to standard output."""
     typer.echo(text, err=True)
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """End a failed command with one line and exit code 1, an interrupted one with 130.
+    """End a failed command with one line and exit code 1, one used wrongly with 2, an interrupted one with 130.
 
     INTROSPECT_TRACEBACK=1 shows where an error came from instead.
     """
@@ -95,6 +107,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
         try:
+            check_text(options)
             with _ends_on_interrupt():
                 command(*args, **options)
         except BrokenPipeError:  # the reader of our output has gone, as in `introspect generate ... | head`
@@ -103,8 +116,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             note("introspect: interrupted; what was finished is kept")
             raise typer.Exit(INTERRUPTED) from None
-        except (ImportError, IndexError, MemoryError, OSError, RuntimeError, ValueError) as error:
-            if os.environ.get("INTROSPECT_TRACEBACK") or isinstance(error, typer.Exit):
+        except Exception as error:
+            is_usage = hasattr(error, "exit_code") or isinstance(error, typer.Abort)  # typer shows these itself
+            if is_usage or os.environ.get("INTROSPECT_TRACEBACK"):
                 raise
             note(f"introspect: {describe(error)}")
             raise typer.Exit(FAILED) from None
@@ -112,12 +126,39 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+EXPECTED = (ImportError, IndexError, MemoryError, OSError, RuntimeError, ValueError)
+
+
 def describe(error: BaseException) -> str:
     """One line: what failed, and the file if there is one."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return where + error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    line = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, EXPECTED):
+        return line
+    return f"{type(error).__name__}: {line} (a fault of introspect's; INTROSPECT_TRACEBACK=1 shows where)"
+
+
+def check_text(options: Mapping[str, Any]) -> None:
+    """Refuse arguments that are no text: bytes that the locale cannot decode. Names of files that are there may be so.
+
+    Raises:
+        BadParameter: naming the option.
+    """
+    for name, value in options.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not _is_text(text) and not os.path.exists(text):
+                shown = text.encode("utf-8", "backslashreplace").decode("utf-8")
+                raise typer.BadParameter(f"{name} must be text in UTF-8, got {shown!r}")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -155,7 +196,7 @@ def _ends_on_interrupt() -> Iterator[None]:
         os.close(read_end)
 
 
-def load_model(source: str, dtype: Dtype, device: str):
+def load_model(source: str, dtype: Dtype, device: str, chat_template: str | None = None):
     """introspect.load_model with a progress bar."""
     import introspect
 
@@ -164,7 +205,9 @@ def load_model(source: str, dtype: Dtype, device: str):
 
     hub.resolve(source)  # with its own progress bar, where it has to be fetched
     with step_bars() as step:
-        return introspect.load_model(source, dtype=dtype.value, device=device, progress=step)
+        return introspect.load_model(
+            source, dtype=dtype.value, device=device, progress=step, chat_template=chat_template
+        )
 
 
 def output_file(path: Path, suffixes: tuple[str, ...]) -> Path:

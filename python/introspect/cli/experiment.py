@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Dtype, load_model, note
+from ..output_files import check_file_name
+from .common import MOST, Dtype, SeedOption, load_model, note
 
 if TYPE_CHECKING:
     from ..results import Result
 
 CELLS = "cells.sqlite"  # the store in a run's folder
 DEFAULT_FRACTION = 0.1  # of the mean residual norm: small models answer in whole sentences up to here
-RESERVED = ("report", "overview")  # file names of introspect report
 
 Protocols = Annotated[
     list[str],
@@ -30,8 +30,8 @@ Folder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Fol
 Questions = Annotated[
     str, typer.Option(help="controls (the protocol's own and its control questions), own, or a file of questions.")
 ]
-Nulls = Annotated[int, typer.Option(min=0, help="Random rotations of each vector to compare with.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the rotations and of sampled text.")]
+Nulls = Annotated[int, typer.Option(min=0, max=MOST, help="Random rotations of each vector to compare with.")]
+Seed = SeedOption
 
 
 def strengths(given: list[float] | None, fractions: list[float] | None) -> dict[str, Any]:
@@ -73,8 +73,7 @@ def load_protocols(sources: list[str]) -> list[Any]:
 
     protocols = [introspect.load_protocol(source) for source in sources]
     for protocol in protocols:
-        if Path(protocol.name).name != protocol.name or protocol.name in RESERVED:
-            raise ValueError(f"a protocol's name becomes a file name, {protocol.name!r} cannot")
+        check_file_name(protocol.name, "the protocol's name")
     return protocols
 
 
