@@ -250,7 +250,8 @@ engine::Plan make_plan(const Lowering& lowered, const std::vector<ModelPtr>& mod
   check<std::invalid_argument>(!lowered.captures.empty(), "Graph::run: there is nothing to read");
   const auto& model = *models.front();
   return engine::Plan(lowered.pieces, lowered.captures, model.cfg(), model.dtype(), model.device(),
-                      {options.memory_budget, options.most_rows});
+                      {options.memory_budget, options.most_rows, options.most_token_layers,
+                       options.read_token_layers, options.least_reads});
 }
 
 }  // namespace
@@ -263,6 +264,7 @@ void Graph::run(const RunOptions& options,
                 const std::function<void(std::vector<std::pair<ReadId, engine::Captured>>)>& on_read) const {
   const Lowering lowered(*this);
   const auto plan = make_plan(lowered, models_, options);
+  if (options.on_plan) options.on_plan(plan.summary());
   const auto hand_out = [&](std::vector<std::pair<int64_t, engine::Captured>> parts) {
     std::vector<std::pair<ReadId, engine::Captured>> out;
     // All parts of a reading are in one pass, one after another.
