@@ -48,6 +48,7 @@ from .hooked_transformer import HookedTransformer
 from .hub import pull, resolve
 from .key_value_cache import HookedTransformerKeyValueCache
 from .model import Model, load_model
+from .plans import ExperimentPlan
 from .results import Result
 from .search import RangeEstimates, RangeSearch, estimate_ranges, refine_ranges, screen_ranges
 from .steering import (
@@ -76,6 +77,7 @@ __all__ = [
     "ConfigError",
     "ControlVector",
     "Error",
+    "ExperimentPlan",
     "FactoredMatrix",
     "FinetuneExample",
     "Graph",

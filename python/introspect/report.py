@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .data import FOLDER as DATA
 from .results import SCHEMA, Result, finite, write_text
+from .runs import load_results
 from .sentences import (
     TEXT_NAMES,
     detection_verdict,
@@ -47,17 +48,13 @@ METHOD = (
 
 
 def load_folder(folder: str | os.PathLike) -> list[Result]:
-    """The results in a run folder, in the order of the article.
+    """The results in a run folder, in the order of the article; see ``runs.load_results``.
 
     Raises:
         FileNotFoundError: the folder is not there or holds no result.
         ValueError: a file is damaged.
     """
-    folder = Path(folder)
-    files = [path for path in sorted(folder.glob("*.json")) if path.name != "report.json"]
-    if not files:
-        raise FileNotFoundError(f"report: {folder} holds no results (<protocol>.json, written by introspect run)")
-    results = [Result.load(path) for path in files]
+    results = load_results(folder)
 
     def place(result: Result) -> tuple[int, str]:
         name = result.protocol["name"]

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .merging import merged
 from .readings import (
     Localisation,
     attention_maps,
@@ -22,6 +23,8 @@ from .readings import (
     projections_table,
     token_lens_table,
 )
+from .result_check import check_reading as check_reading
+from .result_check import check_rows
 from .tables import check_format, write_table
 
 if TYPE_CHECKING:
@@ -148,6 +151,7 @@ class Result:
         self.model: dict[str, Any] = data["model"]
         self.protocol: dict[str, Any] = data["protocol"]
         self.settings: dict[str, Any] = data["settings"]
+        check_rows(data)
         self.rows: list[dict[str, Any]] = [_with_nan(row) for row in data["rows"]]
 
     @classmethod
@@ -171,6 +175,16 @@ class Result:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+    def merged(self, other: Result) -> Result:
+        """The rows of both, where both have a setting and question those of ``other``: a wider sweep, more nulls.
+
+        Rows of rotations of another seed get a ``seed`` of their own.
+
+        Raises:
+            ValueError: another model, dtype, protocol or unit of strength; it names the difference.
+        """
+        return Result(merged(*(json.loads(one.to_json()) for one in (self, other))))
 
     def __repr__(self) -> str:
         return f"<Result of {self.protocol['name']} on {self.model['name']}: {len(self.rows)} rows>"
@@ -384,9 +398,10 @@ class Result:
 
     def _nulls(self, setting: Setting) -> list[list[dict]]:
         """Rows of each random rotation."""
-        found: dict[int, list[dict]] = {}
+        found: dict[tuple[int, int], list[dict]] = {}
+        seed = self.settings.get("seed", 0)
         for row in self.select(setting, kind="null"):
-            found.setdefault(row["null_index"], []).append(row)
+            found.setdefault((row.get("seed", seed), row["null_index"]), []).append(row)
         return [found[i] for i in sorted(found)]
 
 

@@ -140,6 +140,8 @@ Reading Reading::from_json(const std::string& text) {
     return out;
   } catch (const Json::exception& problem) {
     throw IoError(concat("Reading::from_json: not a reading: ", problem.what()));
+  } catch (const std::logic_error&) {  // of stoll
+    throw IoError("Reading::from_json: not a reading: projections must be by block");
   }
 }
 

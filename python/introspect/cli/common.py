@@ -6,8 +6,10 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from ..results import finite
 
 FAILED, INTERRUPTED = 1, 130
 GRACE = 0.6  # seconds that native code gets to notice Ctrl-C
+LONGEST = 2000  # characters of an error's line
 
 
 class Dtype(str, Enum):
@@ -69,6 +72,18 @@ def parse_number(text: str) -> float:
     return number
 
 
+def one(parse: Callable[[str], Any], name: str) -> Callable[[str], Any]:
+    """The parser of an option that takes one value at a time."""
+
+    @functools.wraps(parse)
+    def only(text: str) -> Any:
+        if "," in text:
+            raise typer.BadParameter(f"it takes one value; for several of them: introspect sweep {name} {text}")
+        return parse(text)
+
+    return only
+
+
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A short name (introspect pull --list), HF folder, .gguf or hub id.")
 ]
@@ -82,29 +97,34 @@ def print_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """A line for the person at the terminal, beside what a program reads."""
+    """A line for the person at the terminal, beside what a program reads; a narrow terminal breaks it between words."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
     typer.echo(text, err=True)
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """End a failed command with one line and exit code 1, an interrupted one with 130.
 
-    INTROSPECT_TRACEBACK=1 shows where an error came from instead.
+    INTROSPECT_TRACEBACK=1 shows where an error came from instead. A kind of error that is not meant to reach a user
+    says that.
     """
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
         try:
+            _check_texts(options)
             with _ends_on_interrupt():
                 command(*args, **options)
         except BrokenPipeError:  # the reader of our output has gone, as in `introspect generate ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
-            note("introspect: interrupted; what was finished is kept")
+            note(f"introspect: {_interrupted}")
             raise typer.Exit(INTERRUPTED) from None
-        except (ImportError, IndexError, MemoryError, OSError, RuntimeError, ValueError) as error:
-            if os.environ.get("INTROSPECT_TRACEBACK") or isinstance(error, typer.Exit):
+        except Exception as error:
+            if os.environ.get("INTROSPECT_TRACEBACK") or isinstance(error, _OF_TYPER):
                 raise
             note(f"introspect: {describe(error)}")
             raise typer.Exit(FAILED) from None
@@ -112,12 +132,43 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+_EXPECTED = (ImportError, IndexError, MemoryError, OSError, RuntimeError, ValueError)
+_OF_TYPER = (typer.Exit, typer.Abort, typer.BadParameter.__mro__[2])  # the last is click's ClickException
+_interrupted = "interrupted; what was finished is kept"
+
+
 def describe(error: BaseException) -> str:
     """One line: what failed, and the file if there is one."""
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return where + error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split())
+    if len(text) > LONGEST:
+        text = text[: LONGEST - 3] + "..."
+    if isinstance(error, _EXPECTED):
+        return text or type(error).__name__
+    return f"unexpected {type(error).__name__}: {text} (INTROSPECT_TRACEBACK=1 shows where it came from)"
+
+
+def resumable(folder: Path) -> None:
+    """From here on Ctrl-C leaves a run in a folder that can go on."""
+    global _interrupted
+    _interrupted = (
+        f"interrupted; what was finished is kept. The same command goes on; introspect report {folder} shows it so far"
+    )
+
+
+def _check_texts(options: dict[str, Any]) -> None:
+    """Texts that are no Unicode (bytes of another encoding) reach neither a model nor a file; paths may be such."""
+    for name, value in options.items():
+        if name in ("model", "protocols", "source"):
+            continue
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and not text.isascii():
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    raise typer.BadParameter(f"{name} must be text in UTF-8, got {text!r}") from None
 
 
 @contextmanager
@@ -125,8 +176,8 @@ def _ends_on_interrupt() -> Iterator[None]:
     """Let Ctrl-C end the process while native code runs, too.
 
     Python raises KeyboardInterrupt only between its own instructions. A thread therefore watches for the signal itself
-    and ends the process if that has not happened after a moment. What is finished is on disk by then: cells are
-    committed one by one, files are renamed when they are complete.
+    and ends the process if that has not happened after a moment. What is finished is on disk by then: readings are
+    committed as they are finished, at least every ten seconds; files are renamed when they are complete.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -139,7 +190,7 @@ def _ends_on_interrupt() -> Iterator[None]:
         while byte := os.read(read_end, 1):
             if byte[0] == signal.SIGINT and not finished.wait(GRACE):
                 show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-                os.write(2, f"\r{show_cursor}introspect: interrupted; what was finished is kept\n".encode())
+                os.write(2, f"\r{show_cursor}introspect: {_interrupted}\n".encode(errors="replace"))
                 os._exit(INTERRUPTED)
 
     previous = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
