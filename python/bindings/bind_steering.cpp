@@ -103,6 +103,9 @@ Raises:
       .def_property_readonly(
           "model_hash", [](const ControlVector& v) { return v.origin().model_hash; },
           "Hash of the model it was trained on; empty if unknown.")
+      .def_property_readonly(
+          "concept", [](const ControlVector& v) { return v.origin().concept_name; },
+          "What it stands for, as train_many and train_words were told; empty if unknown.")
       .def_property_readonly("method", [](const ControlVector& v) { return v.origin().method; })
       .def_property_readonly("n_pairs", [](const ControlVector& v) { return v.origin().n_pairs; })
       .def_property_readonly(

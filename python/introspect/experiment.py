@@ -254,7 +254,8 @@ def _run(protocols: Sequence[_C.Protocol], arguments: Mapping[str, Any]) -> list
     if plan:
         return planned  # type: ignore[return-value]  # one for all protocols
     results = [json.loads(text) for text in texts]
-    for data in results:
+    for data, protocol in zip(results, protocols, strict=True):
+        data["protocol"]["definition"] = json.loads(protocol.to_json())  # what reports show: turns, injected, controls
         # Files often bear another model's name inside.
         data["model"]["name"] = Path(model.name).name.removesuffix(".gguf")
     for warning in dict.fromkeys(warning for data in results for warning in data.pop("warnings")):

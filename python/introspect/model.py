@@ -10,7 +10,7 @@ import torch
 
 from . import _C, hub
 from .activation_cache import ActivationCache
-from .chat import load_chat_template
+from .chat import given_chat_template, load_chat_template
 from .hook_points import NamesFilter
 from .hooked import Hooks
 from .slices import Slice, SliceInput
@@ -26,6 +26,7 @@ def load_model(
     device: torch.device | str = "cpu",
     keep_blocks: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
+    chat_template: str | os.PathLike | _C.ChatTemplate | None = None,
 ) -> Model:
     """Load a model from a short name, a Hugging Face folder, a .gguf file or a hub id.
 
@@ -37,6 +38,8 @@ def load_model(
             of this model only the embeddings and one block take memory: for the second model of an experiment, or one
             that is larger than memory. The files must stay as they are meanwhile.
         progress: called with (what, done, total).
+        chat_template: instead of the one in the model's files: a file that holds Jinja, Jinja itself, or the name of a
+            native format (``ChatTemplate.names()``).
 
     Raises:
         IoError: a file is missing or damaged, or no source could be reached.
@@ -50,7 +53,7 @@ def load_model(
         path,
         dtype=wanted,
         device=torch.device(device),
-        chat_template=load_chat_template(path),
+        chat_template=load_chat_template(path) if chat_template is None else given_chat_template(chat_template, path),
         keep_blocks=keep_blocks,
         progress=progress,
     )

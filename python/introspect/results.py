@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .merging import merged
+from .output_files import write_text
 from .readings import (
     Localisation,
     attention_maps,
@@ -23,8 +24,7 @@ from .readings import (
     projections_table,
     token_lens_table,
 )
-from .result_check import check_reading as check_reading
-from .result_check import check_rows
+from .result_fields import check_fields
 from .tables import check_format, write_table
 
 if TYPE_CHECKING:
@@ -143,21 +143,19 @@ class Result:
     """
 
     def __init__(self, data: dict[str, Any]):
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"Result: schema must be {SCHEMA}, got {schema!r}")
-        if missing := {"model", "protocol", "settings", "rows"} - data.keys():
-            raise ValueError(f"Result: it must hold model, protocol, settings and rows, missing {sorted(missing)}")
+        check_schema(data)
         self.model: dict[str, Any] = data["model"]
         self.protocol: dict[str, Any] = data["protocol"]
         self.settings: dict[str, Any] = data["settings"]
-        check_rows(data)
         self.rows: list[dict[str, Any]] = [_with_nan(row) for row in data["rows"]]
 
     @classmethod
     def from_json(cls, text: str) -> Result:
-        """Raises ValueError for anything but a result of this schema."""
-        return cls(json.loads(text))
+        """Raises ValueError for anything but a result of this schema, with the place of the mistake."""
+        data = json.loads(text)
+        check_schema(data)
+        check_fields(data)
+        return cls(data)
 
     def to_json(self) -> str:
         """JSON in which NaN and infinities are null."""
@@ -170,10 +168,10 @@ class Result:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Result:
-        """Raises ValueError with the path for a file that is not a result."""
+        """Raises ValueError with the path, and the place in it, for a file that is not a result."""
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from None
 
     def merged(self, other: Result) -> Result:
@@ -208,7 +206,9 @@ class Result:
     def label(self, setting: Setting) -> str:
         """How a setting is named in tables and plots."""
         unit = " × residual norm" if self.settings.get("strength_unit") == "residual" else ""
-        return f"{setting.concept}, {setting.strength:g}{unit}, blocks {setting.first_layer}–{setting.last_layer}"
+        first, last = setting.first_layer, setting.last_layer
+        blocks = f"block {first}" if first == last else f"blocks {first}–{last}"
+        return f"{setting.concept}, {setting.strength:g}{unit}, {blocks}"
 
     def select(self, setting: Setting, *, kind: str | None = None, question_kind: str | None = None) -> list[dict]:
         return [
@@ -355,7 +355,7 @@ class Result:
             p_yes=_mean(row["injected"]["p_yes"] for row in own),
             shift=shift,
             control_mean=control_mean,
-            control_std=statistics.stdev(controls) if len(controls) > 1 else math.nan,
+            control_std=statistics.stdev(controls) if len(controls) > 1 and _finite(*controls) else math.nan,
             corrected=corrected,
             effect=_effect(own, asked),
             n_controls=len(controls),
@@ -405,6 +405,15 @@ class Result:
         return [found[i] for i in sorted(found)]
 
 
+def check_schema(data: Any) -> None:
+    """Raises ValueError for anything but an object of this schema with all of its parts."""
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise ValueError(f"Result: schema must be {SCHEMA}, got {schema!r}")
+    if missing := {"model", "protocol", "settings", "rows"} - data.keys():
+        raise ValueError(f"Result: it must hold model, protocol, settings and rows, missing {sorted(missing)}")
+
+
 def finite(value: Any) -> Any:
     """The same value with None in place of NaN and infinities, as JSON needs it."""
     if isinstance(value, float):
@@ -414,13 +423,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is complete or as it was."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _with_nan(row: dict) -> dict:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .merging import difference as difference
-from .results import SCHEMA, Result, finite, write_text
+from .output_files import RESERVED, check_file_name, write_text
+from .results import SCHEMA, Result, finite
 
 if TYPE_CHECKING:
     from .model import Model
 
 CELLS = "cells.sqlite"  # the store
 NOTES = ("run.json", "sweep.json")  # by the command
-RESERVED = ("report", "overview", "run", "sweep")  # stems of other files there: no protocol may be called so
 _SETTING = (
     *("concept", "strength", "first_layer", "last_layer", "question", "question_kind", "kind", "null_index"),
     *("paraphrase", "place", "part_first", "part_last", "asked_in"),
@@ -87,7 +87,7 @@ def note_finished(folder: Path, name: str, protocol: str) -> None:
 def load_results(folder: str | os.PathLike) -> list[Result]:
     """The results in a run's folder, by name, with what an interrupted run has finished so far.
 
-    A result that is not complete says so in ``settings["incomplete"]``: {"done": readings, "of": readings}.
+    Of a result that is not complete ``settings["planned_readings"]`` says how many rows it would have.
 
     Raises:
         FileNotFoundError: the folder is not there or holds no result and no reading.
@@ -149,14 +149,13 @@ def unfinished(
         rows.append({**setting, "base": base, "injected": injected})
     if not rows:
         return None
-    done = sum(row["key"] in values for row in asked)
-    incomplete = {} if done == len(asked) else {"incomplete": {"done": done, "of": len(asked)}}
+    planned = sum(row["kind"] != "base" for row in asked)
     return Result(
         {
             "schema": SCHEMA,
             "model": dict(model),
             "protocol": dict(protocol),
-            "settings": {**settings, **incomplete},
+            "settings": {**settings, "planned_readings": planned},
             "rows": rows,
         }
     )
@@ -173,8 +172,7 @@ def _note(path: Path) -> dict[str, Any]:
             for name in names:
                 note[part][name]
         for protocol in note["protocols"]:
-            if Path(protocol["name"]).name != protocol["name"] or protocol["name"] in RESERVED:
-                raise ValueError(f"a protocol's name becomes a file name, {protocol['name']!r} cannot")
+            check_file_name(protocol["name"], "a protocol's name")
             protocol["hash"], protocol["read"]
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None

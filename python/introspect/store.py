@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from . import _C
-from .results import check_reading
+from .reading_check import check_reading
 from .tables import check_format, write_table
 
 if TYPE_CHECKING:

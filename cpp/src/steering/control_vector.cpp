@@ -64,7 +64,8 @@ std::string origin_json(const VectorOrigin& origin) {
                         {"diagnostics", diagnostics},
                         {"point", origin.point},
                         {"read_position", origin.read_position},
-                        {"last_layer_after_norm", origin.last_layer_after_norm}}
+                        {"last_layer_after_norm", origin.last_layer_after_norm},
+                        {"concept", origin.concept_name}}
       .dump();
 }
 
@@ -91,6 +92,7 @@ VectorOrigin parse_origin(const std::string& text, const std::filesystem::path& 
     json.at("point").get_to(origin.point);
     json.at("read_position").get_to(origin.read_position);
     json.at("last_layer_after_norm").get_to(origin.last_layer_after_norm);
+    origin.concept_name = json.value("concept", "");
   } catch (const std::exception& problem) {  // of nlohmann::json and of std::stoll
     throw IoError(
         concat("ControlVector: ", path.string(), ": the vector's origin cannot be read: ", problem.what()));

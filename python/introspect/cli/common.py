@@ -11,7 +11,7 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -55,6 +55,8 @@ def parse_layers(text: str) -> Layers:
         layers = Layers(number(first), number(last if dash else first))
     except ValueError:
         raise typer.BadParameter(f"layers are A-B with block numbers or fractions of the depth, got {text!r}") from None
+    if max(layers) > MOST:
+        raise typer.BadParameter(f"no model has so many blocks, got {text!r}")
     if layers.first > layers.last:
         raise typer.BadParameter(f"the first layer comes first, got {text!r}")
     if isinstance(layers.last, float) and not layers.last <= 1.0:
@@ -84,11 +86,21 @@ def one(parse: Callable[[str], Any], name: str) -> Callable[[str], Any]:
     return only
 
 
+MOST = 2**31 - 1  # of counts
+MOST_SEED = 2**63 - 1
+
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A short name (introspect pull --list), HF folder, .gguf or hub id.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="Of weights and activations; bfloat16 takes half the memory.")]
 DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1, mps.")]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template", metavar="F", help="A file with the chat template in Jinja, or a format's name (chatml, ...)."
+    ),
+]
+SeedOption = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of everything that is drawn at random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 
@@ -105,7 +117,7 @@ def note(text: str) -> None:
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """End a failed command with one line and exit code 1, an interrupted one with 130.
+    """End a failed command with one line and exit code 1, one used wrongly with 2, an interrupted one with 130.
 
     INTROSPECT_TRACEBACK=1 shows where an error came from instead. A kind of error that is not meant to reach a user
     says that.
@@ -114,7 +126,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
         try:
-            _check_texts(options)
+            check_text(options)
             with _ends_on_interrupt():
                 command(*args, **options)
         except BrokenPipeError:  # the reader of our output has gone, as in `introspect generate ... | head`
@@ -124,7 +136,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             note(f"introspect: {_interrupted}")
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            if os.environ.get("INTROSPECT_TRACEBACK") or isinstance(error, _OF_TYPER):
+            is_usage = hasattr(error, "exit_code") or isinstance(error, typer.Abort)  # typer shows these itself
+            if is_usage or os.environ.get("INTROSPECT_TRACEBACK"):
                 raise
             note(f"introspect: {describe(error)}")
             raise typer.Exit(FAILED) from None
@@ -132,9 +145,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-_EXPECTED = (ImportError, IndexError, MemoryError, OSError, RuntimeError, ValueError)
-_OF_TYPER = (typer.Exit, typer.Abort, typer.BadParameter.__mro__[2])  # the last is click's ClickException
 _interrupted = "interrupted; what was finished is kept"
+EXPECTED = (ImportError, IndexError, MemoryError, OSError, RuntimeError, ValueError)
 
 
 def describe(error: BaseException) -> str:
@@ -142,12 +154,10 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return where + error.strerror
-    text = " ".join(str(error).split())
-    if len(text) > LONGEST:
-        text = text[: LONGEST - 3] + "..."
-    if isinstance(error, _EXPECTED):
-        return text or type(error).__name__
-    return f"unexpected {type(error).__name__}: {text} (INTROSPECT_TRACEBACK=1 shows where it came from)"
+    line = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, EXPECTED):
+        return line
+    return f"{type(error).__name__}: {line} (a fault of introspect's; INTROSPECT_TRACEBACK=1 shows where)"
 
 
 def resumable(folder: Path) -> None:
@@ -158,17 +168,25 @@ def resumable(folder: Path) -> None:
     )
 
 
-def _check_texts(options: dict[str, Any]) -> None:
-    """Texts that are no Unicode (bytes of another encoding) reach neither a model nor a file; paths may be such."""
+def check_text(options: Mapping[str, Any]) -> None:
+    """Refuse arguments that are no text: bytes that the locale cannot decode. Names of files that are there may be so.
+
+    Raises:
+        BadParameter: naming the option.
+    """
     for name, value in options.items():
-        if name in ("model", "protocols", "source"):
-            continue
-        for text in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(text, str) and not text.isascii():
-                try:
-                    text.encode()
-                except UnicodeEncodeError:
-                    raise typer.BadParameter(f"{name} must be text in UTF-8, got {text!r}") from None
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not _is_text(text) and not os.path.exists(text):
+                shown = text.encode("utf-8", "backslashreplace").decode("utf-8")
+                raise typer.BadParameter(f"{name} must be text in UTF-8, got {shown!r}")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -206,7 +224,7 @@ def _ends_on_interrupt() -> Iterator[None]:
         os.close(read_end)
 
 
-def load_model(source: str, dtype: Dtype, device: str):
+def load_model(source: str, dtype: Dtype, device: str, chat_template: str | None = None):
     """introspect.load_model with a progress bar."""
     import introspect
 
@@ -215,7 +233,9 @@ def load_model(source: str, dtype: Dtype, device: str):
 
     hub.resolve(source)  # with its own progress bar, where it has to be fetched
     with step_bars() as step:
-        return introspect.load_model(source, dtype=dtype.value, device=device, progress=step)
+        return introspect.load_model(
+            source, dtype=dtype.value, device=device, progress=step, chat_template=chat_template
+        )
 
 
 def output_file(path: Path, suffixes: tuple[str, ...]) -> Path:

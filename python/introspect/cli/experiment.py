@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..output_files import check_file_name
 from ..plans import HOUR, ExperimentPlan
 from ..progress import step_bars_or_lines
 from ..runs import CELLS as CELLS
-from ..runs import RESERVED, difference, model_facts, note_finished, protocol_facts, write_note
-from .common import Dtype, load_model, note, print_json, resumable
+from ..runs import difference, model_facts, note_finished, protocol_facts, write_note
+from .common import MOST, Dtype, SeedOption, load_model, note, print_json, resumable
 
 if TYPE_CHECKING:
     from ..results import Result
@@ -33,8 +34,8 @@ Folder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Fol
 Questions = Annotated[
     str, typer.Option(help="controls (the protocol's own and its control questions), own, or a file of questions.")
 ]
-Nulls = Annotated[int, typer.Option(min=0, max=10**9, help="Random rotations of each vector to compare with.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the rotations and of sampled text.")]
+Nulls = Annotated[int, typer.Option(min=0, max=MOST, help="Random rotations of each vector to compare with.")]
+Seed = SeedOption
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how much there is to run, and run nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Run without asking, also for more than an hour.")]
 
@@ -78,8 +79,7 @@ def load_protocols(sources: list[str]) -> list[Any]:
 
     protocols = [introspect.load_protocol(source) for source in sources]
     for protocol in protocols:
-        if Path(protocol.name).name != protocol.name or protocol.name in RESERVED:
-            raise ValueError(f"a protocol's name becomes a file name, {protocol.name!r} cannot")
+        check_file_name(protocol.name, "the protocol's name")
     return protocols
 
 

@@ -8,9 +8,7 @@ from .common import DeviceOption, Dtype, DtypeOption, Json, Model, guarded, load
 
 
 @guarded
-def command(
-    model: Model, dtype: DtypeOption = Dtype.bfloat16, device: DeviceOption = "cpu", json: Json = False
-) -> None:
+def command(model: Model, dtype: DtypeOption = Dtype.float32, device: DeviceOption = "cpu", json: Json = False) -> None:
     """Show architecture, parameters, memory, tokenizer and chat format of a model."""
     facts = _facts(load_model(model, dtype, device), dtype.value)
     if json:

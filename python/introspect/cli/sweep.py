@@ -9,6 +9,7 @@ import typer
 from .. import report
 from . import experiment
 from .common import (
+    MOST,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -63,9 +64,9 @@ def command(
     ] = None,
     all_ranges: Annotated[bool, typer.Option("--all-ranges", help="Every range of the vectors' blocks.")] = False,
     each_layer: Annotated[bool, typer.Option("--each-layer", help="Every block on its own.")] = False,
-    min_width: Annotated[int, typer.Option(min=1, help="Blocks in a range of --all-ranges, at least.")] = 1,
-    max_width: Annotated[int | None, typer.Option(min=1, help="... and at most.")] = None,
-    step: Annotated[int, typer.Option(min=1, help="Between first blocks, and between widths.")] = 1,
+    min_width: Annotated[int, typer.Option(min=1, max=MOST, help="Blocks in a range of --all-ranges, at least.")] = 1,
+    max_width: Annotated[int | None, typer.Option(min=1, max=MOST, help="... and at most.")] = None,
+    step: Annotated[int, typer.Option(min=1, max=MOST, help="Between first blocks, and between widths.")] = 1,
     questions: experiment.Questions = "controls",
     nulls: experiment.Nulls = 10,
     seed: experiment.Seed = 0,

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import synthetic
@@ -37,11 +39,31 @@ def test_help_loads_neither_torch_nor_plots():
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
-def test_version_and_prefix():
+def test_version():
     import introspect
 
     assert invoke("--version").stdout == f"introspect {introspect.__version__}\n"
-    assert invoke("--cmake-prefix").stdout.strip() == os.path.dirname(introspect.__file__)
+
+
+CONSUMER = """
+cmake_minimum_required(VERSION 3.20)
+project(consumer NONE)
+find_package(introspect CONFIG REQUIRED PATHS ${CMAKE_PREFIX_PATH} NO_DEFAULT_PATH)
+message(STATUS "found ${introspect_DIR}")
+"""
+
+
+def test_cmake_finds_the_package_at_the_prefix_of_this_install(tmp_path):
+    prefix = Path(invoke("--cmake-prefix").stdout.strip())
+    (found,) = prefix.glob("lib*/cmake/introspect/introspect-config.cmake")
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake on the path")
+    (tmp_path / "CMakeLists.txt").write_text(CONSUMER)
+    command = ["cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}"]
+    # The targets of a project without languages cannot be made; the package is found before that.
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert f"found {found.parent}" in done.stdout or str(found.parent) in done.stderr, done.stderr
+    assert "introspectConfig.cmake" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -51,6 +73,19 @@ def test_version_and_prefix():
         ("info",),
         ("generate", "m"),
         ("generate", "m", "text", "--layers", "1-2"),
+        ("generate", "m", "text", "--fraction", "0.1"),
+        ("generate", "m", "text", "--vector", "VECTOR", "--strength", "1", "--fraction", "0.1"),
+        ("generate", "m", "text", "--samples", "2"),
+        ("generate", "m", "text", "-n", "0", "--temperature", "1"),
+        ("train", "m", "-o", "cat.gguf"),
+        ("train", "m", "--concept", "cat", "--word", "cat", "-o", "cat.gguf"),
+        ("train", "m", "--concept", "", "-o", "cat.gguf"),
+        ("train", "m", "--positive", "Be glad.", "-o", "cat.gguf"),
+        ("train", "m", "--positive", "Be glad.", "--negative", "Be sad.", "--template", "{concept}", "-o", "x.gguf"),
+        ("train", "m", "--concept", "cat", "--template", "About cats.", "-o", "cat.gguf"),
+        ("train", "m", "--word", "cat", "--template", "About {concept}.", "-o", "cat.gguf"),
+        ("train", "m", "--word", "cat", "--method", "lat", "-o", "cat.gguf"),
+        ("train", "m", "--concept", "cat", "--baseline", "VECTOR", "-o", "cat.gguf"),
         ("generate", "m", "text", "--vector", "nowhere.gguf"),
         ("generate", "m", "text", "--max-new-tokens", "0"),
         ("generate", "m", "text", "--dtype", "int8"),
@@ -119,51 +154,6 @@ def test_several_values_in_a_run_name_the_sweep(option, vector_file):
     assert result.exit_code == 2 and "introspect sweep" in " ".join(result.stderr.split())
 
 
-def test_an_error_that_nobody_expects_is_one_line_and_says_how_to_see_more(monkeypatch, capsys):
-    @common.guarded
-    def command():
-        return {}["tokens"]
-
-    with pytest.raises(typer.Exit) as ended:
-        command()
-    assert ended.value.exit_code == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == "introspect: unexpected KeyError: 'tokens' (INTROSPECT_TRACEBACK=1 shows where it came from)"
-    monkeypatch.setenv("INTROSPECT_TRACEBACK", "1")
-    with pytest.raises(KeyError):
-        command()
-
-
-def broken(change):
-    data = synthetic.detection()
-    change(data)
-    return json.dumps(data)
-
-
-@pytest.mark.parametrize(
-    ("field", "change"),
-    [
-        ("log_odds", lambda data: data["rows"][3]["base"].pop("log_odds")),
-        ("base", lambda data: data["rows"][3].pop("base")),
-        ("p_yes", lambda data: data["rows"][3]["injected"].update(p_yes=7)),
-        ("tokens[0].rank", lambda data: data["rows"][3]["injected"].update(tokens=[{"token": "a", "log_prob": -1}])),
-        ("tokens", lambda data: data["rows"][3]["injected"].update(tokens=3)),
-        ("tokens", lambda data: data["rows"][3]["base"].update(tokens=[{"token": "a", "log_prob": -1, "rank": 1}])),
-        ("question", lambda data: data["rows"][3].update(question=None)),
-        ("strength", lambda data: data["rows"][3].update(strength="strong")),
-        ("row 3", lambda data: data["rows"].__setitem__(3, [])),
-        ("rows", lambda data: data.update(rows={})),
-        ("protocol.read", lambda data: data["protocol"].pop("read")),
-        ("settings", lambda data: data.update(settings=[])),
-    ],
-)
-def test_a_result_file_with_something_missing_is_one_line_that_names_it(field, change, tmp_path):
-    (tmp_path / "with_info.json").write_text(broken(change))
-    result = invoke("report", tmp_path)
-    assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
-    assert "with_info.json" in result.stderr and field in result.stderr
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("8-16", (8, 16)), ("8", (8, 8)), ("0.33-0.66", (0.33, 0.66)), ("0.0-1.0", (0.0, 1.0))],
@@ -193,6 +183,67 @@ def test_a_failure_is_one_line_and_1(tmp_path):
         assert result.exit_code == 1
         assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("introspect: ")
         assert result.stdout == ""
+
+
+def options():
+    """(command, option) of every whole number that a command takes."""
+    commands = [((), typer.main.get_command(app))]
+    for path, command in commands:
+        commands += [((*path, name), one) for name, one in getattr(command, "commands", {}).items()]
+        for param in command.params:
+            if param.type.name.startswith("integer"):
+                yield path, param.opts[-1]
+
+
+@pytest.mark.parametrize(("command", "option"), list(options()), ids=" ".join)
+def test_whole_numbers_beyond_all_bounds_are_wrong_usage(command, option):
+    result = invoke(*command, option, "9" * 25)
+    assert result.exit_code == 2 and option in result.stderr, result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("text", ["9" * 25, f"1-{'9' * 25}"])
+def test_layers_beyond_all_bounds_are_not_understood(text):
+    with pytest.raises(typer.BadParameter):
+        common.parse_layers(text)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "m", b"\xff"),
+        ("generate", b"no-model-\xff", "text"),
+        ("generate", "m", "text", "--system", b"\xff"),
+        ("train", "m", "--concept", b"\xff", "-o", "cat.gguf"),
+        ("train", "m", "--concept", "cat", "--template", b"\xff{concept}", "-o", "cat.gguf"),
+        ("run", "m", b"\xff", "-o", "out", "--vector", "cat.gguf"),
+        ("pull", b"\xff"),
+    ],
+)
+def test_arguments_that_are_no_text_are_wrong_usage(arguments, tmp_path):
+    command = [sys.executable, "-m", "introspect", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env={**os.environ, "PYTHONUTF8": "1"})
+    assert done.returncode == 2, done.stderr
+    assert b"Traceback" not in done.stderr and b"UTF-8" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whatever_fails_ends_with_one_line(capsys):
+    @common.guarded
+    def command():
+        raise KeyError("tokens")
+
+    with pytest.raises(typer.Exit) as ended:
+        command()
+    assert ended.value.exit_code == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_pull_without_a_name_fetches_nothing_and_lists_the_names(monkeypatch):
+    monkeypatch.setattr("introspect.hub.pull", lambda *args, **options: pytest.fail("it fetched"))
+    result = invoke("pull")
+    assert result.exit_code == 0
+    assert result.stdout == invoke("pull", "--list").stdout and "491 MB" in result.stdout
 
 
 def test_pull_lists_the_short_names():
@@ -258,7 +309,8 @@ def test_info_says_what_the_model_is(smollm2):
     # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct/blob/main/config.json
     assert (facts["n_layers"], facts["d_model"], facts["n_heads"], facts["n_key_value_heads"]) == (30, 576, 9, 3)
     assert facts["d_vocab"] == 49152 and facts["parameters"] == 134515008
-    assert facts["kv_bytes_per_token"] == 2 * 30 * 3 * 64 * 2
+    assert facts["dtype"] == "float32"  # as in every other command
+    assert facts["kv_bytes_per_token"] == 2 * 30 * 3 * 64 * 4
     assert "134.5 million" in invoke("info", smollm2).stdout
 
 
@@ -279,6 +331,40 @@ def test_generate_steers(smollm2, trained):
 def test_generate_refuses_layers_the_model_does_not_have(smollm2, trained):
     result = invoke("generate", smollm2, "Hello", "--vector", trained, "--layers", "10-200")
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
+
+
+def test_generate_with_a_system_message_and_several_samples(smollm2):
+    arguments = ("generate", smollm2, "Say something.", "--system", "You are a pirate.", "--max-new-tokens", "6")
+    asked = json.loads(invoke(*arguments, "--json").stdout)
+    assert asked["prompt"].index("You are a pirate.") < asked["prompt"].index("Say something.")
+    assert asked["samples"] == [asked["text"]]
+    drawn = json.loads(invoke(*arguments, "-n", "3", "--temperature", "1", "--seed", "7", "--json").stdout)["samples"]
+    assert len(drawn) == 3 and len(set(drawn)) > 1
+    shown = invoke(*arguments, "-n", "3", "--temperature", "1", "--seed", "7").stdout
+    assert [shown.count(text) > 0 for text in drawn] == [True] * 3 and "--- 3 of 3" in shown
+
+
+def test_generate_takes_a_chat_template(smollm2, tmp_path):
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}<<{{ m.content }}>>{% endfor %}")
+    arguments = ("generate", smollm2, "Hello", "--chat", "--max-new-tokens", "1", "--json")
+    asked = json.loads(invoke(*arguments, "--chat-template", tmp_path / "own.jinja").stdout)
+    assert asked["prompt"] == "<<Hello>>"
+    assert (
+        "<|im_start|>user\nHello<|im_end|>"
+        in json.loads(invoke(*arguments, "--chat-template", "chatml").stdout)["prompt"]
+    )
+    wrong = invoke(*arguments, "--chat-template", "no-such-format")
+    assert wrong.exit_code == 1 and "chatml" in wrong.stderr
+
+
+def test_generate_steers_by_a_fraction_of_the_residual_norm(smollm2, trained):
+    arguments = ("generate", smollm2, "Hello", "--chat", "--max-new-tokens", "12", "--layers", "10-20")
+    plain = invoke(*arguments[:-2]).stdout
+    result = invoke(*arguments, "--vector", trained, "--fraction", "0")
+    if "unit='residual'" in result.stderr:
+        pytest.skip("steer() does not know unit='residual' yet")
+    assert result.stdout == plain
+    assert invoke(*arguments, "--vector", trained, "--fraction", "0.5").stdout != plain
 
 
 def cells(folder):

@@ -1,46 +1,10 @@
-"""What must be true of the rows of a result, which may come from a file that somebody else wrote."""
+"""What must be true of a reading that comes from a file, which somebody else may have written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-_TEXTS = ("concept", "question", "question_kind", "kind")
-_NUMBERS = ("strength", "first_layer", "last_layer", "null_index")
 _ROUNDING = 1e-3  # of a probability made from float32 logits
-
-
-def check_rows(data: Mapping[str, Any]) -> None:
-    """Raises ValueError that names the row and its field."""
-    for part in ("model", "protocol", "settings"):
-        _require(isinstance(data[part], dict), f"{part} must be an object, got {_short(data[part])}")
-    for part, names in (("model", ("name",)), ("protocol", ("name", "read"))):
-        for name in names:
-            _require(
-                isinstance(data[part].get(name), str), f"{part}.{name} must be text, got {_short(data[part].get(name))}"
-            )
-    _require(isinstance(data["rows"], list), f"rows must be a list, got {_short(data['rows'])}")
-    for i, row in enumerate(data["rows"]):
-        try:
-            _check_row(row)
-        except ValueError as error:
-            raise ValueError(f"row {i}: {error}") from None
-
-
-def _check_row(row: Any) -> None:
-    _require(isinstance(row, dict), f"it must be an object, got {_short(row)}")
-    for name in _TEXTS:
-        _require(isinstance(row.get(name), str), f"{name} must be text, got {_short(row.get(name))}")
-    for name in _NUMBERS:
-        _require(_is_number(row.get(name)), f"{name} must be a number, got {_short(row.get(name))}")
-    for side in ("base", "injected"):
-        try:
-            check_reading(row.get(side))
-        except ValueError as error:
-            raise ValueError(f"{side}: {error}") from None
-    for name in ("tokens", "answers"):
-        sizes = [len(row[side].get(name) or ()) for side in ("base", "injected")]
-        _require(sizes[0] == sizes[1], f"{name} must be as many with and without steering, got {sizes}")
 
 
 def check_reading(reading: Any) -> None:
@@ -79,7 +43,7 @@ def _is_number(value: Any) -> bool:
 
 def _require(condition: bool, what: str) -> None:
     if not condition:
-        raise ValueError(f"Result: {what}")
+        raise ValueError(what)
 
 
 def _short(value: Any) -> str:
