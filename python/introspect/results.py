@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ._json import parse_json
 from .readings import (
     Localisation,
     attention_maps,
@@ -153,7 +154,7 @@ class Result:
     @classmethod
     def from_json(cls, text: str) -> Result:
         """Raises ValueError for anything but a result of this schema."""
-        return cls(json.loads(text))
+        return cls(parse_json(text, "Result", ValueError))
 
     def to_json(self) -> str:
         """JSON in which NaN and infinities are null."""

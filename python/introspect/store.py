@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from . import _C
+from ._json import parse_json
 from .tables import check_format, write_table
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Store(_C.Store):
         import pandas
 
         rows = [row for row in self.rows() if row["kind"] != "norms"]
-        values = {row["key"]: json.loads(row["value"]) for row in rows}
+        values = {row["key"]: parse_json(row["value"], f"{self.path}: cell {row['key']}") for row in rows}
         fields = list(dict.fromkeys([*NUMBERS, *(name for value in values.values() for name in value)]))
         return pandas.DataFrame(
             [_flat(row, values[row["key"]], values.get(row["base_key"], {}), fields) for row in rows]
@@ -84,7 +85,7 @@ def _cell(reading: dict, name: str) -> Any:
 
 def difference(conflict: _C.StoreConflict) -> float:
     """The largest difference between two readings' numbers; infinite where they differ in anything else."""
-    return _difference(json.loads(conflict.kept), json.loads(conflict.other))
+    return _difference(*(parse_json(value, f"cell {conflict.key}") for value in (conflict.kept, conflict.other)))
 
 
 def _difference(a: Any, b: Any) -> float:

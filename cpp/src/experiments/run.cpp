@@ -18,6 +18,7 @@
 #include "introspect/core/check.h"
 #include "introspect/version.h"
 
+#include "core/json.h"
 #include "experiments/cell_keys.h"
 #include "experiments/continuation.h"
 #include "experiments/experiment_graph.h"
@@ -33,6 +34,21 @@ constexpr int64_t kMostTokens = 4'000'000;
 /// Where texts are sampled, they are gathered from the graph's caches into batches of their own.
 int64_t graph_budget(const ExperimentOptions& options, bool samples) {
   return samples ? options.memory_budget / 2 : options.memory_budget;
+}
+
+/// Mean residual norms by layer, as a store keeps them: [[layer, norm], ...]. Throws IoError unless all layers are there.
+std::map<int64_t, double> parse_norms(const std::string& text, int64_t n_layers) {
+  constexpr auto kWho = "Store: the residual norms of a scene";
+  const auto json = parse_json<IoError>(text, kWho);
+  const JsonField<IoError> list(json, concat(kWho, ": "));
+  std::map<int64_t, double> out;
+  for (size_t i = 0; i < list.list(); ++i) {
+    const auto norm = list.at(i).at(1);
+    out[list.at(i).at(0).integer()] = norm.is_null() ? std::nan("") : norm.number();  // null: not finite
+  }
+  for (int64_t layer = 0; layer < n_layers; ++layer)
+    check<IoError>(out.count(layer) > 0, kWho, ": layer ", layer, " is missing");
+  return out;
 }
 
 /// One protocol: which of its readings are known, which ones graphs are to make, and the result.
@@ -270,7 +286,7 @@ class Runner {
 
   bool find_norms(const Scene& scene) {
     const auto stored = options_.store ? options_.store->get(cell_keys_.norms(scene)) : std::nullopt;
-    if (stored) nlohmann::json::parse(*stored).get_to(measured_.norms[&scene]);
+    if (stored) measured_.norms[&scene] = parse_norms(*stored, model_->cfg().n_layers);
     return stored.has_value();
   }
 
