@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ._json import parse_json
 from .merging import merged
 from .output_files import write_text
 from .readings import (
@@ -152,7 +153,7 @@ class Result:
     @classmethod
     def from_json(cls, text: str) -> Result:
         """Raises ValueError for anything but a result of this schema, with the place of the mistake."""
-        data = json.loads(text)
+        data = parse_json(text, "Result", ValueError)
         check_schema(data)
         check_fields(data)
         return cls(data)

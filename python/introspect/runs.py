@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._json import parse_json
 from .merging import difference as difference
 from .output_files import RESERVED, check_file_name, write_text
 from .results import SCHEMA, Result, finite
@@ -164,7 +165,7 @@ def unfinished(
 def _note(path: Path) -> dict[str, Any]:
     """Raises ValueError with the path for anything but a note of ours."""
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        note = parse_json(path.read_text(encoding="utf-8"), "a run's note", ValueError)
         if note["schema"] != SCHEMA or not isinstance(note["finished"], list):
             raise ValueError(f"schema must be {SCHEMA}, got {note['schema']!r}")
         needed = {"model": ("name", "hash", "dtype"), "settings": ("seed", "strength_unit", "nulls")}
@@ -174,7 +175,7 @@ def _note(path: Path) -> dict[str, Any]:
         for protocol in note["protocols"]:
             check_file_name(protocol["name"], "a protocol's name")
             protocol["hash"], protocol["read"]
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a note of introspect run: {error}") from None

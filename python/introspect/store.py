@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from . import _C
+from ._json import parse_json
 from .reading_check import check_reading
 from .tables import check_format, write_table
 
@@ -50,9 +51,9 @@ class Store(_C.Store):
     def reading(self, row: dict[str, Any]) -> dict[str, Any]:
         """The value of one of ``rows`` or ``asked``. Raises IoError that names the cell if it cannot be a reading."""
         try:
-            value = json.loads(row["value"])
+            value = parse_json(row["value"], "a reading", ValueError)
             check_reading(value)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise _C.IoError(
                 f"Store: {self.path}: cell {row['key'][:12]}: {error}. Sound cells can be taken into a new store: "
                 f"introspect store merge NEW {self.path}"
@@ -101,7 +102,7 @@ def _cell(reading: dict, name: str) -> Any:
 
 def difference(conflict: _C.StoreConflict) -> float:
     """The largest difference between two readings' numbers; infinite where they differ in anything else."""
-    return _difference(json.loads(conflict.kept), json.loads(conflict.other))
+    return _difference(*(parse_json(value, f"cell {conflict.key}") for value in (conflict.kept, conflict.other)))
 
 
 def _difference(a: Any, b: Any) -> float:

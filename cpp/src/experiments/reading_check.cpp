@@ -4,8 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include <nlohmann/json.hpp>
-
+#include "core/json.h"
 #include "introspect/core/check.h"
 
 namespace introspect::experiments {
@@ -30,16 +29,17 @@ std::optional<std::string> problem_of(const std::vector<TokenReading>& tokens) {
 }
 
 std::map<int64_t, double> norms_of(const std::string& value) {
-  try {
-    const auto norms = nlohmann::json::parse(value).get<std::map<int64_t, double>>();
-    for (const auto& [layer, norm] : norms)
-      check<IoError>(layer >= 0 && std::isfinite(norm) && norm >= 0,
-                     "norms must be finite and of blocks, got ", norm, " of block ", layer);
-    check<IoError>(!norms.empty(), "norms must be of some block, got none");
-    return norms;
-  } catch (const nlohmann::json::exception&) {
-    throw IoError("norms must be pairs of a block and a number");
+  const auto json = parse_json<IoError>(value, "norms");
+  const JsonField<IoError> list(json, "norms ");
+  std::map<int64_t, double> out;
+  for (size_t i = 0; i < list.list(); ++i) {
+    const auto layer = list.at(i).at(0).integer();
+    const auto norm = list.at(i).at(1).number();
+    list.require(layer >= 0 && norm >= 0, "must be 0 or more and of blocks, got ", norm, " of block ", layer);
+    out[layer] = norm;
   }
+  list.require(!out.empty(), "must be of some block, got none");
+  return out;
 }
 
 template <typename Work>
