@@ -10,6 +10,7 @@
 namespace introspect::experiments {
 namespace {
 
+constexpr auto kNorms = "the residual norms of a scene";
 constexpr double kRounding = 1e-3;  // of a probability made from float32 logits
 
 /// NaN stands for what was not finite when it was read.
@@ -29,8 +30,8 @@ std::optional<std::string> problem_of(const std::vector<TokenReading>& tokens) {
 }
 
 std::map<int64_t, double> norms_of(const std::string& value) {
-  const auto json = parse_json<IoError>(value, "norms");
-  const JsonField<IoError> list(json, "norms ");
+  const auto json = parse_json<IoError>(value, kNorms);
+  const JsonField<IoError> list(json, concat(kNorms, ": "));
   std::map<int64_t, double> out;
   for (size_t i = 0; i < list.list(); ++i) {
     const auto layer = list.at(i).at(0).integer();
@@ -102,8 +103,8 @@ std::map<int64_t, double> stored_norms(const Store& store, const std::string& ke
                                        int64_t n_layers) {
   return named(store, key, [&] {
     auto norms = norms_of(value);
-    check<IoError>(static_cast<int64_t>(norms.size()) == n_layers && norms.rbegin()->first == n_layers - 1,
-                   "norms must be of ", n_layers, " blocks, got ", norms.size());
+    for (int64_t layer = 0; layer < n_layers; ++layer)
+      check<IoError>(norms.count(layer) > 0, kNorms, ": layer ", layer, " is missing");
     return norms;
   });
 }

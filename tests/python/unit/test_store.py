@@ -351,7 +351,7 @@ def test_norms_that_cannot_be_norms_are_named(model, vector, tmp_path):
         run(model, vector, path, strength_unit="residual", strengths=[0.1])
         with sqlite3.connect(path) as database:
             database.execute("UPDATE cells SET value = ? WHERE kind = 'norms'", (value,))
-        with pytest.raises(introspect.IoError, match="norms must be"):
+        with pytest.raises(introspect.IoError, match="residual norms of a scene"):
             run(model, vector, path, strength_unit="residual", strengths=[0.1])
 
 
