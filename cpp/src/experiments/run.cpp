@@ -36,8 +36,8 @@ constexpr int64_t kMostTokens = 4'000'000;
 constexpr double kGraphSeconds = 400;  // of one graph, so that planning one again costs little beside it
 constexpr int64_t kBytesPerToken = 300, kBytesPerReading = 2000;  // of a plan; of a result
 constexpr int64_t kMostPlannedTokens = 200'000;  // of the graph that a plan is counted up from
-constexpr int64_t kMostPlanned = 200'000;    // readings that are planned before anything is said of them ...
-constexpr int64_t kPlannedInstead = 20'000;  // ... and of what is planned in the place of more
+constexpr int64_t kMostPlanned = 20'000;    // readings that are planned before anything is said of them ...
+constexpr int64_t kPlannedInstead = 4'000;  // ... and of what is planned in the place of more
 constexpr int64_t kMostReadings = 10'000'000;
 
 /// The readings that are in a graph are to be planned again, in shorter passes.
@@ -713,9 +713,9 @@ RunPlan plan_experiments(const graph::ModelPtr& model, const std::vector<Protoco
   const auto planned = Suite(model, protocols, vectors, fewer).plan();
   const double factor = readings / static_cast<double>(planned.readings);
   const auto up = [&](int64_t number) {
-    return static_cast<int64_t>(std::min(static_cast<double>(number) * factor, 9e18));
+    return static_cast<int64_t>(std::min(std::round(static_cast<double>(number) * factor), 9e18));
   };
-  return {up(planned.readings),           planned.found,
+  return {up(planned.readings),           up(planned.found),
           up(planned.token_layers_asked), up(planned.token_layers_to_run),
           planned.seconds * factor,       up(planned.peak_bytes)};
 }
