@@ -529,6 +529,9 @@ class Suite {
     return out;
   }
 
+  /// Of the graph that was planned last.
+  int64_t pass_bytes() const { return pass_bytes_; }
+
  private:
   int64_t sum(int64_t (Runner::*number)() const) const {
     int64_t out = 0;
@@ -607,6 +610,7 @@ class Suite {
     if (n_reads > 0) out.seconds = factor * seconds(summary, n_reads);
     if (n_texts_to_come_ > 0)
       out.seconds += static_cast<double>(n_texts_to_come_ * text_token_layers()) * speed().token_layer;
+    pass_bytes_ = summary.peak_bytes;
     out.peak_bytes = summary.peak_bytes + sum(&Runner::direction_bytes) + n_tokens_ * kBytesPerToken +
                      out.readings * kBytesPerReading;
     return out;
@@ -686,7 +690,8 @@ class Suite {
   std::string title_;
   std::optional<Speed> speed_;
   bool is_told_ = false;
-  int64_t found_ = 0;            // readings, in the store
+  int64_t found_ = 0;  // readings, in the store
+  int64_t pass_bytes_ = 0;
   int64_t n_tokens_ = 0;         // of the graph that was entered last
   int64_t n_texts_to_come_ = 0;  // to sample, counted before the first graph of injections
   int64_t work_done_ = 0,
@@ -710,14 +715,15 @@ RunPlan plan_experiments(const graph::ModelPtr& model, const std::vector<Protoco
   fewer.nulls = std::clamp<int64_t>(
       static_cast<int64_t>(static_cast<double>(options.nulls) * kPlannedInstead / readings), 1,
       options.nulls);
-  const auto planned = Suite(model, protocols, vectors, fewer).plan();
+  Suite suite(model, protocols, vectors, fewer);
+  const auto planned = suite.plan();
   const double factor = readings / static_cast<double>(planned.readings);
   const auto up = [&](int64_t number) {
     return static_cast<int64_t>(std::min(std::round(static_cast<double>(number) * factor), 9e18));
   };
   return {up(planned.readings),           up(planned.found),
           up(planned.token_layers_asked), up(planned.token_layers_to_run),
-          planned.seconds * factor,       up(planned.peak_bytes)};
+          planned.seconds * factor,       suite.pass_bytes() + up(planned.peak_bytes - suite.pass_bytes())};
 }
 
 std::vector<Result> run_experiments(const graph::ModelPtr& model, const std::vector<Protocol>& protocols,
