@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # What runs whose results become one may differ in: these are kept by row, or say nothing of the numbers.
-FREE = {"seed", "nulls", "threads", "versions", "planned_readings", "control_filter"}
+FREE = {"seed", "nulls", "threads", "versions", "incomplete", "control_filter"}
 _PLACE = ("concept", "strength", "first_layer", "last_layer", "question", "question_kind", "kind", "null_index")
 _MORE = ("paraphrase", "place", "part_first", "part_last", "asked_in")
 
@@ -66,10 +66,9 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     if seed is not None:
         settings["seed"] = seed
     settings["nulls"] = max(part["settings"].get("nulls", 0) for part in (old, new))
-    if "planned_readings" in new["settings"]:
-        settings["planned_readings"] = len(rows) + new["settings"]["planned_readings"] - len(new["rows"])
-    else:
-        settings.pop("planned_readings", None)
+    settings.pop("incomplete", None)
+    if left := new["settings"].get("incomplete"):
+        settings["incomplete"] = {"done": len(rows), "of": len(rows) + left["of"] - left["done"]}
     return {
         **old,
         "protocol": {**old["protocol"], **new["protocol"]},

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-RESERVED = ("report", "overview", "run", "sweep")  # names of other files in the folder of a run
+RESERVED = ("report", "overview", "run", "sweep")  # stems of other files of a run's folder
 _LONGEST = 120  # bytes; file systems take 255, and suffixes such as "_strength_curves.json" are added
 
 
@@ -24,7 +24,7 @@ def check_file_name(name: str, what: str) -> str:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{what} becomes a file name and must be text, got {name!r}")
     if name.lower() in RESERVED:
-        raise ValueError(f"{what} becomes a file name and must not be {', '.join(RESERVED)}, got {name!r}")
+        raise ValueError(f"{what} becomes a file name and must not be one of {', '.join(RESERVED)}, got {name!r}")
     if name.startswith(".") or any(c in "/\\" or not c.isprintable() for c in name):
         raise ValueError(
             f"{what} becomes a file name: it must not begin with a dot or hold slashes or control characters, "

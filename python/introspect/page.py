@@ -13,7 +13,7 @@ from .page_verdict import judged, overall
 from .report_tables import INTERVALS, MARK, sections
 from .results import Result
 from .sentences import TEXT_NAMES, summary
-from .sweeps import blocks, is_random, is_sweep
+from .sweeps import blocks, is_random, is_sweep, random_direction
 
 if TYPE_CHECKING:
     from .plots.panels import Drawing
@@ -120,16 +120,30 @@ _SUFFIXES = tuple(
 )
 
 
+def definition_of(result: Result) -> dict[str, Any]:
+    """The protocol as data: turns, injected spans, controls. Empty where neither the result nor this version has it."""
+    protocol = result.protocol
+    if protocol.get("definition"):
+        return protocol["definition"]
+    from . import experiment  # here, because it loads torch
+
+    if protocol["name"] in experiment.PROTOCOLS + experiment.MORE_PROTOCOLS:
+        shipped = experiment.load_protocol(protocol["name"])
+        if shipped.hash == protocol["hash"]:
+            return json.loads(shipped.to_json())
+    return {}
+
+
 def describe(result: Result) -> str:
     """A sentence about the protocol: ours for those that are shipped, and the file's own source for others."""
     known = json.loads((DATA / "descriptions.json").read_text(encoding="utf-8"))
-    definition = result.protocol.get("definition") or {}
+    definition = definition_of(result)
     return definition.get("description") or known.get(result.protocol["name"]) or definition.get("source", "")
 
 
 def conversation(result: Result) -> list[dict[str, Any]]:
     """The messages in pieces that were injected or not; empty where the result's file does not hold them."""
-    definition = result.protocol.get("definition") or {}
+    definition = definition_of(result)
     turns = definition.get("turns") or []
     spans = definition.get("injected") or []
     whole = {span for span in spans if isinstance(span, int)}
@@ -178,7 +192,7 @@ def controls(result: Result) -> list[str]:
 def settings(result: Result) -> list[tuple[str, str]]:
     """(name, text) of everything that was set."""
     model, own, protocol = result.model, result.settings, result.protocol
-    definition = protocol.get("definition") or {}
+    definition = definition_of(result)
     strengths = sorted({setting.strength for setting in result.groups})
     ranges = sorted({(setting.first_layer, setting.last_layer) for setting in result.groups})
     inject = definition.get("inject") or {"by": protocol.get("inject", "vector")}
@@ -186,7 +200,7 @@ def settings(result: Result) -> list[tuple[str, str]]:
         inject = {"by": inject}
     how = INJECTED_BY.get(inject.get("by", "vector"), "").replace("$MODEL", str(inject.get("model", "")))
     read = READS[protocol["read"]].format(yes=protocol["yes_token"].strip(), no=protocol["no_token"].strip())
-    n_random = len({row["null_index"] for row in result.rows if is_random(row)})
+    n_random = len({random_direction(row) for row in result.rows if is_random(row)})
     lines = [
         ("model", f"{model['name']}: {model['architecture']}, {model['n_layers']} blocks"),
         ("numbers", f"{model['dtype']} on {model['device']}; what is read is computed in float32"),
@@ -229,7 +243,7 @@ def _controls(result: Result) -> str:
     asked = controls(result)
     if not asked:
         return "none"
-    definition = result.protocol.get("definition") or {}
+    definition = definition_of(result)
     where = {
         "own": "asked in this conversation, in place of its question",
         "with_info": "asked in the with_info conversation and not in this one, as the article does",

@@ -224,10 +224,8 @@ def warnings(result: Result, tables: Sequence[Table] = ()) -> list[str]:
 
 def unfinished(result: Result) -> tuple[int, int] | None:
     """(readings done, readings planned) of a run that was interrupted; None of a complete one."""
-    planned = result.settings.get("planned_readings")
-    if planned is None or len(result.rows) >= planned:
-        return None
-    return len(result.rows), planned
+    counts = result.settings.get("incomplete")
+    return (counts["done"], counts["of"]) if counts else None
 
 
 def concept_settings(result: Result) -> dict[str, list[Setting]]:

@@ -45,7 +45,7 @@ def protocol_facts(protocol: Any) -> dict[str, Any]:
         facts["inject"] = protocol.inject
     if protocol.answers:
         facts["answers"] = list(protocol.answers)
-    return facts
+    return {**facts, "definition": json.loads(protocol.to_json())}
 
 
 def write_note(
@@ -88,7 +88,7 @@ def note_finished(folder: Path, name: str, protocol: str) -> None:
 def load_results(folder: str | os.PathLike) -> list[Result]:
     """The results in a run's folder, by name, with what an interrupted run has finished so far.
 
-    Of a result that is not complete ``settings["planned_readings"]`` says how many rows it would have.
+    A result that is not complete says so in ``settings["incomplete"]``: {"done": rows, "of": rows}.
 
     Raises:
         FileNotFoundError: the folder is not there or holds no result and no reading.
@@ -151,12 +151,13 @@ def unfinished(
     if not rows:
         return None
     planned = sum(row["kind"] != "base" for row in asked)
+    incomplete = {"incomplete": {"done": len(rows), "of": planned}} if len(rows) < planned else {}
     return Result(
         {
             "schema": SCHEMA,
             "model": dict(model),
             "protocol": dict(protocol),
-            "settings": {**settings, "planned_readings": planned},
+            "settings": {**settings, **incomplete},
             "rows": rows,
         }
     )

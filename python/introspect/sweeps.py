@@ -17,6 +17,11 @@ def is_random(row: dict) -> bool:
     return row["null_index"] >= 0
 
 
+def random_direction(row: dict) -> tuple:
+    """Which random direction of its concept a row is of; runs of another seed have others."""
+    return (row.get("seed", -1), row["null_index"])
+
+
 def is_sweep(result: Result) -> bool:
     """Whether a concept has more settings than one would look at one by one."""
     return len(result.groups) > MANY * len(result.concepts)

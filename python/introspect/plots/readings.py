@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..results import Result, Setting
-from ..sweeps import is_random, is_sweep, sweep_bests
+from ..sweeps import is_random, is_sweep, random_direction, sweep_bests
 from .confusion import confusion
 from .heads import Map, head_maps
 from .lens import LensCurve, lens_curves
@@ -41,10 +41,10 @@ def lenses(result: Result) -> list[LensCurve]:
             continue
         read = _reader(result, setting)
         controls = [row for row in rows if row["kind"] == "control" and result.protocol["read"] != "content"]
-        nulls: dict[int, list[dict]] = {}
+        nulls: dict[tuple, list[dict]] = {}
         for row in rows:
             if is_random(row) and row["question_kind"] == "introspection":
-                nulls.setdefault(row["null_index"], []).append(row)
+                nulls.setdefault(random_direction(row), []).append(row)
         found.append(
             LensCurve(
                 result.label(setting),
@@ -80,7 +80,7 @@ def attention_maps(result: Result) -> dict[str, Map]:
         if own:
             maps[result.label(setting)] = _change(own).mean(axis=0).tolist()
         if own and nulls:
-            n_nulls = len({row["null_index"] for row in nulls})
+            n_nulls = len(set(map(random_direction, nulls)))
             maps[f"{result.label(setting)}: most of {n_nulls} random directions"] = _most(_change(nulls))
     return maps
 

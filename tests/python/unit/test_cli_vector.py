@@ -111,7 +111,7 @@ def test_the_advice_names_the_layers_that_tell_pairs_apart():
     ]
     said = advice_on(rows)
     assert said.startswith("Layers 2–4, 7 tell held-out pairs apart best (AUC 0.98 or more)")
-    assert "most of the differences in 3–4, 7 (0.48 or more)" in said
+    assert "most of the pairs' differences in 3–4, 7 (0.48 or more)" in said
     assert "No layer" in advice_on([row(1, 0.6, 0.2), row(2, 0.7, 0.2)])
     assert "cannot say" in advice_on([row(1, None, None)])
 

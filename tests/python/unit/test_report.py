@@ -278,6 +278,13 @@ def test_a_result_holds_the_protocol_it_was_run_with(tmp_path):
     assert introspect.Protocol.parse(json.dumps(result.protocol["definition"])).hash == protocol.hash
 
 
+def test_the_conversation_of_a_shipped_protocol_is_known_by_its_hash():
+    protocol = introspect.load_protocol("no_info")
+    known = result_of("no_info", {"cat": 1.0}, hash=protocol.hash)
+    assert [turn["injected"] for turn in page.conversation(known)] == [False, True, True, False, False]
+    assert page.conversation(result_of("no_info", {"cat": 1.0}, hash="ab" * 32)) == []
+
+
 # What breaks
 
 
@@ -348,11 +355,12 @@ def test_a_text_that_loops_is_said_to_be_broken():
 
 def test_an_interrupted_run_is_said_to_be_incomplete():
     result = Result(synthetic.detection())
-    result.settings["planned_readings"] = 2 * len(result.rows)
-    said = f"Incomplete: {len(result.rows)} of {2 * len(result.rows)} readings are done."
+    result.settings["incomplete"] = {"done": 70, "of": 140}
+    said = "Incomplete: 70 of 140 readings are done."
     assert said in page_of([result])
     assert said in " ".join(terminal([result], 80).split())
-    result.settings["planned_readings"] = len(result.rows)
+    assert report.as_dict([result])["protocols"][0]["incomplete"] == {"done": 70, "of": 140}
+    del result.settings["incomplete"]
     assert "Incomplete" not in terminal([result], 80)
 
 

@@ -264,16 +264,17 @@ def test_what_a_killed_run_has_finished_can_be_reported(tiny, model, tmp_path, m
         introspect.run_experiment(model, protocol, **arguments, store=tmp_path / "cells.sqlite", progress=tell)
     (partial,) = runs.load_results(tmp_path)
     n_rows = QUESTIONS * 2 * 6 * (1 + 4)
-    assert partial.settings["planned_readings"] == n_rows
+    assert partial.settings["incomplete"] == {"done": len(partial.rows), "of": n_rows}
     assert n_rows / 3 < len(partial.rows) < n_rows
 
     whole = introspect.run_experiment(model, protocol, **arguments, store=tmp_path / "cells.sqlite")
     (complete,) = runs.load_results(tmp_path)
-    assert complete.settings["planned_readings"] == len(complete.rows)
+    assert "incomplete" not in complete.settings
     assert complete.rows == whole.rows
     expected = {json.dumps(row, sort_keys=True) for row in whole.rows}
     assert {json.dumps(row, sort_keys=True) for row in partial.rows} < expected
-    assert (complete.model, complete.protocol) == (whole.model, whole.protocol)
+    assert complete.model == whole.model
+    assert {name: complete.protocol[name] for name in whole.protocol} == whole.protocol
     shown = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
 

@@ -425,4 +425,4 @@ def test_an_interrupted_sweep_ends_with_130_and_keeps_its_readings(tiny, tmp_pat
     assert [path.name for path in out.glob("*.json*")] == ["sweep.json"]
     (partial,) = report.load_folder(out)
     assert 0 < len(partial.rows) < len(store)
-    assert partial.settings["planned_readings"] == 2 * 6 * 4001
+    assert partial.settings["incomplete"] == {"done": len(partial.rows), "of": 2 * 6 * 4001}
