@@ -59,7 +59,7 @@ steering::TrainOptions train_options(const py::object& model, const std::string&
                                      int64_t folds, const py::object& compute_hiddens,
                                      const py::object& transform_hiddens, py::object progress) {
   steering::TrainOptions out;
-  out.directions = {steering::parse_method(method), seed, folds, as_progress(std::move(progress))};
+  out.directions = {steering::parse_method(method), seed, folds, as_shown_progress(std::move(progress))};
   out.read = read_options(std::move(layers), read_position, point, last_layer_after_norm);
   out.memory_budget = memory_budget;
   if (!compute_hiddens.is_none())
@@ -132,7 +132,7 @@ Activations collect(const py::object& model, const Texts& texts, Layers layers, 
                     py::object progress) {
   const steering::CollectOptions options{
       read_options(std::move(layers), read_position, point, last_layer_after_norm), memory_budget,
-      as_progress(std::move(progress))};
+      as_shown_progress(std::move(progress))};
   const auto native = native_model(model);
   const py::gil_scoped_release release;
   return steering::collect_activations(*native, texts, options);
@@ -146,7 +146,7 @@ std::vector<ControlVector> words_of(const py::object& model, const Texts& words,
   const steering::WordPrompts prompts{one ? Texts{*one} : std::get<Texts>(templates), chat};
   const steering::CollectOptions options{
       read_options(std::move(layers), read_position, point, last_layer_after_norm), memory_budget,
-      as_progress(std::move(progress))};
+      as_shown_progress(std::move(progress))};
   const auto native = native_model(model);
   const py::gil_scoped_release release;
   return steering::train_words(*native, words, baseline_words, prompts, options);
@@ -180,7 +180,7 @@ Pairs concept_pairs(const py::object& model, const std::string& concept_name, co
 ControlVector contrast(const Activations& positive, const Activations& negative, const std::string& method,
                        uint64_t seed, int64_t folds, py::object progress) {
   const steering::DirectionOptions options{steering::parse_method(method), seed, folds,
-                                           as_progress(std::move(progress))};
+                                           as_shown_progress(std::move(progress))};
   const py::gil_scoped_release release;
   return steering::contrast(positive, negative, options);
 }

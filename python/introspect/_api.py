@@ -47,6 +47,7 @@ from .hooked_transformer import HookedTransformer
 from .hub import pull, resolve
 from .key_value_cache import HookedTransformerKeyValueCache
 from .model import Model, load_model
+from .plans import ExperimentPlan
 from .results import Result
 from .search import RangeEstimates, RangeSearch, estimate_ranges, refine_ranges, screen_ranges
 from .steering import (
@@ -84,6 +85,7 @@ __all__ = [
     "EasyTransformer",
     "EasyTransformerConfig",
     "Error",
+    "ExperimentPlan",
     "FactoredMatrix",
     "FinetuneExample",
     "Graph",

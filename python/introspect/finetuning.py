@@ -10,6 +10,7 @@ import torch
 from . import _C
 from .arguments import listed, native_model
 from .model import Model
+from .progress import Progress, close, shown
 
 IGNORED = -100  # cross_entropy's label for a position without a target
 
@@ -51,6 +52,7 @@ def finetune(
     weights: Callable[[str], bool] | None = None,
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
+    progress: Progress | bool | None = None,
 ) -> Model:
     """A model after a few optimiser steps on examples; the one given stays as it is.
 
@@ -66,6 +68,8 @@ def finetune(
             with ``model``.
         seed: of the order.
         on_step: called with (step, loss).
+        progress: called with (what, done, total), counted in steps. None: bars on a terminal, a line in a notebook;
+            False: nothing.
 
     Raises:
         ConfigError: a model of another dtype, or without a tokenizer for examples that are text.
@@ -93,6 +97,7 @@ def finetune(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     rng = torch.Generator().manual_seed(seed)
     order: list[int] = []
+    tell = shown(progress)
     with torch.enable_grad():
         for step in range(steps):
             while len(order) < batch_size:
@@ -106,6 +111,9 @@ def finetune(
             schedule.step()
             if on_step:
                 on_step(step, loss.item())
+            if tell:
+                tell("finetune", step + 1, steps)
+    close(tell)
     finished = {name: weight.detach() for name, weight in trained.items()}
     return Model(model.engine.with_weights(finished), name=f"{model.name}, finetuned")
 

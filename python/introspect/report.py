@@ -16,6 +16,7 @@ from .page import html as page_html
 from .page_verdict import Mass, Verdict, judged, not_finite, overall, verdict
 from .report_tables import difference_interval, sections, unfinished, z_of
 from .results import SCHEMA, Compared, Result, finite, write_text
+from .runs import load_results
 from .sentences import (
     TEXT_NAMES,
     detection_verdict,
@@ -59,17 +60,13 @@ UNLIMITED = 160  # columns of a table that goes to a file
 
 
 def load_folder(folder: str | os.PathLike) -> list[Result]:
-    """The results in a run folder, in the order of the article.
+    """The results in a run folder, in the order of the article; see ``runs.load_results``.
 
     Raises:
         FileNotFoundError: the folder is not there or holds no result.
         ValueError: a file is damaged.
     """
-    folder = Path(folder)
-    files = [path for path in sorted(folder.glob("*.json")) if path.name != "report.json"]
-    if not files:
-        raise FileNotFoundError(f"report: {folder} holds no results (<protocol>.json, written by introspect run)")
-    results = [Result.load(path) for path in files]
+    results = load_results(folder)
 
     def order(result: Result) -> tuple[int, str]:
         name = result.protocol["name"]

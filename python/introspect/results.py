@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ._json import parse_json
+from .merging import merged
 from .output_files import write_text
 from .readings import (
     Localisation,
@@ -151,7 +153,7 @@ class Result:
     @classmethod
     def from_json(cls, text: str) -> Result:
         """Raises ValueError for anything but a result of this schema, with the place of the mistake."""
-        data = json.loads(text)
+        data = parse_json(text, "Result", ValueError)
         check_schema(data)
         check_fields(data)
         return cls(data)
@@ -172,6 +174,16 @@ class Result:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from None
+
+    def merged(self, other: Result) -> Result:
+        """The rows of both, where both have a setting and question those of ``other``: a wider sweep, more nulls.
+
+        Rows of rotations of another seed get a ``seed`` of their own.
+
+        Raises:
+            ValueError: another model, dtype, protocol or unit of strength; it names the difference.
+        """
+        return Result(merged(*(json.loads(one.to_json()) for one in (self, other))))
 
     def __repr__(self) -> str:
         return f"<Result of {self.protocol['name']} on {self.model['name']}: {len(self.rows)} rows>"
@@ -387,9 +399,10 @@ class Result:
 
     def _nulls(self, setting: Setting) -> list[list[dict]]:
         """Rows of each random rotation."""
-        found: dict[int, list[dict]] = {}
+        found: dict[tuple[int, int], list[dict]] = {}
+        seed = self.settings.get("seed", 0)
         for row in self.select(setting, kind="null"):
-            found.setdefault(row["null_index"], []).append(row)
+            found.setdefault((row.get("seed", seed), row["null_index"]), []).append(row)
         return [found[i] for i in sorted(found)]
 
 

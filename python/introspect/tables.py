@@ -33,7 +33,10 @@ def check_format(path: str | os.PathLike) -> Path:
         try:
             import pyarrow  # noqa: F401
         except ImportError:
-            raise ImportError("Parquet files need pyarrow: pip install 'introspect[parquet]'") from None
+            raise ImportError(
+                "Parquet files need pyarrow: pip install pyarrow (or this library with its extra, "
+                "introspect[parquet]; PyPI's introspect is another project)"
+            ) from None
     return path
 
 

@@ -6,8 +6,10 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from ..results import finite
 
 FAILED, INTERRUPTED = 1, 130
 GRACE = 0.6  # seconds that native code gets to notice Ctrl-C
+LONGEST = 2000  # characters of an error's line
 
 
 class Dtype(str, Enum):
@@ -71,6 +74,18 @@ def parse_number(text: str) -> float:
     return number
 
 
+def one(parse: Callable[[str], Any], name: str) -> Callable[[str], Any]:
+    """The parser of an option that takes one value at a time."""
+
+    @functools.wraps(parse)
+    def only(text: str) -> Any:
+        if "," in text:
+            raise typer.BadParameter(f"it takes one value; for several of them: introspect sweep {name} {text}")
+        return parse(text)
+
+    return only
+
+
 MOST = 2**31 - 1  # of counts
 MOST_SEED = 2**63 - 1
 
@@ -94,14 +109,18 @@ def print_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """A line for the person at the terminal; what a program reads goes to standard output."""
+    """A line for the person at the terminal, broken between words; what a program reads goes to standard output."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
     typer.echo(text, err=True)
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """End a failed command with one line and exit code 1, one used wrongly with 2, an interrupted one with 130.
 
-    INTROSPECT_TRACEBACK=1 shows where an error came from instead.
+    INTROSPECT_TRACEBACK=1 shows where an error came from instead. A kind of error that is not meant to reach a user
+    says that.
     """
 
     @functools.wraps(command)
@@ -114,7 +133,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
-            note("introspect: interrupted; what was finished is kept")
+            note(f"introspect: {_interrupted}")
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             is_usage = hasattr(error, "exit_code") or isinstance(error, typer.Abort)  # typer shows these itself
@@ -126,18 +145,27 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+_interrupted = "interrupted; what was finished is kept"
 EXPECTED = (ImportError, IndexError, MemoryError, OSError, RuntimeError, ValueError)
 
 
 def describe(error: BaseException) -> str:
     """One line: what failed, and the file if there is one."""
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return where + error.strerror
     line = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, EXPECTED):
         return line
     return f"{type(error).__name__}: {line} (a fault of introspect's; INTROSPECT_TRACEBACK=1 shows where)"
+
+
+def resumable(folder: Path) -> None:
+    """From here on Ctrl-C leaves a run in a folder that can go on."""
+    global _interrupted
+    _interrupted = (
+        f"interrupted; what was finished is kept. The same command goes on; introspect report {folder} shows it so far"
+    )
 
 
 def check_text(options: Mapping[str, Any]) -> None:
@@ -166,8 +194,8 @@ def _ends_on_interrupt() -> Iterator[None]:
     """Let Ctrl-C end the process while native code runs, too.
 
     Python raises KeyboardInterrupt only between its own instructions. A thread therefore watches for the signal itself
-    and ends the process if that has not happened after a moment. What is finished is on disk by then: cells are
-    committed one by one, files are renamed when they are complete.
+    and ends the process if that has not happened after a moment. What is finished is on disk by then: readings are
+    committed as they are finished, at least every ten seconds; files are renamed when they are complete.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -180,7 +208,7 @@ def _ends_on_interrupt() -> Iterator[None]:
         while byte := os.read(read_end, 1):
             if byte[0] == signal.SIGINT and not finished.wait(GRACE):
                 show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-                os.write(2, f"\r{show_cursor}introspect: interrupted; what was finished is kept\n".encode())
+                os.write(2, f"\r{show_cursor}introspect: {_interrupted}\n".encode(errors="replace"))
                 os._exit(INTERRUPTED)
 
     previous = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from .. import report
-from ..progress import step_bars_or_lines
 from . import experiment
 from .common import (
     MOST,
@@ -73,12 +72,14 @@ def command(
     seed: experiment.Seed = 0,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
+    dry_run: experiment.DryRun = False,
+    yes: experiment.Yes = False,
     json: Json = False,
 ) -> None:
     """Run protocols over every combination of strengths, layer ranges and vectors.
 
-    Finished cells are kept in DIR: what was interrupted goes on where it stopped, and a wider sweep into the same DIR
-    runs only what is missing. Settings of an earlier sweep that this one leaves out stay in the store.
+    Readings are kept in DIR as they are finished: what was interrupted goes on where it stopped, and a wider sweep into
+    the same DIR runs only what is missing. Settings that earlier runs into DIR had stay in its results.
     """
     files = experiment.vector_files(vector)
     options: dict[str, Any] = {
@@ -113,16 +114,21 @@ def command(
         return {**options, "vectors": vectors, "layers": ranges(loaded)}
 
     results: list[Any] = []
-    experiment.run_protocols(
+    ran = experiment.run_protocols(
         model,
         chosen,
         output,
+        note_name="sweep.json",
         dtype=dtype,
         device=device,
-        progress=step_bars_or_lines,
         options=complete,
         show=results.append,
+        dry_run=dry_run,
+        yes=yes,
+        json=json,
     )
+    if not ran:
+        return
     if json:
         print_json({"sweeps": [report.sweep_dict(result) for result in results]})
         return

@@ -113,6 +113,48 @@ def test_wrong_usage_ends_with_2_and_writes_nothing(arguments, vector_file, tmp_
     assert sorted(tmp_path.iterdir()) == before
 
 
+RUN = ("run", "m", "no_info", "-o", "out", "--vector", "VECTOR")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (*RUN, "--seed", "9" * 23),
+        (*RUN, "--seed", "-1"),
+        (*RUN, "--nulls", "9" * 23),
+        (*RUN, "--strength", "1e400"),
+        (*RUN, "--strength", "9" * 5000),
+        (*RUN, "--layers", "9" * 5000),
+        (*RUN, "--layers", "0.5-" + "9" * 400),
+        (*RUN, "--device", "\udcff"),
+        (*RUN, "--questions", "\udcff"),
+        ("sweep", *RUN[1:], "--step", "9" * 23, "--layers", "1"),
+        ("sweep", *RUN[1:], "--all-ranges", "--max-width", "9" * 400),
+        ("run", "m", "no_info", "-o", "out\0put", "--vector", "VECTOR"),
+        ("run", "\udcff", "no_info", "-o", "out", "--vector", "VECTOR"),
+        ("run", "m", "\udcff", "-o", "out", "--vector", "VECTOR"),
+        ("run", "m", "no_info", "-o", "out", "--vector", "\udcff=VECTOR"),
+        ("train", "m", "--concept", "\udcff", "-o", "x.gguf"),
+        ("store", "info", "VECTOR"),
+        ("store", "export", "VECTOR", "-o", "x.csv"),
+        ("store", "merge", "VECTOR", "VECTOR"),
+    ],
+)
+def test_no_argument_gives_a_traceback(arguments, vector_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*(str(argument).replace("VECTOR", str(vector_file)) for argument in arguments))
+    assert result.exit_code in (1, 2), result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    if result.exit_code == 1:
+        assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("introspect: ")
+
+
+@pytest.mark.parametrize("option", [("--fraction", "0.1,0.2"), ("--strength", "1,2"), ("--layers", "1-2,3-4")])
+def test_several_values_in_a_run_name_the_sweep(option, vector_file):
+    result = invoke(*(vector_file if argument == "VECTOR" else argument for argument in RUN), *option)
+    assert result.exit_code == 2 and "introspect sweep" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("8-16", (8, 16)), ("8", (8, 8)), ("0.33-0.66", (0.33, 0.66)), ("0.0-1.0", (0.0, 1.0))],
@@ -377,6 +419,8 @@ def test_an_interrupted_run_keeps_its_cells(smollm2, trained, tmp_path):
         finally:
             process.kill()
     assert process.returncode == 130
-    assert stderr.strip() == "introspect: interrupted; what was finished is kept"
+    announced, *_, last = stderr.strip().splitlines()
+    assert announced.startswith("introspect: 502 readings")
+    assert last.startswith("introspect: interrupted; what was finished is kept. The same command goes on")
     assert cells(out) >= 2
-    assert not list(out.glob("*.json*"))
+    assert [path.name for path in out.glob("*.json*")] == ["run.json"]

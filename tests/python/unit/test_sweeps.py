@@ -415,9 +415,14 @@ def test_an_interrupted_sweep_ends_with_130_and_keeps_its_readings(tiny, tmp_pat
         finally:
             process.kill()
     assert process.returncode == 130
-    *progress, last = stderr.strip().splitlines()  # progress where the machine is slow
-    assert last == "introspect: interrupted; what was finished is kept"
+    announced, *progress, last = stderr.strip().splitlines()  # progress where the machine is slow
+    assert announced.startswith(f"introspect: {2 * (1 + 6 * 4001):,} readings")
+    assert last.startswith("introspect: interrupted; what was finished is kept")
+    assert "same command goes on" in last and f"introspect report {out}" in last
     assert all(line.startswith("mine: ") for line in progress)
     store = introspect.Store(out / "cells.sqlite")
     assert store.problems() == [] and len(store) >= 20
-    assert not list(out.glob("*.json*"))
+    assert [path.name for path in out.glob("*.json*")] == ["sweep.json"]
+    (partial,) = report.load_folder(out)
+    assert 0 < len(partial.rows) < len(store)
+    assert partial.settings["incomplete"] == {"done": len(partial.rows), "of": 2 * 6 * 4001}
