@@ -1,4 +1,4 @@
-"""JSON from files and callers: what nests too deep, is of another type or is no JSON gets a short error that names it."""
+"""JSON from files and callers: what nests too deep, is of another type or no JSON gets a short error that names it."""
 
 import json
 import sqlite3
