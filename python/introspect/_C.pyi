@@ -86,6 +86,7 @@ __all__: list[str] = [
     "max_null_band",
     "most_changed",
     "neuron_results",
+    "new_model",
     "null_band",
     "null_bands",
     "open_tensors",
@@ -554,7 +555,10 @@ class TextFilter:
     """
 
     __hash__: typing.ClassVar[None] = None
+    def __copy__(self) -> TextFilter: ...
+    def __deepcopy__(self, memo: dict) -> TextFilter: ...
     def __eq__(self, other: TextFilter) -> bool: ...
+    def __getstate__(self) -> tuple[str, list[int], list[int], list[int], bool]: ...
     def __init__(
         self,
         *,
@@ -563,6 +567,16 @@ class TextFilter:
         not_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
         after: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
         skip_padding: bool = False,
+    ) -> None: ...
+    def __setstate__(
+        self,
+        arg0: tuple[
+            str,
+            collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+            collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+            collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+            bool,
+        ],
     ) -> None: ...
     @property
     def after(self) -> list[int]: ...
@@ -633,6 +647,9 @@ class Intervention:
                 that does not have its hash.
             HookError: there is no such point.
         """
+    def __copy__(self) -> Intervention: ...
+    def __deepcopy__(self, memo: dict) -> Intervention: ...
+    def __getstate__(self) -> tuple[str, dict[str, torch.Tensor]]: ...
     def __init__(
         self,
         values: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, torch.Tensor | None],
@@ -648,6 +665,7 @@ class Intervention:
         parameters: collections.abc.Mapping[str, typing.SupportsFloat | typing.SupportsIndex] = {},
         text: TextFilter = ...,
     ) -> None: ...
+    def __setstate__(self, arg0: tuple[str, collections.abc.Mapping[str, torch.Tensor]]) -> None: ...
     def first_change(self) -> tuple[int, int] | None:
         """
         (layer, position) of the first change it can make, layer -1 before the first block; None for no change.
@@ -1063,6 +1081,23 @@ class Config:
     """
     What a decoder is made of; the fields have TransformerLens's names.
     """
+    @staticmethod
+    def from_json(json: str) -> Config:
+        """
+        A Config from such an object; fields that it leaves out have their defaults.
+
+        Raises:
+            ConfigError: a field that Config does not have, one of another type, or sizes and options that no model has.
+        """
+    def __copy__(self) -> Config: ...
+    def __deepcopy__(self, memo: dict) -> Config: ...
+    def __getstate__(self) -> str: ...
+    def __repr__(self) -> str: ...
+    def __setstate__(self, arg0: str) -> None: ...
+    def to_json(self) -> str:
+        """
+        Every field by its name, as a JSON object.
+        """
     @property
     def act_fn(self) -> str: ...
     @property
@@ -1543,7 +1578,19 @@ class LayerDiagnostics:
     """
     How well one layer's direction tells the two sides of its pairs apart.
     """
+    def __copy__(self) -> LayerDiagnostics: ...
+    def __deepcopy__(self, memo: dict) -> LayerDiagnostics: ...
+    def __getstate__(self) -> tuple[float, float, float | None, float | None]: ...
     def __repr__(self) -> str: ...
+    def __setstate__(
+        self,
+        arg0: tuple[
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex | None,
+            typing.SupportsFloat | typing.SupportsIndex | None,
+        ],
+    ) -> None: ...
     @property
     def accuracy(self) -> float | None:
         """
@@ -1755,7 +1802,25 @@ class ControlVector:
             {word: ControlVector}, in the order of ``words``.
         """
     def __add__(self, other: ControlVector) -> ControlVector: ...
+    def __copy__(self) -> ControlVector: ...
+    def __deepcopy__(self, memo: dict) -> ControlVector: ...
     def __eq__(self, other: ControlVector) -> bool: ...
+    def __getstate__(
+        self,
+    ) -> tuple[
+        str,
+        dict[int, torch.Tensor],
+        str,
+        str,
+        str,
+        int,
+        dict[int, list[float]],
+        int,
+        dict[int, LayerDiagnostics],
+        str,
+        str,
+        bool,
+    ]: ...
     def __init__(
         self,
         model_type: str,
@@ -1765,6 +1830,26 @@ class ControlVector:
     def __neg__(self) -> ControlVector: ...
     def __repr__(self) -> str: ...
     def __rmul__(self, factor: typing.SupportsFloat | typing.SupportsIndex) -> ControlVector: ...
+    def __setstate__(
+        self,
+        arg0: tuple[
+            str,
+            collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, torch.Tensor],
+            str,
+            str,
+            str,
+            typing.SupportsInt | typing.SupportsIndex,
+            collections.abc.Mapping[
+                typing.SupportsInt | typing.SupportsIndex,
+                collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+            ],
+            typing.SupportsInt | typing.SupportsIndex,
+            collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, LayerDiagnostics],
+            str,
+            str,
+            bool,
+        ],
+    ) -> None: ...
     def __sub__(self, other: ControlVector) -> ControlVector: ...
     def __truediv__(self, divisor: typing.SupportsFloat | typing.SupportsIndex) -> ControlVector: ...
     def cosine(self, other: ControlVector) -> dict[int, float]:
@@ -1927,6 +2012,9 @@ class Condition:
 
     Source: conditional activation steering (CAST), Lee et al. 2024, arXiv:2409.05907, which is "cast" over the "mean".
     """
+    def __copy__(self) -> Condition: ...
+    def __deepcopy__(self, memo: dict) -> Condition: ...
+    def __getstate__(self) -> tuple[int, torch.Tensor, float, bool, int, bool]: ...
     def __init__(
         self,
         direction: torch.Tensor,
@@ -1936,6 +2024,17 @@ class Condition:
         above: bool = True,
         measure: str = "cosine",
         over: str = "mean",
+    ) -> None: ...
+    def __setstate__(
+        self,
+        arg0: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            torch.Tensor,
+            typing.SupportsFloat | typing.SupportsIndex,
+            bool,
+            typing.SupportsInt | typing.SupportsIndex,
+            bool,
+        ],
     ) -> None: ...
     def measure(
         self, model: typing.Any, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -2006,7 +2105,11 @@ class Protocol:
         """
         A protocol from its JSON text. Raises ConfigError that names the place of a mistake.
         """
+    def __copy__(self) -> Protocol: ...
+    def __deepcopy__(self, memo: dict) -> Protocol: ...
+    def __getstate__(self) -> str: ...
     def __repr__(self) -> str: ...
+    def __setstate__(self, arg0: str) -> None: ...
     def to_json(self) -> str:
         """
         The protocol in the file's format, with the controls inside.
@@ -2861,6 +2964,14 @@ def neuron_results(
     What each neuron of one layer adds to the stream, [neurons, ..., d_model].
     """
 
+def new_model(cfg: Config, *, dtype: torch.dtype = ..., device: torch.device = ...) -> Model:
+    """
+    A model that nothing has been trained into: matrices and biases are zero, the weights of norms one; without a tokenizer.
+
+    Raises:
+        ConfigError: a config or dtype that no model has.
+    """
+
 def null_band(
     value: typing.SupportsFloat | typing.SupportsIndex,
     nulls: collections.abc.Sequence[float],
@@ -3057,7 +3168,7 @@ def run_experiments(
     """
 
 def run_trie(
-    model: Model,
+    model: typing.Any,
     trie: TokenTrie,
     *,
     nodes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
@@ -3072,7 +3183,7 @@ def run_trie(
     Activations at nodes of a trie, where every node is run once, whatever sequences it belongs to.
 
     Args:
-        model: the native model (``Model.engine``).
+        model: an introspect.Model, or its native model; what is hooked into it takes no part.
         nodes: in the order of the result's rows, unless ``rows`` says another.
         layers: block numbers, in the order of the result's columns.
         point: a hook point of a block that has a position: "hook_resid_post", "attn.hook_z".
