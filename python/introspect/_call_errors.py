@@ -236,7 +236,10 @@ def _unfit_one(value: Any, node: ast.expr | None) -> str | None:
         return None
     if name in ("", "Any", "object"):
         return None
-    return None if any(base.__name__ == name for base in type(value).__mro__) else kind
+    native = isinstance(node, ast.Attribute) and ast.unparse(node.value) == "introspect._C"
+    modules = ("introspect._C",) if native else (base.__module__ for base in type(value).__mro__)
+    names = {(base.__module__, base.__name__) for base in type(value).__mro__}
+    return None if any((module, name) in names for module in modules) else kind
 
 
 def _unfit_number(value: Any, name: str, kind: str) -> str | None:

@@ -345,7 +345,7 @@ def test_what_is_no_model_is_said(call, wrong):
         ),
         (lambda m: introspect.concept_pairs(m, 5, ["I"]), "concept_pairs.*'concept' must be str, got int"),
         (lambda m: introspect.concept_pairs(m, "cat", "I"), "concept_pairs.*'suffixes' must be a list of str, got str"),
-        (lambda m: introspect.ControlVector.train(m, ["ab"]), "ControlVector.train.*'pairs'"),
+        (lambda m: introspect.ControlVector.train(m, ["abc"]), "ControlVector.train.*'pairs'"),
         (
             lambda m: introspect.random_rotation(torch.ones(3), seed=1),
             r"ControlVector, got Tensor: introspect\.ControlV",

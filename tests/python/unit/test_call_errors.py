@@ -206,6 +206,8 @@ def content(one):
     for name, kind in vars(type(one)).items():
         if isinstance(kind, property):
             value = getattr(one, name)
+            if isinstance(value, introspect.TextFilter):
+                value = content(value)
             if isinstance(value, dict):
                 value = {key: v.tolist() if isinstance(v, torch.Tensor) else repr(v) for key, v in value.items()}
             out[name] = value.tolist() if isinstance(value, torch.Tensor) else value
