@@ -48,6 +48,7 @@ from .hooked_transformer import HookedTransformer
 from .hub import pull, resolve
 from .key_value_cache import HookedTransformerKeyValueCache
 from .model import Model, load_model
+from .norms import residual_norms
 from .results import Result
 from .search import RangeEstimates, RangeSearch, estimate_ranges, refine_ranges, screen_ranges
 from .steering import (
@@ -122,6 +123,7 @@ __all__ = [
     "refine_ranges",
     "register_operator",
     "repeng",
+    "residual_norms",
     "resolve",
     "run_experiment",
     "run_experiments",
