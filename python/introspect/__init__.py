@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from ._api import __version__ as __version__
 
 # Modules that work without torch; asking for one of them does not load it.
-_LIGHT = {"cli", "data", "hub", "plots", "progress", "readings", "report", "results", "sweeps", "tables"}
+_LIGHT = {"cli", "data", "detections", "hub", "plots", "progress", "readings", "report", "results", "sweeps", "tables"}
+_LIGHT |= {"verdicts"}
 
 
 def __getattr__(name: str):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from .detections import failed, shift_of
 from .results import Compared, Detection, Identification, Result, setting_of
 from .sweeps import headlines, is_sweep, sweep_bests
 
@@ -20,7 +21,7 @@ def texts(result: Result) -> list[dict[str, Any]]:
     for row in result.rows:
         if row["kind"] != "introspection" or row["injected"].get("text") is None:
             continue
-        nulls = result.select(setting_of(row), kind="null", question_kind="introspection")
+        nulls = result.select(setting_of(row), kind="random", question_kind="introspection")
         random = next((null["injected"]["text"] for null in nulls if null["question"] == row["question"]), None)
         texts = {"base": row["base"]["text"], "injected": row["injected"]["text"], "random": random}
         listed.append({"concept": row["concept"], "label": result.label(setting_of(row)), **texts})
@@ -186,11 +187,8 @@ def control_interval(result: Result, detection: Detection) -> tuple[float, float
 
     Source: Efron 1987, the BCa bootstrap (scipy.stats.bootstrap), with a fixed seed.
     """
-    shifts = [
-        row["injected"]["log_odds"] - row["base"]["log_odds"]
-        for row in result.select(detection.setting, kind="control")
-    ]
-    if len(shifts) < 3 or not all(map(math.isfinite, shifts)) or max(shifts) == min(shifts):
+    shifts = [shift_of(row) for row in result.select(detection.setting, kind="control") if not failed(row)]
+    if len(shifts) < 3 or max(shifts) == min(shifts):
         return math.nan, math.nan
     import numpy as np
     from scipy.stats import bootstrap

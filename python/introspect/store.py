@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 NUMBERS = ("log_odds", "p_yes", "p_no")
 _SETTING = (
     *("concept", "strength", "first_layer", "last_layer", "question", "kind", "question_kind", "null_index"),
-    *("paraphrase", "place", "part_first", "part_last"),
+    *("paraphrase", "asked_in", "place", "part_first", "part_last"),
 )
+NOTHING = "(none)"  # the concept of readings without steering: an empty field would be a missing value to table readers
 _BOOKKEEPING = ("value", "key", "base_key", "written")
 
 
@@ -32,7 +33,8 @@ class Store(_C.Store):
 
         Columns are those of Result.to_pandas, then the model, protocol, seed and versions. What a reading holds besides
         numbers and text (tokens, curves by layer) is JSON in a column of its own. Readings without steering are rows of
-        the kind "base", and have nothing in the columns ending in _base.
+        the kind "base", and have nothing in the columns ending in _base. A reading that several protocols share is a
+        row of each of them.
         """
         import pandas
 
@@ -67,8 +69,15 @@ class Store(_C.Store):
 
 def _flat(row: dict, value: dict, base: dict, fields: list[str]) -> dict[str, Any]:
     flat = {name: row[name] for name in _SETTING}
+    flat["concept"] = row["concept"] or NOTHING
+    if not row["paraphrase"] or row["paraphrase"].isdigit():  # once it was a number
+        flat["paraphrase"] = {"": "control" if row["question_kind"] == "control" else "own"}.get(
+            row["paraphrase"], row["question"]
+        )
     for name in fields:
         flat[f"{name}_base"], flat[name] = _cell(base, name), _cell(value, name)
+    flat["mass_base"], flat["mass"] = flat["p_yes_base"] + flat["p_no_base"], flat["p_yes"] + flat["p_no"]
+    flat["failed"] = not all(math.isfinite(flat[name]) for name in NUMBERS)
     for name, item in row.items():
         if name not in flat and name not in _BOOKKEEPING:
             flat[name] = item

@@ -21,6 +21,7 @@
 #include "experiments/cell_keys.h"
 #include "experiments/continuation.h"
 #include "experiments/experiment_graph.h"
+#include "experiments/finite.h"
 #include "experiments/plan.h"
 #include "experiments/readout.h"
 
@@ -51,7 +52,7 @@ class Runner {
                 protocol.name,
                 protocol.hash(),
                 options.seed,
-                options.strength_unit == StrengthUnit::absolute ? "absolute" : "residual",
+                to_string(*options.strength_unit),
                 INTROSPECT_VERSION,
                 INTROSPECT_BUILT_WITH_TORCH},
         cell_keys_(*model, protocol, plan_, options.seed) {
@@ -78,6 +79,9 @@ class Runner {
   /// Between the first graph and the others.
   void plan_injections() {
     for (const auto* scene : unmeasured_) {
+      for (const auto& [layer, norm] : measured_.norms.at(scene))
+        if (!std::isfinite(norm))
+          throw_not_finite(*model_, "run_experiment", protocol_, *scene, scene->asks.front());
       Cell cell{cell_keys_.norms(*scene), nlohmann::json(measured_.norms.at(scene)).dump()};
       cell.kind = "norms";
       if (options_.store) options_.store->put(cell, origin_);
@@ -112,19 +116,27 @@ class Runner {
   void take(const std::vector<std::pair<graph::ReadId, engine::Captured>>& captured) {
     if (!view_) return;
     std::vector<ReadRow> rows;
-    std::vector<Prompt> prompts;
-    std::vector<size_t> prompted;  // rows that are sampled
     auto complete = view_->take(captured);
     for (auto& [place, parts] : complete) {
       const auto& wanted = view_->wanted()[place];
       rows.push_back({wanted.ask, parts.resid_LD, parts.attention_LH, parts.continuations, {}});
       if (wanted.injection && plan_.is_compared())
         rows.back().base_D = measured_.base.at({wanted.scene, wanted.ask});
-      if (!parts.cache) continue;
-      prompted.push_back(rows.size() - 1);
-      prompts.push_back(prompt(wanted, std::move(*parts.cache), parts.resid_LD[-1]));
     }
     auto readings = read_out(*model_, plan_, rows);
+    std::vector<Prompt> prompts;
+    std::vector<size_t> prompted;  // readings whose text is sampled
+    for (size_t i = 0; i < readings.size(); ++i) {
+      const auto& wanted = view_->wanted()[complete[i].first];
+      auto& parts = complete[i].second;
+      if (readings[i].is_finite()) {
+        if (!parts.cache) continue;
+        prompted.push_back(i);
+        prompts.push_back(prompt(wanted, std::move(*parts.cache), parts.resid_LD[-1]));
+      } else if (!wanted.injection) {
+        throw_not_finite(*model_, "run_experiment", protocol_, *wanted.scene, *wanted.ask);
+      }
+    }
     auto texts = continue_all(*model_, std::move(prompts), protocol_.sampling, options_.memory_budget / 4);
     for (size_t i = 0; i < prompted.size(); ++i) readings[prompted[i]].text = std::move(texts[i]);
     std::vector<std::pair<const Wanted*, Reading>> finished;
@@ -139,6 +151,7 @@ class Runner {
   bool samples() const { return protocol_.read == experiments::Read::sample; }
 
   Result collect() const {
+    share_known();
     Result out;
     const auto& cfg = model_->cfg();
     out.model = {cfg.model_name,
@@ -150,10 +163,17 @@ class Runner {
     out.protocol = {protocol_.name,      protocol_.hash(),   to_string(protocol_.read),
                     protocol_.yes_token, protocol_.no_token, to_string(protocol_.inject),
                     protocol_.answers};
-    const bool absolute = options_.strength_unit == StrengthUnit::absolute;
-    out.settings = {options_.seed,          options_.nulls,         absolute ? "absolute" : "residual",
-                    at::get_num_threads(),  INTROSPECT_VERSION,     INTROSPECT_BUILT_WITH_TORCH,
-                    options_.continuations, options_.control_filter};
+    const bool is_residual = *options_.strength_unit == StrengthUnit::residual;
+    out.settings = {options_.seed,
+                    options_.nulls,
+                    to_string(*options_.strength_unit),
+                    is_residual ? "median" : "",
+                    plan_.controls,
+                    at::get_num_threads(),
+                    INTROSPECT_VERSION,
+                    INTROSPECT_BUILT_WITH_TORCH,
+                    options_.continuations,
+                    options_.control_filter};
     if (options_.control_filter) {
       for (const auto& scene : plan_.scenes)
         out.settings.controls_asked += std::count_if(scene.asks.begin(), scene.asks.end(),
@@ -170,15 +190,17 @@ class Runner {
               plan_.is_steered(injection) ? readings_.at(keys_.at({&scene, &ask, &injection})) : base;
           out.rows.push_back(
               {injection.concept_name, injection.strength, injection.first_layer, injection.last_layer,
-               ask.question, ask.kind, injection.null_index < 0 ? ask.kind : "null", injection.null_index,
-               base, injected, ask.paraphrase, injection.place, injection.part.first, injection.part.last});
+               ask.question, ask.kind, injection.null_index < 0 ? ask.kind : "random", injection.null_index,
+               base, injected, ask.paraphrase, injection.place, injection.part.first, injection.part.last,
+               ask.asked_in, protocol_.read == experiments::Read::yes_no && leaves_format(base, injected)});
         }
+    warn_of_broken_settings(out);
     return out;
   }
 
  private:
   ExperimentGraph& enter(graph::Graph& graph) {
-    return view_.emplace(graph, model_, protocol_, plan_, options_.strength_unit, measured_);
+    return view_.emplace(graph, model_, protocol_, plan_, *options_.strength_unit, measured_);
   }
 
   void count() {
@@ -213,7 +235,7 @@ class Runner {
   void keep(std::vector<std::pair<const Wanted*, Reading>> finished) {
     if (options_.store && !finished.empty()) {
       std::vector<Cell> cells;
-      for (const auto& [wanted, reading] : finished) cells.push_back(make_cell(*wanted, reading));
+      for (const auto& [wanted, reading] : finished) cells.push_back(make_cell(*wanted, reading.to_json()));
       options_.store->put_many(cells, origin_);
     }
     for (auto& [wanted, reading] : finished) {
@@ -223,25 +245,37 @@ class Runner {
     }
   }
 
-  Cell make_cell(const Wanted& wanted, const Reading& reading) const {
+  Cell make_cell(const Wanted& wanted, std::string value) const {
     const auto& [scene, ask, injection, key] = wanted;
-    Cell cell{key, reading.to_json()};
+    Cell cell{key, std::move(value)};
     cell.question = ask->question;
     cell.question_kind = ask->kind;
     cell.kind = "base";
     cell.paraphrase = ask->paraphrase;
+    cell.asked_in = ask->asked_in;
     if (!injection) return cell;
     cell.base_key = keys_.at({scene, ask, nullptr});
     cell.concept_name = injection->concept_name;
     cell.strength = injection->strength;
     cell.first_layer = injection->first_layer;
     cell.last_layer = injection->last_layer;
-    cell.kind = injection->null_index < 0 ? ask->kind : "null";
+    cell.kind = injection->null_index < 0 ? ask->kind : "random";
     cell.null_index = injection->null_index;
     cell.place = injection->place;
     cell.part_first = injection->part.first;
     cell.part_last = injection->part.last;
     return cell;
+  }
+
+  /// Readings that something else made are rows of this protocol, too.
+  void share_known() const {
+    if (!options_.store) return;
+    std::vector<Cell> cells;
+    for (const auto& [place, key] : keys_) {
+      const auto& [scene, ask, injection] = place;
+      if (dropped_.count(ask) == 0) cells.push_back(make_cell({scene, ask, injection, key}, ""));
+    }
+    options_.store->share(cells, origin_);
   }
 
   /// The identity of what an injection does to a scene.
@@ -250,7 +284,7 @@ class Runner {
     switch (protocol_.inject) {
       case Inject::vector:
       case Inject::random:
-        out = directions_hash(scaled(scene, injection, options_.strength_unit, measured_));
+        out = directions_hash(scaled(scene, injection, *options_.strength_unit, measured_));
         break;
       case Inject::model:
         out = "model " + plan_.prefill_model->hash();
@@ -287,7 +321,7 @@ class Runner {
   // ---- the graph ------------------------------------------------------------------------------------------------
 
   bool needs_more_first() {
-    if (options_.strength_unit == StrengthUnit::residual)
+    if (*options_.strength_unit == StrengthUnit::residual)
       for (const auto& scene : plan_.scenes)
         if (!find_norms(scene)) unmeasured_.push_back(&scene);
     return !unmeasured_.empty() || options_.control_filter || protocol_.inject == Inject::patch;
@@ -305,7 +339,7 @@ class Runner {
     // Draws hang on what is drawn, not on which readings are made together with it.
     const uint64_t seed = std::stoull(key.substr(0, 16), nullptr, 16);
     return {std::move(cache), std::move(resid_D), std::move(tokens),
-            steered ? scaled(*scene, *injection, options_.strength_unit, measured_) : Directions{}, seed};
+            steered ? scaled(*scene, *injection, *options_.strength_unit, measured_) : Directions{}, seed};
   }
 
   /// Throws, before anything runs, for a budget that does not hold the longest question of a scene, and for another
@@ -317,9 +351,9 @@ class Runner {
                             [](const auto& a, const auto& b) { return a.after.size() < b.after.size(); });
       graph::Graph graph;
       Measured none;
-      ExperimentGraph view(graph, model_, protocol_, plan_, options_.strength_unit, none);
+      ExperimentGraph view(graph, model_, protocol_, plan_, *options_.strength_unit, none);
       view.want({&scene, &longest, nullptr, ""});
-      if (options_.strength_unit == StrengthUnit::residual) view.measure_norms(scene);
+      if (*options_.strength_unit == StrengthUnit::residual) view.measure_norms(scene);
       if (protocol_.inject == Inject::model) view.want({&scene, &longest, &plan_.injections.front(), ""});
       for (const auto& [concept_name, ids] : scene.others) view.measure_other(scene, concept_name);
       try {
@@ -357,10 +391,10 @@ class Suite {
  public:
   Suite(const graph::ModelPtr& model, const std::vector<Protocol>& protocols, const NamedVectors& vectors,
         const ExperimentOptions& options)
-      : options_(options) {
+      : options_(with_defaults(options)) {
     check<std::invalid_argument>(!protocols.empty(), "run_experiments: at least one protocol is needed");
     for (const auto& protocol : protocols)
-      runners_.push_back(std::make_unique<Runner>(model, protocol, vectors, options));
+      runners_.push_back(std::make_unique<Runner>(model, protocol, vectors, options_));
     title_ = protocols.front().name;
     if (protocols.size() > 1) title_ += concat(" and ", protocols.size() - 1, " more");
   }
@@ -407,7 +441,7 @@ class Suite {
     report(options_.progress, title_, done, total);
   }
 
-  const ExperimentOptions& options_;
+  const ExperimentOptions options_;
   std::vector<std::unique_ptr<Runner>> runners_;
   std::string title_;
 };
@@ -435,6 +469,10 @@ StrengthUnit parse_strength_unit(const std::string& name) {
   check<std::invalid_argument>(name == "residual", "strength_unit must be absolute or residual, got '", name,
                                "'");
   return StrengthUnit::residual;
+}
+
+std::string to_string(StrengthUnit unit) {
+  return unit == StrengthUnit::absolute ? "absolute" : "residual";
 }
 
 std::vector<Result> run_experiments(const graph::ModelPtr& model, const std::vector<Protocol>& protocols,

@@ -1,5 +1,6 @@
 #include "introspect/experiments/store.h"
 
+#include <algorithm>
 #include <chrono>
 #include <functional>
 #include <mutex>
@@ -33,8 +34,24 @@ CREATE TABLE cells(
   run INTEGER NOT NULL REFERENCES runs(id), written TEXT NOT NULL,
   concept TEXT NOT NULL, strength REAL NOT NULL, first_layer INTEGER NOT NULL, last_layer INTEGER NOT NULL,
   question TEXT NOT NULL, question_kind TEXT NOT NULL, kind TEXT NOT NULL, null_index INTEGER NOT NULL,
-  paraphrase INTEGER NOT NULL, place INTEGER NOT NULL, part_first REAL NOT NULL, part_last REAL NOT NULL);
+  paraphrase TEXT NOT NULL, place INTEGER NOT NULL, part_first REAL NOT NULL, part_last REAL NOT NULL,
+  asked_in TEXT NOT NULL);
 )sql";
+
+// A reading is one cell, under the first protocol and setting that made it; here are the others that it is a row of.
+constexpr auto kShared = R"sql(
+CREATE TABLE IF NOT EXISTS shared(
+  key TEXT NOT NULL REFERENCES cells(key), run INTEGER NOT NULL REFERENCES runs(id), written TEXT NOT NULL,
+  base_key TEXT NOT NULL, concept TEXT NOT NULL, strength REAL NOT NULL, first_layer INTEGER NOT NULL,
+  last_layer INTEGER NOT NULL, question TEXT NOT NULL, question_kind TEXT NOT NULL, kind TEXT NOT NULL,
+  null_index INTEGER NOT NULL, paraphrase TEXT NOT NULL, place INTEGER NOT NULL, part_first REAL NOT NULL,
+  part_last REAL NOT NULL, asked_in TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS shared_key ON shared(key);
+)sql";
+// Stores that were written before control questions had a conversation of their own, and before "random" was the word.
+constexpr auto kNotRecorded = "not recorded";
+const std::string kUpgrade = concat("ALTER TABLE cells ADD COLUMN asked_in TEXT NOT NULL DEFAULT '",
+                                    kNotRecorded, "'; UPDATE cells SET kind = 'random' WHERE kind = 'null'");
 
 constexpr auto kOriginColumns =
     "model_name, model_hash, dtype, device, protocol, protocol_hash, seed, strength_unit, "
@@ -42,7 +59,17 @@ constexpr auto kOriginColumns =
     "torch_version";
 constexpr auto kSettingColumns =
     "base_key, concept, strength, first_layer, last_layer, question, question_kind, kind, null_index, "
-    "paraphrase, place, part_first, part_last";
+    "paraphrase, place, part_first, part_last, asked_in";
+/// A select of every row: those of `cells` and of `shared`. (In old stores the column of paraphrases is one of numbers.)
+std::string all_rows(const std::string& schema) {
+  const std::string columns = kSettingColumns, name = "paraphrase";
+  const auto at = columns.find(name);
+  const auto as_text = concat(columns.substr(0, at), "CAST(", name, " AS TEXT) AS ", columns.substr(at));
+  return concat("(SELECT key, run, written, ", as_text, " FROM ", schema,
+                ".cells UNION ALL SELECT key, run, written, ", as_text, " FROM ", schema, ".shared)");
+}
+const std::string kRows = all_rows("main");
+const std::string kNoParaphrase = "-1";  // the column once held numbers
 
 struct Finalize {
   void operator()(sqlite3_stmt* statement) const { sqlite3_finalize(statement); }
@@ -140,10 +167,11 @@ class Statement {
         .bind(cell.question_kind)
         .bind(cell.kind)
         .bind(cell.null_index)
-        .bind(cell.paraphrase)
+        .bind(cell.paraphrase.empty() ? kNoParaphrase : cell.paraphrase)
         .bind(cell.place)
         .bind(cell.part_first)
-        .bind(cell.part_last);
+        .bind(cell.part_last)
+        .bind(cell.asked_in);
   }
 
   /// The next row, if there is one.
@@ -181,11 +209,14 @@ class Statement {
     out.first_layer = integer();
     out.last_layer = integer();
     for (auto* field : {&out.question, &out.question_kind, &out.kind}) *field = text();
+    if (out.kind == "null") out.kind = "random";  // as it was called once
     out.null_index = integer();
-    out.paraphrase = integer();
+    out.paraphrase = text();
+    if (out.paraphrase == kNoParaphrase) out.paraphrase.clear();
     out.place = integer();
     out.part_first = real();
     out.part_last = real();
+    out.asked_in = text();
     return out;
   }
 
@@ -211,6 +242,47 @@ void check_is_store(const Database& database) {
   check<IoError>(layout == kLayout, "Store: ", database.path.string(), ": the file must have layout ",
                  kLayout, ", got layout ", layout, " of ", layout < kLayout ? "an older" : "a newer",
                  " introspect: go on with that one, or in another file");
+}
+
+/// The number of a run, which is noted where it is new.
+template <typename Database>
+int64_t run_of(const Database& database, const Origin& origin) {
+  constexpr auto marks = "(?,?,?,?,?,?,?,?,?,?)";
+  Statement(database,
+            concat("INSERT INTO runs(", kOriginColumns, ") VALUES", marks, " ON CONFLICT DO NOTHING"))
+      .bind(origin)
+      .step();
+  Statement run(database, concat("SELECT id FROM runs WHERE (", kOriginColumns, ") = ", marks));
+  run.bind(origin).step();
+  return run.integer();
+}
+
+/// "a.x = b.x AND a.y = b.y" of "x, y".
+std::string same_columns(const std::string& a, const std::string& b, const std::string& columns) {
+  std::string out;
+  for (size_t from = 0; from < columns.size();) {
+    const auto comma = std::min(columns.find(", ", from), columns.size());
+    const auto column = columns.substr(from, comma - from);
+    out += concat(out.empty() ? "" : " AND ", a, ".", column, " = ", b, ".", column);
+    from = comma + 2;
+  }
+  return out;
+}
+
+/// Tables and columns that came later, which older versions pass over.
+template <typename Database>
+void add_what_is_missing(const Database& database) {
+  const auto has_it = [&] {
+    return number(database, "SELECT count(*) FROM pragma_table_info('cells') WHERE name = 'asked_in'") > 0 &&
+           number(database, "SELECT count(*) FROM sqlite_master WHERE name = 'shared_key'") > 0;
+  };
+  if (has_it()) return;
+  database.in_transaction([&] {
+    if (has_it()) return;  // another process was quicker
+    if (number(database, "SELECT count(*) FROM pragma_table_info('cells') WHERE name = 'asked_in'") == 0)
+      database.run(kUpgrade);
+    database.run(kShared);
+  });
 }
 
 }  // namespace
@@ -239,9 +311,11 @@ std::shared_ptr<Store> Store::open(const std::filesystem::path& path) {
     database->in_transaction([&] {
       if (!is_empty()) return;  // another process was quicker
       database->run(kTables);
+      database->run(kShared);
       database->run(concat("PRAGMA application_id=", kApplicationId));
       database->run(concat("PRAGMA user_version=", kLayout));
     });
+  add_what_is_missing(*database);
   return std::shared_ptr<Store>(new Store(std::move(database)));
 }
 
@@ -257,20 +331,45 @@ int64_t Store::put_many(const std::vector<Cell>& cells, const Origin& origin) {
   const std::lock_guard lock(database_->mutex);
   int64_t added = 0;
   database_->in_transaction([&] {
-    constexpr auto marks = "(?,?,?,?,?,?,?,?,?,?)";
-    Statement(*database_,
-              concat("INSERT INTO runs(", kOriginColumns, ") VALUES", marks, " ON CONFLICT DO NOTHING"))
-        .bind(origin)
-        .step();
-    Statement run(*database_, concat("SELECT id FROM runs WHERE (", kOriginColumns, ") = ", marks));
-    run.bind(origin).step();
-    const auto id = run.integer();
-    Statement insert(*database_,
-                     concat("INSERT INTO cells(run, key, value, ", kSettingColumns, ", written) ",
-                            "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) ",
-                            "ON CONFLICT DO NOTHING"));
+    const auto id = run_of(*database_, origin);
+    Statement insert(
+        *database_,
+        concat("INSERT INTO cells(run, key, value, ", kSettingColumns, ", written) ",
+               "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) ",
+               "ON CONFLICT DO NOTHING"));
     for (const auto& cell : cells) {
       insert.bind(id).bind(cell.key).bind(cell.value).bind(cell).step();
+      added += sqlite3_changes(database_->handle);
+      insert.reset();
+    }
+  });
+  return added;
+}
+
+int64_t Store::share(const std::vector<Cell>& cells, const Origin& origin) {
+  if (cells.empty()) return 0;
+  const std::lock_guard lock(database_->mutex);
+  int64_t added = 0;
+  database_->in_transaction([&] {
+    const auto id = run_of(*database_, origin);
+    // The same row of another run of the protocol (with a later version, say) is not a row more.
+    Statement insert(
+        *database_,
+        concat("INSERT INTO shared(run, key, ", kSettingColumns, ", written) ",
+               "SELECT ?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now') ",
+               "WHERE EXISTS (SELECT 1 FROM cells WHERE key = ?) AND NOT EXISTS (SELECT 1 FROM ", kRows,
+               " rows JOIN runs ON runs.id = rows.run WHERE rows.key = ? AND runs.protocol = ? AND (asked_in "
+               "= '",
+               kNotRecorded, "' OR (", kSettingColumns, ") = (?,?,?,?,?,?,?,?,?,?,?,?,?,?)))"));
+    for (const auto& cell : cells) {
+      insert.bind(id)
+          .bind(cell.key)
+          .bind(cell)
+          .bind(cell.key)
+          .bind(cell.key)
+          .bind(origin.protocol)
+          .bind(cell)
+          .step();
       added += sqlite3_changes(database_->handle);
       insert.reset();
     }
@@ -285,14 +384,19 @@ int64_t Store::size() const {
 
 std::vector<StoredCell> Store::rows() const {
   const std::lock_guard lock(database_->mutex);
-  Statement found(*database_, concat("SELECT key, value, written, ", kSettingColumns, ", ", kOriginColumns,
-                                     " FROM cells JOIN runs ON runs.id = cells.run ORDER BY cells.rowid"));
   std::vector<StoredCell> out;
-  while (found.step()) {
-    auto key = found.text(), value = found.text(), written = found.text();
-    out.push_back({found.setting(), found.origin(), std::move(written)});
-    out.back().cell.key = std::move(key);
-    out.back().cell.value = std::move(value);
+  for (const std::string table : {"cells", "shared"}) {
+    const auto from =
+        table == "cells" ? "cells" : "shared JOIN (SELECT key AS k, value FROM cells) ON k = shared.key";
+    Statement found(*database_, concat("SELECT ", table, ".key, value, ", table, ".written, ",
+                                       kSettingColumns, ", ", kOriginColumns, " FROM ", from,
+                                       " JOIN runs ON runs.id = ", table, ".run ORDER BY ", table, ".rowid"));
+    while (found.step()) {
+      auto key = found.text(), value = found.text(), written = found.text();
+      out.push_back({found.setting(), found.origin(), std::move(written)});
+      out.back().cell.key = std::move(key);
+      out.back().cell.value = std::move(value);
+    }
   }
   return out;
 }
@@ -300,8 +404,8 @@ std::vector<StoredCell> Store::rows() const {
 std::vector<StoredRun> Store::runs() const {
   const std::lock_guard lock(database_->mutex);
   Statement found(*database_,
-                  concat("SELECT count(*), min(written), max(written), ", kOriginColumns,
-                         " FROM cells JOIN runs ON runs.id = cells.run GROUP BY runs.id ORDER BY runs.id"));
+                  concat("SELECT count(*), min(written), max(written), ", kOriginColumns, " FROM ", kRows,
+                         " rows JOIN runs ON runs.id = rows.run GROUP BY runs.id ORDER BY runs.id"));
   std::vector<StoredRun> out;
   while (found.step()) {
     const auto cells = found.integer();
@@ -340,6 +444,14 @@ Merged Store::merge(const std::filesystem::path& other) {
                           " JOIN main.runs ours USING(", kOriginColumns,
                           ") WHERE true ORDER BY other.cells.rowid ON CONFLICT DO NOTHING"));
     out.added = sqlite3_changes(database_->handle);
+    // What their rows are of cells that were shared there, or were here before.
+    database_->run(concat("INSERT INTO main.shared(run, key, written, ", kSettingColumns,
+                          ") SELECT ours.id, key, written, ", kSettingColumns, " FROM ", all_rows("other"),
+                          " rows JOIN other.runs theirs ON theirs.id = run JOIN main.runs ours USING(",
+                          kOriginColumns, ") WHERE NOT EXISTS (SELECT 1 FROM ", kRows,
+                          " known JOIN main.runs made ON made.id = known.run",
+                          " WHERE known.key = rows.key AND made.protocol = ours.protocol AND ",
+                          same_columns("known", "rows", kSettingColumns), ")"));
   });
   return out;
 }

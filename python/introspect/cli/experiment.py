@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..results import Result
 
 CELLS = "cells.sqlite"  # the store in a run's folder
-DEFAULT_FRACTION = 0.1  # of the mean residual norm: small models answer in whole sentences up to here
 RESERVED = ("report", "overview")  # file names of introspect report
 
 Protocols = Annotated[
@@ -30,6 +29,14 @@ Folder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Fol
 Questions = Annotated[
     str, typer.Option(help="controls (the protocol's own and its control questions), own, or a file of questions.")
 ]
+Controls = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CONVERSATION",
+        help="Where control questions are asked: own (the protocol's own conversation, the default), with_info (as in "
+        "the article, always after its long introduction) or another protocol.",
+    ),
+]
 Nulls = Annotated[int, typer.Option(min=0, help="Random rotations of each vector to compare with.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the rotations and of sampled text.")]
 
@@ -38,10 +45,9 @@ def strengths(given: list[float] | None, fractions: list[float] | None) -> dict[
     """The arguments of run_experiment for --strength and --fraction."""
     if given and fractions:
         raise typer.BadParameter("give --strength or --fraction, not both")
-    return {
-        "strengths": given or fractions or [DEFAULT_FRACTION],
-        "strength_unit": "absolute" if given else "residual",
-    }
+    if not given and not fractions:
+        return {}  # run_experiment's own default
+    return {"strengths": given or fractions, "strength_unit": "absolute" if given else "residual"}
 
 
 def vector_files(given: list[str]) -> dict[str, Path]:

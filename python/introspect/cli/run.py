@@ -38,7 +38,9 @@ def command(
     fraction: Annotated[
         list[float] | None,
         typer.Option(
-            parser=parse_number, metavar="F", help="Strength as a fraction of the mean residual norm. 0.1 if not given."
+            parser=parse_number,
+            metavar="F",
+            help="Strength as a fraction of the median residual norm. 0.1 if not given.",
         ),
     ] = None,
     layers: Annotated[
@@ -46,6 +48,7 @@ def command(
         typer.Option(parser=parse_layers, metavar="A-B", help="Steered blocks, or fractions. 0.33-0.66 if not given."),
     ] = None,
     questions: experiment.Questions = "controls",
+    controls: experiment.Controls = None,
     nulls: experiment.Nulls = 10,
     seed: experiment.Seed = 0,
     dtype: DtypeOption = Dtype.float32,
@@ -58,6 +61,7 @@ def command(
         **experiment.strengths(strength, fraction),
         "layers": [tuple(one) for one in layers or [DEFAULT_LAYERS]],
         "questions": experiment.control_questions(questions),
+        "controls": controls,
         "nulls": nulls,
         "seed": seed,
     }

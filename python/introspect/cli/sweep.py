@@ -51,7 +51,7 @@ def command(
         typer.Option(
             parser=parse_numbers,
             metavar="F,F,...",
-            help="Strengths as fractions of the mean residual norm. 0.1 if not given.",
+            help="Strengths as fractions of the median residual norm. 0.1 if not given.",
         ),
     ] = None,
     layers: Annotated[
@@ -68,6 +68,7 @@ def command(
     max_width: Annotated[int | None, typer.Option(min=1, help="... and at most.")] = None,
     step: Annotated[int, typer.Option(min=1, help="Between first blocks, and between widths.")] = 1,
     questions: experiment.Questions = "controls",
+    controls: experiment.Controls = None,
     nulls: experiment.Nulls = 10,
     seed: experiment.Seed = 0,
     dtype: DtypeOption = Dtype.float32,
@@ -83,6 +84,7 @@ def command(
     options: dict[str, Any] = {
         **experiment.strengths(flat(strength), flat(fraction)),
         "questions": experiment.control_questions(questions),
+        "controls": controls,
         "nulls": nulls,
         "seed": seed,
     }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ..detections import failed
 from ..results import Result, Setting
 from ..sweeps import is_sweep, sweep_bests
 from .confusion import confusion
@@ -35,7 +36,7 @@ def lenses(result: Result) -> list[LensCurve]:
     """Log-odds by layer, or in a content report the log-probability of the concept's unspaced token."""
     found = []
     for setting in _settings(result):
-        rows = [row for row in result.select(setting) if row["injected"].get("lens")]
+        rows = [row for row in result.select(setting) if row["injected"].get("lens") and not failed(row)]
         own = [row for row in rows if row["kind"] == "introspection"]
         if not own:
             continue
@@ -43,7 +44,7 @@ def lenses(result: Result) -> list[LensCurve]:
         controls = [row for row in rows if row["kind"] == "control" and result.protocol["read"] != "content"]
         nulls: dict[int, list[dict]] = {}
         for row in rows:
-            if row["kind"] == "null" and row["question_kind"] == "introspection":
+            if row["kind"] == "random" and row["question_kind"] == "introspection":
                 nulls.setdefault(row["null_index"], []).append(row)
         found.append(
             LensCurve(
@@ -74,9 +75,9 @@ def attention_maps(result: Result) -> dict[str, Map]:
     """{panel: [layer][head]}, for each setting its own and, by head, the change of the rotation that changes most."""
     maps: dict[str, Map] = {}
     for setting in _settings(result)[: MOST // 2]:
-        rows = [row for row in result.select(setting) if row["injected"].get("attention")]
+        rows = [row for row in result.select(setting) if row["injected"].get("attention") and not failed(row)]
         own = [row for row in rows if row["kind"] == "introspection"]
-        nulls = [row for row in rows if row["kind"] == "null" and row["question_kind"] == "introspection"]
+        nulls = [row for row in rows if row["kind"] == "random" and row["question_kind"] == "introspection"]
         if own:
             maps[result.label(setting)] = _change(own).mean(axis=0).tolist()
         if own and nulls:
@@ -94,6 +95,8 @@ def localised(result: Result) -> Figure | None:
     found = result.localisation()
     counts = found.corrected.tolist()
     right, total = sum(counts[i][i] for i in range(len(counts))), sum(map(sum, counts))
+    if total == 0:
+        return None  # every reading failed
     interval = binomtest(right, total).proportion_ci(method="wilson")
     labels = [str(i + 1) for i in range(len(counts))]
     title = f"{result.protocol['name']} · {result.model['name']}\npassage whose answer rose most"

@@ -84,9 +84,9 @@ def _question_panel(axes: Axes, result: Result, detection: Detection, questions:
     strip(axes, 1, detection.control_mean, CONTROL, size=8, error=detection.control_std)
     rows = result.select(detection.setting)
     for y, question in enumerate(questions, start=2):
-        moved: dict[str, list[float]] = {"control": [], "null": []}
+        moved: dict[str, list[float]] = {"control": [], "random": []}
         for row in rows:
             if row["question"] == question and row["kind"] in moved:
                 moved[row["kind"]].append(row["injected"]["log_odds"] - row["base"]["log_odds"])
         for value in moved["control"]:
-            strip(axes, y, Compared(value, tuple(moved["null"])), CONTROL, size=5)
+            strip(axes, y, Compared(value, tuple(moved["random"])), CONTROL, size=5)

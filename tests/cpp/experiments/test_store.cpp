@@ -4,6 +4,7 @@
 #include <fstream>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -71,7 +72,8 @@ TEST_CASE("a store gives back what was put, and the first of two values for one 
 TEST_CASE("a row says what was asked and what made it", "[experiments][store]") {
   const Folder folder;
   const auto store = Store::open(folder.path / "cells.sqlite");
-  const Cell cell{"k", "{}", "b", "cat", -2.5, 3, 7, "Is ice hot?", "control", "null", 4, 1, 2, 0.25, 0.5};
+  const Cell cell{"k",       "{}",     "b", "cat",         -2.5, 3,    7,   "Is ice hot?",
+                  "control", "random", 4,   "in one word", 2,    0.25, 0.5, "with_info"};
   const auto made = origin(UINT64_MAX);
   REQUIRE(store->put_many({cell, {"b", "{}"}, {"k", "other"}}, made) == 2);
   const auto rows = store->rows();
@@ -84,6 +86,8 @@ TEST_CASE("a row says what was asked and what made it", "[experiments][store]") 
   CHECK(std::tie(row.cell.kind, row.cell.null_index) == std::tie(cell.kind, cell.null_index));
   CHECK(std::tie(row.cell.paraphrase, row.cell.place, row.cell.part_first, row.cell.part_last) ==
         std::tie(cell.paraphrase, cell.place, cell.part_first, cell.part_last));
+  CHECK(row.cell.asked_in == "with_info");
+  CHECK(rows.at(1).cell.paraphrase.empty());
   CHECK(std::tie(row.origin.model_name, row.origin.model_hash, row.origin.dtype, row.origin.device) ==
         std::tie(made.model_name, made.model_hash, made.dtype, made.device));
   CHECK(std::tie(row.origin.protocol, row.origin.protocol_hash, row.origin.seed, row.origin.strength_unit) ==
@@ -100,6 +104,36 @@ TEST_CASE("a row says what was asked and what made it", "[experiments][store]") 
   CHECK(runs[0].origin.seed == UINT64_MAX);
   CHECK(runs[0].first_written == row.written);
   CHECK(runs[1].cells == 1);
+}
+
+TEST_CASE("a cell that several protocols share is a row of each, and counted once", "[experiments][store]") {
+  const Folder folder;
+  const auto store = Store::open(folder.path / "cells.sqlite"),
+             other = Store::open(folder.path / "other.sqlite");
+  Cell cell{"k", "1"};
+  cell.question_kind = cell.kind = "control";
+  auto theirs = origin();
+  theirs.protocol = "theirs";
+  const auto protocols = [](const std::shared_ptr<Store>& from) {
+    std::vector<std::string> out;
+    for (const auto& row : from->rows()) out.push_back(row.origin.protocol + " " + row.cell.asked_in);
+    return out;
+  };
+  REQUIRE(store->put(cell, origin()));
+  CHECK(store->share({cell}, origin()) == 0);  // it is one already
+  cell.asked_in = "with_info";
+  CHECK(store->share({cell, {"not there", ""}}, theirs) == 1);
+  theirs.introspect_version = "9.9.9";
+  CHECK(store->share({cell}, theirs) == 0);  // the same row, made by another version
+  CHECK(store->size() == 1);
+  CHECK(protocols(store) == std::vector<std::string>{"mine own", "theirs with_info"});
+  CHECK(store->rows().at(1).cell.value == "1");
+
+  REQUIRE(other->put(cell, theirs));
+  CHECK(other->merge(store->path()).same == 1);
+  CHECK(protocols(other) == std::vector<std::string>{"theirs with_info", "mine own"});
+  CHECK(other->merge(store->path()).added == 0);
+  CHECK(other->rows().size() == 2);
 }
 
 TEST_CASE("a batch of cells is written whole or not at all", "[experiments][store]") {

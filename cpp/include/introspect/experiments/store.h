@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "introspect/experiments/protocol.h"
 #include "introspect/export.h"
 
 namespace introspect::experiments {
@@ -30,10 +31,13 @@ struct Cell {
   int64_t first_layer = -1, last_layer = -1;  ///< inclusive; -1 where nothing was added
   std::string question{};
   std::string question_kind{};  ///< "introspection" or "control"
-  std::string kind{};  ///< question_kind, "null", "base" (nothing added) or "norms" (of the residual stream)
+  std::string
+      kind{};  ///< question_kind, "random", "base" (nothing added) or "norms" (of the residual stream)
   int64_t null_index = -1;
-  int64_t paraphrase = -1, place = -1;       ///< as in Row
-  double part_first = 0.0, part_last = 1.0;  ///< as in Row
+  std::string paraphrase{};  ///< as in Row, and so what follows
+  int64_t place = -1;
+  double part_first = 0.0, part_last = 1.0;
+  std::string asked_in = kOwnConversation;
 };
 
 /// A cell as it lies in a store.
@@ -65,8 +69,8 @@ struct Merged {
 /// One SQLite file in write-ahead mode. Cells are committed before `put_many` returns, so a process killed at any moment
 /// leaves every finished cell and a sound file. (A loss of power may take back the last commits, never the
 /// file.) Several processes may use one store: readers never wait, writers wait for one another, and of two results for
-/// one key the first stays. A reading that several protocols or settings share is one cell and stands under the first
-/// that made it. Safe from several threads.
+/// one key the first stays. A reading that several protocols or settings share is one cell, and a row of each of them.
+/// Safe from several threads.
 class INTROSPECT_EXPORT Store {
  public:
   /// Opens the file, or creates it with the folders above it.
@@ -82,8 +86,12 @@ class INTROSPECT_EXPORT Store {
   /// One cell in a transaction of its own; whether it was not there before.
   bool put(const Cell& cell, const Origin& origin) { return put_many({cell}, origin) == 1; }
 
+  /// Makes cells that are there, whoever made them, rows of this origin's protocol and of these settings, too; the number
+  /// of rows that were not there before. Values are not looked at. Throws as put_many.
+  int64_t share(const std::vector<Cell>& cells, const Origin& origin);
+
   int64_t size() const;
-  /// Every cell, in the order of writing.
+  /// Every row: the cells in the order of writing, and then those that other protocols or settings share.
   std::vector<StoredCell> rows() const;
   /// Every origin with the number of its cells, in the order of their first.
   std::vector<StoredRun> runs() const;
