@@ -279,11 +279,11 @@ Raises:
       .def_property_readonly("path", &Store::path);
 
   // Read by the Python side, so that its defaults are these.
-  m.attr("DEFAULT_STRENGTH") = kDefaultStrength;
-  m.attr("DEFAULT_NULLS") = kDefaultNulls;
-  m.attr("DEFAULT_LAYERS") = py::make_tuple(kDefaultFirst, kDefaultLast);
-  m.attr("KEPT_MASS") = kKeptMass;
-  m.attr("LEAST_MASS") = kLeastMass;
+  m.attr("default_strength") = kDefaultStrength;
+  m.attr("default_nulls") = kDefaultNulls;
+  m.attr("default_layers") = py::make_tuple(kDefaultFirst, kDefaultLast);
+  m.attr("kept_mass") = kKeptMass;
+  m.attr("least_mass") = kLeastMass;
 
   m.def("run_experiments", &run, py::arg("model"), py::arg("protocols"), py::kw_only(), py::arg("vectors"),
         py::arg("strengths"), py::arg("layers"), py::arg("parts"), py::arg("questions"), py::arg("controls"),

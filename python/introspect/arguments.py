@@ -216,7 +216,8 @@ class Arguments:
             out.append((self.number(name, pair[0]), self.number(name, pair[1])))
         return out
 
-    def store(self, given: Any) -> _C.Store | None:
+    def store(self, given: Any) -> Any:
+        """A Store, or None."""
         if given is None or isinstance(given, _C.Store):
             return given
         if not isinstance(given, str | os.PathLike):

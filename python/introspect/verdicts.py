@@ -284,32 +284,39 @@ def _table(result: Result, settings: dict[Setting, Verdict]) -> list[str]:
     header += ["gain", "place", "rank"] if is_report else ["shift", "controls", "less them", "place", "p(yes or no)"]
     rows = [[*header, "word"]]
     compared = _compared(result)
-    own = {d.setting: d for d in result.detections()} if not is_report else {}
-    ranks = {one.setting: one for one in result.identifications()} if is_report else {}
+    cells = _report_cells(result) if is_report else _detection_cells(result)
     left_out = 0
     for concept in result.concepts:
-        found = sorted(
-            (setting for setting in settings if setting.concept == concept),
-            key=lambda setting: -compared[setting].value if _has_value(compared, setting) else math.inf,
-        )
-        left_out += max(0, len(found) - LISTED)
-        shown = found[:LISTED] if len(found) > LISTED else [s for s in settings if s.concept == concept]
-        for setting in shown:
-            row = [concept, f"{setting.strength:g}{unit}", f"{setting.first_layer}-{setting.last_layer}"]
-            shown_value = compared.get(setting, Compared(math.nan, ()))
-            if is_report:
-                one = ranks.get(setting)
-                row += [_number(shown_value.value), _place(shown_value)]
-                row.append(f"{one.rank_base} -> {one.rank}" if one else "-")
-            else:
-                one = own[setting]
-                row += [_number(one.shift.value), _number(one.control_mean.value) if one.control_mean else "-"]
-                row += [_number(one.corrected.value) if one.corrected else "-", _place(shown_value)]
-                row.append(f"{percent(one.mass_base)} -> {percent(one.mass)}")
-            rows.append([*row, settings[setting].word])
+        shown = [setting for setting in settings if setting.concept == concept]
+        if len(shown) > LISTED:
+            left_out += len(shown) - LISTED
+            shown.sort(key=lambda setting: -compared[setting].value if _has_value(compared, setting) else math.inf)
+        for setting in shown[:LISTED]:
+            injected = [concept, f"{setting.strength:g}{unit}", f"{setting.first_layer}-{setting.last_layer}"]
+            rows.append([*injected, *cells.get(setting, ["not finite", "-", "-"]), settings[setting].word])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return lines + ([f"and {left_out} settings more, each with a smaller value"] if left_out else [])
+
+
+def _detection_cells(result: Result) -> dict[Setting, list[str]]:
+    """Of every setting the shift, the controls' mean, the difference, its place, and the mass of yes and no."""
+    return {
+        one.setting: [
+            *("-" if shown is None else _number(shown.value) for shown in (one.shift, one.control_mean, one.corrected)),
+            _place(one.headline),
+            f"{percent(one.mass_base)} -> {percent(one.mass)}",
+        ]
+        for one in result.detections()
+    }
+
+
+def _report_cells(result: Result) -> dict[Setting, list[str]]:
+    """Of every setting the gain of the concept's token, its place, and its rank."""
+    return {
+        one.setting: [_number(one.gain.value), _place(one.gain), f"{one.rank_base} -> {one.rank}"]
+        for one in result.identifications()
+    }
 
 
 def _has_value(compared: dict[Setting, Compared], setting: Setting) -> bool:

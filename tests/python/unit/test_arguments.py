@@ -53,13 +53,13 @@ def test_the_defaults_are_those_of_the_command_line_and_stand_in_one_place(model
     header = (ROOT / "cpp/include/introspect/experiments/defaults.h").read_text()
     for value in ("kDefaultStrength = 0.1", "kDefaultNulls = 10", "kKeptMass = 0.5", "kLeastMass = 0.1"):
         assert value in header
-    assert (_C.DEFAULT_STRENGTH, _C.DEFAULT_NULLS, _C.DEFAULT_LAYERS) == (0.1, 10, (0.33, 0.66))
-    assert (_C.KEPT_MASS, _C.LEAST_MASS) == (detections.KEPT_MASS, detections.LEAST_MASS)
+    assert (_C.default_strength, _C.default_nulls, _C.default_layers) == (0.1, 10, (0.33, 0.66))
+    assert (_C.kept_mass, _C.least_mass) == (detections.KEPT_MASS, detections.LEAST_MASS)
     from introspect.cli import experiment
 
     assert experiment.strengths(None, None) == {}  # the command line leaves it to run_experiment
     for command in (run_command.command, sweep_command.command):
-        assert inspect.signature(command).parameters["nulls"].default in (None, _C.DEFAULT_NULLS)
+        assert inspect.signature(command).parameters["nulls"].default in (None, _C.default_nulls)
 
 
 def test_a_strength_that_is_given_is_absolute_unless_told(model, vectors):
