@@ -10,6 +10,8 @@ import torch
 import typing
 
 __all__: list[str] = [
+    "KEPT_MASS",
+    "LEAST_MASS",
     "ActivationCache",
     "Activations",
     "ChatSource",
@@ -19,9 +21,6 @@ __all__: list[str] = [
     "ConfigError",
     "Confusion",
     "ControlVector",
-    "default_layers",
-    "default_nulls",
-    "default_strength",
     "Error",
     "Estimate",
     "Factor",
@@ -34,9 +33,7 @@ __all__: list[str] = [
     "Interval",
     "Intervention",
     "IoError",
-    "KEPT_MASS",
     "KVCache",
-    "LEAST_MASS",
     "LayerDiagnostics",
     "LayerEstimate",
     "MatchedRate",
@@ -78,6 +75,9 @@ __all__: list[str] = [
     "contrast",
     "conversation_tokens",
     "decompose_resid",
+    "default_layers",
+    "default_nulls",
+    "default_strength",
     "diagnose",
     "direction_of_pairs",
     "entropy",
@@ -1814,6 +1814,11 @@ class ControlVector:
     def save_safetensors(self, path: os.PathLike | str | bytes) -> None:
         """
         Writes the directions and where they came from. Raises IoError.
+        """
+    @property
+    def concept(self) -> str:
+        """
+        What it stands for, as train_many and train_words were told; empty if unknown.
         """
     @property
     def d_model(self) -> int: ...

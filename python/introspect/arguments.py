@@ -1,291 +1,219 @@
-"""Arguments of experiments in every form that people give them, and errors that say what is wanted."""
+"""Arguments in the forms in which people give them, as the functions that take them want them."""
 
 from __future__ import annotations
 
-import difflib
+import math
+import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral, Real
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard
+
+import torch
 
 from . import _C
-from .data import FOLDER
-from .steering import ControlVector
-from .store import Store
 
-PROTOCOLS = ("top_of_mind", "no_info", "with_info", "inaccurate_location", "lorem_ipsum", "content_report")
-"""The article's conversations."""
+Messages = Sequence[Mapping[str, str]]
+Layers = int | float | Sequence[int] | Sequence[float] | None
 
-MORE_PROTOCOLS = (
-    "lens_no_info",
-    "lens_with_info",
-    "lens_inaccurate_location",
-    "lens_quarter_strength",
-    "lens_content_report",
-    "finetune_no_info",
-    "finetune_with_info",
-    "finetune_content_report",
-    "anthropic_style",
-    "priming_content_report",
-    "paraphrases",
-    "localisation",
+_LAYERS = (
+    "layers must be one block (14), the first and the last block (8, 16), both included, or their fractions of the "
+    "depth (0.33, 0.66)"
 )
-"""Made from them, or after the replication; each says in ``source`` what it is."""
-
-UNITS = ("absolute", "residual")
-# What pandas.read_csv and its like take for no value: a concept of that name would vanish from every table.
-MISSING = {
-    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
-    *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
-}
-
-Block = int | float
-LayerRange = tuple[Block, Block]
-Layers = Block | LayerRange | Sequence[Block | LayerRange]
-Numbers = float | Sequence[float]
-Texts = str | Sequence[str]
+VECTOR_HINT = "introspect.ControlVector(model_type, {layer: direction}) makes one"
 
 
-def load_protocol(source: str | os.PathLike | _C.Protocol) -> _C.Protocol:
-    """An experiment's turns, injected messages and questions.
+def layer_range(layers: Any, n_layers: int, who: str) -> tuple[int, int] | None:
+    """The first and the last block that are meant, both included; None for None.
 
     Args:
-        source: a shipped name (``PROTOCOLS`` and ``MORE_PROTOCOLS`` of introspect.experiment) or a JSON file of the
-            format that ``introspect.Protocol`` describes. A protocol is returned as it is.
+        layers: a block number; the first and the last; a ``range`` of blocks; or floats from 0.0 to 1.0, which are
+            fractions of the depth: f is block round(f n_layers), at most the last one, as in ``run_experiment``. A
+            single float is the one block at that depth.
+        n_layers: of the model. Block numbers are not compared with it: whoever uses them does.
+        who: the function that asks, for the message.
 
     Raises:
-        IoError: no such file.
-        ConfigError: a mistake in it, with its place.
         TypeError: something else.
+        ValueError: fractions out of order or not from 0 to 1, fractions and block numbers mixed, or a range of blocks
+            that is empty or leaves some out.
     """
-    if isinstance(source, _C.Protocol):
-        return source
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(
-            "load_protocol: a shipped name, a file or a Protocol is wanted (of a dictionary: "
-            f"Protocol.parse(json.dumps(it))), got {_kind(source)}"
-        )
-    if source in PROTOCOLS + MORE_PROTOCOLS:
-        return _C.Protocol.load(FOLDER / "protocols" / f"{source}.json")
-    path = Path(source)
-    if path.is_file():
-        return _C.Protocol.load(path)
-    what = "it is a folder" if path.is_dir() else f"neither a file nor one of {', '.join(PROTOCOLS + MORE_PROTOCOLS)}"
-    near = difflib.get_close_matches(str(source), PROTOCOLS + MORE_PROTOCOLS, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise _C.IoError(f"load_protocol: {os.fspath(source)!r}: {what}{hint}")
+    if layers is None:
+        return None
+    if isinstance(layers, range):
+        if not layers or layers.step != 1:
+            raise ValueError(f"{who}: a range of blocks must hold neighbouring ones, got {layers}")
+        return layers[0], layers[-1]
+    ends = [layers, layers] if _is_number(layers) else layers
+    if isinstance(ends, str | bytes | Mapping) or not hasattr(ends, "__len__") or not hasattr(ends, "__iter__"):
+        raise TypeError(f"{who}: {_LAYERS}; got {layers!r}")
+    ends = list(ends)
+    if len(ends) == 1:
+        ends *= 2
+    if len(ends) != 2 or not all(_is_number(end) for end in ends):
+        raise TypeError(f"{who}: {_LAYERS}; got {layers!r}")
+    numbers = [_block(end) for end in ends]
+    if None not in numbers:
+        return numbers[0], numbers[1]  # type: ignore[return-value]
+    if any(number for number in numbers):  # 0 is the first block either way
+        raise ValueError(f"{who}: layers are two block numbers or two fractions of the depth, got {layers!r}")
+    first, last = (float(end) for end in ends)
+    if not 0 <= first <= last <= 1:
+        raise ValueError(f"{who}: fractions of the depth must be in order and from 0 to 1, got {layers!r}")
+    return tuple(min(math.floor(end * n_layers + 0.5), n_layers - 1) for end in (first, last))  # type: ignore[return-value]
 
 
-class Arguments:
-    """The arguments of one call, in the native module's form.
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool | str | bytes):
+        return False
+    return _block(value) is not None or (hasattr(value, "__float__") and not getattr(value, "shape", ()))
+
+
+def _block(value: Any) -> int | None:
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def listed(values: Any, name: str, who: str) -> list:
+    """The values as a list; those of a tensor too.
+
+    Raises:
+        TypeError: one value, or text, where several are wanted.
+    """
+    if isinstance(values, torch.Tensor):
+        return values.flatten().tolist()
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{who}: {name} must be a list, got {values!r}")
+    return list(values)
+
+
+def native_model(model: Any, who: str) -> _C.Model:
+    """The native model of an introspect.Model.
+
+    Raises:
+        TypeError: it is none.
+    """
+    engine = model if isinstance(model, _C.Model) else getattr(model, "engine", None)
+    if isinstance(engine, _C.Model):
+        return engine
+    hint = "; introspect.load_model makes one of a name or path" if isinstance(model, str | os.PathLike) else ""
+    raise TypeError(f"{who}: model must be an introspect.Model, got {type(model).__name__}{hint}")
+
+
+def control_vectors(vector: Any, who: str) -> list[_C.ControlVector | None]:
+    """The vectors that are meant by one, or by a list with None for a row as it is.
+
+    Raises:
+        TypeError: something else, with what makes a vector of it.
+    """
+    if isinstance(vector, _C.ControlVector):
+        return [vector]
+    if isinstance(vector, Sequence) and not isinstance(vector, str):
+        for one in vector:
+            if one is not None:
+                control_vector(one, who)
+        return list(vector)
+    control_vector(vector, who)
+    raise AssertionError  # it is none
+
+
+def control_vector(vector: Any, who: str) -> _C.ControlVector:
+    """The vector itself.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(vector, _C.ControlVector):
+        return vector
+    hint = VECTOR_HINT
+    if callable(getattr(vector, "native", None)):  # repeng's
+        hint = "vector.native() is one of the same directions"
+    elif isinstance(vector, str | os.PathLike):
+        hint = "introspect.ControlVector.load(path) reads one"
+    raise TypeError(f"{who}: a vector must be an introspect.ControlVector, got {type(vector).__name__}; {hint}")
+
+
+def positions_and_ids(who: str, positions: Any, **ids: Any) -> None:
+    """Raises TypeError for positions that are neither (first, last) nor a list, and for ids that are no list."""
+    is_span = isinstance(positions, tuple) and len(positions) == 2
+    if not is_span and not isinstance(positions, list):
+        raise TypeError(f"{who}: positions must be (first, last) or a list of positions, got {positions!r}")
+    for name, value in ids.items():
+        if value is not None and not callable(value) and (isinstance(value, str) or not hasattr(value, "__iter__")):
+            raise TypeError(f"{who}: {name} must be a list of token ids, got {value!r}")
+
+
+# Prompts
+
+
+def is_messages(prompt: Any) -> TypeGuard[Messages]:
+    """True for a conversation: a list of {"role": ..., "content": ...}."""
+    return (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, str)
+        and bool(prompt)
+        and all(isinstance(message, Mapping) for message in prompt)
+    )
+
+
+def as_texts(prompt: Any, render: Callable[[Messages], str], who: str) -> list[str]:
+    """The texts that are meant by one, by a conversation, or by a list of texts and conversations.
 
     Args:
-        who: the function that was called, for its errors.
+        render: makes the text of a conversation.
+
+    Raises:
+        TypeError: something else.
     """
-
-    def __init__(self, who: str) -> None:
-        self.who = who
-
-    def fail(self, name: str, wanted: str, got: Any, error: type[Exception] = TypeError) -> Any:
-        raise error(f"{self.who}: {name} must be {wanted}, got {_kind(got)}")
-
-    def engine(self, model: Any, name: str = "model") -> Any:
-        engine = getattr(model, "engine", None)
-        if not isinstance(engine, _C.Model):
-            self.fail(name, "an introspect.Model, as introspect.load_model returns it", model)
-        return engine
-
-    def protocol(self, given: Any) -> _C.Protocol:
-        """A Protocol, of itself, a shipped name or a file."""
-        if not isinstance(given, str | os.PathLike | _C.Protocol):
-            self.fail("protocol", "a Protocol, a shipped protocol's name or a file", given)
-        return load_protocol(given)
-
-    def protocols(self, given: Any) -> list[_C.Protocol]:
-        if isinstance(given, str | os.PathLike | _C.Protocol):
-            given = [given]
-        if not isinstance(given, Iterable) or isinstance(given, Mapping):
-            self.fail("protocols", "a list of Protocols, shipped names or files", given)
-        return [self.protocol(one) for one in given]
-
-    def vectors(self, given: Any, name: str = "vectors") -> list[tuple[str, ControlVector]]:
-        wanted = 'a dictionary {concept: ControlVector}, such as {"cat": vector}'
-        if not isinstance(given, Mapping):
-            self.fail(name, wanted, given)
-        for concept, vector in given.items():
-            self.concept(name, concept)
-            self.vector(f"{name}[{concept!r}]", vector)
-        return list(given.items())
-
-    def vector(self, name: str, vector: Any) -> ControlVector:
-        if not isinstance(vector, ControlVector):
-            self.fail(name, "a ControlVector (of tensors: ControlVector(model_type, {layer: direction}))", vector)
-        return vector
-
-    def concept(self, name: str, concept: Any) -> str:
-        if not isinstance(concept, str):
-            self.fail(name, "of concepts named by text", concept)
-        if concept in MISSING:
-            raise ValueError(
-                f"{self.who}: {name} must not name a concept {concept!r}: programs that read tables take that for a "
-                "missing value. Another name will do, such as 'the word " + (concept or "...") + "'"
-            )
-        return concept
-
-    def null_vectors(self, given: Any) -> dict[str, list[ControlVector]]:
-        if given is None:
-            return {}
-        if not isinstance(given, Mapping):
-            self.fail("null_vectors", "a dictionary {concept: list of ControlVectors}", given)
-        return {
-            concept: [
-                self.vector(f"null_vectors[{concept!r}]", one)
-                for one in (
-                    [more] if isinstance(more, ControlVector) else self.items(f"null_vectors[{concept!r}]", more)
-                )
-            ]
-            for concept, more in given.items()
-        }
-
-    def models(self, given: Any) -> dict[str, Any]:
-        if given is None:
-            return {}
-        if not isinstance(given, Mapping):
-            self.fail("models", "a dictionary {name: model}", given)
-        return {str(name): self.engine(model, f"models[{name!r}]") for name, model in given.items()}
-
-    def items(self, name: str, given: Any) -> list[Any]:
-        if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
-            self.fail(name, "a list", given)
-        return list(given)
-
-    def texts(self, name: str, given: Any) -> list[str]:
-        """A text alone is a list of one, not of its characters."""
-        listed = [given] if isinstance(given, str) else self.items(name, given)
-        for one in listed:
-            if not isinstance(one, str):
-                self.fail(name, "a text or a list of texts", one)
-        return listed
-
-    def number(self, name: str, given: Any) -> float:
-        given = _scalar(given)
-        if not isinstance(given, Real) or isinstance(given, bool):
-            self.fail(name, "a number", given)
-        return float(given)
-
-    def numbers(self, name: str, given: Any) -> list[float]:
-        given = _scalar(given)
-        if isinstance(given, Real):
-            return [self.number(name, given)]
-        if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
-            self.fail(name, "a number or a list of numbers", given)
-        return [self.number(name, one) for one in given]
-
-    def whole(self, name: str, given: Any, *, least: int | None = None) -> int:
-        given = _scalar(given)
-        if not isinstance(given, Integral) or isinstance(given, bool):
-            self.fail(name, "a whole number", given)
-        number = int(given)
-        if least is not None and number < least:
-            self.fail(name, f"{least} or more", number, ValueError)
-        if not -(2**63) <= number < 2**63:
-            self.fail(name, "below 2**63", number, ValueError)
-        return number
-
-    def unit(self, given: Any) -> str | None:
-        if given is not None and given not in UNITS:
-            self.fail("strength_unit", "absolute or residual", given, ValueError)
-        return given
-
-    def callback(self, given: Any) -> Callable[[str, int, int], None] | None:
-        if given is not None and not callable(given):
-            self.fail("progress", "a function of (what, done, total)", given)
-        return given
-
-    def pairs(self, name: str, given: Any) -> list[tuple[float, float]]:
-        """One pair of numbers, or a list of pairs."""
-        listed = self.items(name, given)
-        if len(listed) == 2 and all(isinstance(_scalar(one), Real) for one in listed):
-            listed = [listed]
-        out = []
-        for one in listed:
-            pair = list(one) if isinstance(one, Iterable) and not isinstance(one, str | bytes) else [one]
-            if len(pair) != 2:
-                self.fail(name, "pairs (first, last)", one)
-            out.append((self.number(name, pair[0]), self.number(name, pair[1])))
-        return out
-
-    def store(self, given: Any) -> Any:
-        """A Store, or None."""
-        if given is None or isinstance(given, _C.Store):
-            return given
-        if not isinstance(given, str | os.PathLike):
-            self.fail("store", "a file or a Store", given)
-        return Store(given)
-
-    def layers(self, given: Any) -> list[tuple[float, float, bool]]:
-        """(first, last, whether they are fractions of the depth) of each range.
-
-        A number is a block by itself, a tuple of two numbers is a range, and a list holds any of them.
-        """
-        wanted = (
-            "a block (14), a range ((8, 16) with both ends, or fractions of the depth (0.33, 0.66)) or a list of them "
-            "([(8, 16), (20, 24)])"
-        )
-        given = _scalar(given)
-        if isinstance(given, Real) or (isinstance(given, tuple) and _is_range(given)):
-            given = [given]
-        if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
-            self.fail("layers", wanted, given)
-        listed = [_scalar(one) for one in given]
-        if isinstance(given, list) and _is_range(listed):
-            first, last = listed
-            raise ValueError(
-                f"{self.who}: layers must be {wanted}; [{first}, {last}] may be either: write ({first}, {last}) for "
-                f"the range, or [({first}, {first}), ({last}, {last})] for two blocks"
-            )
-        return [self._range(one, wanted) for one in listed]
-
-    def _range(self, one: Any, wanted: str) -> tuple[float, float, bool]:
-        if isinstance(one, Real) and not isinstance(one, bool):
-            one = (one, one)
-        pair = [_scalar(end) for end in one] if isinstance(one, Iterable) and not isinstance(one, str | bytes) else []
-        if len(pair) != 2 or not all(isinstance(end, Real) and not isinstance(end, bool) for end in pair):
-            self.fail("layers", wanted, one)
-        return float(pair[0]), float(pair[1]), not all(isinstance(end, Integral) for end in pair)
-
-    def controls(self, protocol: _C.Protocol, given: Any) -> tuple[_C.Protocol, str | None]:
-        """The protocol with the conversation that its controls are asked in, and that one's name."""
-        if given is None or given in protocol.control_conversations:
-            return protocol, given
-        if not isinstance(given, str | os.PathLike | _C.Protocol):
-            self.fail("controls", '"own", a protocol or its name', given)
-        try:
-            other = load_protocol(given)
-        except _C.IoError as error:
-            names = ", ".join(map(repr, protocol.control_conversations))
-            raise ValueError(
-                f"{self.who}: controls must be {names}, a shipped protocol's name or a protocol's file: {error}"
-            ) from None
-        return protocol.with_controls_in(other), other.name
+    if isinstance(prompt, str):
+        return [prompt]
+    if is_messages(prompt):
+        return [_rendered(prompt, render, who)]
+    if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence):
+        raise TypeError(f"{who}: {_PROMPT}, got {type(prompt).__name__}")
+    texts = []
+    for one in prompt:
+        if is_messages(one):
+            one = _rendered(one, render, who)
+        if not isinstance(one, str):
+            raise TypeError(f"{who}: {_PROMPT}, got a list with {type(one).__name__}")
+        texts.append(one)
+    return texts
 
 
-def _is_range(pair: Sequence[Any]) -> bool:
-    return len(pair) == 2 and all(isinstance(_scalar(end), Real) for end in pair)
+_PROMPT = "text, a list of texts, or messages [{'role': ..., 'content': ...}] is required"
 
 
-def _scalar(value: Any) -> Any:
-    """The Python number that a tensor or array of one element without dimensions is."""
-    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+def _rendered(messages: Messages, render: Callable[[Messages], str], who: str) -> str:
+    for message in messages:
+        if not {"role", "content"} <= set(message):
+            raise ValueError(f"{who}: a message must have 'role' and 'content', got {sorted(message)}")
+    return render(messages)
 
 
-def _kind(value: Any) -> str:
-    """What a value is, for messages: small ones are shown."""
-    shape = getattr(value, "shape", None)
-    name = type(value).__name__
-    if shape is not None:
-        return f"a {name} of shape {list(shape)}"
-    if value is None or isinstance(value, bool | int | float | str | tuple):
-        return repr(value)
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+def as_rows(prompt: Any, to_ids: Callable[[Any], list[list[int]]], who: str) -> list[list[int]]:
+    """Token ids by row: those of tokens [batch, pos] or [pos], or of anything else what ``to_ids`` makes of it.
+
+    Raises:
+        ShapeError: tokens of another shape or dtype.
+    """
+    if not isinstance(prompt, torch.Tensor):
+        return to_ids(prompt)
+    if prompt.ndim not in (1, 2) or prompt.is_floating_point() or prompt.is_complex() or prompt.dtype == torch.bool:
+        raise _C.ShapeError(f"{who}: tokens must be int64 [batch, pos], got {prompt.dtype} {list(prompt.shape)}")
+    return (prompt[None] if prompt.ndim == 1 else prompt).tolist()
+
+
+def checked_source(source: Any, who: str) -> str | os.PathLike:
+    """The name or path of a model.
+
+    Raises:
+        TypeError: something else.
+    """
+    if isinstance(source, str | os.PathLike):
+        return source
+    raise TypeError(
+        f"{who}: a model is a short name, a path, a hub id or a transformers model in memory, got "
+        f"{type(source).__name__}"
+    )

@@ -259,9 +259,10 @@ def _usable(rows: Iterable[dict]) -> list[dict]:
 
 def _nulls(result: Result, setting: Setting) -> list[list[dict]]:
     """Rows of each random rotation."""
-    found: dict[int, list[dict]] = {}
+    found: dict[tuple[int, int], list[dict]] = {}
+    seed = result.settings.get("seed", 0)
     for row in result.select(setting, kind="random"):
-        found.setdefault(row["null_index"], []).append(row)
+        found.setdefault((row.get("seed", seed), row["null_index"]), []).append(row)
     return [found[i] for i in sorted(found)]
 
 

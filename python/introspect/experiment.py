@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import _C
-from .arguments import MORE_PROTOCOLS, PROTOCOLS, Arguments, Layers, Numbers, Texts, load_protocol
+from . import progress as progress_module
+from .experiment_arguments import MORE_PROTOCOLS, PROTOCOLS, Arguments, Layers, Numbers, Texts, load_protocol
 from .model import Model
+from .plans import HOUR, ExperimentPlan
 from .results import Result
 from .steering import ControlVector
 
@@ -26,6 +28,9 @@ __all__ = [
     "run_experiment",
     "run_experiments",
 ]
+
+PASS_SECONDS = 6.0
+"""How long a pass of a run is to last; what it has read is then kept in the store."""
 
 Protocol = str | os.PathLike | _C.Protocol
 
@@ -109,7 +114,9 @@ def run_experiment(
     continuations: Texts = (),
     store: str | os.PathLike | _C.Store | None = None,
     memory_budget: int = 512 << 20,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | bool | None = None,
+    plan: bool = False,
+    long: bool = False,
 ) -> Result:
     """Run a protocol with every vector x strength x layer range, and the same with random rotations of the vectors.
 
@@ -153,7 +160,10 @@ def run_experiment(
         continuations: also the log-probability of these texts after the read position.
         store: a file that keeps every reading as it is made; readings found there are not made again.
         memory_budget: bytes of one pass, weights aside.
-        progress: called with (what, done, total), counted in readings.
+        progress: called with (what, done, total), counted in readings that are finished. None: bars on a terminal, a
+            line in a notebook; False: nothing.
+        plan: run nothing and return an ``ExperimentPlan``: how many readings, how long, how much memory.
+        long: more than an hour is meant. Without it a run that is expected to take longer warns, and goes on.
 
     Warns:
         UserWarning: a vector of another model; directions that a range lacks; settings whose readings are not finite
@@ -162,8 +172,8 @@ def run_experiment(
 
     Raises:
         ValueError: strengths that are not finite, no vectors, models that are not given, counts below their least, a
-            memory budget that does not hold one conversation, a concept whose name table readers take for a missing
-            value.
+            memory budget that does not hold one conversation, more than ten million readings, a concept whose name
+            table readers take for a missing value.
         TypeError: an argument of another kind; the message says what is wanted.
         IndexError: layers the model does not have.
         ShapeError: a vector of another width, a model of another shape, or a conversation longer than n_ctx.
@@ -183,7 +193,7 @@ def run_experiments(model: Model, protocols: Protocol | Sequence[Protocol], **op
         options: as ``run_experiment`` has them.
 
     Returns:
-        For each protocol what ``run_experiment`` makes of it.
+        For each protocol what ``run_experiment`` makes of it; with ``plan=True`` one plan for all.
 
     Raises:
         TypeError: an option that ``run_experiment`` does not have.
@@ -195,45 +205,74 @@ def run_experiments(model: Model, protocols: Protocol | Sequence[Protocol], **op
     except TypeError as error:
         raise TypeError(f"run_experiments: {error}") from None
     given.apply_defaults()
-    return _run("run_experiments", protocols, given.arguments)
+    results = _run("run_experiments", protocols, given.arguments)
+    return results[0] if given.arguments["plan"] else results  # type: ignore[return-value]
 
 
 def _run(who: str, protocols: Any, arguments: Mapping[str, Any]) -> list[Result]:
     """Run protocols with run_experiment's other arguments, put into the native module's form."""
-    given, options = Arguments(who), dict(arguments)
-    model = options.pop("model")
-    engine = given.engine(model)
-    asked = [given.controls(one, options["controls"]) for one in given.protocols(protocols)]
-    texts = _C.run_experiments(
-        engine,
-        [protocol for protocol, _ in asked],
-        vectors=given.vectors(options["vectors"]),
-        strengths=None if options["strengths"] is None else given.numbers("strengths", options["strengths"]),
-        strength_unit=given.unit(options["strength_unit"]),
-        layers=given.layers(options["layers"]),
-        parts=given.pairs("parts", options["parts"]),
-        questions=None if options["questions"] is None else given.texts("questions", options["questions"]),
-        controls=asked[0][1] if asked else None,
-        control_filter=None
-        if options["control_filter"] is None
-        else given.number("control_filter", options["control_filter"]),
-        nulls=given.whole("nulls", options["nulls"], least=0),
-        null_vectors=given.null_vectors(options["null_vectors"]),
-        concepts=[given.concept("concepts", one) for one in given.texts("concepts", options["concepts"])],
-        models=given.models(options["models"]),
-        seed=given.whole("seed", options["seed"], least=0),
-        **{name: bool(options[name]) for name in ("lens", "attention", "divergence")},
-        top_k=given.whole("top_k", options["top_k"], least=0),
-        directions=given.vectors({} if options["directions"] is None else options["directions"], "directions"),
-        continuations=given.texts("continuations", options["continuations"]),
-        store=given.store(options["store"]),
-        memory_budget=given.whole("memory_budget", options["memory_budget"]),
-        progress=given.callback(options["progress"]),
-    )
+    options = dict(arguments)
+    model, plan, long = options["model"], bool(options["plan"]), bool(options["long"])
+    native = _native(who, protocols, options)
+    planned: list[ExperimentPlan] = []
+
+    def before(one: _C.RunPlan) -> None:
+        planned.append(ExperimentPlan.of(one))
+        if not plan and not long and planned[0].seconds > HOUR:
+            warnings.warn(f"{who}: {planned[0]} (long=True: this is meant)", stacklevel=4)
+
+    shown = None if plan else progress_module.shown(options["progress"])
+    try:
+        texts = _C.run_experiments(
+            **native,
+            progress=shown,
+            work=getattr(shown, "work", None),
+            before=before,
+            only_plan=plan,
+            pass_seconds=PASS_SECONDS,
+        )
+    finally:
+        progress_module.close(shown)
+    if plan:
+        return planned  # type: ignore[return-value]  # one for all protocols
     results = [json.loads(text) for text in texts]
-    for data in results:
+    for data, protocol in zip(results, native["protocols"], strict=True):
+        data["protocol"]["definition"] = json.loads(protocol.to_json())  # what reports show: turns, injected, controls
         # Files often bear another model's name inside.
         data["model"]["name"] = Path(model.name).name.removesuffix(".gguf")
     for warning in dict.fromkeys(warning for data in results for warning in data.pop("warnings")):
         warnings.warn(warning, stacklevel=3)
     return [Result(data) for data in results]
+
+
+def _native(who: str, protocols: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What people give as the native module takes it. Raises TypeError and ValueError that say what is wanted."""
+    given = Arguments(who)
+    engine = given.engine(options["model"])
+    asked = [given.controls(one, options["controls"]) for one in given.protocols(protocols)]
+    given.callback(options["progress"])
+    return {
+        "model": engine,
+        "protocols": [protocol for protocol, _ in asked],
+        "vectors": given.vectors(options["vectors"]),
+        "strengths": None if options["strengths"] is None else given.numbers("strengths", options["strengths"]),
+        "strength_unit": given.unit(options["strength_unit"]),
+        "layers": given.layers(options["layers"]),
+        "parts": given.pairs("parts", options["parts"]),
+        "questions": None if options["questions"] is None else given.texts("questions", options["questions"]),
+        "controls": asked[0][1] if asked else None,
+        "control_filter": None
+        if options["control_filter"] is None
+        else given.number("control_filter", options["control_filter"]),
+        "nulls": given.whole("nulls", options["nulls"], least=0),
+        "null_vectors": given.null_vectors(options["null_vectors"]),
+        "concepts": [given.concept("concepts", one) for one in given.texts("concepts", options["concepts"])],
+        "models": given.models(options["models"]),
+        "seed": given.whole("seed", options["seed"], least=0),
+        **{name: bool(options[name]) for name in ("lens", "attention", "divergence")},
+        "top_k": given.whole("top_k", options["top_k"], least=0),
+        "directions": given.vectors({} if options["directions"] is None else options["directions"], "directions"),
+        "continuations": given.texts("continuations", options["continuations"]),
+        "store": given.store(options["store"], bool(options["plan"])),
+        "memory_budget": given.whole("memory_budget", options["memory_budget"]),
+    }

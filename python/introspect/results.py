@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._json import parse_json
 from .detections import (
     KEPT_MASS,
     LEAST_MASS,
@@ -25,6 +26,8 @@ from .detections import (
     mass,
     token_pairs,
 )
+from .merging import merged
+from .output_files import write_text
 from .readings import (
     Localisation,
     attention_maps,
@@ -35,6 +38,7 @@ from .readings import (
     projections_table,
     token_lens_table,
 )
+from .result_fields import check_fields
 from .tables import check_format, write_table
 
 if TYPE_CHECKING:
@@ -43,17 +47,8 @@ if TYPE_CHECKING:
 
     from .verdicts import Verdict
 
-__all__ = [
-    "SCHEMA",
-    "Compared",
-    "Detection",
-    "Identification",
-    "Result",
-    "Setting",
-    "finite",
-    "setting_of",
-    "write_text",
-]
+__all__ = ["SCHEMA", "Compared", "Detection", "Identification", "Result", "Setting"]
+__all__ += ["check_schema", "finite", "setting_of", "write_text"]
 
 SCHEMA = 1
 
@@ -66,11 +61,7 @@ class Result:
     """
 
     def __init__(self, data: dict[str, Any]):
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"Result: schema must be {SCHEMA}, got {schema!r}")
-        if missing := {"model", "protocol", "settings", "rows"} - data.keys():
-            raise ValueError(f"Result: it must hold model, protocol, settings and rows, missing {sorted(missing)}")
+        check_schema(data)
         self.model: dict[str, Any] = data["model"]
         self.protocol: dict[str, Any] = data["protocol"]
         self.settings: dict[str, Any] = data["settings"]
@@ -78,8 +69,11 @@ class Result:
 
     @classmethod
     def from_json(cls, text: str) -> Result:
-        """Raises ValueError for anything but a result of this schema."""
-        return cls(json.loads(text))
+        """Raises ValueError for anything but a result of this schema, with the place of the mistake."""
+        data = parse_json(text, "Result", ValueError)
+        check_schema(data)
+        check_fields(data)
+        return cls(data)
 
     def to_json(self) -> str:
         """JSON in which NaN and infinities are null."""
@@ -92,11 +86,21 @@ class Result:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Result:
-        """Raises ValueError with the path for a file that is not a result."""
+        """Raises ValueError with the path, and the place in it, for a file that is not a result."""
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from None
+
+    def merged(self, other: Result) -> Result:
+        """The rows of both, where both have a setting and question those of ``other``: a wider sweep, more nulls.
+
+        Rows of rotations of another seed get a ``seed`` of their own.
+
+        Raises:
+            ValueError: another model, dtype, protocol or unit of strength; it names the difference.
+        """
+        return Result(merged(*(json.loads(one.to_json()) for one in (self, other))))
 
     def __repr__(self) -> str:
         verdict = self.verdict()
@@ -133,7 +137,9 @@ class Result:
     def label(self, setting: Setting) -> str:
         """How a setting is named in tables and plots."""
         unit = " × residual norm" if self.settings.get("strength_unit") == "residual" else ""
-        return f"{setting.concept}, {setting.strength:g}{unit}, blocks {setting.first_layer}–{setting.last_layer}"
+        first, last = setting.first_layer, setting.last_layer
+        blocks = f"block {first}" if first == last else f"blocks {first}–{last}"
+        return f"{setting.concept}, {setting.strength:g}{unit}, {blocks}"
 
     def select(self, setting: Setting, *, kind: str | None = None, question_kind: str | None = None) -> list[dict]:
         """Rows of a setting, of the kind "introspection", "control" or "random" (or all), and so for the questions."""
@@ -293,6 +299,15 @@ class Result:
         return summary(self)
 
 
+def check_schema(data: Any) -> None:
+    """Raises ValueError for anything but an object of this schema with all of its parts."""
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise ValueError(f"Result: schema must be {SCHEMA}, got {schema!r}")
+    if missing := {"model", "protocol", "settings", "rows"} - data.keys():
+        raise ValueError(f"Result: it must hold model, protocol, settings and rows, missing {sorted(missing)}")
+
+
 def finite(value: Any) -> Any:
     """The same value with None in place of NaN and infinities, as JSON needs it."""
     if isinstance(value, float):
@@ -302,13 +317,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is complete or as it was."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _with_nan(row: dict) -> dict:
@@ -323,8 +331,8 @@ def _with_nan(row: dict) -> dict:
         row[side] = {**row[side], **numbers}
         if row[side].get("tokens"):
             row[side]["tokens"] = [
-                {**t, "log_prob": math.nan, "rank": math.nan} if t["log_prob"] is None else t
-                for t in row[side]["tokens"]
+                {**one, "log_prob": math.nan, "rank": math.nan} if one["log_prob"] is None else one
+                for one in row[side]["tokens"]
             ]
     return row
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _C
-from .arguments import Arguments, Numbers, Texts
 from .detections import all_finite
 from .experiment import Protocol, run_experiment
+from .experiment_arguments import Arguments, Numbers, Texts
 from .model import Model
 from .results import Result
 from .steering import ControlVector
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas
 
 Range = tuple[int, int]
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None] | bool
 
 
 class RangeEstimates:
@@ -199,7 +199,7 @@ def estimate_ranges(
 
     Args:
         nulls: random rotations to estimate as well; none unless asked for, since a verdict takes measured ones.
-        progress: called with (what, done, total), counted in questions.
+        progress: called with (what, done, total), counted in questions; None and False as in ``run_experiment``.
 
     The other arguments, their defaults and errors are those of ``run_experiment``.
     """

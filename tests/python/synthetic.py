@@ -49,8 +49,6 @@ def result(name, read, rows, n_layers=24):
             "seed": 0,
             "nulls": len(NULL_SHIFTS),
             "strength_unit": "residual",
-            "residual_norm": "median",
-            "controls": "own",
             "threads": 2,
             "versions": {"introspect": "0.1.0", "torch": "2.13.0"},
         },

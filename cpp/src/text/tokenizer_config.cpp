@@ -4,9 +4,10 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
+#include "core/json.h"
 #include "introspect/core/check.h"
 #include "introspect/io/file.h"
-#include "io/json.h"
+#include "io/json_file.h"
 
 namespace introspect::text {
 namespace {
@@ -47,7 +48,7 @@ TokenizerConfig TokenizerConfig::read(const std::filesystem::path& folder) {
   const auto file = folder / "tokenizer_config.json", jinja = folder / "chat_template.jinja";
   if (std::filesystem::is_regular_file(file)) {
     try {
-      const json parsed = io::parse_json_object(io::read_text(file), file);
+      const json parsed = io::read_json_object(file);
       config.bos_token = token_of(parsed, "bos_token");
       config.eos_token = token_of(parsed, "eos_token");
       config.pad_token = token_of(parsed, "pad_token");
@@ -56,7 +57,7 @@ TokenizerConfig TokenizerConfig::read(const std::filesystem::path& folder) {
       config.chat_template = template_of(parsed);
       config.present = true;
     } catch (const json::exception& error) {
-      throw IoError(concat(file.string(), " is broken: ", error.what()));
+      throw IoError(concat(file.string(), " is broken: ", plain_reason(error)));
     }
   }
   if (std::filesystem::is_regular_file(jinja)) config.chat_template = io::read_text(jinja);

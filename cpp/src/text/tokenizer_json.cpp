@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "core/json.h"
 #include "introspect/core/check.h"
 #include "text/bpe_engine.h"
 
@@ -269,19 +270,13 @@ std::shared_ptr<const TokenizerEngine> build(const json& file, const TokenizerCo
 
 std::shared_ptr<const TokenizerEngine> read_tokenizer_json(const std::string& text,
                                                            const TokenizerConfig& config) {
-  // Deeper files are not tokenizers, and copying or freeing them would need a stack as deep.
-  static constexpr int kMaxDepth = 64;
-  const auto shallow = [](int depth, json::parse_event_t, const json&) {
-    check<IoError>(depth <= kMaxDepth, "tokenizer.json: JSON must not nest deeper than ", kMaxDepth,
-                   " levels");
-    return true;
-  };
+  JsonRules rules;
+  rules.unique_keys = false;
+  const auto parsed = parse_json<IoError>(text, "tokenizer.json", rules);
   try {
-    return build(json::parse(text, shallow), config);
-  } catch (const json::parse_error& error) {  // its own text may quote bytes that are not UTF-8
-    throw IoError(concat("tokenizer.json must be JSON, is not at byte ", error.byte));
+    return build(parsed, config);
   } catch (const json::exception& error) {
-    throw IoError(concat("tokenizer.json is broken: ", error.what()));
+    throw IoError(concat("tokenizer.json is broken: ", plain_reason(error)));
   }
 }
 

@@ -1,231 +1,365 @@
-"""Arguments of experiments as people give them: taken, or refused in words that say what is wanted."""
+"""Arguments as people give them (layers, vectors, messages, models in memory), and what is refused."""
 
-import inspect
-import math
-import re
-from pathlib import Path
+import json
 
 import numpy as np
 import pytest
 import torch
-from looped import CONTROLS, protocol
+from tiny import tiny_transformers, write_tiny
 from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
-from introspect import _C, detections
-from introspect.cli import run as run_command
-from introspect.cli import sweep as sweep_command
-from introspect.experiment import PROTOCOLS
+from introspect import repeng
+from introspect.arguments import layer_range
 
-ROOT = Path(__file__).parents[3]
-PYBIND = re.compile("incompatible (function|constructor) arguments|The following argument types|Invoked with")
-CALLS = ("run_experiment", "run_experiments", "estimate_ranges", "screen_ranges", "refine_ranges")
+MESSAGES = [
+    {"role": "user", "content": "a cat"},
+    {"role": "assistant", "content": "no"},
+    {"role": "user", "content": "yes"},
+]
+RENDERED = (
+    "<|im_start|>user\na cat<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n<|im_start|>user\nyes<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
+def folder(tmp_path_factory):
+    return write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture(scope="module")
-def vectors():
-    return random_vectors()
+def model(folder):
+    return introspect.load_model(folder)
 
 
-def run(model, vectors, given=None, **options):
-    options = {"strengths": [2.0], "layers": [(1, 2)], "nulls": 0, "questions": [], **options}
-    return introspect.run_experiment(model, given or protocol(controls=CONTROLS), vectors=vectors, **options)
+@pytest.fixture(scope="module")
+def lens(folder):
+    return introspect.HookedTransformer.from_pretrained(folder)
 
 
-def settings(result):
-    return [(s.strength, s.first_layer, s.last_layer) for s in result.groups if s.concept == "cat"]
-
-
-# Defaults
-
-
-def test_the_defaults_are_those_of_the_command_line_and_stand_in_one_place(model, vectors):
-    result = introspect.run_experiment(model, protocol(controls=CONTROLS), vectors=vectors)
-    assert settings(result) == [(0.1, 1, 2)]  # 0.33 and 0.66 of three blocks
-    assert result.settings["strength_unit"] == "residual"
-    assert result.settings["residual_norm"] == "median"
-    assert result.settings["nulls"] == 10 == len({row["null_index"] for row in result.rows}) - 1
-    header = (ROOT / "cpp/include/introspect/experiments/defaults.h").read_text()
-    for value in ("kDefaultStrength = 0.1", "kDefaultNulls = 10", "kKeptMass = 0.5", "kLeastMass = 0.1"):
-        assert value in header
-    assert (_C.default_strength, _C.default_nulls, _C.default_layers) == (0.1, 10, (0.33, 0.66))
-    assert (_C.kept_mass, _C.least_mass) == (detections.KEPT_MASS, detections.LEAST_MASS)
-    from introspect.cli import experiment
-
-    assert experiment.strengths(None, None) == {}  # the command line leaves it to run_experiment
-    for command in (run_command.command, sweep_command.command):
-        assert inspect.signature(command).parameters["nulls"].default in (None, _C.default_nulls)
-
-
-def test_a_strength_that_is_given_is_absolute_unless_told(model, vectors):
-    assert run(model, vectors, strengths=[2.0]).settings["strength_unit"] == "absolute"
-    assert "residual_norm" not in run(model, vectors, strengths=[2.0]).settings
-    assert run(model, vectors, strengths=[0.1], strength_unit="residual").settings["strength_unit"] == "residual"
-    assert run(model, vectors, strengths=None).settings["strength_unit"] == "residual"
-    with pytest.raises(ValueError, match="needs strengths"):
-        run(model, vectors, strengths=None, strength_unit="absolute")
-
-
-def test_searches_have_the_same_default_strength_and_run_no_rotations(model, vectors):
-    options = {"vectors": vectors, "questions": []}
-    given = protocol(controls=CONTROLS)
-    for search in (
-        introspect.screen_ranges(model, given, k=1, sample=0, **options),
-        introspect.refine_ranges(model, given, grid=2, keep=1, **options),
-    ):
-        assert search.result.settings["strength_unit"] == "residual"
-        assert {row["strength"] for row in search.result.rows} == {0.1}
-        assert {row["kind"] for row in search.result.rows} == {"introspection"}
-
-
-# What is taken
+# Layers
 
 
 @pytest.mark.parametrize(
-    ("layers", "ranges"),
+    ("layers", "blocks"),
     [
-        (1, [(1, 1)]),
-        ([1], [(1, 1)]),
-        (np.int64(1), [(1, 1)]),
-        (torch.tensor(1), [(1, 1)]),
-        ((1, 2), [(1, 2)]),
-        ([(1, 2)], [(1, 2)]),
-        ([[1, 2]], [(1, 2)]),
-        (((1, 2), (2, 2)), [(1, 2), (2, 2)]),
-        ([1, (1, 2)], [(1, 1), (1, 2)]),
-        (range(1, 3), [(1, 1), (2, 2)]),
-        ((0.34, 1.0), [(1, 2)]),
-        ([(0.34, 1.0), (1, 1)], [(1, 2), (1, 1)]),
-        (0.34, [(1, 1)]),
-        (introspect.layer_ranges(1, 2), [(1, 1), (1, 2), (2, 2)]),
+        (None, None),
+        (14, (14, 14)),
+        (np.int64(14), (14, 14)),
+        ((8, 16), (8, 16)),
+        ([8, 16], (8, 16)),
+        ([14], (14, 14)),
+        (torch.tensor([8, 16]), (8, 16)),
+        (np.array([8, 16]), (8, 16)),
+        (range(8, 17), (8, 16)),
+        ((0.33, 0.66), (9, 18)),  # 9.24 and 18.48 of 28
+        ((0.0, 1.0), (0, 27)),
+        ((0, 0.5), (0, 14)),
+        (0.5, (14, 14)),
+        ((np.float32(0.25), 0.5), (7, 14)),
     ],
 )
-def test_layers_in_every_form(model, vectors, layers, ranges):
-    assert [(first, last) for _, first, last in settings(run(model, vectors, layers=layers))] == ranges
+def test_layers_are_blocks_or_fractions_of_the_depth(layers, blocks):
+    assert layer_range(layers, 28, "steer") == blocks
 
 
-def test_one_of_what_could_be_many(model, vectors):
-    assert settings(run(model, vectors, strengths=3)) == [(3.0, 1, 2)]
-    assert settings(run(model, vectors, strengths=np.array([1.0, 3.0]))) == [(1.0, 1, 2), (3.0, 1, 2)]
-    assert settings(run(model, vectors, strengths=torch.tensor([1, 3]))) == [(1.0, 1, 2), (3.0, 1, 2)]
-    asked = run(model, vectors, questions="Is it so?")
-    assert [row["question"] for row in asked.rows if row["kind"] == "control"] == ["Is it so?"] * 2
-    assert run(model, vectors, continuations=" yes").settings["continuations"] == [" yes"]
-    half = run(model, vectors, parts=(0.0, 0.5)).rows[0]
-    assert (half["part_first"], half["part_last"]) == (0.0, 0.5)
-    null = run(model, vectors, null_vectors={"cat": vectors["bread"]})
-    assert [row["kind"] for row in null.rows] == ["introspection", "random", "introspection"]
-    (told,) = introspect.run_experiments(model, "no_info", vectors=vectors, questions=[], nulls=0)
-    assert told.protocol["name"] == "no_info"
-
-
-def test_protocols_by_name_by_file_and_by_themselves(model, vectors, tmp_path):
-    path = tmp_path / "mine.json"
-    path.write_text(protocol(controls=CONTROLS).to_json())
-    for given in ("no_info", introspect.load_protocol("no_info"), path, str(path)):
-        name = run(model, vectors, given).protocol["name"]
-        assert name == ("mine" if "mine" in str(given) else "no_info")
-    results = introspect.run_experiments(model, ["no_info", path], vectors=vectors, questions=[], nulls=0)
-    assert [result.protocol["name"] for result in results] == ["no_info", "mine"]
-    assert introspect.load_protocol(introspect.load_protocol("no_info")).name == "no_info"
-    tokens = introspect.conversation_tokens(model, "no_info")
-    assert tokens == introspect.conversation_tokens(model, introspect.load_protocol("no_info"))
-    estimates = introspect.estimate_ranges(model, "no_info", vectors=vectors, questions=[])
-    assert {part.strength for part in estimates.parts} == {0.1}
-
-
-# What is refused, and how
-
-
-BARE = torch.ones(32)
-WRONG = {
-    "vectors": [BARE, [BARE], {"cat": BARE}, {"cat": None}, {3: None}, None, "cat", 7],
-    "strengths": ["2", ["2"], {"a": 1}, [None], object()],
-    "layers": ["1-2", [(1, 2, 3)], [("a", "b")], {"a": 1}, [None], [(1,)], [1, 2], [True], (None, 2)],
-    "parts": [0.5, ["a"], [(0.0, "b")], [(0.0,)]],
-    "questions": [3, [3], {"a": 1}],
-    "controls": [3, ["with_info"], "with_inf", "/no/such/file.json"],
-    "control_filter": ["a", [1.0]],
-    "nulls": [1.5, "3", None, -1, True, 2**70],
-    "null_vectors": [[BARE], {"cat": BARE}, {"cat": [BARE]}, 3],
-    "concepts": [3, [3], [""]],
-    "models": [3, {"a": 3}, ["a"]],
-    "strength_unit": ["metres", 3],
-    "seed": [1.5, "a", -1, 2**70],
-    "top_k": ["a", -1, 1.5],
-    "directions": [[BARE], {"a": BARE}, BARE],
-    "continuations": [3, [3]],
-    "memory_budget": ["a", None, 1.5],
-    "progress": [3, "bar"],
-    "store": [3],
-}
-
-
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
-def test_a_wrong_argument_is_named_and_never_a_signature_dump(model, vectors, name, value):
-    options = {"vectors": vectors, name: value}
-    with pytest.raises((TypeError, ValueError, introspect.Error)) as caught:
-        run(model, options.pop("vectors"), **options)
-    text = str(caught.value)
-    assert not PYBIND.search(text), text
-    assert name in text or name.replace("_", " ") in text or name == "store", text
-
-
-@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("layers", "error", "words"),
     [
-        ("model", None),
-        ("model", "smollm2-135m-instruct"),
-        ("model", torch.nn.Linear(2, 2)),
-        ("protocol", 3),
-        ("protocol", {"name": "x"}),
-        ("protocol", "no_inf"),
-        ("vectors", BARE),
-        ("vectors", ["cat"]),
-        ("questions", 3),
-        ("strength_unit", "metres"),
-        ("seed", "a"),
-        ("progress", 3),
+        ("8-16", TypeError, "layers must be one block"),
+        ((1, 2, 3), TypeError, "layers must be one block"),
+        ([(8, 16)], TypeError, "layers must be one block"),
+        (True, TypeError, "layers must be one block"),
+        ((None, 3), TypeError, "layers must be one block"),
+        ({8: 16}, TypeError, "layers must be one block"),
+        ((0.66, 0.33), ValueError, "in order and from 0 to 1"),
+        ((0.5, 1.5), ValueError, "in order and from 0 to 1"),
+        ((3.0, 8.0), ValueError, "in order and from 0 to 1"),
+        ((float("nan"), 0.5), ValueError, "in order and from 0 to 1"),
+        ((0.33, 9), ValueError, "two block numbers or two fractions"),
+        (range(3, 9, 2), ValueError, "neighbouring"),
+        (range(3, 3), ValueError, "neighbouring"),
     ],
 )
-def test_every_function_of_experiments_says_what_it_wants(model, vectors, call, name, value):
-    options = {"model": model, "protocol": protocol(), "vectors": vectors, name: value}
-    if call == "run_experiments":
-        options["protocols"] = options.pop("protocol")
-    positional = [options.pop("model"), options.pop("protocols" if "protocols" in options else "protocol")]
-    with pytest.raises((TypeError, ValueError, introspect.IoError)) as caught:
-        getattr(introspect, call)(*positional, **options)
-    assert not PYBIND.search(str(caught.value)), caught.value
-    text = str(caught.value)  # what a search hands on to run_experiment is complained of under that name
-    assert ((call in text or "run_experiment:" in text) and name in text) or "did you mean 'no_info'" in text
+def test_other_layers_are_refused_in_a_sentence(model, layers, error, words):
+    with pytest.raises(error, match=f"who: .*{words}"):
+        layer_range(layers, 28, "who")
+    with pytest.raises(error, match=f"steer: .*{words}"), model.steer(random_vectors()["cat"], layers=layers):
+        pass
 
 
-def test_what_may_be_two_things_is_asked_about(model, vectors):
-    with pytest.raises(ValueError, match=r"\(1, 2\) for the range.*\[\(1, 1\), \(2, 2\)\] for two blocks"):
-        run(model, vectors, layers=[1, 2])
-    with pytest.raises(ValueError, match="finite"):
-        run(model, vectors, strengths=math.nan)
+def test_steering_takes_layers_in_every_form(model):
+    vector = random_vectors((0, 1, 2))["cat"]
+    tokens = model.to_tokens("a cat")
+    for layers, blocks in ((1, (1, 1)), ((0.3, 0.7), (1, 2)), (range(1, 3), (1, 2)), ([2], (2, 2))):
+        with model.steer(vector, layers=layers):
+            logits = model(tokens)
+        with model.steer(vector, layers=blocks):
+            assert torch.equal(model(tokens), logits)
 
 
-@pytest.mark.parametrize("source", [3, None, {"name": "x"}, b"no_info", ["no_info"]])
-def test_load_protocol_says_what_it_takes(source):
-    with pytest.raises(TypeError, match="a shipped name, a file or a Protocol"):
-        introspect.load_protocol(source)
+# Vectors and what goes with them
 
 
-def test_load_protocol_names_what_is_near_and_what_is_wrong(tmp_path):
-    with pytest.raises(introspect.IoError, match="did you mean 'with_info'"):
-        introspect.load_protocol("withinfo")
-    with pytest.raises(introspect.IoError, match="folder"):
-        introspect.load_protocol(tmp_path)
-    with pytest.raises(introspect.IoError, match=", ".join(PROTOCOLS)):
-        introspect.load_protocol(tmp_path / "missing.json")
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(introspect.ConfigError, match="not JSON"):
-        introspect.load_protocol(tmp_path / "bad.json")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"vector": torch.ones(32)}, r"ControlVector, got Tensor; introspect\.ControlVector\(model_type, \{layer: "),
+        ({"vector": np.ones(32)}, r"ControlVector, got ndarray; introspect\.ControlVector\("),
+        ({"vector": {1: torch.ones(32)}}, r"ControlVector, got dict; introspect\.ControlVector\("),
+        ({"vector": [torch.ones(32)]}, r"ControlVector, got Tensor"),
+        ({"vector": None}, r"ControlVector, got NoneType"),
+        ({"vector": "cat.gguf"}, r"ControlVector, got str; introspect\.ControlVector\.load"),
+        ({"vector": repeng.ControlVector("qwen2", {1: np.ones(32)})}, r"vector\.native\(\)"),
+        ({"second": torch.ones(32), "op": "rotate", "angle": 3.0}, "ControlVector, got Tensor"),
+        ({"positions": 3}, "positions must be"),
+        ({"positions": (1, 2, 3)}, "positions must be"),
+        ({"positions": "all"}, "positions must be"),
+        ({"tokens": 5}, "tokens must be a list of token ids, got 5"),
+        ({"tokens": "cat"}, "tokens must be a list of token ids, got 'cat'"),
+        ({"after": 5}, "after must be a list of token ids, got 5"),
+        ({"rows": 1}, "rows must be a list"),
+        ({"condition": lambda tokens: True}, "condition must be an introspect.Condition, got function"),
+        ({"strength": "2"}, "Intervention.*'strength' must be float, got str"),
+        ({"op": 3}, "Intervention.*'op' must be str, got int"),
+        ({"when": 3}, "TextFilter.*'phase' must be str, got int"),
+        ({"angle": "30", "op": "rotate"}, "Intervention.*'parameters'.*str for 'angle'"),
+    ],
+)  # fmt: skip
+def test_steer_says_what_it_takes(model, arguments, words):
+    given = {"vector": random_vectors()["cat"], **arguments}
+    with pytest.raises(TypeError, match=words), model.steer(**given):
+        pass
+
+
+# Messages
+
+
+def test_messages_are_written_by_the_chat_template(model, lens):
+    tokens = model.to_tokens(RENDERED)
+    for one in (model, lens):
+        assert torch.equal(one.to_tokens(MESSAGES), tokens)
+    assert torch.equal(model(MESSAGES), model(tokens)) and torch.equal(lens(MESSAGES), lens(tokens))
+    options = {"max_new_tokens": 5, "stop_at_eos": False}
+    text = model.generate(MESSAGES, **options)
+    assert isinstance(text, str) and text == model.generate(RENDERED, **options)
+    both = model.generate([MESSAGES, "a cat", MESSAGES[:1]], **options)
+    assert both == [text, model.generate("a cat", **options), model.generate(MESSAGES[:1], **options)]
+    greedy = {**options, "do_sample": False, "verbose": False}
+    assert lens.generate(MESSAGES, **greedy) == lens.generate(RENDERED, **greedy)
+    assert lens.to_str_tokens(MESSAGES) == lens.to_str_tokens(RENDERED)
+
+
+def test_a_bos_token_is_not_put_before_messages_unless_asked_for(lens):
+    plain = lens.to_tokens("yes", prepend_bos=True)
+    assert plain[0, 0] == lens.tokenizer.bos_token_id
+    lens.cfg.default_prepend_bos = True
+    try:
+        assert torch.equal(lens.to_tokens(MESSAGES), lens.to_tokens(RENDERED, prepend_bos=False))
+        assert lens.to_tokens([MESSAGES, "yes"])[1, 0] == lens.tokenizer.bos_token_id
+        assert torch.equal(lens.to_tokens(MESSAGES, prepend_bos=True), lens.to_tokens(RENDERED, prepend_bos=True))
+    finally:
+        lens.cfg.default_prepend_bos = False
+
+
+def test_a_tokenizer_of_ones_own_writes_its_own_template(model):
+    class Own:
+        padding_side, bos_token_id, eos_token_id, pad_token_id = "right", 1, 2, 2
+
+        def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+            assert not tokenize and add_generation_prompt
+            return "|".join(message["content"] for message in messages)
+
+        def encode(self, text, add_special_tokens):
+            return [ord(letter) for letter in text]
+
+    lens = introspect.HookedTransformer(model, tokenizer=Own())
+    assert lens.to_tokens(MESSAGES).tolist() == [[ord(letter) for letter in "a cat|no|yes"]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "words"),
+    [
+        (5, TypeError, "text, a list of texts, or messages .* got int"),
+        (None, TypeError, "got NoneType"),
+        ([1, 2, 3], TypeError, "got a list with int"),
+        ({"role": "user", "content": "a"}, TypeError, "got dict"),
+        (np.array([1, 2]), TypeError, "got ndarray"),
+        ([["a"]], TypeError, "got a list with list"),
+        ([{"content": "a"}], ValueError, "a message must have 'role' and 'content', got .'content'."),
+        ([MESSAGES[0], "a"], TypeError, "got a list with dict"),
+    ],
+)
+def test_other_prompts_are_refused_in_a_sentence(model, lens, prompt, error, words):
+    calls = (model.generate, model.to_tokens, model, lens.generate, lens.to_tokens, lens, lens.generate_stream)
+    for call in calls:
+        with pytest.raises(error, match=words):
+            call(prompt)
+
+
+def test_tokens_of_another_shape_are_refused(model):
+    for tokens in (torch.ones(2, 3), torch.ones(1, 2, 3, dtype=torch.long), torch.tensor(3), torch.ones(1, 2).bool()):
+        with pytest.raises(introspect.ShapeError, match="generate: tokens must be int64"):
+            model.generate(tokens)
+    row = model.to_tokens("a cat")
+    assert model.generate(row[0], max_new_tokens=3) == model.generate(row, max_new_tokens=3)
+
+
+def test_messages_without_a_chat_template_say_so(tmp_path):
+    folder = write_tiny_chat(tmp_path / "plain")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    plain = introspect.load_model(folder)
+    for call in (plain.generate, plain.to_tokens, introspect.HookedTransformer(plain).to_tokens):
+        with pytest.raises(introspect.ConfigError, match="chat template"):
+            call(MESSAGES)
+
+
+# Models in memory
+
+
+def test_a_transformers_model_in_memory_is_loaded(folder):
+    theirs = tiny_transformers("qwen2")
+    model = introspect.load_model(theirs, dtype="float64")
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), theirs(tokens).logits, rtol=0, atol=1e-5)  # its norms are float32
+    assert model.tokenizer is None and type(model) is introspect.Model
+    with pytest.raises(introspect.ConfigError, match="tokenizer"):
+        model.generate("a cat")
+    with torch.no_grad():
+        next(theirs.parameters()).zero_()  # weights were copied
+    assert model(tokens).isfinite().all() and not torch.equal(model(tokens)[0], theirs(tokens).logits[0])
+
+
+def test_its_tokenizer_comes_along(folder, model):
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+    theirs = Qwen2ForCausalLM.from_pretrained(folder)
+    words = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **words)
+    assert tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True) == RENDERED
+    for given in (tokenizer, folder, str(folder)):
+        loaded = introspect.load_model(theirs, tokenizer=given)
+        assert loaded.generate(MESSAGES, max_new_tokens=4) == model.generate(MESSAGES, max_new_tokens=4)
+        assert loaded.apply_chat_template(MESSAGES, add_generation_prompt=True) == RENDERED
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "error", "words"),
+    [
+        (3, {}, TypeError, "a short name, a path, a hub id or a transformers model in memory, got int"),
+        (None, {}, TypeError, "got NoneType"),
+        (torch.nn.Linear(2, 2), {}, TypeError, "only transformers' models can be copied, got Linear"),
+        (
+            tiny_transformers("qwen2"),
+            {"tokenizer": 3},
+            TypeError,
+            "tokenizer must be a path or a transformers tokenizer",
+        ),
+        ("somewhere", {"tokenizer": 3}, introspect.ConfigError, "tokenizer= goes with a transformers model"),
+    ],
+)
+def test_other_sources_of_a_model_are_refused(source, options, error, words):
+    with pytest.raises(error, match=words):
+        introspect.load_model(source, **options)
+
+
+# Names and texts
+
+
+def test_names_of_the_other_class_are_hinted_at(model):
+    for name in ("blocks", "W_U", "to", "eval", "to_str_tokens", "to_single_token", "state_dict", "mps"):
+        with pytest.raises(
+            AttributeError, match=rf"Model has no attribute '{name}': introspect\.HookedTransformer\(model\)"
+        ):
+            getattr(model, name)
+        assert not hasattr(model, name)
+    with pytest.raises(AttributeError, match=r"near it: .*generate"):
+        model.generat  # noqa: B018
+    same = introspect.HookedTransformer(model)
+    assert same.engine is model.engine and same.name == model.name
+    assert "HookedTransformer" in introspect.Model.__doc__ and "load_model" in introspect.HookedTransformer.__doc__
+
+
+def test_what_a_property_says_when_it_fails_is_not_lost(folder):
+    class Broken(introspect.Model):
+        @property
+        def broken(self):
+            return self.engine.no_such_thing
+
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        Broken(introspect.load_model(folder).engine).broken  # noqa: B018
+
+
+def test_objects_show_themselves_in_a_line_or_a_page(model, lens, tmp_path):
+    _, cache = lens.run_with_cache("a cat")
+    shown = repr(cache)
+    assert len(shown) < 300 and f"{len(cache)} activations" in shown and "hook_embed" in shown
+    _, few = model.run_with_cache("a cat", ["hook_embed"])
+    assert repr(few) == "ActivationCache(1 activations: hook_embed)"
+    for config in (model.cfg, lens.cfg):
+        assert "d_model" in repr(config) and "n_layers" in repr(config) and "object at 0x" not in repr(config)
+    assert repr(introspect.load_model(write_tiny(tmp_path / "other")).cfg) != repr(model.cfg)
+
+
+# Where a model, or a list, is wanted
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: introspect.concept_pairs(m, "cat", ["I"]),
+        lambda m: introspect.ControlVector.train(m, [("a", "b"), ("c", "d")]),
+        lambda m: introspect.collect_activations(m, ["a"]),
+        lambda m: random_vectors()["cat"].intervention(m),
+        lambda m: introspect.Condition(torch.ones(32), layer=1, threshold=0.0).rows(m, torch.ones(1, 2).long()),
+        lambda m: introspect.Graph().segment(m, [1, 2]),
+        lambda m: introspect.finetune(m, [introspect.FinetuneExample("a", "b")], steps=1),
+    ],
+)
+@pytest.mark.parametrize("wrong", ["qwen", None, torch.ones(3)])
+def test_what_is_no_model_is_said(call, wrong):
+    with pytest.raises(TypeError, match=f"model must be an introspect.Model, got {type(wrong).__name__}"):
+        call(wrong)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: introspect.Graph().segment(m, 5), "Graph.segment: tokens must be a list, got 5"),
+        (
+            lambda m: introspect.Graph().segment(m, ["a"]),
+            "Graph.segment.*'tokens' must be a list of int, got str",
+        ),
+        (lambda m: introspect.Graph().read(0, positions=3), "Graph.read: positions must be a list, got 3"),
+        (lambda m: introspect.Graph().read(0, layers=3), "Graph.read: layers must be a list, got 3"),
+        (lambda m: introspect.Graph().read_attention(0, heads=1), "heads must be a list, got 1"),
+        (lambda m: introspect.Graph().read_attention(0, keys=3), r"keys must be \(first, last\), got 3"),
+        (lambda m: introspect.finetune(m, ["a"], steps=1), r"examples\[0\] must be a FinetuneExample, got str"),
+        (
+            lambda m: introspect.finetune(m, [introspect.FinetuneExample(1, "b")], steps=1),
+            r"examples\[0\].*must be a list",
+        ),
+        (lambda m: introspect.concept_pairs(m, 5, ["I"]), "concept_pairs.*'concept' must be str, got int"),
+        (lambda m: introspect.concept_pairs(m, "cat", "I"), "concept_pairs.*'suffixes' must be a list of str, got str"),
+        (lambda m: introspect.ControlVector.train(m, ["ab"]), "ControlVector.train.*'pairs'"),
+        (
+            lambda m: introspect.random_rotation(torch.ones(3), seed=1),
+            r"ControlVector, got Tensor: introspect\.ControlV",
+        ),
+        (
+            lambda m: introspect.run_trie(m, [[1]], nodes=[1], layers=[0]),
+            "run_trie.*'trie' must be TokenTrie",
+        ),
+        (
+            lambda m: introspect._C.apply_norm(m, torch.ones(1), None, layer=0),
+            "must be Model, got Model: its",
+        ),
+    ],
+)
+def test_lists_and_texts_are_told_apart(model, call, words):
+    with pytest.raises(TypeError, match=words):
+        call(model)

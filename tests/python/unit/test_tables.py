@@ -1,96 +1,71 @@
-"""Tables that other programs read: no value of ours is a missing one to them."""
+"""Tables in a terminal: they fit, and no word is broken that fits into a line."""
 
 import io
-import json
 
-import pandas
 import pytest
-import synthetic
-import torch
-from looped import CONTROLS, protocol
-from tiny_chat import random_vectors, write_tiny_chat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
 
-import introspect
-from introspect import report
-from introspect.arguments import MISSING
-from introspect.results import Result
+from introspect.tables import print_table, printable, table_lines, without_empty_columns, wrapped
 
-TEXTS = ["concept", "question", "kind", "question_kind", "asked_in"]
-PARAPHRASES = ["Did you?", {"question": "Did you?", "prefix": "I say"}, {"question": "Well?", "name": "in a word"}]
+HEADER = ["injected", "log-odds", "p(yes)", "shift", "controls", "shift − controls", "random", "z", "among random"]
+ROW = ["cat, 0.1 × residual norm, blocks 8–16", "+1.70 → +2.70", "1% → 1%", "+1.00", "+0.40 [+0.20, +0.60]"]
+ROW += ["+0.60 [+0.40, +0.80]", "-0.20 to +0.20", "+4.6", "9th of 11, inside"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_every_cell_of_a_report_is_whole_at_every_width(width):
+    lines = table_lines(HEADER, [ROW, ROW], width)
+    assert max(map(cell_len, lines)) <= width
+    for cell in (*HEADER[1:], *ROW):
+        assert sum(cell in line for line in lines) >= 1, cell
+    assert len(lines) <= 2 * (5 if width >= 80 else 8)
 
 
-def run(model, given, **options):
-    options = {"vectors": random_vectors(), "strengths": [2.0], "layers": [(1, 2)], "nulls": 2, **options}
-    return introspect.run_experiment(model, given, **options)
+def test_names_stand_above_their_columns_where_there_is_room():
+    first, *rest = table_lines(["a", "long name"], [["x", "1"], ["yy", "200"]], 80)
+    assert first == "a   long name" and rest == ["x           1", "yy        200"]
 
 
-def same(table):
-    """The table as pandas.read_csv gives it back, which must be the table."""
-    back = pandas.read_csv(io.StringIO(table.to_csv(index=False)))
-    pandas.testing.assert_frame_equal(back, table, check_dtype=False, rtol=1e-12)
-    return back
+def test_pairs_stand_in_columns_where_there_is_not():
+    lines = table_lines(["row", "name", "the other"], [["x" * 12, "1", "2"], ["y", "1000", "3"]], 27)
+    assert lines == ["x" * 12, "  name: 1      the other: 2", "y", "  name: 1000   the other: 3"]
 
 
-@pytest.mark.parametrize("read", ["yes_no", "content"])
-@pytest.mark.parametrize("fields", [{}, {"paraphrases": PARAPHRASES}])
-def test_a_results_table_survives_csv(model, read, fields):
-    back = same(run(model, protocol(controls=CONTROLS, read=read, **fields)).to_pandas())
-    for name in TEXTS + (["paraphrase"] if fields else []):
-        assert back[name].map(type).eq(str).all(), name
-    assert set(back.kind) == {"introspection", "control", "random"}
-    assert back.leaves_format.dtype == back.failed.dtype == bool
+words = st.text(alphabet="ab思–→,.%", min_size=1, max_size=12)
+cells = st.lists(words, min_size=1, max_size=5).map(" ".join)
 
 
-def test_the_other_tables_survive_csv(model):
-    given = protocol(controls=CONTROLS, read="content", paraphrases=PARAPHRASES)
-    result = run(model, given, lens=True, top_k=2, continuations=[" yes"], directions=random_vectors())
-    for name in ("tokens", "lens", "token_lens", "changes", "projections", "continuations"):
-        table = getattr(result, f"{name}_to_pandas")()
-        assert set(table.kind) <= {"introspection", "control", "random"}
-        texts = [column for column in (*TEXTS, "paraphrase", "direction", "continuation") if column in table]
-        back = same(table[[*texts, "null_index"]])
-        assert back.notna().all().all(), name
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(cells, min_size=4, max_size=4), min_size=1, max_size=4), st.integers(40, 130))
+def test_no_line_is_too_wide_and_no_word_is_broken(rows, width):
+    header, rows = ["first", "second", "the third", "fourth"], rows
+    lines = table_lines(header, rows, width)
+    assert max(map(cell_len, lines)) <= width
+    shown = {word for line in lines for word in line.split()}
+    assert {word for row in rows for cell in row for word in cell.split()} <= shown
 
 
-def test_a_stores_table_survives_csv(model, tmp_path):
-    store = tmp_path / "cells.sqlite"
-    run(model, protocol(controls=CONTROLS, paraphrases=PARAPHRASES), store=store)
-    run(model, protocol(name="plain", controls=CONTROLS), store=store, strengths=[0.1], strength_unit="residual")
-    introspect.Store(store).export(tmp_path / "cells.csv")
-    back, table = pandas.read_csv(tmp_path / "cells.csv"), introspect.Store(store).to_pandas()
-    for name in table.columns:
-        if table[name].map(type).eq(str).all():
-            assert list(back[name]) == list(table[name]), name
-    assert back.concept.notna().all() and set(back.kind) == {"base", "introspection", "control", "random"}
-    assert set(back[back.protocol == "plain"].paraphrase) == {"own", "control"}
-    assert back.mass.notna().all()
+@settings(max_examples=60, deadline=None)
+@given(st.text(), st.integers(1, 60))
+def test_wrapped_text_fits_and_loses_nothing(text, width):
+    lines = wrapped(text, width)
+    assert all(cell_len(line) <= max(width, 2) for line in lines)  # a wide character needs two columns
+    assert "".join("".join(lines).split()) == "".join(text.split())
 
 
-def test_a_reports_table_survives_csv():
-    same(report.table([Result(synthetic.detection()), Result(synthetic.detection("no_info"))]))
+def test_control_characters_reach_no_terminal():
+    assert printable("a\x1b[31mb\u202e") == "a\\x1b[31mb\\u202e"
+    console = Console(width=80, file=io.StringIO())
+    print_table(console, ["a", "[bold]b"], [["\x1b]0;title\x07", "[red]x[/red]"]])
+    shown = console.file.getvalue()
+    assert "\x1b" not in shown and "\x07" not in shown
+    assert "[bold]b" in shown and "[red]x[/red]" in shown
 
 
-@pytest.mark.parametrize("name", sorted(MISSING))
-def test_a_concept_that_would_vanish_from_tables_is_refused(model, name):
-    assert pandas.isna(pandas.read_csv(io.StringIO(f"a,b\n{name},1")).a[0])
-    (vector, _) = random_vectors().values()
-    with pytest.raises(ValueError, match="missing value"):
-        run(model, protocol(), vectors={name: vector})
-
-
-def test_old_files_say_null_and_are_read_as_random(tmp_path):
-    data = synthetic.detection()
-    expected = Result(json.loads(json.dumps(data))).detections()
-    for row in data["rows"]:
-        row["kind"] = "null" if row["kind"] == "random" else row["kind"]
-        row["paraphrase"] = 3
-    (tmp_path / "x.json").write_text(json.dumps(data))
-    old = Result.load(tmp_path / "x.json")
-    assert set(old.to_pandas().kind) == {"introspection", "control", "random"}
-    assert [d.corrected for d in old.detections()] == [d.corrected for d in expected]
-    assert list(old.to_pandas().paraphrase) == list(old.to_pandas().question)  # a text, no number
+def test_columns_without_a_value_are_left_out():
+    header, rows = without_empty_columns(["a", "b", "c"], [["", "–", "1"], ["", "", "–"]])
+    assert header == ["a", "c"] and rows == [["", "1"], ["", "–"]]
+    assert table_lines(["a"], [], 80) == []
