@@ -6,6 +6,7 @@
 #include <iostream>
 
 #include "introspect/models/model.h"
+#include "introspect/steering/residual_norms.h"
 #include "introspect/steering/train.h"
 
 using namespace introspect;
@@ -53,20 +54,15 @@ int main(int argc, char** argv) {
     const auto yes_no = torch::tensor(
         {model->tokenizer().encode(" yes", false).at(0), model->tokenizer().encode(" no", false).at(0)});
 
-    // The middle third of the blocks, each at a fraction of the residual's size there.
+    // The middle third of the blocks, each at a fraction of the residual stream's usual size at the injected tokens.
     const int64_t L = model->cfg().n_layers;
     auto hooks = model->make_hooks();
     hooks::Intervention injection{.first_position = start, .last_position = end};
-    auto measure = model->make_hooks();
-    std::map<int64_t, double> norms;
-    for (int64_t layer = L / 3; layer <= 2 * L / 3; ++layer)
-      measure.add("blocks." + std::to_string(layer) + ".hook_resid_post",
-                  [&norms](const torch::Tensor& resid, hooks::Site site) -> std::optional<torch::Tensor> {
-                    norms[site.layer] = resid.norm(2, -1).mean().item<double>();
-                    return std::nullopt;
-                  });
-    model->forward(all, {.hooks = &measure, .logits_at = models::LogitsAt::kNone});
-    for (const auto& [layer, norm] : norms)
+    std::vector<int64_t> layers, positions;
+    for (int64_t layer = L / 3; layer <= 2 * L / 3; ++layer) layers.push_back(layer);
+    for (int64_t position = start; position < end; ++position) positions.push_back(position);
+    for (const auto& [layer, norm] :
+         steering::residual_norms(*model, all, {.layers = layers, .positions = positions}))
       injection.values[layer] = vector.directions().at(layer) * (fraction * norm);
     hooks.add(injection);
 

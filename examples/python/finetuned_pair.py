@@ -14,7 +14,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--model", default="qwen2.5-coder-0.5b-instruct")
 parser.add_argument("--steps", type=int, default=12, help="of training, on four questions each")
 parser.add_argument("--rate", type=float, default=3e-5, help="of the first step")
-parser.add_argument("--fraction", type=float, default=0.1, help="strength, as a share of the mean residual norm")
+parser.add_argument("--fraction", type=float, default=0.1, help="strength, as a share of the median residual norm")
 parser.add_argument("--nulls", type=int, default=10, help="random rotations of the vector")
 parser.add_argument("--suffixes", type=int, default=200, help="texts both models read, for the vector between them")
 args = parser.parse_args()

@@ -10,7 +10,7 @@ import introspect
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="qwen2.5-coder-0.5b-instruct")
 parser.add_argument("--concept", default="cat")
-parser.add_argument("--fraction", type=float, default=0.1, help="strength, as a share of the mean residual norm")
+parser.add_argument("--fraction", type=float, default=0.1, help="strength, as a share of the median residual norm")
 parser.add_argument("--suffixes", type=int, default=100, help="pairs to train the vector on")
 parser.add_argument("--nulls", type=int, default=10, help="random rotations of the vector")
 args = parser.parse_args()
@@ -31,7 +31,7 @@ result = introspect.run_experiment(
 )
 table = result.to_pandas()
 table["shift"] = table.log_odds - table.log_odds_base
-nulls = table[table.kind == "null"]["shift"]
+nulls = table[table.kind == "random"]["shift"]
 shift = table[table.kind == "introspection"]["shift"].item()
 print(f"log-odds(yes), un-injected: {table.log_odds_base.iloc[0]:+.2f} nats")
 random = f"{nulls.mean():+.2f} ± {nulls.std():.2f}"

@@ -2,8 +2,8 @@
 
 python examples/python/seven_experiments.py [--model NAME] [--finetune NAME --prompts CSV] [--sweep] [-o DIR]
 
-Strengths are fractions of the mean residual norm and the layers a third to two thirds of the depth, which is where the
-article's are. Experiment 7 needs a second model of the same shape (finetuned_pair.py makes one); its vector is made
+Strengths are fractions of the median residual norm and the layers a third to two thirds of the depth, which is where
+the article's are. Experiment 7 needs a second model of the same shape (finetuned_pair.py makes one); its vector is made
 from a column of prompts ("forbidden_prompt", as in StrongREJECT's CSV file).
 """
 
@@ -20,7 +20,7 @@ parser.add_argument("--model", default="qwen2.5-coder-0.5b-instruct")
 parser.add_argument("--dtype", default="float32", help="bfloat16 is quicker, and its log-odds are rough by 0.1 to 0.5")
 parser.add_argument("--finetune", help="of the same shape, for experiment 7")
 parser.add_argument("--prompts", type=Path, help="that both models read, for the vector between them")
-parser.add_argument("--fraction", type=float, default=0.1, help="strength, as a share of the mean residual norm")
+parser.add_argument("--fraction", type=float, default=0.1, help="strength, as a share of the median residual norm")
 parser.add_argument("--suffixes", type=int, default=582, help="pairs to train a vector on")
 parser.add_argument("--nulls", type=int, default=10, help="random rotations of each vector")
 parser.add_argument("--sweep", action="store_true", help="also every range of blocks [i, j], 0 < i <= j")
@@ -51,7 +51,7 @@ def run(*names: str, is_sweep: bool = False, **options) -> list[introspect.resul
 def lens(result: introspect.results.Result) -> pandas.DataFrame:
     """Log-odds after every block: un-steered, each injection, and the mean and spread of all random rotations."""
     table = result.lens_to_pandas()
-    nulls = table[table.kind == "null"].groupby("layer").log_odds.agg(["mean", "std"]).add_prefix("random ")
+    nulls = table[table.kind == "random"].groupby("layer").log_odds.agg(["mean", "std"]).add_prefix("random ")
     own = table[table.kind == "introspection"]
     base = own.groupby("layer").log_odds_base.first().rename("base")
     curves = own.pivot(index="layer", columns="concept", values="log_odds")

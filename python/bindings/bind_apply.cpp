@@ -2,6 +2,7 @@
 
 #include "introspect/steering/apply.h"
 #include "introspect/steering/condition.h"
+#include "introspect/steering/residual_norms.h"
 #include "native_model.h"
 #include "value_type.h"
 
@@ -121,6 +122,20 @@ Raises:
     ShapeError: vectors of different widths.
     ConfigError: a vector has no direction in the range, or ``second`` none for a layer.
 )doc");
+
+  m.def(
+      "residual_norms",
+      [](const py::object& model, const torch::Tensor& tokens, std::optional<std::vector<int64_t>> layers,
+         std::optional<std::vector<int64_t>> positions, std::optional<torch::Tensor> attention_mask) {
+        const auto native = native_model(model);
+        const py::gil_scoped_release release;
+        return steering::residual_norms(
+            *native, tokens,
+            {std::move(layers), std::move(positions), attention_mask.value_or(torch::Tensor{})});
+      },
+      py::arg("model"), py::arg("tokens"), py::kw_only(), py::arg("layers") = py::none(),
+      py::arg("positions") = py::none(), py::arg("attention_mask") = py::none(),
+      "Median norm of the residual stream after each block: see introspect.residual_norms.");
 }
 
 }  // namespace introspect::python

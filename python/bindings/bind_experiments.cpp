@@ -49,6 +49,7 @@ py::dict as_dict(const StoredCell& stored) {
   out["place"] = cell.place;
   out["part_first"] = cell.part_first;
   out["part_last"] = cell.part_last;
+  out["asked_in"] = cell.asked_in;
   out["value"] = cell.value;
   out["key"] = cell.key;
   out["base_key"] = cell.base_key;
@@ -92,13 +93,14 @@ using Range = std::tuple<double, double, bool>;
 
 std::vector<std::string> run(
     const std::shared_ptr<models::Model>& model, const std::vector<Protocol>& protocols,
-    const NamedVectors& vectors, std::vector<double> strengths, const std::vector<Range>& layers,
-    const std::vector<std::pair<double, double>>& parts, std::optional<std::vector<std::string>> questions,
+    const NamedVectors& vectors, std::optional<std::vector<double>> strengths,
+    const std::vector<Range>& layers, const std::vector<std::pair<double, double>>& parts,
+    std::optional<std::vector<std::string>> questions, std::optional<std::string> controls,
     std::optional<double> control_filter, int64_t nulls,
     std::map<std::string, std::vector<steering::ControlVector>> null_vectors,
     std::vector<std::string> concepts, const std::map<std::string, std::shared_ptr<models::Model>>& models,
-    const std::string& strength_unit, uint64_t seed, bool lens, bool attention, bool divergence,
-    int64_t top_k, NamedVectors directions, std::vector<std::string> continuations,
+    const std::optional<std::string>& strength_unit, uint64_t seed, bool lens, bool attention,
+    bool divergence, int64_t top_k, NamedVectors directions, std::vector<std::string> continuations,
     std::shared_ptr<Store> store, int64_t memory_budget, py::object progress, py::object work,
     py::object before, bool only_plan, double pass_seconds) {
   ExperimentOptions options;
@@ -113,7 +115,8 @@ std::vector<std::string> run(
   options.null_vectors = std::move(null_vectors);
   options.concepts = std::move(concepts);
   options.models = {models.begin(), models.end()};
-  options.strength_unit = parse_strength_unit(strength_unit);
+  if (strength_unit) options.strength_unit = parse_strength_unit(*strength_unit);
+  options.controls = std::move(controls);
   options.seed = seed;
   options.readouts = {lens, attention, divergence, top_k};
   options.directions = std::move(directions);
@@ -151,14 +154,17 @@ py::list passages(const Conversation& conversation) {
 }
 
 std::vector<LayerEstimate> estimate(const models::Model& model, const Protocol& protocol,
-                                    const NamedVectors& vectors, std::vector<double> strengths,
-                                    std::optional<std::vector<std::string>> questions, int64_t nulls,
-                                    const std::string& strength_unit, uint64_t seed, py::object progress) {
+                                    const NamedVectors& vectors, std::optional<std::vector<double>> strengths,
+                                    std::optional<std::vector<std::string>> questions,
+                                    std::optional<std::string> controls, int64_t nulls,
+                                    const std::optional<std::string>& strength_unit, uint64_t seed,
+                                    py::object progress) {
   EstimateOptions options;
   options.strengths = std::move(strengths);
   options.questions = std::move(questions);
   options.nulls = nulls;
-  options.strength_unit = parse_strength_unit(strength_unit);
+  if (strength_unit) options.strength_unit = parse_strength_unit(*strength_unit);
+  options.controls = std::move(controls);
   options.seed = seed;
   options.progress = as_shown_progress(std::move(progress));
   const py::gil_scoped_release release;
@@ -187,11 +193,16 @@ A file is a JSON object. name, turns ([{role, content}]) and injected are needed
     yes_token, no_token        one token each
     yes_variants, no_variants  spellings whose probabilities the lens sums up
     report_tokens   {concept: word}
-    paraphrases     texts, or {question, prefix}: asked in place of the last user message
+    paraphrases     texts, or {question, prefix, name}: each is asked in the place of the last user message, and so is
+                    that message itself; rows carry the name, which is the text (and prefix) where none is given
+    asks_own_question  false: with paraphrases, the last user message itself is not asked
     sentences       instead of injected: $SENTENCES in a turn stands for them, and each is a passage
     answers         one token for each passage: each is injected alone, and these are read (localisation)
     sampling        {max_new_tokens, temperature, top_p, top_k}
-    controls        {turns, injected, questions} with $QUESTION in the turns, or the name of such a file beside
+    controls        {questions, question, turns, injected, name, asked_in}, or the name of such a file beside. They are
+                    asked in the protocol's own conversation in the place of the last user message, in the words of
+                    question (with $QUESTION). turns and injected are another conversation, called name, that a run may
+                    ask them in instead (run_experiment's controls); asked_in says where unless a run does
 )doc")
       .def_static("parse", &Protocol::parse, py::arg("json"),
                   "A protocol from its JSON text. Raises ConfigError that names the place of a mistake.")
@@ -211,16 +222,45 @@ A file is a JSON object. name, turns ([{role, content}]) and injected are needed
           "paraphrases",
           [](const Protocol& p) {
             py::list out;
-            for (const auto& [question, prefix] : p.paraphrases) out.append(py::make_tuple(question, prefix));
+            for (const auto& [question, prefix, name] : p.paraphrases)
+              out.append(py::make_tuple(question, prefix));
             return out;
           },
           "(question, prefix); an empty prefix is the turns' own.")
+      .def_property_readonly(
+          "paraphrase_names",
+          [](const Protocol& p) {
+            std::vector<std::string> out;
+            for (const auto& paraphrase : p.paraphrases) out.push_back(paraphrase.label());
+            return out;
+          },
+          "What rows call the paraphrases; the last user message itself is 'own'.")
+      .def_readonly("asks_own_question", &Protocol::asks_own_question)
       .def_readonly("answers", &Protocol::answers)
       .def_property_readonly("read", [](const Protocol& p) { return to_string(p.read); })
       .def_readonly("steer_generation", &Protocol::steer_generation)
       .def_readonly("yes_token", &Protocol::yes_token)
       .def_readonly("no_token", &Protocol::no_token)
       .def_readonly("control_questions", &Protocol::control_questions)
+      .def_property_readonly(
+          "control_conversations",
+          [](const Protocol& p) {
+            std::vector<std::string> out{kOwnConversation};
+            if (p.control) out.push_back(p.control_name);
+            return out;
+          },
+          "Where control questions can be asked: run_experiment's controls.")
+      .def_property_readonly(
+          "controls", [](const Protocol& p) { return p.controls_in.value_or(kOwnConversation); },
+          "Where they are asked unless a run says otherwise.")
+      .def("is_own", &Protocol::is_own, py::arg("conversation"),
+           "Whether that one of the control_conversations is the protocol's own but for the question.")
+      .def("with_controls_in", &Protocol::with_controls_in, py::arg("other"), R"doc(
+The same protocol with another one's conversation, under its name, for the control questions.
+
+Raises:
+    ConfigError: a conversation in which no question can be asked.
+)doc")
       .def_property_readonly("own_question", &Protocol::own_question, "The last message of the user.")
       .def_property_readonly("hash", &Protocol::hash, "Hex SHA-256 of to_json().")
       .def("to_json", &Protocol::to_json, "The protocol in the file's format, with the controls inside.")
@@ -256,7 +296,7 @@ Finished readings of experiments on disk, by the hash of what was computed.
 
 One SQLite file in write-ahead mode. A killed process leaves every finished reading and a sound file, and several
 processes may use one store: of two values for one key the first stays. A reading that several protocols or settings
-share is one cell and stands under the first that made it.
+share is one cell, and a row of each of them.
 )doc")
       .def(py::init(&Store::open), py::arg("path"), py::kw_only(), py::arg("read_only") = false, R"doc(
 Opens or creates the file; one that is there and cannot be written can be read.
@@ -306,8 +346,15 @@ Raises:
       .def("__len__", [](const Held& store) { return store->size(); })
       .def_property_readonly("path", [](const Held& store) { return store->path(); });
 
+  // Read by the Python side, so that its defaults are these.
+  m.attr("default_strength") = kDefaultStrength;
+  m.attr("default_nulls") = kDefaultNulls;
+  m.attr("default_layers") = py::make_tuple(kDefaultFirst, kDefaultLast);
+  m.attr("kept_mass") = kKeptMass;
+  m.attr("least_mass") = kLeastMass;
+
   m.def("run_experiments", &run, py::arg("model"), py::arg("protocols"), py::kw_only(), py::arg("vectors"),
-        py::arg("strengths"), py::arg("layers"), py::arg("parts"), py::arg("questions"),
+        py::arg("strengths"), py::arg("layers"), py::arg("parts"), py::arg("questions"), py::arg("controls"),
         py::arg("control_filter"), py::arg("nulls"), py::arg("null_vectors"), py::arg("concepts"),
         py::arg("models"), py::arg("strength_unit"), py::arg("seed"), py::arg("lens"), py::arg("attention"),
         py::arg("divergence"), py::arg("top_k"), py::arg("directions"), py::arg("continuations"),
@@ -319,12 +366,15 @@ Raises:
 
   m.def(
       "conversation_tokens",
-      [](const models::Model& model, const Protocol& protocol, const std::optional<std::string>& question) {
-        const auto tokens = tokenize(question ? protocol.ask(*question) : protocol.conversation,
+      [](const models::Model& model, const Protocol& protocol, const std::optional<std::string>& question,
+         const std::optional<std::string>& controls) {
+        const auto where = controls ? *controls : protocol.controls_in.value_or(kOwnConversation);
+        const auto tokens = tokenize(question ? protocol.ask(*question, where) : protocol.conversation,
                                      model.tokenizer(), model.chat_template());
         return std::make_tuple(tokens.before, tokens.injected, tokens.after);
       },
       py::arg("model"), py::arg("protocol"), py::arg("question") = py::none(),
+      py::arg("controls") = py::none(),
       "Token ids before, in and behind the injected messages: see introspect.conversation_tokens.");
 
   py::class_<LayerEstimate>(m, "LayerEstimate",
@@ -335,9 +385,10 @@ Raises:
       .def_readonly("question_kind", &LayerEstimate::question_kind)
       .def_readonly("null_index", &LayerEstimate::null_index)
       .def_readonly("log_odds_base", &LayerEstimate::log_odds_base)
-      .def_readonly("by_layer", &LayerEstimate::by_layer);
+      .def_readonly("by_layer", &LayerEstimate::by_layer)
+      .def_readonly("asked_in", &LayerEstimate::asked_in);
   m.def("estimate_layers", &estimate, py::arg("model"), py::arg("protocol"), py::kw_only(),
-        py::arg("vectors"), py::arg("strengths"), py::arg("questions"), py::arg("nulls"),
+        py::arg("vectors"), py::arg("strengths"), py::arg("questions"), py::arg("controls"), py::arg("nulls"),
         py::arg("strength_unit"), py::arg("seed"), py::arg("progress"),
         "The estimates behind introspect.estimate_ranges: one for each vector, strength, rotation and "
         "question.");

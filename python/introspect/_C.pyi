@@ -10,6 +10,8 @@ import torch
 import typing
 
 __all__: list[str] = [
+    "KEPT_MASS",
+    "LEAST_MASS",
     "ActivationCache",
     "Activations",
     "ChatSource",
@@ -74,6 +76,9 @@ __all__: list[str] = [
     "contrast",
     "conversation_tokens",
     "decompose_resid",
+    "default_layers",
+    "default_nulls",
+    "default_strength",
     "diagnose",
     "direction_of_pairs",
     "entropy",
@@ -97,6 +102,7 @@ __all__: list[str] = [
     "random_directions",
     "random_rotation",
     "register_operator",
+    "residual_norms",
     "rms_norm",
     "rotary_frequencies",
     "run_experiments",
@@ -2095,11 +2101,16 @@ class Protocol:
         yes_token, no_token        one token each
         yes_variants, no_variants  spellings whose probabilities the lens sums up
         report_tokens   {concept: word}
-        paraphrases     texts, or {question, prefix}: asked in place of the last user message
+        paraphrases     texts, or {question, prefix, name}: each is asked in the place of the last user message, and so is
+                        that message itself; rows carry the name, which is the text (and prefix) where none is given
+        asks_own_question  false: with paraphrases, the last user message itself is not asked
         sentences       instead of injected: $SENTENCES in a turn stands for them, and each is a passage
         answers         one token for each passage: each is injected alone, and these are read (localisation)
         sampling        {max_new_tokens, temperature, top_p, top_k}
-        controls        {turns, injected, questions} with $QUESTION in the turns, or the name of such a file beside
+        controls        {questions, question, turns, injected, name, asked_in}, or the name of such a file beside. They are
+                        asked in the protocol's own conversation in the place of the last user message, in the words of
+                        question (with $QUESTION). turns and injected are another conversation, called name, that a run may
+                        ask them in instead (run_experiment's controls); asked_in says where unless a run does
     """
     @staticmethod
     def load(path: os.PathLike | str | bytes) -> Protocol:
@@ -2120,10 +2131,29 @@ class Protocol:
         """
         The protocol in the file's format, with the controls inside.
         """
+    def with_controls_in(self, other: Protocol) -> Protocol:
+        """
+        The same protocol with another one's conversation, under its name, for the control questions.
+
+        Raises:
+            ConfigError: a conversation in which no question can be asked.
+        """
     @property
     def answers(self) -> list[str]: ...
     @property
+    def asks_own_question(self) -> bool: ...
+    @property
+    def control_conversations(self) -> list[str]:
+        """
+        Where control questions can be asked: run_experiment's controls.
+        """
+    @property
     def control_questions(self) -> list[str]: ...
+    @property
+    def controls(self) -> str:
+        """
+        Where they are asked unless a run says otherwise.
+        """
     @property
     def hash(self) -> str:
         """
@@ -2141,6 +2171,11 @@ class Protocol:
     def own_question(self) -> str:
         """
         The last message of the user.
+        """
+    @property
+    def paraphrase_names(self) -> list[str]:
+        """
+        What rows call the paraphrases; the last user message itself is 'own'.
         """
     @property
     def paraphrases(self) -> list:
@@ -2218,7 +2253,7 @@ class Store:
 
     One SQLite file in write-ahead mode. A killed process leaves every finished reading and a sound file, and several
     processes may use one store: of two values for one key the first stays. A reading that several protocols or settings
-    share is one cell and stands under the first that made it.
+    share is one cell, and a row of each of them.
     """
     def __init__(self, path: os.PathLike | str | bytes, *, read_only: bool = False) -> None:
         """
@@ -2275,6 +2310,8 @@ class LayerEstimate:
     """
     What one injection is estimated to do to one question's log-odds.
     """
+    @property
+    def asked_in(self) -> str: ...
     @property
     def by_layer(self) -> list[float]: ...
     @property
@@ -2791,7 +2828,7 @@ def contrast(
     """
 
 def conversation_tokens(
-    model: Model, protocol: Protocol, question: str | None = None
+    model: Model, protocol: Protocol, question: str | None = None, controls: str | None = None
 ) -> tuple[list[int], list[int], list[int]]:
     """
     Token ids before, in and behind the injected messages: see introspect.conversation_tokens.
@@ -2885,10 +2922,11 @@ def estimate_layers(
     protocol: Protocol,
     *,
     vectors: collections.abc.Sequence[tuple[str, ControlVector]],
-    strengths: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    strengths: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] | None,
     questions: collections.abc.Sequence[str] | None,
+    controls: str | None,
     nulls: typing.SupportsInt | typing.SupportsIndex,
-    strength_unit: str,
+    strength_unit: str | None,
     seed: typing.SupportsInt | typing.SupportsIndex,
     progress: typing.Any,
 ) -> list[LayerEstimate]:
@@ -3131,6 +3169,18 @@ def register_operator(
         ValueError: the name is taken, or an unknown ``operand``.
     """
 
+def residual_norms(
+    model: typing.Any,
+    tokens: torch.Tensor,
+    *,
+    layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+    positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+    attention_mask: torch.Tensor | None = None,
+) -> dict[int, float]:
+    """
+    Median norm of the residual stream after each block: see introspect.residual_norms.
+    """
+
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, *, eps: typing.SupportsFloat | typing.SupportsIndex
 ) -> torch.Tensor:
@@ -3181,7 +3231,7 @@ def run_experiments(
     protocols: collections.abc.Sequence[Protocol],
     *,
     vectors: collections.abc.Sequence[tuple[str, ControlVector]],
-    strengths: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    strengths: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] | None,
     layers: collections.abc.Sequence[
         tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex, bool]
     ],
@@ -3189,12 +3239,13 @@ def run_experiments(
         tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]
     ],
     questions: collections.abc.Sequence[str] | None,
+    controls: str | None,
     control_filter: typing.SupportsFloat | typing.SupportsIndex | None,
     nulls: typing.SupportsInt | typing.SupportsIndex,
     null_vectors: collections.abc.Mapping[str, collections.abc.Sequence[ControlVector]],
     concepts: collections.abc.Sequence[str],
     models: collections.abc.Mapping[str, Model],
-    strength_unit: str,
+    strength_unit: str | None,
     seed: typing.SupportsInt | typing.SupportsIndex,
     lens: bool,
     attention: bool,
@@ -3407,5 +3458,10 @@ def write_atomically(path: os.PathLike | str | bytes, bytes: str) -> None:
         IoError: the file cannot be written, on a full disk for example.
     """
 
+default_layers: tuple = (0.33, 0.66)
+default_nulls: int = 10
+default_strength: float = 0.1
+KEPT_MASS: float = 0.5
+LEAST_MASS: float = 0.1
 __version__: str = "0.1.0"
 built_with_torch: str = "2.13.0"

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 # Modules that work without torch; asking for one of them does not load it.
 _LIGHT = {"cli", "data", "hub", "merging", "plans", "plots", "progress", "readings", "report", "results", "runs"}
-_LIGHT |= {"sweeps", "tables"}
+_LIGHT |= {"detections", "sweeps", "tables", "verdicts"}
 
 
 def __getattr__(name: str):

@@ -47,6 +47,7 @@ from .hooked_transformer import HookedTransformer
 from .hub import pull, resolve
 from .key_value_cache import HookedTransformerKeyValueCache
 from .model import Model, load_model
+from .norms import residual_norms
 from .plans import ExperimentPlan
 from .results import Result
 from .search import RangeEstimates, RangeSearch, estimate_ranges, refine_ranges, screen_ranges
@@ -137,6 +138,7 @@ __all__ = [
     "refine_ranges",
     "register_operator",
     "repeng",
+    "residual_norms",
     "resolve",
     "run_experiment",
     "run_experiments",

@@ -244,10 +244,12 @@ def _controls(result: Result) -> str:
     if not asked:
         return "none"
     definition = definition_of(result)
+    named = result.settings.get("controls", "")
     where = {
+        "": "",
         "own": "asked in this conversation, in place of its question",
         "with_info": "asked in the with_info conversation and not in this one, as the article does",
-    }.get(result.settings.get("controls", ""), "")
+    }.get(named, f"asked in the {named} conversation and not in this one")
     if not where and (control := definition.get("controls")) and isinstance(control, dict):
         same = _before_question(control.get("turns", [])) == _before_question(definition.get("turns", []))
         where = (

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .results import Result
 
 KEYS = ("concept", "strength", "first_layer", "last_layer", "question", "kind", "question_kind", "null_index")
-OPTIONAL = ("paraphrase", "place", "part_first", "part_last")
+OPTIONAL = ("asked_in", "paraphrase", "place", "part_first", "part_last")
 
 
 def _table(
@@ -114,7 +114,7 @@ def attention_maps(result: Result, side: str) -> np.ndarray:
     maps = [row[side].get("attention") for row in result.rows]
     if not maps or any(values is None for values in maps):
         raise ValueError("Result: no attention was read; run_experiment reads it with attention=True")
-    return np.array(maps)
+    return np.array(maps, dtype=float)  # what is not finite is NaN
 
 
 @dataclass(frozen=True)
@@ -126,36 +126,51 @@ class Localisation:
         corrected: the same for the answer whose log-probability rose most over the un-steered run, which a liking for
             one of the answers leaves alone.
         chance: accuracy of answers that know nothing, one in the number of passages.
+        n_failed: readings without finite numbers, which are counted in neither.
     """
 
     counts: np.ndarray
     corrected: np.ndarray
     chance: float
+    n_failed: int = 0
 
     @property
     def accuracy(self) -> float:
-        return float(np.trace(self.counts) / self.counts.sum())
+        """Share of the counts that are right; NaN without any."""
+        return _share(self.counts)
 
     @property
     def corrected_accuracy(self) -> float:
-        return float(np.trace(self.corrected) / self.corrected.sum())
+        return _share(self.corrected)
+
+
+def _share(counts: np.ndarray) -> float:
+    total = counts.sum()
+    return float(np.trace(counts) / total) if total else float("nan")
 
 
 def localise(result: Result, *, concept: str | None = None, kind: str = "introspection") -> Localisation:
     """Raises ValueError where the protocol injects no passages alone, or no row is of that concept and kind."""
     k = len(result.protocol.get("answers", ()))
+    n_failed = 0
     seen: dict[str, Counter] = {"log_prob": Counter(), "gain": Counter()}
     for row in result.rows:
         if row["kind"] != kind or concept not in (None, row["concept"]) or "place" not in row:
             continue
-        values = np.array([token["log_prob"] for token in row["injected"]["answers"]])
-        gains = values - [token["log_prob"] for token in row["base"]["answers"]]
+        values, base = (
+            np.array([token["log_prob"] for token in row[side]["answers"]], dtype=float)
+            for side in ("injected", "base")
+        )
+        gains = values - base
+        if not np.isfinite(gains).all():
+            n_failed += 1
+            continue
         seen["log_prob"][row["place"], int(values.argmax())] += 1
         seen["gain"][row["place"], int(gains.argmax())] += 1
-    if not seen["gain"]:
+    if not seen["gain"] and not n_failed:
         raise ValueError("Result: no passage was injected alone in such a row; see the protocol 'localisation'")
 
     def table(counter: Counter) -> np.ndarray:
         return np.array([[counter[i, j] for j in range(k)] for i in range(k)])
 
-    return Localisation(table(seen["log_prob"]), table(seen["gain"]), 1 / k)
+    return Localisation(table(seen["log_prob"]), table(seen["gain"]), 1 / k, n_failed)

@@ -5,14 +5,27 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ._json import parse_json
+from .detections import (
+    KEPT_MASS,
+    LEAST_MASS,
+    NOT_RECORDED,
+    Compared,
+    Detection,
+    Identification,
+    Setting,
+    answer_mass,
+    detect,
+    failed,
+    identify,
+    mass,
+    token_pairs,
+)
 from .merging import merged
 from .output_files import write_text
 from .readings import (
@@ -32,108 +45,12 @@ if TYPE_CHECKING:
     import numpy
     import pandas
 
-    from .statistics import Estimate, NullBand
+    from .verdicts import Verdict
+
+__all__ = ["SCHEMA", "Compared", "Detection", "Identification", "Result", "Setting"]
+__all__ += ["check_schema", "finite", "setting_of", "write_text"]
 
 SCHEMA = 1
-
-
-class Setting(NamedTuple):
-    """What was injected: a concept's vector, how strongly, and into which blocks (both ends included)."""
-
-    concept: str
-    strength: float
-    first_layer: int
-    last_layer: int
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A quantity of one concept beside the same quantity of each random rotation of its vector."""
-
-    value: float
-    nulls: tuple[float, ...]
-
-    @cached_property
-    def band(self) -> NullBand | None:
-        """Where the value lies among the nulls; None without nulls, or with a number that is not finite."""
-        from .statistics import null_band  # here, because it loads torch
-
-        return null_band(self.value, self.nulls) if self.nulls and _finite(self.value, *self.nulls) else None
-
-    @property
-    def null_mean(self) -> float:
-        return self.band.mean if self.band else math.nan
-
-    @property
-    def null_std(self) -> float:
-        """Sample standard deviation; NaN for fewer than two nulls."""
-        return self.band.standard_deviation if self.band else math.nan
-
-    @property
-    def z(self) -> float:
-        """Distance from the nulls' mean in their standard deviations."""
-        return self.band.z if self.band else math.nan
-
-    @property
-    def rank(self) -> int:
-        """1 when the concept's value is the highest; ties count against the concept."""
-        return self.band.rank if self.band else 1
-
-    @property
-    def inside(self) -> bool:
-        """Whether the value lies between the lowest and the highest null."""
-        return bool(self.nulls) and min(self.nulls) <= self.value <= max(self.nulls)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "value": self.value,
-            "nulls": list(self.nulls),
-            "null_mean": self.null_mean,
-            "null_std": self.null_std,
-            "z": self.z,
-            "rank": self.rank,
-            "of": len(self.nulls) + 1,
-            "inside_null_range": self.inside,
-        }
-
-
-@dataclass(frozen=True)
-class Detection:
-    """Shifts of log-odds (nats) of one setting: the introspection question, the controls, and their difference."""
-
-    setting: Setting
-    base: float
-    injected: float
-    p_yes_base: float
-    p_yes: float
-    shift: Compared
-    control_mean: Compared | None  # None where no control question was asked
-    control_std: float
-    corrected: Compared | None  # shift - control_mean
-    effect: Estimate | None  # the same with its bootstrap interval over questions; None for fewer than two controls
-    n_controls: int
-
-    @property
-    def headline(self) -> Compared:
-        """What the verdict is about: the shift less the mean of the controls where there are any."""
-        return self.corrected or self.shift
-
-
-@dataclass(frozen=True)
-class Identification:
-    """The injected concept's own token among all tokens, base and injected."""
-
-    setting: Setting
-    token: str
-    rank_base: int
-    rank: int
-    null_ranks: tuple[int, ...]
-    gain: Compared  # log-probability injected - base, nats
-    spaced_token: str
-    spaced_rank_base: int
-    spaced_rank: int
-    spaced_gain: Compared
-    others_gain: float  # mean gain of the other concepts' tokens under the same vector; NaN if there are none
 
 
 class Result:
@@ -186,7 +103,9 @@ class Result:
         return Result(merged(*(json.loads(one.to_json()) for one in (self, other))))
 
     def __repr__(self) -> str:
-        return f"<Result of {self.protocol['name']} on {self.model['name']}: {len(self.rows)} rows>"
+        verdict = self.verdict()
+        what = f"{self.protocol['name']} on {self.model['name']}, {len(self.rows)} rows"
+        return f"<Result of {what}: {verdict.word}. {verdict.sentence}>"
 
     @cached_property
     def concepts(self) -> list[str]:
@@ -204,6 +123,17 @@ class Result:
             found.setdefault(setting_of(row), []).append(row)
         return found
 
+    def leaves_format(self, row: dict) -> bool:
+        """Whether the injection took the probability away from the answers: see KEPT_MASS of introspect.detections."""
+        if self.protocol["read"] != "yes_no":
+            return False
+        before, after = answer_mass(row["base"]), answer_mass(row["injected"])
+        return after < KEPT_MASS * before or (after < LEAST_MASS and before >= LEAST_MASS)
+
+    def failures(self) -> dict[Setting, tuple[int, int]]:
+        """Of every setting with readings that are not finite: (how many, of how many), random rotations among them."""
+        return {setting: (n, len(rows)) for setting, rows in self._by_setting.items() if (n := sum(map(failed, rows)))}
+
     def label(self, setting: Setting) -> str:
         """How a setting is named in tables and plots."""
         unit = " × residual norm" if self.settings.get("strength_unit") == "residual" else ""
@@ -212,6 +142,7 @@ class Result:
         return f"{setting.concept}, {setting.strength:g}{unit}, {blocks}"
 
     def select(self, setting: Setting, *, kind: str | None = None, question_kind: str | None = None) -> list[dict]:
+        """Rows of a setting, of the kind "introspection", "control" or "random" (or all), and so for the questions."""
         return [
             row
             for row in self._by_setting.get(setting, ())
@@ -227,7 +158,12 @@ class Result:
         return tokens[index], tokens[index + 1]
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row a reading; the columns of tokens and of sampled text are there where they were read."""
+        """One row a reading; the columns of tokens and of sampled text are there where they were read.
+
+        Beside the log-odds (nats) and probabilities: ``mass_base`` and ``mass``, p(yes) + p(no); ``leaves_format``,
+        whether the injection took that mass away, so that the log-odds say nothing; ``failed``, whether a number is not
+        finite; ``asked_in``, the conversation of the question: "own", or the name of another one.
+        """
         import pandas
 
         return pandas.DataFrame([self._flat(row) for row in self.rows])
@@ -237,6 +173,9 @@ class Result:
         flat = {key: row[key] for key in keys}
         for name in ("log_odds", "p_yes", "p_no"):
             flat[f"{name}_base"], flat[name] = row["base"][name], row["injected"][name]
+        flat["mass_base"], flat["mass"] = mass(row["base"]), mass(row["injected"])
+        flat["leaves_format"], flat["failed"] = self.leaves_format(row), failed(row)
+        flat["asked_in"] = row.get("asked_in", NOT_RECORDED)
         base, injected = self.own_tokens(row, "base"), self.own_tokens(row, "injected")
         if base and injected:
             for i, prefix in enumerate(("", "spaced_")):
@@ -271,7 +210,7 @@ class Result:
         def table() -> Iterator[dict[str, Any]]:
             for row in self.rows:
                 keys = (*Setting._fields, "question", "kind", "question_kind", "null_index")
-                for i, (base, injected) in enumerate(_token_pairs(row)):
+                for i, (base, injected) in enumerate(token_pairs(row)):
                     yield {
                         **{key: row[key] for key in keys},
                         "token_concept": self.concepts[i // 2],
@@ -323,7 +262,7 @@ class Result:
 
         Args:
             concept: None: all.
-            kind: of the rows: "introspection" or "null".
+            kind: of the rows: "introspection" or "random".
         """
         return localise(self, concept=concept, kind=kind)
 
@@ -333,34 +272,7 @@ class Result:
 
     @cached_property
     def _detections(self) -> list[Detection]:
-        return [self._detection(setting) for setting in self.groups]
-
-    def _detection(self, setting: Setting) -> Detection:
-        own = self.select(setting, kind="introspection")
-        asked = self.select(setting, kind="control")
-        controls = [_shift(row) for row in asked]
-        nulls = self._nulls(setting)
-        null_shifts = [_mean(_shift(r) for r in rows if r["question_kind"] == "introspection") for rows in nulls]
-        shift = Compared(_mean(map(_shift, own)), tuple(null_shifts))
-        control_mean = corrected = None
-        if controls:
-            null_controls = [_mean(_shift(r) for r in rows if r["question_kind"] == "control") for rows in nulls]
-            control_mean = Compared(statistics.fmean(controls), tuple(null_controls))
-            differences = (a - b for a, b in zip(null_shifts, null_controls, strict=True))
-            corrected = Compared(shift.value - control_mean.value, tuple(differences))
-        return Detection(
-            setting=setting,
-            base=_mean(row["base"]["log_odds"] for row in own),
-            injected=_mean(row["injected"]["log_odds"] for row in own),
-            p_yes_base=_mean(row["base"]["p_yes"] for row in own),
-            p_yes=_mean(row["injected"]["p_yes"] for row in own),
-            shift=shift,
-            control_mean=control_mean,
-            control_std=statistics.stdev(controls) if len(controls) > 1 and _finite(*controls) else math.nan,
-            corrected=corrected,
-            effect=_effect(own, asked),
-            n_controls=len(controls),
-        )
+        return [detect(self, setting) for setting in self.groups]
 
     def identifications(self) -> list[Identification]:
         """The statistics of the content report, one for each setting; empty where no tokens were read."""
@@ -368,42 +280,23 @@ class Result:
 
     @cached_property
     def _identifications(self) -> list[Identification]:
-        found = (self._identification(setting) for setting in self.groups)
+        found = (identify(self, setting) for setting in self.groups)
         return [one for one in found if one is not None]
 
-    def _identification(self, setting: Setting) -> Identification | None:
-        own = next((r for r in self.select(setting, kind="introspection") if r["injected"].get("tokens")), None)
-        if own is None:
-            return None
-        index = 2 * self.concepts.index(setting.concept)
-        null_rows = [r for rows in self._nulls(setting) for r in rows if r["question"] == own["question"]]
-        pairs = _token_pairs(own)
-        (base, injected), (spaced_base, spaced) = pairs[index], pairs[index + 1]
+    def verdict(self) -> Verdict:
+        """What came out, in one word ("yes", "unclear", "no" or "failed") and one sentence, with the reasons.
 
-        def gain(position: int) -> Compared:
-            return Compared(_gain(pairs[position]), tuple(_gain(_token_pairs(row)[position]) for row in null_rows))
+        ``introspect.verdicts`` has the rule, and how often chance alone gives a yes.
+        """
+        from .verdicts import of_result
 
-        return Identification(
-            setting=setting,
-            token=injected["token"],
-            rank_base=base["rank"],
-            rank=injected["rank"],
-            null_ranks=tuple(row["injected"]["tokens"][index]["rank"] for row in null_rows),
-            gain=gain(index),
-            spaced_token=spaced["token"],
-            spaced_rank_base=spaced_base["rank"],
-            spaced_rank=spaced["rank"],
-            spaced_gain=gain(index + 1),
-            others_gain=_mean(_gain(pair) for i, pair in enumerate(pairs) if i % 2 == 0 and i != index),
-        )
+        return of_result(self)
 
-    def _nulls(self, setting: Setting) -> list[list[dict]]:
-        """Rows of each random rotation."""
-        found: dict[tuple[int, int], list[dict]] = {}
-        seed = self.settings.get("seed", 0)
-        for row in self.select(setting, kind="null"):
-            found.setdefault((row.get("seed", seed), row["null_index"]), []).append(row)
-        return [found[i] for i in sorted(found)]
+    def summary(self) -> str:
+        """A short table in plain text: what each concept did in each setting, and the word for it."""
+        from .verdicts import summary
+
+        return summary(self)
 
 
 def check_schema(data: Any) -> None:
@@ -427,14 +320,19 @@ def finite(value: Any) -> Any:
 
 
 def _with_nan(row: dict) -> dict:
-    """A row with NaN for the numbers that JSON holds as null."""
+    """A row with NaN for the numbers that JSON holds as null, and with today's words for what had others once."""
     row = dict(row)
+    if row["kind"] == "null":
+        row["kind"] = "random"
+    if isinstance(row.get("paraphrase"), int):
+        row["paraphrase"] = row["question"]
     for side in ("base", "injected"):
         numbers = {k: math.nan if row[side].get(k) is None else row[side][k] for k in ("log_odds", "p_yes", "p_no")}
         row[side] = {**row[side], **numbers}
         if row[side].get("tokens"):
             row[side]["tokens"] = [
-                {**t, "log_prob": math.nan if t["log_prob"] is None else t["log_prob"]} for t in row[side]["tokens"]
+                {**one, "log_prob": math.nan, "rank": math.nan} if one["log_prob"] is None else one
+                for one in row[side]["tokens"]
             ]
     return row
 
@@ -442,42 +340,3 @@ def _with_nan(row: dict) -> dict:
 def setting_of(row: dict) -> Setting:
     """What was injected in a row."""
     return Setting(row["concept"], row["strength"], row["first_layer"], row["last_layer"])
-
-
-def _shift(row: dict) -> float:
-    return row["injected"]["log_odds"] - row["base"]["log_odds"]
-
-
-def _finite(*numbers: float) -> bool:
-    return all(map(math.isfinite, numbers))
-
-
-def _effect(introspection: list[dict], controls: list[dict]) -> Estimate | None:
-    """The mean shift less that of the controls, BCa over questions."""
-    from .statistics import shift_table
-
-    rows = introspection + controls
-    own, asked = ({row["question"] for row in part} for part in (introspection, controls))
-    if not own or len(asked) < 2 or own & asked or not _finite(*map(_shift, rows)):
-        return None
-    return shift_table(
-        [row["base"]["log_odds"] for row in rows],
-        [row["injected"]["log_odds"] for row in rows],
-        [row["question"] for row in rows],
-        [False] * len(introspection) + [True] * len(controls),
-        resamples=2000,
-    ).effect
-
-
-def _token_pairs(row: dict) -> list[tuple[dict, dict]]:
-    return list(zip(row["base"].get("tokens") or [], row["injected"].get("tokens") or [], strict=True))
-
-
-def _gain(pair: tuple[dict, dict]) -> float:
-    base, injected = pair
-    return injected["log_prob"] - base["log_prob"]
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return statistics.fmean(values) if values else math.nan

@@ -150,6 +150,8 @@ def unfinished(
         rows.append({**setting, "base": base, "injected": injected})
     if not rows:
         return None
+    # A protocol's own conversation may be the one that was chosen, which is then "own" (see Row::asked_in).
+    controls = next((row["asked_in"] for row in rows if row["question_kind"] == "control"), settings.get("controls"))
     planned = sum(row["kind"] != "base" for row in asked)
     incomplete = {"incomplete": {"done": len(rows), "of": planned}} if len(rows) < planned else {}
     return Result(
@@ -157,7 +159,7 @@ def unfinished(
             "schema": SCHEMA,
             "model": dict(model),
             "protocol": dict(protocol),
-            "settings": {**settings, **incomplete},
+            "settings": {**settings, "controls": controls or "own", **incomplete},
             "rows": rows,
         }
     )

@@ -6,12 +6,14 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _C
-from .experiment import run_experiment
+from .detections import all_finite
+from .experiment import Protocol, run_experiment
+from .experiment_arguments import Arguments, Numbers, Texts
 from .model import Model
 from .results import Result
 from .steering import ControlVector
@@ -90,8 +92,9 @@ class RangeEstimates:
                         "last_layer": last,
                         "question": part.question,
                         "question_kind": part.question_kind,
-                        "kind": part.question_kind if part.null_index < 0 else "null",
+                        "kind": part.question_kind if part.null_index < 0 else "random",
                         "null_index": part.null_index,
+                        "asked_in": part.asked_in,
                         "log_odds_base": part.log_odds_base,
                         "estimated_shift": before[last + 1] - before[first],
                     }
@@ -138,7 +141,8 @@ class RangeSearch:
     Attributes:
         method: how the ranges were chosen.
         result: the exact rows of every range that was run.
-        scores: exact mean over the concepts of the shift less the mean of the controls (where there are any), nats.
+        scores: exact mean over the concepts of the shift less the mean of the controls (where there are any), nats;
+            -inf where readings are not finite.
         n_ranges: how many ranges there are.
         estimates: what the choice was made by, where it was made by estimates.
         agreement: of the estimates with exact runs of ranges drawn at random from all.
@@ -175,13 +179,14 @@ class RangeSearch:
 
 def estimate_ranges(
     model: Model,
-    protocol: _C.Protocol,
+    protocol: Protocol,
     *,
     vectors: Mapping[str, ControlVector],
-    strengths: Sequence[float],
-    questions: Sequence[str] | None = None,
+    strengths: Numbers | None = None,
+    strength_unit: str | None = None,
+    questions: Texts | None = None,
+    controls: Protocol | None = None,
     nulls: int = 0,
-    strength_unit: str = "absolute",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> RangeEstimates:
@@ -193,62 +198,79 @@ def estimate_ranges(
     Kramár et al. 2024, arXiv:2403.00745.
 
     Args:
+        nulls: random rotations to estimate as well; none unless asked for, since a verdict takes measured ones.
         progress: called with (what, done, total), counted in questions; None and False as in ``run_experiment``.
 
-    The other arguments and errors are those of ``run_experiment``.
+    The other arguments, their defaults and errors are those of ``run_experiment``.
     """
+    return _estimate("estimate_ranges", locals())
+
+
+def _estimate(who: str, options: Mapping[str, Any]) -> RangeEstimates:
+    given = Arguments(who)
+    engine = given.engine(options["model"])
+    protocol, controls = given.controls(given.protocol(options["protocol"]), options["controls"])
+    vectors = given.vectors(options["vectors"])
     parts = _C.estimate_layers(
-        model.engine,
+        engine,
         protocol,
-        vectors=list(vectors.items()),
-        strengths=list(strengths),
-        questions=None if questions is None else list(questions),
-        nulls=nulls,
-        strength_unit=strength_unit,
-        seed=seed,
-        progress=progress,
+        vectors=vectors,
+        strengths=None if options["strengths"] is None else given.numbers("strengths", options["strengths"]),
+        questions=None if options["questions"] is None else given.texts("questions", options["questions"]),
+        controls=controls,
+        nulls=given.whole("nulls", options["nulls"], least=0),
+        strength_unit=given.unit(options["strength_unit"]),
+        seed=given.whole("seed", options["seed"], least=0),
+        progress=given.callback(options["progress"]),
     )
-    return RangeEstimates(parts, _common_layers(vectors, "estimate_ranges"))
+    return RangeEstimates(parts, _common_layers(dict(vectors), who))
 
 
 def screen_ranges(
     model: Model,
-    protocol: _C.Protocol,
+    protocol: Protocol,
     *,
     vectors: Mapping[str, ControlVector],
-    strength: float,
+    strength: float | None = None,
     k: int = 20,
     sample: int = 20,
+    nulls: int = 0,
     seed: int = 0,
-    **options,
+    **options: Any,
 ) -> RangeSearch:
     """Run exactly the ranges whose estimates are highest, and some drawn at random to see how good the estimates are.
 
     Agreement is measured on the random ranges alone: among the highest estimates it would look worse than it is.
 
     Args:
-        strength: of the injection.
+        strength: of the injection; None is the default of ``run_experiment``, in its unit.
         k: how many ranges of the highest estimates are run.
         sample: how many are drawn from all ranges; 0 measures no agreement.
+        nulls: random rotations of each vector that every range is run with as well; a search compares ranges and needs
+            none. ``run_experiment`` on the range that was found gives its verdict.
         seed: of the draw, and of ``run_experiment``.
-        options: the others of ``run_experiment``: questions, nulls, strength_unit, store, memory_budget, progress.
+        options: the others of ``run_experiment``: questions, controls, strength_unit, store, memory_budget, progress.
 
     Raises:
         ValueError: k below 1, or sample of 1 or below 0; and as ``run_experiment``.
     """
+    given = Arguments("screen_ranges")
+    k, sample = given.whole("k", k), given.whole("sample", sample)
     if k < 1 or sample < 0 or sample == 1:
         raise ValueError(f"screen_ranges: k must be 1 or more and sample 0 or at least 2, got {k} and {sample}")
-    known = {name: options[name] for name in ("questions", "strength_unit", "progress") if name in options}
-    estimates = estimate_ranges(model, protocol, vectors=vectors, strengths=[strength], seed=seed, **known)
-    guesses = estimates.scores(strength)
+    common = _common(given, locals())
+    known = {name: options.get(name) for name in ("questions", "controls", "strength_unit", "progress")}
+    estimates = _estimate("screen_ranges", {**known, **common, "nulls": 0})
+    guesses = estimates.scores(_only_strength(estimates))
     ranges = estimates.ranges
     chosen = sorted(ranges, key=lambda pair: -guesses[pair])[:k]
     drawn = np.random.default_rng(seed).permutation(len(ranges))[: min(sample, len(ranges))]
     sampled = [ranges[i] for i in sorted(drawn.tolist())]
     to_run = list(dict.fromkeys(chosen + sampled))
-    result = run_experiment(model, protocol, vectors=vectors, strengths=[strength], layers=to_run, seed=seed, **options)
+    result = run_experiment(**common, layers=to_run, nulls=nulls, **options)
     scores = _scores(result)
     agreement = None
+    sampled = [pair for pair in sampled if math.isfinite(scores[pair])]
     if len(sampled) > 1:
         exact = [scores[pair] for pair in sampled]
         agreement = Agreement.of([guesses[pair] for pair in sampled], exact, max(1, len(sampled) // 4))
@@ -265,14 +287,15 @@ def screen_ranges(
 
 def refine_ranges(
     model: Model,
-    protocol: _C.Protocol,
+    protocol: Protocol,
     *,
     vectors: Mapping[str, ControlVector],
-    strength: float,
+    strength: float | None = None,
     grid: int = 6,
     keep: int = 3,
+    nulls: int = 0,
     seed: int = 0,
-    **options,
+    **options: Any,
 ) -> RangeSearch:
     """Run a coarse grid of ranges exactly, then finer ones around the best, down to single blocks.
 
@@ -280,18 +303,23 @@ def refine_ranges(
     block. It finds a local optimum, not necessarily the highest of all ranges.
 
     Args:
-        strength: of the injection.
+        strength: of the injection; None is the default of ``run_experiment``, in its unit.
         grid: how many blocks a coarse range may begin or end at.
         keep: around how many of the best ranges each round looks.
+        nulls: random rotations of each vector that every range is run with as well; a search compares ranges and needs
+            none. ``run_experiment`` on the range that was found gives its verdict.
         seed: of ``run_experiment``.
-        options: the others of ``run_experiment``: questions, nulls, strength_unit, store, memory_budget, progress.
+        options: the others of ``run_experiment``: questions, controls, strength_unit, store, memory_budget, progress.
 
     Raises:
         ValueError: grid below 2 or keep below 1; and as ``run_experiment``.
     """
+    given = Arguments("refine_ranges")
+    grid, keep = given.whole("grid", grid), given.whole("keep", keep)
     if grid < 2 or keep < 1:
         raise ValueError(f"refine_ranges: grid must be 2 or more and keep 1 or more, got {grid} and {keep}")
-    layers = _common_layers(vectors, "refine_ranges")
+    common = _common(given, locals())
+    layers = _common_layers(common["vectors"], "refine_ranges")
     n = len(layers)
     ends = sorted({round(i * (n - 1) / (grid - 1)) for i in range(grid)})
     step = max(1, (n - 1) // (grid - 1))
@@ -300,12 +328,9 @@ def refine_ranges(
     result: Result | None = None
     while to_run:
         found = run_experiment(
-            model,
-            protocol,
-            vectors=vectors,
-            strengths=[strength],
+            **common,
             layers=[(layers[i], layers[j]) for i, j in sorted(to_run)],
-            seed=seed,
+            nulls=nulls,
             **options,
         )
         if result is None:
@@ -323,6 +348,24 @@ def refine_ranges(
     return RangeSearch("coarse to fine", result, named, n * (n + 1) // 2)
 
 
+def _common(given: Arguments, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What estimates and runs of a search share."""
+    given.engine(options["model"])
+    strength = options["strength"]
+    return {
+        "model": options["model"],
+        "protocol": given.protocol(options["protocol"]),
+        "vectors": dict(given.vectors(options["vectors"])),
+        "strengths": None if strength is None else [given.number("strength", strength)],
+        "seed": options["seed"],
+    }
+
+
+def _only_strength(estimates: RangeEstimates) -> float:
+    (strength,) = {part.strength for part in estimates.parts}
+    return strength
+
+
 def _around(ranges: Sequence[Range], step: int, n: int) -> set[Range]:
     """The ranges with one or both ends moved by a step."""
     moves = (-step, 0, step)
@@ -335,7 +378,7 @@ def _scores(result: Result) -> dict[Range, float]:
     for one in result.detections():
         pair = (one.setting.first_layer, one.setting.last_layer)
         by_range.setdefault(pair, []).append(one.headline.value)
-    return {pair: statistics.fmean(values) for pair, values in by_range.items()}
+    return {pair: statistics.fmean(values) if all_finite(*values) else -math.inf for pair, values in by_range.items()}
 
 
 def _common_layers(vectors: Mapping[str, ControlVector], who: str) -> list[int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _C
 from ._json import parse_json
+from .detections import NOT_RECORDED
 from .reading_check import check_reading
 from .tables import check_format, write_table
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 NUMBERS = ("log_odds", "p_yes", "p_no")
 _SETTING = (
     *("concept", "strength", "first_layer", "last_layer", "question", "kind", "question_kind", "null_index"),
-    *("paraphrase", "place", "part_first", "part_last"),
+    *("paraphrase", "asked_in", "place", "part_first", "part_last"),
 )
+NOTHING = "(none)"  # the concept of readings without steering: an empty field would be a missing value to table readers
 _BOOKKEEPING = ("value", "key", "base_key", "written")
 
 
@@ -34,19 +36,35 @@ class Store(_C.Store):
 
         Columns are those of Result.to_pandas, then the model, protocol, seed and versions. What a reading holds besides
         numbers and text (tokens, curves by layer) is JSON in a column of its own. Readings without steering are rows of
-        the kind "base", and have nothing in the columns ending in _base.
+        the kind "base", and have nothing in the columns ending in _base. A reading that several protocols or settings
+        share is a row of each of them.
 
         Raises:
             IoError: a cell that cannot be a reading; it names the cell.
         """
         import pandas
 
-        rows = [row for row in self.rows() if row["kind"] != "norms"]
+        rows = [row for row in self._every_row() if row["kind"] != "norms"]
         values = {row["key"]: self.reading(row) for row in rows}
         fields = list(dict.fromkeys([*NUMBERS, *(name for value in values.values() for name in value)]))
         return pandas.DataFrame(
             [_flat(row, values[row["key"]], values.get(row["base_key"], {}), fields) for row in rows]
         )
+
+    def _every_row(self) -> list[dict[str, Any]]:
+        """A row of each cell, and of each protocol and setting that has asked for one that something else made."""
+
+        def identity(row: dict[str, Any]) -> tuple:
+            return (row["protocol"], row["key"], *(row[name] for name in _SETTING))
+
+        rows = self.rows()
+        # Rows of stores that were written before say less of themselves: one is enough of each protocol's cell.
+        before = {(row["protocol"], row["key"]) for row in rows if row["asked_in"] == NOT_RECORDED}
+        found = {identity(row): row for row in rows}
+        for row in self.asked():
+            if row["value"] and (row["protocol"], row["key"]) not in before:
+                found.setdefault(identity(row), row)
+        return list(found.values())
 
     def reading(self, row: dict[str, Any]) -> dict[str, Any]:
         """The value of one of ``rows`` or ``asked``. Raises IoError that names the cell if it cannot be a reading."""
@@ -85,8 +103,14 @@ class Store(_C.Store):
 
 def _flat(row: dict, value: dict, base: dict, fields: list[str]) -> dict[str, Any]:
     flat = {name: row[name] for name in _SETTING}
+    flat["concept"] = row["concept"] or NOTHING
+    if not row["paraphrase"] or row["paraphrase"].isdigit():  # once it was a number
+        own = "control" if row["question_kind"] == "control" else "own"
+        flat["paraphrase"] = own if not row["paraphrase"] else row["question"]
     for name in fields:
         flat[f"{name}_base"], flat[name] = _cell(base, name), _cell(value, name)
+    flat["mass_base"], flat["mass"] = flat["p_yes_base"] + flat["p_no_base"], flat["p_yes"] + flat["p_no"]
+    flat["failed"] = not all(math.isfinite(flat[name]) for name in NUMBERS)
     for name, item in row.items():
         if name not in flat and name not in _BOOKKEEPING:
             flat[name] = item

@@ -52,7 +52,7 @@ def furthest(listed: Iterable[tuple[Setting, Compared]]) -> Furthest | None:
     usable = [
         (setting, compared)
         for setting, compared in listed
-        if compared.nulls and all(map(math.isfinite, (compared.value, *compared.nulls)))
+        if compared.nulls and not compared.n_failed and all(map(math.isfinite, (compared.value, *compared.nulls)))
     ]
     counts = {len(compared.nulls) for _, compared in usable}
     if len(counts) != 1:

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 FORMATS = (".csv", ".parquet")
 NONE = "–"  # a cell without a value
 _FORMULA = tuple("=+-@\t\r")  # what makes spreadsheet programs take a cell for a formula
+# What pandas.read_csv and its like take for no value.
+MISSING = {
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
+    *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+}
 _GAP = 3  # columns between the pairs of a narrow table
 
 
@@ -44,8 +49,9 @@ def write_table(frame: pandas.DataFrame, path: str | os.PathLike) -> None:
     """Write a table as .csv or .parquet; the file is complete or as it was.
 
     In a .csv a text that begins with = + - @, a tab or a carriage return gets an apostrophe before it, so that a
-    spreadsheet program does not run it as a formula (OWASP, "CSV Injection"); numbers are as they are. Parquet files
-    hold every text unchanged.
+    spreadsheet program does not run it as a formula (OWASP, "CSV Injection"), and so does one that readers of tables
+    take for a missing value (MISSING: "nan", "null", an empty one); numbers are as they are. Parquet files hold every
+    text unchanged.
 
     Raises:
         ValueError: the suffix is neither .csv nor .parquet.
@@ -61,10 +67,10 @@ def write_table(frame: pandas.DataFrame, path: str | os.PathLike) -> None:
 
 
 def safe_for_spreadsheets(frame: pandas.DataFrame) -> pandas.DataFrame:
-    """The same table, each text that a spreadsheet would take for a formula with an apostrophe before it."""
+    """The same table, each text that would be taken for a formula or a missing value with an apostrophe before it."""
 
     def safe(cell: object) -> object:
-        return "'" + cell if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+        return "'" + cell if isinstance(cell, str) and (cell.startswith(_FORMULA) or cell in MISSING) else cell
 
     # Whole columns at a time: those of numbers hold no text and stay as they are.
     texts = [name for name in frame.columns if frame[name].dtype.kind not in "iufb"]

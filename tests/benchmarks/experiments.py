@@ -158,7 +158,7 @@ class Ours:
                 strengths=call["strengths"],
                 layers=call["layers"],
                 questions=call["questions"],
-                **options,
+                **{"controls": "with_info", "nulls": 0, **options},  # as the article asks its controls
             )
             for row in result.rows:
                 question = None if row["question_kind"] == "introspection" else row["question"]
@@ -177,6 +177,7 @@ class Ours:
             strengths=[STRENGTH],
             layers=[middle(self.model.cfg.n_layers)],
             questions=[],
+            nulls=0,
         )
         seconds = time.perf_counter() - start
         return seconds, {row["concept"]: {s: row[s]["text"] for s in ("base", "injected")} for row in result.rows}

@@ -51,7 +51,7 @@ def main() -> None:
         return result
 
     if "map" in args.only:
-        exact = run("map", layers=introspect.layer_ranges(1, last, step=args.step), questions=[])
+        exact = run("map", layers=introspect.layer_ranges(1, last, step=args.step), questions=[], nulls=0)
         if args.output:
             introspect.plots.range_maps(exact).savefig(args.output / "map.png")
         if args.dtype == "float32":  # estimates are of one backward pass, in the model's dtype

@@ -1,12 +1,15 @@
 """Results made by hand, with numbers whose statistics are known."""
 
+import math
+
+MASS = 0.9  # of yes and no together
 NULL_SHIFTS = [0.1, -0.2, 0.3, 0.0, -0.1, 0.2, -0.3, 0.4, -0.4, 0.05]
 CONTROLS = [("Is 1 greater than 2?", 0.2), ("Does water burn?", 0.4), ("Is ice hot?", 0.6)]
 
 
 def side(log_odds, tokens=None, text=None):
-    p_yes = 0.01
-    reading = {"log_odds": log_odds, "p_yes": p_yes, "p_no": 0.02}
+    p_yes = MASS / (1 + math.exp(-log_odds))
+    reading = {"log_odds": log_odds, "p_yes": p_yes, "p_no": MASS - p_yes}
     if tokens is not None:
         reading["tokens"] = tokens
     if text is not None:
@@ -24,6 +27,7 @@ def row(concept, kind, question, question_kind, base, injected, null_index=-1, s
         "question_kind": question_kind,
         "kind": kind,
         "null_index": null_index,
+        "asked_in": "own",
         "base": base,
         "injected": injected,
     }
@@ -62,9 +66,9 @@ def detection(name="with_info", shifts=None, base=1.7):
         for question, moved in CONTROLS:
             rows.append(row(concept, "control", question, "control", side(-2.0), side(-2.0 + moved)))
         for k, null in enumerate(NULL_SHIFTS):
-            rows.append(row(concept, "null", own, "introspection", side(base), side(base + null), k))
+            rows.append(row(concept, "random", own, "introspection", side(base), side(base + null), k))
             for question, _ in CONTROLS:
-                rows.append(row(concept, "null", question, "control", side(-2.0), side(-2.0 + null / 2), k))
+                rows.append(row(concept, "random", question, "control", side(-2.0), side(-2.0 + null / 2), k))
     return result(name, "yes_no", rows)
 
 
@@ -95,7 +99,7 @@ def content(concepts=("cat", "bread")):
         rows.append(row(concept, "introspection", question, "introspection", base, injected))
         for k, null in enumerate(NULL_SHIFTS):
             random = side(1.7 + null, tokens(concepts, dict.fromkeys(concepts, null), {concept: 680 + k}))
-            rows.append(row(concept, "null", question, "introspection", base, random, k))
+            rows.append(row(concept, "random", question, "introspection", base, random, k))
     return result("content_report", "content", rows)
 
 
@@ -106,7 +110,7 @@ def sample():
     random = side(0.1, text=" the sky.")
     rows = [
         row("cat", "introspection", question, "introspection", base, injected),
-        row("cat", "null", question, "introspection", base, random, 0),
+        row("cat", "random", question, "introspection", base, random, 0),
     ]
     return result("top_of_mind", "sample", rows)
 
@@ -125,7 +129,7 @@ def sweep(concepts, strengths, ranges, shift, noise, nulls=10, name="with_info",
                 for k, moved in versions:
                     asked = ((own, "introspection", 1.7), (control, "control", -2.0))
                     for (question, kind, base), value in zip(asked, moved, strict=True):
-                        shown = kind if k < 0 else "null"
+                        shown = kind if k < 0 else "random"
                         rows.append(row(concept, shown, question, kind, side(base), side(base + value), k, **at))
     made = result(name, "yes_no", rows, n_layers)
     made["settings"]["nulls"] = nulls

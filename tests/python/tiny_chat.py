@@ -74,3 +74,10 @@ def random_vectors(layers: Iterable[int] = (1, 2)) -> dict[str, introspect.Contr
         name: introspect.ControlVector("qwen2", {layer: torch.randn(32, generator=rng) for layer in layers})
         for name in ("cat", "bread")
     }
+
+
+def overflowing(model: introspect.Model, block: int) -> introspect.Model:
+    """The model with weights in one block that are too large for what it adds to be a finite float16."""
+    weights = dict(model.engine.named_weights())
+    name = f"blocks.{block}.attn.W_O"
+    return introspect.Model(model.engine.with_weights({name: torch.full_like(weights[name], 6e4)}))

@@ -68,6 +68,7 @@
 #include "introspect/steering/diagnostics.h"
 #include "introspect/steering/directions.h"
 #include "introspect/steering/operators.h"
+#include "introspect/steering/residual_norms.h"
 #include "introspect/steering/train.h"
 #include "introspect/steering/words.h"
 
@@ -79,6 +80,7 @@
 
 #include "introspect/experiments/bootstrap.h"
 #include "introspect/experiments/confusion.h"
+#include "introspect/experiments/defaults.h"
 #include "introspect/experiments/detection.h"
 #include "introspect/experiments/estimate.h"
 #include "introspect/experiments/multiple_comparisons.h"

@@ -89,7 +89,7 @@ std::string CellKeys::reading(const Scene& scene, const Ask& ask, const std::str
 }
 
 std::string CellKeys::norms(const Scene& scene) const {
-  Json json{{"read", "mean residual norms"}};
+  Json json{{"read", "median residual norms"}};
   if (!scene.is_whole()) json["spans"] = scene.spans;
   return sha256_hex(concat("{", identities_.at(&scene), ",", fields(json), "}"));
 }

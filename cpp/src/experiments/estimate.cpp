@@ -1,12 +1,16 @@
 #include "introspect/experiments/estimate.h"
 
+#include <cmath>
 #include <map>
 #include <memory>
+#include <utility>
 
 #include <torch/torch.h>
 
 #include "introspect/core/check.h"
+#include "introspect/steering/residual_norms.h"
 
+#include "experiments/finite.h"
 #include "experiments/plan.h"
 
 namespace introspect::experiments {
@@ -16,7 +20,7 @@ namespace {
 struct Slopes {
   double log_odds = 0.0;
   torch::Tensor gradient_LD;  // float64: of the log-odds by what is added to each block's output
-  torch::Tensor norms_L;      // float64: mean norms of the residual stream, see StrengthUnit::residual
+  torch::Tensor norms_L;      // float64: median norms of the residual stream, see StrengthUnit::residual
 };
 
 /// The tokens before the injected ones, for any number of questions behind them.
@@ -54,11 +58,10 @@ Slopes differentiate(const models::Model& model, const Plan& plan, const Scene& 
   auto norms_L = torch::zeros({n_layers}, torch::kFloat64);
   const int64_t skipped = scene.before.empty() && n_injected > 1 ? 1 : 0;  // as run_experiment does
   for (int64_t layer = 0; layer < n_layers; ++layer)
-    registry.observe(hooks::hook_name({hooks::Point::kResidPost, layer}),
-                     [&](const torch::Tensor& x_BTD, hooks::Site site) {
-                       const auto span = x_BTD.detach().slice(1, skipped, n_injected).to(torch::kFloat32);
-                       norms_L[site.layer] = span.norm(2, -1).mean().item<double>();
-                     });
+    registry.observe(hooks::hook_name({hooks::Point::kResidPost, layer}), [&](const torch::Tensor& x_BTD,
+                                                                              hooks::Site site) {
+      norms_L[site.layer] = steering::median_norm(x_BTD.detach().slice(1, skipped, n_injected));
+    });
 
   auto ids = scene.injected;
   ids.insert(ids.end(), ask.after.begin(), ask.after.end());
@@ -93,11 +96,13 @@ std::vector<LayerEstimate> estimate_layers(const models::Model& model, const Pro
                                            const NamedVectors& vectors, const EstimateOptions& options) {
   ExperimentOptions experiment;
   experiment.strengths = options.strengths;
+  experiment.controls = options.controls;
   experiment.layers = {LayerRange::blocks(0, model.cfg().n_layers - 1)};
   experiment.questions = options.questions;
   experiment.nulls = options.nulls;
   experiment.strength_unit = options.strength_unit;
   experiment.seed = options.seed;
+  experiment = with_defaults(std::move(experiment));
   const auto plan = make_plan(model, protocol, vectors, experiment);
 
   std::vector<LayerEstimate> out;
@@ -111,10 +116,11 @@ std::vector<LayerEstimate> estimate_layers(const models::Model& model, const Pro
     for (const auto& ask : scene.asks) {
       report(options.progress, "estimates", done++, n_asks);
       const auto slopes = differentiate(model, plan, scene, ask, before);
+      if (!std::isfinite(slopes.log_odds)) throw_not_finite(model, "estimate_layers", protocol, scene, ask);
       for (const auto& injection : plan.injections)
         out.push_back({injection.concept_name, injection.strength, ask.question, ask.kind,
                        injection.null_index, slopes.log_odds,
-                       parts(injection, slopes, options.strength_unit)});
+                       parts(injection, slopes, *experiment.strength_unit), ask.asked_in});
     }
   }
   report(options.progress, "estimates", n_asks, n_asks);

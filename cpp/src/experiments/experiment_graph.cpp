@@ -5,6 +5,8 @@
 
 #include <ATen/ATen.h>
 
+#include "introspect/steering/residual_norms.h"
+
 namespace introspect::experiments {
 namespace {
 
@@ -205,7 +207,7 @@ torch::Tensor ExperimentGraph::attention_to_spans(const Wanted& wanted, const to
 void ExperimentGraph::take(const Use& use, const engine::Captured& captured) {
   switch (use.what) {
     case Use::What::norm:
-      measured_.norms[use.scene][use.layer] = captured.values.norm(2, -1).mean().item<double>();
+      measured_.norms[use.scene][use.layer] = steering::median_norm(captured.values);
       return;
     case Use::What::other:
       measured_.others[{use.scene, use.concept_name}][use.layer] = captured.values.select(1, 0).clone();

@@ -27,7 +27,7 @@ struct Wanted {
 
 /// What injections need to know of other runs.
 struct Measured {
-  /// Mean norms of the residual stream after each block, over the injected tokens of the un-steered run.
+  /// Median norms of the residual stream after each block, over the injected tokens of the un-steered run.
   std::map<const Scene*, std::map<int64_t, double>> norms;
   /// Residuals [T, D] after each block at all tokens that stand in the injected ones' place, by concept.
   std::map<std::pair<const Scene*, std::string>, Directions> others;

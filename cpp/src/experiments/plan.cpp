@@ -8,6 +8,8 @@
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
 
+#include "experiments/placeholders.h"
+
 namespace introspect::experiments {
 namespace {
 
@@ -24,9 +26,9 @@ void check_options(const models::Model& model, const Protocol& protocol, const N
   check<std::invalid_argument>(!adds_vectors(protocol) || !vectors.empty(),
                                "run_experiment: at least one vector is needed, got none");
   check<std::invalid_argument>(
-      !options.strengths.empty() && !options.layers.empty() && !options.parts.empty(),
+      !options.strengths->empty() && !options.layers.empty() && !options.parts.empty(),
       "run_experiment: at least one strength, one layer range and one part are needed");
-  for (const auto strength : options.strengths)
+  for (const auto strength : *options.strengths)
     check<std::invalid_argument>(std::isfinite(strength), "run_experiment: strengths must be finite, got ",
                                  strength);
   for (const auto& [first, last] : options.parts)
@@ -135,6 +137,43 @@ void plan_others(const models::Model& model, const Protocol& protocol, const std
                      to_string(protocol.inject));
 }
 
+/// The last user message, and the paraphrases of it; one that says the same is not asked twice.
+void plan_own_questions(const models::Model& model, const Protocol& protocol, Ask own, Plan& plan) {
+  const auto repeats_it = [&](const Paraphrase& paraphrase) {
+    const auto put = protocol.put(paraphrase).turns;
+    return std::equal(put.begin(), put.end(), protocol.conversation.turns.begin(),
+                      [](const auto& a, const auto& b) { return a.content == b.content; });
+  };
+  const auto& paraphrases = protocol.paraphrases;
+  if (!paraphrases.empty()) own.paraphrase = kOwnQuestion;
+  if (protocol.asks_own_question && std::none_of(paraphrases.begin(), paraphrases.end(), repeats_it))
+    add_ask(model, protocol.conversation, own, plan);
+  for (const auto& paraphrase : paraphrases) {
+    own.question = paraphrase.question;
+    own.paraphrase = paraphrase.label();
+    add_ask(model, protocol.put(paraphrase), own, plan);
+  }
+}
+
+/// The name of the conversation that control questions are asked in.
+std::string controls_of(const Protocol& protocol, const ExperimentOptions& options, Plan& plan) {
+  const auto chosen = options.controls ? options.controls : protocol.controls_in;
+  const auto where = chosen.value_or(kOwnConversation);
+  check<ConfigError>(where == kOwnConversation || (protocol.control && where == protocol.control_name),
+                     "run_experiment: controls of protocol '", protocol.name, "' can be asked in ",
+                     conversation_names(protocol), ", got '", where, "'");
+  if (where != kOwnConversation) return protocol.is_own(where) ? kOwnConversation : where;
+  const bool asks = !options.questions.value_or(protocol.control_questions).empty();
+  const bool has_unnamed_turns = protocol.control && protocol.control_name == Protocol{}.control_name;
+  if (asks && !chosen && has_unnamed_turns && !protocol.is_own(protocol.control_name))
+    plan.warnings.push_back(
+        concat("protocol '", protocol.name,
+               "' gives its controls turns of another conversation than its own; they are asked ",
+               "in its own, and in those only with controls='", protocol.control_name,
+               "' or its controls.asked_in"));
+  return kOwnConversation;
+}
+
 void plan_scenes(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
                  const ExperimentOptions& options, Plan& plan) {
   const auto& tokenizer = model.tokenizer();
@@ -152,19 +191,15 @@ void plan_scenes(const models::Model& model, const Protocol& protocol, const Nam
       own.report_ids.push_back(first_token(tokenizer, " " + word));
     }
   for (const auto& answer : protocol.answers) own.answer_ids.push_back(single_token(tokenizer, answer));
-  if (protocol.paraphrases.empty()) add_ask(model, protocol.conversation, own, plan);
-  for (const auto& paraphrase : protocol.paraphrases) {
-    auto ask = own;
-    ask.question = paraphrase.question;
-    ++own.paraphrase;
-    ask.paraphrase = own.paraphrase;
-    add_ask(model, protocol.put(paraphrase), ask, plan);
-  }
+  plan_own_questions(model, protocol, own, plan);
+  plan.controls = controls_of(protocol, options, plan);
   for (const auto& question : options.questions.value_or(protocol.control_questions)) {
     Ask ask;
     ask.question = question;
     ask.kind = "control";
-    const auto& scene = add_ask(model, protocol.ask(question), ask, plan);
+    ask.asked_in = plan.controls;
+    if (!protocol.paraphrases.empty()) ask.paraphrase = ask.kind;
+    const auto& scene = add_ask(model, protocol.ask(question, plan.controls), ask, plan);
     check<ConfigError>(protocol.answers.empty() || scene.spans.size() == protocol.answers.size(),
                        "protocol '", protocol.name, "': its controls must have its passages");
   }
@@ -206,7 +241,7 @@ void plan_vectors(const models::Model& model, const Protocol& protocol, const Na
       versions.push_back(steering::random_rotation(vector, rotation_seed(options.seed, name, null_index)));
     if (const auto more = options.null_vectors.find(name); more != options.null_vectors.end())
       versions.insert(versions.end(), more->second.begin(), more->second.end());
-    for (const auto strength : options.strengths)
+    for (const auto strength : *options.strengths)
       for (const auto& range : options.layers) {
         const auto [first, last] = range.resolve(model.cfg().n_layers);
         size_t n_inside = 0;
@@ -220,7 +255,7 @@ void plan_vectors(const models::Model& model, const Protocol& protocol, const Na
                            static_cast<int64_t>(version) - 1, inside, -1, part},
                           plan);
         }
-        if (static_cast<int64_t>(n_inside) < last - first + 1 && strength == options.strengths.front())
+        if (static_cast<int64_t>(n_inside) < last - first + 1 && strength == options.strengths->front())
           plan.warnings.push_back(concat("vector '", name, "' has directions for ", n_inside, " of the ",
                                          last - first + 1, " layers ", first, " to ", last));
       }
@@ -251,7 +286,7 @@ void plan_injections(const models::Model& model, const Protocol& protocol, const
       plan.injections.push_back({word, 1.0, 0, last_layer, -1, {}, -1, {}});
       continue;
     }
-    for (const auto strength : options.strengths)
+    for (const auto strength : *options.strengths)
       for (const auto& range : options.layers) {
         const auto [first, last] = range.resolve(model.cfg().n_layers);
         for (const auto& part : options.parts)
@@ -280,6 +315,19 @@ Ranges reached(const Scene& scene, const Injection& injection) {
   return out;
 }
 
+ExperimentOptions with_defaults(ExperimentOptions options) {
+  if (!options.strengths) {
+    check<std::invalid_argument>(
+        options.strength_unit != StrengthUnit::absolute,
+        "run_experiment: strength_unit absolute needs strengths, got none: the default one (",
+        kDefaultStrength, ") is a fraction of the residual norm");
+    options.strengths = {kDefaultStrength};
+    options.strength_unit = StrengthUnit::residual;
+  }
+  if (!options.strength_unit) options.strength_unit = StrengthUnit::absolute;
+  return options;
+}
+
 double count_readings(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
                       const ExperimentOptions& options) {
   check_options(model, protocol, vectors, options);
@@ -292,7 +340,7 @@ double count_readings(const models::Model& model, const Protocol& protocol, cons
   if (!adds_vectors(protocol))
     versions =
         protocol.inject == Inject::model ? 1.0 : static_cast<double>(concepts(vectors, options).size());
-  const auto n_steered = std::count_if(options.strengths.begin(), options.strengths.end(),
+  const auto n_steered = std::count_if(options.strengths->begin(), options.strengths->end(),
                                        [](double strength) { return strength != 0; });
   if (adds_vectors(protocol) || protocol.inject == Inject::patch)
     versions *= static_cast<double>(n_steered) * static_cast<double>(options.layers.size());

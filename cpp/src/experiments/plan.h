@@ -26,7 +26,8 @@ struct Ask {
   bool keeps_steering = false;
   bool samples = false;
   Ids report_ids, answer_ids;
-  int64_t paraphrase = -1;
+  std::string paraphrase;
+  std::string asked_in = kOwnConversation;
 };
 
 /// Questions that share everything up to the end of the injected spans.
@@ -62,11 +63,15 @@ struct Injection {
   Part part;
 };
 
+/// The options with what was left out filled in. Throws std::invalid_argument for a unit without strengths.
+ExperimentOptions with_defaults(ExperimentOptions options);
+
 /// Everything a run does, worked out and checked before its first forward pass.
 struct Plan {
   std::vector<Scene> scenes;  // the protocol's own first
   std::vector<Injection> injections;
   std::vector<std::string> warnings;
+  std::string controls;  // the conversation of the control questions
   int64_t yes_id = 0, no_id = 0;
   Ids yes_variants, no_variants;  // those that are one token, the token itself first
   Readouts readouts;
@@ -83,7 +88,8 @@ struct Plan {
 /// The tokens of `scene.injected` that an injection reaches.
 Ranges reached(const Scene& scene, const Injection& injection);
 
-/// How many readings a run has, before anything is made of them. Throws as run_experiment does.
+/// How many readings a run has, before anything is made of them. Throws as run_experiment does. The options are those of
+/// with_defaults, and so for make_plan.
 double count_readings(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
                       const ExperimentOptions& options);
 

@@ -92,7 +92,8 @@ Reading stored_reading(const Store& store, const std::string& key, const std::st
     };
     check_number(reading.tokens.size(), ask.report_ids.size(), "tokens");
     check_number(reading.answers.size(), ask.answer_ids.size(), "answers");
-    check_number(reading.text ? 1 : 0, ask.samples ? 1 : 0, "texts");
+    // Nothing is sampled from numbers that are not finite.
+    if (reading.is_finite()) check_number(reading.text ? 1 : 0, ask.samples ? 1 : 0, "texts");
     check_number(reading.lens ? 1 : 0, plan.readouts.lens ? 1 : 0, "lenses");
     check_number(reading.continuations.size(), plan.continuations.size(), "continuations");
     return reading;

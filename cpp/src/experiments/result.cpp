@@ -102,6 +102,22 @@ std::string dump(const Json& json) {
 
 }  // namespace
 
+bool Reading::is_finite() const {
+  return std::isfinite(log_odds) && std::isfinite(p_yes) && std::isfinite(p_no);
+}
+
+double Reading::mass() const {
+  if (answers.empty()) return p_yes + p_no;
+  double out = 0;
+  for (const auto& answer : answers) out += std::exp(answer.log_prob);
+  return out;
+}
+
+bool leaves_format(const Reading& base, const Reading& injected) {
+  const auto before = base.mass(), after = injected.mass();
+  return after < kKeptMass * before || (after < kLeastMass && before >= kLeastMass);
+}
+
 std::string Reading::to_json() const {
   return dump(reading_json(*this));
 }
@@ -152,15 +168,19 @@ std::string Result::to_json() const {
              {"question", row.question},
              {"question_kind", row.question_kind},
              {"kind", row.kind},
-             {"null_index", row.null_index}};
-    if (row.paraphrase >= 0) one["paraphrase"] = row.paraphrase;
+             {"null_index", row.null_index},
+             {"asked_in", row.asked_in},
+             {"leaves_format", row.leaves_format}};
+    if (!row.paraphrase.empty()) one["paraphrase"] = row.paraphrase;
     if (row.place >= 0) one["place"] = row.place;
     if (row.part_first != 0.0 || row.part_last != 1.0) {
       one["part_first"] = row.part_first;
       one["part_last"] = row.part_last;
     }
-    one["base"] = reading_json(row.base);
-    one["injected"] = reading_json(row.injected);
+    for (const auto& [side, reading] : {std::pair{"base", &row.base}, {"injected", &row.injected}}) {
+      one[side] = reading_json(*reading);
+      one[side]["mass"] = number(reading->p_yes + reading->p_no);
+    }
     rows_json.push_back(std::move(one));
   }
   Json json{
@@ -182,10 +202,12 @@ std::string Result::to_json() const {
        {{"seed", settings.seed},
         {"nulls", settings.nulls},
         {"strength_unit", settings.strength_unit},
+        {"controls", settings.controls},
         {"threads", settings.threads},
         {"versions", {{"introspect", settings.introspect_version}, {"torch", settings.torch_version}}}}},
       {"warnings", warnings},
       {"rows", rows_json}};
+  if (!settings.residual_norm.empty()) json["settings"]["residual_norm"] = settings.residual_norm;
   if (protocol.inject != "vector") json["protocol"]["inject"] = protocol.inject;
   if (!protocol.answers.empty()) json["protocol"]["answers"] = protocol.answers;
   if (!settings.continuations.empty()) json["settings"]["continuations"] = settings.continuations;

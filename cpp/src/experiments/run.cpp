@@ -23,6 +23,7 @@
 #include "experiments/cell_keys.h"
 #include "experiments/continuation.h"
 #include "experiments/experiment_graph.h"
+#include "experiments/finite.h"
 #include "experiments/plan.h"
 #include "experiments/reading_check.h"
 #include "experiments/readout.h"
@@ -68,7 +69,7 @@ class Runner {
                 protocol.name,
                 protocol.hash(),
                 options.seed,
-                options.strength_unit == StrengthUnit::absolute ? "absolute" : "residual",
+                to_string(*options.strength_unit),
                 INTROSPECT_VERSION,
                 INTROSPECT_BUILT_WITH_TORCH},
         cell_keys_(*model, protocol, plan_, options.seed) {
@@ -128,6 +129,9 @@ class Runner {
   /// Between the first graph and the others, where that has run.
   void keep_first() {
     for (const auto* scene : unmeasured_) {
+      for (const auto& [layer, norm] : measured_.norms.at(scene))
+        if (!std::isfinite(norm))
+          throw_not_finite(*model_, "run_experiment", protocol_, *scene, scene->asks.front());
       Cell cell{cell_keys_.norms(*scene), nlohmann::json(measured_.norms.at(scene)).dump()};
       cell.kind = "norms";
       if (options_.store) options_.store->put(cell, origin_);
@@ -201,19 +205,27 @@ class Runner {
             const std::function<void()>& tell) {
     if (!view_) return;
     std::vector<ReadRow> rows;
-    std::vector<Prompt> prompts;
-    std::vector<size_t> prompted;  // rows that are sampled
     auto complete = view_->take(captured);
     for (auto& [place, parts] : complete) {
       const auto& wanted = view_->wanted()[place];
       rows.push_back({wanted.ask, parts.resid_LD, parts.attention_LH, parts.continuations, {}});
       if (wanted.injection && plan_.is_compared())
         rows.back().base_D = measured_.base.at({wanted.scene, wanted.ask});
-      if (!parts.cache) continue;
-      prompted.push_back(rows.size() - 1);
-      prompts.push_back(prompt(wanted, std::move(*parts.cache), parts.resid_LD[-1]));
     }
     auto readings = read_out(*model_, plan_, rows);
+    std::vector<Prompt> prompts;
+    std::vector<size_t> prompted;  // readings whose text is sampled
+    for (size_t i = 0; i < readings.size(); ++i) {
+      const auto& wanted = view_->wanted()[complete[i].first];
+      auto& parts = complete[i].second;
+      if (readings[i].is_finite()) {
+        if (!parts.cache) continue;
+        prompted.push_back(i);
+        prompts.push_back(prompt(wanted, std::move(*parts.cache), parts.resid_LD[-1]));
+      } else if (!wanted.injection) {
+        throw_not_finite(*model_, "run_experiment", protocol_, *wanted.scene, *wanted.ask);
+      }
+    }
     const auto finish = [&](const std::vector<size_t>& rows) {
       std::vector<std::pair<const Wanted*, Reading>> finished;
       for (const size_t row : rows)
@@ -260,10 +272,17 @@ class Runner {
     out.protocol = {protocol_.name,      protocol_.hash(),   to_string(protocol_.read),
                     protocol_.yes_token, protocol_.no_token, to_string(protocol_.inject),
                     protocol_.answers};
-    const bool absolute = options_.strength_unit == StrengthUnit::absolute;
-    out.settings = {options_.seed,          options_.nulls,         absolute ? "absolute" : "residual",
-                    at::get_num_threads(),  INTROSPECT_VERSION,     INTROSPECT_BUILT_WITH_TORCH,
-                    options_.continuations, options_.control_filter};
+    const bool is_residual = *options_.strength_unit == StrengthUnit::residual;
+    out.settings = {options_.seed,
+                    options_.nulls,
+                    to_string(*options_.strength_unit),
+                    is_residual ? "median" : "",
+                    plan_.controls,
+                    at::get_num_threads(),
+                    INTROSPECT_VERSION,
+                    INTROSPECT_BUILT_WITH_TORCH,
+                    options_.continuations,
+                    options_.control_filter};
     if (options_.control_filter) {
       for (const auto& scene : plan_.scenes)
         out.settings.controls_asked += std::count_if(scene.asks.begin(), scene.asks.end(),
@@ -280,15 +299,17 @@ class Runner {
               plan_.is_steered(injection) ? readings_.at(keys_.at({&scene, &ask, &injection})) : base;
           out.rows.push_back(
               {injection.concept_name, injection.strength, injection.first_layer, injection.last_layer,
-               ask.question, ask.kind, injection.null_index < 0 ? ask.kind : "null", injection.null_index,
-               base, injected, ask.paraphrase, injection.place, injection.part.first, injection.part.last});
+               ask.question, ask.kind, injection.null_index < 0 ? ask.kind : "random", injection.null_index,
+               base, injected, ask.paraphrase, injection.place, injection.part.first, injection.part.last,
+               ask.asked_in, protocol_.read == experiments::Read::yes_no && leaves_format(base, injected)});
         }
+    warn_of_broken_settings(out);
     return out;
   }
 
  private:
   ExperimentGraph& enter(graph::Graph& graph) {
-    return view_.emplace(graph, model_, protocol_, plan_, options_.strength_unit, measured_);
+    return view_.emplace(graph, model_, protocol_, plan_, *options_.strength_unit, measured_);
   }
 
   void count() {
@@ -340,13 +361,14 @@ class Runner {
     cell.question_kind = ask->kind;
     cell.kind = "base";
     cell.paraphrase = ask->paraphrase;
+    cell.asked_in = ask->asked_in;
     if (!injection) return cell;
     cell.base_key = keys_.at({scene, ask, nullptr});
     cell.concept_name = injection->concept_name;
     cell.strength = injection->strength;
     cell.first_layer = injection->first_layer;
     cell.last_layer = injection->last_layer;
-    cell.kind = injection->null_index < 0 ? ask->kind : "null";
+    cell.kind = injection->null_index < 0 ? ask->kind : "random";
     cell.null_index = injection->null_index;
     cell.place = injection->place;
     cell.part_first = injection->part.first;
@@ -360,7 +382,7 @@ class Runner {
     switch (protocol_.inject) {
       case Inject::vector:
       case Inject::random:
-        out = directions_hash(scaled(scene, injection, options_.strength_unit, measured_));
+        out = directions_hash(scaled(scene, injection, *options_.strength_unit, measured_));
         break;
       case Inject::model:
         out = "model " + plan_.prefill_model->hash();
@@ -398,7 +420,7 @@ class Runner {
   // ---- the graph ------------------------------------------------------------------------------------------------
 
   bool needs_more_first() {
-    if (options_.strength_unit == StrengthUnit::residual)
+    if (*options_.strength_unit == StrengthUnit::residual)
       for (const auto& scene : plan_.scenes)
         if (!find_norms(scene)) unmeasured_.push_back(&scene);
     return !unmeasured_.empty() || options_.control_filter || protocol_.inject == Inject::patch;
@@ -416,7 +438,7 @@ class Runner {
     // Draws hang on what is drawn, not on which readings are made together with it.
     const uint64_t seed = std::stoull(key.substr(0, 16), nullptr, 16);
     return {std::move(cache), std::move(resid_D), std::move(tokens),
-            steered ? scaled(*scene, *injection, options_.strength_unit, measured_) : Directions{}, seed};
+            steered ? scaled(*scene, *injection, *options_.strength_unit, measured_) : Directions{}, seed};
   }
 
   /// Throws, before anything runs, for a budget that does not hold the longest question of a scene, and for another
@@ -428,9 +450,9 @@ class Runner {
                             [](const auto& a, const auto& b) { return a.after.size() < b.after.size(); });
       graph::Graph graph;
       Measured none;
-      ExperimentGraph view(graph, model_, protocol_, plan_, options_.strength_unit, none);
+      ExperimentGraph view(graph, model_, protocol_, plan_, *options_.strength_unit, none);
       view.want({&scene, &longest, nullptr, ""});
-      if (options_.strength_unit == StrengthUnit::residual) view.measure_norms(scene);
+      if (*options_.strength_unit == StrengthUnit::residual) view.measure_norms(scene);
       if (protocol_.inject == Inject::model) view.want({&scene, &longest, &plan_.injections.front(), ""});
       for (const auto& [concept_name, ids] : scene.others) view.measure_other(scene, concept_name);
       try {
@@ -472,7 +494,7 @@ class Suite {
       : model_(model), options_(options) {
     check<std::invalid_argument>(!protocols.empty(), "run_experiments: at least one protocol is needed");
     for (const auto& protocol : protocols)
-      runners_.push_back(std::make_unique<Runner>(model, protocol, vectors, options));
+      runners_.push_back(std::make_unique<Runner>(model, protocol, vectors, options_));
     title_ = protocols.front().name;
     if (protocols.size() > 1) title_ += concat(" and ", protocols.size() - 1, " more");
   }
@@ -708,7 +730,8 @@ double count_all(const models::Model& model, const std::vector<Protocol>& protoc
 }  // namespace
 
 RunPlan plan_experiments(const graph::ModelPtr& model, const std::vector<Protocol>& protocols,
-                         const NamedVectors& vectors, const ExperimentOptions& options) {
+                         const NamedVectors& vectors, const ExperimentOptions& given) {
+  const auto options = with_defaults(given);
   const double readings = count_all(*model, protocols, vectors, options);
   if (readings <= kMostPlanned || options.nulls < 2) return Suite(model, protocols, vectors, options).plan();
   auto fewer = options;
@@ -726,8 +749,13 @@ RunPlan plan_experiments(const graph::ModelPtr& model, const std::vector<Protoco
           planned.seconds * factor,       suite.pass_bytes() + up(planned.peak_bytes - suite.pass_bytes())};
 }
 
+std::string to_string(StrengthUnit unit) {
+  return unit == StrengthUnit::absolute ? "absolute" : "residual";
+}
+
 std::vector<Result> run_experiments(const graph::ModelPtr& model, const std::vector<Protocol>& protocols,
-                                    const NamedVectors& vectors, const ExperimentOptions& options) {
+                                    const NamedVectors& vectors, const ExperimentOptions& given) {
+  const auto options = with_defaults(given);
   auto told = options;
   const double readings = count_all(*model, protocols, vectors, options);
   if (readings > kMostPlanned && options.before) {

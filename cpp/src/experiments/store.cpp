@@ -17,8 +17,8 @@ namespace {
 
 constexpr auto kRow = "SELECT key, value, written, ";  // then the setting's and the origin's columns
 
-std::string all_rows() {
-  return concat(kRow, kSettingColumns, ", ", kOriginColumns,
+std::string all_rows(const Database& database) {
+  return concat(kRow, setting_columns(database, "cells", "cells"), ", ", kOriginColumns,
                 " FROM cells JOIN runs ON runs.id = cells.run ORDER BY cells.rowid");
 }
 
@@ -49,7 +49,9 @@ int64_t hash_of(int64_t run, const Cell& cell) {
       std::stoull(sha256_hex(concat(run, s, cell.key, s, cell.base_key, s, cell.concept_name, s,
                                     cell.strength, s, cell.first_layer, s, cell.last_layer, s, cell.question,
                                     s, cell.question_kind, s, cell.kind, s, cell.null_index, s,
-                                    cell.paraphrase, s, cell.place, s, cell.part_first, s, cell.part_last))
+                                    cell.paraphrase.empty() ? "-1" : cell.paraphrase, s, cell.place, s,
+                                    cell.part_first, s, cell.part_last,
+                                    cell.asked_in == kOwnConversation ? "" : concat(s, cell.asked_in)))
                       .substr(0, 16),
                   nullptr, 16));
 }
@@ -58,9 +60,9 @@ int64_t hash_of(int64_t run, const Cell& cell) {
 class Asking {
  public:
   explicit Asking(const Database& database)
-      : statement_((make_asked(database), database),
+      : statement_((make_asked(database), make_asked_in(database), database),
                    concat("INSERT INTO asked(hash, run, key, ", kSettingColumns,
-                          ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING")) {}
+                          ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING")) {}
   void add(int64_t run, const Cell& cell) {
     statement_.bind(hash_of(run, cell)).bind(run).bind(cell.key).bind(cell).step();
     statement_.reset();
@@ -96,10 +98,7 @@ std::vector<StoredCell> read_asked(const Database& database) {
   if (!has_asked(database)) return out;
   Statement found(
       database, concat("SELECT asked.key, coalesce(theirs.value, ''), coalesce(theirs.written, ''), ",
-                       "asked.base_key, asked.concept, asked.strength, asked.first_layer, ",
-                       "asked.last_layer, asked.question, asked.question_kind, asked.kind, ",
-                       "asked.null_index, asked.paraphrase, asked.place, asked.part_first, ",
-                       "asked.part_last, ", kOriginColumns,
+                       setting_columns(database, "asked", "asked"), ", ", kOriginColumns,
                        " FROM asked JOIN runs ON runs.id = asked.run LEFT JOIN (SELECT key, value, written ",
                        "FROM cells) theirs ON theirs.key = asked.key ORDER BY asked.rowid"));
   while (found.step()) out.push_back(row(found));
@@ -138,9 +137,10 @@ int64_t Store::put_many(const std::vector<Cell>& cells, const Origin& origin) {
   int64_t added = 0;
   database().in_transaction([&] {
     const auto id = run_of(database(), origin);
+    make_asked_in(database());
     Statement insert(database(),
                      concat("INSERT INTO cells(run, key, value, ", kSettingColumns, ", written) ",
-                            "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) ",
+                            "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) ",
                             "ON CONFLICT DO NOTHING"));
     for (const auto& cell : cells) {
       insert.bind(id).bind(cell.key).bind(cell.value).bind(cell).step();
@@ -173,7 +173,7 @@ int64_t Store::size() const {
 
 std::vector<StoredCell> Store::rows() const {
   const std::lock_guard lock(database().mutex);
-  Statement found(database(), all_rows());
+  Statement found(database(), all_rows(database()));
   std::vector<StoredCell> out;
   while (found.step()) out.push_back(row(found));
   return out;
@@ -211,10 +211,11 @@ Merged Store::merge(const std::filesystem::path& other, bool sound_only) {
   Merged out;
   database().in_transaction([&] {
     Runs runs(database());
+    make_asked_in(database());
     Statement here(database(), "SELECT value FROM cells WHERE key = ?");
     Statement insert(database(), concat("INSERT INTO cells(run, key, value, ", kSettingColumns, ", written) ",
-                                        "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"));
-    Statement found(*theirs, all_rows());
+                                        "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"));
+    Statement found(*theirs, all_rows(*theirs));
     while (found.step()) {
       const auto [cell, made, written] = row(found);
       if (sound_only && !problem_of(cell).empty()) {

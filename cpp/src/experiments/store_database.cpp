@@ -18,11 +18,12 @@ namespace {
 constexpr int kBusyMilliseconds = 60'000;
 // "intr" in ASCII: marks the file as ours in SQLite's header, so that another program's database is refused.
 constexpr int kApplicationId = 0x696e7472;
+const std::string kNoParaphrase = "-1";  // the column once held numbers
 constexpr int kLayout = 2;  // of the tables below, in the header's user_version
 constexpr int kMostBytesOfAValue = 64 << 20;
 constexpr int kStepsAtOnce = 10'000;  // of SQLite's virtual machine, between looks at how many are left
 
-// A store holds these tables and nothing else. Stores of 0.1.0 have none called asked.
+// A store holds these tables and nothing else. Stores of 0.1.0 have none called asked, and no column asked_in.
 const std::map<std::string, std::string> kTables = {
     {"runs", R"sql(CREATE TABLE runs(
   id INTEGER PRIMARY KEY,
@@ -36,13 +37,15 @@ const std::map<std::string, std::string> kTables = {
   run INTEGER NOT NULL REFERENCES runs(id), written TEXT NOT NULL,
   concept TEXT NOT NULL, strength REAL NOT NULL, first_layer INTEGER NOT NULL, last_layer INTEGER NOT NULL,
   question TEXT NOT NULL, question_kind TEXT NOT NULL, kind TEXT NOT NULL, null_index INTEGER NOT NULL,
-  paraphrase INTEGER NOT NULL, place INTEGER NOT NULL, part_first REAL NOT NULL, part_last REAL NOT NULL))sql"},
+  paraphrase INTEGER NOT NULL, place INTEGER NOT NULL, part_first REAL NOT NULL, part_last REAL NOT NULL,
+  asked_in TEXT NOT NULL))sql"},
     {"asked", R"sql(CREATE TABLE asked(
   hash INTEGER NOT NULL UNIQUE, run INTEGER NOT NULL REFERENCES runs(id),
   key TEXT NOT NULL, base_key TEXT NOT NULL,
   concept TEXT NOT NULL, strength REAL NOT NULL, first_layer INTEGER NOT NULL, last_layer INTEGER NOT NULL,
   question TEXT NOT NULL, question_kind TEXT NOT NULL, kind TEXT NOT NULL, null_index INTEGER NOT NULL,
-  paraphrase INTEGER NOT NULL, place INTEGER NOT NULL, part_first REAL NOT NULL, part_last REAL NOT NULL))sql"},
+  paraphrase INTEGER NOT NULL, place INTEGER NOT NULL, part_first REAL NOT NULL, part_last REAL NOT NULL,
+  asked_in TEXT NOT NULL))sql"},
 };
 
 /// "name TYPE" of the columns that a table must have.
@@ -92,6 +95,10 @@ std::set<std::string> columns_of(const Database& database, const std::string& ta
     out.insert(name + " " + found.text());
   }
   return out;
+}
+
+bool has_asked_in(const Database& database, const std::string& table) {
+  return columns_of(database, table).count("asked_in TEXT") > 0;
 }
 
 /// Refuses another program's database, and one whose tables are not what they seem: a view may never end, a trigger writes.
@@ -327,6 +334,24 @@ void make_asked(const Database& database) {
   if (!has_asked(database)) database.run(kTables.at("asked"));
 }
 
+std::string setting_columns(const Database& database, const std::string& table, const std::string& alias) {
+  const std::string columns = kSettingColumns;
+  std::string out;
+  for (size_t from = 0; from < columns.size();) {
+    const auto comma = std::min(columns.find(", ", from), columns.size());
+    out += concat(out.empty() ? "" : ", ", alias, ".", columns.substr(from, comma - from));
+    from = comma + 2;
+  }
+  if (has_asked_in(database, table)) return out;
+  return concat(out.substr(0, out.rfind(", ") + 2), "'", kNotRecorded, "'");
+}
+
+void make_asked_in(const Database& database) {
+  for (const std::string table : {"cells", "asked"})
+    if ((table == "cells" || has_asked(database)) && !has_asked_in(database, table))
+      database.run(concat("ALTER TABLE ", table, " ADD COLUMN asked_in TEXT NOT NULL DEFAULT '", kNotRecorded, "'"));
+}
+
 // ---- statements -----------------------------------------------------------------------------------------------------
 
 Statement::Statement(const Database& database, const std::string& sql) : database_(database) {
@@ -375,10 +400,11 @@ Statement& Statement::bind(const Cell& cell) {
       .bind(cell.question_kind)
       .bind(cell.kind)
       .bind(cell.null_index)
-      .bind(cell.paraphrase)
+      .bind(cell.paraphrase.empty() ? kNoParaphrase : cell.paraphrase)
       .bind(cell.place)
       .bind(cell.part_first)
-      .bind(cell.part_last);
+      .bind(cell.part_last)
+      .bind(cell.asked_in);
 }
 
 bool Statement::step() {
@@ -418,11 +444,14 @@ Cell Statement::setting() {
   out.first_layer = integer();
   out.last_layer = integer();
   for (auto* field : {&out.question, &out.question_kind, &out.kind}) *field = text();
+  if (out.kind == "null") out.kind = "random";  // as it was called once
   out.null_index = integer();
-  out.paraphrase = integer();
+  out.paraphrase = text();
+  if (out.paraphrase == kNoParaphrase) out.paraphrase.clear();
   out.place = integer();
   out.part_first = real();
   out.part_last = real();
+  out.asked_in = text();
   return out;
 }
 

@@ -19,9 +19,10 @@ constexpr auto kOriginColumns =
     "model_name, model_hash, dtype, device, protocol, protocol_hash, seed, strength_unit, "
     "introspect_version, "
     "torch_version";
+// Of what is written; setting_columns says what can be read.
 constexpr auto kSettingColumns =
     "base_key, concept, strength, first_layer, last_layer, question, question_kind, kind, null_index, "
-    "paraphrase, place, part_first, part_last";
+    "paraphrase, place, part_first, part_last, asked_in";
 
 /// What SQLite could not do, with its code.
 class DatabaseError : public IoError {
@@ -79,6 +80,12 @@ std::unique_ptr<Database> open_to_read(const std::filesystem::path& path);
 /// The table of what runs have asked for, which older stores do not have.
 bool has_asked(const Database& database);
 void make_asked(const Database& database);
+
+/// kSettingColumns as they can be read of a table "cells" or "asked", by its name or an alias of it: older stores do not
+/// hold where a question was asked.
+std::string setting_columns(const Database& database, const std::string& table, const std::string& alias);
+/// Adds what older stores do not hold; to be used in a transaction.
+void make_asked_in(const Database& database);
 
 /// A prepared statement; parameters and columns are taken in order.
 class Statement {

@@ -21,8 +21,6 @@ from .common import MOST, Dtype, SeedOption, load_model, note, print_json, resum
 if TYPE_CHECKING:
     from ..results import Result
 
-DEFAULT_FRACTION = 0.1  # of the mean residual norm: small models answer in whole sentences up to here
-
 Protocols = Annotated[
     list[str],
     typer.Argument(metavar="PROTOCOL", help="no_info, with_info, content_report, ... or files of your own."),
@@ -34,6 +32,14 @@ Folder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Fol
 Questions = Annotated[
     str, typer.Option(help="controls (the protocol's own and its control questions), own, or a file of questions.")
 ]
+Controls = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CONVERSATION",
+        help="Where control questions are asked: own (the protocol's own conversation, the default), with_info (as in "
+        "the article, always after its long introduction) or another protocol.",
+    ),
+]
 Nulls = Annotated[int, typer.Option(min=0, max=MOST, help="Random rotations of each vector to compare with.")]
 Seed = SeedOption
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how much there is to run, and run nothing.")]
@@ -44,10 +50,9 @@ def strengths(given: list[float] | None, fractions: list[float] | None) -> dict[
     """The arguments of run_experiment for --strength and --fraction."""
     if given and fractions:
         raise typer.BadParameter("give --strength or --fraction, not both")
-    return {
-        "strengths": given or fractions or [DEFAULT_FRACTION],
-        "strength_unit": "absolute" if given else "residual",
-    }
+    if not given and not fractions:
+        return {}  # run_experiment's own default
+    return {"strengths": given or fractions, "strength_unit": "absolute" if given else "residual"}
 
 
 def vector_files(given: list[str]) -> dict[str, Path]:
@@ -74,10 +79,14 @@ def control_questions(text: str) -> list[str] | None:
     return [line for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def load_protocols(sources: list[str]) -> list[Any]:
+def load_protocols(sources: list[str], controls: str | None = None) -> list[Any]:
+    """The protocols, with the conversation in which their controls are asked."""
     import introspect
 
-    protocols = [introspect.load_protocol(source) for source in sources]
+    from ..experiment_arguments import Arguments
+
+    given = Arguments("--controls")
+    protocols = [given.controls(introspect.load_protocol(source), controls)[0] for source in sources]
     for protocol in protocols:
         check_file_name(protocol.name, "the protocol's name")
     return protocols
@@ -121,8 +130,11 @@ def run_protocols(
     facts = model_facts(loaded)
     settings = {name: arguments[name] for name in ("seed", "nulls", "controls") if arguments.get(name) is not None}
     settings["strength_unit"] = arguments.get("strength_unit") or "residual"
+    if settings["strength_unit"] == "residual":
+        settings["residual_norm"] = "median"
     for protocol in protocols:
-        refuse_others(output, earlier.get(protocol.name), facts, protocol_facts(protocol), settings)
+        own = {**settings, "controls": asked_in(protocol, arguments.get("controls"))}
+        refuse_others(output, earlier.get(protocol.name), facts, protocol_facts(protocol), own)
     store = output / CELLS
     plans = [introspect.run_experiment(loaded, one, **arguments, store=store, plan=True) for one in protocols]
     total = sum(plans[1:], plans[0])
@@ -151,6 +163,14 @@ def run_protocols(
         note_finished(output, note_name, protocol.name)
         show(result)
     return True
+
+
+def asked_in(protocol: Any, controls: str | None) -> str:
+    """Where a protocol's control questions are asked, as its result says it."""
+    from ..experiment_arguments import Arguments
+
+    where = Arguments("--controls").controls(protocol, controls)[1] or protocol.controls
+    return "own" if protocol.is_own(where) else where
 
 
 def agree(plan: ExperimentPlan, yes: bool) -> None:

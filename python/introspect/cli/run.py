@@ -41,7 +41,7 @@ def command(
         typer.Option(
             parser=one(parse_number, "--fraction"),
             metavar="F",
-            help="Strength as a fraction of the mean residual norm. 0.1 if not given.",
+            help="Strength as a fraction of the median residual norm. 0.1 if not given.",
         ),
     ] = None,
     layers: Annotated[
@@ -53,6 +53,7 @@ def command(
         ),
     ] = None,
     questions: experiment.Questions = "controls",
+    controls: experiment.Controls = None,
     nulls: experiment.Nulls = 10,
     seed: experiment.Seed = 0,
     dtype: DtypeOption = Dtype.float32,
@@ -71,12 +72,13 @@ def command(
         **experiment.strengths(strength, fraction),
         "layers": [tuple(one) for one in layers or [DEFAULT_LAYERS]],
         "questions": experiment.control_questions(questions),
+        "controls": controls,
         "nulls": nulls,
         "seed": seed,
     }
     import introspect
 
-    chosen = experiment.load_protocols(protocols)
+    chosen = experiment.load_protocols(protocols, controls)
     options["vectors"] = {name: introspect.ControlVector.load(path) for name, path in files.items()}
     ran = experiment.run_protocols(
         model,

@@ -51,7 +51,7 @@ def command(
         typer.Option(
             parser=parse_numbers,
             metavar="F,F,...",
-            help="Strengths as fractions of the mean residual norm. 0.1 if not given.",
+            help="Strengths as fractions of the median residual norm. 0.1 if not given.",
         ),
     ] = None,
     layers: Annotated[
@@ -68,6 +68,7 @@ def command(
     max_width: Annotated[int | None, typer.Option(min=1, max=MOST, help="... and at most.")] = None,
     step: Annotated[int, typer.Option(min=1, max=MOST, help="Between first blocks, and between widths.")] = 1,
     questions: experiment.Questions = "controls",
+    controls: experiment.Controls = None,
     nulls: experiment.Nulls = 10,
     seed: experiment.Seed = 0,
     dtype: DtypeOption = Dtype.float32,
@@ -85,6 +86,7 @@ def command(
     options: dict[str, Any] = {
         **experiment.strengths(flat(strength), flat(fraction)),
         "questions": experiment.control_questions(questions),
+        "controls": controls,
         "nulls": nulls,
         "seed": seed,
     }
@@ -95,7 +97,7 @@ def command(
         raise typer.BadParameter("--all-ranges and --each-layer stay in one range of --layers")
     import introspect
 
-    chosen = experiment.load_protocols(protocols)
+    chosen = experiment.load_protocols(protocols, controls)
     vectors = {name: introspect.ControlVector.load(path) for name, path in files.items()}
 
     def ranges(loaded: Any) -> list[tuple]:

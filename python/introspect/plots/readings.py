@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ..detections import failed
 from ..results import Result, Setting
 from ..sweeps import is_random, is_sweep, random_direction, sweep_bests
 from .confusion import confusion
@@ -35,7 +36,7 @@ def lenses(result: Result) -> list[LensCurve]:
     """Log-odds by layer, or in a content report the log-probability of the concept's unspaced token."""
     found = []
     for setting in _settings(result):
-        rows = [row for row in result.select(setting) if row["injected"].get("lens")]
+        rows = [row for row in result.select(setting) if row["injected"].get("lens") and not failed(row)]
         own = [row for row in rows if row["kind"] == "introspection"]
         if not own:
             continue
@@ -74,7 +75,7 @@ def attention_maps(result: Result) -> dict[str, Map]:
     """{panel: [layer][head]}, for each setting its own and, by head, the change of the rotation that changes most."""
     maps: dict[str, Map] = {}
     for setting in _settings(result)[: MOST // 2]:
-        rows = [row for row in result.select(setting) if row["injected"].get("attention")]
+        rows = [row for row in result.select(setting) if row["injected"].get("attention") and not failed(row)]
         own = [row for row in rows if row["kind"] == "introspection"]
         nulls = [row for row in rows if is_random(row) and row["question_kind"] == "introspection"]
         if own:
@@ -100,6 +101,8 @@ def localisation_title(result: Result) -> tuple[list[list[int]], str] | None:
     if not result.protocol.get("answers") or not any("place" in row for row in result.rows):
         return None
     counts = result.localisation().corrected.tolist()
+    if not any(map(sum, counts)):
+        return None  # every reading failed
     low, high = _exact(counts)
     right = sum(counts[i][i] for i in range(len(counts))) / sum(map(sum, counts))
     between = f"{100 * right:.0f}% ({100 * low:.0f} to {100 * high:.0f}%)"

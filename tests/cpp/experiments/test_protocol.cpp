@@ -36,6 +36,13 @@ TEST_CASE("a protocol is read, and read back from its own JSON", "[experiments][
   CHECK(protocol.yes_token == " yes");
   CHECK(protocol.own_question() == "Well?");
   CHECK(protocol.ask("Why?").turns[0].content == "Hm. Why?");
+  CHECK(protocol.ask("Why?", "given").turns.size() == 1);
+  const auto own = protocol.ask("Why?", experiments::kOwnConversation);
+  REQUIRE(own.turns.size() == 5);
+  CHECK(own.turns[3].content == "Hm. Why?");
+  CHECK(own.turns[4].content == "It is");
+  CHECK(own.injected == std::vector<int64_t>{1, 2});
+  CHECK_THROWS_AS(protocol.ask("Why?", "elsewhere"), ConfigError);
   const auto again = Protocol::parse(protocol.to_json());
   CHECK(again.to_json() == protocol.to_json());
   CHECK(again.hash() == protocol.hash());
@@ -67,12 +74,46 @@ TEST_CASE("a mistake in a protocol is named with its place", "[experiments][prot
       {"/controls/questions", "[]", "controls.questions"},
       {"/controls/injected", "[1]", "controls.injected[0]"},
       {"/controls/turns/0/content", R"("no place for it")", "$QUESTION"},
+      {"/controls/question", R"("no place for it")", "controls.question"},
+      {"/controls/asked_in", R"("elsewhere")", "controls.asked_in"},
+      {"/controls/name", R"("own")", "controls.name"},
+      {"/paraphrases", R"(["Is it?", "Is it?"])", "paraphrases[1]"},
+      {"/paraphrases", R"([{"question": "Is it?", "name": "own"}])", "paraphrases[0]"},
+      {"/asks_own_question", "false", "asks_own_question"},
   }));
   auto json = good();
   json[Json::json_pointer(pointer)] = Json::parse(value);
   CAPTURE(json.dump());
   CHECK_THROWS_AS(Protocol::parse(json.dump()), ConfigError);
   CHECK_THROWS_WITH(Protocol::parse(json.dump()), Catch::Contains(place));
+}
+
+TEST_CASE("control questions take the place of the protocol's own question", "[experiments][protocol]") {
+  auto json = good();
+  json["controls"] = {{"questions", {"Is it?"}}};
+  const auto bare = Protocol::parse(json.dump());
+  CHECK(bare.ask("Is it?", experiments::kOwnConversation).turns[3].content == "Is it?");
+  CHECK_THROWS_AS(bare.ask("Is it?"), ConfigError);
+  CHECK(Protocol::parse(bare.to_json()).hash() == bare.hash());
+  json["controls"]["question"] = "$QUESTION Yes or no?";
+  const auto worded = Protocol::parse(json.dump());
+  CHECK(worded.ask("Is it?", experiments::kOwnConversation).turns[3].content == "Is it? Yes or no?");
+  CHECK(Protocol::parse(worded.to_json()).hash() == worded.hash());
+
+  const auto elsewhere = worded.with_controls_in(Protocol::parse(good().dump()));
+  CHECK(elsewhere.control_name == "mine");
+  CHECK(elsewhere.ask("Is it?", "mine").turns[3].content == "Is it? Yes or no?");
+  CHECK(elsewhere.is_own("mine"));
+  json["turns"][1]["content"] = "Good morning.";
+  CHECK_FALSE(Protocol::parse(json.dump()).with_controls_in(worded).is_own("mine"));
+
+  json["injected"] = {{{"turn", 3}, {"text", "Well?"}}};
+  CHECK_THROWS_WITH(Protocol::parse(json.dump()).ask("Is it?", experiments::kOwnConversation),
+                    Catch::Contains("message 3"));
+  json["turns"] = {{{"role", "assistant"}, {"content", "I say."}}};
+  json["injected"] = {0};
+  CHECK_THROWS_WITH(Protocol::parse(json.dump()).ask("Is it?", experiments::kOwnConversation),
+                    Catch::Contains("user message"));
 }
 
 TEST_CASE("what is not a protocol at all is refused", "[experiments][protocol]") {

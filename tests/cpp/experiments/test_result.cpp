@@ -46,7 +46,7 @@ TEST_CASE("a result is schema 1", "[experiments][result]") {
   Result result;
   result.model.name = "m";
   result.settings.seed = 7;
-  result.rows.push_back({"cat", 20, 8, 16, "Are you a human?", "control", "null", 3, {}, {}});
+  result.rows.push_back({"cat", 20, 8, 16, "Are you a human?", "control", "random", 3, {}, {}});
   const auto json = nlohmann::json::parse(result.to_json());
   CHECK(json["schema"] == 1);
   CHECK(json["model"]["name"] == "m");
@@ -57,9 +57,37 @@ TEST_CASE("a result is schema 1", "[experiments][result]") {
   CHECK(row["first_layer"] == 8);
   CHECK(row["last_layer"] == 16);
   CHECK(row["question_kind"] == "control");
-  CHECK(row["kind"] == "null");
+  CHECK(row["kind"] == "random");
   CHECK(row["null_index"] == 3);
   CHECK(row["base"]["log_odds"] == 0.0);
   CHECK_FALSE(row["injected"].contains("tokens"));
   CHECK_FALSE(row["injected"].contains("text"));
+}
+
+TEST_CASE("a setting leaves the format where the mass of yes and no falls", "[experiments][result]") {
+  using introspect::experiments::leaves_format;
+  const auto [base, injected, leaves] = GENERATE(table<double, double, bool>({
+      {0.9, 0.9, false},
+      {0.9, 0.46, false},  // a little more than half
+      {0.9, 0.44, true},
+      {0.15, 0.09, true},   // more than half, but nearly nothing
+      {0.05, 0.04, false},  // it was hardly there before
+      {0.05, 0.02, true},
+      {0.9, 3e-7, true},
+  }));
+  CAPTURE(base, injected);
+  CHECK(leaves_format({0.0, base / 3, 2 * base / 3}, {0.0, injected / 2, injected / 2}) == leaves);
+}
+
+TEST_CASE("where the answers are others than yes and no, the mass is theirs", "[experiments][result]") {
+  Reading reading{0.0, 0.001, 0.001};
+  CHECK(reading.mass() == Approx(0.002));
+  reading.answers = {{"A", 1, std::log(0.5), 1}, {"B", 2, std::log(0.25), 2}};
+  CHECK(reading.mass() == Approx(0.75));
+}
+
+TEST_CASE("a reading with a number that is not finite has failed", "[experiments][result]") {
+  CHECK(Reading{1.0, 0.5, 0.5}.is_finite());
+  CHECK_FALSE(Reading{std::nan(""), 0.5, 0.5}.is_finite());
+  CHECK_FALSE(Reading{1.0, std::numeric_limits<double>::infinity(), 0.5}.is_finite());
 }

@@ -8,6 +8,7 @@
 #include <set>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include <sqlite3.h>
 #include <sys/wait.h>
@@ -76,7 +77,8 @@ TEST_CASE("a store gives back what was put, and the first of two values for one 
 TEST_CASE("a row says what was asked and what made it", "[experiments][store]") {
   const Folder folder;
   const auto store = Store::open(folder.path / "cells.sqlite");
-  const Cell cell{"k", "{}", "b", "cat", -2.5, 3, 7, "Is ice hot?", "control", "null", 4, 1, 2, 0.25, 0.5};
+  const Cell cell{"k",       "{}",     "b", "cat",         -2.5, 3,    7,   "Is ice hot?",
+                  "control", "random", 4,   "in one word", 2,    0.25, 0.5, "with_info"};
   const auto made = origin(UINT64_MAX);
   REQUIRE(store->put_many({cell, {"b", "{}"}, {"k", "other"}}, made) == 2);
   const auto rows = store->rows();
@@ -89,6 +91,8 @@ TEST_CASE("a row says what was asked and what made it", "[experiments][store]") 
   CHECK(std::tie(row.cell.kind, row.cell.null_index) == std::tie(cell.kind, cell.null_index));
   CHECK(std::tie(row.cell.paraphrase, row.cell.place, row.cell.part_first, row.cell.part_last) ==
         std::tie(cell.paraphrase, cell.place, cell.part_first, cell.part_last));
+  CHECK(row.cell.asked_in == "with_info");
+  CHECK(rows.at(1).cell.paraphrase.empty());
   CHECK(std::tie(row.origin.model_name, row.origin.model_hash, row.origin.dtype, row.origin.device) ==
         std::tie(made.model_name, made.model_hash, made.dtype, made.device));
   CHECK(std::tie(row.origin.protocol, row.origin.protocol_hash, row.origin.seed, row.origin.strength_unit) ==
@@ -105,6 +109,27 @@ TEST_CASE("a row says what was asked and what made it", "[experiments][store]") 
   CHECK(runs[0].origin.seed == UINT64_MAX);
   CHECK(runs[0].first_written == row.written);
   CHECK(runs[1].cells == 1);
+}
+
+TEST_CASE("what several protocols ask for says where each of them asked it", "[experiments][store]") {
+  const Folder folder;
+  const auto store = Store::open(folder.path / "cells.sqlite"),
+             other = Store::open(folder.path / "other.sqlite");
+  Cell cell{"k", "1"};
+  cell.question_kind = cell.kind = "control";
+  auto theirs = origin();
+  theirs.protocol = "theirs";
+  REQUIRE(store->put(cell, origin()));
+  store->put_asked({cell}, origin());
+  cell.asked_in = "with_info";
+  store->put_asked({cell}, theirs);
+  store->put_asked({cell}, theirs);
+  other->merge(store->path());
+  for (const auto& one : {store, other}) {
+    std::vector<std::string> out;
+    for (const auto& row : one->asked()) out.push_back(row.origin.protocol + " " + row.cell.asked_in);
+    CHECK(out == std::vector<std::string>{"mine own", "theirs with_info"});
+  }
 }
 
 TEST_CASE("a batch of cells is written whole or not at all", "[experiments][store]") {

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 
 import pytest
 import torch
@@ -70,7 +69,7 @@ def plain_experiment(model, steps, injected, directions):
             # hidden_states[l + 1] is the output of block l, for all but the last block.
             for layer, hidden in enumerate(out.hidden_states[1:-1]):
                 norms.setdefault(layer, []).append(hidden[0].norm(dim=-1))
-    return out.logits[0, -1], {layer: torch.cat(parts).mean().item() for layer, parts in norms.items()}
+    return out.logits[0, -1], {layer: torch.cat(parts).quantile(0.5).item() for layer, parts in norms.items()}
 
 
 def chat_steps(ours, turns):
@@ -82,11 +81,13 @@ def chat_steps(ours, turns):
     return [ours.tokenizer.encode(step, add_special_tokens=False) for step in steps]
 
 
-def turns_of(protocol, question):
+def turns_of(protocol, question, controls="own"):
+    """The conversation of a question: a control takes the place of the protocol's own question, or of with_info's."""
     if question == protocol.own_question:
         return protocol.turns
-    turns = json.loads(protocol.to_json())["controls"]["turns"]
-    return [{**turn, "content": turn["content"].replace("$QUESTION", question)} for turn in turns]
+    turns = protocol.turns if controls == "own" else introspect.load_protocol(controls).turns
+    asked = f'{question} Answer with "The answer is yes" or "The answer is no"'
+    return [*turns[:3], {"role": "user", "content": asked}, turns[4]]
 
 
 def expect(reading, logits, ours):
@@ -101,10 +102,15 @@ def expect(reading, logits, ours):
 
 
 @pytest.mark.parametrize(
-    ("name", "concepts", "questions"),
-    [("no_info", ["cat", "bread"], []), ("no_info", ["cat"], [CONTROL]), ("content_report", ["cat"], [])],
+    ("name", "concepts", "questions", "controls"),
+    [
+        ("no_info", ["cat", "bread"], [], "own"),
+        ("no_info", ["cat"], [CONTROL], "own"),
+        ("no_info", ["cat"], [CONTROL], "with_info"),
+        ("content_report", ["cat"], [], "own"),
+    ],
 )
-def test_readings_equal_a_plain_implementation(models, vectors, name, concepts, questions):
+def test_readings_equal_a_plain_implementation(models, vectors, name, concepts, questions, controls):
     ours, theirs = models
     protocol = introspect.load_protocol(name)
     (first, last), strength = (10, 20), 12.0
@@ -115,11 +121,13 @@ def test_readings_equal_a_plain_implementation(models, vectors, name, concepts, 
         strengths=[strength],
         layers=[(first, last)],
         questions=questions,
+        controls=controls,
+        nulls=0,
     )
     assert len(result.rows) == len(concepts) * (1 + len(questions))
     bases = {}
     for row in result.rows:
-        steps = chat_steps(ours, turns_of(protocol, row["question"]))
+        steps = chat_steps(ours, turns_of(protocol, row["question"], controls))
         if row["question"] not in bases:
             bases[row["question"]], _ = plain_experiment(theirs, steps, {1, 2}, {})
         directions = vectors[row["concept"]].directions
@@ -144,6 +152,7 @@ def test_residual_strengths_equal_a_plain_implementation(models, vectors):
         layers=[(first, last)],
         questions=[],
         strength_unit="residual",
+        nulls=0,
     )
     steps = chat_steps(ours, protocol.turns)
     _, norms = plain_experiment(theirs, steps, {1, 2}, {})
@@ -164,6 +173,7 @@ def test_sampled_text_under_steering_equals_a_plain_implementation(models, vecto
         strengths=[strength],
         layers=[(first, last)],
         questions=[],
+        nulls=0,
     )
     text = ours.apply_chat_template(protocol.turns, continue_final_message=True)
     prompt = torch.tensor([ours.tokenizer.encode(text, add_special_tokens=False)])
@@ -188,7 +198,7 @@ def test_a_localisation_reads_its_answers_under_each_injection(models, vectors):
     protocol = introspect.load_protocol("localisation")
     strength, layers = 12.0, (10, 20)
     result = introspect.run_experiment(
-        ours, protocol, vectors={"cat": vectors["cat"]}, strengths=[strength], layers=[layers], questions=[]
+        ours, protocol, vectors={"cat": vectors["cat"]}, strengths=[strength], layers=[layers], questions=[], nulls=0
     )
     ids = [i for step in chat_steps(ours, protocol.turns) for i in step]
     pieces = [ours.tokenizer.decode([i]) for i in ids]

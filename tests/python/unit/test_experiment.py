@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def protocol(**changes):
 
 
 def run(model, vectors, given=None, **options):
-    options = {"strengths": [2.0], "layers": [(1, 2)], **options}
+    options = {"strengths": [2.0], "layers": [(1, 2)], "nulls": 0, **options}
     return introspect.run_experiment(model, given or protocol(), vectors=vectors, **options)
 
 
@@ -104,8 +105,8 @@ def test_there_is_a_row_for_every_concept_strength_range_question_and_rotation(m
     result = run(model, vectors, strengths=[0, 2.0], layers=[(1, 1), (1, 2)], nulls=2)
     table = result.to_pandas()
     assert len(table) == 2 * 2 * 2 * 3 * (1 + 2)
-    assert set(table.kind) == {"introspection", "control", "null"}
-    assert set(table[table.kind == "null"].null_index) == {0, 1}
+    assert set(table.kind) == {"introspection", "control", "random"}
+    assert set(table[table.kind == "random"].null_index) == {0, 1}
     own = table[(table.kind == "introspection")]
     assert set(own.question) == {"Noticed it?"}
     assert set(table[table.question_kind == "control"].question) == {"Is ice hot?", "Are you a bird?"}
@@ -148,7 +149,7 @@ def test_the_injection_is_the_one_of_a_plain_forward_pass(model, vectors):
         assert row["injected"]["p_yes"] == pytest.approx(float(logits.softmax(-1)[yes]), rel=1e-9)
 
 
-def test_residual_strength_is_a_fraction_of_the_mean_norm_at_each_layer(model, vectors):
+def test_residual_strength_is_a_fraction_of_the_median_norm_at_each_layer(model, vectors):
     given = protocol()
     text = model.apply_chat_template(given.turns[:3])
     n_before = len(model.to_tokens(model.apply_chat_template(given.turns[:1]))[0])
@@ -156,7 +157,7 @@ def test_residual_strength_is_a_fraction_of_the_mean_norm_at_each_layer(model, v
     _, cache = model.run_with_cache(model.to_tokens(text), names_filter=names)
     scaled = {}
     for layer, name in zip((1, 2), names, strict=True):
-        norm = cache[name][0, n_before:].norm(dim=-1).mean()
+        norm = statistics.median(cache[name][0, n_before:].norm(dim=-1).tolist())
         direction = vectors["cat"].directions[layer].double()
         scaled[layer] = 0.3 * norm * direction / direction.norm()
     expected = run(
@@ -167,12 +168,12 @@ def test_residual_strength_is_a_fraction_of_the_mean_norm_at_each_layer(model, v
     close(run(model, doubled, strengths=[0.3], strength_unit="residual"), expected, 1e-5)
 
 
-def test_the_first_position_of_a_conversation_is_left_out_of_the_mean_norm(model, vectors):
+def test_the_first_position_of_a_conversation_is_left_out_of_the_median_norm(model, vectors):
     turns = [{"role": "user", "content": "A thought."}, {"role": "assistant", "content": "It is"}]
     given = protocol(turns=turns, injected=[0], controls=json.loads(protocol().to_json())["controls"])
     tokens = model.to_tokens(model.apply_chat_template(turns[:1]))
     _, cache = model.run_with_cache(tokens, names_filter=["blocks.1.hook_resid_post"])
-    norm = cache["blocks.1.hook_resid_post"][0, 1:].norm(dim=-1).mean()
+    norm = statistics.median(cache["blocks.1.hook_resid_post"][0, 1:].norm(dim=-1).tolist())
     direction = vectors["cat"].directions[1].double()
     expected = introspect.ControlVector("qwen2", {1: 0.3 * norm * direction / direction.norm()})
     options = {"layers": [(1, 1)], "questions": []}

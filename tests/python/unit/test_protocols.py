@@ -37,7 +37,7 @@ def vector():
 
 
 def run(model, given, vector=None, **options):
-    options = {"strengths": [STRENGTH], "layers": [LAYERS], "questions": [], **options}
+    options = {"strengths": [STRENGTH], "layers": [LAYERS], "questions": [], "nulls": 0, **options}
     return introspect.run_experiment(model, given, vectors={"cat": vector} if vector else {}, **options)
 
 
@@ -153,16 +153,48 @@ def test_a_relative_strength_is_a_factor(model, vector):
 # How it is asked
 
 
-def test_paraphrases_are_rows_of_their_own(model, vector):
-    asked = ["Noticed it?", {"question": "Did you see it?", "prefix": "I say"}]
-    rows = run(model, protocol(paraphrases=asked), vector).rows
-    assert [row["paraphrase"] for row in rows] == [0, 1]
-    assert [row["question"] for row in rows] == ["Noticed it?", "Did you see it?"]
+ASKED = ["Did you?", {"question": "Did you see it?", "prefix": "I say"}, {"question": "So?", "name": "in a word"}]
+IN_OTHER_WORDS = {"Did you?": None, "Did you see it? / I say": "I say", "in a word": None}
+
+
+def expect_paraphrase(model, row, question, prefix, vector):
     turns = [dict(turn) for turn in TURNS]
-    turns[3]["content"], turns[4]["content"] = "Did you see it?", "I say"
-    expected = run(model, protocol(turns=turns), vector).rows[0]
-    assert rows[1]["injected"]["log_odds"] == pytest.approx(expected["injected"]["log_odds"], abs=1e-9)
-    assert rows[1]["base"]["log_odds"] == pytest.approx(expected["base"]["log_odds"], abs=1e-9)
+    turns[3]["content"], turns[4]["content"] = question, prefix or TURNS[4]["content"]
+    positions = message_positions(model, turns, [1, 2])
+    expect(model, row["base"], looped(model, chat_ids(model, turns)))
+    expect(model, row["injected"], looped(model, chat_ids(model, turns), positions, added(vector)))
+
+
+def test_paraphrases_are_asked_besides_the_question_of_the_turns(model, vector):
+    given = protocol(paraphrases=ASKED, controls=CONTROLS)
+    rows = run(model, given, vector, questions=["Is ice hot?"]).rows
+    assert [row["question"] for row in rows] == ["Noticed it?", "Did you?", "Did you see it?", "So?", "Is ice hot?"]
+    assert [row["paraphrase"] for row in rows] == ["own", *IN_OTHER_WORDS, "control"]
+    assert given.paraphrase_names == list(IN_OTHER_WORDS)
+    prefixes = [None, *IN_OTHER_WORDS.values(), None]
+    for row, prefix in zip(rows, prefixes, strict=True):
+        expect_paraphrase(model, row, row["question"], prefix, vector)
+    assert introspect.Protocol.parse(given.to_json()).hash == given.hash
+
+
+def test_a_protocol_may_leave_its_own_question_to_the_paraphrases(model, vector):
+    given = protocol(paraphrases=ASKED, asks_own_question=False)
+    assert not given.asks_own_question
+    rows = run(model, given, vector).rows
+    assert [row["paraphrase"] for row in rows] == list(IN_OTHER_WORDS)
+    assert introspect.Protocol.parse(given.to_json()).hash == given.hash
+
+
+def test_a_question_that_is_among_the_paraphrases_is_not_asked_twice(model, vector):
+    given = protocol(paraphrases=["So?", {"question": "Noticed it?", "name": "as it is"}])
+    rows = run(model, given, vector).rows
+    assert [row["paraphrase"] for row in rows] == ["So?", "as it is"]
+    again = protocol(paraphrases=[{"question": "Noticed it?", "prefix": "I say"}])  # another prefix is another question
+    assert len(run(model, again, vector).rows) == 2
+
+
+def test_rows_without_paraphrases_have_no_such_column(model, vector):
+    assert "paraphrase" not in run(model, protocol(), vector).to_pandas()
 
 
 def test_localisation_injects_each_sentence_alone(model, vector):
@@ -236,6 +268,13 @@ def test_a_file_takes_what_it_does_not_give_from_the_one_it_is_based_on(tmp_path
         ({"readouts": {"lens": 1}}, "readouts.lens"),
         ({"readouts": {"top_k": -1}}, "top_k"),
         ({"paraphrases": []}, "paraphrases"),
+        ({"paraphrases": ["So?", "So?"]}, r"paraphrases\[1\] must differ"),
+        ({"paraphrases": [{"question": "So?", "name": "own"}]}, r"paraphrases\[0\] must differ"),
+        ({"asks_own_question": False}, "asks_own_question"),
+        ({"controls": {"questions": ["So?"], "injected": [1]}}, "controls.turns is missing"),
+        ({"controls": {"questions": ["So?"], "question": "No place."}}, r"controls.question .*QUESTION"),
+        ({"controls": {"questions": ["So?"], "asked_in": "with_info"}}, "controls.asked_in .*with_info"),
+        ({"controls": {**CONTROLS, "name": "own"}}, "controls.name"),
         ({"sentences": SENTENCES}, "exclude"),
         ({"injected": None, "sentences": SENTENCES}, "SENTENCES"),
         ({"answers": ["A", "B"]}, "answers"),

@@ -31,7 +31,7 @@ def naive(model, vectors):
 
 
 def run(model, vectors, given=None, **options):
-    options = {"strengths": [STRENGTH], "layers": [LAYERS], "questions": [], **options}
+    options = {"strengths": [STRENGTH], "layers": [LAYERS], "questions": [], "nulls": 0, **options}
     return introspect.run_experiment(model, given or protocol(), vectors=vectors, **options)
 
 
@@ -162,7 +162,7 @@ def test_control_questions_are_chosen_by_the_un_steered_model(model, vectors):
 def test_given_vectors_are_nulls_behind_the_rotations(model, vectors):
     rows = run(model, {"cat": vectors["cat"]}, nulls=2, null_vectors={"cat": [vectors["bread"]]}).rows
     assert [row["null_index"] for row in rows] == [-1, 0, 1, 2]
-    assert rows[3]["kind"] == "null"
+    assert rows[3]["kind"] == "random"
     expected = run(model, {"bread": vectors["bread"]}).rows[0]["injected"]["log_odds"]
     assert rows[3]["injected"]["log_odds"] == pytest.approx(expected, abs=1e-9)
     with pytest.raises(ValueError, match="dog"):

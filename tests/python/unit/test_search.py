@@ -31,7 +31,7 @@ def sweep(model, vectors):
     """Every range, run exactly: {range: mean over the concepts of the shift}."""
     ranges = [(i, j) for i in range(1, N_LAYERS) for j in range(i, N_LAYERS)]
     table = introspect.run_experiment(
-        model, positive_control.protocol(), vectors=vectors, strengths=[STRENGTH], layers=ranges, questions=[]
+        model, positive_control.protocol(), vectors=vectors, strengths=[STRENGTH], layers=ranges, questions=[], nulls=0
     ).to_pandas()
     table["shift"] = table.log_odds - table.log_odds_base
     return table.groupby(["first_layer", "last_layer"])["shift"].mean().to_dict()
@@ -93,7 +93,7 @@ def test_scores_are_less_the_controls_where_there_are_any(model, vectors):
     (pair,) = search.scores
     headlines = [one.corrected.value for one in search.result.detections()]
     assert search.scores[pair] == pytest.approx(sum(headlines) / 2)
-    assert {row["kind"] for row in search.result.rows} == {"introspection", "control", "null"}
+    assert {row["kind"] for row in search.result.rows} == {"introspection", "control", "random"}
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -61,8 +61,8 @@ def close(a, b):
 
 OPTIONS = [
     {"strengths": [2.0], "layers": [(1, 2)], "nulls": 1},
-    {"strengths": [0.3], "layers": [(1, 2), (2, 2)], "strength_unit": "residual"},
-    {"strengths": [2.0], "layers": [(1, 1)], "control_filter": 0.0},
+    {"strengths": [0.3], "layers": [(1, 2), (2, 2)], "strength_unit": "residual", "nulls": 0},
+    {"strengths": [2.0], "layers": [(1, 1)], "control_filter": 0.0, "nulls": 0},
     {"strengths": [2.0, -1.0], "layers": [(1, 2)], "nulls": 2, "memory_budget": SMALL},
 ]
 
@@ -80,7 +80,7 @@ def test_each_result_is_that_of_a_run_by_itself(model, vectors, options):
 def test_protocols_that_inject_in_different_ways_go_together(model, vectors):
     told = protocol(name="primed", inject={"by": "tokens", "turns": WITH_WORD})
     rotated = protocol(name="random", inject={"by": "random"})
-    options = {"vectors": vectors, "strengths": [2.0], "layers": [(1, 2)], "questions": []}
+    options = {"vectors": vectors, "strengths": [2.0], "layers": [(1, 2)], "questions": [], "nulls": 1}
     together = introspect.run_experiments(model, [told, rotated, protocol()], **options)
     for given, result in zip([told, rotated, protocol()], together, strict=True):
         close(numbers(result), numbers(introspect.run_experiment(model, given, **options)))
@@ -88,7 +88,7 @@ def test_protocols_that_inject_in_different_ways_go_together(model, vectors):
 
 def test_readings_of_the_same_kind_are_one_cell(model, vectors, tmp_path):
     store = tmp_path / "cells.sqlite"
-    options = {"vectors": vectors, "strengths": [2.0], "layers": [(1, 2)], "store": store}
+    options = {"vectors": vectors, "strengths": [2.0], "layers": [(1, 2)], "nulls": 0, "store": store}
     introspect.run_experiments(model, [protocol(), protocol(name="again")], **options)
     n_cells = len(introspect.Store(store))
     introspect.run_experiment(model, protocol(), **options)
@@ -98,9 +98,8 @@ def test_readings_of_the_same_kind_are_one_cell(model, vectors, tmp_path):
 def test_progress_counts_all_readings(model, vectors):
     steps = []
     given = [protocol(), protocol(name="again"), protocol(name="once more")]
-    introspect.run_experiments(
-        model, given, vectors=vectors, strengths=[2.0], layers=[(1, 2)], progress=lambda *step: steps.append(step)
-    )
+    options = {"vectors": vectors, "strengths": [2.0], "layers": [(1, 2)], "nulls": 0}
+    introspect.run_experiments(model, given, **options, progress=lambda *step: steps.append(step))
     assert steps[-1] == ("mine and 2 more", 36, 36)
     assert [done for _, done, _ in steps] == sorted(done for _, done, _ in steps)
 

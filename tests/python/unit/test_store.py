@@ -107,6 +107,26 @@ def test_norms_are_kept_but_are_no_reading(model, vector, tmp_path):
     assert len(store) == len(store.to_pandas()) + 1
 
 
+def test_a_store_of_before_is_read_and_goes_on(model, vector, tmp_path):
+    """It says "null", numbers paraphrases, and says neither what was asked nor where."""
+    path = tmp_path / "cells.sqlite"
+    result = run(model, vector, path)
+    with sqlite3.connect(path) as database:
+        database.executescript(
+            "UPDATE cells SET kind = 'null' WHERE kind = 'random'; UPDATE cells SET paraphrase = 3;"
+            "DROP TABLE asked; ALTER TABLE cells DROP COLUMN asked_in"
+        )
+    table = introspect.Store(path).to_pandas()
+    assert set(table.kind) == {"base", "introspection", "control", "random"}
+    assert set(table.asked_in) == {"not recorded"}
+    assert list(table.paraphrase) == list(table.question)  # a text, no number
+    asked = []
+    again = run(model, vector, path, progress=lambda *step: asked.append(step))
+    assert [row["injected"] for row in again.rows] == [row["injected"] for row in result.rows]
+    assert len(asked) < 3  # nothing ran
+    assert len(introspect.Store(path).to_pandas()) == len(table)  # and no row stands there twice
+
+
 def test_csv_and_parquet_hold_the_table(model, vector, tmp_path):
     pytest.importorskip("pyarrow")
     store = introspect.Store(tmp_path / "cells.sqlite")

@@ -337,7 +337,7 @@ def test_the_ranges_asked_for_are_run(tiny, tmp_path, arguments, ranges):
     assert list(zip(own.strength, own.first_layer, own.last_layer, strict=True)) == [
         (strength, *pair) for strength in (1.0, 2.5) for pair in ranges
     ]
-    assert set(table.kind) == {"introspection", "control", "null"}
+    assert set(table.kind) == {"introspection", "control", "random"}
 
 
 def test_a_wider_sweep_runs_only_what_is_missing(tiny, tmp_path):

@@ -14,11 +14,14 @@
 namespace introspect::experiments {
 
 struct EstimateOptions {
-  std::vector<double> strengths{20.0};
+  std::optional<std::vector<double>> strengths;  ///< as ExperimentOptions has them, and so for what follows
+  std::optional<StrengthUnit> strength_unit;
   /// Control questions. Default: the protocol's; empty: none.
   std::optional<std::vector<std::string>> questions;
-  int64_t nulls = 0;  ///< random rotations of every vector, those that run_experiment makes of the same seed
-  StrengthUnit strength_unit = StrengthUnit::absolute;
+  std::optional<std::string> controls;
+  /// Random rotations of every vector, those that run_experiment makes of the same seed. None unless asked for:
+  /// estimates rank ranges, and only what was measured is compared with rotations.
+  int64_t nulls = 0;
   uint64_t seed = 0;
   Progress progress;  ///< counts questions
 };
@@ -34,6 +37,7 @@ struct LayerEstimate {
   /// Part of each block in the shift of the log-odds, nats; 0 where the vector has no direction. A range's estimate
   /// is the sum over its blocks.
   std::vector<double> by_layer;
+  std::string asked_in = kOwnConversation;  ///< the conversation of a control question
 };
 
 /// First-order estimates of what run_experiment would measure, for every layer range at once.
@@ -42,6 +46,8 @@ struct LayerEstimate {
 /// the injected tokens (and those behind them where the protocol keeps the steering on), adding strength * d to the
 /// output of block l shifts the log-odds by strength * g.d to first order. The parts of several blocks add up, so one
 /// forward and one backward pass a question give all L (L + 1) / 2 ranges of every vector, strength and rotation.
+///
+/// Throws Error for log-odds that are not finite, naming the first block whose residual stream is not.
 ///
 /// They are estimates: exact in the limit of strength 0, with an error that grows with its square. Sampling
 /// temperatures and stores have no part in them. Questions are asked in the order of run_experiment. Throws as

@@ -66,7 +66,16 @@ struct Readouts {
 struct Paraphrase {
   std::string question;  ///< the last message of the user
   std::string prefix;    ///< the last message of the assistant; empty: as in the turns
+  std::string name{};    ///< in results; empty: the question, and the prefix where there is one
+
+  INTROSPECT_EXPORT std::string label() const;
 };
+
+/// What the last user message itself is called among the paraphrases.
+inline constexpr auto kOwnQuestion = "own";
+
+/// The conversation in which control questions are asked unless something else is chosen: the protocol's own.
+inline constexpr auto kOwnConversation = "own";
 
 /// One introspection experiment as data: turns, the injected spans, what is read, and control questions.
 ///
@@ -89,14 +98,21 @@ struct Paraphrase {
 ///     "yes_variants", "no_variants"  spellings whose probabilities the lens sums up, those that are one token of the
 ///                       model; default: the token alone
 ///     "report_tokens"   {concept: text}: the word read for a concept in "content"; default: the concept's name
-///     "paraphrases"     list of texts, or of {"question", "prefix"}: each is asked instead of the last user message
+///     "paraphrases"     list of texts, or of {"question", "prefix", "name"}: each is asked in the place of the last user
+///                       message, besides the message that stands there
+///     "asks_own_question"  false: with paraphrases, the last user message itself is not asked (default true)
 ///     "sentences"       list of texts instead of "injected": $SENTENCES in a turn stands for them, each in a line behind its
 ///                       answer (or number), and each is a passage
 ///     "answers"         one token each, as many as passages: localisation. Each passage is injected alone, and these
 ///                       tokens are read: which of them was it
 ///     "sampling"        {"max_new_tokens", "temperature", "top_p", "top_k"}
-///     "controls"        {"turns" *, "injected" *, "questions" *: list of texts}, or the name of a JSON file beside this
-///                       one that holds such an object. $QUESTION in its turns stands for the question
+///     "controls"        {"questions" *: list of texts, "question", "turns", "injected", "name", "asked_in"}, or the name of
+///                       a JSON file beside this one that holds such an object. Control questions are asked in the
+///                       protocol's own conversation, in the place of its last user message: as "question" says, a text
+///                       with $QUESTION (default: the turn of "turns" that holds it, or the question alone). "turns" and
+///                       "injected" are another conversation, with $QUESTION in a turn, in which a run may ask them instead;
+///                       "name" is its name (default "given"), and "asked_in" says where they are asked unless the run
+///                       says otherwise: "own" (default) or that name
 struct Protocol {
   std::string name;
   std::string source;
@@ -112,11 +128,16 @@ struct Protocol {
   std::string no_token = " no";
   std::vector<std::string> yes_variants, no_variants;  ///< empty: the token alone
   std::map<std::string, std::string> report_tokens;
-  std::vector<Paraphrase> paraphrases;  ///< empty: the turns as they stand
-  std::vector<std::string> answers;     ///< of a localisation: one for each passage, which is injected alone
+  std::vector<Paraphrase> paraphrases;
+  bool asks_own_question = true;     ///< besides the paraphrases
+  std::vector<std::string> answers;  ///< of a localisation: one for each passage, which is injected alone
   Sampling sampling;
-  std::optional<Conversation> control;  ///< with $QUESTION in a turn
   std::vector<std::string> control_questions;
+  std::string control_wording;          ///< with $QUESTION; empty: the protocol has no controls
+  std::optional<Conversation> control;  ///< another conversation for them, with $QUESTION in a turn
+  std::string control_name = "given";   ///< of that conversation
+  std::optional<std::string>
+      controls_in;  ///< kOwnConversation or control_name; none: the protocol does not say
 
   /// Throws ConfigError that names the place ("protocol 'x': turns[2].role must be ..., got ...").
   INTROSPECT_EXPORT static Protocol parse(const std::string& json);
@@ -133,8 +154,19 @@ struct Protocol {
   INTROSPECT_EXPORT Conversation put(const Paraphrase& paraphrase) const;
   /// The other conversation with a concept's word in its place, injected at the same messages.
   INTROSPECT_EXPORT Conversation other(const std::string& word) const;
-  /// The control conversation with the question in its place. Throws ConfigError without a control conversation.
+  /// The control conversation of the file with the question in its place. Throws ConfigError where the file has none.
   INTROSPECT_EXPORT Conversation ask(const std::string& question) const;
+  /// A control question in the conversation of that name: kOwnConversation, where it stands in the place of the last
+  /// user message, or control_name. Throws ConfigError for another name, a protocol without controls, or an own
+  /// conversation that has no user message or has injected passages in the last one.
+  INTROSPECT_EXPORT Conversation ask(const std::string& question, const std::string& conversation) const;
+  /// Whether the control conversation of that name is the own one but for its questions.
+  INTROSPECT_EXPORT bool is_own(const std::string& conversation) const;
+  /// The same protocol with another one's conversation, under its name, for the control questions.
+  INTROSPECT_EXPORT Protocol with_controls_in(const Protocol& other) const;
+
+ private:
+  bool has_passages(int64_t turn) const;
 };
 
 INTROSPECT_EXPORT std::string to_string(Read read);

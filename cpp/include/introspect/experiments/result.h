@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "introspect/experiments/defaults.h"
+#include "introspect/experiments/protocol.h"
 #include "introspect/export.h"
 
 namespace introspect::experiments {
@@ -51,10 +53,18 @@ struct Reading {
   std::map<std::string, std::map<int64_t, double>> projections;  ///< on unit directions, by name and block
   std::vector<double> continuations;  ///< log-probability of each text that was given, in nats
 
+  /// Whether log-odds and probabilities are finite. A reading where they are not has failed.
+  INTROSPECT_EXPORT bool is_finite() const;
+  /// How much of the next token's probability the answers have: p_yes + p_no, or that of a localisation's answers.
+  INTROSPECT_EXPORT double mass() const;
+
   INTROSPECT_EXPORT std::string to_json() const;
   /// Throws IoError for text that is not a reading.
   INTROSPECT_EXPORT static Reading from_json(const std::string& json);
 };
+
+/// Whether an injection takes the probability away from the answers: see kKeptMass and kLeastMass.
+INTROSPECT_EXPORT bool leaves_format(const Reading& base, const Reading& injected);
 
 /// One question asked with and without one injection.
 struct Row {
@@ -64,13 +74,17 @@ struct Row {
   int64_t last_layer = 0;     ///< inclusive
   std::string question;       ///< the protocol's own: its last user message
   std::string question_kind;  ///< "introspection" or "control"
-  std::string kind;           ///< question_kind, or "null" for a random rotation of the vector
-  int64_t null_index = -1;    ///< 0, 1, ... for a null
+  std::string kind;           ///< question_kind, or "random" for a random rotation of the vector
+  int64_t null_index = -1;    ///< 0, 1, ... for a random one
   Reading base;
   Reading injected;
-  int64_t paraphrase = -1;                   ///< which of the protocol's paraphrases; -1: it has none
+  /// Paraphrase::label or kOwnQuestion, "control" for control questions; empty: the protocol has no paraphrases.
+  std::string paraphrase{};
   int64_t place = -1;                        ///< which passage was injected alone; -1: all spans
   double part_first = 0.0, part_last = 1.0;  ///< which part of the injected tokens, as fractions
+  /// The conversation that the question was asked in: kOwnConversation, or the name of another one.
+  std::string asked_in = kOwnConversation;
+  bool leaves_format = false;  ///< of protocols that read yes or no: the function of this name
 };
 
 struct Result {
@@ -87,6 +101,8 @@ struct Result {
     uint64_t seed = 0;
     int64_t nulls = 0;
     std::string strength_unit;
+    std::string residual_norm;  ///< of StrengthUnit::residual: "median", over the injected tokens
+    std::string controls;       ///< the conversation of the control questions, as Row::asked_in
     int64_t threads = 0;
     std::string introspect_version, torch_version;
     std::vector<std::string> continuations;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "introspect/core/progress.h"
+#include "introspect/experiments/defaults.h"
 #include "introspect/experiments/protocol.h"
 #include "introspect/experiments/result.h"
 #include "introspect/experiments/store.h"
@@ -37,11 +38,13 @@ struct LayerRange {
 
 enum class StrengthUnit {
   absolute,  ///< what is added is strength * direction
-  residual,  ///< what is added to block l has strength times the mean norm of the residual stream there
+  residual,  ///< what is added to block l has strength times the median norm of the residual stream there
 };
 
 /// Throws std::invalid_argument that lists the names.
 INTROSPECT_EXPORT StrengthUnit parse_strength_unit(const std::string& name);
+
+INTROSPECT_EXPORT std::string to_string(StrengthUnit unit);
 
 /// Named control vectors; the names are the result's concepts.
 using NamedVectors = std::vector<std::pair<std::string, steering::ControlVector>>;
@@ -64,21 +67,25 @@ struct RunPlan {
 };
 
 struct ExperimentOptions {
-  std::vector<double> strengths{20.0};
-  std::vector<LayerRange> layers{LayerRange::fractions(0.33, 0.66)};
+  std::optional<std::vector<double>> strengths;  ///< default: kDefaultStrength, in StrengthUnit::residual
+  /// Default: absolute for strengths that are given, residual for the default one.
+  std::optional<StrengthUnit> strength_unit;
+  std::vector<LayerRange> layers{LayerRange::fractions(kDefaultFirst, kDefaultLast)};
   std::vector<Part> parts{{}};  ///< which tokens of the injected spans; each part is run by itself
   /// Control questions. Default: the protocol's; empty: none.
   std::optional<std::vector<std::string>> questions;
+  /// The conversation that they are asked in: kOwnConversation, or the name of the protocol's other one (the article's
+  /// protocols have "with_info"). Default: what the protocol says, or else kOwnConversation.
+  std::optional<std::string> controls;
   /// Keeps the control questions whose base log-odds lie below this.
   std::optional<double> control_filter;
-  int64_t nulls = 0;  ///< random rotations of every vector, run in the same way
+  int64_t nulls = kDefaultNulls;  ///< random rotations of every vector, run in the same way
   /// More nulls of a concept, numbered behind the rotations: vectors trained on shuffled pairs, say.
   std::map<std::string, std::vector<steering::ControlVector>> null_vectors;
   /// Of protocols that inject by tokens or patch: the words. Default: the vectors' names.
   std::vector<std::string> concepts;
   /// Of protocols in which another model prefills, by name.
   std::map<std::string, graph::ModelPtr> models;
-  StrengthUnit strength_unit = StrengthUnit::absolute;
   uint64_t seed = 0;  ///< of the rotations and of sampled text
 
   Readouts readouts;                       ///< beside the protocol's
@@ -110,19 +117,28 @@ struct ExperimentOptions {
 /// many parts is no less exact than one; only residual norms that are needed and not known cost a graph of their own.
 ///
 /// Strength 0 is the un-steered run itself. With StrengthUnit::residual directions count as unit vectors, and the norm
-/// is the mean over the injected tokens of the un-steered run at that block, without the conversation's first token
-/// (where models keep an activation hundreds of times the others'). A layer of the range without a direction is left
+/// is the median over the injected tokens of the un-steered run at that block (steering::median_norm), without the
+/// conversation's first token where there are others. A layer of the range without a direction is left
 /// alone. Rotations are independent of one another and depend on the seed, the concept's name and their number.
 ///
 /// Protocols that add nothing have one injection for each concept (Inject::tokens, patch) or one (model): with strength
 /// and layers as far as these mean something there (patch: strength 1 replaces the outputs of the range's blocks, less
 /// goes part of the way), and without nulls.
 ///
-/// Readings go to the store as they are made, at least every ten seconds (as far as they are not slower), and are taken from there when model, tokens, directions and what is read
+/// A control question stands in the place of the protocol's own question: same turns, spans and prefix. In another
+/// conversation (`controls`) what is subtracted from a shift is the shift in another context; rows say where they were
+/// asked.
+///
+/// A reading that is not finite in the un-steered run is an Error that names the first such block, before it is kept. One
+/// that only an injection makes so is kept as failed: NaN, counted in a warning, averaged nowhere.
+///
+/// Readings go to the store as they are made, at least every ten seconds (as far as they are not slower), and are taken
+/// from there when model, tokens, directions and what is read
 /// are the same. Throws before any forward pass: ConfigError for a protocol, template or tokenizer that does not fit and
 /// for a range without any direction, ShapeError for a vector of another width or a conversation longer than n_ctx,
 /// std::out_of_range for layers, std::invalid_argument for strengths that are not finite, no vectors, counts below
-/// their least, or a memory budget that does not hold one conversation. What the reader of the numbers should know is in Result::warnings.
+/// their least, or a memory budget that does not hold one conversation. What the reader of
+/// the numbers should know is in Result::warnings.
 INTROSPECT_EXPORT Result run_experiment(const graph::ModelPtr& model, const Protocol& protocol,
                                         const NamedVectors& vectors, const ExperimentOptions& options = {});
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "introspect/experiments/protocol.h"
 #include "introspect/export.h"
 
 namespace introspect::experiments {
@@ -20,6 +21,9 @@ struct Origin {
   std::string introspect_version, torch_version;
 };
 
+/// The conversation of a question in stores that were written before it was noted.
+inline constexpr auto kNotRecorded = "not recorded";
+
 /// One finished reading and the setting it belongs to.
 struct Cell {
   std::string key;         ///< hash of everything that decides the value
@@ -30,10 +34,12 @@ struct Cell {
   int64_t first_layer = -1, last_layer = -1;  ///< inclusive; -1 where nothing was added
   std::string question{};
   std::string question_kind{};  ///< "introspection" or "control"
-  std::string kind{};  ///< question_kind, "null", "base" (nothing added) or "norms" (of the residual stream)
+  std::string kind{};  ///< question_kind, "random", "base" (nothing added) or "norms" (of the residual stream)
   int64_t null_index = -1;
-  int64_t paraphrase = -1, place = -1;       ///< as in Row
-  double part_first = 0.0, part_last = 1.0;  ///< as in Row
+  std::string paraphrase{};                  ///< as in Row, and so what follows
+  int64_t place = -1;
+  double part_first = 0.0, part_last = 1.0;
+  std::string asked_in = kOwnConversation;  ///< or kNotRecorded, of stores that were written before
 };
 
 /// A cell as it lies in a store.
