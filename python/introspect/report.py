@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._C import write_atomically
 from .data import FOLDER as DATA
 from .results import SCHEMA, Result, finite, write_text
 from .sentences import (
@@ -94,8 +95,8 @@ def write(folder: str | os.PathLike, *, progress: Callable[[str, int, int], None
         with rc_context({"svg.hashsalt": name}):  # equal results, equal bytes
             figure.savefig(svg, format="svg", metadata={"Date": None})
         pictures[name] = png.getvalue()
-        (folder / f"{name}.png").write_bytes(pictures[name])
-        (folder / f"{name}.svg").write_bytes(svg.getvalue())
+        write_atomically(folder / f"{name}.png", pictures[name])
+        write_atomically(folder / f"{name}.svg", svg.getvalue())
     page = folder / "report.html"
     write_text(page, html(results, pictures))
     return page

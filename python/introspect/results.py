@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ._C import write_atomically
 from ._json import parse_json
 from .readings import (
     Localisation,
@@ -403,10 +404,8 @@ def finite(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is complete or as it was."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    """Write a file so that it is complete or as it was. Raises IoError."""
+    write_atomically(path, text.encode())
 
 
 def _with_nan(row: dict) -> dict:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ._C import write_atomically
 
 if TYPE_CHECKING:
     import pandas
@@ -36,11 +39,12 @@ def write_table(frame: pandas.DataFrame, path: str | os.PathLike) -> None:
     Raises:
         ValueError: the suffix is neither .csv nor .parquet.
         ImportError: Parquet without pyarrow.
+        IoError: the file cannot be written.
     """
     path = check_format(path)
-    part = path.with_name(path.name + ".part")
     if path.suffix == ".parquet":
-        frame.to_parquet(part, engine="pyarrow", index=False)
+        buffer = io.BytesIO()
+        frame.to_parquet(buffer, engine="pyarrow", index=False)
+        write_atomically(path, buffer.getvalue())
     else:
-        frame.to_csv(part, index=False)
-    part.replace(path)
+        write_atomically(path, frame.to_csv(index=False).encode())
