@@ -71,6 +71,7 @@ class GenerationMethods:
         Raises:
             ConfigError: an argument that is not supported, or stop_at_eos without a tokenizer or eos_token_id.
             ShapeError: prompt and continuation do not fit into n_ctx.
+            Error: the logits are not finite, before a token is chosen; it names the first block.
             ValueError: options out of range.
         """
         if generation_kwargs:
@@ -165,6 +166,15 @@ class GenerationMethods:
                     n_prompt=width,
                     history=tokens[:, :seen],
                 )[:, 0].cpu()
+                running_logits = logits[[r for r, on in enumerate(running) if on]]
+                self.engine.check_finite(
+                    running_logits,
+                    who="generate",
+                    cache=cache,
+                    tokens=tokens,
+                    attention_mask=mask,
+                    hooks=self._active_hooks(met),
+                )
                 rows = [torch.tensor(prompt + more) for prompt, more in zip(prompts, new, strict=True)]
                 chosen = torch.cat(
                     [sample_logits(logits[r : r + 1], tokens=row[None], **options) for r, row in enumerate(rows)]

@@ -35,7 +35,8 @@ def load_model(
         device: where the weights live.
         keep_blocks: False leaves the blocks in the files: each is read when it runs and dropped behind it. Slower, and
             of this model only the embeddings and one block take memory: for the second model of an experiment, or one
-            that is larger than memory. The files must stay as they are meanwhile.
+            that is larger than memory. The files must stay as they are meanwhile: a block of a file that was changed
+            is an IoError.
         progress: called with (what, done, total).
 
     Raises:
@@ -158,6 +159,9 @@ class Model(SteeringMethods):
         history: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """Float32 logits [batch, pos, d_vocab] for int64 tokens [batch, pos], or for text.
+
+        Logits that are not finite are returned as they are; ``engine.check_finite`` makes an error of them that names
+        the first block.
 
         Args:
             attention_mask: bool [batch, pos], False for padding, on either side.
@@ -284,9 +288,13 @@ class Model(SteeringMethods):
 
         Raises:
             ValueError: an empty prompt, or options out of range.
-            ShapeError: prompt and continuation do not fit into n_ctx.
+            ShapeError: prompt and continuation do not fit into n_ctx, or tokens of another shape or dtype.
+            Error: the logits are not finite, before a token is chosen; it names the first block.
         """
         if isinstance(prompt, torch.Tensor):
+            is_plain = prompt.layout == torch.strided and not prompt.is_meta and not prompt.is_nested
+            if not is_plain or prompt.dim() != 2 or prompt.dtype != torch.int64:
+                raise _C.ShapeError(f"generate: tokens must be a dense int64 tensor [batch, pos], got {prompt.dtype}")
             rows = prompt.tolist()
         else:
             texts = [prompt] if isinstance(prompt, str) else prompt

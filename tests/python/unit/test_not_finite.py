@@ -1,0 +1,120 @@
+"""Logits that are not finite: returned by a pass, refused before a token is chosen of them."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import write_tiny
+from tiny_chat import write_tiny_chat
+
+import introspect
+
+
+def spoilt(folder, **changes):
+    """The tiny model with tensors of `changes` put in place, by name."""
+    state = load_file(folder / "model.safetensors")
+    for name, change in changes.items():
+        name = name.replace("__", ".") + ".weight"
+        state[name] = change(state[name])
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+def with_nan(x):
+    x = x.clone()
+    x.view(-1)[::7] = float("nan")
+    return x
+
+
+# What is wrong, and the block out of which the first residual comes that is not finite.
+FAULTS = {
+    "embedding": ({"model__embed_tokens": with_nan}, torch.float32, "the embedding"),
+    "overflow in block 1": ({"model__layers__1__mlp__down_proj": lambda x: x * 1e6}, torch.float16, "block 1"),
+    "overflow of values in block 2": (
+        {"model__layers__2__self_attn__v_proj": lambda x: x * 1e7},
+        torch.float16,
+        "block 2",
+    ),
+    "overflow of keys in block 1": (
+        {"model__layers__1__self_attn__k_proj": lambda x: x * 1e7},
+        torch.float16,
+        "block 1",
+    ),
+    "NaN in block 0": ({"model__layers__0__mlp__up_proj": with_nan}, torch.float32, "block 0"),
+    "NaN at the end": ({"lm_head": with_nan}, torch.float64, "block 2"),
+    "NaN in the last norm": ({"model__norm": with_nan}, torch.bfloat16, "block 2"),
+}
+
+
+@pytest.fixture(params=FAULTS)
+def fault(request, tmp_path):
+    changes, dtype, place = FAULTS[request.param]
+    folder = spoilt(write_tiny_chat(tmp_path / "m"), **changes)
+    return folder, dtype, place
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_generate_names_the_block_before_it_chooses_a_token(fault, temperature):
+    folder, dtype, place = fault
+    model = introspect.load_model(folder, dtype=dtype)
+    chosen = []
+    with pytest.raises(introspect.Error, match=f"comes out of {place}, .*(bfloat16|float32)"):
+        model.engine.generate([[3, 4, 5]], temperature=temperature, on_token=lambda *token: chosen.append(token))
+    assert chosen == []
+    with pytest.raises(introspect.Error, match="not finite"):
+        model.generate("cat", max_new_tokens=3)
+
+
+def test_a_pass_returns_what_it_computed(fault):
+    folder, dtype, place = fault
+    model = introspect.load_model(folder, dtype=dtype)
+    tokens = torch.tensor([[3, 4, 5]])
+    logits = model(tokens)
+    assert not logits.isfinite().all()
+    with pytest.raises(introspect.Error, match=f"^here: .*comes out of {place}, "):
+        model.engine.check_finite(logits, who="here", tokens=tokens)
+
+
+@pytest.mark.parametrize("options", [{}, {"freq_penalty": 0.5}, {"use_past_kv_cache": False}, {"do_sample": False}])
+def test_the_lens_interface_names_it_too(tmp_path, options):
+    folder = spoilt(write_tiny_chat(tmp_path / "m"), model__layers__1__mlp__down_proj=lambda x: x * 1e6)
+    model = introspect.HookedTransformer.from_pretrained(folder, dtype=torch.float16)
+    with pytest.raises(introspect.Error, match="comes out of block 1, "):
+        model.generate("cat", max_new_tokens=3, verbose=False, **options)
+
+
+def test_steering_that_overflows_is_told_in_the_middle_of_a_text(tmp_path):
+    model = introspect.load_model(write_tiny_chat(tmp_path / "m"), dtype=torch.float16)
+    vector = introspect.ControlVector("qwen2", {1: torch.ones(32)})
+    with model.steer(60000 * vector), pytest.raises(introspect.Error, match=r"comes out of block 1, .*add less"):
+        model.generate("cat", max_new_tokens=3)
+    assert isinstance(model.generate("cat", max_new_tokens=3), str)
+
+
+def test_only_the_rows_that_still_run_count(tmp_path):
+    model = introspect.load_model(write_tiny(tmp_path), dtype=torch.float32)
+    hooks = model.engine.make_hooks()
+
+    def spoil_row_1(x, name):
+        x[1] = float("nan")
+
+    hooks.add("blocks.1.hook_resid_post", spoil_row_1)
+    with pytest.raises(introspect.Error, match="comes out of block 1, "):
+        model.engine.generate([[3, 4], [5, 6]], max_new_tokens=2, hooks=hooks)
+
+
+def test_forbidden_tokens_are_no_fault(tmp_path):
+    model = introspect.load_model(write_tiny(tmp_path))
+    hooks = model.engine.make_hooks()
+
+    def forbid(x, name):
+        x[..., 7:] = -float("inf")
+
+    hooks.add("unembed.hook_out", forbid) if "unembed.hook_out" in model.engine.hook_names() else None
+    (new,) = model.engine.generate([[3, 4]], max_new_tokens=5, temperature=1.0, hooks=hooks)
+    assert len(new) == 5
+    model.engine.check_finite(torch.tensor([[1.0, -float("inf")]]), tokens=torch.tensor([[3]]))
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(introspect.Error):
+            model.engine.check_finite(torch.tensor([[1.0, bad]]), tokens=torch.tensor([[3]]))
+    with pytest.raises(introspect.Error):
+        model.engine.check_finite(torch.full((1, 3), -float("inf")), tokens=torch.tensor([[3]]))
