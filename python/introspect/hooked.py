@@ -114,7 +114,7 @@ class Hooked:
             raise ValueError(f"add_hook: dir must be 'fwd' or 'bwd', got {dir!r}")
         ids: list[int] = []
         for name in self._select(named, "add_hook"):
-            callback = _as_callback(hook, self.hook_dict[name])
+            callback = _as_callback(hook, self.hook_dict[name], dir)
             id = self._registry.add(name, callback, direction=dir, prepend=prepend)
             self._handles[id] = LensHandle(id, name, dir, hook, permanent, level)
             ids.append(id)
@@ -314,11 +314,14 @@ def _as_positions(positions: Slice) -> tuple[int | None, ...] | list[int] | None
     return (np.flatnonzero(chosen) if chosen.dtype == bool else chosen).tolist()
 
 
-def _as_callback(hook: HookFunction, point: HookPoint) -> Callable[[torch.Tensor, str], torch.Tensor | None]:
-    """The hook as the engine calls it; torch's backward hooks may answer with a tuple of one."""
+def _as_callback(
+    hook: HookFunction, point: HookPoint, direction: Direction
+) -> Callable[[torch.Tensor, str], torch.Tensor | None]:
+    """The hook as the engine calls it; backward hooks may answer with a tuple of one, as torch's do."""
+    may_be_tuple = direction == "bwd"
 
     def callback(tensor: torch.Tensor, name: str) -> torch.Tensor | None:
         answer: Any = hook(tensor, hook=point)
-        return answer[0] if isinstance(answer, tuple) and len(answer) == 1 else answer
+        return answer[0] if may_be_tuple and isinstance(answer, tuple) and len(answer) == 1 else answer
 
     return callback
