@@ -1,12 +1,15 @@
 #include "bindings.h"
 
 #include "introspect/core/check.h"
+#include "introspect/models/config_json.h"
 #include "introspect/models/finite.h"
 #include "introspect/models/generate.h"
 #include "introspect/models/model.h"
+#include "introspect/models/new_model.h"
 #include "introspect/models/process_weights.h"
 #include "introspect/models/stacked_weights.h"
 #include "introspect/models/with_weights.h"
+#include "value_type.h"
 
 namespace introspect::python {
 
@@ -20,6 +23,11 @@ models::LogitsAt parse_logits_at(const std::string& where) {
   throw std::invalid_argument("logits_at must be all, last, none or positions, got " + where);
 }
 
+/// A registry of the call's own: that of the caller may be changed by another thread while the pass runs.
+std::optional<hooks::HookRegistry> own_copy(const hooks::HookRegistry* hooks) {
+  return hooks ? std::optional(*hooks) : std::nullopt;
+}
+
 models::PaddingSide parse_side(const std::string& side) {
   if (side == "left") return models::PaddingSide::kLeft;
   if (side == "right") return models::PaddingSide::kRight;
@@ -28,8 +36,9 @@ models::PaddingSide parse_side(const std::string& side) {
 
 void bind_config(py::module_& m) {
   using models::Config;
-  py::class_<Config>(m, "Config", "What a decoder is made of; the fields have TransformerLens's names.")
-      .def_readonly("model_name", &Config::model_name)
+  py::class_<Config> type(m, "Config", "What a decoder is made of; the fields have TransformerLens's names.");
+  copy_as_value(type);
+  type.def_readonly("model_name", &Config::model_name)
       .def_readonly("original_architecture", &Config::original_architecture)
       .def_readonly("n_layers", &Config::n_layers)
       .def_readonly("d_model", &Config::d_model)
@@ -61,7 +70,23 @@ void bind_config(py::module_& m) {
       .def_readonly("attn_out_bias", &Config::attn_out_bias)
       .def_readonly("mlp_bias", &Config::mlp_bias)
       .def_readonly("tie_word_embeddings", &Config::tie_word_embeddings)
-      .def_property_readonly("rotary_scaling", [](const Config& c) { return c.rotary_scaling.type; });
+      .def_property_readonly("rotary_scaling", [](const Config& c) { return c.rotary_scaling.type; })
+      .def("__repr__",
+           [](const Config& c) {
+             const py::dict fields = py::module_::import("json").attr("loads")(models::to_json(c));
+             std::string out = "Config:";
+             for (const auto& [name, value] : fields)
+               out += "\n  " + name.cast<std::string>() + "=" + py::repr(value).cast<std::string>();
+             return out;
+           })
+      .def("to_json", &models::to_json, "Every field by its name, as a JSON object.")
+      .def_static("from_json", &models::config_from_json, py::arg("json"), R"doc(
+A Config from such an object; fields that it leaves out have their defaults.
+
+Raises:
+    ConfigError: a field that Config does not have, one of another type, or sizes and options that no model has.
+)doc")
+      .def(py::pickle(&models::to_json, &models::config_from_json));
 }
 
 }  // namespace
@@ -174,9 +199,10 @@ Args:
              std::optional<torch::Tensor> vocab_ids, std::optional<int64_t> start_at_layer,
              std::optional<int64_t> stop_at_layer, std::optional<int64_t> n_prompt,
              std::optional<torch::Tensor> history) -> std::optional<torch::Tensor> {
+            const auto own_hooks = own_copy(hooks);
             ForwardOptions options;
             options.cache = cache;
-            options.hooks = hooks;
+            options.hooks = own_hooks ? &*own_hooks : nullptr;
             options.attention_mask = attention_mask.value_or(torch::Tensor{});
             options.logits_at = parse_logits_at(logits_at);
             options.positions = positions.value_or(torch::Tensor{});
@@ -273,9 +299,18 @@ Args:
              double temperature, int64_t top_k, double top_p, double repetition_penalty, uint64_t seed,
              bool stop_at_eos, const std::vector<int64_t>& stop_token_ids, const std::string& padding_side,
              const hooks::HookRegistry* hooks, std::function<bool(int64_t, int64_t)> on_token) {
-            GenerateOptions options{max_new_tokens,           temperature, top_k,       top_p,
-                                    repetition_penalty,       seed,        stop_at_eos, stop_token_ids,
-                                    parse_side(padding_side), hooks,       {}};
+            const auto own_hooks = own_copy(hooks);
+            GenerateOptions options{max_new_tokens,
+                                    temperature,
+                                    top_k,
+                                    top_p,
+                                    repetition_penalty,
+                                    seed,
+                                    stop_at_eos,
+                                    stop_token_ids,
+                                    parse_side(padding_side),
+                                    own_hooks ? &*own_hooks : nullptr,
+                                    {}};
             options.on_token = [on_token](int64_t row, int64_t token) {
               const py::gil_scoped_acquire acquire;
               if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -367,6 +402,19 @@ Args:
 Raises:
     ConfigError: the result would be another model: center_writing_weights without LayerNorm, center_unembed with a
         soft cap on logits, refactor_factored_attn_matrices with rotary positions, q/k norms or grouped keys.
+)doc");
+
+  m.def(
+      "new_model",
+      [](const models::Config& cfg, torch::ScalarType dtype, torch::Device device) {
+        return std::const_pointer_cast<models::Model>(models::new_model(cfg, dtype, device));
+      },
+      py::arg("cfg"), py::kw_only(), py::arg("dtype") = torch::kFloat32,
+      py::arg("device") = torch::Device("cpu"), py::call_guard<py::gil_scoped_release>(), R"doc(
+A model that nothing has been trained into: matrices and biases are zero, the weights of norms one; without a tokenizer.
+
+Raises:
+    ConfigError: a config or dtype that no model has.
 )doc");
 }
 

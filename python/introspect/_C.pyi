@@ -1810,6 +1810,11 @@ class ControlVector:
         Writes the directions and where they came from. Raises IoError.
         """
     @property
+    def concept(self) -> str:
+        """
+        What it stands for, as train_many and train_words were told; empty if unknown.
+        """
+    @property
     def d_model(self) -> int: ...
     @property
     def diagnostics(self) -> dict[int, LayerDiagnostics]:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _C
@@ -23,6 +24,41 @@ def load_chat_template(path: str | os.PathLike) -> _C.ChatTemplate | None:
     """
     source = _C.ChatSource.find(path)
     return None if source is None else chat_template(source.jinja, special_tokens=source.special_tokens)
+
+
+def given_chat_template(given: str | os.PathLike | _C.ChatTemplate, path: str | os.PathLike) -> _C.ChatTemplate:
+    """The chat template that somebody names for a model whose files have none, or another one.
+
+    Args:
+        given: a template, the name of a native format (``ChatTemplate.names()``), a file that holds Jinja, or Jinja.
+        path: the model's folder or file; its tokenizer knows the special tokens that templates write.
+
+    Raises:
+        ConfigError: neither a name, a file nor Jinja; or the files hold no tokenizer.
+        IoError: a file is broken.
+    """
+    if isinstance(given, _C.ChatTemplate):
+        return given
+    text = os.fspath(given)
+    if text in _C.ChatTemplate.names():
+        return _C.ChatTemplate.named(text)
+    if Path(text).is_file():
+        text = _text_of(Path(text))
+    elif "{" not in text:
+        names = ", ".join(_C.ChatTemplate.names())
+        raise _C.ConfigError(f"chat_template: neither a file, Jinja nor one of {names}: {text}")
+    tokenizer = _C.Tokenizer.load(path)
+    ids = {"bos_token": tokenizer.bos_token_id, "eos_token": tokenizer.eos_token_id}
+    return chat_template(
+        text, special_tokens={name: tokenizer.id_to_token(id) for name, id in ids.items() if id is not None}
+    )
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise _C.ConfigError(f"chat_template: {file} is not UTF-8 text") from None
 
 
 def chat_template(source: str, *, special_tokens: Mapping[str, str] | None = None) -> _C.ChatTemplate:

@@ -7,6 +7,7 @@
 #include "introspect/core/progress.h"
 #include "introspect/core/sha256.h"
 #include "introspect/core/shapes.h"
+#include "introspect/core/sole_user.h"
 
 #include "introspect/io/file.h"
 #include "introspect/io/gguf.h"
@@ -47,9 +48,11 @@
 
 #include "introspect/models/cache_file.h"
 #include "introspect/models/config.h"
+#include "introspect/models/config_json.h"
 #include "introspect/models/finite.h"
 #include "introspect/models/generate.h"
 #include "introspect/models/model.h"
+#include "introspect/models/new_model.h"
 #include "introspect/models/process_weights.h"
 #include "introspect/models/stacked_weights.h"
 #include "introspect/models/with_weights.h"

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <unordered_map>
 
 #include <ATen/core/grad_mode.h>
 
@@ -26,15 +27,24 @@ struct Room {
   torch::Tensor x_MD, y_MD;
 };
 
+/// What a pass leaves of a unit to the next one.
+struct Held {
+  torch::Tensor keys, values;  // [1, G, T, K]
+  torch::Tensor outputs_MD;    // of the tokens that something goes on from
+};
+using HeldUnits = std::vector<std::unordered_map<int32_t, Held>>;  // by height
+
 /// One pass of a plan.
 class Pass {
  public:
-  Pass(const Plan& plan, int64_t number, const Models& models, Room& room)
+  Pass(const Plan& plan, int64_t number, const Models& models, Room& room, HeldUnits& held)
       : plan_(plan),
+        number_(number),
         models_(models),
         captures_(plan.passes()[static_cast<size_t>(number)]),
         heights_(plan.heights(number)),
-        room_(room) {
+        room_(room),
+        held_(held) {
     int64_t widest = plan.widest();
     for (const auto& height : heights_) widest = std::max(widest, height.n_rows);
     if (!room.x_MD.defined() || room.x_MD.size(0) < widest) {
@@ -97,7 +107,7 @@ class Pass {
       Indices tokens, positions;
       while (last < slots.size() && piece(slots[last]).model == piece(slots[first]).model) {
         const auto& slot = slots[last++];
-        if (slot.copied >= 0) continue;
+        if (!slot.runs) continue;
         const auto& ids = piece(slot).tokens;
         tokens.insert(tokens.end(), ids.begin(), ids.end());
         for (size_t i = 0; i < ids.size(); ++i)
@@ -117,7 +127,7 @@ class Pass {
     Indices out;
     out.reserve(static_cast<size_t>(height(h).n_rows));
     for (const auto& slot : height(h).slots) {
-      if (slot.copied >= 0) continue;
+      if (slot.copied >= 0 || slot.carried) continue;
       const auto& source = outputs_[static_cast<size_t>(slot.source)];
       const auto& wanted = slot.rows;
       for (int64_t i = 0; i < slot.n_rows; ++i) {
@@ -187,27 +197,81 @@ class Pass {
 
   void find_outputs(int64_t layer) {
     outputs_.assign(height(layer).slots.size(), {});
-    for (const auto& above : height(layer + 1).slots) {
-      if (above.copied >= 0) continue;
-      auto& out = outputs_[static_cast<size_t>(above.source)];
-      if (above.rows.empty()) {
-        out.all = true;
-        continue;
-      }
+    const auto add = [&](int64_t slot, bool all, const Indices& rows) {
+      auto& out = outputs_[static_cast<size_t>(slot)];
       Indices both;
-      std::set_union(out.rows.begin(), out.rows.end(), above.rows.begin(), above.rows.end(),
-                     std::back_inserter(both));
+      std::set_union(out.rows.begin(), out.rows.end(), rows.begin(), rows.end(), std::back_inserter(both));
       out.rows = std::move(both);
+      out.all = out.all || all;
+    };
+    for (const auto& above : height(layer + 1).slots)
+      if (above.copied < 0 && !above.carried) add(above.source, above.rows.empty(), above.rows);
+    for (const auto& [unit, wanted] : plan_.carried(number_ + 1, layer))
+      add(height(layer).slot_of_unit.at(unit), wanted.all, wanted.rows);
+    // What is carried comes as it was left, and stands behind what runs.
+    for (const auto& [unit, taken] : plan_.carried(number_, layer)) {
+      auto& out = outputs_[static_cast<size_t>(height(layer).slot_of_unit.at(unit))];
+      out.all = taken.all;
+      out.rows = taken.rows;
     }
     int64_t first = 0;
-    for (size_t s = 0; s < outputs_.size(); ++s) {
-      const auto& slot = height(layer).slots[s];
-      outputs_[s].first = first;
-      if (slot.runs) first += outputs_[s].all ? slot.n_rows : static_cast<int64_t>(outputs_[s].rows.size());
-    }
+    for (const bool is_carried : {false, true})
+      for (size_t s = 0; s < outputs_.size(); ++s) {
+        const auto& slot = height(layer).slots[s];
+        if (slot.carried != is_carried) continue;
+        outputs_[s].first = first;
+        if (slot.runs || slot.carried) first += n_outputs(s, slot);
+      }
     y_MD_ = room_.y_MD.narrow(0, 0, first);
     n_outputs_ = 0;
   }
+
+  int64_t n_outputs(size_t s, const Slot& slot) const {
+    return static_cast<int64_t>(outputs_[s].all ? piece(slot).tokens.size() : outputs_[s].rows.size());
+  }
+
+  // ---- from pass to pass -----------------------------------------------------------------------------------------
+
+  void take_carried(int64_t layer) {
+    for (const auto& slot : height(layer).slots) {
+      if (!slot.carried) break;  // they stand first
+      const auto& held = held_[static_cast<size_t>(layer)].at(plan_.unit_of(layer, slot.piece));
+      keys_->append(layer, held.keys, held.values);
+    }
+  }
+
+  /// Puts the outputs of what was carried behind those of what has run, and leaves what the next pass takes.
+  void leave_carried(int64_t layer) {
+    auto& held = held_[static_cast<size_t>(layer)];
+    const auto& slots = height(layer).slots;
+    for (size_t s = 0; s < slots.size() && slots[s].carried; ++s) {
+      const auto n = n_outputs(s, slots[s]);
+      if (n == 0) continue;
+      y_MD_.narrow(0, n_outputs_, n).copy_(held.at(plan_.unit_of(layer, slots[s].piece)).outputs_MD);
+      n_outputs_ += n;
+    }
+    std::unordered_map<int32_t, Held> left;
+    for (const auto& [unit, wanted] : plan_.carried(number_ + 1, layer)) {
+      const auto s = static_cast<size_t>(height(layer).slot_of_unit.at(unit));
+      auto& one = left[unit];
+      if (slots[s].carried) {
+        one = held.at(unit);
+      } else {
+        const auto n = static_cast<int64_t>(piece(slots[s]).tokens.size());
+        one.keys = keys_->keys(layer).narrow(2, slots[s].first_key, n).clone();
+        one.values = keys_->values(layer).narrow(2, slots[s].first_key, n).clone();
+      }
+      Indices places;
+      if (wanted.all)
+        for (int64_t row = 0; row < n_outputs(s, slots[s]); ++row) places.push_back(outputs_[s].first + row);
+      else
+        for (const int64_t row : wanted.rows) places.push_back(outputs_[s].first + outputs_[s].place_of(row));
+      one.outputs_MD = places.empty() ? torch::Tensor() : y_MD_.index_select(0, as_tensor(places, device()));
+    }
+    held = std::move(left);
+  }
+
+  // ---- a block ---------------------------------------------------------------------------------------------------
 
   void run_block(int64_t layer, const std::function<void(int64_t)>& tell) {
     find_outputs(layer);
@@ -219,7 +283,7 @@ class Pass {
     auto* parents = parents_S_.mutable_data_ptr<int32_t>();
     auto* depths = depths_S_.mutable_data_ptr<int64_t>();
     for (const auto& slot : here.slots) {
-      if (!slot.runs && slot.copied < 0) continue;
+      if (!slot.runs && !slot.carried && slot.copied < 0) continue;
       const auto n = static_cast<int64_t>(piece(slot).tokens.size());
       for (int64_t i = 0; i < n; ++i) {
         depths[slot.first_key + i] = plan_.depth(slot.piece) + i;
@@ -228,6 +292,7 @@ class Pass {
       }
     }
 
+    take_carried(layer);
     const auto add_outputs = [&](const torch::Tensor& y_MD) {
       y_MD_.narrow(0, n_outputs_, y_MD.size(0)).copy_(y_MD);
       n_outputs_ += y_MD.size(0);
@@ -261,6 +326,7 @@ class Pass {
       }
     }
     flush();
+    leave_carried(layer);
     for (auto& [c, cache] : caches_) {
       const Indices path = path_to(last_key(here, plan_.slot_of(heights_, layer, capture(c).piece)));
       append_keys(cache, layer, path);
@@ -329,7 +395,7 @@ class Pass {
         context(model, layer, depths_S_.narrow(0, first_key, n), parents_S_.narrow(0, 0, first_key + n));
     ctx.cache = keys_.get();
     auto hooks = model.make_hooks();
-    auto watched = watch(hooks, layer, first, n);
+    const auto watched = watch(hooks, model, layer, first, n, /*pattern_is_built=*/false);
     ctx.hooks = hooks.empty() ? nullptr : &hooks;
     const auto outputs = outputs_of(layer, first, n);
     if (outputs && hooks.empty()) ctx.outputs = as_tensor(*outputs, device());
@@ -379,7 +445,9 @@ class Pass {
       std::erase_if(i.values, [&](const auto& value) { return value.first != layer; });
       if (!i.values.empty()) hooks.add(i);
     }
-    auto watched = watch(hooks, layer, slot.first_row, slot.n_rows);
+    const bool pattern_is_built =
+        hooks.changes({hooks::Point::kAttnScores, layer}) || hooks.changes({hooks::Point::kPattern, layer});
+    const auto watched = watch(hooks, model, layer, slot.first_row, slot.n_rows, pattern_is_built);
     ctx.hooks = &hooks;
     const auto x_BTD = x_MD_.narrow(0, slot.first_row, slot.n_rows).unsqueeze(0);
     auto y_MD = block(model, layer).forward(x_BTD, ctx).squeeze(0);
@@ -411,8 +479,11 @@ class Pass {
       if (wanted.layers[l] == layer) kept[at.position][static_cast<int64_t>(l)].copy_(value);
   }
 
-  /// Hooks for what captures read inside this block of rows [first, first + n) of the height.
-  std::vector<Kept> watch(hooks::HookRegistry& hooks, int64_t layer, int64_t first, int64_t n) {
+  /// Hooks for what captures read inside this block of rows [first, first + n) of the height, all of one model. Returns
+  /// the readings of attention that are to be made from queries; with `pattern_is_built` they are taken from the block,
+  /// as it was changed there.
+  std::vector<Kept> watch(hooks::HookRegistry& hooks, const models::Model& model, int64_t layer,
+                          int64_t first, int64_t n, bool pattern_is_built) {
     std::vector<Kept> attention;
     std::map<hooks::Point, std::vector<std::pair<Kept, int64_t>>> watched;  // with the row in the chunk
     for (const int64_t c : captures_) {
@@ -430,18 +501,22 @@ class Pass {
         const Kept kept{c, static_cast<int64_t>(i), at - wanted.layers.begin()};
         if (wanted.what == Capture::What::activation) {
           watched[wanted.point].emplace_back(kept, row);
+        } else if (pattern_is_built) {
+          watched[hooks::Point::kPattern].emplace_back(kept, row);
         } else {
           attention.push_back(kept);
-          watched[query_point()].emplace_back(kept, row);
+          watched[query_point(model)].emplace_back(kept, row);
         }
       }
     }
     for (const auto& [point, rows] : watched)
       hooks.observe(hooks::hook_name({point, layer}),
-                    [this, rows = rows](const torch::Tensor& x, hooks::Site) {
+                    [this, rows = rows](const torch::Tensor& x, hooks::Site site) {
                       for (const auto& [kept, row] : rows) {
-                        const auto value = x[0][row];
-                        if (capture(kept.capture).what == Capture::What::attention)
+                        const auto value = x[0].select(hooks::position_axis(site.point) - 1, row);
+                        if (site.point == hooks::Point::kPattern)
+                          keep_pattern(kept, value.to(wide()));
+                        else if (capture(kept.capture).what == Capture::What::attention)
                           queries_[{kept.capture, kept.position}] = value.clone();
                         else
                           keep(kept, value.to(torch::kCPU, wide()));
@@ -451,8 +526,8 @@ class Pass {
   }
 
   /// Where queries stand as attention uses them.
-  hooks::Point query_point() const {
-    return first_model().cfg().positional_embedding_type == "rotary" ? hooks::Point::kRotQ : hooks::Point::kQ;
+  static hooks::Point query_point(const models::Model& model) {
+    return model.cfg().positional_embedding_type == "rotary" ? hooks::Point::kRotQ : hooks::Point::kQ;
   }
 
   /// The rows of the pattern that are asked for: of single queries over their own paths.
@@ -475,15 +550,20 @@ class Pass {
       if (options.local && model.cfg().window_size > 0 && n_path > model.cfg().window_size)
         scores_HS.slice(1, 0, n_path - model.cfg().window_size)
             .fill_(-std::numeric_limits<double>::infinity());
-      auto pattern_HS = at::softmax(scores_HS.to(wide()), -1);
-      if (!wanted.heads.empty()) pattern_HS = pattern_HS.index_select(0, as_tensor(wanted.heads, device()));
-      // Keys after the query are not seen: zero.
-      auto out = at::zeros({pattern_HS.size(0), wanted.last_key - wanted.first_key}, pattern_HS.options());
-      const int64_t seen = std::min(wanted.last_key, n_path) - wanted.first_key;
-      if (seen > 0) out.narrow(1, 0, seen).copy_(pattern_HS.narrow(1, wanted.first_key, seen));
-      keep(kept, out.to(torch::kCPU));
+      keep_pattern(kept, at::softmax(scores_HS.to(wide()), -1));
     }
     queries_.clear();
+  }
+
+  /// Of one query's pattern over the keys of its path, from the first, the heads and keys that are asked for.
+  void keep_pattern(const Kept& kept, torch::Tensor pattern_HS) {
+    const auto& wanted = capture(kept.capture);
+    if (!wanted.heads.empty()) pattern_HS = pattern_HS.index_select(0, as_tensor(wanted.heads, device()));
+    // Keys after the query are not seen: zero.
+    auto out = at::zeros({pattern_HS.size(0), wanted.last_key - wanted.first_key}, pattern_HS.options());
+    const int64_t seen = std::min(wanted.last_key, pattern_HS.size(1)) - wanted.first_key;
+    if (seen > 0) out.narrow(1, 0, seen).copy_(pattern_HS.narrow(1, wanted.first_key, seen));
+    keep(kept, out.to(torch::kCPU));
   }
 
   std::vector<std::pair<int64_t, Captured>> collect() {
@@ -500,10 +580,12 @@ class Pass {
   }
 
   const Plan& plan_;
+  const int64_t number_;
   const Models& models_;
   const Indices& captures_;
   const std::vector<Height> heights_;
   Room& room_;
+  HeldUnits& held_;  // what the pass before has left, and below the layer that runs what this one leaves
   torch::Tensor x_MD_, y_MD_;             // before a block, and of its wanted outputs behind it
   int64_t n_outputs_ = 0;                 // of those, how many there are by now
   std::vector<Output> outputs_;           // by slot of the block that ran last
@@ -523,8 +605,9 @@ void run_plan(const Plan& plan, const Models& models, const OnCaptured& on_captu
   int64_t done = 0;
   const int64_t total = plan.summary().token_layers_to_run;
   Room room;
+  HeldUnits held(static_cast<size_t>(plan.n_layers()));
   for (size_t p = 0; p < plan.passes().size(); ++p) {
-    Pass pass(plan, static_cast<int64_t>(p), models, room);
+    Pass pass(plan, static_cast<int64_t>(p), models, room, held);
     on_captured(pass.run([&](int64_t n) { report(progress, "graph", done += n, total); }));
   }
   report(progress, "graph", total, total);

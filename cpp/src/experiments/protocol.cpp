@@ -36,7 +36,8 @@ std::vector<text::Message> parse_turns(const Field& turns) {
     const auto turn = turns.at(i);
     turn.object({"role", "content"});
     const auto role = turn.at("role");
-    role.require(roles.count(role.text()) > 0, "must be system, user or assistant, got ", excerpt(role.text()));
+    role.require(roles.count(role.text()) > 0, "must be system, user or assistant, got ",
+                 excerpt(role.text()));
     out.push_back({role.text(), turn.at("content").text()});
   }
   return out;

@@ -133,7 +133,8 @@ Reading Reading::from_json(const std::string& text) {
   if_there("projections", [&](const Field& f) {
     f.for_each_field([&](const std::string& name, const Field& values) {
       values.for_each_field([&](const std::string& layer, const Field& value) {
-        out.projections[name][parse_key<IoError>(layer, kWho, "a layer of projections")] = parse_number(value);
+        out.projections[name][parse_key<IoError>(layer, kWho, "a layer of projections")] =
+            parse_number(value);
       });
     });
   });

@@ -66,7 +66,8 @@ std::string origin_json(const VectorOrigin& origin) {
                         {"diagnostics", diagnostics},
                         {"point", origin.point},
                         {"read_position", origin.read_position},
-                        {"last_layer_after_norm", origin.last_layer_after_norm}}
+                        {"last_layer_after_norm", origin.last_layer_after_norm},
+                        {"concept", origin.concept_name}}
       .dump();
 }
 
@@ -100,6 +101,7 @@ VectorOrigin parse_origin(const std::string& text, const std::filesystem::path& 
   origin.point = field.at("point").text();
   origin.read_position = field.at("read_position").text();
   origin.last_layer_after_norm = field.at("last_layer_after_norm").boolean();
+  if (field.has("concept")) origin.concept_name = field.at("concept").text();
   return origin;
 }
 

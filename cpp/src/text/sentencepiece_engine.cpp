@@ -1,11 +1,10 @@
 #include "text/sentencepiece_engine.h"
 
-#include <sentencepiece_processor.h>
-
 #include <utility>
 
 #include "introspect/core/check.h"
 #include "text/added_tokens.h"
+#include "text/sentencepiece_library.h"
 #include "text/utf8.h"
 
 namespace introspect::text {
@@ -20,12 +19,12 @@ class SentencePieceEngine : public TokenizerEngine {
       : TokenizerEngine(std::move(vocabulary),
                         {.invalid = JoinRule::Invalid::each_byte,
                          .strip_piece = model.add_dummy_prefix || model.remove_extra_whitespaces}),
+        processor_(serialized),
         unknown_surface_(model.unknown_surface) {
-    const auto status = processor_.LoadFromSerializedProto(serialized);
-    check<IoError>(status.ok(), "sentencepiece model: ", status.ToString());
-    check<IoError>(processor_.GetPieceSize() == static_cast<int>(this->vocabulary.tokens.size()),
+    check<IoError>(processor_.piece_size() == static_cast<int>(this->vocabulary.tokens.size()),
                    "sentencepiece model: must have ", this->vocabulary.tokens.size(), " pieces, got ",
-                   processor_.GetPieceSize());
+                   processor_.piece_size());
+    for (const auto& piece : model.pieces) types_.push_back(piece.type);
     if (!find_special) return;
     std::vector<AddedToken> special;
     for (const int64_t id : this->vocabulary.special)
@@ -40,24 +39,23 @@ class SentencePieceEngine : public TokenizerEngine {
         ids.push_back(piece.token->id);
         continue;
       }
-      const auto status = processor_.Encode({piece.text.data(), piece.text.size()}, &part);
-      check<ConfigError>(status.ok(), "Tokenizer.encode: ", status.ToString());
+      processor_.encode(piece.text, part);
       ids.insert(ids.end(), part.begin(), part.end());
     }
   }
 
   Piece piece(int64_t id) const override {
-    const int number = static_cast<int>(id);
     const std::string& token = vocabulary.tokens[id];
-    if (processor_.IsUnknown(number)) return {unknown_surface_};
-    if (processor_.IsControl(number)) return {token};
-    if (processor_.IsByte(number))
+    if (types_[id] == SentencePieceModel::unknown) return {unknown_surface_};
+    if (types_[id] == SentencePieceModel::control) return {token};
+    if (types_[id] == SentencePieceModel::byte)
       if (const auto byte = byte_of_token(token)) return {std::string(1, *byte), true};
     return {replace_all(token, kSpace, " "), false, true};
   }
 
  private:
-  sentencepiece::SentencePieceProcessor processor_;
+  SentencePieceProcessor processor_;
+  std::vector<int> types_;  // SentencePieceModel::Type, by id
   std::string unknown_surface_;
   AddedTokenMatcher special_;
 };

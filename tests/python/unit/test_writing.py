@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import introspect
-from introspect import results, tables
+from introspect import output_files, tables
 from introspect.io import GgufWriter, save_safetensors, write_atomically
 
 PACKAGE = Path(introspect.__file__).parent
@@ -31,7 +31,7 @@ WRITERS = {
     "gguf": gguf,
     "safetensors": lambda path: save_safetensors(path, [("w", torch.ones(5))]),
     "bytes": lambda path: write_atomically(path, b"x" * 50),
-    "text": lambda path: results.write_text(path, "é" * 50),
+    "text": lambda path: output_files.write_text(path, "é" * 50),
     "table": lambda path: tables.write_table(pandas.DataFrame({"a": [1, 2]}), path),
 }
 
@@ -153,7 +153,7 @@ def test_writers_at_once_leave_one_of_their_files_whole(tmp_path):
     def work(text):
         try:
             for _ in range(40):
-                results.write_text(path, text)
+                output_files.write_text(path, text)
                 assert path.read_text() in texts
         except Exception as problem:
             problems.append(problem)
@@ -171,7 +171,7 @@ def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     frame = pandas.DataFrame({"a": range(100_000)})
     for write in (
-        lambda path: results.write_text(path, "x" * 400_000),
+        lambda path: output_files.write_text(path, "x" * 400_000),
         lambda path: tables.write_table(frame, path),
         lambda path: write_atomically(path, bytes(400_000)),
     ):

@@ -13,6 +13,7 @@
 #include <torch/types.h>
 
 #include "introspect/core/progress.h"
+#include "introspect/core/sole_user.h"
 #include "introspect/engine/plan.h"
 #include "introspect/engine/run_plan.h"
 #include "introspect/export.h"
@@ -42,6 +43,14 @@ struct RunOptions {
   int64_t memory_budget = int64_t{1} << 30;  ///< bytes of one pass, weights aside
   int64_t most_rows = engine::PlanOptions{}.most_rows;
   Progress progress;  ///< counts tokens times layers
+
+  /// As engine::PlanOptions has them: how much a pass runs before it hands out what it has read.
+  int64_t most_token_layers = engine::PlanOptions{}.most_token_layers;
+  int64_t read_token_layers = 0;  ///< what each reading costs its caller, in tokens times layers
+  int64_t least_reads = 1;        ///< of a pass
+
+  /// Called once, between planning and the first pass. An exception from it ends the run.
+  std::function<void(const engine::PlanSummary&)> on_plan;
 };
 
 /// A KV-cache experiment as data: segments of tokens that continue one another's caches, and what is read of them.
@@ -57,6 +66,8 @@ struct RunOptions {
 /// A node is what its content is: equal segments after equal parents are one node, equal beginnings of different
 /// segments run once, and segments that differ in their interventions only share the layers below the first of them.
 /// Nothing runs that is not read. A plan changes cost, never results.
+///
+/// One thread at a time may use a graph: a second one gets an Error.
 ///
 /// Models whose blocks stay in their files (models::LoadOptions::keep_blocks) are read as a pass needs them: one layer of
 /// each at a time is in memory.
@@ -84,8 +95,8 @@ class INTROSPECT_EXPORT Graph {
   /// attention) and for activations of a splice.
   ReadId read(NodeId node, Read read = {});
 
-  int64_t size() const { return static_cast<int64_t>(nodes_.size()); }
-  int64_t n_reads() const { return static_cast<int64_t>(reads_.size()); }
+  int64_t size() const;
+  int64_t n_reads() const;
 
   /// Number of tokens of the sequence down to a node's end, and those tokens.
   int64_t length(NodeId node) const;
@@ -138,6 +149,7 @@ class INTROSPECT_EXPORT Graph {
   std::unordered_map<std::string, NodeId> by_hash_;
   std::unordered_map<std::string, ReadId> read_by_hash_;
   std::unordered_map<std::string, torch::Tensor> operands_;  // by hash
+  SoleUser user_;
 };
 
 }  // namespace introspect::graph
