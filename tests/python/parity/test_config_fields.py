@@ -118,7 +118,7 @@ OTHER_FIELDS = {
     "n_embd": [16],
     "hidden_size": [16],
     "n_ctx": [7],
-    "initializer_range": [float("nan"), float("inf")],
+    "unknown_scale": [float("nan"), float("inf")],
     "quant_scale": [{"a": [float("-inf")]}],
 }
 FIELDS = {**ROPE_FIELDS, **WINDOW_FIELDS, **OTHER_FIELDS}
