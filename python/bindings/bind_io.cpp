@@ -195,7 +195,8 @@ Raises:
 Write a file, whole or not at all.
 
 Args:
-    path: replaced if it exists, only once everything is on the disk.
+    path: replaced if it exists, only once everything is on the disk. It keeps its permissions; of a symbolic link, the
+        file that it leads to is replaced and the link stays.
     bytes: bytes, or text to be stored as UTF-8.
 
 Raises:

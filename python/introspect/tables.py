@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .output_files import replacing
+from .output_files import write_bytes
 
 if TYPE_CHECKING:
     import pandas
@@ -56,14 +57,15 @@ def write_table(frame: pandas.DataFrame, path: str | os.PathLike) -> None:
     Raises:
         ValueError: the suffix is neither .csv nor .parquet.
         ImportError: Parquet without pyarrow.
-        OSError: the file cannot be written; it names the file.
+        IoError: the file cannot be written; it names the file.
     """
     path = check_format(path)
-    with replacing(path) as part:
-        if path.suffix == ".parquet":
-            frame.to_parquet(part, engine="pyarrow", index=False)
-        else:
-            safe_for_spreadsheets(frame).to_csv(part, index=False)
+    if path.suffix == ".parquet":
+        buffer = io.BytesIO()
+        frame.to_parquet(buffer, engine="pyarrow", index=False)
+        write_bytes(path, buffer.getvalue())
+    else:
+        write_bytes(path, safe_for_spreadsheets(frame).to_csv(index=False).encode())
 
 
 def safe_for_spreadsheets(frame: pandas.DataFrame) -> pandas.DataFrame:

@@ -81,7 +81,8 @@ def write_tiny_gguf(path: Path, model: torch.nn.Module, **extra: object) -> Path
         writer.add_parallel_residual(config.use_parallel_residual)
     for key, value in extra.items():
         key = f"{architecture}.{key.replace('__', '.')}"
-        writer.add_array(key, value) if isinstance(value, list) else writer.add_uint32(key, value)
+        kinds = {list: writer.add_array, str: writer.add_string, float: writer.add_float32, bool: writer.add_bool}
+        kinds.get(type(value), writer.add_uint32)(key, value)
     name_in_file = gguf_names(architecture, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:

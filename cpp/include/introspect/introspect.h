@@ -49,6 +49,7 @@
 #include "introspect/models/cache_file.h"
 #include "introspect/models/config.h"
 #include "introspect/models/config_json.h"
+#include "introspect/models/finite.h"
 #include "introspect/models/generate.h"
 #include "introspect/models/model.h"
 #include "introspect/models/new_model.h"

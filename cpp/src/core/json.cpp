@@ -69,7 +69,8 @@ class Builder : public nlohmann::json_sax<json> {
     }
     auto& fields = open_.back()->get_ref<json::object_t&>();
     const auto [place, is_new] = fields.emplace(name, nullptr);
-    if (!is_new && rules_.unique_keys) problem = concat("JSON has the key ", excerpt(name), " twice");
+    const bool may_repeat = rules_.may_repeat && rules_.may_repeat(open_.size(), name);
+    if (!is_new && !may_repeat) problem = concat("JSON has the key ", excerpt(name), " twice");
     field_ = &place->second;
     return problem.empty();
   }
@@ -138,8 +139,8 @@ std::string parse_json(std::string_view text, const JsonRules& rules, json& pars
     return concat("must be JSON, has a NUL at byte ", nul + 1);
   std::vector<NumberOfPython> numbers;
   std::string replaced;
-  if (rules.numbers_of_python && (text.find("NaN") != std::string_view::npos ||
-                                  text.find("Infinity") != std::string_view::npos)) {
+  if (rules.numbers_of_python &&
+      (text.find("NaN") != std::string_view::npos || text.find("Infinity") != std::string_view::npos)) {
     replaced = text;
     numbers = replace_numbers_of_python(replaced);
     text = replaced;

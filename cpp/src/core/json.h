@@ -20,10 +20,13 @@ namespace introspect {
 
 /// What a JSON text may hold. Every text that this library parses comes from a file or a caller it cannot trust.
 struct JsonRules {
-  size_t max_depth = 64;  // copying, printing and freeing a value all need a stack as deep as the value
-  size_t max_bytes = size_t{1} << 30;
-  bool numbers_of_python = false;  // NaN, Infinity and -Infinity are numbers, as Python's json writes and reads them
-  bool unique_keys = true;         // else the last value of a repeated key holds, as in Python's json
+  size_t max_depth = 128;  // copying, printing and freeing a value all need a stack as deep as the value
+  size_t max_bytes = size_t{64} << 20;  // a value takes some twenty times its text
+  bool numbers_of_python =
+      false;  // NaN, Infinity and -Infinity are numbers, as Python's json writes and reads them
+
+  /// Whether a key may stand twice in an object of this depth (the text's own is 1), of which the last holds; null: no.
+  bool (*may_repeat)(size_t depth, std::string_view key) = nullptr;
 };
 
 /// Parses one JSON text, by these rules and RFC 8259 otherwise: nothing may stand before or after the value, neither a

@@ -2,53 +2,30 @@
 
 #include <algorithm>
 #include <map>
-#include <optional>
 #include <utility>
 #include <vector>
 
 #include <torch/torch.h>
 
 #include "introspect/core/check.h"
+#include "introspect/models/finite.h"
 
 #include "experiments/cell_keys.h"
 
 namespace introspect::experiments {
-namespace {
-
-/// The first block whose output is not finite.
-std::optional<int64_t> first_bad_block(const models::Model& model, const Ids& ids) {
-  const torch::NoGradGuard no_grad;
-  std::optional<int64_t> first;
-  auto registry = model.make_hooks();
-  for (int64_t layer = 0; layer < model.cfg().n_layers; ++layer)
-    registry.observe(hooks::hook_name({hooks::Point::kResidPost, layer}),
-                     [&](const torch::Tensor& x_BTD, hooks::Site site) {
-                       if (!first && !x_BTD.isfinite().all().item<bool>()) first = site.layer;
-                     });
-  models::ForwardOptions pass;
-  pass.hooks = &registry;
-  pass.logits_at = models::LogitsAt::kNone;
-  model.forward(torch::tensor(ids, torch::kInt64).unsqueeze(0), pass);
-  return first;
-}
-
-}  // namespace
-
 void throw_not_finite(const models::Model& model, const std::string& who, const Protocol& protocol,
                       const Scene& scene, const Ask& ask) {
   auto ids = scene.before;
   ids.insert(ids.end(), scene.injected.begin(), scene.injected.end());
   ids.insert(ids.end(), ask.after.begin(), ask.after.end());
-  const auto block = first_bad_block(model, ids);
-  const auto where = block
-                         ? concat("the residual stream is not finite after block ", *block)
-                         : std::string("the residual stream is finite after every block, the logits are not");
+  const auto block = models::first_not_finite(model, torch::tensor(ids, torch::kInt64).unsqueeze(0));
+  const auto where = block < 0 ? std::string("the embedding") : concat("block ", block);
   const auto remedy =
       model.dtype() == torch::kFloat16
           ? "float16 ends at 65,504: load the model with dtype bfloat16 or float32"
           : "look for weights that are not finite or too large, or load the model with dtype float32";
   throw Error(concat(who, ": protocol '", protocol.name, "', question '", ask.question,
-                     "': without any injection ", where, " (", dtype_name(model.dtype()), "). ", remedy));
+                     "': without any injection the numbers are not finite after ", where, " (", dtype_name(model.dtype()), "). ", remedy));
 }
 
 void warn_of_broken_settings(Result& result) {
@@ -75,13 +52,11 @@ void warn_of_broken_settings(Result& result) {
   };
   warn([](const Row& row) { return !row.base.is_finite() || !row.injected.is_finite(); },
        "gave no finite numbers: they are kept as failed and averaged nowhere. The injection is too strong "
-       "for the "
-       "model's dtype");
+       "for the model's dtype");
   warn(
       [](const Row& row) { return row.leaves_format; },
       "left the format of the answer: the probability of the answers fell below half of what it is without "
-      "the "
-      "injection, or nearly to nothing, so log-odds there are no sign of an effect. Take a smaller strength");
+      "the injection, or nearly to nothing, so log-odds there are no sign of an effect. Take a smaller strength");
 }
 
 }  // namespace introspect::experiments

@@ -9,7 +9,7 @@
 
 namespace introspect::experiments {
 
-/// Throws Error about an un-steered reading that is not finite. Runs it once more to name the first block whose
+/// Throws Error about an reading without an injection that is not finite. Runs it once more to name the first block whose
 /// residual stream is not, and says what to do.
 [[noreturn]] void throw_not_finite(const models::Model& model, const std::string& who,
                                    const Protocol& protocol, const Scene& scene, const Ask& ask);

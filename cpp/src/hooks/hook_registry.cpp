@@ -6,6 +6,7 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include "core/dense.h"
 #include "introspect/core/check.h"
 
 namespace introspect::hooks {
@@ -85,8 +86,8 @@ bool HookRegistry::Entry::reads_text() const {
 }
 
 void check_replacement(std::string_view name, const torch::Tensor& value, const torch::Tensor& replacement) {
-  check<HookError>(replacement.defined(), "hook at '", name,
-                   "' must return a tensor or nothing, got an undefined one");
+  if (const char* what = not_dense(replacement))
+    throw HookError(concat("hook at '", name, "' must return a dense tensor or nothing, got ", what));
   check<HookError>(replacement.sizes() == value.sizes() && replacement.scalar_type() == value.scalar_type() &&
                        replacement.device() == value.device(),
                    "hook at '", name, "' must return ", value.sizes(), " ", value.scalar_type(), " on ",

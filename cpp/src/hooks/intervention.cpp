@@ -5,6 +5,7 @@
 #include <functional>
 #include <set>
 
+#include "core/dense.h"
 #include "hooks/selection.h"
 #include "introspect/core/check.h"
 
@@ -58,9 +59,11 @@ torch::Tensor changed(const Intervention& i, const Operator& op, const torch::Te
   const bool aligns = operand.defined() && !op.check_operand;
   auto values = op.apply(taken, aligns ? aligned(i, operand, selection, taken) : operand, i.strength,
                          op.parameters.empty() ? i.parameters : complete_parameters(i.op, op, i.parameters));
-  check<HookError>(values.defined() && values.sizes() == taken.sizes(), "intervention: '", i.op,
-                   "' must return a tensor of shape ", taken.sizes(), " as it was given, got ",
-                   values.defined() ? values.sizes() : at::IntArrayRef{});
+  check_dense<HookError>(values, "intervention: what '", i.op, "' returns");
+  check<HookError>(
+      values.sizes() == taken.sizes() && values.device() == taken.device() && !values.is_complex(),
+      "intervention: '", i.op, "' must return a tensor of shape ", taken.sizes(), " on ", taken.device(),
+      " as it was given, got ", values.sizes(), " ", values.scalar_type(), " on ", values.device());
   return operand.defined() && values.is_alias_of(operand) ? values.clone(at::MemoryFormat::Contiguous)
                                                           : values;
 }
@@ -147,6 +150,7 @@ void check_operand(const Intervention& i, const Operator& op, int64_t layer, con
   if (!operand.defined()) return;
   check<std::invalid_argument>(op.operand != Operator::Operand::kNone, "intervention: '", i.op,
                                "' takes no operand, but layer ", layer, " has one of ", operand.sizes());
+  check_dense<ShapeError>(operand, "intervention: the operand of layer ", layer);
   check<ShapeError>(operand.is_floating_point(), "intervention: the operand of layer ", layer,
                     " must be of a floating dtype, got ", operand.scalar_type());
   if (op.check_operand)

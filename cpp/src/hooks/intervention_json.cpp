@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/dense.h"
 #include "core/json.h"
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
@@ -77,7 +78,8 @@ void read_field(Intervention& out, const std::string& key, const Field& field, c
   } else if (key == "rows") {
     out.rows = field.integers();
   } else if (key == "parameters") {
-    field.for_each_field([&](const std::string& name, const Field& value) { out.parameters[name] = value.number(); });
+    field.for_each_field(
+        [&](const std::string& name, const Field& value) { out.parameters[name] = value.number(); });
   } else if (key == "text") {
     out.text = parse_filter(field);
   } else if (key == "values") {
@@ -92,8 +94,7 @@ void read_field(Intervention& out, const std::string& key, const Field& field, c
 }  // namespace
 
 std::string tensor_hash(const torch::Tensor& tensor) {
-  check<ShapeError>(tensor.defined() && tensor.layout() == torch::kStrided,
-                    "tensor_hash: the tensor must be dense and defined");
+  check_dense<ShapeError>(tensor, "tensor_hash: the tensor");
   const auto bytes = tensor.detach().cpu().contiguous();
   Sha256 hash;
   hash.update(concat(c10::toString(bytes.scalar_type()), bytes.sizes(), ":"));
@@ -132,8 +133,9 @@ Intervention from_json(const std::string& text, const TensorTable& table) {
   const auto json = parse_json<ConfigError>(text, "intervention");
   Intervention out;
   try {
-    Field(json, kWho).for_each_field(
-        [&](const std::string& key, const Field& field) { read_field(out, key, field, table); });
+    Field(json, kWho).for_each_field([&](const std::string& key, const Field& field) {
+      read_field(out, key, field, table);
+    });
     find_operator(out.op);
   } catch (const std::invalid_argument& error) {  // a point, a phase or an operator that does not exist
     throw ConfigError(error.what());

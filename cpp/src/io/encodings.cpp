@@ -11,8 +11,14 @@ namespace {
 
 // The float dtypes of safetensors and GGUF, which share their words.
 constexpr std::pair<std::string_view, torch::ScalarType> kFloats[] = {
-    {"F32", torch::kFloat32}, {"F16", torch::kFloat16},           {"BF16", torch::kBFloat16},
-    {"F64", torch::kFloat64}, {"F8_E4M3", torch::kFloat8_e4m3fn}, {"F8_E5M2", torch::kFloat8_e5m2}};
+    {"F32", torch::kFloat32},
+    {"F16", torch::kFloat16},
+    {"BF16", torch::kBFloat16},
+    {"F64", torch::kFloat64},
+    {"F8_E4M3", torch::kFloat8_e4m3fn},
+    {"F8_E5M2", torch::kFloat8_e5m2},
+    {"F8_E4M3FNUZ", torch::kFloat8_e4m3fnuz},
+    {"F8_E5M2FNUZ", torch::kFloat8_e5m2fnuz}};
 
 constexpr int64_t kChunk = 2048;  // values between two roundings: 8 KiB of floats, inside the first cache
 constexpr int64_t kGrain = 32 * kChunk;  // values that are worth a thread

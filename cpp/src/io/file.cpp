@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <system_error>
+#include <utility>
 
 #include "introspect/core/check.h"
 #include "io/atomic_file.h"
@@ -16,6 +17,15 @@ namespace {
 
 std::string last_error() {
   return std::generic_category().message(errno);
+}
+
+int64_t modified(const struct stat& status) {
+#ifdef __APPLE__
+  const auto& time = status.st_mtimespec;
+#else
+  const auto& time = status.st_mtim;
+#endif
+  return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
 }
 
 /// An open descriptor of a regular file and the file's size.
@@ -33,31 +43,47 @@ struct Opened {
                            S_ISDIR(status.st_mode) ? "a folder" : "something else"));
     }
     size = static_cast<size_t>(status.st_size);
+    time = modified(status);
   }
-  ~Opened() { ::close(descriptor); }
+  ~Opened() {
+    if (descriptor >= 0) ::close(descriptor);
+  }
   Opened(const Opened&) = delete;
   Opened& operator=(const Opened&) = delete;
 
   int descriptor = -1;
   size_t size = 0;
+  int64_t time = 0;
 };
 
 }  // namespace
 
 std::shared_ptr<const MappedFile> MappedFile::open(const std::filesystem::path& path) {
-  const Opened opened(path);
+  Opened opened(path);
   std::shared_ptr<MappedFile> file(new MappedFile);
   file->path_ = path;
+  file->modified_ = opened.time;
   if (opened.size == 0) return file;  // mmap refuses to map nothing
   void* data = ::mmap(nullptr, opened.size, PROT_READ, MAP_SHARED, opened.descriptor, 0);
   check<IoError>(data != MAP_FAILED, path.string(), ": cannot be mapped: ", last_error());
   file->data_ = static_cast<const std::byte*>(data);
   file->size_ = opened.size;
+  file->descriptor_ = std::exchange(opened.descriptor, -1);
   return file;
 }
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void MappedFile::check_unchanged() const {
+  if (descriptor_ < 0) return;
+  struct stat status{};
+  check<IoError>(::fstat(descriptor_, &status) == 0, path_.string(), ": cannot be examined: ", last_error());
+  check<IoError>(static_cast<size_t>(status.st_size) == size_ && modified(status) == modified_,
+                 path_.string(), ": was changed while it was in use (", size_,
+                 " bytes when it was opened, now ", status.st_size, ")");
 }
 
 std::string read_text(const std::filesystem::path& path, size_t max_bytes) {

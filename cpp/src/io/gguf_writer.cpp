@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "core/dense.h"
 #include "introspect/core/check.h"
 #include "io/atomic_file.h"
 #include "io/gguf_types.h"
@@ -84,10 +85,11 @@ void GgufWriter::add(const std::string& name, const torch::Tensor& tensor) {
   const auto repeated = std::ranges::find(tensors_, name, &std::pair<std::string, torch::Tensor>::first);
   check<std::invalid_argument>(repeated == tensors_.end(), "GgufWriter::add: names must differ, got '", name,
                                "' twice");
-  check<ShapeError>(tensor.defined() && tensor.is_floating_point() && tensor.dim() >= 1 &&
-                        tensor.dim() <= static_cast<int64_t>(kGgufMaxDims),
-                    "GgufWriter::add: '", name, "' must be a floating tensor of 1 to 4 dimensions, got ",
-                    tensor.defined() ? concat(tensor.toString(), " of ", tensor.sizes()) : "none");
+  check_dense<ShapeError>(tensor, "GgufWriter::add: '", name, "'");
+  check<ShapeError>(
+      tensor.is_floating_point() && tensor.dim() >= 1 && tensor.dim() <= static_cast<int64_t>(kGgufMaxDims),
+      "GgufWriter::add: '", name, "' must be a floating tensor of 1 to 4 dimensions, got ", tensor.toString(),
+      " of ", tensor.sizes());
   tensors_.emplace_back(name, tensor.detach().to(torch::kCPU, torch::kFloat32).contiguous());
 }
 

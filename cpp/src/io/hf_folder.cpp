@@ -36,6 +36,16 @@ std::shared_ptr<const TensorSource> open_weights(const fs::path& folder) {
   throw IoError(concat(folder.string(), ": has neither model.safetensors nor model.safetensors.index.json"));
 }
 
+[[noreturn]] void throw_adapter(const fs::path& folder, const fs::path& adapter) {
+  const auto parsed = read_json_object(adapter);
+  const auto base = parsed.find("base_model_name_or_path");
+  throw ConfigError(
+      concat(folder.string(), ": is a PEFT adapter",
+             base != parsed.end() && base->is_string() ? " of " + describe(*base) : "",
+             " and no model; merge it into its model (merge_and_unload() and save_pretrained() of peft) "
+             "and give that folder"));
+}
+
 }  // namespace
 
 HfFolder HfFolder::open(const fs::path& folder) {
@@ -43,6 +53,8 @@ HfFolder HfFolder::open(const fs::path& folder) {
   check<IoError>(fs::is_directory(folder, ignored), folder.string(), ": must be a model folder, is ",
                  fs::exists(folder, ignored) ? "a file" : "not there");
   const auto config = folder / "config.json", generation = folder / "generation_config.json";
+  const auto adapter = folder / "adapter_config.json";
+  if (!fs::exists(config, ignored) && fs::exists(adapter, ignored)) throw_adapter(folder, adapter);
   check<IoError>(fs::exists(config, ignored), folder.string(), ": has no config.json");
   HfFolder opened{
       .folder = folder, .config_json = read_json(config), .generation_config_json = {}, .weights = {}};

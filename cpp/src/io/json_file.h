@@ -8,7 +8,8 @@
 namespace introspect::io {
 
 /// The rules of Python's json, by which transformers reads and writes the JSON files of a model's folder.
-inline constexpr JsonRules kPythonJson = {.numbers_of_python = true, .unique_keys = false};
+inline constexpr JsonRules kPythonJson = {.numbers_of_python = true,
+                                          .may_repeat = [](size_t, std::string_view) { return true; }};
 
 /// The object in a JSON file of a model's folder. Throws IoError, naming the file.
 nlohmann::json read_json_object(const std::filesystem::path& path);

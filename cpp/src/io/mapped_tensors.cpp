@@ -4,6 +4,7 @@
 #include <numeric>
 #include <utility>
 
+#include "core/dense.h"
 #include "introspect/core/check.h"
 #include "io/encodings.h"
 #include "io/fingerprint.h"
@@ -64,6 +65,8 @@ void MappedTensors::check_readable(const std::string& name) const {
 void MappedTensors::read_into(const std::string& name, torch::Tensor& out) const {
   check_readable(name);
   const auto& tensor = at(name);
+  if (out.defined() && !out.is_meta())
+    check_dense<ShapeError>(out, path_.string(), ": the destination of '", name, "'");
   check<ShapeError>(out.defined() && out.device().is_cpu() && is_destination(out.scalar_type()),
                     path_.string(), ": '", name,
                     "' is read into a CPU tensor of float32, bfloat16, float16 or float64, got ",
@@ -74,6 +77,7 @@ void MappedTensors::read_into(const std::string& name, torch::Tensor& out) const
   check<ShapeError>(out.is_contiguous(), path_.string(), ": '", name,
                     "' is read into a contiguous tensor, got strides ", out.strides());
   if (out.numel() == 0) return;
+  tensor.file->check_unchanged();
   const torch::NoGradGuard no_grad;
   decode(tensor.dtype, tensor.file->bytes().data() + tensor.offset, out);
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/dense.h"
 #include "introspect/core/check.h"
 #include "io/fingerprint.h"
 #include "io/safetensors_dtype.h"
@@ -17,11 +18,11 @@ std::span<const std::byte> bytes_of(const torch::Tensor& contiguous) {
 }  // namespace
 
 MemoryTensors::MemoryTensors(std::map<std::string, torch::Tensor> tensors) : tensors_(std::move(tensors)) {
-  for (const auto& [name, tensor] : tensors_)
-    check<ShapeError>(tensor.defined() && safetensors_word(tensor.scalar_type()).has_value(),
-                      "MemoryTensors: '", name,
-                      "' must be a tensor of a dtype that safetensors files have, got ",
-                      tensor.defined() ? tensor.toString() : "none");
+  for (const auto& [name, tensor] : tensors_) {
+    check_dense<ShapeError>(tensor, "MemoryTensors: '", name, "'");
+    check<ShapeError>(safetensors_word(tensor.scalar_type()).has_value(), "MemoryTensors: '", name,
+                      "' must be a tensor of a dtype that safetensors files have, got ", tensor.toString());
+  }
 }
 
 std::vector<std::string> MemoryTensors::names() const {

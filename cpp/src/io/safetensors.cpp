@@ -4,8 +4,10 @@
 #include <bit>
 #include <cstring>
 #include <optional>
+#include <set>
 #include <unordered_set>
 
+#include "core/dense.h"
 #include "introspect/core/check.h"
 #include "io/atomic_file.h"
 #include "io/encodings.h"
@@ -22,7 +24,10 @@ static_assert(std::endian::native == std::endian::little,
               "both formats are little-endian and are mapped as they are");
 
 constexpr size_t kMaxHeader = 100'000'000;  // the reference implementation's limit
-constexpr JsonRules kHeaderRules{};
+// Of two entries for one tensor the reference takes the last, and of anything else it wants one.
+constexpr JsonRules kHeaderRules{
+    .max_bytes = kMaxHeader,
+    .may_repeat = [](size_t depth, std::string_view key) { return depth == 1 && key != "__metadata__"; }};
 
 struct DtypeWord {
   std::string_view word;
@@ -43,6 +48,8 @@ const DtypeWord kDtypes[] = {{"F64", 64, torch::kFloat64},
                              {"U16", 16, torch::kUInt16},
                              {"F8_E4M3", 8, torch::kFloat8_e4m3fn},
                              {"F8_E5M2", 8, torch::kFloat8_e5m2},
+                             {"F8_E4M3FNUZ", 8, torch::kFloat8_e4m3fnuz},
+                             {"F8_E5M2FNUZ", 8, torch::kFloat8_e5m2fnuz},
                              {"F8_E8M0", 8, std::nullopt},
                              {"I8", 8, torch::kInt8},
                              {"U8", 8, torch::kUInt8},
@@ -60,15 +67,15 @@ const DtypeWord* find_dtype(std::string_view word) {
 StoredTensor parse_entry(const std::string& name, const json& entry,
                          const std::shared_ptr<const MappedFile>& file, size_t data_size) {
   const auto require = [&](bool ok, const auto&... what) {
-    check<IoError>(ok, file->path().string(), ": header of '", name, "': ", what...);
+    check<IoError>(ok, file->path().string(), ": header of ", excerpt(name), ": ", what...);
   };
   const auto natural = [&](const json& number, const char* what) {
     require(number.is_number_unsigned(), what, " must be a natural number");
     return number.get<uint64_t>();
   };
-  require(entry.is_object() && entry.size() == 3 && entry.contains("dtype") && entry.contains("shape") &&
+  require(entry.is_object() && entry.contains("dtype") && entry.contains("shape") &&
               entry.contains("data_offsets"),
-          "must hold dtype, shape and data_offsets and nothing else");
+          "must hold dtype, shape and data_offsets");
   require(entry["dtype"].is_string(), "dtype must be a string");
   require(entry["shape"].is_array(), "shape must be an array");
   require(entry["data_offsets"].is_array() && entry["data_offsets"].size() == 2,
@@ -97,10 +104,11 @@ StoredTensor parse_entry(const std::string& name, const json& entry,
 
 std::map<std::string, std::string> parse_metadata(const json& entry, const std::filesystem::path& path) {
   std::map<std::string, std::string> metadata;
+  if (entry.is_null()) return metadata;
   check<IoError>(entry.is_object(), path.string(), ": header: __metadata__ must be an object");
   for (const auto& [key, value] : entry.items()) {
     check<IoError>(value.is_string(), path.string(), ": header: __metadata__ must hold strings, got ",
-                   value.type_name(), " for '", key, "'");
+                   describe(value), " for ", excerpt(key));
     metadata.emplace(key, value.get<std::string>());
   }
   return metadata;
@@ -111,7 +119,7 @@ std::filesystem::path shard_path(const std::filesystem::path& index, const std::
   const std::filesystem::path relative(shard);
   const bool stays = !shard.empty() && relative.is_relative() &&
                      std::ranges::none_of(relative, [](const auto& part) { return part == ".."; });
-  check<IoError>(stays, index.string(), ": shards must lie in the index's folder, got '", shard, "'");
+  check<IoError>(stays, index.string(), ": shards must lie in the index's folder, got ", excerpt(shard));
   return index.parent_path() / relative;
 }
 
@@ -170,16 +178,21 @@ std::shared_ptr<const ShardedSafetensors> ShardedSafetensors::open(const std::fi
   const auto map = parsed.find("weight_map");
   check<IoError>(map != parsed.end() && map->is_object(), index.string(),
                  ": must hold an object 'weight_map'");
-  std::map<std::string, std::shared_ptr<const SafetensorsFile>> shards;
-  std::vector<StoredTensor> tensors;
+  std::set<std::string> shards;
   for (const auto& [name, shard] : map->items()) {
     check<IoError>(shard.is_string(), index.string(), ": weight_map must hold file names, got ",
-                   shard.type_name(), " for '", name, "'");
-    auto& file = shards[shard.get<std::string>()];
-    if (file == nullptr) file = SafetensorsFile::open(shard_path(index, shard.get<std::string>()));
-    tensors.push_back(file->at(name));
+                   describe(shard), " for ", excerpt(name));
+    shards.insert(shard.get<std::string>());
   }
-  return std::shared_ptr<const ShardedSafetensors>(new ShardedSafetensors(index, std::move(tensors)));
+  // What the shards hold counts, as in transformers, not what the index says of it; the last of two shards holds.
+  std::map<std::string, StoredTensor> tensors;
+  for (const auto& shard : shards) {
+    const auto file = SafetensorsFile::open(shard_path(index, shard));
+    for (const auto& name : file->names()) tensors.insert_or_assign(name, file->at(name));
+  }
+  std::vector<StoredTensor> all;
+  for (auto& [name, tensor] : tensors) all.push_back(std::move(tensor));
+  return std::shared_ptr<const ShardedSafetensors>(new ShardedSafetensors(index, std::move(all)));
 }
 
 void save_safetensors(const std::filesystem::path& path,
@@ -198,8 +211,7 @@ void save_safetensors(const std::filesystem::path& path,
         "save_safetensors: a tensor's name must be UTF-8, not empty and not __metadata__");
     check<std::invalid_argument>(names.insert(name).second, "save_safetensors: names must differ, got '",
                                  name, "' twice");
-    check<ShapeError>(tensor.defined() && tensor.layout() == torch::kStrided, "save_safetensors: '", name,
-                      "' must be a dense tensor");
+    check_dense<ShapeError>(tensor, "save_safetensors: '", name, "'");
     const auto* dtype =
         std::ranges::find(kDtypes, std::optional<torch::ScalarType>(tensor.scalar_type()), &DtypeWord::dtype);
     check<ShapeError>(dtype != std::end(kDtypes), "save_safetensors: '", name,

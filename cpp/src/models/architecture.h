@@ -36,19 +36,31 @@ struct WeightMap {
   std::string rotary_factors;
 };
 
+/// The window of a model whose GGUF file does not say, told by its sizes; 0 stands for any.
+struct DefaultWindow {
+  int64_t n_layers = 0, n_key_value_heads = 0, n_ctx = 0;
+  int64_t window = 0;
+};
+
 /// What the models of one family have in common, whatever their sizes, and the word each format has for them.
 struct Family {
   std::string hf;          // config.json "architectures"
   std::string model_type;  // config.json "model_type"
   std::string gguf;        // general.architecture
-  Config common = {};  // the fields that the family fixes, and the defaults of those that files may leave out
+  Config common =
+      {};  // the fields that the family fixes, and the defaults of those that GGUF files may leave out
+
+  /// The fields of config.json that the family's class in transformers 5 has, with that class's defaults, as JSON. Null
+  /// is the default of what follows from other fields. Others that a file holds change nothing there, nor here.
+  const char* hf_defaults = "{}";
 
   /// Which layers see a window where the file gives its size: 1: all, n: all but each n-th, 0: the file has to say, or
   /// none. A llama GGUF file that gives one is Mistral's.
   int64_t hf_window_period = 0, gguf_window_period = 0;
 
-  double rotary_part = 1;              // of a head's dimensions, where config.json leaves it out
-  int64_t mlp_ratio = 0;               // d_mlp / d_model where config.json leaves d_mlp out; 0: it must not
+  /// Windows of GGUF files that were written before their size was, by llama.cpp's src/llama-model.cpp.
+  std::vector<DefaultWindow> gguf_windows = {};
+
   bool embed_scaled_by_width = false;  // Gemma multiplies the embedding by sqrt(d_model)
 
   /// The largest model of Gemma 2 and 3 divides its scores by sqrt(d_model / n_heads), which GGUF files do not say:
@@ -66,8 +78,9 @@ struct Architecture {
   WeightMap map;
 };
 
-/// From config.json. Throws ConfigError for an architecture or option that is not supported.
-Architecture architecture_of_hf(const nlohmann::json& config);
+/// From config.json, beside files of `n_tensors` tensors. Throws ConfigError for an architecture or option that is not
+/// supported, and for fields that cannot be true.
+Architecture architecture_of_hf(const nlohmann::json& config, int64_t n_tensors);
 
 /// From a GGUF file's metadata. Throws ConfigError likewise.
 Architecture architecture_of_gguf(const io::GgufFile& file);

@@ -1,8 +1,11 @@
+#include <algorithm>
 #include <cmath>
 #include <variant>
 
+#include "core/excerpt.h"
 #include "introspect/core/check.h"
 #include "models/architecture.h"
+#include "models/unsupported.h"
 
 namespace introspect::models {
 
@@ -14,46 +17,103 @@ const Family& family_of(const std::string& name) {
     if (name == family.gguf) return family;
     if (known.find(family.gguf) == std::string::npos) known += concat(known.empty() ? "" : ", ", family.gguf);
   }
-  throw ConfigError(concat("GGUF: general.architecture must be one of ", known, ", got '", name, "'"));
+  const auto what = name == "controlvector" ? "a control vector and no model" : what_is(name);
+  throw ConfigError(concat("GGUF: general.architecture must be one of ", known, ", got ", excerpt(name),
+                           what.empty() ? "" : concat(", ", what)));
 }
 
-void check_options(const io::GgufFile& file, const std::string& name) {
-  check<ConfigError>(file.get_int_or(name + ".expert_count", 0) == 0,
+/// The metadata of one architecture, and what llama.cpp takes for keys that older files do not have.
+/// Source: ggml-org/llama.cpp, src/llama-model.cpp, load_hparams.
+struct Keys {
+  const io::GgufFile& file;
+  std::string architecture;
+
+  std::string key(const char* rest) const { return architecture + "." + rest; }
+  bool has(const char* rest) const { return file.has_key(key(rest)); }
+  double number(const char* rest, double otherwise) const { return file.get_float_or(key(rest), otherwise); }
+
+  int64_t size(const char* rest) const { return checked(rest, whole(rest)); }
+  int64_t size(const char* rest, int64_t otherwise) const { return has(rest) ? size(rest) : otherwise; }
+
+ private:
+  int64_t checked(const char* rest, int64_t value) const {
+    check<ConfigError>(value > 0 && value < kLargestSize, "GGUF: ", key(rest), " must be from 1 to ",
+                       kLargestSize - 1, ", got ", value);
+    return value;
+  }
+  /// A number, or one for each layer, of which all are equal.
+  int64_t whole(const char* rest) const {
+    const auto value = file.value(key(rest));
+    const auto* const by_layer = std::get_if<std::vector<int64_t>>(&value);
+    if (by_layer == nullptr) return file.get_int(key(rest));
+    check<ConfigError>(!by_layer->empty() && std::ranges::count(*by_layer, by_layer->front()) ==
+                                                 static_cast<std::ptrdiff_t>(by_layer->size()),
+                       "GGUF: ", key(rest), " must be the same in every layer, which this library runs only");
+    return by_layer->front();
+  }
+};
+
+void check_options(const Keys& keys) {
+  const auto type = keys.file.get_string_or("general.type", "model");
+  check<ConfigError>(type == "model", "GGUF: general.type must be model, got ", excerpt(type),
+                     type == "adapter" ? ": a LoRA adapter; merge it into its model" : "");
+  check<ConfigError>(keys.file.get_int_or(keys.key("expert_count"), 0) == 0,
                      "GGUF: a mixture of experts, which this library does not run");
+  check<ConfigError>(keys.file.get_bool_or(keys.key("attention.causal"), true),
+                     "GGUF: ", keys.key("attention.causal"), " is false, which this library does not run");
   check<ConfigError>(
-      !file.has("rope_factors_long.weight") && !file.has("rope_factors_short.weight"),
+      !keys.file.has("rope_factors_long.weight") && !keys.file.has("rope_factors_short.weight"),
       "GGUF: rope scaling 'longrope', whose frequencies depend on the sequence's length, is not "
       "supported");
 }
 
-void read_rotary(const io::GgufFile& file, const std::string& name, Config& cfg) {
-  cfg.rotary_base = file.get_float_or(name + ".rope.freq_base", cfg.rotary_base);
+void read_rotary(const Keys& keys, const WeightMap& map, Config& cfg) {
+  cfg.rotary_base = keys.number("rope.freq_base", 10000.0);
   if (cfg.rotary_base_local > 0)
-    cfg.rotary_base_local = file.get_float_or(name + ".rope.freq_base_swa", cfg.rotary_base_local);
-  cfg.rotary_dim = file.get_int_or(name + ".rope.dimension_count", cfg.d_head);
-  const auto key = name + ".rope.scaling.type";
-  const auto scaling = file.get_string_or(key, "none");
-  if (scaling == "none") return;
-  check<ConfigError>(scaling == "linear", "GGUF: ", key, " must be none or linear, got '", scaling, "'");
-  cfg.rotary_scaling.type = scaling;
-  cfg.rotary_scaling.factor = file.get_float(name + ".rope.scaling.factor");
+    cfg.rotary_base_local = keys.number("rope.freq_base_swa", cfg.rotary_base_local);
+  cfg.rotary_dim = keys.size("rope.dimension_count", cfg.d_head);
+  check<ConfigError>(!map.interleaved_rotary || cfg.rotary_dim == cfg.d_head,
+                     "GGUF: ", keys.key("rope.dimension_count"), " must be ", cfg.d_head, ", a head's, got ",
+                     cfg.rotary_dim);
+  // Files without a type scale linearly; scale_linear is the factor's older name, and 0 stands for none.
+  const auto type = keys.file.get_string_or(keys.key("rope.scaling.type"), "linear");
+  if (type == "none") return;
+  check<ConfigError>(type == "linear", "GGUF: ", keys.key("rope.scaling.type"),
+                     " must be none or linear, got ", excerpt(type));
+  const auto factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0));
+  check<ConfigError>(keys.number("rope.scaling.attn_factor", 1.0) == 1.0,
+                     "GGUF: ", keys.key("rope.scaling.attn_factor"),
+                     " must be 1, which this library runs only");
+  if (factor == 0 || factor == 1) return;
+  cfg.rotary_scaling.type = type;
+  cfg.rotary_scaling.factor = factor;
+}
+
+int64_t default_window(const Family& family, const Config& cfg) {
+  const auto is = [](int64_t wanted, int64_t size) { return wanted == 0 || wanted == size; };
+  for (const auto& one : family.gguf_windows)
+    if (is(one.n_layers, cfg.n_layers) && is(one.n_key_value_heads, cfg.n_key_value_heads) &&
+        is(one.n_ctx, cfg.n_ctx))
+      return one.window;
+  return 0;
 }
 
 /// Which layers see a window of keys. Converters write its size, most of them not the layers.
-void read_windows(const io::GgufFile& file, const std::string& name, const Family& family, Config& cfg) {
-  const auto key = name + ".attention.sliding_window";
-  const bool required =
-      family.gguf_window_period > 1;  // some layers have one: without its size they cannot be run
-  const auto window = required ? file.get_int(key) : file.get_int_or(key, 0);
-  const auto pattern_key = key + "_pattern";
+void read_windows(const Keys& keys, const Family& family, Config& cfg) {
+  const char* const window_key = "attention.sliding_window";
+  const auto window = keys.file.get_int_or(keys.key(window_key), default_window(family, cfg));
+  check<ConfigError>(window >= 0 && window < kLargestSize, "GGUF: ", keys.key(window_key),
+                     " must be from 0 to ", kLargestSize - 1, ", got ", window);
+  const auto pattern_key = keys.key("attention.sliding_window_pattern");
   auto period = family.gguf_window_period;
   std::vector<int64_t> pattern;  // non-zero: local
-  if (file.has_key(pattern_key)) {
-    const auto value = file.value(pattern_key);
+  if (keys.file.has_key(pattern_key)) {
+    const auto value = keys.file.value(pattern_key);
     if (std::holds_alternative<int64_t>(value)) {
       period = std::get<int64_t>(value);
+      check<ConfigError>(period > 0, "GGUF: ", pattern_key, " must be positive, got ", period);
     } else {
-      pattern = file.get_ints(pattern_key);
+      pattern = keys.file.get_ints(pattern_key);
       check<ConfigError>(static_cast<int64_t>(pattern.size()) == cfg.n_layers, "GGUF: ", pattern_key,
                          " must have ", cfg.n_layers, " elements, got ", pattern.size());
     }
@@ -67,39 +127,53 @@ void read_windows(const io::GgufFile& file, const std::string& name, const Famil
   }
 }
 
+/// The rows of the embedding: the only place where files of all ages have the size of the vocabulary.
+int64_t vocabulary(const io::GgufFile& file) {
+  const char* const name = "token_embd.weight";
+  check<ConfigError>(file.has(name), "GGUF: the tensor ", name, " is missing");
+  const auto shape = file.shape(name);
+  check<ConfigError>(shape.size() == 2, "GGUF: the tensor ", name, " must have 2 dimensions, got ",
+                     shape.size());
+  return shape.front();
+}
+
 }  // namespace
 
 Architecture architecture_of_gguf(const io::GgufFile& file) {
   const auto name = file.architecture();
   const Family& family = family_of(name);
-  check_options(file, name);
-  const auto key = [&](const char* rest) { return name + "." + rest; };
+  const Keys keys{file, name};
+  check_options(keys);
 
   Config cfg = family.common;
   cfg.original_architecture = family.hf;
-  cfg.n_layers = file.get_int(key("block_count"));
-  cfg.d_model = file.get_int(key("embedding_length"));
-  cfg.n_heads = file.get_int(key("attention.head_count"));
-  cfg.n_key_value_heads = file.get_int_or(key("attention.head_count_kv"), cfg.n_heads);
-  check<ConfigError>(cfg.n_heads > 0, "GGUF: ", key("attention.head_count"), " must be positive, got ",
-                     cfg.n_heads);
-  cfg.d_head = file.get_int_or(key("attention.key_length"), cfg.d_model / cfg.n_heads);
-  cfg.d_mlp = file.get_int(key("feed_forward_length"));
-  check<ConfigError>(file.has("token_embd.weight"), "GGUF: the tensor token_embd.weight is missing");
-  cfg.d_vocab = file.shape("token_embd.weight").front();
-  cfg.n_ctx = file.get_int(key("context_length"));
-  cfg.eps = file.get_float(key(cfg.normalization_type == "LN" ? "attention.layer_norm_epsilon"
-                                                              : "attention.layer_norm_rms_epsilon"));
-  if (cfg.positional_embedding_type == "rotary") read_rotary(file, name, cfg);
-  read_windows(file, name, family, cfg);
+  cfg.n_layers = keys.size("block_count");
+  // Every layer has tensors: a number that is made up is not believed, since lists are as long as it.
+  const auto n_tensors = static_cast<int64_t>(file.names().size());
+  check<ConfigError>(cfg.n_layers <= n_tensors, "GGUF: ", keys.key("block_count"), " must fit the file's ",
+                     n_tensors, " tensors, got ", cfg.n_layers);
+  cfg.d_model = keys.size("embedding_length");
+  cfg.n_heads = keys.size("attention.head_count");
+  cfg.n_key_value_heads = keys.size("attention.head_count_kv", cfg.n_heads);
+  cfg.d_head = keys.size("attention.key_length", cfg.d_model / cfg.n_heads);
+  const auto d_value = keys.size("attention.value_length", cfg.d_head);
+  check<ConfigError>(d_value == cfg.d_head, "GGUF: ", keys.key("attention.value_length"),
+                     " must be key_length, ", cfg.d_head, ", got ", d_value);
+  cfg.d_mlp = keys.size("feed_forward_length");
+  cfg.d_vocab = vocabulary(file);
+  cfg.n_ctx = keys.size("context_length");
+  cfg.eps = file.get_float(keys.key(cfg.normalization_type == "LN" ? "attention.layer_norm_epsilon"
+                                                                   : "attention.layer_norm_rms_epsilon"));
+  if (cfg.positional_embedding_type == "rotary") read_rotary(keys, family.gguf_names, cfg);
+  read_windows(keys, family, cfg);
 
   const bool by_width = cfg.n_layers == family.layers_scaled_by_width;
   cfg.attn_scale = std::sqrt(static_cast<double>(by_width ? cfg.d_model / cfg.n_heads : cfg.d_head));
-  cfg.attn_scores_soft_cap = file.get_float_or(key("attn_logit_softcapping"), cfg.attn_scores_soft_cap);
-  cfg.output_logits_soft_cap = file.get_float_or(key("final_logit_softcapping"), cfg.output_logits_soft_cap);
+  cfg.attn_scores_soft_cap = keys.number("attn_logit_softcapping", cfg.attn_scores_soft_cap);
+  cfg.output_logits_soft_cap = keys.number("final_logit_softcapping", cfg.output_logits_soft_cap);
   // transformers holds the factor in float32, whatever the model's dtype.
   if (family.embed_scaled_by_width) cfg.embed_scale = std::sqrt(static_cast<float>(cfg.d_model));
-  cfg.parallel_attn_mlp = file.get_bool_or(key("use_parallel_residual"), cfg.parallel_attn_mlp);
+  cfg.parallel_attn_mlp = file.get_bool_or(keys.key("use_parallel_residual"), cfg.parallel_attn_mlp);
 
   cfg.qkv_bias = cfg.qkv_bias || file.has("blk.0.attn_q.bias");
   cfg.attn_out_bias = cfg.attn_out_bias || file.has("blk.0.attn_output.bias");

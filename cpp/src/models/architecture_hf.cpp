@@ -1,214 +1,364 @@
+#include <algorithm>
 #include <cmath>
 #include <initializer_list>
+#include <limits>
+#include <string_view>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
 #include "core/json.h"
 #include "introspect/core/check.h"
 #include "models/architecture.h"
+#include "models/unsupported.h"
 
 namespace introspect::models {
 
 namespace {
 
 using nlohmann::json;
-using Keys = std::initializer_list<const char*>;  // one setting's names, in different families and versions
+using Field = JsonField<ConfigError>;
 
-/// The first of `keys` whose value is not null, or null.
-const char* find_key(const json& config, Keys keys) {
-  for (const char* key : keys)
-    if (const auto found = config.find(key); found != config.end() && !found->is_null()) return key;
-  return nullptr;
+constexpr auto kWho = "config.json: ";
+
+Field field_of(const json& object, const std::string& key) {
+  return {object.at(key), kWho, concat("'", key, "'")};
 }
 
-template <typename T>
-T required(const json& config, Keys keys) {
-  const char* key = find_key(config, keys);
-  check<ConfigError>(key != nullptr, "config.json: '", *keys.begin(), "' is missing");
-  try {
-    return config.at(key).get<T>();
-  } catch (const json::exception&) {
-    throw ConfigError(concat("config.json: '", key, "' has the wrong type: ", describe(config.at(key))));
+/// A config.json as the class of its family in transformers 5 reads it: a field that the class does not have is passed
+/// over, one that is absent has the class's default.
+class Fields {
+ public:
+  Fields(const json& given, const char* defaults) : given_(given), defaults_(json::parse(defaults)) {}
+
+  bool has(const char* key) const { return defaults_.contains(key); }
+  Field at(const char* key) const { return field_of(given_.contains(key) ? given_ : defaults_, key); }
+  bool is_null(const char* key) const { return at(key).is_null(); }
+  /// Whether the field follows from others where it is absent or null.
+  bool follows(const char* key) const { return defaults_.at(key).is_null(); }
+
+  /// A positive number of things.
+  int64_t size(const char* key) const {
+    const auto field = at(key);
+    const auto value = field.integer();
+    field.require(value > 0 && value < kLargestSize, "must be from 1 to ", kLargestSize - 1, ", got ", value);
+    return value;
   }
-}
+  /// One of the names that families have for one setting.
+  const char* name(std::initializer_list<const char*> keys) const {
+    for (const char* key : keys)
+      if (has(key)) return key;
+    return *keys.begin();
+  }
 
-template <typename T>
-T optional(const json& config, Keys keys, T otherwise) {
-  return find_key(config, keys) ? required<T>(config, keys) : otherwise;
+ private:
+  const json& given_;
+  json defaults_;
+};
+
+/// Numbers that JSON does not have, as transformers 5 writes them: {"__float__": "Infinity"}.
+void decode_floats(json& value) {
+  if (value.is_object() && value.size() == 1 && value.contains("__float__")) {
+    const auto& word = value.at("__float__");
+    for (const auto& [name, number] :
+         {std::pair("NaN", std::nan("")), std::pair("Infinity", HUGE_VAL), std::pair("-Infinity", -HUGE_VAL)})
+      if (word == name) {
+        value = number;
+        return;
+      }
+  }
+  if (value.is_structured())
+    for (auto& inner : value) decode_floats(inner);
 }
 
 const Family& family_of(const json& config) {
   // A config that was never saved names no architecture, only its type.
-  const auto names = optional<std::vector<std::string>>(config, {"architectures"}, {});
-  const auto type = optional<std::string>(config, {"model_type"}, "");
+  std::string type, name;
+  if (const auto found = config.find("model_type"); found != config.end() && found->is_string())
+    type = found->get<std::string>();
+  if (const auto found = config.find("architectures"); found != config.end() && !found->is_null()) {
+    const auto names = field_of(config, "architectures");
+    if (names.list() > 0) name = names.at(0).text();
+  }
   std::string known;
   for (const auto& family : families()) {
-    if (names.empty() ? type == family.model_type : names.front() == family.hf) return family;
+    if (name.empty() ? type == family.model_type : name == family.hf) {
+      // transformers goes by the type, and files by which class they are of: no telling which of two is meant.
+      check<ConfigError>(type.empty() || type == family.model_type, kWho, "'model_type' must be '", family.model_type,
+                         "' beside 'architectures' of ", family.hf, ", got ", excerpt(type));
+      return family;
+    }
     known += concat(known.empty() ? "" : ", ", family.hf);
   }
-  throw ConfigError(concat("config.json: 'architectures' must be one of ", known, ", got '",
-                           names.empty() ? type : names.front(), "'"));
+  const auto what = what_is(name, type);
+  throw ConfigError(concat(kWho, "'architectures' must be one of ", known, ", got ",
+                           excerpt(name.empty() ? type : name), what.empty() ? "" : concat(", ", what)));
 }
 
 /// What no model of these families has that this library runs.
 void check_options(const json& config) {
-  if (const auto found = config.find("quantization_config"); found != config.end() && !found->is_null())
+  const auto is_there = [&](const char* key) {
+    const auto found = config.find(key);
+    return found != config.end() && !found->is_null();
+  };
+  if (is_there("quantization_config")) {
+    const auto& by = config.at("quantization_config");
+    const bool is_named = by.is_object() && by.contains("quant_method");
     throw ConfigError(
-        concat("config.json: the weights are quantised by '",
-               found->is_object() ? optional<std::string>(*found, {"quant_method"}, "?") : describe(*found),
-               "', which this library does not read; it reads safetensors in float formats, and GGUF"));
-  check<ConfigError>(optional<int64_t>(config, {"num_local_experts", "num_experts"}, 0) <= 1,
-                     "config.json: a mixture of experts, which this library does not run");
+        concat(kWho, "the weights are quantised by ", describe(is_named ? by.at("quant_method") : by),
+               ", which this library does not read; it reads safetensors in float formats, and GGUF"));
+  }
+  for (const char* key : {"num_local_experts", "num_experts"})
+    check<ConfigError>(!is_there(key) || field_of(config, key).integer() <= 1, kWho,
+                       "a mixture of experts ('", key, "'), which this library does not run");
   for (const char* key :
        {"use_bidirectional_attention", "scale_attn_by_inverse_layer_idx", "add_cross_attention"})
-    check<ConfigError>(!optional<bool>(config, {key}, false), "config.json: '", key,
+    check<ConfigError>(!is_there(key) || !field_of(config, key).boolean(), kWho, "'", key,
                        "' is true, which this library does not run");
+  check<ConfigError>(!is_there("per_layer_config"), kWho,
+                     "'per_layer_config' gives layers sizes of their own, which this library does not run");
 }
 
-std::string activation(const json& config, const std::string& otherwise) {
-  const auto name =
-      optional<std::string>(config, {"hidden_activation", "hidden_act", "activation_function"}, otherwise);
+std::string activation(const Field& field) {
+  const auto name = field.text();
   if (name == "silu" || name == "swish") return "silu";
   if (name == "gelu" || name == "gelu_python") return "gelu";
   // One formula: gelu_fast writes sqrt(2 / pi) with ten digits.
   if (name == "gelu_new" || name == "gelu_pytorch_tanh" || name == "gelu_fast") return "gelu_new";
-  throw ConfigError(
-      concat("config.json: the activation must be silu, gelu or gelu_pytorch_tanh, got '", name, "'"));
+  field.require(false, "must be silu, gelu or gelu_pytorch_tanh, got ", excerpt(name));
+  return {};
 }
 
-void read_scaling(const json& scaling, ops::RotaryScaling& s) {
-  const auto type = optional<std::string>(scaling, {"rope_type", "type"}, "default");
-  if (type == "default") return;
-  check<ConfigError>(type == "linear" || type == "llama3",
-                     "config.json: rope scaling must be default, linear or llama3, got '", type,
-                     "', which scales attention or follows the text's length");
-  s.type = type;
-  s.factor = required<double>(scaling, {"factor"});
-  if (type == "linear") return;
-  s.low_freq_factor = required<double>(scaling, {"low_freq_factor"});
-  s.high_freq_factor = required<double>(scaling, {"high_freq_factor"});
-  s.original_max_position = required<double>(scaling, {"original_max_position_embeddings"});
-}
+// ---- rotary embedding -----------------------------------------------------------------------------------------------
 
-/// transformers 4 writes rope_theta and rope_scaling, transformers 5 both in rope_parameters: for Gemma 3, whose layers
-/// have two bases, one such object for each type of layer.
-void read_rotary(const json& config, const Family& family, Config& cfg) {
-  json parameters = optional<json>(config, {"rope_parameters"}, json::object());
-  json local = json::object();
-  check<ConfigError>(parameters.is_object(), "config.json: 'rope_parameters' must be an object");
-  if (find_key(parameters, {"full_attention", "sliding_attention"})) {
-    local = optional<json>(parameters, {"sliding_attention"}, local);
-    parameters = optional<json>(parameters, {"full_attention"}, json::object());
+/// One set of RoPE parameters, and what stands for a parameter that it leaves out.
+struct Rope {
+  json parameters = json::object();
+  std::string place;  // "'rope_scaling'"
+
+  Field field() const { return {parameters, kWho, place}; }
+  bool has(const char* key) const { return parameters.contains(key); }
+  double number(const char* key, double otherwise) const {
+    return has(key) ? field().at(key).number() : otherwise;
   }
-  const json scaling = optional<json>(config, {"rope_scaling"}, parameters);
-  check<ConfigError>(scaling.is_object() && parameters.is_object() && local.is_object(),
-                     "config.json: 'rope_scaling' must be an object");
-  cfg.rotary_base = optional<double>(config, {"rope_theta", "rotary_emb_base"},
-                                     optional<double>(parameters, {"rope_theta"}, cfg.rotary_base));
-  read_scaling(scaling, cfg.rotary_scaling);
-  if (cfg.rotary_base_local > 0) {
-    cfg.rotary_base_local = optional<double>(config, {"rope_local_base_freq"},
-                                             optional<double>(local, {"rope_theta"}, cfg.rotary_base_local));
-    ops::RotaryScaling none;
-    read_scaling(local, none);
-    check<ConfigError>(none.type == "none",
-                       "config.json: rope scaling of sliding_attention must be default, got '", none.type,
-                       "'");
-  }
-  const double part =
-      optional<double>(config, {"partial_rotary_factor", "rotary_pct"},
-                       optional<double>(parameters, {"partial_rotary_factor"}, family.rotary_part));
-  cfg.rotary_dim = static_cast<int64_t>(static_cast<double>(cfg.d_head) * part);
+};
+
+Rope rope_of(const json& config, const char* key) {
+  Rope rope{config.at(key), concat("'", key, "'")};
+  rope.field().object();
+  return rope;
 }
 
-/// Which layers see a window of keys: "layer_types", or the family's rule for files that leave it out.
-void read_windows(const json& config, const Family& family, Config& cfg) {
-  const auto rule = family.hf_window_period;
-  if (!optional<bool>(config, {"use_sliding_window"}, rule != 0)) return;
-  if (rule == 1 && !find_key(config, {"sliding_window"}))
-    return;  // Mistral and Phi-3 come with a window and without
-  cfg.window_size = required<int64_t>(config, {"sliding_window"});
-  if (find_key(config, {"layer_types"})) {
-    for (const auto& type : required<std::vector<std::string>>(config, {"layer_types"})) {
-      check<ConfigError>(type == "full_attention" || type == "sliding_attention",
-                         "config.json: 'layer_types' must be full_attention or sliding_attention, got '",
-                         type, "'");
-      cfg.attn_types.push_back(type == "full_attention" ? "global" : "local");
+/// rope_scaling, else rope_parameters, else nothing: transformers 5 gives the older name precedence.
+Rope flat_rope(const json& config) {
+  for (const char* key : {"rope_scaling", "rope_parameters"})
+    if (const auto found = config.find(key); found != config.end() && !found->is_null()) {
+      auto rope = rope_of(config, key);
+      if (!rope.parameters.empty()) return rope;
     }
-    return;
-  }
-  const auto period = optional<int64_t>(config, {"sliding_window_pattern", "_sliding_window_pattern"}, rule);
-  const auto first = rule == 0 ? required<int64_t>(config, {"max_window_layers"}) : 0;  // Qwen2 and Qwen3
-  for (int64_t layer = 0; layer < cfg.n_layers; ++layer) {
-    const bool local = layer >= first && (period <= 1 || (layer + 1) % period != 0);
-    cfg.attn_types.push_back(local ? "local" : "global");
-  }
+  return {json::object(), "'rope_parameters'"};
 }
 
-/// The text model's part of a multimodal config. Gemma 3's leaves out what is as in transformers' Gemma3TextConfig.
-json text_config(const json& config) {
-  json text = {{"vocab_size", 262208},
-               {"num_attention_heads", 8},
-               {"num_key_value_heads", 4},
-               {"head_dim", 256},
-               {"rms_norm_eps", 1e-6},
-               {"query_pre_attn_scalar", 256},
-               {"max_position_embeddings", 131072}};
-  const auto given = required<json>(config, {"text_config"});
-  check<ConfigError>(given.is_object(), "config.json: 'text_config' must be an object");
-  text.update(given);
-  return text;
+/// Gemma 3 has a set for each type of layer; rope_scaling is about the layers without a window.
+Rope rope_of_layers(const json& config, const char* type) {
+  Rope rope{json::object(), "'rope_parameters'"};
+  if (const auto found = config.find("rope_parameters"); found != config.end() && !found->is_null()) {
+    const auto all = rope_of(config, "rope_parameters");
+    rope.place = concat("'rope_parameters.", type, "'");
+    if (all.has(type) && !all.parameters.at(type).is_null()) rope.parameters = all.parameters.at(type);
+    rope.field().object();
+  }
+  if (const auto found = config.find("rope_scaling");
+      std::string_view(type) == "full_attention" && found != config.end() && !found->is_null()) {
+    rope.parameters.update(rope_of(config, "rope_scaling").parameters);
+    rope.place = "'rope_scaling'";
+  }
+  return rope;
 }
 
-Config read_config(const json& config, const Family& family) {
+ops::RotaryScaling scaling_of(const Rope& rope, const Fields& config, const json& given) {
+  ops::RotaryScaling s;
+  const char* key = rope.has("rope_type") ? "rope_type" : "type";
+  const auto type = rope.has(key) ? rope.field().at(key).text() : "default";
+  if (type == "default") return s;
+  rope.field().require(type == "linear" || type == "llama3",
+                       "must be of the type default, linear or llama3, got ", excerpt(type),
+                       ", which scales attention or follows the text's length");
+  const auto number = [&](const char* name) { return rope.field().at(name).number(); };
+  s.type = type;
+  s.factor = number("factor");
+  if (type == "linear") return s;
+  s.low_freq_factor = number("low_freq_factor");
+  s.high_freq_factor = number("high_freq_factor");
+  const char* const original = "original_max_position_embeddings";
+  // One beside the parameters comes first where a model has one set of them.
+  if (given.contains(original) && !config.has("rope_local_base_freq"))
+    s.original_max_position = field_of(given, original).number();
+  else
+    s.original_max_position =
+        rope.has(original) ? number(original) : static_cast<double>(config.size("max_position_embeddings"));
+  return s;
+}
+
+void read_rotary(const json& given, const Fields& config, Config& cfg) {
+  const bool by_layer = config.has("rope_local_base_freq");
+  const auto rope = by_layer ? rope_of_layers(given, "full_attention") : flat_rope(given);
+  if (config.has("layer_types") && !by_layer)
+    for (const char* type : {"full_attention", "sliding_attention"})
+      rope.field().require(!rope.has(type), "must be one set of parameters in this family, got one for ",
+                           type);
+  const auto base = [&](const Rope& of, const char* key) {
+    return of.has("rope_theta") ? of.field().at("rope_theta").number() : config.at(key).number();
+  };
+  cfg.rotary_base = base(rope, config.name({"rope_theta", "rotary_emb_base"}));
+  cfg.rotary_scaling = scaling_of(rope, config, given);
+  if (by_layer) {
+    const auto local = rope_of_layers(given, "sliding_attention");
+    cfg.rotary_base_local = base(local, "rope_local_base_freq");
+    const auto type = scaling_of(local, config, given).type;
+    local.field().require(type == "none", "must be of the type default, got '", type, "'");
+  }
+
+  cfg.rotary_dim = cfg.d_head;
+  const char* const part_key = config.name({"partial_rotary_factor", "rotary_pct"});
+  const bool has_part =
+      config.has(part_key);  // else transformers rotates whole heads, or fails where it scales
+  if (!has_part && cfg.rotary_scaling.type == "none") return;
+  const double otherwise = has_part                   ? config.at(part_key).number()
+                           : given.contains(part_key) ? field_of(given, part_key).number()
+                                                      : 1.0;
+  const auto part = rope.number("partial_rotary_factor", otherwise);
+  const auto place = rope.has("partial_rotary_factor") ? "partial_rotary_factor" : part_key;
+  check<ConfigError>(part > 0 && part <= 1, kWho, "'", place, "' must be above 0 and at most 1, got ", part);
+  cfg.rotary_dim = static_cast<int64_t>(static_cast<double>(cfg.d_head) * part);
+  check<ConfigError>(has_part || cfg.rotary_dim == cfg.d_head, kWho, "'", place,
+                     "' must be 1 in this family, got ", part);
+  check<ConfigError>(cfg.rotary_dim > 0 && cfg.rotary_dim % 2 == 0, kWho, "'", place,
+                     "' must leave an even number of a head's ", cfg.d_head, " dimensions, got ", part);
+}
+
+// ---- windows --------------------------------------------------------------------------------------------------------
+
+/// Which layers see a window of keys: 'layer_types', or the family's rule for files that leave it out.
+void read_windows(const Fields& config, const Family& family, Config& cfg) {
+  if (!config.has("sliding_window")) return;
+  const bool is_used = !config.has("use_sliding_window") || config.at("use_sliding_window").boolean();
+  const bool has_window = is_used && !config.is_null("sliding_window");
+  const auto n_layers = static_cast<size_t>(cfg.n_layers);
+  std::vector<std::string> types;
+  if (config.has("layer_types") && !config.is_null("layer_types")) {
+    const auto given = config.at("layer_types");
+    given.require(given.list() == n_layers, "must name each of the ", n_layers, " layers, got ",
+                  given.list());
+    for (size_t layer = 0; layer < n_layers; ++layer) {
+      const auto type = given.at(layer).text();
+      given.at(layer).require(type == "full_attention" || type == "sliding_attention",
+                              "must be full_attention or sliding_attention, got ", excerpt(type));
+      types.push_back(type == "full_attention" ? "global" : "local");
+    }
+  } else if (family.hf_window_period == 1) {  // all or none
+    if (has_window) types.assign(n_layers, "local");
+  } else if (config.has("max_window_layers")) {
+    const auto first = config.at("max_window_layers").integer();
+    for (int64_t layer = 0; has_window && layer < cfg.n_layers; ++layer)
+      types.push_back(layer >= first ? "local" : "global");
+  } else {
+    const auto period = config.has("sliding_window_pattern") ? config.size("sliding_window_pattern")
+                                                             : family.hf_window_period;
+    for (int64_t layer = 0; layer < cfg.n_layers; ++layer)
+      types.push_back((layer + 1) % period != 0 ? "local" : "global");
+  }
+  if (std::ranges::find(types, "local") == types.end()) return;
+  check<ConfigError>(is_used, kWho,
+                     "'layer_types' has layers with a window, but 'use_sliding_window' is false");
+  check<ConfigError>(has_window, kWho, "'sliding_window' is missing, and layers of this model have one");
+  cfg.window_size = config.size("sliding_window");
+  cfg.attn_types = std::move(types);
+}
+
+// ---- the whole ------------------------------------------------------------------------------------------------------
+
+Config read_config(const json& given, const Family& family, int64_t n_tensors) {
+  const Fields config(given, family.hf_defaults);
   Config cfg = family.common;
   cfg.original_architecture = family.hf;
-  cfg.n_layers = required<int64_t>(config, {"num_hidden_layers", "n_layer"});
-  cfg.d_model = required<int64_t>(config, {"hidden_size", "n_embd"});
-  cfg.n_heads = required<int64_t>(config, {"num_attention_heads", "n_head"});
-  cfg.n_key_value_heads = optional<int64_t>(config, {"num_key_value_heads"}, cfg.n_heads);
-  check<ConfigError>(cfg.n_heads > 0, "config.json: 'num_attention_heads' must be positive, got ",
-                     cfg.n_heads);
-  cfg.d_head = optional<int64_t>(config, {"head_dim"}, cfg.d_model / cfg.n_heads);
-  cfg.d_mlp = family.mlp_ratio ? optional<int64_t>(config, {"n_inner"}, family.mlp_ratio * cfg.d_model)
-                               : required<int64_t>(config, {"intermediate_size"});
-  cfg.d_vocab = required<int64_t>(config, {"vocab_size"});
-  cfg.n_ctx = required<int64_t>(config, {"max_position_embeddings", "n_positions"});
-  cfg.act_fn = activation(config, cfg.act_fn);
-  cfg.eps = required<double>(config, {"rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"});
-  const bool fixed = family.common.qkv_bias != family.common.attn_out_bias;  // Qwen2
-  if (!fixed && find_key(config, {"attention_bias"}))
-    cfg.qkv_bias = cfg.attn_out_bias = required<bool>(config, {"attention_bias"});
-  cfg.mlp_bias = optional<bool>(config, {"mlp_bias"}, cfg.mlp_bias);
-  cfg.tie_word_embeddings = optional<bool>(config, {"tie_word_embeddings"}, cfg.tie_word_embeddings);
-  cfg.parallel_attn_mlp = optional<bool>(config, {"use_parallel_residual"}, cfg.parallel_attn_mlp);
+  const char* const layers = config.name({"num_hidden_layers", "n_layer"});
+  cfg.n_layers = config.size(layers);
+  // Every layer has tensors: a number that is made up is not believed, since lists are as long as it.
+  check<ConfigError>(cfg.n_layers <= n_tensors, kWho, "'", layers, "' must fit the files' ", n_tensors,
+                     " tensors, got ", cfg.n_layers);
+  cfg.d_model = config.size(config.name({"hidden_size", "n_embd"}));
+  cfg.n_heads = config.size(config.name({"num_attention_heads", "n_head"}));
+  const bool groups = config.has("num_key_value_heads") && !config.is_null("num_key_value_heads");
+  cfg.n_key_value_heads = groups ? config.size("num_key_value_heads") : cfg.n_heads;
+  const bool has_head_dim =
+      config.has("head_dim") && !(config.is_null("head_dim") && config.follows("head_dim"));
+  cfg.d_head = has_head_dim ? config.size("head_dim") : cfg.d_model / cfg.n_heads;
+  if (family.hf_names.qkv_by_head && given.contains("head_dim"))
+    field_of(given, "head_dim")
+        .require(given.at("head_dim") == cfg.d_head, "must be ", cfg.d_head, " in this family, got ",
+                 describe(given.at("head_dim")));
+  const bool is_multiple = config.has("n_inner") && config.is_null("n_inner");
+  cfg.d_mlp = is_multiple ? 4 * cfg.d_model : config.size(config.name({"intermediate_size", "n_inner"}));
+  cfg.d_vocab = config.size("vocab_size");
+  cfg.n_ctx = config.size(config.name({"max_position_embeddings", "n_positions"}));
+  cfg.act_fn = activation(config.at(config.name({"hidden_act", "hidden_activation", "activation_function"})));
+  const auto eps = config.at(config.name({"rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"}));
+  cfg.eps = eps.number();
+  eps.require(cfg.eps >= 0 && cfg.eps <= 1, "must be from 0 to 1, got ", cfg.eps);
+  if (config.has("attention_bias")) cfg.qkv_bias = cfg.attn_out_bias = config.at("attention_bias").boolean();
+  if (config.has("mlp_bias")) cfg.mlp_bias = config.at("mlp_bias").boolean();
+  cfg.tie_word_embeddings = config.at("tie_word_embeddings").boolean();
+  if (config.has("use_parallel_residual"))
+    cfg.parallel_attn_mlp = config.at("use_parallel_residual").boolean();
 
-  const bool scaled = optional<bool>(config, {"scale_attn_weights"}, true);
-  const auto scaled_by = optional<double>(config, {"query_pre_attn_scalar"}, static_cast<double>(cfg.d_head));
-  cfg.attn_scale = scaled ? std::sqrt(scaled_by) : 1.0;
-  const auto soft_cap = [&](const char* key, double otherwise) {
-    const auto found = config.find(key);  // null means none, absence the family's default
-    return found == config.end() ? otherwise : optional<double>(config, {key}, 0.0);
+  const bool is_scaled = !config.has("scale_attn_weights") || config.at("scale_attn_weights").boolean();
+  const bool has_scalar = config.has("query_pre_attn_scalar");
+  const auto scalar =
+      has_scalar ? config.at("query_pre_attn_scalar").number() : static_cast<double>(cfg.d_head);
+  check<ConfigError>(scalar > 0, kWho, "'query_pre_attn_scalar' must be positive, got ", scalar);
+  cfg.attn_scale = is_scaled ? std::sqrt(scalar) : 1.0;
+  const auto soft_cap = [&](const char* key) {
+    if (!config.has(key) || config.is_null(key)) return 0.0;
+    const auto cap = config.at(key).number();
+    config.at(key).require(cap > 0, "must be positive, got ", cap);
+    return cap;
   };
-  cfg.attn_scores_soft_cap = soft_cap("attn_logit_softcapping", cfg.attn_scores_soft_cap);
-  cfg.output_logits_soft_cap = soft_cap("final_logit_softcapping", cfg.output_logits_soft_cap);
+  cfg.attn_scores_soft_cap = soft_cap("attn_logit_softcapping");
+  cfg.output_logits_soft_cap = soft_cap("final_logit_softcapping");
   // transformers holds the factor in float32, whatever the model's dtype.
   if (family.embed_scaled_by_width) cfg.embed_scale = std::sqrt(static_cast<float>(cfg.d_model));
 
-  if (cfg.positional_embedding_type == "rotary") read_rotary(config, family, cfg);
+  if (cfg.positional_embedding_type == "rotary") read_rotary(given, config, cfg);
   read_windows(config, family, cfg);
   cfg.validate();
   return cfg;
 }
 
+/// GPT-2's class has its own names, and takes the usual ones for them; those come first where both are given.
+void rename_fields(json& config, const Family& family) {
+  if (!json::parse(family.hf_defaults).contains("n_embd")) return;
+  for (const auto& [usual, own] :
+       {std::pair("hidden_size", "n_embd"), std::pair("num_hidden_layers", "n_layer"),
+        std::pair("num_attention_heads", "n_head"), std::pair("max_position_embeddings", "n_positions")})
+    if (config.contains(usual)) config[own] = config.at(usual);
+}
+
 }  // namespace
 
-Architecture architecture_of_hf(const json& config) {
-  check<ConfigError>(config.is_object(), "config.json: must hold an object");
+Architecture architecture_of_hf(const json& config, int64_t n_tensors) {
+  check<ConfigError>(config.is_object(), kWho, "must hold an object");
   const Family& family = family_of(config);
   check_options(config);
-  const json text = config.contains("text_config") ? text_config(config) : config;
-  return {read_config(text, family), family.hf_names};
+  json text = config;
+  if (config.contains("text_config")) {  // of a model that sees images too
+    text = config.at("text_config");
+    Field(text, kWho, "'text_config'").object();
+    check_options(text);
+  }
+  decode_floats(text);
+  rename_fields(text, family);
+  return {read_config(text, family, n_tensors), family.hf_names};
 }
 
 }  // namespace introspect::models

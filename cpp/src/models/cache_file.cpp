@@ -60,6 +60,11 @@ struct CacheFile {
     model_hash = text("model_hash");
     shape = {number("n_layers", 1), number("batch", 1), number("n_key_value_heads", 1), number("d_head", 1)};
     length = number("length", 0);
+    // A row of one position must be a size, for a cache of no positions has tensors of any other sizes.
+    constexpr int64_t kLargestRow = int64_t{1} << 40;
+    require(shape.batch <= kLargestRow / shape.n_key_value_heads / shape.d_head,
+            "batch * n_key_value_heads * d_head must be at most ", kLargestRow, ", got ", shape.batch, " * ",
+            shape.n_key_value_heads, " * ", shape.d_head);
     const auto n_tensors = static_cast<int64_t>(file->names().size());
     // Before anything is multiplied by the number of layers.
     require(n_tensors / 2 == shape.n_layers, "must hold keys and values of ", shape.n_layers, " layers, got ",

@@ -20,6 +20,31 @@ void check_choice(const char* field, const std::string& value, std::initializer_
   throw ConfigError(concat("Config: ", field, " must be one of ", known, ", got '", value, "'"));
 }
 
+/// Frequencies lie between 1 / (base * factor) and 1, or 1 / base, and float32 has to hold them.
+void check_rotary(const Config& cfg) {
+  const auto in_range = [](double value) { return value > 1e-30 && value < 1e30; };
+  const auto& s = cfg.rotary_scaling;
+  check<ConfigError>(in_range(cfg.rotary_base),
+                     "Config: rotary_base (rope_theta) must be positive and a base of "
+                     "frequencies that float32 holds, got ",
+                     cfg.rotary_base);
+  check<ConfigError>(cfg.rotary_base_local == 0 || in_range(cfg.rotary_base_local),
+                     "Config: rotary_base_local (rope_local_base_freq) must be 0 or such a base, got ",
+                     cfg.rotary_base_local);
+  check_choice("rotary_scaling.type", s.type, {"none", "linear", "llama3"});
+  if (s.type == "none") return;
+  check<ConfigError>(s.factor > 1e-6 && s.factor < 1e6,
+                     "Config: the rope scaling's factor must be positive and below 1e6, got ", s.factor);
+  if (s.type == "linear") return;
+  check<ConfigError>(
+      s.low_freq_factor > 0 && s.low_freq_factor <= s.high_freq_factor && in_range(s.high_freq_factor),
+      "Config: the rope scaling's low_freq_factor must be positive and at most high_freq_factor, got ",
+      s.low_freq_factor, " and ", s.high_freq_factor);
+  check<ConfigError>(s.original_max_position >= 1 && in_range(s.original_max_position),
+                     "Config: the rope scaling's original_max_position_embeddings must be 1 or more, got ",
+                     s.original_max_position);
+}
+
 }  // namespace
 
 void Config::validate() const {
@@ -32,30 +57,30 @@ void Config::validate() const {
                                                                  {"d_vocab", d_vocab},
                                                                  {"n_ctx", n_ctx}}};
   for (const auto& [name, value] : sizes)
-    check<ConfigError>(value > 0 && value < (int64_t{1} << 31), "Config: ", name, " must be positive, got ",
-                       value);
+    check<ConfigError>(value > 0 && value < kLargestSize, "Config: ", name, " must be from 1 to ",
+                       kLargestSize - 1, ", got ", value);
+  // Sums and products of these are sizes of tensors.
+  check<ConfigError>(n_heads * d_head < kLargestSize, "Config: n_heads * d_head must be below ", kLargestSize,
+                     ", got ", n_heads * d_head);
   check<ConfigError>(n_heads % n_key_value_heads == 0,
                      "Config: n_heads must be a multiple of n_key_value_heads, got ", n_heads, " and ",
                      n_key_value_heads);
-  check<ConfigError>(std::isfinite(eps) && eps >= 0, "Config: eps must not be negative, got ", eps);
+  check<ConfigError>(eps >= 0 && eps <= 1, "Config: eps must be from 0 to 1, got ", eps);
   check_choice("act_fn", act_fn, {"silu", "gelu", "gelu_new"});
   check_choice("normalization_type", normalization_type, {"RMS", "LN"});
   check_choice("positional_embedding_type", positional_embedding_type, {"rotary", "standard"});
   if (positional_embedding_type == "rotary") {
     check<ConfigError>(rotary_dim > 0 && rotary_dim <= d_head && rotary_dim % 2 == 0,
                        "Config: rotary_dim must be even and at most d_head = ", d_head, ", got ", rotary_dim);
-    check<ConfigError>(std::isfinite(rotary_base) && rotary_base > 0,
-                       "Config: rotary_base must be positive, got ", rotary_base);
-    check<ConfigError>(std::isfinite(rotary_base_local) && rotary_base_local >= 0,
-                       "Config: rotary_base_local must not be negative, got ", rotary_base_local);
+    check_rotary(*this);
   }
-  const std::array<std::pair<const char*, double>, 4> numbers = {
-      {{"attn_scale", attn_scale},
-       {"embed_scale", embed_scale},
-       {"1 + attn_scores_soft_cap", 1 + attn_scores_soft_cap},
-       {"1 + output_logits_soft_cap", 1 + output_logits_soft_cap}}};
-  for (const auto& [name, value] : numbers)
+  for (const auto& [name, value] :
+       {std::pair("attn_scale", attn_scale), std::pair("embed_scale", embed_scale)})
     check<ConfigError>(std::isfinite(value) && value > 0, "Config: ", name, " must be positive, got ", value);
+  for (const auto& [name, value] : {std::pair("attn_scores_soft_cap", attn_scores_soft_cap),
+                                    std::pair("output_logits_soft_cap", output_logits_soft_cap)})
+    check<ConfigError>(std::isfinite(value) && value >= 0, "Config: ", name, " must not be negative, got ",
+                       value);
   check<ConfigError>(attn_types.empty() || static_cast<int64_t>(attn_types.size()) == n_layers,
                      "Config: attn_types must name each of the ", n_layers, " layers, got ",
                      attn_types.size());

@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/json.h"
 #include "introspect/core/check.h"
 
 namespace introspect::models {
@@ -64,10 +65,10 @@ void read(const json& value, const char* name, Field& field) {
                     : std::is_same_v<Field, std::string> ? value.is_string()
                                                          : value.is_array();
   try {
-    check<ConfigError>(fits, "Config: ", name, " has the wrong type: ", value.dump());
+    check<ConfigError>(fits, "Config: ", name, " has the wrong type: ", describe(value));
     field = value.get<Field>();
   } catch (const json::exception&) {
-    throw ConfigError(concat("Config: ", name, " has the wrong type: ", value.dump()));
+    throw ConfigError(concat("Config: ", name, " has the wrong type: ", describe(value)));
   }
 }
 
@@ -81,8 +82,8 @@ std::string to_json(const Config& cfg) {
 }
 
 Config config_from_json(const std::string& text) {
-  const auto given = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  check<ConfigError>(given.is_object(), "Config: not a JSON object");
+  const auto given = parse_json<ConfigError>(text, "Config");
+  check<ConfigError>(given.is_object(), "Config: must be a JSON object, got ", describe(given));
   Config cfg;
   std::set<std::string> known;
   for_each_field(cfg, [&](const char* name, auto& field) {
@@ -90,7 +91,7 @@ Config config_from_json(const std::string& text) {
     if (const auto found = given.find(name); found != given.end()) read(*found, name, field);
   });
   for (const auto& [name, value] : given.items())
-    check<ConfigError>(known.count(name) > 0, "Config: there is no field '", name, "'");
+    check<ConfigError>(known.count(name) > 0, "Config: there is no field ", excerpt(name));
   cfg.validate();
   return cfg;
 }

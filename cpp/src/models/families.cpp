@@ -56,6 +56,11 @@ Family qwen2() {
   Family f{.hf = "Qwen2ForCausalLM", .model_type = "qwen2", .gguf = "qwen2"};
   f.common.qkv_bias = true;
   f.hf_names = llama_names();
+  f.hf_defaults = R"({"vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": null,
+    "hidden_act": "silu", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+    "rope_theta": 10000.0, "use_sliding_window": false, "sliding_window": 4096, "max_window_layers": 28,
+    "layer_types": null})";
   f.gguf_names = gguf_names();
   return f;
 }
@@ -64,6 +69,11 @@ Family qwen3() {
   Family f{.hf = "Qwen3ForCausalLM", .model_type = "qwen3", .gguf = "qwen3"};
   f.common.use_qk_norm = true;
   f.hf_names = llama_names();
+  f.hf_defaults = R"({"vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128,
+    "hidden_act": "silu", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+    "attention_bias": false, "rope_theta": 10000.0, "use_sliding_window": false, "sliding_window": 4096,
+    "max_window_layers": 28, "layer_types": null})";
   f.hf_names.q_norm = "layers.{}.self_attn.q_norm";
   f.hf_names.k_norm = "layers.{}.self_attn.k_norm";
   f.gguf_names = gguf_names();
@@ -74,6 +84,10 @@ Family qwen3() {
 
 Family llama() {
   Family f{.hf = "LlamaForCausalLM", .model_type = "llama", .gguf = "llama"};
+  f.hf_defaults = R"({"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": null, "head_dim": null,
+    "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+    "attention_bias": false, "mlp_bias": false, "rope_theta": 10000.0})";
   f.hf_names = llama_names();
   f.gguf_window_period = 1;
   f.gguf_names = gguf_names();
@@ -86,12 +100,22 @@ Family mistral() {
   Family f = llama();  // and in GGUF it says it is one
   f.hf = "MistralForCausalLM";
   f.model_type = "mistral";
+  f.hf_defaults = R"({"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": null,
+    "hidden_act": "silu", "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+    "rope_theta": 10000.0, "sliding_window": 4096})";
   f.hf_window_period = 1;
   return f;
 }
 
 Family gemma2() {
   Family f{.hf = "Gemma2ForCausalLM", .model_type = "gemma2", .gguf = "gemma2"};
+  f.hf_defaults = R"({"vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216,
+    "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": true, "attention_bias": false, "rope_theta": 10000.0, "query_pre_attn_scalar": 256,
+    "sliding_window": 4096, "layer_types": null, "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0})";
   f.common.act_fn = "gelu_new";
   f.common.norm_weight_offset = true;
   f.common.use_normalization_before_and_after = true;
@@ -99,6 +123,7 @@ Family gemma2() {
   f.common.output_logits_soft_cap = 30;
   f.common.tie_word_embeddings = true;
   f.hf_window_period = f.gguf_window_period = 2;
+  f.gguf_windows = {{.window = 4096}};
   f.embed_scaled_by_width = true;
   f.layers_scaled_by_width = 46;
   f.hf_names = llama_names();
@@ -116,6 +141,12 @@ Family gemma3() {
   Family f = gemma2();
   f.hf = "Gemma3ForCausalLM";
   f.model_type = "gemma3_text";
+  f.hf_defaults = R"({"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216,
+    "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": true, "attention_bias": false, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096, "sliding_window_pattern": 6, "layer_types": null,
+    "final_logit_softcapping": null, "attn_logit_softcapping": null})";
   f.gguf = "gemma3";
   f.common.attn_scores_soft_cap = 0;
   f.common.output_logits_soft_cap = 0;
@@ -123,6 +154,7 @@ Family gemma3() {
   f.common.rotary_base = 1e6;
   f.common.rotary_base_local = 1e4;
   f.hf_window_period = f.gguf_window_period = 6;
+  f.gguf_windows = {};
   f.layers_scaled_by_width = 62;
   f.hf_names.q_norm = "layers.{}.self_attn.q_norm";
   f.hf_names.k_norm = "layers.{}.self_attn.k_norm";
@@ -153,10 +185,12 @@ Config gpt_config() {
 
 Family gpt2() {
   Family f{.hf = "GPT2LMHeadModel", .model_type = "gpt2", .gguf = "gpt2", .common = gpt_config()};
+  f.hf_defaults = R"({"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
+    "n_inner": null, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": true,
+    "tie_word_embeddings": true})";
   f.common.act_fn = "gelu_new";
   f.common.positional_embedding_type = "standard";
   f.common.tie_word_embeddings = true;
-  f.mlp_ratio = 4;
   WeightMap& m = f.hf_names;
   m.prefixes = {"transformer.", ""};
   m.embed = "wte";
@@ -177,9 +211,12 @@ Family gpt2() {
 
 Family gpt_neox() {
   Family f{.hf = "GPTNeoXForCausalLM", .model_type = "gpt_neox", .gguf = "gptneox", .common = gpt_config()};
+  f.hf_defaults = R"({"vocab_size": 50432, "hidden_size": 6144, "num_hidden_layers": 44,
+    "num_attention_heads": 64, "intermediate_size": 24576, "hidden_act": "gelu", "max_position_embeddings": 2048,
+    "layer_norm_eps": 1e-5, "tie_word_embeddings": false, "use_parallel_residual": true, "attention_bias": true,
+    "rotary_emb_base": 10000.0, "rotary_pct": 0.25})";
   f.common.act_fn = "gelu";
   f.common.parallel_attn_mlp = true;
-  f.rotary_part = 0.25;
   WeightMap& m = f.hf_names;
   m.prefixes = {"gpt_neox."};
   m.embed = "embed_in";
@@ -198,6 +235,10 @@ Family gpt_neox() {
 
 Family phi3() {
   Family f{.hf = "Phi3ForCausalLM", .model_type = "phi3", .gguf = "phi3"};
+  f.hf_defaults = R"({"vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": null, "head_dim": null,
+    "hidden_act": "silu", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
+    "rope_theta": 10000.0, "partial_rotary_factor": 1.0, "sliding_window": null})";
   f.hf_window_period = f.gguf_window_period = 1;
   f.hf_names = with_fused_qkv(llama_names(), "layers.{}.self_attn.qkv_proj");
   f.hf_names.gate.clear(), f.hf_names.in.clear();
@@ -205,6 +246,11 @@ Family phi3() {
   f.gguf_names = with_fused_qkv(gguf_names(), "blk.{}.attn_qkv");
   f.gguf_names.gate.clear(), f.gguf_names.in.clear();
   f.gguf_names.gate_in = "blk.{}.ffn_up";
+  // Phi-3-mini and -medium of 4k and of 128k tokens: https://github.com/ggml-org/llama.cpp/pull/8931
+  f.gguf_windows = {{.n_layers = 32, .n_ctx = 4096, .window = 2047},
+                    {.n_layers = 40, .n_ctx = 4096, .window = 2047},
+                    {.n_layers = 32, .n_key_value_heads = 32, .n_ctx = 131072, .window = 262144},
+                    {.n_layers = 40, .n_ctx = 131072, .window = 131072}};
   return f;
 }
 

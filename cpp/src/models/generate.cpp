@@ -7,6 +7,7 @@
 #include <unordered_set>
 
 #include "introspect/core/check.h"
+#include "introspect/models/finite.h"
 
 namespace introspect::models {
 
@@ -141,6 +142,7 @@ std::vector<std::vector<int64_t>> generate_from(const Model& model, cache::KVCac
     for (int64_t b = 0; b < B; ++b) {
       const auto row = static_cast<size_t>(b);
       if (done[row]) continue;
+      check_finite("generate", model, logits_BV[b], [&] { return first_not_finite(model, cache); });
       const int64_t token = samplers[row].next(logits_BV[b].mutable_data_ptr<float>(), logits_BV.size(1));
       out[row].push_back(token);
       tokens_B1[b][0] = token;

@@ -77,7 +77,8 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
   Architecture architecture;
   if (std::filesystem::is_directory(path)) {
     const auto folder = io::HfFolder::open(path);
-    architecture = architecture_of_hf(io::parse_json_object(folder.config_json, path / "config.json"));
+    architecture = architecture_of_hf(io::parse_json_object(folder.config_json, path / "config.json"),
+                                      static_cast<int64_t>(folder.weights->names().size()));
     source = folder.weights;
   } else {
     const auto file = io::GgufFile::open(path);
@@ -98,8 +99,9 @@ std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
   check<ConfigError>(options.keep_blocks,
                      "Model::from_tensors: blocks can stay in files, not in tensors; keep_blocks");
   const at::NoGradGuard no_grad;
-  const auto config = parse_json<ConfigError>(config_json, "Model::from_tensors: config_json", io::kPythonJson);
-  auto architecture = architecture_of_hf(config);
+  const auto config =
+      parse_json<ConfigError>(config_json, "Model::from_tensors: config_json", io::kPythonJson);
+  auto architecture = architecture_of_hf(config, static_cast<int64_t>(tensors.size()));
   const auto word = [&](const char* key) {
     const auto found = config.find(key);
     return found != config.end() && found->is_string() ? found->get<std::string>() : std::string();

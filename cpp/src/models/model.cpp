@@ -2,6 +2,7 @@
 
 #include <unordered_set>
 
+#include "core/dense.h"
 #include "introspect/core/check.h"
 #include "introspect/ops/linear.h"
 #include "introspect/ops/norm.h"
@@ -214,6 +215,24 @@ cache::KVCache Model::make_cache(int64_t batch, std::optional<int64_t> stop_at_l
 }
 
 void Model::check_input(const torch::Tensor& input, const ForwardOptions& options) const {
+  check_dense<ShapeError>(input, "Model::forward: the input");
+  const auto check_integers = [](const char* name, const torch::Tensor& t, bool or_bool) {
+    if (!t.defined()) return;
+    check_dense<ShapeError>(t, "Model::forward: ", name);
+    check<ShapeError>(at::isIntegralType(t.scalar_type(), or_bool), "Model::forward: ", name, " must hold ",
+                      or_bool ? "truths or integers" : "integers", ", got ", t.scalar_type());
+  };
+  check_integers("attention_mask", options.attention_mask, /*or_bool=*/true);
+  check_integers("history", options.history, false);
+  check_integers("positions", options.positions, false);
+  check_integers("parents", options.parents, false);
+  check_integers("vocab_ids", options.vocab_ids, false);
+  if (const auto& ids = options.vocab_ids; ids.defined()) {
+    check<ShapeError>(ids.dim() == 1, "Model::forward: vocab_ids must be int64 [n], got ", ids.sizes());
+    check<std::out_of_range>(
+        ids.numel() == 0 || (ids.min().item<int64_t>() >= 0 && ids.max().item<int64_t>() < cfg_.d_vocab),
+        "Model::forward: vocab_ids must be 0 to ", cfg_.d_vocab - 1);
+  }
   if (options.start_at_layer) {
     check<std::out_of_range>(*options.start_at_layer >= 0 && *options.start_at_layer <= cfg_.n_layers,
                              "Model::forward: start_at_layer must be 0 to ", cfg_.n_layers, ", got ",
@@ -416,8 +435,16 @@ std::pair<torch::Tensor, torch::Tensor> Model::unembedding(const torch::Tensor& 
 }
 
 torch::Tensor Model::readout(const torch::Tensor& resid, const torch::Tensor& vocab_ids) const {
-  check<ShapeError>(resid.dim() > 0 && resid.size(-1) == cfg_.d_model,
-                    "Model::readout: residuals must be [..., ", cfg_.d_model, "], got ", resid.sizes());
+  check_dense<ShapeError>(resid, "Model::readout: the residuals");
+  check<ShapeError>(resid.is_floating_point() && resid.dim() > 0 && resid.size(-1) == cfg_.d_model,
+                    "Model::readout: residuals must be of a floating dtype and [..., ", cfg_.d_model,
+                    "], got ", resid.scalar_type(), " ", resid.sizes());
+  if (vocab_ids.defined()) {
+    check_dense<ShapeError>(vocab_ids, "Model::readout: vocab_ids");
+    check<ShapeError>(vocab_ids.dim() == 1 && at::isIntegralType(vocab_ids.scalar_type(), false),
+                      "Model::readout: vocab_ids must be int64 [n], got ", vocab_ids.scalar_type(), " ",
+                      vocab_ids.sizes());
+  }
   if (vocab_ids.defined() && vocab_ids.numel() > 0)
     check<std::out_of_range>(
         vocab_ids.min().item<int64_t>() >= 0 && vocab_ids.max().item<int64_t>() < cfg_.d_vocab,

@@ -19,6 +19,14 @@ class WeightReader {
         device_(options.device),
         prefix_(name_prefix(*source_, map_)) {}
 
+  /// Compares every tensor's shape with the config's before any is read or its memory taken.
+  void check_shapes() const {
+    auto checking = *this;
+    checking.is_check_ = true;
+    checking.read_outside();
+    for (int64_t layer = 0; layer < cfg_.n_layers; ++layer) checking.block(layer);
+  }
+
   /// Everything but the blocks.
   Weights read_outside() const {
     const int64_t D = cfg_.d_model, V = cfg_.d_vocab;
@@ -27,7 +35,7 @@ class WeightReader {
     if (!map_.pos_embed.empty()) w.W_pos = tensor(prefix_ + map_.pos_embed + ".weight", {cfg_.n_ctx, D});
     w.ln_final = norm(prefix_ + map_.ln_final, D, Point::kLnFinalScale, Point::kLnFinalNormalized);
     w.W_U = cfg_.tie_word_embeddings ? w.W_E : unembedding();
-    if (cfg_.positional_embedding_type == "rotary") read_frequencies(w);
+    if (cfg_.positional_embedding_type == "rotary" && !is_check_) read_frequencies(w);
     return w;
   }
 
@@ -132,8 +140,13 @@ class WeightReader {
 
   void read_frequencies(Weights& w) const {
     w.rotary_frequencies = ops::rotary_frequencies(cfg_.rotary_dim, cfg_.rotary_base, cfg_.rotary_scaling);
-    if (!map_.rotary_factors.empty() && source_->has(map_.rotary_factors))
-      w.rotary_frequencies = w.rotary_frequencies / source_->read(map_.rotary_factors, torch::kFloat32);
+    if (!map_.rotary_factors.empty() && source_->has(map_.rotary_factors)) {
+      check_tensor(map_.rotary_factors, {cfg_.rotary_dim / 2});
+      const auto factors = source_->read(map_.rotary_factors, torch::kFloat32);
+      check<ConfigError>((factors.isfinite() & (factors > 0)).all().item<bool>(), "model: the tensor '",
+                         map_.rotary_factors, "' must hold positive numbers");
+      w.rotary_frequencies = w.rotary_frequencies / factors;
+    }
     w.rotary_frequencies = w.rotary_frequencies.to(device_);
     if (cfg_.rotary_base_local > 0)
       w.rotary_frequencies_local =
@@ -146,8 +159,10 @@ class WeightReader {
 
   torch::Tensor tensor(const std::string& name, const std::vector<int64_t>& sizes,
                        torch::ScalarType dtype) const {
+    check_tensor(name, sizes);
+    if (is_check_) return at::empty(sizes, at::device(torch::kMeta).dtype(dtype));
     auto out = at::empty(sizes, dtype);
-    read_into(name, out);
+    source_->read_into(name, out);
     return out.to(device_);
   }
 
@@ -159,13 +174,20 @@ class WeightReader {
 
   /// The parts' rows one after another: [sum of rows, columns], or [sum of rows] for columns = 0.
   torch::Tensor fused(const std::vector<Part>& parts, const char* suffix, int64_t columns) const {
+    const auto sizes = [&](int64_t rows) {
+      return columns ? std::vector<int64_t>{rows, columns} : std::vector<int64_t>{rows};
+    };
     int64_t rows = 0;
-    for (const auto& part : parts) rows += part.rows;
-    auto out = columns ? at::empty({rows, columns}, dtype_) : at::empty({rows}, dtype_);
+    for (const auto& part : parts) {
+      check_tensor(part.name + suffix, sizes(part.rows));
+      rows += part.rows;
+    }
+    if (is_check_) return at::empty(sizes(rows), at::device(torch::kMeta).dtype(dtype_));
+    auto out = at::empty(sizes(rows), dtype_);
     int64_t row = 0;
     for (const auto& part : parts) {
       auto slice = out.narrow(0, row, part.rows);
-      read_into(part.name + suffix, slice);
+      source_->read_into(part.name + suffix, slice);
       if (part.interleaved) slice.copy_(deinterleaved(slice));
       row += part.rows;
     }
@@ -183,13 +205,13 @@ class WeightReader {
     return qkv.view({cfg_.n_heads, 3, cfg_.d_head, -1}).transpose(0, 1).reshape(qkv.sizes());
   }
 
-  void read_into(const std::string& name, torch::Tensor& out) const {
+  void check_tensor(const std::string& name, at::IntArrayRef sizes) const {
     check<ConfigError>(source_->has(name), "model: the tensor '", name, "' is missing from the files of a ",
                        cfg_.original_architecture, " model");
     const auto shape = source_->shape(name);
-    check<ShapeError>(out.sizes() == at::IntArrayRef(shape), "model: the tensor '", name, "' must be ",
-                      out.sizes(), " by the config, got ", at::IntArrayRef(shape));
-    source_->read_into(name, out);
+    check<ShapeError>(sizes == at::IntArrayRef(shape), "model: the tensor '", name, "' must be ", sizes,
+                      " by the config, got ", at::IntArrayRef(shape));
+    source_->check_readable(name);
   }
 
   std::shared_ptr<const io::TensorSource> source_;
@@ -198,6 +220,7 @@ class WeightReader {
   torch::ScalarType dtype_;
   torch::Device device_;
   std::string prefix_;
+  bool is_check_ = false;  // tensors have a shape and no memory
 };
 
 }  // namespace
@@ -217,6 +240,7 @@ std::string unembed_name(const io::TensorSource& source, const WeightMap& map) {
 Weights read_weights(std::shared_ptr<const io::TensorSource> source, const Architecture& architecture,
                      const LoadOptions& options) {
   const WeightReader reader(std::move(source), architecture, options);
+  reader.check_shapes();
   auto weights = reader.read_outside();
   if (!options.keep_blocks) {
     weights.read_block = [reader](int64_t layer) {

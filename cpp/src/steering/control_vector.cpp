@@ -9,6 +9,7 @@
 #include <torch/torch.h>
 #include <nlohmann/json.hpp>
 
+#include "core/dense.h"
 #include "core/json.h"
 #include "introspect/core/check.h"
 #include "introspect/io/gguf.h"
@@ -120,6 +121,7 @@ ControlVector::ControlVector(std::string model_type, const Directions& direction
   for (const auto& [layer, direction] : directions) {
     check<std::out_of_range>(layer >= 0, "ControlVector: layers must be 0 or more, got ", layer);
     const auto& first = directions.begin()->second;
+    check_dense<ShapeError>(direction, "ControlVector: direction ", layer);
     check<ShapeError>(direction.defined() && direction.dim() == 1 && direction.numel() > 0 &&
                           direction.is_floating_point() && direction.sizes() == first.sizes(),
                       "ControlVector: direction ", layer,

@@ -7,6 +7,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/torch.h>
 
+#include "core/dense.h"
 #include "introspect/core/check.h"
 #include "introspect/ops/pca.h"
 #include "ops/leading.h"
@@ -94,6 +95,8 @@ std::string to_string(Method method) {
 
 Pairs checked_pairs(const std::string& who, const torch::Tensor& positive_ND,
                     const torch::Tensor& negative_ND) {
+  check_dense<ShapeError>(positive_ND, who, ": the positive side");
+  check_dense<ShapeError>(negative_ND, who, ": the negative side");
   check<ShapeError>(
       positive_ND.dim() == 2 && positive_ND.sizes() == negative_ND.sizes() && positive_ND.size(0) > 0 &&
           positive_ND.is_floating_point() && negative_ND.is_floating_point(),

@@ -270,9 +270,9 @@ std::shared_ptr<const TokenizerEngine> build(const json& file, const TokenizerCo
 
 std::shared_ptr<const TokenizerEngine> read_tokenizer_json(const std::string& text,
                                                            const TokenizerConfig& config) {
-  JsonRules rules;
-  rules.unique_keys = false;
-  const auto parsed = parse_json<IoError>(text, "tokenizer.json", rules);
+  constexpr JsonRules kRules{.max_bytes = size_t{512} << 20,
+                             .may_repeat = [](size_t, std::string_view) { return true; }};
+  const auto parsed = parse_json<IoError>(text, "tokenizer.json", kRules);
   try {
     return build(parsed, config);
   } catch (const json::exception& error) {

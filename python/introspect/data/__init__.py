@@ -20,7 +20,7 @@ def load_suffixes(path: str | Path | None = None) -> list[str]:
     if path.suffix == ".json":
         try:
             suffixes = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"load_suffixes: {path} is not JSON: {error}") from None
     else:
         suffixes = text.splitlines()
@@ -48,3 +48,8 @@ def load_words(name: str = "concepts") -> list[str]:
 def model_registry() -> dict[str, dict]:
     """Short name -> file name, size, SHA-256 and where the file can be had."""
     return json.loads((FOLDER / "models.json").read_text(encoding="utf-8"))
+
+
+def other_models() -> list[dict]:
+    """Models by short names and hub ids that this library does not run: what they are, and why not."""
+    return json.loads((FOLDER / "other_models.json").read_text(encoding="utf-8"))

@@ -155,8 +155,8 @@ def entry(begin, end, shape, dtype="F32"):
         ({"a": entry(0, 8, [2.0])}, 8, "natural number"),
         ({"a": {"dtype": "F32", "shape": [2]}}, 8, "must hold dtype, shape and data_offsets"),
         ({"__metadata__": {"a": 1}}, 0, "must hold strings"),
-        (b'{"a": {}, "a": {}}', 0, "the key 'a' twice"),
-        (b'{"a": ' + b"[" * 65 + b"]" * 65 + b"}", 0, "nest deeper"),
+        (b'{"a": {"shape": [1], "shape": [2]}}', 0, "the key 'shape' twice"),
+        (b'{"a": ' + b"[" * 128 + b"]" * 128 + b"}", 0, "nest deeper"),
         (b'{"a": 1e999}', 0, "byte|range"),
         (b'{"\xff": {}}', 0, "must be JSON"),
         (b"[]", 0, "must be an object"),
@@ -302,9 +302,6 @@ def test_a_folder_that_lacks_something_says_what(tmp_path):
     with pytest.raises(introspect.IoError, match=r"absent\.safetensors: cannot be opened"):
         HfFolder(tmp_path)
     save_safetensors(tmp_path / "shard.safetensors", [("v", torch.ones(2))])
-    index.write_text('{"weight_map": {"w": "shard.safetensors"}}')
-    with pytest.raises(introspect.IoError, match="no tensor 'w'"):
-        HfFolder(tmp_path)
     for outside in ("../a.safetensors", "/etc/passwd", ""):
         index.write_text(json.dumps({"weight_map": {"w": outside}}))
         with pytest.raises(introspect.IoError, match="must lie in the index's folder"):

@@ -1,4 +1,4 @@
-"""JSON from files and callers: what nests too deep, is of another type or no JSON gets a short error that names it."""
+"""JSON from files and callers: what nests too deep, is of another type or is none gets a short error that names it."""
 
 import json
 import sqlite3
@@ -143,7 +143,7 @@ READERS = {
     "tokenizer_config.json": (in_folder("tokenizer_config.json", introspect.Tokenizer.load), "tokenizer_config.json"),
     "config.json": (in_folder("config.json", introspect.load_model), "config.json"),
     "generation_config.json": (in_folder("generation_config.json", introspect.load_model), {"eos_token_id": 1}),
-    "config_json": (lambda tiny, folder, text: _C.Model.from_tensors(text, {}), "config.json"),
+    "config_json": (lambda tiny, folder, text: _C.Model.from_state_dict(text, {}), "config.json"),
     "index": (index, {"weight_map": {"w": "a.safetensors"}}),
     "safetensors": (header, {"w": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, "__metadata__": {}}),
     "vector": (vector, ORIGIN),

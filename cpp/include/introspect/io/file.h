@@ -14,8 +14,9 @@ namespace introspect::io {
 
 /// The bytes of a file, mapped read-only. Nothing is read until it is touched.
 ///
-/// The mapping lives as long as the last shared_ptr. A file that another process truncates meanwhile ends the process
-/// with SIGBUS when the lost pages are touched, as with every mapped file: replace model files, do not rewrite them.
+/// The mapping lives as long as the last shared_ptr. Replace model files, do not rewrite them: check_unchanged finds
+/// what was rewritten or cut before it is asked, but a file that is cut while its bytes are read ends the process with
+/// SIGBUS when the lost pages are touched, as with every mapped file.
 class INTROSPECT_EXPORT MappedFile {
  public:
   /// Throws IoError if `path` is not a regular file that can be read.
@@ -27,12 +28,17 @@ class INTROSPECT_EXPORT MappedFile {
   const std::filesystem::path& path() const { return path_; }
   std::span<const std::byte> bytes() const { return {data_, size_}; }
 
+  /// Throws IoError if the file's size or time of modification is another than when it was opened.
+  void check_unchanged() const;
+
  private:
   MappedFile() = default;
 
   std::filesystem::path path_;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
+  int descriptor_ = -1;
+  int64_t modified_ = 0;  // nanoseconds
 };
 
 /// The whole of a file. Throws IoError if it is not a regular file that can be read, or is larger than `max_bytes`.
@@ -40,7 +46,8 @@ INTROSPECT_EXPORT std::string read_text(const std::filesystem::path& path,
                                         size_t max_bytes = size_t{1} << 30);
 
 /// Writes `bytes` beside `path`, flushes them to the disk and renames the result over `path`: after any failure, a full
-/// disk included, `path` is what it was. Throws IoError.
+/// disk included, `path` is what it was. A file that was there keeps its permissions; of a symbolic link, the file that it
+/// leads to is replaced and the link stays. Throws IoError.
 INTROSPECT_EXPORT void write_atomically(const std::filesystem::path& path, std::string_view bytes);
 
 }  // namespace introspect::io

@@ -9,7 +9,7 @@ namespace introspect::io {
 
 /// A .safetensors file: a JSON header, then the tensors without gaps.
 ///
-/// Reads F64, F32, F16, BF16, F8_E4M3 and F8_E5M2; the others are listed. Every length, count and offset is checked
+/// Reads F64, F32, F16, BF16 and the F8 dtypes with a mantissa; the others are listed. Every length, count and offset is checked
 /// against the file's size when it is opened.
 /// Source: https://github.com/huggingface/safetensors (format section of the README).
 class INTROSPECT_EXPORT SafetensorsFile : public MappedTensors {
@@ -31,8 +31,9 @@ class INTROSPECT_EXPORT SafetensorsFile : public MappedTensors {
 /// The shards that a model.safetensors.index.json names, as one source.
 class INTROSPECT_EXPORT ShardedSafetensors : public MappedTensors {
  public:
-  /// `index` is the path of the index file; shards lie beside it. Throws IoError if the index or a shard is missing or
-  /// corrupt, if a shard lacks a tensor that the index puts there, or if a shard's name leaves the folder.
+  /// `index` is the path of the index file; shards lie beside it. The tensors are those that the shards hold, whatever the
+  /// index says of them; of two shards with one tensor the last by name holds, as in transformers. Throws IoError if the
+  /// index or a shard is missing or corrupt, or if a shard's name leaves the folder.
   static std::shared_ptr<const ShardedSafetensors> open(const std::filesystem::path& index);
 
  private:

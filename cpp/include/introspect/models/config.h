@@ -10,6 +10,9 @@
 
 namespace introspect::models {
 
+/// Sizes of a model are below this, so that the size of every tensor fits in 64 bits.
+inline constexpr int64_t kLargestSize = int64_t{1} << 31;
+
 /// What a decoder is made of. Families differ in the values of these fields, never in the code of the forward pass.
 struct Config {
   std::string model_name;

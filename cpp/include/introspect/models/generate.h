@@ -35,7 +35,7 @@ struct GenerateOptions {
 ///
 /// Positions that interventions name count from the start of the padded row, unless they skip padding.
 /// Throws std::invalid_argument for an empty prompt or options outside their range, ShapeError if a prompt and its
-/// continuation do not fit into n_ctx.
+/// continuation do not fit into n_ctx, Error, before a token is chosen, if the logits are not finite (see check_finite).
 INTROSPECT_EXPORT std::vector<std::vector<int64_t>> generate(const Model& model,
                                                              const std::vector<std::vector<int64_t>>& prompts,
                                                              const GenerateOptions& options = {});

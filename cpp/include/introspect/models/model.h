@@ -43,7 +43,8 @@ struct LoadOptions {
   std::optional<text::ChatTemplate> chat_template;  // instead of the one found beside the weights
 
   /// False: blocks stay in the files; each is read when it runs and dropped behind it, so that the models of one
-  /// experiment, or a model and its activations, need not fit into memory together. The files must stay as they are.
+  /// experiment, or a model and its activations, need not fit into memory together. The files must stay as they are:
+  /// a block of a file that was changed or cut is an IoError, and one cut while it is read ends the process.
   bool keep_blocks = true;
   Progress progress;
 };
@@ -142,6 +143,7 @@ class INTROSPECT_EXPORT Model {
   /// [B, T, D] before that block. kLast and kPositions are readouts unless something behind the last block may be
   /// changed, which then changes what kAll computes. Hooks that need gradients make the embedding (or the residual given) the leaf
   /// of a graph; otherwise no graph is built unless a weight or an intervention requires one.
+  /// Logits that are not finite are returned as they are: check_finite (models/finite.h) makes an error of them.
   /// Throws std::out_of_range for token ids or positions outside their range, ShapeError for wrong shapes or more than
   /// n_ctx positions, HookError for hooks that need gradients while they are switched off, or more of the text than is
   /// known.
