@@ -10,7 +10,7 @@ import torch
 
 from . import _C, hub
 from .activation_cache import ActivationCache
-from .chat import load_chat_template
+from .chat import given_chat_template, load_chat_template
 from .hook_points import NamesFilter
 from .hooked import Hooks
 from .slices import Slice, SliceInput
@@ -24,6 +24,7 @@ def load_model(
     *,
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
+    chat_template: str | os.PathLike | _C.ChatTemplate | None = None,
     keep_blocks: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Model:
@@ -33,6 +34,8 @@ def load_model(
         source: a short name (``introspect pull --list``) or hub id is fetched first if it is not on disk.
         dtype: of weights and activations: float32, bfloat16, float16 or float64, or its name.
         device: where the weights live.
+        chat_template: instead of the model's own, or for one that has none: the text of a Jinja template, a file that
+            holds one, a folder or .gguf file that has one, or a native format's name ("chatml").
         keep_blocks: False leaves the blocks in the files: each is read when it runs and dropped behind it. Slower, and
             of this model only the embeddings and one block take memory: for the second model of an experiment, or one
             that is larger than memory. The files must stay as they are meanwhile.
@@ -50,7 +53,7 @@ def load_model(
         path,
         dtype=wanted,
         device=torch.device(device),
-        chat_template=load_chat_template(path),
+        chat_template=load_chat_template(path) if chat_template is None else given_chat_template(chat_template, path),
         keep_blocks=keep_blocks,
         progress=progress,
     )

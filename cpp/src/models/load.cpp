@@ -79,6 +79,7 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
     const auto config = nlohmann::json::parse(folder.config_json, nullptr, /*allow_exceptions=*/false);
     check<IoError>(!config.is_discarded(), (path / "config.json").string(), ": not valid JSON");
     architecture = architecture_of_hf(config);
+    architecture.cfg.eos_token_ids = text::eos_token_ids_of(path);
     source = folder.weights;
   } else {
     const auto file = io::GgufFile::open(path);
