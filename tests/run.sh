@@ -5,7 +5,8 @@
 #   bash tests/run.sh lint unit    only these
 #
 #   INTROSPECT_QUICK=1   only lint, layering, stubs, cpp and unit
-#   INTROSPECT_SLOW=1    tests/python/slow too; INTROSPECT_SLOW=all: with those that take minutes each
+#   INTROSPECT_SLOW=1    tests/python/slow, ThreadSanitizer and 100,000 damaged files a reader too;
+#                        INTROSPECT_SLOW=all: with those that take minutes each
 #
 # The last line is the total: "N passed, N failed". Exits 0 if nothing failed, 1 if something did, 2 when system
 # packages are missing and may not be installed.
@@ -14,7 +15,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 REPORTS=$ROOT/build/reports
 
 # name and time limit in minutes, in the order of running
-TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:15 parity:20 slow:45 consumer:15 examples:10 notebooks:10"
+TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:15 parity:20 slow:45 consumer:15 examples:10 notebooks:10 sanitize:30"
+[ -z "${INTROSPECT_SLOW:-}" ] || TIERS=${TIERS/sanitize:30/sanitize:240}
 [ -z "${INTROSPECT_QUICK:-}" ] || TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:15"
 
 # Two busy threads a process: torch takes every core otherwise, and the tests run one after another.
@@ -140,6 +142,38 @@ tier_examples() {
 tier_notebooks() {
   [ -e "$MODELS/SmolLM2-135M-Instruct.Q4_1.gguf" ] || { skip "the real checkpoints are not there"; return; }
   run_pytest --nbmake --nbmake-timeout=300 notebooks
+}
+
+# sanitized NAME SANITIZERS: the C++ tests and the fuzzer in a build of their own, build/NAME.
+sanitized() {
+  cmake -S . -B "build/$1" -G Ninja -DCMAKE_BUILD_TYPE=Sanitize -DINTROSPECT_SANITIZE="$2" -DINTROSPECT_BUILD_TESTS=ON \
+    -DINTROSPECT_INSTALL=OFF -DPython_EXECUTABLE="$VENV/bin/python" >"$REPORTS/$1.log" 2>&1 &&
+    cmake --build "build/$1" --target introspect_tests introspect_fuzz >>"$REPORTS/$1.log" 2>&1 ||
+    { tail -n 60 "$REPORTS/$1.log"; return 1; }
+}
+
+# The C++ tests and damaged files for every reader, with what g++ adds to find wrong reads, writes and arithmetic; and
+# two threads on one model. The sanitizers see introspect's own code: torch is as it comes.
+tier_sanitize() {
+  local count=2000 good=0 bad=0
+  [ -z "${INTROSPECT_SLOW:-}" ] || count=100000
+  one() {
+    echo "\$ $*" | cut -c-150
+    if "$@"; then good=$((good + 1)); else bad=$((bad + 1)); fi
+  }
+  export UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1
+  # More than a gigabyte at once for a file of some kilobytes is a fault. torch never frees what it keeps for its whole life.
+  export ASAN_OPTIONS=max_allocation_size_mb=1024:detect_leaks=0
+  one sanitized asan address,undefined
+  one build/asan/tests/cpp/introspect_tests "~[process]"
+  one build/asan/tests/cpp/introspect_fuzz tests/data --count "$count"
+  if [ -n "${INTROSPECT_SLOW:-}" ]; then
+    export TSAN_OPTIONS="suppressions=$ROOT/tests/cpp/tsan.supp:ignore_noninstrumented_modules=1"
+    one sanitized tsan thread
+    one build/tsan/tests/cpp/introspect_tests "[threads]"
+  fi
+  echo "$good $bad 0" >"$COUNTS"
+  [ "$bad" = 0 ]
 }
 
 skip() {

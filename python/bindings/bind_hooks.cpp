@@ -390,7 +390,7 @@ Raises:
             return registry.add(i, {Direction::kForward, prepend, permanent, level});
           },
           py::arg("intervention"), py::kw_only(), py::arg("prepend") = false, py::arg("permanent") = false,
-          py::arg("level") = 0, py::call_guard<py::gil_scoped_release>(), R"doc(
+          py::arg("level") = 0, R"doc(
 Applies an intervention. One that changes nothing is checked and given an id, and that is all.
 
 Args:

@@ -18,6 +18,11 @@ models::LogitsAt parse_logits_at(const std::string& where) {
   throw std::invalid_argument("logits_at must be all, last, none or positions, got " + where);
 }
 
+/// A registry of the call's own: that of the caller may be changed by another thread while the pass runs.
+std::optional<hooks::HookRegistry> own_copy(const hooks::HookRegistry* hooks) {
+  return hooks ? std::optional(*hooks) : std::nullopt;
+}
+
 models::PaddingSide parse_side(const std::string& side) {
   if (side == "left") return models::PaddingSide::kLeft;
   if (side == "right") return models::PaddingSide::kRight;
@@ -172,9 +177,10 @@ Args:
              std::optional<torch::Tensor> vocab_ids, std::optional<int64_t> start_at_layer,
              std::optional<int64_t> stop_at_layer, std::optional<int64_t> n_prompt,
              std::optional<torch::Tensor> history) -> std::optional<torch::Tensor> {
+            const auto own_hooks = own_copy(hooks);
             ForwardOptions options;
             options.cache = cache;
-            options.hooks = hooks;
+            options.hooks = own_hooks ? &*own_hooks : nullptr;
             options.attention_mask = attention_mask.value_or(torch::Tensor{});
             options.logits_at = parse_logits_at(logits_at);
             options.positions = positions.value_or(torch::Tensor{});
@@ -238,9 +244,18 @@ Args:
              double temperature, int64_t top_k, double top_p, double repetition_penalty, uint64_t seed,
              bool stop_at_eos, const std::vector<int64_t>& stop_token_ids, const std::string& padding_side,
              const hooks::HookRegistry* hooks, std::function<bool(int64_t, int64_t)> on_token) {
-            GenerateOptions options{max_new_tokens,           temperature, top_k,       top_p,
-                                    repetition_penalty,       seed,        stop_at_eos, stop_token_ids,
-                                    parse_side(padding_side), hooks,       {}};
+            const auto own_hooks = own_copy(hooks);
+            GenerateOptions options{max_new_tokens,
+                                    temperature,
+                                    top_k,
+                                    top_p,
+                                    repetition_penalty,
+                                    seed,
+                                    stop_at_eos,
+                                    stop_token_ids,
+                                    parse_side(padding_side),
+                                    own_hooks ? &*own_hooks : nullptr,
+                                    {}};
             options.on_token = [on_token](int64_t row, int64_t token) {
               const py::gil_scoped_acquire acquire;
               if (PyErr_CheckSignals() != 0) throw py::error_already_set();

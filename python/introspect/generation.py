@@ -22,9 +22,7 @@ class GenerationMethods:
     engine: _C.Model
     cfg: HookedTransformerConfig
     tokenizer: Any
-    _active_hooks: Callable[..., Any]
-    _conditions_met: Callable[..., Any]
-    _conditional: list[Any]
+    _hooks_of_pass: Callable[..., Any]
 
     def generate(
         self: Any,
@@ -133,7 +131,7 @@ class GenerationMethods:
             seed=int(torch.randint(2**62, ())) if options["temperature"] > 0 else 0,
             stop_at_eos=False,
             stop_token_ids=stops,
-            hooks=self._active_hooks(self._conditions_met(*padded(prompts)) if self._conditional else ()),
+            hooks=self._hooks_of_pass(*padded(prompts)),
             on_token=on_token,
         )
 
@@ -149,7 +147,7 @@ class GenerationMethods:
         """The same with ``sample_logits``, one pass for each token."""
         tokens, mask = padded(prompts)
         width = tokens.shape[1]
-        met = self._conditions_met(tokens, mask)
+        hooks = self._hooks_of_pass(tokens, mask)
         cache = self.engine.make_cache(len(prompts)) if use_cache else None
         new: list[list[int]] = [[] for _ in prompts]
         running = [True] * len(prompts)
@@ -158,7 +156,7 @@ class GenerationMethods:
                 seen = len(cache) if cache is not None else 0
                 logits = self.engine.forward(
                     tokens[:, seen:],
-                    hooks=self._active_hooks(met),
+                    hooks=hooks,
                     cache=cache,
                     attention_mask=mask[:, seen:],
                     logits_at="last",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,12 +38,13 @@ class LensHandle:
 class HookPoint:
     """A named place of a model at which activations can be read and changed.
 
-    ``ctx`` is a dict for hooks to leave things in; it lives until ``reset_hooks(clear_contexts=True)``.
+    ``ctx`` is a dict for hooks to leave things in, one for each thread; it lives until
+    ``reset_hooks(clear_contexts=True)``.
     """
 
     def __init__(self, name: str, model: Hooked) -> None:
         self.name = name
-        self.ctx: dict[Any, Any] = {}
+        self._of_thread = threading.local()
         self._model = weakref.ref(model)  # what is hooked in refers to its point; the model must not live for that
 
     def __repr__(self) -> str:
@@ -56,6 +58,15 @@ class HookPoint:
         if model is None:
             raise ReferenceError(f"the model that {self.name} belongs to is gone")
         return model
+
+    @property
+    def ctx(self) -> dict[Any, Any]:
+        """What the hooks of this thread's passes have left here."""
+        return self._of_thread.__dict__.setdefault("ctx", {})
+
+    @ctx.setter
+    def ctx(self, value: dict[Any, Any]) -> None:
+        self._of_thread.ctx = value
 
     def layer(self) -> int:
         """The number of the block this point stands in.

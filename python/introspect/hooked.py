@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,30 +22,91 @@ Hooks = Iterable[tuple[Named, HookFunction]]
 Self = TypeVar("Self", bound="Hooked")
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What is known of a pass, or of a whole generation, before it runs."""
+
+    model: Hooked
+    tokens: torch.Tensor  # int64 [batch, pos], or a residual [batch, pos, d_model] that it starts from
+    attention_mask: torch.Tensor | None = None
+    cache: Any = None
+
+
+class Effect(Protocol):
+    """Something that is read or changed in every pass until it is taken out."""
+
+    def put_into(self, registry: _C.HookRegistry, of: Pass) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Hook:
+    """A function at one point."""
+
+    handle: LensHandle
+    point: HookPoint
+    prepend: bool
+
+    def put_into(self, registry: _C.HookRegistry, of: Pass) -> None:
+        callback = _as_callback(self.handle.user_hook, self.point)
+        registry.add(self.handle.name, callback, direction=self.handle.direction, prepend=self.prepend)
+
+
+@dataclass(frozen=True, eq=False)
+class Steered:
+    """A change that is data."""
+
+    intervention: _C.Intervention
+
+    def put_into(self, registry: _C.HookRegistry, of: Pass) -> None:
+        registry.add_intervention(self.intervention)
+
+
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """What every pass records, as long as it is in effect."""
+    """What every pass records."""
 
     names: list[str]
     cache: _C.ActivationCache
     incl_bwd: bool
     options: dict[str, Any]
 
+    def put_into(self, registry: _C.HookRegistry, of: Pass) -> None:
+        for name in self.names:
+            registry.record(name, self.cache, **self.options)
+            if self.incl_bwd:
+                registry.record(name, self.cache, gradient=True, **self.options)
+
+
+class _OfThread(threading.local):
+    """What one thread has put into effect, and how deep its ``with`` blocks stand."""
+
+    effects: tuple[Effect, ...] = ()
+    level = 0
+
 
 class Hooked:
-    """A native model and one registry of what is hooked into it, in effect for every pass until it is removed."""
+    """A native model and what is in effect for its passes.
+
+    What ``add_hook`` adds is in effect in every thread, until it is removed. A ``with`` block (``hooks``, ``steer``),
+    ``run_with_hooks`` and ``run_with_cache`` are in effect in the thread that runs them and in no other, so that many
+    threads may use one model: threads started inside a block open blocks of their own.
+    """
 
     def __init__(self, engine: _C.Model) -> None:
         self.engine = engine
-        self.context_level = 0
-        self._registry = engine.make_hooks()
-        self._handles: dict[int, LensHandle] = {}
-        self._recordings: list[Recording] = []
-        self._conditional: list[Any] = []  # steer.Conditional
+        self._lock = threading.Lock()
+        self._shared: tuple[Effect, ...] = ()  # replaced, never changed: a pass looks at it without the lock
+        self._of_thread = _OfThread()
+        self._numbers = itertools.count(1)
 
     def _hook_flags(self) -> dict[str, bool]:
         """Which of the points that only a hook needs count among "every point"."""
         return {}
+
+    @property
+    def context_level(self) -> int:
+        """How many ``with`` blocks of this thread stand inside one another."""
+        return self._of_thread.level
 
     @property
     def hook_names(self) -> list[str]:
@@ -64,27 +127,52 @@ class Hooked:
 
     def handles(self, name: str | None = None) -> list[LensHandle]:
         """What is hooked in, at one point or at all."""
-        return [handle for handle in self._handles.values() if name in (None, handle.name)]
+        hooks = [effect.handle for effect in self._effects if isinstance(effect, Hook)]
+        return [handle for handle in hooks if name in (None, handle.name)]
 
-    def _conditions_met(
+    # What is in effect
+
+    @property
+    def is_hooked(self) -> bool:
+        """True if anything would be read or changed in a pass of this thread."""
+        return bool(self._effects)
+
+    @property
+    def _effects(self) -> tuple[Effect, ...]:
+        return self._shared + self._of_thread.effects
+
+    def _put(self, effects: Iterable[Effect], *, everywhere: bool) -> None:
+        """Puts them into effect, in every thread or in this one."""
+        if everywhere:
+            with self._lock:
+                self._shared += tuple(effects)
+        else:
+            self._of_thread.effects += tuple(effects)
+
+    def _take(self, effects: Collection[Effect]) -> None:
+        """Takes them out, those of them that are still in."""
+        gone = set(map(id, effects))
+        with self._lock:
+            self._shared = tuple(effect for effect in self._shared if id(effect) not in gone)
+        self._of_thread.effects = tuple(effect for effect in self._of_thread.effects if id(effect) not in gone)
+
+    def _hooks_of_pass(
         self, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None, cache: _C.KVCache | None = None
-    ) -> list[_C.Intervention]:
-        """What steering under conditions does to a pass over these tokens."""
-        return [one for each in self._conditional for one in each.of_pass(self, tokens, attention_mask, cache)]
+    ) -> Any:  # optional, which no stub says
+        """What a pass over these tokens, or a generation after them, is run with: None if nothing is in effect.
 
-    def _active_hooks(self, conditions_met: Sequence[_C.Intervention] = ()) -> Any:  # optional, which no stub says
-        """What a pass is run with: a copy, so that hooks may add and remove hooks while it runs."""
-        if self._registry.empty and not self._recordings and not conditions_met:
+        The registry is made for this pass: hooks may add and remove hooks while it runs, and what a hook refers to, its
+        model perhaps, hangs on Python objects alone, which the garbage collector can follow.
+        """
+        effects = self._effects
+        if not effects:
             return None
-        hooks = self._registry.copy()
-        for intervention in conditions_met:
-            hooks.add_intervention(intervention)
-        for recording in self._recordings:
-            for name in recording.names:
-                hooks.record(name, recording.cache, **recording.options)
-                if recording.incl_bwd:
-                    hooks.record(name, recording.cache, gradient=True, **recording.options)
-        return hooks
+        registry = self.engine.make_hooks()
+        of = Pass(self, tokens, attention_mask, cache)
+        # A recorder keeps what those before it made of an activation.
+        for effect in sorted(effects, key=lambda effect: isinstance(effect, Recording)):
+            effect.put_into(registry, of)
+        return registry
 
     # Adding and removing
 
@@ -105,25 +193,17 @@ class Hooked:
                 self.engine.make_hooks().add(name, lambda tensor, name: None)  # throws, naming the nearest
         return names
 
-    def _add(
+    def _hooks(
         self, named: Named, hook: HookFunction, dir: Direction, permanent: bool, level: int | None, prepend: bool
-    ) -> list[int]:
+    ) -> list[Effect]:
         if not callable(hook):
             raise TypeError(f"add_hook: a hook must be callable, got {type(hook).__name__}")
         if dir not in ("fwd", "bwd"):
             raise ValueError(f"add_hook: dir must be 'fwd' or 'bwd', got {dir!r}")
-        ids: list[int] = []
-        for name in self._select(named, "add_hook"):
-            callback = _as_callback(hook, self.hook_dict[name])
-            id = self._registry.add(name, callback, direction=dir, prepend=prepend)
-            self._handles[id] = LensHandle(id, name, dir, hook, permanent, level)
-            ids.append(id)
-        return ids
-
-    def _remove(self, ids: Iterable[int]) -> None:
-        for id in ids:
-            if self._handles.pop(id, None):
-                self._registry.remove(id)
+        return [
+            Hook(LensHandle(next(self._numbers), name, dir, hook, permanent, level), self.hook_dict[name], prepend)
+            for name in self._select(named, "add_hook")
+        ]
 
     def add_hook(
         self,
@@ -135,6 +215,8 @@ class Hooked:
         prepend: bool = False,
     ) -> None:
         """Calls ``hook(activation, hook=point)`` at each named point from now on; what it returns replaces it.
+
+        The hook is called in the passes of every thread; those of a ``hooks`` block are called in its own thread only.
 
         Args:
             name: a hook name, a list of them, or a predicate on names. Points that only a hook needs
@@ -148,7 +230,7 @@ class Hooked:
         Raises:
             HookError: a name that does not exist (the nearest are listed), or a predicate that is true of none.
         """
-        self._add(name, hook, dir, is_permanent, level, prepend)
+        self._put(self._hooks(name, hook, dir, is_permanent, level, prepend), everywhere=True)
 
     def add_perma_hook(self, name: Named, hook: HookFunction, dir: Direction = "fwd") -> None:
         """A hook that ``reset_hooks`` leaves in place unless told otherwise."""
@@ -162,21 +244,21 @@ class Hooked:
         *,
         names: Collection[str] | None = None,
     ) -> None:
-        """Removes hooks, of one direction, level or set of names if so asked."""
+        """Removes hooks, of one direction, level or set of names if so asked; not those of other threads' blocks."""
         if direction not in ("fwd", "bwd", "both"):
             raise ValueError(f"remove_hooks: direction must be 'fwd', 'bwd' or 'both', got {direction!r}")
-        self._remove(
-            [
-                handle.id
-                for handle in self._handles.values()
-                if direction in (handle.direction, "both")
-                and (including_permanent or not handle.is_permanent)
-                and level in (None, handle.context_level)
-                and (names is None or handle.name in names)
-            ]
-        )
-        if direction != "bwd" and level is None and names is None:
-            self._recordings.clear()
+
+        def meant(effect: Effect) -> bool:
+            if isinstance(effect, Recording):
+                return direction != "bwd" and level is None and names is None
+            return isinstance(effect, Hook) and (
+                direction in (effect.handle.direction, "both")
+                and (including_permanent or not effect.handle.is_permanent)
+                and level in (None, effect.handle.context_level)
+                and (names is None or effect.handle.name in names)
+            )
+
+        self._take([effect for effect in self._effects if meant(effect)])
 
     def reset_hooks(
         self,
@@ -185,7 +267,7 @@ class Hooked:
         including_permanent: bool = False,
         level: int | None = None,
     ) -> None:
-        """Removes hooks; what ``steer`` has put in stays until its block ends.
+        """Removes hooks; what ``steer`` has put in stays until its block ends, and so do blocks of other threads.
 
         Args:
             clear_contexts: empty the ``ctx`` of every point.
@@ -225,25 +307,28 @@ class Hooked:
         Raises:
             HookError: as ``add_hook`` does; nothing is then hooked in.
         """
-        with self._context(reset_hooks_end, clear_contexts) as ids:
+        with self._context(reset_hooks_end, clear_contexts) as effects:
             for dir, hooks in (("fwd", fwd_hooks), ("bwd", bwd_hooks)):
                 for name, hook in hooks:
-                    ids += self._add(name, hook, dir, False, self.context_level, False)  # type: ignore[arg-type]
+                    effects += self._hooks(name, hook, dir, False, self.context_level, False)  # type: ignore[arg-type]
+            self._put(effects, everywhere=False)
             yield self
 
     @contextlib.contextmanager
-    def _context(self, reset_hooks_end: bool, clear_contexts: bool) -> Iterator[list[int]]:
-        """A level of its own for the hooks whose ids are put into the list; they go when it ends, or fails."""
-        ids: list[int] = []
-        self.context_level += 1
+    def _context(self, reset_hooks_end: bool, clear_contexts: bool) -> Iterator[list[Effect]]:
+        """A level of this thread's for the effects that are put into the list; they go when it ends, or fails."""
+        effects: list[Effect] = []
+        self._of_thread.level += 1
         failed = True
         try:
-            yield ids
+            yield effects
             failed = False
         finally:
-            self.context_level -= 1
-            if reset_hooks_end or failed:
-                self._remove(ids)
+            self._of_thread.level -= 1
+            kept = set(map(id, self._effects))
+            self._take(effects)
+            if not (reset_hooks_end or failed):  # they stay, as what add_hook adds does
+                self._put([effect for effect in effects if id(effect) in kept], everywhere=True)
             if clear_contexts:
                 self.clear_contexts()
 
@@ -271,16 +356,10 @@ class Hooked:
             "dtype": dtype,
         }
         recording = Recording(self._select(names_filter, "run_with_cache"), cache, incl_bwd, options)
-        self._recordings.append(recording)
-        failed = True
-        try:
+        with self._context(reset_hooks_end, clear_contexts) as effects:
+            effects.append(recording)
+            self._put(effects, everywhere=False)
             yield cache
-            failed = False
-        finally:
-            if (reset_hooks_end or failed) and recording in self._recordings:
-                self._recordings.remove(recording)
-            if clear_contexts:
-                self.clear_contexts()
 
 
 def caching_hooks(

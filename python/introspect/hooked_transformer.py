@@ -311,11 +311,9 @@ class HookedTransformer(TokenMethods, WeightMethods, GenerationMethods, Parts, M
         if with_loss and tokens is None:
             raise ValueError("forward: tokens must be given for a loss with start_at_layer")
         cache: Any = None if past_kv_cache is None else past_kv_cache.for_pass()
-        if self._conditional and start_at_layer is not None:
-            raise _C.ConfigError("forward: a condition of steer is decided on tokens, not on a residual")
         out: Any = self.engine.forward(
             input,
-            hooks=self._active_hooks(self._conditions_met(input, attention_mask, cache)),
+            hooks=self._hooks_of_pass(input, attention_mask, cache),
             cache=cache,
             attention_mask=attention_mask,
             logits_at="none" if return_type is None else "all",

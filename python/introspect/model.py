@@ -63,8 +63,8 @@ def load_model(
 class Model(SteeringMethods):
     """A hooked decoder: the native model and what is at the moment hooked into it.
 
-    ``engine`` is the native model, which never changes; hooks and steering belong to this object and are in effect for
-    every call until they are removed, or inside their ``with`` block.
+    ``engine`` is the native model, which never changes; hooks and steering belong to this object. Several threads may
+    use it: what ``add_hook`` adds is in effect in all of them until it is removed, a ``with`` block in its own thread.
     """
 
     def __init__(self, engine: _C.Model, *, name: str | None = None) -> None:
@@ -185,8 +185,8 @@ class Model(SteeringMethods):
 
     def _forward(self, tokens: torch.Tensor | str, **options) -> torch.Tensor | None:
         tokens = self.to_tokens(tokens) if isinstance(tokens, str) else tokens
-        met = self._conditions_met(tokens, options.get("attention_mask"), options.get("cache"))
-        return self.engine.forward(tokens, hooks=self._active_hooks(met), **options)
+        hooks = self._hooks_of_pass(tokens, options.get("attention_mask"), options.get("cache"))
+        return self.engine.forward(tokens, hooks=hooks, **options)
 
     def run_with_hooks(
         self,
@@ -311,7 +311,7 @@ class Model(SteeringMethods):
             seed=seed,
             stop_at_eos=stop_at_eos,
             padding_side=padding_side,
-            hooks=self._active_hooks(self._conditions_met(*padded(rows)) if self._conditional else ()),
+            hooks=self._hooks_of_pass(*padded(rows)),
             on_token=on_token,
         )
         for row, stream in enumerate(streams):

@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import torch
-
 from . import _C
-from .hooked import Hooked
+from .hooked import Effect, Hooked, Pass, Steered
 
 Vectors = _C.ControlVector | Sequence[_C.ControlVector | None]
 SPAN = ("first_position", "last_position")
@@ -28,23 +26,24 @@ class Conditional:
     interventions: list[_C.Intervention]
     decided: WeakKeyDictionary[Any, list[int]] = field(default_factory=WeakKeyDictionary)  # by the cache of a prompt
 
-    def of_pass(
-        self, model: Hooked, tokens: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any
-    ) -> list[_C.Intervention]:
-        """What is to be done to a pass; its rows are what the first pass into its cache decided."""
-        if cache is not None and len(cache):
-            rows = self.decided.get(cache)
+    def put_into(self, registry: _C.HookRegistry, of: Pass) -> None:
+        """Puts in what is to be done to a pass; its rows are what the first pass into its cache decided."""
+        if of.tokens.is_floating_point():
+            raise _C.ConfigError("forward: a condition of steer is decided on tokens, not on a residual")
+        if of.cache is not None and len(of.cache):
+            rows = self.decided.get(of.cache)
             if rows is None:
                 raise _C.ConfigError(
                     "steer: a condition is decided on the prompt, and this pass continues a cache that got its prompt "
                     "elsewhere: fill the cache inside the block, or give rows=condition.rows(model, tokens)"
                 )
         else:
-            rows = self.condition.rows(model, tokens, attention_mask)
-            if cache is not None:
-                self.decided[cache] = rows
-        restricted = [intervention.restrict_rows(rows) for intervention in self.interventions]
-        return [intervention for intervention in restricted if intervention is not None]
+            rows = self.condition.rows(of.model, of.tokens, of.attention_mask)
+            if of.cache is not None:
+                self.decided[of.cache] = rows
+        for intervention in self.interventions:
+            if (restricted := intervention.restrict_rows(rows)) is not None:
+                registry.add_intervention(restricted)
 
 
 class SteeringMethods(Hooked):
@@ -69,7 +68,7 @@ class SteeringMethods(Hooked):
         second: _C.ControlVector | None = None,
         **parameters: float,
     ) -> Iterator[Self]:
-        """Steer the residual stream after each block of a range, inside the ``with`` block.
+        """Steer the residual stream after each block of a range, inside the ``with`` block, in this thread.
 
         What is steered depends on the text alone: it is the same in one pass, in chunks through a KV cache, in every
         step of ``generate``, and in a batch padded on either side. Padding is never steered.
@@ -128,35 +127,18 @@ class SteeringMethods(Hooked):
             **span,
         )
         interventions = _C.as_interventions(vectors, how, model=self, layers=layers, second=second)
-        if condition is None:
-            with self._steered_by(interventions):
-                yield self
-        else:
-            with self._steered_if(Conditional(condition, interventions)):
-                yield self
-
-    @contextlib.contextmanager
-    def _steered_by(self, interventions: Sequence[_C.Intervention]) -> Iterator[None]:
         checked = self.engine.make_hooks()
         for intervention in interventions:
-            checked.add_intervention(intervention)  # all of them before any
-        ids = [self._registry.add_intervention(intervention) for intervention in interventions]
+            checked.add_intervention(intervention)  # throws now what the first pass would
+        effects: list[Effect] = [Steered(intervention) for intervention in interventions]
+        if condition is not None:
+            condition.validate(self)
+            effects = [Conditional(condition, interventions)]
+        self._put(effects, everywhere=False)
         try:
-            yield
+            yield self
         finally:
-            for id in ids:
-                self._registry.remove(id)
-
-    @contextlib.contextmanager
-    def _steered_if(self, conditional: Conditional) -> Iterator[None]:
-        conditional.condition.validate(self)
-        with self._steered_by(conditional.interventions):
-            pass  # they are checked now, and added when the condition is known
-        self._conditional.append(conditional)
-        try:
-            yield
-        finally:
-            self._conditional.remove(conditional)
+            self._take(effects)
 
     def _warn_of_another_model(self, vector: _C.ControlVector | None) -> None:
         if vector is None or vector.model_hash in ("", self.engine.hash):

@@ -15,6 +15,7 @@ import introspect
 
 POINTS = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
 MORE_POINTS = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "hook_resid_mid", "mlp.hook_post")
+PATTERN_POINTS = ("attn.hook_attn_scores", "attn.hook_pattern")  # [batch, head, query, key]: changed, read as attention
 OPERATIONS = ("add", "ablate", "project_out", "replace", "interpolate", "scale", "zero", "mean", "mean of x")
 MAX_TOKENS = 6  # of a segment
 
@@ -38,6 +39,11 @@ class Sizes:
         names = [name for name in cls.__dataclass_fields__ if name != "points"]
         there = tuple(point for point in points if f"blocks.0.{point}" in model.hook_names)
         return cls(*(getattr(model.cfg, name) for name in names), there)
+
+    @property
+    def read_points(self) -> tuple[str, ...]:
+        """Those of the points that are read as activations."""
+        return tuple(point for point in self.points if point not in PATTERN_POINTS)
 
     def width(self, point: str) -> int:
         if point.startswith("attn."):
@@ -168,10 +174,14 @@ def build(graph: Graph, models: list[introspect.Model]) -> tuple[introspect.Grap
 
 @st.composite
 def changes(draw, sizes: Sizes, n_tokens: int) -> Change:
-    op, point = draw(st.sampled_from(OPERATIONS)), draw(st.sampled_from(sizes.points))
+    point = draw(st.sampled_from(sizes.points))
+    # Scores of keys that are not seen are minus infinity: they stay so under positive factors.
+    operations = {"attn.hook_attn_scores": ("scale",), "attn.hook_pattern": ("scale", "zero")}.get(point, OPERATIONS)
+    op = draw(st.sampled_from(operations))
     layers = draw(st.lists(st.integers(0, sizes.n_layers - 1), min_size=1, max_size=2, unique=True))
     fixed = op in ("replace", "zero", "mean", "mean of x")
-    strength = 1.0 if fixed else draw(st.sampled_from([-1.5, 0.0, 0.5, 3.0]))
+    strengths = [0.5, 3.0] if point == "attn.hook_attn_scores" else [-1.5, 0.0, 0.5, 3.0]
+    strength = 1.0 if fixed else draw(st.sampled_from(strengths))
     subset = st.lists(st.integers(0, n_tokens - 1), min_size=1, max_size=n_tokens, unique=True).map(sorted).map(tuple)
     n_heads = sizes.heads(point)
     heads = st.none()
@@ -236,7 +246,7 @@ def _reads(draw, sizes: Sizes, graph: Graph) -> Read:
     if what == "cache":
         return Read(node, what)
     if what == "activation":
-        point = draw(st.sampled_from(["hook_resid_post", *sizes.points]))
+        point = draw(st.sampled_from(["hook_resid_post", *sizes.read_points]))
         return Read(node, what, point, positions, layers)
     heads = draw(st.just(()) | st.lists(st.integers(0, sizes.n_heads - 1), min_size=1, max_size=2, unique=True))
     last = draw(st.integers(1, graph.length(node)))

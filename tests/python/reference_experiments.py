@@ -7,11 +7,12 @@ transformers model; the nodes are those of graphs.py.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from graphs import Change, Graph, Segment, Sizes, Splice
+from graphs import PATTERN_POINTS, Change, Graph, Segment, Sizes, Splice
 from reference import exact_softmax
 from transformers import DynamicCache
 
@@ -33,7 +34,13 @@ class State:
 
 
 def changed(x: torch.Tensor, change: Change, v: torch.Tensor | None, start: int, n: int) -> torch.Tensor:
-    """x [1, T, (head,) W] after a change of a segment of n tokens that begins at position `start`."""
+    """x [1, T, (head,) W] after a change of a segment of n tokens that begins at position `start`.
+
+    Scores and patterns are [1, head, T, key].
+    """
+    if change.point in PATTERN_POINTS:
+        by_query = dataclasses.replace(change, point="attn.hook_z")
+        return changed(x.transpose(1, 2), by_query, v, start, n).transpose(1, 2)
     places = list(change.positions or range(n))
     index = [start + p for p in places]
     y = x.clone()
@@ -111,7 +118,7 @@ class OurReference(Reference):
 
         def replace_past(x, hook):
             x = x.clone()
-            x[:, :start] = before.past[hook.name]
+            x[:, :start] = before.past[past[hook.name]]
             return x
 
         def record(x, hook):
@@ -120,25 +127,30 @@ class OurReference(Reference):
         def change_hook(change, v):
             return lambda x, hook: changed(x, change, v, start, n)
 
-        past = [f"blocks.{layer}.{point}" for layer in range(n_layers) for point in (key, "attn.hook_v")]
+        # The segment before may have run in a model that rotates no keys.
+        past = {
+            f"blocks.{layer}.{point}": f"{layer}.{what}"
+            for layer in range(n_layers)
+            for point, what in ((key, "keys"), ("attn.hook_v", "values"))
+        }
         if before:
             hooks += [(name, replace_past) for name in past]
         for change in segment.changes:
             for layer in change.layers:
                 v = change.operand(layer, self.sizes)
                 hooks.append((f"blocks.{layer}.{change.point}", change_hook(change, v)))
-        points = dict.fromkeys([key, "attn.hook_v", "attn.hook_pattern", *STREAM, *self.sizes.points])
+        points = dict.fromkeys([key, "attn.hook_v", "attn.hook_pattern", *STREAM, *self.sizes.read_points])
         hooks += [(f"blocks.{layer}.{point}", record) for point in points for layer in range(n_layers)]
         logits = model.run_with_hooks(torch.tensor([tokens]), hooks)
 
         def layers(point):
             return torch.stack([seen[f"blocks.{layer}.{point}"][0] for layer in range(n_layers)])
 
-        activations = {point: layers(point)[:, start:] for point in (*STREAM, *self.sizes.points)}
+        activations = {point: layers(point)[:, start:] for point in (*STREAM, *self.sizes.read_points)}
         residuals = torch.cat([activations["hook_resid_pre"], activations["hook_resid_post"][-1:]])
         return State(
             tokens,
-            {name: seen[name] for name in past},
+            {what: seen[name] for name, what in past.items()},
             layers(key).transpose(1, 2),
             layers("attn.hook_v").transpose(1, 2),
             residuals,

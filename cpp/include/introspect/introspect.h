@@ -7,6 +7,7 @@
 #include "introspect/core/progress.h"
 #include "introspect/core/sha256.h"
 #include "introspect/core/shapes.h"
+#include "introspect/core/sole_user.h"
 
 #include "introspect/io/file.h"
 #include "introspect/io/gguf.h"

@@ -72,13 +72,11 @@ KVCache::~KVCache() {
     if (layer.storage) layer.storage->leave(layer.length);
 }
 
-KVCache::KVCache(const KVCache& other)
-    : shape_(other.shape_),
-      dtype_(other.dtype_),
-      device_(other.device_),
-      length_(other.length_),
-      mask_(other.mask_),
-      layers_(other.layers_) {
+KVCache::KVCache(const KVCache& other) : shape_(other.shape_), dtype_(other.dtype_), device_(other.device_) {
+  const auto use = other.enter("KVCache::fork");
+  length_ = other.length_;
+  mask_ = other.mask_;
+  layers_ = other.layers_;
   for (auto& layer : layers_)
     if (layer.storage) layer.storage->enter(layer.length);
 }
@@ -117,6 +115,7 @@ void KVCache::check_span(const char* who, int64_t first, int64_t last) const {
 }
 
 torch::Tensor KVCache::keys(int64_t layer) const {
+  const auto use = enter("KVCache::keys");
   check_layer("KVCache::keys", layer);
   const Layer& l = layers_[static_cast<size_t>(layer)];
   if (!l.storage)
@@ -126,6 +125,7 @@ torch::Tensor KVCache::keys(int64_t layer) const {
 }
 
 torch::Tensor KVCache::values(int64_t layer) const {
+  const auto use = enter("KVCache::values");
   check_layer("KVCache::values", layer);
   const Layer& l = layers_[static_cast<size_t>(layer)];
   return l.storage ? l.storage->v_BGCK.narrow(2, 0, l.length) : keys(layer);
@@ -158,6 +158,7 @@ void KVCache::set_length(Layer& layer, int64_t length) {
 }
 
 void KVCache::truncate(int64_t length) {
+  const auto use = enter("KVCache::truncate");
   check<std::out_of_range>(length >= 0 && length <= length_, "KVCache::truncate: 0 to ", length_,
                            " positions can be kept, got ", length);
   for (auto& layer : layers_) set_length(layer, length);
@@ -166,6 +167,7 @@ void KVCache::truncate(int64_t length) {
 }
 
 void KVCache::reserve(int64_t length, std::optional<int64_t> layer) {
+  const auto use = enter("KVCache::reserve");
   check<std::invalid_argument>(length >= 0, "KVCache::reserve: length must not be negative, got ", length);
   if (layer) check_layer("KVCache::reserve", *layer);
   const int64_t first = layer.value_or(0), last = layer.value_or(shape_.n_layers - 1);
@@ -178,6 +180,7 @@ void KVCache::reserve(int64_t length, std::optional<int64_t> layer) {
 }
 
 KVCache KVCache::slice(int64_t first, int64_t last) const {
+  const auto use = enter("KVCache::slice");
   check_span("KVCache::slice", first, last);
   if (first == 0) {
     KVCache out = fork();
@@ -194,6 +197,7 @@ KVCache KVCache::slice(int64_t first, int64_t last) const {
 }
 
 KVCache KVCache::splice(int64_t first, int64_t last, const KVCache& other) const {
+  const auto use = enter("KVCache::splice"), theirs_too = other.enter("KVCache::splice (of the other cache)");
   const Shape& theirs = other.shape_;
   check<ShapeError>(theirs.n_layers == shape_.n_layers && theirs.d_head == shape_.d_head &&
                         theirs.n_key_value_heads == shape_.n_key_value_heads &&
@@ -245,7 +249,9 @@ KVCache KVCache::concat_rows(const std::vector<KVCache>& caches) {
   Shape shape = front.shape_;
   shape.batch = 0;
   bool masked = false;
+  std::vector<SoleUser::Use> uses;
   for (const auto& cache : caches) {
+    uses.push_back(cache.enter("KVCache::concat_rows"));
     Shape one_row_each = cache.shape_;
     one_row_each.batch = front.shape_.batch;
     check<ShapeError>(one_row_each == front.shape_ && cache.dtype_ == front.dtype_ &&
@@ -283,6 +289,7 @@ KVCache KVCache::concat_rows(const std::vector<KVCache>& caches) {
 }
 
 KVCache KVCache::select_rows(const std::vector<int64_t>& rows) const {
+  const auto use = enter("KVCache::select_rows");
   for (const int64_t row : rows)
     check<std::out_of_range>(row >= 0 && row < shape_.batch, "KVCache::select_rows: rows are 0 to ",
                              shape_.batch - 1, ", got ", row);
@@ -301,6 +308,7 @@ KVCache KVCache::select_rows(const std::vector<int64_t>& rows) const {
 }
 
 KVCache KVCache::select_positions(const std::vector<int64_t>& positions) const {
+  const auto use = enter("KVCache::select_positions");
   for (const int64_t position : positions)
     check<std::out_of_range>(position >= 0 && position < length_,
                              "KVCache::select_positions: positions are 0 to ", length_ - 1, ", got ",
@@ -316,6 +324,7 @@ KVCache KVCache::select_positions(const std::vector<int64_t>& positions) const {
 }
 
 int64_t KVCache::nbytes() const {
+  const auto use = enter("KVCache::nbytes");
   int64_t bytes = 0;
   for (const auto& layer : layers_)
     if (layer.storage) bytes += layer.storage->nbytes();
@@ -323,6 +332,7 @@ int64_t KVCache::nbytes() const {
 }
 
 int64_t KVCache::nbytes_own() const {
+  const auto use = enter("KVCache::nbytes_own");
   int64_t bytes = 0;
   for (const auto& layer : layers_)
     if (layer.storage && !layer.storage->is_shared()) bytes += layer.storage->nbytes();
@@ -332,14 +342,17 @@ int64_t KVCache::nbytes_own() const {
 int64_t KVCache::total_nbytes(const std::vector<KVCache>& caches) {
   std::unordered_set<const Storage*> counted;
   int64_t bytes = 0;
-  for (const auto& cache : caches)
+  for (const auto& cache : caches) {
+    const auto use = cache.enter("KVCache::total_nbytes");
     for (const auto& layer : cache.layers_)
       if (layer.storage && counted.insert(layer.storage.get()).second) bytes += layer.storage->nbytes();
+  }
   return bytes;
 }
 
 std::pair<torch::Tensor, torch::Tensor> KVCache::append(int64_t layer, const torch::Tensor& k_BGTK,
                                                         const torch::Tensor& v_BGTK) {
+  const auto use = enter("KVCache::append");
   check_layer("KVCache::append", layer);
   Layer& l = layers_[static_cast<size_t>(layer)];
   const int64_t T = k_BGTK.dim() == 4 ? k_BGTK.size(2) : 0;
@@ -364,6 +377,7 @@ std::pair<torch::Tensor, torch::Tensor> KVCache::append(int64_t layer, const tor
 }
 
 void KVCache::commit(int64_t n, const torch::Tensor& mask_BT) {
+  const auto use = enter("KVCache::commit");
   for (const auto& layer : layers_)
     check<Error>(layer.length == length_ + n, "KVCache::commit: every layer must hold ", length_ + n,
                  " positions, got ", layer.length);
@@ -379,6 +393,7 @@ void KVCache::commit(int64_t n, const torch::Tensor& mask_BT) {
 }
 
 void KVCache::rollback() {
+  const auto use = enter("KVCache::rollback");
   for (auto& layer : layers_) set_length(layer, std::min(layer.length, length_));
 }
 

@@ -329,7 +329,7 @@ class Pass {
         context(model, layer, depths_S_.narrow(0, first_key, n), parents_S_.narrow(0, 0, first_key + n));
     ctx.cache = keys_.get();
     auto hooks = model.make_hooks();
-    auto watched = watch(hooks, layer, first, n);
+    const auto watched = watch(hooks, model, layer, first, n, /*pattern_is_built=*/false);
     ctx.hooks = hooks.empty() ? nullptr : &hooks;
     const auto outputs = outputs_of(layer, first, n);
     if (outputs && hooks.empty()) ctx.outputs = as_tensor(*outputs, device());
@@ -379,7 +379,9 @@ class Pass {
       std::erase_if(i.values, [&](const auto& value) { return value.first != layer; });
       if (!i.values.empty()) hooks.add(i);
     }
-    auto watched = watch(hooks, layer, slot.first_row, slot.n_rows);
+    const bool pattern_is_built =
+        hooks.changes({hooks::Point::kAttnScores, layer}) || hooks.changes({hooks::Point::kPattern, layer});
+    const auto watched = watch(hooks, model, layer, slot.first_row, slot.n_rows, pattern_is_built);
     ctx.hooks = &hooks;
     const auto x_BTD = x_MD_.narrow(0, slot.first_row, slot.n_rows).unsqueeze(0);
     auto y_MD = block(model, layer).forward(x_BTD, ctx).squeeze(0);
@@ -411,8 +413,11 @@ class Pass {
       if (wanted.layers[l] == layer) kept[at.position][static_cast<int64_t>(l)].copy_(value);
   }
 
-  /// Hooks for what captures read inside this block of rows [first, first + n) of the height.
-  std::vector<Kept> watch(hooks::HookRegistry& hooks, int64_t layer, int64_t first, int64_t n) {
+  /// Hooks for what captures read inside this block of rows [first, first + n) of the height, all of one model. Returns
+  /// the readings of attention that are to be made from queries; with `pattern_is_built` they are taken from the block,
+  /// as it was changed there.
+  std::vector<Kept> watch(hooks::HookRegistry& hooks, const models::Model& model, int64_t layer,
+                          int64_t first, int64_t n, bool pattern_is_built) {
     std::vector<Kept> attention;
     std::map<hooks::Point, std::vector<std::pair<Kept, int64_t>>> watched;  // with the row in the chunk
     for (const int64_t c : captures_) {
@@ -430,18 +435,22 @@ class Pass {
         const Kept kept{c, static_cast<int64_t>(i), at - wanted.layers.begin()};
         if (wanted.what == Capture::What::activation) {
           watched[wanted.point].emplace_back(kept, row);
+        } else if (pattern_is_built) {
+          watched[hooks::Point::kPattern].emplace_back(kept, row);
         } else {
           attention.push_back(kept);
-          watched[query_point()].emplace_back(kept, row);
+          watched[query_point(model)].emplace_back(kept, row);
         }
       }
     }
     for (const auto& [point, rows] : watched)
       hooks.observe(hooks::hook_name({point, layer}),
-                    [this, rows = rows](const torch::Tensor& x, hooks::Site) {
+                    [this, rows = rows](const torch::Tensor& x, hooks::Site site) {
                       for (const auto& [kept, row] : rows) {
-                        const auto value = x[0][row];
-                        if (capture(kept.capture).what == Capture::What::attention)
+                        const auto value = x[0].select(hooks::position_axis(site.point) - 1, row);
+                        if (site.point == hooks::Point::kPattern)
+                          keep_pattern(kept, value.to(wide()));
+                        else if (capture(kept.capture).what == Capture::What::attention)
                           queries_[{kept.capture, kept.position}] = value.clone();
                         else
                           keep(kept, value.to(torch::kCPU, wide()));
@@ -451,8 +460,8 @@ class Pass {
   }
 
   /// Where queries stand as attention uses them.
-  hooks::Point query_point() const {
-    return first_model().cfg().positional_embedding_type == "rotary" ? hooks::Point::kRotQ : hooks::Point::kQ;
+  static hooks::Point query_point(const models::Model& model) {
+    return model.cfg().positional_embedding_type == "rotary" ? hooks::Point::kRotQ : hooks::Point::kQ;
   }
 
   /// The rows of the pattern that are asked for: of single queries over their own paths.
@@ -475,15 +484,20 @@ class Pass {
       if (options.local && model.cfg().window_size > 0 && n_path > model.cfg().window_size)
         scores_HS.slice(1, 0, n_path - model.cfg().window_size)
             .fill_(-std::numeric_limits<double>::infinity());
-      auto pattern_HS = at::softmax(scores_HS.to(wide()), -1);
-      if (!wanted.heads.empty()) pattern_HS = pattern_HS.index_select(0, as_tensor(wanted.heads, device()));
-      // Keys after the query are not seen: zero.
-      auto out = at::zeros({pattern_HS.size(0), wanted.last_key - wanted.first_key}, pattern_HS.options());
-      const int64_t seen = std::min(wanted.last_key, n_path) - wanted.first_key;
-      if (seen > 0) out.narrow(1, 0, seen).copy_(pattern_HS.narrow(1, wanted.first_key, seen));
-      keep(kept, out.to(torch::kCPU));
+      keep_pattern(kept, at::softmax(scores_HS.to(wide()), -1));
     }
     queries_.clear();
+  }
+
+  /// Of one query's pattern over the keys of its path, from the first, the heads and keys that are asked for.
+  void keep_pattern(const Kept& kept, torch::Tensor pattern_HS) {
+    const auto& wanted = capture(kept.capture);
+    if (!wanted.heads.empty()) pattern_HS = pattern_HS.index_select(0, as_tensor(wanted.heads, device()));
+    // Keys after the query are not seen: zero.
+    auto out = at::zeros({pattern_HS.size(0), wanted.last_key - wanted.first_key}, pattern_HS.options());
+    const int64_t seen = std::min(wanted.last_key, pattern_HS.size(1)) - wanted.first_key;
+    if (seen > 0) out.narrow(1, 0, seen).copy_(pattern_HS.narrow(1, wanted.first_key, seen));
+    keep(kept, out.to(torch::kCPU));
   }
 
   std::vector<std::pair<int64_t, Captured>> collect() {

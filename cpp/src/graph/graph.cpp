@@ -118,6 +118,7 @@ NodeId Graph::insert(Node node, const std::string& content) {
 
 NodeId Graph::segment(const ModelPtr& model, const std::vector<int64_t>& tokens, std::optional<NodeId> parent,
                       const std::vector<hooks::Intervention>& interventions) {
+  const auto use = user_.enter("Graph::segment");
   const auto place = place_of(model);
   const auto& cfg = model->cfg();
   check<std::invalid_argument>(!tokens.empty(), "Graph::segment: at least one token is needed, got none");
@@ -156,6 +157,7 @@ NodeId Graph::segment(const ModelPtr& model, const std::vector<int64_t>& tokens,
 }
 
 NodeId Graph::splice(NodeId target, int64_t first, int64_t last, NodeId source) {
+  const auto use = user_.enter("Graph::splice");
   check<std::out_of_range>(first >= 0 && first < last && last <= length(target) && last <= length(source),
                            "Graph::splice: positions [first, last) must lie in both sequences, of ",
                            length(target), " and ", length(source), " tokens, got ", first, " to ", last);
@@ -173,6 +175,7 @@ NodeId Graph::splice(NodeId target, int64_t first, int64_t last, NodeId source) 
 }
 
 ReadId Graph::read(NodeId id, Read read) {
+  const auto use = user_.enter("Graph::read");
   const auto& node = this->node(id);
   const auto& model = *models_[static_cast<size_t>(std::max<int64_t>(node.model, 0))];
   const auto& cfg = model.cfg();
@@ -228,11 +231,23 @@ ReadId Graph::read(NodeId id, Read read) {
   return at->second;
 }
 
+int64_t Graph::size() const {
+  const auto use = user_.enter("Graph::size");
+  return static_cast<int64_t>(nodes_.size());
+}
+
+int64_t Graph::n_reads() const {
+  const auto use = user_.enter("Graph::n_reads");
+  return static_cast<int64_t>(reads_.size());
+}
+
 int64_t Graph::length(NodeId id) const {
+  const auto use = user_.enter("Graph::length");
   return node(id).length;
 }
 
 std::vector<int64_t> Graph::tokens(NodeId id) const {
+  const auto use = user_.enter("Graph::tokens");
   std::vector<int64_t> out;
   for (std::optional<NodeId> at = id; at; at = node(*at).parent)
     out.insert(out.begin(), node(*at).tokens.begin(), node(*at).tokens.end());
@@ -240,6 +255,7 @@ std::vector<int64_t> Graph::tokens(NodeId id) const {
 }
 
 std::string Graph::hash(NodeId id) const {
+  const auto use = user_.enter("Graph::hash");
   return node(id).hash;
 }
 
@@ -249,20 +265,26 @@ engine::Plan make_plan(const Lowering& lowered, const std::vector<ModelPtr>& mod
                        const RunOptions& options) {
   check<std::invalid_argument>(!lowered.captures.empty(), "Graph::run: there is nothing to read");
   const auto& model = *models.front();
-  return engine::Plan(lowered.pieces, lowered.captures, model.cfg(), model.dtype(), model.device(),
+  // What check_model does not ask to be equal counts as the largest of all models.
+  auto cfg = model.cfg();
+  for (const auto& other : models) cfg.d_mlp = std::max(cfg.d_mlp, other->cfg().d_mlp);
+  return engine::Plan(lowered.pieces, lowered.captures, cfg, model.dtype(), model.device(),
                       {options.memory_budget, options.most_rows});
 }
 
 }  // namespace
 
 engine::PlanSummary Graph::plan(const RunOptions& options) const {
+  const auto use = user_.enter("Graph::plan");
   return make_plan(Lowering(*this), models_, options).summary();
 }
 
 void Graph::run(const RunOptions& options,
                 const std::function<void(std::vector<std::pair<ReadId, engine::Captured>>)>& on_read) const {
+  const auto use = user_.enter("Graph::run");
   const Lowering lowered(*this);
-  const auto plan = make_plan(lowered, models_, options);
+  const auto models = models_;  // `on_read` may add to the graph
+  const auto plan = make_plan(lowered, models, options);
   const auto hand_out = [&](std::vector<std::pair<int64_t, engine::Captured>> parts) {
     std::vector<std::pair<ReadId, engine::Captured>> out;
     // All parts of a reading are in one pass, one after another.
@@ -276,7 +298,7 @@ void Graph::run(const RunOptions& options,
     }
     on_read(std::move(out));
   };
-  engine::run_plan(plan, models_, hand_out, options.progress);
+  engine::run_plan(plan, models, hand_out, options.progress);
 }
 
 std::vector<engine::Captured> Graph::run(const RunOptions& options) const {

@@ -15,6 +15,7 @@ std::string key(Site site, bool gradient) {
 }  // namespace
 
 void ActivationCache::set(Site site, torch::Tensor value, bool gradient) {
+  const auto use = enter("ActivationCache::set");
   auto name = key(site, gradient);
   const auto [place, is_new] = places_.try_emplace(name, items_.size());
   if (is_new)
@@ -23,7 +24,8 @@ void ActivationCache::set(Site site, torch::Tensor value, bool gradient) {
     items_[place->second].second = std::move(value);
 }
 
-const torch::Tensor& ActivationCache::at(std::string_view name) const {
+torch::Tensor ActivationCache::at(std::string_view name) const {
+  const auto use = enter("ActivationCache::at");
   const auto place = places_.find(std::string(name));
   if (place != places_.end()) return items_[place->second].second;
   throw std::out_of_range(items_.empty()
@@ -33,11 +35,27 @@ const torch::Tensor& ActivationCache::at(std::string_view name) const {
                                        items_.back().first, "'"));
 }
 
-const torch::Tensor& ActivationCache::at(Site site, bool gradient) const {
+torch::Tensor ActivationCache::at(Site site, bool gradient) const {
   return at(key(site, gradient));
 }
 
+bool ActivationCache::contains(std::string_view name) const {
+  const auto use = enter("ActivationCache::contains");
+  return places_.count(std::string(name)) > 0;
+}
+
+size_t ActivationCache::size() const {
+  const auto use = enter("ActivationCache::size");
+  return items_.size();
+}
+
+std::vector<std::pair<std::string, torch::Tensor>> ActivationCache::items() const {
+  const auto use = enter("ActivationCache::items");
+  return items_;
+}
+
 std::vector<std::string> ActivationCache::names() const {
+  const auto use = enter("ActivationCache::names");
   std::vector<std::string> out;
   out.reserve(items_.size());
   for (const auto& [name, value] : items_) out.push_back(name);
@@ -45,6 +63,7 @@ std::vector<std::string> ActivationCache::names() const {
 }
 
 int64_t ActivationCache::nbytes() const {
+  const auto use = enter("ActivationCache::nbytes");
   std::unordered_set<const void*> seen;
   int64_t n = 0;
   for (const auto& [name, value] : items_)
@@ -55,6 +74,7 @@ int64_t ActivationCache::nbytes() const {
 
 ActivationCache ActivationCache::to(std::optional<torch::Device> device,
                                     std::optional<torch::ScalarType> dtype) const {
+  const auto use = enter("ActivationCache::to");
   ActivationCache out = *this;
   for (auto& [name, value] : out.items_)
     value = value.to(device.value_or(value.device()),

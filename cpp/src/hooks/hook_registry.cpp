@@ -1,6 +1,7 @@
 #include "introspect/hooks/hook_registry.h"
 
 #include <algorithm>
+#include <unordered_set>
 #include <variant>
 
 #include <ATen/core/grad_mode.h>
@@ -138,14 +139,15 @@ HookId HookRegistry::record(std::string_view name, std::shared_ptr<ActivationCac
     check<std::out_of_range>(head >= -*n_heads && head < *n_heads, "HookRegistry::record: heads of '", name,
                              "' must be 0 to ", *n_heads - 1, ", got ", head);
   const auto direction = options.gradient ? Direction::kBackward : Direction::kForward;
-  Reader reader{options.part, recorder(std::move(cache), options)};
+  Reader reader{options.part, recorder(cache, options)};
   return insert({site}, std::make_shared<Action>(Action{next_id_, direction, std::move(reader)}),
-                {direction, false, options.permanent, options.level});
+                {direction, false, options.permanent, options.level}, std::move(cache));
 }
 
-HookId HookRegistry::insert(const std::vector<Site>& sites, ActionPtr action, HookOptions options) {
+HookId HookRegistry::insert(const std::vector<Site>& sites, ActionPtr action, HookOptions options,
+                            std::shared_ptr<ActivationCache> cache) {
   const auto* intervention = std::get_if<Intervention>(&action->what);
-  Entry entry{options, options.direction == Direction::kBackward, {}, action};
+  Entry entry{options, options.direction == Direction::kBackward, {}, action, std::move(cache)};
   if (intervention) entry.needs_grad = !sites.empty() && requires_grad(*intervention);
   for (const Site site : sites) {
     auto& actions = table_[points_.index(site)];
@@ -197,8 +199,12 @@ void HookRegistry::reset(std::optional<Direction> direction, bool including_perm
   });
 }
 
-void HookRegistry::check_pass(int64_t batch, int64_t offset, const Text* text) const {
+std::vector<SoleUser::Use> HookRegistry::enter_pass(int64_t batch, int64_t offset, const Text* text) const {
+  std::vector<SoleUser::Use> uses;
+  std::unordered_set<const ActivationCache*> entered;
   for (const auto& [id, entry] : entries_) {
+    if (entry.cache && entered.insert(entry.cache.get()).second)
+      uses.push_back(entry.cache->enter("ActivationCache: a pass that records into it"));
     const auto* intervention = entry.intervention();
     if (intervention == nullptr) continue;
     for (const int64_t row : intervention->rows)
@@ -206,6 +212,7 @@ void HookRegistry::check_pass(int64_t batch, int64_t offset, const Text* text) c
                                ", got ", row);
     check_text(intervention->text, text, offset);
   }
+  return uses;
 }
 
 torch::Tensor HookRegistry::run(Site site, const torch::Tensor& x, int64_t offset, const Text* text) const {

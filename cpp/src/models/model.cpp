@@ -323,6 +323,8 @@ torch::Tensor Model::embed(const torch::Tensor& tokens_BT, const torch::Tensor& 
 }
 
 torch::Tensor Model::forward(const torch::Tensor& input, const ForwardOptions& options) const {
+  std::optional<SoleUser::Use> cache_use;
+  if (options.cache) cache_use.emplace(options.cache->enter("Model::forward: the KVCache"));
   check_input(input, options);
   const auto x = input.to(device());
   const int64_t T = x.size(1);
@@ -347,7 +349,8 @@ torch::Tensor Model::forward(const torch::Tensor& input, const ForwardOptions& o
     if (ctx.hooks && ctx.hooks->reads_text()) text = known_text(options, x, real_BS, ctx.offset);
   }
   ctx.text = &text;
-  if (ctx.hooks) ctx.hooks->check_pass(x.size(0), ctx.offset, ctx.text);
+  std::vector<SoleUser::Use> caches;
+  if (ctx.hooks) caches = ctx.hooks->enter_pass(x.size(0), ctx.offset, ctx.text);
 
   AppendGuard appended(options.cache);
   auto x_BTD = options.start_at_layer ? x : embed(x, positions_BT, ctx);

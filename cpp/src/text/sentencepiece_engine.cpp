@@ -1,7 +1,5 @@
 #include "text/sentencepiece_engine.h"
 
-#include <sentencepiece_processor.h>
-
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
@@ -10,6 +8,7 @@
 #include "introspect/core/check.h"
 #include "text/added_tokens.h"
 #include "text/sentencepiece_bpe.h"
+#include "text/sentencepiece_library.h"
 #include "text/utf8.h"
 
 namespace introspect::text {
@@ -24,16 +23,6 @@ struct Reading {
   bool as_transformers = false;        // decodes unknown tokens and invalid bytes as transformers does
 };
 
-using Processor = sentencepiece::SentencePieceProcessor;
-
-void load(Processor& processor, const SentencePieceModel& model) {
-  const auto status = processor.LoadFromSerializedProto(model.serialized());
-  check<IoError>(status.ok(), "sentencepiece model: libsentencepiece refuses it (", status.ToString(), ")");
-  check<IoError>(processor.GetPieceSize() == static_cast<int>(model.pieces.size()),
-                 "sentencepiece model: must have ", model.pieces.size(), " pieces, got ",
-                 processor.GetPieceSize());
-}
-
 JoinRule join_rule(const SentencePieceModel& model, const Reading& reading) {
   if (reading.as_transformers)
     return {.invalid = JoinRule::Invalid::whole_run, .strip_left = model.add_dummy_prefix ? 1 : 0};
@@ -45,13 +34,17 @@ class SentencePieceEngine : public TokenizerEngine {
  public:
   SentencePieceEngine(SentencePieceModel model, Vocabulary vocabulary, Reading reading)
       : TokenizerEngine(std::move(vocabulary), join_rule(model, reading)),
+        processor_(model.serialized()),
         unknown_surface_(model.unknown_surface),
         as_transformers_(reading.as_transformers),
         found_(std::move(reading.found)) {
-    load(processor_, model);
+    check<IoError>(processor_.piece_size() == static_cast<int>(model.pieces.size()),
+                   "sentencepiece model: must have ", model.pieces.size(), " pieces, got ",
+                   processor_.piece_size());
+    for (const auto& piece : model.pieces) types_.push_back(piece.type);
     if (!model.add_dummy_prefix || !reading.prefix_first_only) return;
     model.add_dummy_prefix = false;
-    load(without_prefix_.emplace(), model);
+    without_prefix_.emplace(model.serialized());
   }
 
   void encode(std::string_view text, std::vector<int64_t>& ids) const override {
@@ -66,9 +59,7 @@ class SentencePieceEngine : public TokenizerEngine {
         const bool prefixed = at_start && !is_white_space(utf8_step(piece.text).code_point) &&
                               !piece.text.starts_with(kSpace);
         const auto& processor = without_prefix_ && !prefixed ? *without_prefix_ : processor_;
-        const auto status = processor.Encode({piece.text.data(), piece.text.size()}, &part);
-        check<ConfigError>(status.ok(), "Tokenizer.encode: libsentencepiece refuses the text (",
-                           status.ToString(), ")");
+        processor.encode(piece.text, part);
         ids.insert(ids.end(), part.begin(), part.end());
       }
       at_start = false;
@@ -77,19 +68,20 @@ class SentencePieceEngine : public TokenizerEngine {
 
   Piece piece(int64_t id) const override {
     const std::string& token = vocabulary.tokens[id];
-    if (id >= processor_.GetPieceSize()) return {token};
-    const int number = static_cast<int>(id);
-    if (processor_.IsByte(number))
+    if (id >= static_cast<int64_t>(types_.size())) return {token};
+    const int type = types_[id];
+    if (type == SentencePieceModel::byte)
       if (const auto byte = byte_of_token(token)) return {std::string(1, *byte), true};
     if (as_transformers_) return {replace_all(token, kSpace, " ")};
-    if (processor_.IsUnknown(number)) return {unknown_surface_};
-    if (processor_.IsControl(number)) return {token};
+    if (type == SentencePieceModel::unknown) return {unknown_surface_};
+    if (type == SentencePieceModel::control) return {token};
     return {replace_all(token, kSpace, " "), false, true};
   }
 
  private:
-  Processor processor_;
-  std::optional<Processor> without_prefix_;
+  SentencePieceProcessor processor_;
+  std::optional<SentencePieceProcessor> without_prefix_;
+  std::vector<int> types_;  // SentencePieceModel::Type, by id
   std::string unknown_surface_;
   bool as_transformers_;
   AddedTokenMatcher found_;

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from .. import _C
+from ..hooked import Effect, Pass, Steered
 from ..model import Model
 from .generation import generate
 from .wrapped import after_final_norm, as_model, config_of
 
 Operator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# Model -> layer -> id of its control (None without one), shared by the ControlModels around one model.
-_CONTROLLED: weakref.WeakKeyDictionary[Model, dict[int, int | None]] = weakref.WeakKeyDictionary()
+# Model -> layer -> its control (None without one), shared by the ControlModels around one model.
+_CONTROLLED: weakref.WeakKeyDictionary[Model, dict[int, Effect | None]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class Combined:
+    """A control that is a function: it is called with the output of a block."""
+
+    layer: int
+    hook: Callable[[torch.Tensor, str], torch.Tensor]
+
+    def put_into(self, registry: _C.HookRegistry, of: Pass) -> None:
+        registry.add(f"blocks.{self.layer}.hook_resid_post", self.hook)
 
 
 class Output(NamedTuple):
@@ -107,21 +119,18 @@ class ControlModel:
         if not self._controls:
             raise _C.ConfigError("ControlModel: this model was unwrapped; wrap it again to control it")
         tensors = {} if control is None else {layer: torch.as_tensor(control[layer]) for layer in self.layer_ids}
-        registry = self.model._registry
-        added: dict[int, int | None] = dict.fromkeys(self.layer_ids)
-        with contextlib.ExitStack() as undo:
-            for layer, tensor in tensors.items():
-                if operator is None and not normalize and tensor.ndim == 1:
-                    id = registry.add_intervention(_C.Intervention({layer: tensor}))
-                else:
-                    hook = _callback(tensor, normalize, operator or torch.add, self.model.cfg.d_model)
-                    id = registry.add(f"blocks.{layer}.hook_resid_post", hook)
-                added[layer] = id
-                undo.callback(registry.remove, id)
-            undo.pop_all()
-        for layer in self.layer_ids:
-            if (old := self._controls.get(layer)) is not None:
-                registry.remove(old)
+        checked = self.model.engine.make_hooks()
+        added: dict[int, Effect | None] = dict.fromkeys(self.layer_ids)
+        for layer, tensor in tensors.items():
+            if operator is None and not normalize and tensor.ndim == 1:
+                intervention = _C.Intervention({layer: tensor})
+                checked.add_intervention(intervention)
+                added[layer] = Steered(intervention)
+            else:
+                hook = _callback(tensor, normalize, operator or torch.add, self.model.cfg.d_model)
+                added[layer] = Combined(layer, hook)
+        self.model._take([old for layer in self.layer_ids if (old := self._controls.get(layer)) is not None])
+        self.model._put([effect for effect in added.values() if effect is not None], everywhere=True)
         self._controls.update(added)
 
     def reset(self) -> None:

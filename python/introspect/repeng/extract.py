@@ -211,7 +211,7 @@ def batched_get_hiddens(
     n_layers = ours.cfg.n_layers
     blocks = [layer % n_layers for layer in hidden_layers]
     rows = _token_rows(ours, tokenizer, inputs)
-    if ours._active_hooks() is None:
+    if not ours.is_hooked:
         trie = _C.TokenTrie(rows)
         read = _C.run_trie(ours.engine, trie, nodes=trie.ends, layers=blocks).float()
     else:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import _C
-from ..model import Model
+from ..model import Model, padded
 
 # transformers' own where neither the call nor the model's generation config says anything.
 _DEFAULTS: dict[str, Any] = {
@@ -113,7 +113,7 @@ def generate(
         seed=int(torch.randint(2**62, ())) if o["do_sample"] else 0,
         stop_at_eos=False,
         stop_token_ids=ends,
-        hooks=model._active_hooks(),
+        hooks=model._hooks_of_pass(*padded(rows)),
         on_token=on_token,
     )
     if streamer is not None:

@@ -6,7 +6,20 @@ what is computed is the same.
 
 import pytest
 import torch
-from graphs import MORE_POINTS, POINTS, Change, Graph, Read, Segment, Sizes, build, changes, graphs, interventions
+from graphs import (
+    MORE_POINTS,
+    PATTERN_POINTS,
+    POINTS,
+    Change,
+    Graph,
+    Read,
+    Segment,
+    Sizes,
+    build,
+    changes,
+    graphs,
+    interventions,
+)
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from reference_experiments import OurReference
@@ -19,7 +32,7 @@ PROPERTY = {"deadline": None, "derandomize": True, "suppress_health_check": list
 
 
 def sizes_of(models):
-    return Sizes.of(models[0], POINTS + MORE_POINTS)
+    return Sizes.of(models[0], POINTS + MORE_POINTS + PATTERN_POINTS)
 
 
 def load_pair(tmp_path_factory, architecture):
@@ -90,6 +103,42 @@ def fits(ours, budget):
 
 
 # Planned = naive
+
+
+@pytest.mark.parametrize("point", PATTERN_POINTS)
+def test_attention_is_read_as_it_was_changed(models, point):
+    """Zero one head's pattern, or make its scores flat: a reading of attention has it, as run_with_cache does."""
+    op, strength = ("zero", 1.0) if point == "attn.hook_pattern" else ("scale", 0.25)
+    change = Change(op, point, (1,), strength, seed=0, heads=(1,))
+    nodes = (Segment((5, 9, 3)), Segment((7, 8, 4, 6), 0, changes=(change,)), Segment((5, 3), 1))
+    asked = [Read(node, "attention", positions=(0, -1), layers=(0, 1, 2)) for node in range(3)]
+    ours, _, reads = build(Graph(nodes, tuple(asked)), models)
+    readings = ours.run()
+    assert_reads(Graph(nodes, tuple(asked)), readings, reads, models)
+    if op == "zero":
+        assert not readings[reads[1]][:, 1, 1].any()
+        assert readings[reads[1]][:, 1, 0].sum(-1).allclose(torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("order", [("gpt2", "qwen2"), ("qwen2", "gpt2"), ("qwen2", "wide qwen2")])
+def test_models_of_a_graph_may_differ_in_what_their_caches_do_not_hold(tmp_path_factory, order):
+    """Where queries are read, how wide the MLP is and how much memory it takes are each model's own."""
+    alike = {
+        "gpt2": ("gpt2", {}),
+        "qwen2": ("qwen2", {"num_key_value_heads": 6}),
+        "wide qwen2": ("qwen2", {"num_key_value_heads": 6, "intermediate_size": 300}),
+    }
+    models = []
+    for name in order:
+        architecture, overrides = alike[name]
+        folder = write_tiny_transformers(tmp_path_factory.mktemp("alike"), architecture, **overrides)
+        models.append(introspect.load_model(folder, dtype=torch.float64))
+    nodes = (Segment((5, 9, 3)), Segment((7, 8, 4, 6), 0, model=1), Segment((5, 3), 1))
+    read = tuple(Read(node, what, positions=(0, -1)) for node in (1, 2) for what in ("attention", "activation"))
+    ours, _, reads = build(Graph(nodes, read), models)
+    assert_reads(Graph(nodes, read), ours.run(), reads, models)
+    backwards, _, _ = build(Graph(nodes, read), models[::-1])
+    assert ours.plan().peak_bytes == backwards.plan().peak_bytes
 
 
 @settings(max_examples=3, **PROPERTY)

@@ -8,6 +8,7 @@
 
 #include <torch/types.h>
 
+#include "introspect/core/sole_user.h"
 #include "introspect/export.h"
 
 namespace introspect::cache {
@@ -22,8 +23,8 @@ namespace introspect::cache {
 /// Keys are stored after RoPE, at absolute positions, and stay as they are wherever they are put: `slice` from the
 /// middle and `select_positions` do not rotate them again. What is appended next counts from `length`.
 ///
-/// Operations on positions see what was committed. Not for concurrent use of one object; different forks may be used
-/// from different threads.
+/// Operations on positions see what was committed. One thread at a time may use a cache, and a forward pass uses it
+/// from its beginning to its end: a second thread gets an Error. Different forks may be used from different threads.
 class INTROSPECT_EXPORT KVCache {
  public:
   /// What a cache is made for: tensors are [batch, n_key_value_heads, position, d_head].
@@ -45,17 +46,26 @@ class INTROSPECT_EXPORT KVCache {
   torch::Device device() const { return device_; }
 
   /// Positions held, the same in every layer between forward passes.
-  int64_t length() const { return length_; }
+  int64_t length() const {
+    const auto use = enter("KVCache::length");
+    return length_;
+  }
 
   /// Positions of one layer: more than `length` while a forward pass is under way.
-  int64_t length(int64_t layer) const { return layers_.at(static_cast<size_t>(layer)).length; }
+  int64_t length(int64_t layer) const {
+    const auto use = enter("KVCache::length");
+    return layers_.at(static_cast<size_t>(layer)).length;
+  }
 
   /// Keys and values of one layer [B, G, length, K]; views, not to be written to.
   torch::Tensor keys(int64_t layer) const;
   torch::Tensor values(int64_t layer) const;
 
   /// Which positions are real tokens: bool [B, length], or undefined if all are (no padding).
-  const torch::Tensor& mask() const { return mask_; }
+  torch::Tensor mask() const {
+    const auto use = enter("KVCache::mask");
+    return mask_;
+  }
 
   /// The same cache, sharing memory; in O(1).
   KVCache fork() const { return *this; }
@@ -122,6 +132,10 @@ class INTROSPECT_EXPORT KVCache {
   /// Drops what was appended since the last commit, after a forward pass that failed.
   void rollback();
 
+  /// Keeps other threads out for as long as the result lives, over several calls that belong together.
+  /// Throws Error if another thread is using the cache; `who` is what this one wanted to do.
+  [[nodiscard]] SoleUser::Use enter(const char* who) const { return user_.enter(who); }
+
  private:
   struct Storage;
   struct Layer {
@@ -140,6 +154,7 @@ class INTROSPECT_EXPORT KVCache {
   int64_t length_ = 0;
   torch::Tensor mask_;
   std::vector<Layer> layers_;
+  SoleUser user_;
 };
 
 }  // namespace introspect::cache

@@ -13,6 +13,7 @@
 #include <torch/types.h>
 
 #include "introspect/core/progress.h"
+#include "introspect/core/sole_user.h"
 #include "introspect/engine/plan.h"
 #include "introspect/engine/run_plan.h"
 #include "introspect/export.h"
@@ -58,6 +59,8 @@ struct RunOptions {
 /// segments run once, and segments that differ in their interventions only share the layers below the first of them.
 /// Nothing runs that is not read. A plan changes cost, never results.
 ///
+/// One thread at a time may use a graph: a second one gets an Error.
+///
 /// Models whose blocks stay in their files (models::LoadOptions::keep_blocks) are read as a pass needs them: one layer of
 /// each at a time is in memory.
 class INTROSPECT_EXPORT Graph {
@@ -84,8 +87,8 @@ class INTROSPECT_EXPORT Graph {
   /// attention) and for activations of a splice.
   ReadId read(NodeId node, Read read = {});
 
-  int64_t size() const { return static_cast<int64_t>(nodes_.size()); }
-  int64_t n_reads() const { return static_cast<int64_t>(reads_.size()); }
+  int64_t size() const;
+  int64_t n_reads() const;
 
   /// Number of tokens of the sequence down to a node's end, and those tokens.
   int64_t length(NodeId node) const;
@@ -138,6 +141,7 @@ class INTROSPECT_EXPORT Graph {
   std::unordered_map<std::string, NodeId> by_hash_;
   std::unordered_map<std::string, ReadId> read_by_hash_;
   std::unordered_map<std::string, torch::Tensor> operands_;  // by hash
+  SoleUser user_;
 };
 
 }  // namespace introspect::graph

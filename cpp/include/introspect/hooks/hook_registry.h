@@ -49,7 +49,8 @@ struct RecordOptions {
 };
 
 /// What is read and changed during a forward pass and the backward pass after it. A value: a pass never alters it,
-/// and a copy, in which hooks keep their ids, is independent of it.
+/// and a copy, in which hooks keep their ids, is independent of it. Passes of several threads may share one, unless it
+/// records; none of them may change it meanwhile.
 ///
 ///     auto hooks = model.make_hooks();
 ///     const auto cache = std::make_shared<hooks::ActivationCache>();
@@ -115,9 +116,12 @@ class INTROSPECT_EXPORT HookRegistry {
   /// True if what some intervention changes depends on the text.
   bool reads_text() const { return n_reading_text_ > 0; }
 
-  /// Throws, before a pass over `batch` rows after `offset` positions of the cache runs, std::out_of_range if an
-  /// intervention is for rows that are not there, and HookError if the text is not known well enough for one.
-  void check_pass(int64_t batch, int64_t offset, const Text* text) const;
+  /// The right to record into every cache of the registry, for a pass over `batch` rows after `offset` positions; it
+  /// lives as long as the pass.
+  ///
+  /// Throws std::out_of_range if an intervention is for rows that are not there, HookError if the text is not known well
+  /// enough for one, and Error if another thread is using one of the caches.
+  [[nodiscard]] std::vector<SoleUser::Use> enter_pass(int64_t batch, int64_t offset, const Text* text) const;
 
   /// Runs what stands at `site` on `x`, whose first position is number `offset` of its sequence, and returns the
   /// tensor to go on with. `text`, of which the pass is the end, is needed if reads_text().
@@ -148,11 +152,13 @@ class INTROSPECT_EXPORT HookRegistry {
     bool needs_grad;
     std::vector<size_t> places;  // in table_
     ActionPtr action;
+    std::shared_ptr<ActivationCache> cache;  // of a recorder
   };
 
   static constexpr uint8_t kUses = 1, kChanges = 2, kBackward = 4;
 
-  HookId insert(const std::vector<Site>& sites, ActionPtr action, HookOptions options);
+  HookId insert(const std::vector<Site>& sites, ActionPtr action, HookOptions options,
+                std::shared_ptr<ActivationCache> cache = nullptr);
   void erase(HookId id, const Entry& entry);
   torch::Tensor watch_gradient(Site site, const torch::Tensor& x) const;
 
