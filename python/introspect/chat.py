@@ -82,10 +82,12 @@ def jinja_chat_template(source: str, *, special_tokens: Mapping[str, str] | None
     """The chat template with this Jinja source, rendered by Jinja whether the format is known or not.
 
     It runs in a sandbox whose objects cannot be changed, with what transformers gives to templates: ``messages``,
-    ``add_generation_prompt``, the special tokens, ``raise_exception``, ``strftime_now`` and ``tojson``. One rendering is
-    capped: a million steps (turns of loops, calls, filters), 10 s, 16 million characters of output or of any text on
-    the way, lists of a million entries, ranges of 100,000, and indents, widths and repetitions that could exceed this; beyond that it is a
-    ConfigError. The template is compiled at its first use, so that a model whose template is broken can still be loaded.
+    ``add_generation_prompt``, the special tokens, ``raise_exception``, ``strftime_now`` and ``tojson``. It is compiled
+    at its first use, so that a model whose template is broken can still be loaded.
+
+    One rendering is capped, and ends in a ConfigError beyond: at a million steps (turns of loops, calls, filters), 10 s
+    of processor time, 16 million characters of output or of any text on the way, lists of a million entries, ranges of
+    100,000, and at indents, widths and repetitions that could exceed these.
     """
 
     @functools.cache

@@ -31,13 +31,16 @@ MAX_STEPS = 1_000_000  # turns of a loop, calls, filters and operators of one re
 MAX_SECONDS = 10.0  # of processor time, of one rendering
 
 # What can make a result as large as the product of two arguments: methods of str, bytes and int, and filters.
-_MULTIPLIERS = frozenset("ljust rjust center zfill expandtabs join translate to_bytes".split())
-_MULTIPLYING_FILTERS = frozenset("center indent wordwrap batch slice tojson join".split())
-
-_LOOPING_FILTERS = frozenset("map select reject selectattr rejectattr".split())
+_MULTIPLIERS = frozenset(["ljust", "rjust", "center", "zfill", "expandtabs", "join", "translate", "to_bytes"])
+_MULTIPLYING_FILTERS = frozenset(["center", "indent", "wordwrap", "batch", "slice", "tojson", "join"])
+_LOOPING_FILTERS = frozenset(["map", "select", "reject", "selectattr", "rejectattr"])
 # Filters that write texts of lists and dicts, and those that build new ones.
-_WRITING_FILTERS = frozenset("string pprint tojson join format replace urlencode xmlattr safe escape e".split())
-_BUILDING_FILTERS = frozenset("list batch slice groupby sort unique dictsort sum default d".split())
+_WRITING_FILTERS = frozenset(
+    ["string", "pprint", "tojson", "join", "format", "replace", "urlencode", "xmlattr", "safe", "escape", "e"]
+)
+_BUILDING_FILTERS = frozenset(
+    ["list", "batch", "slice", "groupby", "sort", "unique", "dictsort", "sum", "default", "d"]
+)
 
 
 class TemplateTooLarge(Exception):
@@ -99,9 +102,9 @@ def _check_format(text: Any, arguments: Any, mark: str) -> None:
 
 
 def _check_replace(text: Any, old: Any = "", new: Any = "", *_: Any) -> None:
-    if isinstance(text, (str, bytes)) and isinstance(old, type(text)) and isinstance(new, type(text)):
-        if len(text) + text.count(old) * len(new) > 2 * MAX_SIZE:
-            raise TemplateTooLarge(f"a text of more than {MAX_SIZE:,} characters")
+    known = isinstance(text, (str, bytes)) and isinstance(old, type(text)) and isinstance(new, type(text))
+    if known and len(text) + text.count(old) * len(new) > 2 * MAX_SIZE:
+        raise TemplateTooLarge(f"a text of more than {MAX_SIZE:,} characters")
 
 
 class _Work:
@@ -143,25 +146,25 @@ class _Instrument(NodeTransformer):
     def _through(self, name: str, node: nodes.Expr) -> nodes.Expr:
         return nodes.Call(nodes.EnvironmentAttribute(name), [node], [], None, None, lineno=node.lineno)
 
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (the visitor's names)
+    def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
         node.iter = self._through("count_loop", node.iter)
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         parts = nodes.List(node.nodes, lineno=node.lineno)
         return self._through("join_texts", parts)
 
-    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
+    def visit_List(self, node: nodes.List) -> nodes.Node:
         self.generic_visit(node)
         return self._through("measured", node) if node.items else node
 
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
         self.generic_visit(node)
         return self._through("measured", node) if node.items else node
 
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)
         return self._through("measured", node) if node.items and node.ctx == "load" else node
 
@@ -194,11 +197,11 @@ def _raise_exception(message: str) -> NoReturn:
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """Jinja as transformers sets it up for chat templates, with bounds.
 
-    Objects cannot be changed. One rendering makes at most a million steps (turns of a loop, calls, filters, operators) in
-    10 s and writes at most 16 million characters; no text on the way is longer, no list or dict has more than a million
-    entries, and ``range`` has Jinja's own 100,000. What multiplies (repeating, padding, indenting, replacing, ``tojson(indent=)``) is refused before it is
-    done where the result could be 100 million characters. A template has at most a million. Anything beyond is a
-    TemplateTooLarge.
+    Objects cannot be changed. One rendering makes at most a million steps (turns of a loop, calls, filters, operators)
+    in 10 s of processor time and writes at most 16 million characters; no text on the way is longer, no list or dict
+    has more than a million entries, and ``range`` has Jinja's 100,000. What multiplies (repeating, padding, indenting,
+    replacing, ``tojson(indent=)``) is refused before it is done where the result could have 100 million characters. A
+    template has at most a million. Anything beyond is a TemplateTooLarge.
     """
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])

@@ -90,7 +90,8 @@ const AddedToken* AddedTokenMatcher::longest_at(std::string_view text) const {
   return longest;
 }
 
-std::vector<AddedTokenMatcher::Piece> AddedTokenMatcher::cut(std::string_view text, TextBudget& budget) const {
+std::vector<AddedTokenMatcher::Piece> AddedTokenMatcher::cut(std::string_view text,
+                                                             TextBudget& budget) const {
   std::vector<Piece> pieces;
   size_t done = 0;
   size_t space_first = 0, space_last = 0;  // white space that was walked through

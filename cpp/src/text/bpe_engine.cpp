@@ -49,7 +49,8 @@ void BpeEngine::encode(std::string_view text, std::vector<int64_t>& ids) const {
       if (piece.token) {
         ids.push_back(piece.token->id);
       } else {
-        for (const auto word : words.emplace_back(pre_tokenize(pre_tokenizer_, piece.text, at_start, budget)).views)
+        for (const auto word :
+             words.emplace_back(pre_tokenize(pre_tokenizer_, piece.text, at_start, budget)).views)
           encoder.encode(word, ids);
       }
       at_start = false;
@@ -66,8 +67,8 @@ Piece BpeEngine::piece(int64_t id) const {
   std::string text = token;
   for (const auto& step : spelling_.replace) {
     text = replace_all(text, step.from, step.to);
-    check<ConfigError>(text.size() <= kMaxPieceBytes, "tokenizer: the decoder makes token ", id, " longer than ",
-                       kMaxPieceBytes, " bytes");
+    check<ConfigError>(text.size() <= kMaxPieceBytes, "tokenizer: the decoder makes token ", id,
+                       " longer than ", kMaxPieceBytes, " bytes");
   }
   if (spelling_.byte_fallback)
     if (const auto byte = byte_of_token(text)) return {std::string(1, *byte), true};

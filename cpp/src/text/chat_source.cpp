@@ -27,7 +27,8 @@ Tokens tokens_of_gguf(const io::GgufFile& file) {
   Tokens found;
   if (!file.has_key("tokenizer.ggml.tokens")) return found;
   const auto tokens = file.get_strings("tokenizer.ggml.tokens");
-  const bool scored = file.get_string_or("tokenizer.ggml.model", "") == "llama";  // has llama.cpp's own defaults
+  const bool scored =
+      file.get_string_or("tokenizer.ggml.model", "") == "llama";  // has llama.cpp's own defaults
   const auto spell = [&](const char* name, const char* key, int64_t otherwise) {
     const int64_t id = file.get_int_or(key, otherwise);
     if (id >= 0 && id < static_cast<int64_t>(tokens.size())) found[name] = tokens[id];

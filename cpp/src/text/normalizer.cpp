@@ -33,7 +33,8 @@ std::string applied(const RepeatAtStart& step, const std::string& text) {
 }  // namespace
 
 bool squeezes_spaces(const Normalizer& normalizer) {
-  return std::ranges::any_of(normalizer, [](const auto& step) { return std::holds_alternative<SqueezeSpaces>(step); });
+  return std::ranges::any_of(normalizer,
+                             [](const auto& step) { return std::holds_alternative<SqueezeSpaces>(step); });
 }
 
 std::string normalize(const Normalizer& normalizer, std::string_view text) {

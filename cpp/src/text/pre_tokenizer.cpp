@@ -102,7 +102,8 @@ Words pre_tokenize(const PreTokenizer& steps, std::string_view text, bool at_sta
     cut_further.reserve(words.views.size());
     for (const auto word : words.views) {
       const bool first = at_start && word.data() == words.views.front().data();
-      std::visit([&](const auto& one) { add_pieces(one, word, first, cut_further, words.rewritten, budget); }, step);
+      std::visit([&](const auto& one) { add_pieces(one, word, first, cut_further, words.rewritten, budget); },
+                 step);
     }
     words.views = std::move(cut_further);
   }

@@ -32,7 +32,8 @@ std::vector<std::string_view> ranked_by_score(const SentencePieceModel& model, c
   std::vector<size_t> order;
   for (size_t id = 0; id < model.pieces.size(); ++id)
     if (model.pieces[id].type == SentencePieceModel::normal) order.push_back(id);
-  std::ranges::stable_sort(order, [&](size_t a, size_t b) { return model.pieces[a].score > model.pieces[b].score; });
+  std::ranges::stable_sort(order,
+                           [&](size_t a, size_t b) { return model.pieces[a].score > model.pieces[b].score; });
   std::vector<std::string_view> pieces;
   for (const size_t id : order) pieces.push_back(vocabulary.tokens[id]);
   return pieces;
@@ -46,7 +47,8 @@ bool becomes_bpe(const SentencePieceModel& model, TokenizerClass tokenizer_class
 }
 
 std::shared_ptr<const TokenizerEngine> bpe_of_sentencepiece(const SentencePieceModel& model,
-                                                            const TokenizerConfig& config, Vocabulary vocabulary,
+                                                            const TokenizerConfig& config,
+                                                            Vocabulary vocabulary,
                                                             std::vector<AddedToken> found) {
   const auto n_pieces = model.pieces.size();
   TokenIds own;
@@ -64,7 +66,9 @@ std::shared_ptr<const TokenizerEngine> bpe_of_sentencepiece(const SentencePieceM
   stages.spelling = {.replace = {{kSpace, " "}}, .byte_fallback = true};
   JoinRule join{.invalid = JoinRule::Invalid::whole_run};
   auto parts = own;
-  const auto prefix_scheme = [](bool always) { return always ? Metaspace::Prepend::always : Metaspace::Prepend::first; };
+  const auto prefix_scheme = [](bool always) {
+    return always ? Metaspace::Prepend::always : Metaspace::Prepend::first;
+  };
   switch (config.tokenizer_class) {
     case TokenizerClass::backend: {
       const bool legacy = config.legacy.value_or(true);
@@ -103,7 +107,8 @@ std::shared_ptr<const TokenizerEngine> bpe_of_sentencepiece(const SentencePieceM
     }
     case TokenizerClass::gemma:
       stages.normalizer.emplace_back(Replace{" ", kSpace});
-      if (const auto name = vocabulary.special_tokens.find("unk_token"); name != vocabulary.special_tokens.end())
+      if (const auto name = vocabulary.special_tokens.find("unk_token");
+          name != vocabulary.special_tokens.end())
         unknown_is(name->second);
       break;
     default:

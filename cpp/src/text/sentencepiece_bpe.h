@@ -17,7 +17,8 @@ bool becomes_bpe(const SentencePieceModel& model, TokenizerClass tokenizer_class
 /// TokenizersBackend ranks merges by the pieces' scores and follows the model's own settings: what sentencepiece gives.
 /// LlamaTokenizer and GemmaTokenizer rank them by id, which differs where scores and ids do: Llama-2's runs of spaces.
 std::shared_ptr<const TokenizerEngine> bpe_of_sentencepiece(const SentencePieceModel& model,
-                                                            const TokenizerConfig& config, Vocabulary vocabulary,
+                                                            const TokenizerConfig& config,
+                                                            Vocabulary vocabulary,
                                                             std::vector<AddedToken> found);
 
 }  // namespace introspect::text

@@ -19,8 +19,8 @@ constexpr std::string_view kSpace = "\xE2\x96\x81";  // ▁, sentencepiece's spe
 /// How a SentencePieceEngine differs from libsentencepiece.
 struct Reading {
   std::vector<AddedToken> found = {};  // looked for inside a text; each part between two is a text of its own
-  bool prefix_first_only = false;      // only the part that begins the text gets sentencepiece's space in front
-  bool as_transformers = false;        // decodes unknown tokens and invalid bytes as transformers does
+  bool prefix_first_only = false;  // only the part that begins the text gets sentencepiece's space in front
+  bool as_transformers = false;    // decodes unknown tokens and invalid bytes as transformers does
 };
 
 JoinRule join_rule(const SentencePieceModel& model, const Reading& reading) {
@@ -56,8 +56,8 @@ class SentencePieceEngine : public TokenizerEngine {
         ids.push_back(piece.token->id);
       } else {
         // transformers puts no second space before one.
-        const bool prefixed = at_start && !is_white_space(utf8_step(piece.text).code_point) &&
-                              !piece.text.starts_with(kSpace);
+        const bool prefixed =
+            at_start && !is_white_space(utf8_step(piece.text).code_point) && !piece.text.starts_with(kSpace);
         const auto& processor = without_prefix_ && !prefixed ? *without_prefix_ : processor_;
         processor.encode(piece.text, part);
         ids.insert(ids.end(), part.begin(), part.end());
@@ -118,7 +118,8 @@ void rename_pieces(SentencePieceModel& model, const TokenizerConfig& config) {
     if (!config.added.contains(id)) kept.insert(model.pieces[id].text);
   std::vector<std::pair<int64_t, std::string>> names;
   for (const auto& [id, token] : config.added)
-    if (id < n_pieces && !token.content.empty() && !kept.contains(token.content)) names.emplace_back(id, token.content);
+    if (id < n_pieces && !token.content.empty() && !kept.contains(token.content))
+      names.emplace_back(id, token.content);
   for (auto& [id, name] : names) model.pieces[id].text = std::move(name);
 }
 
@@ -151,7 +152,8 @@ void set_model_defaults(TokenizerConfig& config, const SentencePieceModel& model
     config.set_default("unk_token", model.unknown_piece.empty() ? "<unk>" : model.unknown_piece);
 }
 
-std::shared_ptr<const TokenizerEngine> read_tokenizer_model(const std::string& bytes, TokenizerConfig config) {
+std::shared_ptr<const TokenizerEngine> read_tokenizer_model(const std::string& bytes,
+                                                            TokenizerConfig config) {
   auto model = parse_model(bytes);
   if (!config.present) return bare_engine(std::move(model), config);
   set_model_defaults(config, model);

@@ -263,7 +263,8 @@ void SentencePieceModel::validate(const char* who) const {
     check<IoError>(io::is_utf8(text), who, ": piece ", id, " must be UTF-8");
     check<IoError>(!in_trie || fits_a_trie(text), who, ": piece ", id, " must hold no zero byte");
     const bool is_ordinary = type == normal || type == user_defined || type == unused;
-    check<IoError>((is_ordinary ? ordinary : reserved).insert(text).second, who, ": piece ", id, " (\"", text, "\") stands twice");
+    check<IoError>((is_ordinary ? ordinary : reserved).insert(text).second, who, ": piece ", id, " (\"", text,
+                   "\") stands twice");
     check<IoError>(std::isfinite(score), who, ": the score of piece ", id, " must be finite");
     check<IoError>(type >= normal && type <= byte, who, ": the type of piece ", id, " must be 1 to 6, got ",
                    type);
@@ -275,8 +276,8 @@ void SentencePieceModel::validate(const char* who) const {
     n_bytes += !std::exchange(has_byte[static_cast<unsigned char>(*value)], true);
   }
   check<IoError>(n_unknown == 1, who, ": one piece must be of the type unknown, got ", n_unknown);
-  check<IoError>(!byte_fallback || n_bytes == 256, who, ": byte_fallback needs a piece for each of 256 bytes, got ",
-                 n_bytes);
+  check<IoError>(!byte_fallback || n_bytes == 256, who,
+                 ": byte_fallback needs a piece for each of 256 bytes, got ", n_bytes);
   for (const std::string& text : {unknown_surface, unknown_piece, bos_piece, eos_piece})
     check<IoError>(io::is_utf8(text), who, ": the names of the special tokens must be UTF-8");
   check_character_map(normalization);

@@ -26,7 +26,8 @@ constexpr std::array<std::string_view, 9> kStops = {"<|im_end|>",      "<|eot_id
                                                     "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>",
                                                     "<|end_of_turn|>", "<|end|>",       "</s>"};
 
-[[noreturn]] void broken(const fs::path& file, const std::string& key, const char* required, const json& got) {
+[[noreturn]] void broken(const fs::path& file, const std::string& key, const char* required,
+                         const json& got) {
   throw IoError(concat(file.string(), ": '", key, "' must be ", required, ", got ", got.type_name()));
 }
 
@@ -83,7 +84,8 @@ std::vector<AddedToken> tokens_of(const json& list, Special special, const std::
 }
 
 /// The keys of a JSON object in the order of the file, in which tokens are numbered. `inside`: of the object at this key.
-std::vector<std::string> keys_in_order(const std::string& text, const json& object, const char* inside = nullptr) {
+std::vector<std::string> keys_in_order(const std::string& text, const json& object,
+                                       const char* inside = nullptr) {
   auto ordered = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (inside && ordered.is_object()) ordered = nlohmann::ordered_json(ordered[inside]);
   std::vector<std::string> keys;
@@ -107,8 +109,11 @@ std::optional<std::string> template_of(const std::map<std::string, std::string>&
   if (const auto found = named.find("default"); found != named.end()) return found->second;
   std::string names;
   for (const auto& [name, source] : named) names += (names.empty() ? "" : ", ") + name;
-  return "{{ raise_exception(" + json(concat("chat_template has several templates and none is named default: ", names,
-                                             "; give the text of one")).dump() + ") }}";
+  return "{{ raise_exception(" +
+         json(concat("chat_template has several templates and none is named default: ", names,
+                     "; give the text of one"))
+             .dump() +
+         ") }}";
 }
 
 /// A template, a list of {"name", "template"}, or an object of templates by name.
@@ -142,7 +147,8 @@ std::optional<std::string> template_beside(const fs::path& folder) {
     named["default"] = io::read_text(file);
   if (const auto more = folder / "additional_chat_templates"; fs::is_directory(more))
     for (const auto& entry : fs::directory_iterator(more))
-      if (entry.path().extension() == ".jinja") named[entry.path().stem().string()] = io::read_text(entry.path());
+      if (entry.path().extension() == ".jinja")
+        named[entry.path().stem().string()] = io::read_text(entry.path());
   return template_of(named);
 }
 
@@ -190,7 +196,8 @@ TokenizerConfig TokenizerConfig::read(const fs::path& folder) {
     if (fs::is_regular_file(added)) config.read_added_tokens(added);
   }
   const auto name = hints.in_tokenizer_config ? hints.in_tokenizer_config : hints.in_config;
-  if (const auto file = folder / "tokenizer.json"; name && name->starts_with("LlamaTokenizer") && fs::is_regular_file(file))
+  if (const auto file = folder / "tokenizer.json";
+      name && name->starts_with("LlamaTokenizer") && fs::is_regular_file(file))
     hints.is_byte_level = io::read_text(file).find("\"ByteLevel\"") != std::string::npos;
   config.tokenizer_class = choose_class(hints);
   config.set_class_defaults();
@@ -211,8 +218,8 @@ void TokenizerConfig::read_tokenizer_config(const fs::path& file, ClassHints& hi
   add_bos_token = flag_at(parsed, "add_bos_token", file);
   add_eos_token = flag_at(parsed, "add_eos_token", file);
   split_special_tokens = flag_at(parsed, "split_special_tokens", file).value_or(false);
-  for (const char* key : {"clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
-                          "fix_mistral_regex"})
+  for (const char* key :
+       {"clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", "fix_mistral_regex"})
     check<ConfigError>(!flag_at(parsed, key, file).value_or(false), file.string(), ": '", key,
                        "' is true, which this library does not do");
   for (const char* key : {"fast_tokenizer_files", "init_inputs"})
@@ -358,12 +365,14 @@ std::vector<std::pair<std::string, AddedToken>> TokenizerConfig::special_tokens(
 
 void TokenizerConfig::add_tokens(AddedVocabulary& vocabulary, const std::vector<AddedToken>& in_json,
                                  const std::vector<AddedToken>* additional) const {
-  const auto require = [](const AddedToken& token, int64_t given, std::optional<int64_t> got, const char* where) {
+  const auto require = [](const AddedToken& token, int64_t given, std::optional<int64_t> got,
+                          const char* where) {
     check<ConfigError>(!got || *got == given, where, " gives \"", token.content, "\" the id ", given,
                        ", transformers gives it ", got.value_or(-1));
   };
   if (tokenizer_class == TokenizerClass::backend)
-    for (const auto& token : in_json) require(token, token.id, vocabulary.add(token), "tokenizer.json: 'added_tokens'");
+    for (const auto& token : in_json)
+      require(token, token.id, vocabulary.add(token), "tokenizer.json: 'added_tokens'");
 
   auto declared = added;
   if (!lists_added)
@@ -381,7 +390,9 @@ void TokenizerConfig::add_tokens(AddedVocabulary& vocabulary, const std::vector<
   std::unordered_set<std::string> named;
   const auto special = special_tokens();
   for (const auto& [name, token] : special) add_unless_there(token), named.insert(token.content);
-  const auto more = extra ? *extra : additional ? *additional : additional_.value_or(std::vector<AddedToken>());
+  const auto more = extra        ? *extra
+                    : additional ? *additional
+                                 : additional_.value_or(std::vector<AddedToken>());
   for (const auto& token : more) add_unless_there(token);
   for (auto& token : to_add) {
     token.special |= named.contains(token.content);
@@ -392,7 +403,7 @@ void TokenizerConfig::add_tokens(AddedVocabulary& vocabulary, const std::vector<
     for (const auto& token : more) vocabulary.add({.content = token.content, .special = true});
   }
   for (const auto& [id, token] : declared) {
-    const char* where = lists_added ? "tokenizer_config.json: 'added_tokens_decoder'"
+    const char* where = lists_added          ? "tokenizer_config.json: 'added_tokens_decoder'"
                         : added.contains(id) ? "added_tokens.json"
                                              : "tokenizer.json: 'added_tokens'";
     require(token, id, vocabulary.id_of(token.content), where);

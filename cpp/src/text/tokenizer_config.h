@@ -22,9 +22,9 @@ struct TokenizerConfig {
   bool present = false;  // one of the first three files is there
   TokenizerClass tokenizer_class = TokenizerClass::backend;
   std::optional<bool> legacy, add_prefix_space, add_bos_token, add_eos_token;
-  bool split_special_tokens = false;  // special tokens are not looked for inside a text
+  bool split_special_tokens = false;    // special tokens are not looked for inside a text
   std::map<int64_t, AddedToken> added;  // by the id the file gives
-  bool lists_added = false;             // they are added_tokens_decoder, which leaves out what tokenizer.json adds
+  bool lists_added = false;  // they are added_tokens_decoder, which leaves out what tokenizer.json adds
   std::optional<std::vector<AddedToken>> extra;  // extra_special_tokens, or additional_special_tokens for it
   std::optional<std::string> chat_template;
   std::vector<int64_t> eos_token_ids;  // that end a generation

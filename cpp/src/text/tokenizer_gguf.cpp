@@ -36,8 +36,8 @@ struct PreTokenizerChoice {
 
 const PreTokenizerChoice& choice_of(const std::string& name) {
   static const std::vector<PreTokenizerChoice> kChoices = {
-      {.names = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat", "a.x-4.0", "mellum",
-                 "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"},
+      {.names = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat", "a.x-4.0",
+                 "mellum", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"},
        .patterns = {kGpt2Pattern}},
       {.names = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"},
        .patterns = {"\\p{N}", kGpt2Pattern}},
@@ -62,16 +62,33 @@ const PreTokenizerChoice& choice_of(const std::string& name) {
 }
 
 constexpr std::string_view kEndsOfTurn[] = {
-    "<|eot_id|>",    "<|im_end|>", "<|end|>",         "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
-    "<|eom_id|>",    "<EOT>",      "_<EOT>",          "<|end_of_text|>", "<end_of_utterance>",
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
+    "<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>",
     // Of models that fill in the middle of code: padding, repository and file.
-    "<|fim_pad|>",   "<fim-pad>",  "<fim_pad>",       "<PAD>", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>",
-    "<REPO>",        "<reponame>", "<|file_sep|>"};
-constexpr std::string_view kOtherControls[] = {
-    "<｜end▁of▁sentence｜>", "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
-    "<|code_prefix|>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>",
-    "<|code_suffix|>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>",
-    "<|code_middle|>"};
+    "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>",
+    "<reponame>", "<|file_sep|>"};
+constexpr std::string_view kOtherControls[] = {"<｜end▁of▁sentence｜>",
+                                               "<|fim_prefix|>",
+                                               "<fim-prefix>",
+                                               "<fim_prefix>",
+                                               "<｜fim▁begin｜>",
+                                               "<PRE>",
+                                               "▁<PRE>",
+                                               "<|code_prefix|>",
+                                               "<|fim_suffix|>",
+                                               "<fim-suffix>",
+                                               "<fim_suffix>",
+                                               "<｜fim▁hole｜>",
+                                               "<SUF>",
+                                               "▁<SUF>",
+                                               "<|code_suffix|>",
+                                               "<|fim_middle|>",
+                                               "<fim-middle>",
+                                               "<fim_middle>",
+                                               "<｜fim▁end｜>",
+                                               "<MID>",
+                                               "▁<MID>",
+                                               "<|code_middle|>"};
 // Keys of tokens that end a text beside eos, and of those that only are control tokens.
 constexpr const char* kEndKeys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id",
                                     "tokenizer.ggml.fim_pad_token_id", "tokenizer.ggml.fim_rep_token_id",
@@ -144,18 +161,21 @@ Vocabulary read_vocabulary(const io::GgufFile& file, std::vector<std::string> to
       {"eos_token", vocabulary.eos},
       {"pad_token", vocabulary.pad},
       {"unk_token", id_at(file, "tokenizer.ggml.unknown_token_id", vocabulary)},
-      {"sep_token", id_at(file, "tokenizer.ggml.seperator_token_id", vocabulary)},  // so spelled in the format
+      {"sep_token",
+       id_at(file, "tokenizer.ggml.seperator_token_id", vocabulary)},  // so spelled in the format
       {"mask_token", id_at(file, "tokenizer.ggml.mask_token_id", vocabulary)}};
   for (const auto& [name, id] : names)
     if (id) vocabulary.special_tokens[name] = vocabulary.tokens[*id];
 
   const auto stop_at = [&](std::optional<int64_t> id) {
-    if (id && std::ranges::find(vocabulary.stops, *id) == vocabulary.stops.end()) vocabulary.stops.push_back(*id);
+    if (id && std::ranges::find(vocabulary.stops, *id) == vocabulary.stops.end())
+      vocabulary.stops.push_back(*id);
   };
   for (const int64_t id : known_stops(vocabulary)) stop_at(id);
   for (const char* key : kEndKeys) stop_at(id_at(file, key, vocabulary));
   for (const auto token : kEndsOfTurn) stop_at(vocabulary.find(token));
-  if (vocabulary.find("<|return|>") && vocabulary.find("<|call|>"))  // there <|end|> ends a message, not a turn
+  if (vocabulary.find("<|return|>") &&
+      vocabulary.find("<|call|>"))  // there <|end|> ends a message, not a turn
     std::erase(vocabulary.stops, vocabulary.find("<|end|>").value_or(-1));
   return vocabulary;
 }
@@ -168,7 +188,8 @@ std::vector<AddedToken> tokens_in_texts(const io::GgufFile& file, const Vocabula
   std::ranges::transform(name, name.begin(), [](unsigned char c) { return std::tolower(c); });
   const bool phi3 = name.find("phi-3") != std::string::npos || name.find("phi3") != std::string::npos;
   const auto pre = file.get_string_or("tokenizer.ggml.pre", "");
-  const bool jina = pre.find("jina-v2-de") != std::string::npos || pre.find("jina-v2-es") != std::string::npos;
+  const bool jina =
+      pre.find("jina-v2-de") != std::string::npos || pre.find("jina-v2-es") != std::string::npos;
   std::vector<AddedToken> found;
   for (size_t id = 0; id < types.size(); ++id) {
     if (types[id] != kControl && types[id] != kUserDefined && types[id] != kUnknown) continue;
@@ -177,7 +198,8 @@ std::vector<AddedToken> tokens_in_texts(const io::GgufFile& file, const Vocabula
                      .special = types[id] != kUserDefined,
                      .ascii_space = true};
     token.lstrip = jina && token.content == "<mask>";
-    token.rstrip = phi3 && !jina && token.content != "<unk>" && token.content != "<s>" && token.content != "<|endoftext|>";
+    token.rstrip = phi3 && !jina && token.content != "<unk>" && token.content != "<s>" &&
+                   token.content != "<|endoftext|>";
     found.push_back(std::move(token));
   }
   return found;
@@ -190,7 +212,8 @@ std::shared_ptr<const TokenizerEngine> read_bpe(const io::GgufFile& file) {
   const auto& choice = choice_of(file.get_string("tokenizer.ggml.pre"));
   auto tokens = tokens_of(file);
   const auto types = corrected_types(file, tokens);
-  auto vocabulary = read_vocabulary(file, std::move(tokens), types, choice.add_bos, std::nullopt, std::nullopt);
+  auto vocabulary =
+      read_vocabulary(file, std::move(tokens), types, choice.add_bos, std::nullopt, std::nullopt);
   vocabulary.kind = "byte-level BPE";
 
   auto added = tokens_in_texts(file, vocabulary, types);

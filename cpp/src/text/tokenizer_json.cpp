@@ -250,7 +250,8 @@ std::optional<bool> prefix_space_of(const TokenizerConfig& config) {
   }
 }
 
-std::shared_ptr<const TokenizerEngine> build(const json& file, TokenizerConfig config, const std::string& path) {
+std::shared_ptr<const TokenizerEngine> build(const json& file, TokenizerConfig config,
+                                             const std::string& path) {
   check<IoError>(file.is_object(), "tokenizer.json must hold a JSON object");
   const json& model = file.at("model");
   const std::string model_type = value_or(model, "type", std::string("BPE"));
@@ -286,8 +287,8 @@ std::shared_ptr<const TokenizerEngine> build(const json& file, TokenizerConfig c
   }
 
   BpeOptions options;
-  stages.pre_tokenizer = read_pre_tokenizer(value_or(file, "pre_tokenizer", json()), path, prefix_space_of(config),
-                                            options.byte_level);
+  stages.pre_tokenizer = read_pre_tokenizer(value_or(file, "pre_tokenizer", json()), path,
+                                            prefix_space_of(config), options.byte_level);
   stages.normalizer = read_normalizer(value_or(file, "normalizer", json()));
   options.byte_fallback = value_or(model, "byte_fallback", false);
   options.fuse_unknown = value_or(model, "fuse_unk", false);
@@ -295,12 +296,14 @@ std::shared_ptr<const TokenizerEngine> build(const json& file, TokenizerConfig c
   auto unknown = value_or(model, "unk_token", std::string());
   auto decoder = read_decoder(value_or(file, "decoder", json()));
   stages.spelling = std::move(decoder.spelling);
-  if (config.tokenizer_class == TokenizerClass::llama || config.tokenizer_class == TokenizerClass::code_llama) {
+  if (config.tokenizer_class == TokenizerClass::llama ||
+      config.tokenizer_class == TokenizerClass::code_llama) {
     build_llama_stages(config, stages, decoder.join);
     options = {.byte_fallback = true, .fuse_unknown = true};
     unknown.clear();
     if (config.tokenizer_class == TokenizerClass::code_llama)
-      if (const auto found = vocabulary.special_tokens.find("unk_token"); found != vocabulary.special_tokens.end())
+      if (const auto found = vocabulary.special_tokens.find("unk_token");
+          found != vocabulary.special_tokens.end())
         unknown = found->second;
   }
   if (!unknown.empty()) {
@@ -331,7 +334,10 @@ std::shared_ptr<const TokenizerEngine> read_tokenizer_json(const std::string& te
   } catch (const json::parse_error& error) {  // its own text may quote bytes that are not UTF-8
     throw IoError(concat("tokenizer.json must be JSON, is not at byte ", error.byte));
   } catch (const json::exception& error) {
-    throw IoError(concat("tokenizer.json is broken: ", error.what()));
+    const std::string_view said = error.what();  // "[json.exception.type_error.302] type must be string"
+    const size_t bracket = said.find("] ");
+    throw IoError(concat("tokenizer.json is broken: ",
+                         bracket == std::string_view::npos ? said : said.substr(bracket + 2)));
   }
 }
 

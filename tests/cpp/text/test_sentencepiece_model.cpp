@@ -40,7 +40,8 @@ std::string piece(const std::string& text, float score = 0, uint64_t type = kNor
   return bytes(1, bytes(1, text) + real(2, score) + number(3, type));
 }
 
-const std::string kPieces = piece("<unk>", 0, kUnknown) + piece("a", -1) + piece("b", -2) + piece("\u2581", -3);
+const std::string kPieces =
+    piece("<unk>", 0, kUnknown) + piece("a", -1) + piece("b", -2) + piece("\u2581", -3);
 const std::string kBpe = bytes(2, number(3, 2));
 
 /// A character map whose array points far outside itself.
@@ -81,17 +82,23 @@ TEST_CASE("a known field of another wire type is refused, wherever it stands", "
   CHECK_THROWS_WITH(load(kPieces + bytes(3, map + number(2, 0))), Catch::Contains("wire type"));
   CHECK_THROWS_WITH(load(kPieces + bytes(3, map) + bytes(3, number(2, 0))), Catch::Contains("wire type"));
   const std::string broken[] = {
-      number(1, 3),                                            // pieces as a number
-      bytes(1, number(1, 3)),                                  // a piece's text
-      bytes(1, bytes(1, "c") + bytes(2, "abcd")),              // its score
-      bytes(1, bytes(1, "c") + number(2, 1)),                  //
-      bytes(1, bytes(1, "c") + bytes(3, "x")),                 // its type
-      number(2, 0), bytes(2, bytes(3, "x")),                   // the trainer's part, the model type
-      bytes(2, bytes(35, "x")), bytes(2, real(35, 1)),         // byte_fallback
-      bytes(2, number(44, 0)), bytes(2, number(45, 0)),        // the unknown token's surface and piece
-      bytes(2, number(46, 0)), bytes(2, bytes(40, "x")),       // bos, the unknown token's id
-      number(3, 0), bytes(3, bytes(3, "x")),                   // the normalizer's part, add_dummy_prefix
-      bytes(3, bytes(4, "x")), bytes(3, real(5, 1)),           // remove_extra_whitespaces, escape_whitespaces
+      number(1, 3),                                // pieces as a number
+      bytes(1, number(1, 3)),                      // a piece's text
+      bytes(1, bytes(1, "c") + bytes(2, "abcd")),  // its score
+      bytes(1, bytes(1, "c") + number(2, 1)),      //
+      bytes(1, bytes(1, "c") + bytes(3, "x")),     // its type
+      number(2, 0),
+      bytes(2, bytes(3, "x")),  // the trainer's part, the model type
+      bytes(2, bytes(35, "x")),
+      bytes(2, real(35, 1)),  // byte_fallback
+      bytes(2, number(44, 0)),
+      bytes(2, number(45, 0)),  // the unknown token's surface and piece
+      bytes(2, number(46, 0)),
+      bytes(2, bytes(40, "x")),  // bos, the unknown token's id
+      number(3, 0),
+      bytes(3, bytes(3, "x")),  // the normalizer's part, add_dummy_prefix
+      bytes(3, bytes(4, "x")),
+      bytes(3, real(5, 1)),  // remove_extra_whitespaces, escape_whitespaces
   };
   for (const auto& field : broken) CHECK_THROWS_AS(load(kPieces + field), introspect::IoError);
 }

@@ -103,7 +103,8 @@ TEST_CASE("several threads encode and decode with one tokenizer", "[text]") {
   // Each thread has words of its own, so that shared state of the matcher or of a cache would give another's ids.
   const auto text_of = [](int thread) {
     std::string text;
-    for (int i = 0; i < 200; ++i) text += std::string(1 + (i + thread) % 7, "abc"[(i + thread) % 3]) + " <end>";
+    for (int i = 0; i < 200; ++i)
+      text += std::string(1 + (i + thread) % 7, "abc"[(i + thread) % 3]) + " <end>";
     return text;
   };
   std::vector<Ids> expected;
@@ -134,7 +135,8 @@ TEST_CASE("the folder's config names special tokens and the chat template", "[te
   CHECK_FALSE(tokenizer.pad_token_id().has_value());
   // As in transformers 5: what goes around a text is tokenizer.json's own affair, add_bos_token is tokenizer.model's.
   CHECK(tokenizer.encode("a") == Ids{0});
-  CHECK(tokenizer.special_tokens() == std::map<std::string, std::string>{{"bos_token", "<end>"}, {"eos_token", "<end>"}});
+  CHECK(tokenizer.special_tokens() ==
+        std::map<std::string, std::string>{{"bos_token", "<end>"}, {"eos_token", "<end>"}});
   CHECK(tokenizer.stop_token_ids() == Ids{9});
   CHECK(tokenizer.chat_template() == "{{ messages }}");
 }

@@ -309,7 +309,10 @@ def test_a_folder_gives_transformers_reading_or_an_error_that_names_the_field(tm
             files.pop("config", None)  # names no class that reads a tokenizer.model
             if not NEW_ENOUGH:
                 files["tokenizer_config"].setdefault("tokenizer_class", "LlamaTokenizer")
-        elif files.get("config", {}).get("model_type") in ("qwen2", "gpt2") and "tokenizer_class" not in files["tokenizer_config"]:
+        elif (
+            files.get("config", {}).get("model_type") in ("qwen2", "gpt2")
+            and "tokenizer_class" not in files["tokenizer_config"]
+        ):
             files.pop("config")  # of another vocabulary than this one: the stages would be another's
         folder = write(tmp_path / f"folder{n}", small, **files)
         if (theirs := outcome(folder)) is None:
@@ -318,7 +321,9 @@ def test_a_folder_gives_transformers_reading_or_an_error_that_names_the_field(tm
             assert_equal_reading(folder, files, theirs)
             compared += 1
         except introspect.Error as error:
-            assert any(f"'{key}'" in str(error) or f"{key}.json" in str(error) for key in (
-                "added_tokens_decoder", "added_tokens", "tokenizer_class")), (str(error), json.dumps(files))
+            assert any(
+                f"'{key}'" in str(error) or f"{key}.json" in str(error)
+                for key in ("added_tokens_decoder", "added_tokens", "tokenizer_class")
+            ), (str(error), json.dumps(files))
             refused += 1
     assert compared >= 30 and refused <= 15, (compared, refused)

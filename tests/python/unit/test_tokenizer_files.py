@@ -300,7 +300,7 @@ def test_ctrl_c_stops_a_slow_text(tmp_path):
 )  # fmt: skip
 def test_stages_that_double_a_text_forty_times_are_a_config_error(load, change):
     tokenizer = load(byte_level(**change))
-    with pytest.raises(ConfigError, match="normalizer|decoder"):
+    with pytest.raises(ConfigError, match=r"normalizer|decoder"):
         tokenizer.decode(tokenizer.encode("a" * 10))
 
 

@@ -116,8 +116,9 @@ def test_tokens_of_a_phi3_vocabulary_take_the_white_space_after_them(load, name,
         return [tokens.index(token) for token in spelled]
 
     space = [] if strips else ["\u010a"]  # the newline's spelling
-    assert ours.encode("<|user|>\na<|end|>\n\t") == ids("<|user|>", *space, "a", "<|end|>", *space, *(
-        [] if strips else ["\u0109"]))
+    assert ours.encode("<|user|>\na<|end|>\n\t") == ids(
+        "<|user|>", *space, "a", "<|end|>", *space, *([] if strips else ["\u0109"])
+    )
     assert ours.encode("<s> a<|endoftext|> a") == ids("<s>", "Ġ", "a", "<|endoftext|>", "Ġ", "a")
     assert ours.encode("<|user|>\u00a0a") == ids("<|user|>", "Â", "ł", "a")  # ASCII's white space only
 
