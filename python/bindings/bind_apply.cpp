@@ -2,6 +2,8 @@
 
 #include "introspect/steering/apply.h"
 #include "introspect/steering/condition.h"
+#include "native_model.h"
+#include "value_type.h"
 
 namespace introspect::python {
 
@@ -17,14 +19,11 @@ Condition make_condition(const torch::Tensor& direction, int64_t layer, double t
   return {layer, direction, threshold, above, steering::parse_measure(measure), over == "last"};
 }
 
-std::shared_ptr<const models::Model> engine(const py::object& model) {
-  return model.attr("engine").cast<std::shared_ptr<models::Model>>();
-}
-
 }  // namespace
 
 void bind_apply(py::module_& m) {
-  py::class_<Condition>(m, "Condition", R"doc(
+  using State = std::tuple<int64_t, torch::Tensor, double, bool, int, bool>;
+  py::class_<Condition> type(m, "Condition", R"doc(
 Decides, for each prompt, whether to steer: by how much of a direction the un-steered residual stream holds.
 
 Args:
@@ -40,8 +39,18 @@ Raises:
     ValueError: another measure or ``over``.
 
 Source: conditional activation steering (CAST), Lee et al. 2024, arXiv:2409.05907, which is "cast" over the "mean".
-)doc")
-      .def(py::init(&make_condition), py::arg("direction"), py::kw_only(), py::arg("layer"),
+)doc");
+  copy_as_value(type);
+  type.def(py::pickle(
+      [](const Condition& c) {
+        return State(c.layer, c.direction, c.threshold, c.above, static_cast<int>(c.measure),
+                     c.last_position);
+      },
+      [](const State& state) {
+        const auto& [layer, direction, threshold, above, measure, last] = state;
+        return Condition{layer, direction, threshold, above, static_cast<steering::Measure>(measure), last};
+      }));
+  type.def(py::init(&make_condition), py::arg("direction"), py::kw_only(), py::arg("layer"),
            py::arg("threshold"), py::arg("above") = true, py::arg("measure") = "cosine",
            py::arg("over") = "mean")
       .def_readonly("direction", &Condition::direction)
@@ -52,7 +61,7 @@ Source: conditional activation steering (CAST), Lee et al. 2024, arXiv:2409.0590
           "measure",
           [](const Condition& condition, const py::object& model, const torch::Tensor& tokens,
              std::optional<torch::Tensor> attention_mask) {
-            const auto native = engine(model);
+            const auto native = native_model(model);
             const py::gil_scoped_release release;
             return steering::measure(*native, condition, tokens, attention_mask.value_or(torch::Tensor{}));
           },
@@ -73,7 +82,7 @@ Raises:
           "rows",
           [](const Condition& condition, const py::object& model, const torch::Tensor& tokens,
              std::optional<torch::Tensor> attention_mask) {
-            const auto native = engine(model);
+            const auto native = native_model(model);
             const py::gil_scoped_release release;
             return steering::rows_where(*native, condition, tokens, attention_mask.value_or(torch::Tensor{}));
           },
@@ -82,7 +91,7 @@ Raises:
       .def(
           "validate",
           [](const Condition& condition, const py::object& model) {
-            steering::validate(condition, *engine(model));
+            steering::validate(condition, *native_model(model));
           },
           py::arg("model"), "Raises what ``measure`` raises, without running anything.");
 
@@ -92,7 +101,7 @@ Raises:
          std::optional<std::pair<int64_t, int64_t>> layers, const Vector& second) {
         std::vector<const steering::ControlVector*> pointers;
         for (const auto& vector : vectors) pointers.push_back(vector ? &*vector : nullptr);
-        return steering::as_interventions(pointers, how, engine(model)->cfg().n_layers, layers,
+        return steering::as_interventions(pointers, how, native_model(model)->cfg().n_layers, layers,
                                           second ? &*second : nullptr);
       },
       py::arg("vectors"), py::arg("how"), py::kw_only(), py::arg("model"), py::arg("layers") = py::none(),

@@ -1,6 +1,7 @@
 #include "bindings.h"
 
 #include "introspect/engine/run_trie.h"
+#include "native_model.h"
 
 namespace introspect::python {
 
@@ -46,14 +47,15 @@ Raises:
 
   m.def(
       "run_trie",
-      [](const models::Model& model, const TokenTrie& trie, std::vector<int64_t> nodes,
+      [](const py::object& model, const TokenTrie& trie, std::vector<int64_t> nodes,
          std::vector<int64_t> layers, const std::string& point, std::vector<int64_t> rows,
          bool last_layer_after_norm, int64_t memory_budget, py::object progress) {
         const engine::TrieReads reads{std::move(nodes), std::move(layers), hooks::parse_point(point),
                                       std::move(rows), last_layer_after_norm};
         const engine::TrieOptions options{memory_budget, as_progress(std::move(progress))};
+        const auto native = native_model(model);
         const py::gil_scoped_release release;
-        return engine::run_trie(model, trie, reads, options);
+        return engine::run_trie(*native, trie, reads, options);
       },
       py::arg("model"), py::arg("trie"), py::kw_only(), py::arg("nodes"), py::arg("layers"),
       py::arg("point") = "hook_resid_post", py::arg("rows") = std::vector<int64_t>{},
@@ -62,7 +64,7 @@ Raises:
 Activations at nodes of a trie, where every node is run once, whatever sequences it belongs to.
 
 Args:
-    model: the native model (``Model.engine``).
+    model: an introspect.Model, or its native model; what is hooked into it takes no part.
     nodes: in the order of the result's rows, unless ``rows`` says another.
     layers: block numbers, in the order of the result's columns.
     point: a hook point of a block that has a position: "hook_resid_post", "attn.hook_z".

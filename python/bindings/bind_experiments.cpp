@@ -64,6 +64,13 @@ py::dict as_dict(const StoredRun& run) {
   return out;
 }
 
+py::dict as_dict(const Store::Damaged& damaged) {
+  py::dict out;
+  out["key"] = damaged.key;
+  out["what"] = damaged.what;
+  return out;
+}
+
 template <typename Value>
 py::list as_dicts(const std::vector<Value>& values) {
   py::list out;
@@ -77,6 +84,9 @@ auto without_gil(const Work& work) {
   return work();
 }
 
+/// A store whose __init__ has not run has no holder: pybind11 then raises where a reference would be to nothing.
+using Held = std::shared_ptr<Store>;
+
 /// A range is (first, last, whether they are fractions).
 using Range = std::tuple<double, double, bool>;
 
@@ -89,7 +99,8 @@ std::vector<std::string> run(
     std::vector<std::string> concepts, const std::map<std::string, std::shared_ptr<models::Model>>& models,
     const std::string& strength_unit, uint64_t seed, bool lens, bool attention, bool divergence,
     int64_t top_k, NamedVectors directions, std::vector<std::string> continuations,
-    std::shared_ptr<Store> store, int64_t memory_budget, py::object progress) {
+    std::shared_ptr<Store> store, int64_t memory_budget, py::object progress, py::object work,
+    py::object before, bool only_plan, double pass_seconds) {
   ExperimentOptions options;
   options.strengths = std::move(strengths);
   options.layers.clear();
@@ -109,8 +120,24 @@ std::vector<std::string> run(
   options.continuations = std::move(continuations);
   options.store = std::move(store);
   options.memory_budget = memory_budget;
+  options.pass_seconds = pass_seconds;
   options.progress = as_progress(std::move(progress));
+  options.work = as_progress(std::move(work));
+  if (!before.is_none()) {
+    const std::shared_ptr<py::object> held(new py::object(std::move(before)), [](py::object* object) {
+      const py::gil_scoped_acquire acquire;
+      delete object;
+    });
+    options.before = [held](const RunPlan& plan) {
+      const py::gil_scoped_acquire acquire;
+      (*held)(plan);
+    };
+  }
   const py::gil_scoped_release release;
+  if (only_plan) {
+    options.before(plan_experiments(model, protocols, vectors, options));
+    return {};
+  }
   std::vector<std::string> out;
   for (const auto& result : run_experiments(model, protocols, vectors, options))
     out.push_back(result.to_json());
@@ -133,7 +160,7 @@ std::vector<LayerEstimate> estimate(const models::Model& model, const Protocol& 
   options.nulls = nulls;
   options.strength_unit = parse_strength_unit(strength_unit);
   options.seed = seed;
-  options.progress = as_progress(std::move(progress));
+  options.progress = as_shown_progress(std::move(progress));
   const py::gil_scoped_release release;
   return estimate_layers(model, protocol, vectors, options);
 }
@@ -197,6 +224,11 @@ A file is a JSON object. name, turns ([{role, content}]) and injected are needed
       .def_property_readonly("own_question", &Protocol::own_question, "The last message of the user.")
       .def_property_readonly("hash", &Protocol::hash, "Hex SHA-256 of to_json().")
       .def("to_json", &Protocol::to_json, "The protocol in the file's format, with the controls inside.")
+      .def("__copy__", [](const Protocol& p) { return p; })
+      .def(
+          "__deepcopy__", [](const Protocol& p, const py::dict&) { return p; }, py::arg("memo"))
+      .def(py::pickle([](const Protocol& p) { return p.to_json(); },
+                      [](const std::string& json) { return Protocol::parse(json); }))
       .def("__repr__",
            [](const Protocol& p) { return "Protocol('" + p.name + "', read='" + to_string(p.read) + "')"; });
 
@@ -207,7 +239,17 @@ A file is a JSON object. name, turns ([{role, content}]) and injected are needed
   py::class_<Merged>(m, "StoreMerged", "What merging another store did.")
       .def_readonly("added", &Merged::added)
       .def_readonly("same", &Merged::same, "Cells that were here before, with the same value.")
-      .def_readonly("conflicts", &Merged::conflicts);
+      .def_readonly("conflicts", &Merged::conflicts)
+      .def_readonly("damaged", &Merged::damaged, "Cells that were left out: no readings.");
+
+  py::class_<RunPlan>(m, "RunPlan",
+                      "What a run takes, known before it starts: see introspect.ExperimentPlan.")
+      .def_readonly("readings", &RunPlan::readings)
+      .def_readonly("found", &RunPlan::found)
+      .def_readonly("token_layers_asked", &RunPlan::token_layers_asked)
+      .def_readonly("token_layers_to_run", &RunPlan::token_layers_to_run)
+      .def_readonly("seconds", &RunPlan::seconds)
+      .def_readonly("peak_bytes", &RunPlan::peak_bytes);
 
   py::class_<Store, std::shared_ptr<Store>>(m, "Store", R"doc(
 Finished readings of experiments on disk, by the hash of what was computed.
@@ -216,38 +258,64 @@ One SQLite file in write-ahead mode. A killed process leaves every finished read
 processes may use one store: of two values for one key the first stays. A reading that several protocols or settings
 share is one cell and stands under the first that made it.
 )doc")
-      .def(py::init(&Store::open), py::arg("path"),
-           "Opens or creates the file. Raises IoError for a file that is no store or of another layout.")
-      .def("get", &Store::get, py::arg("key"), py::call_guard<py::gil_scoped_release>(),
-           "The value (JSON) of a key, or None.")
+      .def(py::init(&Store::open), py::arg("path"), py::kw_only(), py::arg("read_only") = false, R"doc(
+Opens or creates the file; one that is there and cannot be written can be read.
+
+Args:
+    read_only: open a file that is there, and change nothing of it.
+
+Raises:
+    IoError: a file that is no store, has other tables or another layout, or a damaged write-ahead log.
+)doc")
       .def(
-          "rows", [](const Store& store) { return as_dicts(without_gil([&] { return store.rows(); })); },
+          "get", [](const Held& store, const std::string& key) { return store->get(key); }, py::arg("key"),
+          py::call_guard<py::gil_scoped_release>(), "The value (JSON) of a key, or None.")
+      .def(
+          "rows", [](const Held& store) { return as_dicts(without_gil([&] { return store->rows(); })); },
           "Every cell as a dictionary, in the order of writing: setting, value (JSON) and what made it.")
       .def(
-          "runs", [](const Store& store) { return as_dicts(without_gil([&] { return store.runs(); })); },
+          "asked", [](const Held& store) { return as_dicts(without_gil([&] { return store->asked(); })); },
+          "What runs have asked for, as rows() has it but under each run's own name; a value that is not "
+          "there yet "
+          "is ''.")
+      .def(
+          "runs", [](const Held& store) { return as_dicts(without_gil([&] { return store->runs(); })); },
           "Everything that made cells (model, protocol, seed, versions, ...), with their number and times.")
-      .def("merge", &Store::merge, py::arg("other"), py::call_guard<py::gil_scoped_release>(), R"doc(
-Takes over the cells of another store's file; where both have a key, this store's value stays.
+      .def(
+          "merge",
+          [](const Held& store, const std::filesystem::path& other) { return store->merge(other, true); },
+          py::arg("other"), py::call_guard<py::gil_scoped_release>(), R"doc(
+Takes over the cells of another store's file, which is only read; where both have a key, this store's value stays.
+Cells that are ``damaged`` are left out and counted.
 
 Raises:
     IoError: no such file, or no store.
     ValueError: it is this store.
 )doc")
-      .def("problems", &Store::problems, py::call_guard<py::gil_scoped_release>(),
-           "What SQLite finds wrong with the file; empty when it is sound.")
-      .def("vacuum", &Store::vacuum, py::call_guard<py::gil_scoped_release>(),
-           "Gives unused space back to the file system.")
-      .def("__len__", &Store::size)
-      .def_property_readonly("path", &Store::path);
+      .def(
+          "problems", [](const Held& store) { return store->problems(); },
+          py::call_guard<py::gil_scoped_release>(),
+          "What is wrong with the file, by SQLite's own check, and with its log; empty when it is sound.")
+      .def(
+          "damaged",
+          [](const Held& store) { return as_dicts(without_gil([&] { return store->damaged(); })); },
+          "Cells whose values cannot be what a run has read (no reading, a probability of 7): key and what.")
+      .def(
+          "vacuum", [](const Held& store) { store->vacuum(); }, py::call_guard<py::gil_scoped_release>(),
+          "Gives unused space back to the file system.")
+      .def("__len__", [](const Held& store) { return store->size(); })
+      .def_property_readonly("path", [](const Held& store) { return store->path(); });
 
   m.def("run_experiments", &run, py::arg("model"), py::arg("protocols"), py::kw_only(), py::arg("vectors"),
         py::arg("strengths"), py::arg("layers"), py::arg("parts"), py::arg("questions"),
         py::arg("control_filter"), py::arg("nulls"), py::arg("null_vectors"), py::arg("concepts"),
         py::arg("models"), py::arg("strength_unit"), py::arg("seed"), py::arg("lens"), py::arg("attention"),
         py::arg("divergence"), py::arg("top_k"), py::arg("directions"), py::arg("continuations"),
-        py::arg("store"), py::arg("memory_budget"), py::arg("progress"),
+        py::arg("store"), py::arg("memory_budget"), py::arg("progress"), py::arg("work"), py::arg("before"),
+        py::arg("only_plan"), py::arg("pass_seconds"),
         "The results of introspect.run_experiments as JSON; layers are (first, last, whether they are "
-        "fractions).");
+        "fractions). ``work`` is told the token-layers done and to do, ``before`` the RunPlan; with "
+        "``only_plan`` nothing else happens.");
 
   m.def(
       "conversation_tokens",

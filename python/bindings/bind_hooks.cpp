@@ -9,6 +9,7 @@
 #include "introspect/hooks/activation_cache.h"
 #include "introspect/hooks/hook_registry.h"
 #include "introspect/hooks/intervention_json.h"
+#include "value_type.h"
 
 namespace introspect::python {
 
@@ -172,8 +173,10 @@ std::vector<int64_t> ascending(std::optional<std::vector<int64_t>> tokens) {
 }
 
 void bind_text_filter(py::module_& m) {
-  using Tokens = std::optional<std::vector<int64_t>>;
-  py::class_<TextFilter>(m, "TextFilter", R"doc(
+  using Ids = std::vector<int64_t>;
+  using Tokens = std::optional<Ids>;
+  using FilterState = std::tuple<std::string, Ids, Ids, Ids, bool>;
+  py::class_<TextFilter> type(m, "TextFilter", R"doc(
 Restricts an intervention to some of its positions by the text that stands there, row by row.
 
 What it lets through is the same in one pass, in chunks through a KV cache, in every step of a generation, and, with
@@ -190,8 +193,9 @@ Args:
 
 Raises:
     ValueError: another phase.
-)doc")
-      .def(py::init([](const std::string& phase, Tokens tokens, Tokens not_tokens, Tokens after,
+)doc");
+  copy_as_value(type);
+  type.def(py::init([](const std::string& phase, Tokens tokens, Tokens not_tokens, Tokens after,
                        bool skip_padding) {
              return TextFilter{hooks::parse_phase(phase), ascending(std::move(tokens)),
                                ascending(std::move(not_tokens)), ascending(std::move(after)), skip_padding};
@@ -204,7 +208,15 @@ Raises:
       .def_readonly("not_tokens", &TextFilter::not_tokens)
       .def_readonly("after", &TextFilter::after)
       .def_readonly("skip_padding", &TextFilter::skip_padding)
-      .def("__eq__", &TextFilter::operator==, py::arg("other"), py::is_operator());
+      .def("__eq__", &TextFilter::operator==, py::arg("other"), py::is_operator())
+      .def(py::pickle(
+          [](const TextFilter& f) {
+            return FilterState(hooks::phase_name(f.phase), f.tokens, f.not_tokens, f.after, f.skip_padding);
+          },
+          [](const FilterState& state) {
+            const auto& [phase, tokens, not_tokens, after, skip_padding] = state;
+            return TextFilter{hooks::parse_phase(phase), tokens, not_tokens, after, skip_padding};
+          }));
 }
 
 void bind_intervention(py::module_& m) {
@@ -349,7 +361,25 @@ Raises:
     ConfigError: not an intervention, an operator that is not known, a hash that is not in the table, or a tensor
         that does not have its hash.
     HookError: there is no such point.
-)doc");
+)doc")
+      .def("__copy__", [](const Intervention& i) { return i; })
+      .def(
+          "__deepcopy__",
+          [](Intervention i, const py::dict&) {
+            for (auto& [layer, value] : i.values)
+              if (value.defined()) value = value.clone();
+            return i;
+          },
+          py::arg("memo"))
+      .def(py::pickle(
+          [](const Intervention& i) {
+            hooks::TensorTable table;
+            auto json = hooks::to_json(i, table);
+            return std::pair(std::move(json), std::move(table));
+          },
+          [](const std::pair<std::string, hooks::TensorTable>& state) {
+            return hooks::from_json(state.first, state.second);
+          }));
 }
 
 }  // namespace

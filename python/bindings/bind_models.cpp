@@ -1,10 +1,13 @@
 #include "bindings.h"
 
+#include "introspect/models/config_json.h"
 #include "introspect/models/generate.h"
 #include "introspect/models/model.h"
+#include "introspect/models/new_model.h"
 #include "introspect/models/process_weights.h"
 #include "introspect/models/stacked_weights.h"
 #include "introspect/models/with_weights.h"
+#include "value_type.h"
 
 namespace introspect::python {
 
@@ -31,8 +34,9 @@ models::PaddingSide parse_side(const std::string& side) {
 
 void bind_config(py::module_& m) {
   using models::Config;
-  py::class_<Config>(m, "Config", "What a decoder is made of; the fields have TransformerLens's names.")
-      .def_readonly("model_name", &Config::model_name)
+  py::class_<Config> type(m, "Config", "What a decoder is made of; the fields have TransformerLens's names.");
+  copy_as_value(type);
+  type.def_readonly("model_name", &Config::model_name)
       .def_readonly("original_architecture", &Config::original_architecture)
       .def_readonly("n_layers", &Config::n_layers)
       .def_readonly("d_model", &Config::d_model)
@@ -64,7 +68,23 @@ void bind_config(py::module_& m) {
       .def_readonly("attn_out_bias", &Config::attn_out_bias)
       .def_readonly("mlp_bias", &Config::mlp_bias)
       .def_readonly("tie_word_embeddings", &Config::tie_word_embeddings)
-      .def_property_readonly("rotary_scaling", [](const Config& c) { return c.rotary_scaling.type; });
+      .def_property_readonly("rotary_scaling", [](const Config& c) { return c.rotary_scaling.type; })
+      .def("__repr__",
+           [](const Config& c) {
+             const py::dict fields = py::module_::import("json").attr("loads")(models::to_json(c));
+             std::string out = "Config:";
+             for (const auto& [name, value] : fields)
+               out += "\n  " + name.cast<std::string>() + "=" + py::repr(value).cast<std::string>();
+             return out;
+           })
+      .def("to_json", &models::to_json, "Every field by its name, as a JSON object.")
+      .def_static("from_json", &models::config_from_json, py::arg("json"), R"doc(
+A Config from such an object; fields that it leaves out have their defaults.
+
+Raises:
+    ConfigError: a field that Config does not have, one of another type, or sizes and options that no model has.
+)doc")
+      .def(py::pickle(&models::to_json, &models::config_from_json));
 }
 
 }  // namespace
@@ -346,6 +366,19 @@ Args:
 Raises:
     ConfigError: the result would be another model: center_writing_weights without LayerNorm, center_unembed with a
         soft cap on logits, refactor_factored_attn_matrices with rotary positions, q/k norms or grouped keys.
+)doc");
+
+  m.def(
+      "new_model",
+      [](const models::Config& cfg, torch::ScalarType dtype, torch::Device device) {
+        return std::const_pointer_cast<models::Model>(models::new_model(cfg, dtype, device));
+      },
+      py::arg("cfg"), py::kw_only(), py::arg("dtype") = torch::kFloat32,
+      py::arg("device") = torch::Device("cpu"), py::call_guard<py::gil_scoped_release>(), R"doc(
+A model that nothing has been trained into: matrices and biases are zero, the weights of norms one; without a tokenizer.
+
+Raises:
+    ConfigError: a config or dtype that no model has.
 )doc");
 }
 

@@ -5,6 +5,8 @@
 #include "introspect/steering/control_vector.h"
 #include "introspect/steering/diagnostics.h"
 #include "introspect/steering/directions.h"
+#include "native_model.h"
+#include "value_type.h"
 
 namespace introspect::python {
 
@@ -15,16 +17,11 @@ namespace {
 using steering::ControlVector;
 using Range = std::optional<std::pair<int64_t, int64_t>>;
 
-/// The native model of an introspect.Model.
-std::shared_ptr<const models::Model> engine(const py::object& model) {
-  return model.attr("engine").cast<std::shared_ptr<models::Model>>();
-}
-
 hooks::Intervention intervention(const ControlVector& vector, const py::object& model, const Range& layers,
                                  std::pair<int64_t, std::optional<int64_t>> positions) {
   const auto own = vector.layers();
   const auto [first, last] = layers.value_or(std::pair{own.front(), own.back()});
-  auto out = steering::as_intervention(vector, engine(model)->cfg().n_layers, first, last);
+  auto out = steering::as_intervention(vector, native_model(model)->cfg().n_layers, first, last);
   out.first_position = positions.first;
   if (positions.second) out.last_position = *positions.second;
   return out;
@@ -47,6 +44,26 @@ steering::LayerDiagnostics diagnose(const torch::Tensor& positive, const torch::
   return steering::diagnose(positive, negative, direction, steering::parse_method(method), folds, seed);
 }
 
+/// A vector and where it came from, in the order of VectorOrigin's fields.
+using State = std::tuple<std::string, ControlVector::Directions, std::string, std::string, std::string,
+                         int64_t, std::map<int64_t, std::vector<double>>, int64_t,
+                         std::map<int64_t, steering::LayerDiagnostics>, std::string, std::string, bool>;
+
+State state_of(const ControlVector& v) {
+  const auto& o = v.origin();
+  return {v.model_type(), v.directions(), o.model_name,    o.model_hash,
+          o.method,       o.n_pairs,      o.spectrum,      o.folds,
+          o.diagnostics,  o.point,        o.read_position, o.last_layer_after_norm};
+}
+
+ControlVector from_state(const State& state) {
+  const auto& [type, directions, name, hash, method, n_pairs, spectrum, folds, diagnostics, point, position,
+               after_norm] = state;
+  return {type,
+          directions,
+          {name, hash, method, n_pairs, spectrum, folds, diagnostics, point, position, after_norm}};
+}
+
 std::string repr(const ControlVector& vector) {
   const auto layers = vector.layers();
   return concat("ControlVector(model_type='", vector.model_type(), "', ", layers.size(), " layers ",
@@ -57,9 +74,21 @@ std::string repr(const ControlVector& vector) {
 }  // namespace
 
 void bind_steering(py::module_& m) {
-  py::class_<steering::LayerDiagnostics>(m, "LayerDiagnostics", R"doc(
+  using steering::LayerDiagnostics;
+  using Figures = std::tuple<double, double, std::optional<double>, std::optional<double>>;
+  py::class_<LayerDiagnostics> diagnostics(m, "LayerDiagnostics", R"doc(
 How well one layer's direction tells the two sides of its pairs apart.
-)doc")
+)doc");
+  copy_as_value(diagnostics);
+  diagnostics
+      .def(py::pickle(
+          [](const LayerDiagnostics& d) {
+            return Figures(d.explained_variance, d.sign_agreement, d.accuracy, d.auc);
+          },
+          [](const Figures& state) {
+            const auto& [explained, agreement, accuracy, auc] = state;
+            return LayerDiagnostics{explained, agreement, accuracy, auc};
+          }))
       .def_readonly("explained_variance", &steering::LayerDiagnostics::explained_variance,
                     "Share of the differences' second moment that lies along the direction.")
       .def_readonly("sign_agreement", &steering::LayerDiagnostics::sign_agreement,
@@ -76,7 +105,7 @@ How well one layer's direction tells the two sides of its pairs apart.
                       ", auc=", text(one.auc), ")");
       });
 
-  py::class_<ControlVector>(m, "ControlVector", R"doc(
+  py::class_<ControlVector> type(m, "ControlVector", R"doc(
 One direction per layer, read at the output of block l and added to the output of block l (0-based).
 
 A value: ``+``, ``-``, ``*``, ``/`` make new vectors, and strength is not part of it (``20 * vector`` is another vector).
@@ -90,8 +119,10 @@ Raises:
     IndexError: a negative layer.
     ShapeError: a direction that is not [d_model] of the others' width.
     ValueError: NaN or infinity.
-)doc")
-      .def(py::init([](std::string model_type, const ControlVector::Directions& directions) {
+)doc");
+  copy_as_value(type);
+  type.def(py::pickle(&state_of, &from_state));
+  type.def(py::init([](std::string model_type, const ControlVector::Directions& directions) {
              return ControlVector(std::move(model_type), directions);
            }),
            py::arg("model_type"), py::arg("directions"))
@@ -103,6 +134,9 @@ Raises:
       .def_property_readonly(
           "model_hash", [](const ControlVector& v) { return v.origin().model_hash; },
           "Hash of the model it was trained on; empty if unknown.")
+      .def_property_readonly(
+          "concept", [](const ControlVector& v) { return v.origin().concept_name; },
+          "What it stands for, as train_many and train_words were told; empty if unknown.")
       .def_property_readonly("method", [](const ControlVector& v) { return v.origin().method; })
       .def_property_readonly("n_pairs", [](const ControlVector& v) { return v.origin().n_pairs; })
       .def_property_readonly(

@@ -5,6 +5,7 @@
 #include "introspect/core/check.h"
 #include "introspect/steering/train.h"
 #include "introspect/steering/words.h"
+#include "native_model.h"
 
 namespace introspect::python {
 namespace {
@@ -16,11 +17,6 @@ using Layers = std::optional<std::vector<int64_t>>;
 using Position = std::variant<int64_t, std::pair<int64_t, std::optional<int64_t>>>;
 using Texts = std::vector<std::string>;
 using OneOrMore = std::variant<std::string, Texts>;
-
-/// The native model of an introspect.Model.
-std::shared_ptr<const models::Model> engine(const py::object& model) {
-  return model.attr("engine").cast<std::shared_ptr<models::Model>>();
-}
 
 /// A Python object that C++ may keep and let go without the GIL.
 std::shared_ptr<py::object> held(py::object object) {
@@ -63,7 +59,7 @@ steering::TrainOptions train_options(const py::object& model, const std::string&
                                      int64_t folds, const py::object& compute_hiddens,
                                      const py::object& transform_hiddens, py::object progress) {
   steering::TrainOptions out;
-  out.directions = {steering::parse_method(method), seed, folds, as_progress(std::move(progress))};
+  out.directions = {steering::parse_method(method), seed, folds, as_shown_progress(std::move(progress))};
   out.read = read_options(std::move(layers), read_position, point, last_layer_after_norm);
   out.memory_budget = memory_budget;
   if (!compute_hiddens.is_none())
@@ -96,7 +92,7 @@ ControlVector train(const py::object& model, const Pairs& pairs, const std::stri
   const auto options =
       train_options(model, method, std::move(layers), read_position, point, last_layer_after_norm,
                     memory_budget, seed, folds, compute_hiddens, transform_hiddens, std::move(progress));
-  const auto native = engine(model);
+  const auto native = native_model(model);
   const auto texts = as_pairs(pairs);
   const py::gil_scoped_release release;
   return steering::train(*native, texts, options);
@@ -116,7 +112,7 @@ py::dict train_many(const py::object& model, const py::dict& sets, const std::st
   const auto options =
       train_options(model, method, std::move(layers), read_position, point, last_layer_after_norm,
                     memory_budget, seed, folds, compute_hiddens, transform_hiddens, std::move(progress));
-  const auto native = engine(model);
+  const auto native = native_model(model);
   std::vector<steering::NamedPairs> pairs;
   Texts names;
   for (const auto& [name, set] : sets) {
@@ -136,8 +132,8 @@ Activations collect(const py::object& model, const Texts& texts, Layers layers, 
                     py::object progress) {
   const steering::CollectOptions options{
       read_options(std::move(layers), read_position, point, last_layer_after_norm), memory_budget,
-      as_progress(std::move(progress))};
-  const auto native = engine(model);
+      as_shown_progress(std::move(progress))};
+  const auto native = native_model(model);
   const py::gil_scoped_release release;
   return steering::collect_activations(*native, texts, options);
 }
@@ -150,8 +146,8 @@ std::vector<ControlVector> words_of(const py::object& model, const Texts& words,
   const steering::WordPrompts prompts{one ? Texts{*one} : std::get<Texts>(templates), chat};
   const steering::CollectOptions options{
       read_options(std::move(layers), read_position, point, last_layer_after_norm), memory_budget,
-      as_progress(std::move(progress))};
-  const auto native = engine(model);
+      as_shown_progress(std::move(progress))};
+  const auto native = native_model(model);
   const py::gil_scoped_release release;
   return steering::train_words(*native, words, baseline_words, prompts, options);
 }
@@ -176,7 +172,7 @@ py::dict train_words_many(const py::object& model, const Texts& words, const Tex
 
 Pairs concept_pairs(const py::object& model, const std::string& concept_name, const Texts& suffixes) {
   Pairs out;
-  for (const auto& pair : steering::concept_pairs(*engine(model), concept_name, suffixes))
+  for (const auto& pair : steering::concept_pairs(*native_model(model), concept_name, suffixes))
     out.emplace_back(pair.positive, pair.negative);
   return out;
 }
@@ -184,7 +180,7 @@ Pairs concept_pairs(const py::object& model, const std::string& concept_name, co
 ControlVector contrast(const Activations& positive, const Activations& negative, const std::string& method,
                        uint64_t seed, int64_t folds, py::object progress) {
   const steering::DirectionOptions options{steering::parse_method(method), seed, folds,
-                                           as_progress(std::move(progress))};
+                                           as_shown_progress(std::move(progress))};
   const py::gil_scoped_release release;
   return steering::contrast(positive, negative, options);
 }

@@ -32,4 +32,7 @@ void bind_apply(py::module_& m);
 /// A Progress that calls `callback(what, done, total)` unless it is None, and lets Ctrl-C end the work either way.
 Progress as_progress(py::object callback);
 
+/// The same with introspect.progress.shown: bars on a terminal where the caller gives none, nothing for False.
+Progress as_shown_progress(py::object callback);
+
 }  // namespace introspect::python

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "call_errors.h"
+
 #include "introspect/core/error.h"
 #include "introspect/version.h"
 
@@ -54,4 +56,5 @@ PYBIND11_MODULE(_C, m) {
   python::bind_apply(m);
   python::bind_experiments(m);
   python::bind_statistics(m);
+  python::explain_call_errors(m);
 }

@@ -15,4 +15,8 @@ Progress as_progress(py::object callback) {
   };
 }
 
+Progress as_shown_progress(py::object callback) {
+  return as_progress(py::module_::import("introspect.progress").attr("shown")(callback));
+}
+
 }  // namespace introspect::python

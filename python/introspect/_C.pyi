@@ -41,6 +41,7 @@ __all__: list[str] = [
     "PlanSummary",
     "Proportion",
     "Protocol",
+    "RunPlan",
     "SafetensorsFile",
     "Sensitivity",
     "ShapeError",
@@ -86,6 +87,7 @@ __all__: list[str] = [
     "max_null_band",
     "most_changed",
     "neuron_results",
+    "new_model",
     "null_band",
     "null_bands",
     "open_tensors",
@@ -554,7 +556,10 @@ class TextFilter:
     """
 
     __hash__: typing.ClassVar[None] = None
+    def __copy__(self) -> TextFilter: ...
+    def __deepcopy__(self, memo: dict) -> TextFilter: ...
     def __eq__(self, other: TextFilter) -> bool: ...
+    def __getstate__(self) -> tuple[str, list[int], list[int], list[int], bool]: ...
     def __init__(
         self,
         *,
@@ -563,6 +568,16 @@ class TextFilter:
         not_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
         after: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
         skip_padding: bool = False,
+    ) -> None: ...
+    def __setstate__(
+        self,
+        arg0: tuple[
+            str,
+            collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+            collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+            collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+            bool,
+        ],
     ) -> None: ...
     @property
     def after(self) -> list[int]: ...
@@ -633,6 +648,9 @@ class Intervention:
                 that does not have its hash.
             HookError: there is no such point.
         """
+    def __copy__(self) -> Intervention: ...
+    def __deepcopy__(self, memo: dict) -> Intervention: ...
+    def __getstate__(self) -> tuple[str, dict[str, torch.Tensor]]: ...
     def __init__(
         self,
         values: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, torch.Tensor | None],
@@ -648,6 +666,7 @@ class Intervention:
         parameters: collections.abc.Mapping[str, typing.SupportsFloat | typing.SupportsIndex] = {},
         text: TextFilter = ...,
     ) -> None: ...
+    def __setstate__(self, arg0: tuple[str, collections.abc.Mapping[str, torch.Tensor]]) -> None: ...
     def first_change(self) -> tuple[int, int] | None:
         """
         (layer, position) of the first change it can make, layer -1 before the first block; None for no change.
@@ -1063,6 +1082,23 @@ class Config:
     """
     What a decoder is made of; the fields have TransformerLens's names.
     """
+    @staticmethod
+    def from_json(json: str) -> Config:
+        """
+        A Config from such an object; fields that it leaves out have their defaults.
+
+        Raises:
+            ConfigError: a field that Config does not have, one of another type, or sizes and options that no model has.
+        """
+    def __copy__(self) -> Config: ...
+    def __deepcopy__(self, memo: dict) -> Config: ...
+    def __getstate__(self) -> str: ...
+    def __repr__(self) -> str: ...
+    def __setstate__(self, arg0: str) -> None: ...
+    def to_json(self) -> str:
+        """
+        Every field by its name, as a JSON object.
+        """
     @property
     def act_fn(self) -> str: ...
     @property
@@ -1543,7 +1579,19 @@ class LayerDiagnostics:
     """
     How well one layer's direction tells the two sides of its pairs apart.
     """
+    def __copy__(self) -> LayerDiagnostics: ...
+    def __deepcopy__(self, memo: dict) -> LayerDiagnostics: ...
+    def __getstate__(self) -> tuple[float, float, float | None, float | None]: ...
     def __repr__(self) -> str: ...
+    def __setstate__(
+        self,
+        arg0: tuple[
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex | None,
+            typing.SupportsFloat | typing.SupportsIndex | None,
+        ],
+    ) -> None: ...
     @property
     def accuracy(self) -> float | None:
         """
@@ -1755,7 +1803,25 @@ class ControlVector:
             {word: ControlVector}, in the order of ``words``.
         """
     def __add__(self, other: ControlVector) -> ControlVector: ...
+    def __copy__(self) -> ControlVector: ...
+    def __deepcopy__(self, memo: dict) -> ControlVector: ...
     def __eq__(self, other: ControlVector) -> bool: ...
+    def __getstate__(
+        self,
+    ) -> tuple[
+        str,
+        dict[int, torch.Tensor],
+        str,
+        str,
+        str,
+        int,
+        dict[int, list[float]],
+        int,
+        dict[int, LayerDiagnostics],
+        str,
+        str,
+        bool,
+    ]: ...
     def __init__(
         self,
         model_type: str,
@@ -1765,6 +1831,26 @@ class ControlVector:
     def __neg__(self) -> ControlVector: ...
     def __repr__(self) -> str: ...
     def __rmul__(self, factor: typing.SupportsFloat | typing.SupportsIndex) -> ControlVector: ...
+    def __setstate__(
+        self,
+        arg0: tuple[
+            str,
+            collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, torch.Tensor],
+            str,
+            str,
+            str,
+            typing.SupportsInt | typing.SupportsIndex,
+            collections.abc.Mapping[
+                typing.SupportsInt | typing.SupportsIndex,
+                collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+            ],
+            typing.SupportsInt | typing.SupportsIndex,
+            collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, LayerDiagnostics],
+            str,
+            str,
+            bool,
+        ],
+    ) -> None: ...
     def __sub__(self, other: ControlVector) -> ControlVector: ...
     def __truediv__(self, divisor: typing.SupportsFloat | typing.SupportsIndex) -> ControlVector: ...
     def cosine(self, other: ControlVector) -> dict[int, float]:
@@ -1808,6 +1894,11 @@ class ControlVector:
     def save_safetensors(self, path: os.PathLike | str | bytes) -> None:
         """
         Writes the directions and where they came from. Raises IoError.
+        """
+    @property
+    def concept(self) -> str:
+        """
+        What it stands for, as train_many and train_words were told; empty if unknown.
         """
     @property
     def d_model(self) -> int: ...
@@ -1927,6 +2018,9 @@ class Condition:
 
     Source: conditional activation steering (CAST), Lee et al. 2024, arXiv:2409.05907, which is "cast" over the "mean".
     """
+    def __copy__(self) -> Condition: ...
+    def __deepcopy__(self, memo: dict) -> Condition: ...
+    def __getstate__(self) -> tuple[int, torch.Tensor, float, bool, int, bool]: ...
     def __init__(
         self,
         direction: torch.Tensor,
@@ -1936,6 +2030,17 @@ class Condition:
         above: bool = True,
         measure: str = "cosine",
         over: str = "mean",
+    ) -> None: ...
+    def __setstate__(
+        self,
+        arg0: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            torch.Tensor,
+            typing.SupportsFloat | typing.SupportsIndex,
+            bool,
+            typing.SupportsInt | typing.SupportsIndex,
+            bool,
+        ],
     ) -> None: ...
     def measure(
         self, model: typing.Any, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -2006,7 +2111,11 @@ class Protocol:
         """
         A protocol from its JSON text. Raises ConfigError that names the place of a mistake.
         """
+    def __copy__(self) -> Protocol: ...
+    def __deepcopy__(self, memo: dict) -> Protocol: ...
+    def __getstate__(self) -> str: ...
     def __repr__(self) -> str: ...
+    def __setstate__(self, arg0: str) -> None: ...
     def to_json(self) -> str:
         """
         The protocol in the file's format, with the controls inside.
@@ -2076,10 +2185,32 @@ class StoreMerged:
     @property
     def conflicts(self) -> list[StoreConflict]: ...
     @property
+    def damaged(self) -> int:
+        """
+        Cells that were left out: no readings.
+        """
+    @property
     def same(self) -> int:
         """
         Cells that were here before, with the same value.
         """
+
+class RunPlan:
+    """
+    What a run takes, known before it starts: see introspect.ExperimentPlan.
+    """
+    @property
+    def found(self) -> int: ...
+    @property
+    def peak_bytes(self) -> int: ...
+    @property
+    def readings(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def token_layers_asked(self) -> int: ...
+    @property
+    def token_layers_to_run(self) -> int: ...
 
 class Store:
     """
@@ -2089,18 +2220,33 @@ class Store:
     processes may use one store: of two values for one key the first stays. A reading that several protocols or settings
     share is one cell and stands under the first that made it.
     """
-    def __init__(self, path: os.PathLike | str | bytes) -> None:
+    def __init__(self, path: os.PathLike | str | bytes, *, read_only: bool = False) -> None:
         """
-        Opens or creates the file. Raises IoError for a file that is no store or of another layout.
+        Opens or creates the file; one that is there and cannot be written can be read.
+
+        Args:
+            read_only: open a file that is there, and change nothing of it.
+
+        Raises:
+            IoError: a file that is no store, has other tables or another layout, or a damaged write-ahead log.
         """
     def __len__(self) -> int: ...
+    def asked(self) -> list:
+        """
+        What runs have asked for, as rows() has it but under each run's own name; a value that is not there yet is ''.
+        """
+    def damaged(self) -> list:
+        """
+        Cells whose values cannot be what a run has read (no reading, a probability of 7): key and what.
+        """
     def get(self, key: str) -> str | None:
         """
         The value (JSON) of a key, or None.
         """
     def merge(self, other: os.PathLike | str | bytes) -> StoreMerged:
         """
-        Takes over the cells of another store's file; where both have a key, this store's value stays.
+        Takes over the cells of another store's file, which is only read; where both have a key, this store's value stays.
+        Cells that are ``damaged`` are left out and counted.
 
         Raises:
             IoError: no such file, or no store.
@@ -2108,7 +2254,7 @@ class Store:
         """
     def problems(self) -> list[str]:
         """
-        What SQLite finds wrong with the file; empty when it is sound.
+        What is wrong with the file, by SQLite's own check, and with its log; empty when it is sound.
         """
     def rows(self) -> list:
         """
@@ -2861,6 +3007,14 @@ def neuron_results(
     What each neuron of one layer adds to the stream, [neurons, ..., d_model].
     """
 
+def new_model(cfg: Config, *, dtype: torch.dtype = ..., device: torch.device = ...) -> Model:
+    """
+    A model that nothing has been trained into: matrices and biases are zero, the weights of norms one; without a tokenizer.
+
+    Raises:
+        ConfigError: a config or dtype that no model has.
+    """
+
 def null_band(
     value: typing.SupportsFloat | typing.SupportsIndex,
     nulls: collections.abc.Sequence[float],
@@ -3051,13 +3205,17 @@ def run_experiments(
     store: Store,
     memory_budget: typing.SupportsInt | typing.SupportsIndex,
     progress: typing.Any,
+    work: typing.Any,
+    before: typing.Any,
+    only_plan: bool,
+    pass_seconds: typing.SupportsFloat | typing.SupportsIndex,
 ) -> list[str]:
     """
-    The results of introspect.run_experiments as JSON; layers are (first, last, whether they are fractions).
+    The results of introspect.run_experiments as JSON; layers are (first, last, whether they are fractions). ``work`` is told the token-layers done and to do, ``before`` the RunPlan; with ``only_plan`` nothing else happens.
     """
 
 def run_trie(
-    model: Model,
+    model: typing.Any,
     trie: TokenTrie,
     *,
     nodes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
@@ -3072,7 +3230,7 @@ def run_trie(
     Activations at nodes of a trie, where every node is run once, whatever sequences it belongs to.
 
     Args:
-        model: the native model (``Model.engine``).
+        model: an introspect.Model, or its native model; what is hooked into it takes no part.
         nodes: in the order of the result's rows, unless ``rows`` says another.
         layers: block numbers, in the order of the result's columns.
         point: a hook point of a block that has a position: "hook_resid_post", "attn.hook_z".

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from ._api import __version__ as __version__
 
 # Modules that work without torch; asking for one of them does not load it.
-_LIGHT = {"cli", "data", "hub", "plots", "progress", "readings", "report", "results", "sweeps", "tables"}
+_LIGHT = {"cli", "data", "hub", "merging", "plans", "plots", "progress", "readings", "report", "results", "runs"}
+_LIGHT |= {"sweeps", "tables"}
 
 
 def __getattr__(name: str):
@@ -20,10 +21,11 @@ def __getattr__(name: str):
     if name.startswith("_") and name not in {"__all__", "__version__"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     api = _import_module(f"{__name__}._api")
-    try:
-        value = getattr(api, name)
-    except AttributeError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    if not hasattr(api, name):
+        from .transformer_lens import left_out
+
+        left_out.raise_missing(__name__, name, left_out.PACKAGE, api.__all__)
+    value = getattr(api, name)
     globals()[name] = value
     return value
 

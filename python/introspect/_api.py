@@ -43,11 +43,11 @@ from .experiment import conversation_tokens, layer_ranges, load_protocol, run_ex
 from .factored_matrix import FactoredMatrix
 from .finetuning import FinetuneExample, finetune
 from .graph import Graph
-from .hook_points import HookPoint
 from .hooked_transformer import HookedTransformer
 from .hub import pull, resolve
 from .key_value_cache import HookedTransformerKeyValueCache
 from .model import Model, load_model
+from .plans import ExperimentPlan
 from .results import Result
 from .search import RangeEstimates, RangeSearch, estimate_ranges, refine_ranges, screen_ranges
 from .steering import (
@@ -66,6 +66,13 @@ from .steering import (
 )
 from .store import Store
 from .transformer_config import HookedTransformerConfig
+from .transformer_lens import evals, loading
+from .transformer_lens.hook_root import HookedRootModule, HookPoint
+from .transformer_lens.svd_interpreter import SVDInterpreter
+
+# TransformerLens's first names, and its last one for a cache of keys and values.
+EasyTransformer, EasyTransformerConfig = HookedTransformer, HookedTransformerConfig
+TransformerLensKeyValueCache = HookedTransformerKeyValueCache
 
 __version__ = _C.__version__
 __all__ = [
@@ -75,12 +82,16 @@ __all__ = [
     "Condition",
     "ConfigError",
     "ControlVector",
+    "EasyTransformer",
+    "EasyTransformerConfig",
     "Error",
+    "ExperimentPlan",
     "FactoredMatrix",
     "FinetuneExample",
     "Graph",
     "HookError",
     "HookPoint",
+    "HookedRootModule",
     "HookedTransformer",
     "HookedTransformerConfig",
     "HookedTransformerKeyValueCache",
@@ -93,12 +104,14 @@ __all__ = [
     "RangeEstimates",
     "RangeSearch",
     "Result",
+    "SVDInterpreter",
     "ShapeError",
     "Store",
     "StreamDecoder",
     "TextFilter",
     "TokenTrie",
     "Tokenizer",
+    "TransformerLensKeyValueCache",
     "collect_activations",
     "concept_pairs",
     "contrast",
@@ -107,6 +120,7 @@ __all__ = [
     "diagnose",
     "direction_of_pairs",
     "estimate_ranges",
+    "evals",
     "finetune",
     "io",
     "layer_ranges",
@@ -114,6 +128,7 @@ __all__ = [
     "load_protocol",
     "load_suffixes",
     "load_words",
+    "loading",
     "operator_names",
     "ops",
     "pull",

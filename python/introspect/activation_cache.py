@@ -100,7 +100,13 @@ class ActivationCache(Mapping):
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
-        return f"ActivationCache with keys {list(self.cache_dict)}"
+        names = list(self.cache_dict)
+        shown = names if len(names) <= 8 else [*names[:5], "...", names[-1]]
+        sizes = {
+            tuple(tensor.shape[:2]) for name, tensor in self.cache_dict.items() if name.endswith("hook_resid_post")
+        }
+        of = f", [batch, pos] {list(*sizes)}" if self.has_batch_dim and len(sizes) == 1 else ""
+        return f"ActivationCache({len(names)} activations{of}: {', '.join(shown)})"
 
     # The whole cache
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import _C
+from . import progress as progress_module
 from .model import Model
+from .plans import HOUR, ExperimentPlan
 from .results import Result
 from .steering import ControlVector
 from .store import Store
@@ -35,6 +37,9 @@ MORE_PROTOCOLS = (
     "localisation",
 )
 """Made from them, or after the replication; each says in ``source`` what it is."""
+
+PASS_SECONDS = 6.0
+"""How long a pass of a run is to last; what it has read is then kept in the store."""
 
 LayerRange = tuple[int, int] | tuple[float, float]
 
@@ -131,7 +136,9 @@ def run_experiment(
     continuations: Sequence[str] = (),
     store: str | os.PathLike | _C.Store | None = None,
     memory_budget: int = 512 << 20,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | bool | None = None,
+    plan: bool = False,
+    long: bool = False,
 ) -> Result:
     """Run a protocol with every vector x strength x layer range, and the same with random rotations of the vectors.
 
@@ -165,11 +172,14 @@ def run_experiment(
         continuations: also the log-probability of these texts behind the read position.
         store: a file that keeps every reading as it is made; readings found there are not made again.
         memory_budget: bytes of one pass, weights aside.
-        progress: called with (what, done, total), counted in readings.
+        progress: called with (what, done, total), counted in readings that are finished. None: bars on a terminal, a
+            line in a notebook; False: nothing.
+        plan: run nothing and return an ``ExperimentPlan``: how many readings, how long, how much memory.
+        long: more than an hour is meant. Without it a run that is expected to take longer warns, and goes on.
 
     Raises:
         ValueError: strengths that are not finite, no vectors, models that are not given, counts below their least, a
-            memory budget that does not hold one conversation.
+            memory budget that does not hold one conversation, more than ten million readings.
         IndexError: layers the model does not have.
         ShapeError: a vector of another width, a model of another shape, or a conversation longer than n_ctx.
         ConfigError: a protocol, template or tokenizer that does not fit; a range without any direction.
@@ -186,7 +196,7 @@ def run_experiments(model: Model, protocols: Sequence[_C.Protocol], **options: A
         options: as ``run_experiment`` has them.
 
     Returns:
-        For each protocol what ``run_experiment`` makes of it.
+        For each protocol what ``run_experiment`` makes of it; with ``plan=True`` one plan for all.
 
     Raises:
         TypeError: an option that ``run_experiment`` does not have.
@@ -194,7 +204,8 @@ def run_experiments(model: Model, protocols: Sequence[_C.Protocol], **options: A
     """
     given = inspect.signature(run_experiment).bind(model, None, **options)
     given.apply_defaults()
-    return _run(protocols, given.arguments)
+    results = _run(protocols, given.arguments)
+    return results[0] if given.arguments["plan"] else results  # type: ignore[return-value]
 
 
 def _run(protocols: Sequence[_C.Protocol], arguments: Mapping[str, Any]) -> list[Result]:
@@ -202,10 +213,21 @@ def _run(protocols: Sequence[_C.Protocol], arguments: Mapping[str, Any]) -> list
     options = dict(arguments)
     del options["protocol"]
     model, store = options.pop("model"), options["store"]
-    texts = _C.run_experiments(
-        model.engine,
-        list(protocols),
-        **options
+    plan, long = options.pop("plan"), options.pop("long")
+    planned: list[ExperimentPlan] = []
+
+    def before(one: _C.RunPlan) -> None:
+        planned.append(ExperimentPlan.of(one))
+        if not plan and not long and planned[0].seconds > HOUR:
+            warnings.warn(f"run_experiment: {planned[0]} (long=True: this is meant)", stacklevel=4)
+
+    shown = None if plan else progress_module.shown(options["progress"])
+    given: dict[str, Any] = (
+        options
+        | {
+            "model": model.engine,
+            "protocols": list(protocols),
+        }
         | {
             "vectors": list(options["vectors"].items()),
             "strengths": list(options["strengths"]),
@@ -217,16 +239,36 @@ def _run(protocols: Sequence[_C.Protocol], arguments: Mapping[str, Any]) -> list
             "models": {name: other.engine for name, other in (options["models"] or {}).items()},
             "directions": list((options["directions"] or {}).items()),
             "continuations": list(options["continuations"]),
-            "store": store if store is None or isinstance(store, _C.Store) else Store(store),
+            "store": _store(store, plan),
+            "progress": shown,
+            "work": getattr(shown, "work", None),
+            "before": before,
+            "only_plan": plan,
+            "pass_seconds": PASS_SECONDS,
         },
     )
+    try:
+        texts = _C.run_experiments(**given)
+    finally:
+        progress_module.close(shown)
+    if plan:
+        return planned  # type: ignore[return-value]  # one for all protocols
     results = [json.loads(text) for text in texts]
-    for data in results:
+    for data, protocol in zip(results, protocols, strict=True):
+        data["protocol"]["definition"] = json.loads(protocol.to_json())  # what reports show: turns, injected, controls
         # Files often bear another model's name inside.
         data["model"]["name"] = Path(model.name).name.removesuffix(".gguf")
     for warning in dict.fromkeys(warning for data in results for warning in data.pop("warnings")):
         warnings.warn(warning, stacklevel=3)
     return [Result(data) for data in results]
+
+
+def _store(store: str | os.PathLike | _C.Store | None, plan: bool) -> _C.Store | None:
+    if store is None or isinstance(store, _C.Store):
+        return store
+    if plan:  # which writes nothing
+        return Store(store, read_only=True) if Path(store).exists() else None
+    return Store(store)
 
 
 def _layer_range(pair: LayerRange) -> tuple[float, float, bool]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from . import _C
+from .arguments import listed, native_model
 from .model import Model
+from .progress import Progress, close, shown
 
 IGNORED = -100  # cross_entropy's label for a position without a target
 
@@ -50,6 +52,7 @@ def finetune(
     weights: Callable[[str], bool] | None = None,
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
+    progress: Progress | bool | None = None,
 ) -> Model:
     """A model after a few optimiser steps on examples; the one given stays as it is.
 
@@ -65,6 +68,8 @@ def finetune(
             with ``model``.
         seed: of the order.
         on_step: called with (step, loss).
+        progress: called with (what, done, total), counted in steps. None: bars on a terminal, a line in a notebook;
+            False: nothing.
 
     Raises:
         ConfigError: a model of another dtype, or without a tokenizer for examples that are text.
@@ -72,6 +77,7 @@ def finetune(
         ShapeError: an example longer than n_ctx, or a direction of another width.
         IndexError: a token or block that the model does not have.
     """
+    native_model(model, "finetune")
     if model.dtype not in (torch.float32, torch.float64):
         raise _C.ConfigError(f"finetune: the model must be float32 or float64, got {model.dtype}")
     if not examples or steps < 1 or batch_size < 1:
@@ -91,6 +97,7 @@ def finetune(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     rng = torch.Generator().manual_seed(seed)
     order: list[int] = []
+    tell = shown(progress)
     with torch.enable_grad():
         for step in range(steps):
             while len(order) < batch_size:
@@ -104,6 +111,9 @@ def finetune(
             schedule.step()
             if on_step:
                 on_step(step, loss.item())
+            if tell:
+                tell("finetune", step + 1, steps)
+    close(tell)
     finished = {name: weight.detach() for name, weight in trained.items()}
     return Model(model.engine.with_weights(finished), name=f"{model.name}, finetuned")
 
@@ -112,8 +122,10 @@ def _encode(model: Model, example: FinetuneExample, i: int) -> _Row:
     def ids(text: str | Sequence[int]) -> list[int]:
         if isinstance(text, str):
             return model.engine.tokenizer.encode(text, add_special_tokens=False)
-        return list(text)
+        return listed(text, f"examples[{i}] (text, or token ids)", "finetune")
 
+    if not isinstance(example, FinetuneExample):
+        raise TypeError(f"finetune: examples[{i}] must be a FinetuneExample, got {type(example).__name__}")
     prompt, target = ids(example.prompt), ids(example.target)
     n_targets = len(target) if prompt else len(target) - 1
     if n_targets < 1:

@@ -8,6 +8,7 @@ import torch
 
 from . import _C
 from ._C import PlanSummary
+from .arguments import listed, native_model
 from .model import Model
 
 __all__ = ["Graph", "PlanSummary"]
@@ -59,8 +60,9 @@ class Graph:
             ConfigError: interventions behind the last block.
             ValueError: no tokens.
         """
-        ids = tokens.flatten().tolist() if isinstance(tokens, torch.Tensor) else list(tokens)
-        return self.engine.segment(model.engine, ids, parent, list(interventions))
+        who = "Graph.segment"
+        ids, changes = listed(tokens, "tokens", who), listed(interventions, "interventions", who)
+        return self.engine.segment(native_model(model, who), ids, parent, changes)
 
     def splice(self, target: int, first: int, last: int, source: int) -> int:
         """``target`` with the keys and values of positions [first, last) of the sequence taken from ``source``.
@@ -94,7 +96,8 @@ class Graph:
             HookError: a point that this model does not have.
             ValueError: scores and patterns (``read_attention``), or activations of a splice.
         """
-        return self.engine.read_activation(node, positions=list(positions), layers=list(layers or ()), point=point)
+        at, blocks = listed(positions, "positions", "Graph.read"), listed(layers or (), "layers", "Graph.read")
+        return self.engine.read_activation(node, positions=at, layers=blocks, point=point)
 
     def read_attention(
         self,
@@ -112,12 +115,15 @@ class Graph:
             layers, heads: None: all.
             keys: positions (first, last) of the whole sequence, ``last`` excluded; None: all.
         """
+        who = "Graph.read_attention"
+        if keys is not None and not (isinstance(keys, Sequence) and len(keys) == 2):
+            raise TypeError(f"{who}: keys must be (first, last), got {keys!r}")
         first, last = keys or (0, None)
         return self.engine.read_attention(
             node,
-            positions=list(positions),
-            layers=list(layers or ()),
-            heads=list(heads or ()),
+            positions=listed(positions, "positions", who),
+            layers=listed(layers or (), "layers", who),
+            heads=listed(heads or (), "heads", who),
             first_key=first,
             last_key=last,
         )

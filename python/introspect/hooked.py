@@ -161,8 +161,14 @@ class Hooked:
     ) -> Any:  # optional, which no stub says
         """What a pass over these tokens, or a generation after them, is run with: None if nothing is in effect.
 
+        Whoever runs the native model for a caller asks here, so that nothing which is in effect is left out. A pass may
+        also start from a residual [batch, pos, d_model].
+
         The registry is made for this pass: hooks may add and remove hooks while it runs, and what a hook refers to, its
         model perhaps, hangs on Python objects alone, which the garbage collector can follow.
+
+        Raises:
+            ConfigError: steering under a condition, and no tokens or no prompt to decide it on.
         """
         effects = self._effects
         if not effects:

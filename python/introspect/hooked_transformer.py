@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,9 +19,12 @@ from .parts import Parts
 from .slices import Slice, SliceInput
 from .token_methods import Side, TokenMethods
 from .tokenizer_face import TokenizerFace
-from .transformer_config import HookedTransformerConfig
+from .transformer_config import HookedTransformerConfig, LoadedConfig
+from .transformer_lens.data_methods import DataMethods
+from .transformer_lens.new_model import new_engine
+from .transformer_lens.settings import Settings
 from .utils import get_device, lm_cross_entropy_loss
-from .weight_methods import WeightMethods
+from .weight_methods import WeightMethods, applicable
 
 
 class Output(NamedTuple):
@@ -32,8 +34,11 @@ class Output(NamedTuple):
     loss: torch.Tensor
 
 
-class HookedTransformer(TokenMethods, WeightMethods, GenerationMethods, Parts, Model):  # type: ignore[misc]
+class HookedTransformer(TokenMethods, WeightMethods, DataMethods, GenerationMethods, Settings, Parts, Model):  # type: ignore[misc]
     """A model with TransformerLens's methods, hook names, shapes and defaults.
+
+    Use it for notebooks and programs written for TransformerLens, and for ``blocks``, ``W_U`` and other weights by
+    name; ``load_model`` gives the plain Model, which takes chat messages and returns new text only.
 
     What is other than in TransformerLens 2: weights are the checkpoint's own unless processing is asked for; a hook
     name that does not exist is an error, wherever it stands; padding never has an influence, on either side; points
@@ -43,25 +48,77 @@ class HookedTransformer(TokenMethods, WeightMethods, GenerationMethods, Parts, M
 
     def __init__(
         self,
-        engine: _C.Model,
+        cfg: _C.Model | Model | HookedTransformerConfig | Mapping[str, Any],
+        tokenizer: Any = None,
+        move_to_device: bool = True,
+        default_padding_side: Side | None = None,
         *,
         name: str | None = None,
-        tokenizer: Any = None,
         default_prepend_bos: bool | None = None,
-        default_padding_side: Side | None = None,
         layer_norm_folding: bool = False,
     ) -> None:
+        """A model of random weights from a config, or this face of a model that is loaded already.
+
+        Random weights are TransformerLens's for the same seed, and require gradients, so that
+        ``torch.optim.Adam(model.parameters())`` trains them. Every layer has all biases; that of a gated MLP's input is
+        added before the product with the gate, in TransformerLens behind it.
+
+        Args:
+            cfg: a HookedTransformerConfig or a dict of its fields (or the ``cfg`` of a model, for another of its
+                shape); or a native or an introspect.Model.
+            tokenizer: a transformers tokenizer, or anything with its methods; None is the one that
+                ``cfg.tokenizer_name`` names, or the model's own.
+            move_to_device: False leaves new weights on the CPU, whatever ``cfg.device`` says.
+            default_padding_side: None is the tokenizer's, else "right".
+            name: what the model is called.
+            default_prepend_bos: None is the config's, and for a loaded model as for ``from_pretrained``.
+            layer_norm_folding: of a native model: norms' weights are folded.
+
+        Raises:
+            ConfigError: a field that asks for what the engine does not run, named; d_vocab missing without a tokenizer.
+        """
+        engine, given = cfg, None
+        if isinstance(cfg, Model):
+            engine, name = cfg.engine, name or cfg.name
+        elif isinstance(cfg, HookedTransformerConfig | Mapping):
+            given = HookedTransformerConfig.unwrap(cfg)
+            if tokenizer is None and given.tokenizer_name is not None and not isinstance(given, LoadedConfig):
+                tokenizer = pretrained.tokenizer(given.tokenizer_name, n_ctx=given.n_ctx)
+            engine = new_engine(given, tokenizer, torch.device(given.device if move_to_device else "cpu"))
+            name = name or given.model_name
+            layer_norm_folding = (given.normalization_type or "").endswith("Pre")
+            if default_prepend_bos is None:
+                default_prepend_bos = given.default_prepend_bos
+        elif not isinstance(cfg, _C.Model):
+            raise TypeError(
+                f"HookedTransformer: a config or a model is required, got {type(cfg).__name__}; "
+                "HookedTransformer.from_pretrained loads a model by its name or path"
+            )
         Model.__init__(self, engine, name=name)
-        self._cfg = HookedTransformerConfig(
+        self._cfg = LoadedConfig(
             engine,
             tokenizer_name=self.name,
             default_prepend_bos=default_prepend_bos,
             layer_norm_folding=layer_norm_folding,
+            given=given,
         )
+        self.dataset: Any = None
         self._tokenizer_in_use: Any = None
         if tokenizer is None and engine.has_tokenizer:
             tokenizer = TokenizerFace(engine.tokenizer, name_or_path=self.name, n_ctx=engine.cfg.n_ctx)
         self.set_tokenizer(tokenizer, default_padding_side)
+        if given is not None:
+            self._let_train()
+
+    def _let_train(self) -> None:
+        """New weights require gradients, but for those of norms that TransformerLens has none for."""
+        fixed = ("ln1.", "ln2.", "ln1_post.", "ln2_post.", "ln_final.") if self.cfg.layer_norm_folding else ()
+        for name, tensor in self.named_parameters():
+            tensor.requires_grad_(not any(norm in name for norm in fixed))
+
+    def init_weights(self) -> None:
+        """Draws the weights again, as a new model of this ``cfg`` does."""
+        self._use(new_engine(self.cfg, self.tokenizer, self.device))
 
     # Loading
 
@@ -133,17 +190,14 @@ class HookedTransformer(TokenMethods, WeightMethods, GenerationMethods, Parts, M
         where = torch.device(device) if device is not None else get_device() if move_to_device else torch.device("cpu")
         wanted = pretrained.checked_dtype(dtype, "from_pretrained")
         engine = pretrained.load_engine(model_name, hf_model=hf_model, dtype=wanted, device=where)
-        if center_writing_weights and engine.cfg.normalization_type != "LN":
-            warnings.warn("from_pretrained: RMSNorm sees the mean: center_writing_weights is left out", stacklevel=2)
-        if center_unembed and engine.cfg.output_logits_soft_cap:
-            warnings.warn("from_pretrained: a soft cap sees the mean: center_unembed is left out", stacklevel=2)
-        processing = {
-            "fold_ln": fold_ln,
-            "center_writing_weights": center_writing_weights and engine.cfg.normalization_type == "LN",
-            "center_unembed": center_unembed and not engine.cfg.output_logits_soft_cap,
-            "fold_value_biases": fold_value_biases,
-            "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
-        }
+        processing = applicable(
+            engine,
+            fold_ln=fold_ln,
+            center_writing_weights=center_writing_weights,
+            center_unembed=center_unembed,
+            fold_value_biases=fold_value_biases,
+            refactor_factored_attn_matrices=refactor_factored_attn_matrices,
+        )
         if any(processing.values()):
             engine = engine.processed(**processing)
         return cls(
@@ -180,7 +234,7 @@ class HookedTransformer(TokenMethods, WeightMethods, GenerationMethods, Parts, M
     # What it is made of
 
     @property
-    def cfg(self) -> HookedTransformerConfig:  # type: ignore[override]
+    def cfg(self) -> LoadedConfig:  # type: ignore[override]
         """Sizes and options, under TransformerLens's names."""
         return self._cfg
 
@@ -199,55 +253,6 @@ class HookedTransformer(TokenMethods, WeightMethods, GenerationMethods, Parts, M
         if tokenizer is not None and (default_padding_side or getattr(tokenizer, "padding_side", None) is None):
             tokenizer.padding_side = default_padding_side or "right"
         self._tokenizer_in_use = tokenizer
-
-    def set_use_attn_result(self, use_attn_result: bool) -> None:
-        """Whether "every point" includes ``attn.hook_result``: each head's own part of attn_out."""
-        self.cfg.use_attn_result = use_attn_result
-
-    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
-        """Whether "every point" includes ``hook_q_input``, ``hook_k_input`` and ``hook_v_input``."""
-        self.cfg.use_split_qkv_input = use_split_qkv_input
-
-    def set_use_attn_in(self, use_attn_in: bool) -> None:
-        """Whether "every point" includes ``hook_attn_in``."""
-        self.cfg.use_attn_in = use_attn_in
-
-    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
-        """Whether "every point" includes ``hook_mlp_in``."""
-        self.cfg.use_hook_mlp_in = use_hook_mlp_in
-
-    def eval(self) -> HookedTransformer:
-        """The model itself: it has no dropout, and no other mode."""
-        return self
-
-    def train(self, mode: bool = True) -> HookedTransformer:
-        """The model itself, as ``eval``."""
-        return self
-
-    def to(self, device_or_dtype: torch.device | torch.dtype | str, print_details: bool = True) -> HookedTransformer:
-        """The model itself, if it is there already.
-
-        Raises:
-            ConfigError: it is not. Weights do not move: load the model with ``device=`` or ``dtype=``.
-        """
-        if isinstance(device_or_dtype, torch.dtype):
-            same = device_or_dtype == self.dtype
-        else:
-            wanted = torch.device(device_or_dtype)
-            same = wanted.type == self.device.type and wanted.index in (None, self.device.index)
-        if not same:
-            raise _C.ConfigError(
-                f"to: the model is {self.dtype} on {self.device}; load it with device= or dtype= for {device_or_dtype}"
-            )
-        return self
-
-    def cpu(self) -> HookedTransformer:
-        """As ``to("cpu")``."""
-        return self.to("cpu")
-
-    def cuda(self) -> HookedTransformer:
-        """As ``to("cuda")``."""
-        return self.to("cuda")
 
     # Forward passes
 
@@ -334,8 +339,7 @@ class HookedTransformer(TokenMethods, WeightMethods, GenerationMethods, Parts, M
         """Tokens [batch, pos] and their mask, None where all are real."""
         side = self._side(padding_side)
         if not isinstance(input, torch.Tensor):
-            texts = [input] if isinstance(input, str) else input
-            return self._pad(self._rows(texts, prepend_bos, True, "forward"), side)
+            return self._pad(self._rows(input, prepend_bos, True, "forward"), side)
         tokens = input[None] if input.ndim == 1 else input
         if tokens.ndim != 2 or tokens.is_floating_point():
             raise _C.ShapeError(

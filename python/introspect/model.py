@@ -8,38 +8,47 @@ from typing import Any
 
 import torch
 
-from . import _C, hub
+from . import _C, hub, pretrained
 from .activation_cache import ActivationCache
+from .arguments import Messages, as_rows, as_texts, checked_source, is_messages
 from .chat import given_chat_template, load_chat_template
 from .hook_points import NamesFilter
 from .hooked import Hooks
 from .slices import Slice, SliceInput
 from .steer import SteeringMethods
+from .transformer_lens import left_out
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b-instruct"
 
 
 def load_model(
-    source: str | os.PathLike = DEFAULT_MODEL,
+    source: str | os.PathLike | torch.nn.Module = DEFAULT_MODEL,
     *,
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
-    chat_template: str | os.PathLike | _C.ChatTemplate | None = None,
     keep_blocks: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
+    tokenizer: Any = None,
+    chat_template: str | os.PathLike | _C.ChatTemplate | None = None,
 ) -> Model:
-    """Load a model from a short name, a Hugging Face folder, a .gguf file or a hub id.
+    """Load a model from a short name, a Hugging Face folder, a .gguf file, a hub id, or a transformers model in memory.
+
+    Use it for chats, steering and experiments; ``HookedTransformer.from_pretrained`` gives the same engine under
+    TransformerLens's names, with ``blocks``, ``W_U`` and other weights by name.
 
     Args:
-        source: a short name (``introspect pull --list``) or hub id is fetched first if it is not on disk.
+        source: a short name (``introspect pull --list``) or hub id is fetched first if it is not on disk. The weights
+            of a transformers model are copied.
         dtype: of weights and activations: float32, bfloat16, float16 or float64, or its name.
         device: where the weights live.
-        chat_template: instead of the model's own, or for one that has none: the text of a Jinja template, a file that
-            holds one, a folder or .gguf file that has one, or a native format's name ("chatml").
         keep_blocks: False leaves the blocks in the files: each is read when it runs and dropped behind it. Slower, and
             of this model only the embeddings and one block take memory: for the second model of an experiment, or one
             that is larger than memory. The files must stay as they are meanwhile.
         progress: called with (what, done, total).
+        tokenizer: of a transformers model: transformers' tokenizer for it, or a folder or file that holds it.
+        chat_template: instead of the one in the model's files, or for files that have none: the text of a Jinja template,
+            a file that holds one, a folder or .gguf file that has one, or the name of a native format
+            (``ChatTemplate.names()``).
 
     Raises:
         IoError: a file is missing or damaged, or no source could be reached.
@@ -48,7 +57,13 @@ def load_model(
     wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(wanted, torch.dtype):
         raise _C.ConfigError("load_model: dtype must be float32, bfloat16, float16 or float64")
-    path = hub.resolve(source)
+    if isinstance(source, torch.nn.Module):
+        where = torch.device(device)
+        engine = pretrained.copy_engine(source, dtype=wanted, device=where, tokenizer=tokenizer, who="load_model")
+        return Model(engine, name=getattr(source, "name_or_path", "") or type(source).__name__)
+    if tokenizer is not None:
+        raise _C.ConfigError("load_model: tokenizer= goes with a transformers model; files bring their own")
+    path = hub.resolve(checked_source(source, "load_model"))
     engine = _C.Model.load(
         path,
         dtype=wanted,
@@ -63,6 +78,9 @@ def load_model(
 class Model(SteeringMethods):
     """A hooked decoder: the native model and what is at the moment hooked into it.
 
+    ``HookedTransformer`` is the same engine under TransformerLens's names (``blocks``, ``W_U``, ``to_str_tokens``);
+    ``HookedTransformer(model)`` makes one of this.
+
     ``engine`` is the native model, which never changes; hooks and steering belong to this object. Several threads may
     use it: what ``add_hook`` adds is in effect in all of them until it is removed, a ``with`` block in its own thread.
     """
@@ -70,6 +88,13 @@ class Model(SteeringMethods):
     def __init__(self, engine: _C.Model, *, name: str | None = None) -> None:
         super().__init__(engine)
         self.name = name or engine.cfg.model_name
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if hasattr(type(self), name):  # a property that failed: what it said, not that there is none
+            return object.__getattribute__(self, name)
+        raise AttributeError(hint_of_missing(name))
 
     def __repr__(self) -> str:
         c = self.engine.cfg
@@ -126,14 +151,19 @@ class Model(SteeringMethods):
             list(messages), add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
         )
 
-    def to_tokens(self, text: str | Sequence[str]) -> torch.Tensor:
+    def _prompt(self, messages: Messages) -> str:
+        return self.apply_chat_template(messages, add_generation_prompt=True)
+
+    def to_tokens(self, text: str | Sequence[str] | Messages | Sequence[Messages]) -> torch.Tensor:
         """Token ids, int64 [batch, pos], with BOS in front where the tokenizer adds one and the text has none.
+
+        Messages [{"role": ..., "content": ...}] are written by the chat template, the generation prompt after them.
 
         Raises:
             ShapeError: strings of unequal length; run them one by one, or let ``generate`` pad them.
-            ConfigError: the model has no tokenizer, or the text is not UTF-8.
+            ConfigError: the model has no tokenizer, or no chat template for messages, or the text is not UTF-8.
         """
-        rows = [self.engine.to_tokens(t) for t in ([text] if isinstance(text, str) else text)]
+        rows = [self.engine.to_tokens(t) for t in as_texts(text, self._prompt, "to_tokens")]
         lengths = {row.shape[1] for row in rows}
         if len(lengths) != 1:
             raise _C.ShapeError(f"to_tokens: the strings must have equally many tokens, got {sorted(lengths)}")
@@ -184,7 +214,7 @@ class Model(SteeringMethods):
         )
 
     def _forward(self, tokens: torch.Tensor | str, **options) -> torch.Tensor | None:
-        tokens = self.to_tokens(tokens) if isinstance(tokens, str) else tokens
+        tokens = tokens if isinstance(tokens, torch.Tensor) else self.to_tokens(tokens)
         hooks = self._hooks_of_pass(tokens, options.get("attention_mask"), options.get("cache"))
         return self.engine.forward(tokens, hooks=hooks, **options)
 
@@ -262,7 +292,7 @@ class Model(SteeringMethods):
 
     def generate(
         self,
-        prompt: str | Sequence[str] | torch.Tensor,
+        prompt: str | Sequence[str] | Messages | Sequence[Messages] | torch.Tensor,
         *,
         max_new_tokens: int = 20,
         temperature: float = 0.0,
@@ -277,7 +307,8 @@ class Model(SteeringMethods):
         """The model's continuation of a prompt (the new text only), or of each prompt of a list.
 
         Args:
-            prompt: text, a list of texts (run as one padded batch), or int64 tokens [batch, pos].
+            prompt: text, messages [{"role": ..., "content": ...}] (written by the chat template, the generation prompt
+                after them), a list of either (run as one padded batch), or int64 tokens [batch, pos].
             temperature: 0 is greedy.
             top_k: sample among this many most probable tokens; 0 is all.
             top_p: sample among the smallest set of tokens with this probability.
@@ -289,11 +320,12 @@ class Model(SteeringMethods):
             ValueError: an empty prompt, or options out of range.
             ShapeError: prompt and continuation do not fit into n_ctx.
         """
-        if isinstance(prompt, torch.Tensor):
-            rows = prompt.tolist()
-        else:
-            texts = [prompt] if isinstance(prompt, str) else prompt
-            rows = [self.engine.to_tokens(text)[0].tolist() for text in texts]
+
+        def to_ids(given: Any) -> list[list[int]]:
+            texts = as_texts(given, self._prompt, "generate")
+            return [self.engine.to_tokens(text)[0].tolist() for text in texts]
+
+        rows = as_rows(prompt, to_ids, "generate")
         streams = [_C.StreamDecoder(self.engine.tokenizer) for _ in rows]
 
         def on_token(row: Any, token: Any) -> bool:
@@ -318,7 +350,20 @@ class Model(SteeringMethods):
             if on_text and (rest := stream.finish()):
                 on_text(row, rest)
         continuations = [self.engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
-        return continuations[0] if isinstance(prompt, str) else continuations
+        return continuations[0] if isinstance(prompt, str) or is_messages(prompt) else continuations
+
+
+def hint_of_missing(name: str) -> str:
+    """What to say of an attribute that a Model does not have."""
+    from .hooked_transformer import HookedTransformer  # which is a Model
+
+    if hasattr(HookedTransformer, name) or name in left_out.MODEL:
+        return (
+            f"Model has no attribute {name!r}: introspect.HookedTransformer(model) is this model under "
+            "TransformerLens's names"
+        )
+    known = [other for other in dir(Model) if not other.startswith("_")]
+    return left_out.missing("Model", name, left_out.MODEL, known)
 
 
 def padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

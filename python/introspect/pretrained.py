@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 
 from . import _C, hub
 from .chat import load_chat_template
+from .tokenizer_face import TokenizerFace
 
 # Owner of repositories -> those whose last part, in small letters, TransformerLens takes as a short name.
 _REPOSITORIES = {
@@ -89,6 +92,16 @@ def resolve(model_name: str | os.PathLike) -> Any:
     return hub.resolve(name if os.path.exists(name) else name.lower())
 
 
+def tokenizer(name: str | os.PathLike, *, n_ctx: int) -> TokenizerFace:
+    """The tokenizer of a folder, a file, or a checkpoint under any of its names.
+
+    Raises:
+        ConfigError: not a name we know, or a tokenizer that cannot be read.
+        IoError: as ``resolve`` does.
+    """
+    return TokenizerFace(_C.Tokenizer.load(resolve(name)), name_or_path=os.fspath(name), n_ctx=n_ctx)
+
+
 def load_engine(
     model_name: str | os.PathLike,
     *,
@@ -107,11 +120,44 @@ def load_engine(
         path = resolve(model_name)
         template = load_chat_template(path)
         return _C.Model.load(path, dtype=dtype, device=device, chat_template=template, progress=progress)
-    config = json.loads(hf_model.config.to_json_string(use_diff=False)) | {"architectures": [type(hf_model).__name__]}
     beside = os.fspath(model_name) if os.path.exists(model_name) else None
-    return _C.Model.from_state_dict(
-        json.dumps(config), hf_model.state_dict(), dtype=dtype, device=device, tokenizer_path=beside
-    )
+    return copy_engine(hf_model, dtype=dtype, device=device, tokenizer=beside, who="from_pretrained")
+
+
+def copy_engine(
+    hf_model: Any, *, dtype: torch.dtype, device: torch.device, tokenizer: Any = None, who: str
+) -> _C.Model:
+    """The native model of a transformers model in memory, whose weights are copied.
+
+    Args:
+        tokenizer: a folder or file that holds it, or a transformers tokenizer, which is written to such a folder.
+
+    Raises:
+        TypeError: a torch module that is not of transformers.
+        ConfigError: an architecture or option that is not supported, or a tokenizer that cannot be written.
+    """
+    if not hasattr(getattr(hf_model, "config", None), "to_json_string"):
+        raise TypeError(
+            f"{who}: of torch modules only transformers' models can be copied, got {type(hf_model).__name__}"
+        )
+    config = json.loads(hf_model.config.to_json_string(use_diff=False)) | {"architectures": [type(hf_model).__name__]}
+    with contextlib.ExitStack() as temporary:
+        if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
+            if not hasattr(tokenizer, "save_pretrained"):
+                raise TypeError(
+                    f"{who}: tokenizer must be a path or a transformers tokenizer, got {type(tokenizer).__name__}"
+                )
+            folder = temporary.enter_context(tempfile.TemporaryDirectory())
+            tokenizer.save_pretrained(folder)
+            tokenizer = folder
+        return _C.Model.from_state_dict(
+            json.dumps(config),
+            hf_model.state_dict(),
+            dtype=dtype,
+            device=device,
+            tokenizer_path=tokenizer,
+            chat_template=None if tokenizer is None else load_chat_template(tokenizer),
+        )
 
 
 def checked_dtype(dtype: torch.dtype | str, who: str) -> torch.dtype:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
@@ -11,59 +10,69 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .data import FOLDER as DATA
-from .results import SCHEMA, Result, finite, write_text
+from .output_files import check_file_name, write_bytes
+from .page import describe, section_names
+from .page import html as page_html
+from .page_verdict import Mass, Verdict, judged, not_finite, overall, verdict
+from .report_tables import difference_interval, sections, unfinished, z_of
+from .results import SCHEMA, Compared, Result, finite, write_text
+from .runs import load_results
 from .sentences import (
     TEXT_NAMES,
     detection_verdict,
     identification_verdict,
-    sections,
     summary,
     sweep_verdict,
     texts,
 )
 from .sweeps import headlines, is_sweep, sweep_bests
+from .tables import print_lines, print_table, wrapped, write_table
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
     from rich.console import Console
 
+    from .plots.panels import Drawing
+
+__all__ = [
+    "as_dict",
+    "detection_verdict",
+    "drawings",
+    "figures",
+    "html",
+    "load_folder",
+    "show",
+    "show_one",
+    "summary",
+    "sweep_dict",
+    "sweep_verdict",
+    "table",
+    "write",
+]
+
 # The order in which the article asks; protocols of one's own come after these.
 ORDER = ["no_info", "with_info", "inaccurate_location", "lorem_ipsum", "content_report", "top_of_mind"]
 DPI = 150
 READ = ("identified", "lens", "attention", "localised")  # of plots
 SWEPT = ("strength_curves", "layer_curves", "range_maps")  # functions of plots, and of plots.interactive
-METHOD = (
-    "The messages that a protocol marks are prefilled with the concept's direction added to the output of each "
-    "steered block, so the concept enters the KV cache; the steering then stops and the rest of the conversation is "
-    "prefilled on that cache. The number read is the log-odds logit(‘{yes}’) − logit(‘{no}’) of the next token, in "
-    "nats, computed in float32 from the last residual whatever dtype the model runs in ({dtype} here). A shift is the "
-    "injected reading minus the same reading without steering. Control questions have a plain answer of no: a shift "
-    "that they share is a bias towards yes and no sign of noticing, so their mean is subtracted. Each concept stands "
-    "beside {nulls} random rotations of its own vector, which keep the norm of every layer's direction and the cosines "
-    "between layers. What is inside their range is not told apart from a random direction."
-)
+UNLIMITED = 160  # columns of a table that goes to a file
 
 
 def load_folder(folder: str | os.PathLike) -> list[Result]:
-    """The results in a run folder, in the order of the article.
+    """The results in a run folder, in the order of the article; see ``runs.load_results``.
 
     Raises:
         FileNotFoundError: the folder is not there or holds no result.
         ValueError: a file is damaged.
     """
-    folder = Path(folder)
-    files = [path for path in sorted(folder.glob("*.json")) if path.name != "report.json"]
-    if not files:
-        raise FileNotFoundError(f"report: {folder} holds no results (<protocol>.json, written by introspect run)")
-    results = [Result.load(path) for path in files]
+    results = load_results(folder)
 
-    def place(result: Result) -> tuple[int, str]:
+    def order(result: Result) -> tuple[int, str]:
         name = result.protocol["name"]
         return (ORDER.index(name) if name in ORDER else len(ORDER), name)
 
-    return sorted(results, key=place)
+    return sorted(results, key=order)
 
 
 def write(folder: str | os.PathLike, *, progress: Callable[[str, int, int], None] | None = None) -> Path:
@@ -74,16 +83,19 @@ def write(folder: str | os.PathLike, *, progress: Callable[[str, int, int], None
 
     Raises:
         FileNotFoundError: the folder is not there or holds no result.
-        ValueError: a file is damaged, or the results are of several models.
+        ValueError: a file is damaged, a protocol's name cannot be a file's, or the results are of several models.
+        OSError: a file cannot be written; it names the file.
     """
     from matplotlib import rc_context
 
     folder = Path(folder)
     results = load_folder(folder)
+    for result in results:
+        check_file_name(result.protocol["name"], f"report: {folder}: the protocol's name")
     if len(models := {result.model["name"] for result in results}) > 1:
         raise ValueError(f"report: {folder} holds results of several models ({', '.join(sorted(models))})")
     write_text(folder / "report.json", json.dumps(as_dict(results), indent=1, ensure_ascii=False, allow_nan=False))
-    write_text(folder / "report.csv", table(results).to_csv(index=False))
+    write_table(table(results), folder / "report.csv")
     pictures: dict[str, bytes] = {}
     drawn = figures(results)
     for name, figure in drawn.items():
@@ -94,11 +106,11 @@ def write(folder: str | os.PathLike, *, progress: Callable[[str, int, int], None
         with rc_context({"svg.hashsalt": name}):  # equal results, equal bytes
             figure.savefig(svg, format="svg", metadata={"Date": None})
         pictures[name] = png.getvalue()
-        (folder / f"{name}.png").write_bytes(pictures[name])
-        (folder / f"{name}.svg").write_bytes(svg.getvalue())
-    page = folder / "report.html"
-    write_text(page, html(results, pictures))
-    return page
+        write_bytes(folder / f"{name}.png", pictures[name])
+        write_bytes(folder / f"{name}.svg", svg.getvalue())
+    path = folder / "report.html"
+    write_text(path, html(results, pictures))
+    return path
 
 
 def table(results: list[Result]) -> pandas.DataFrame:
@@ -118,60 +130,89 @@ def figures(results: list[Result]) -> dict[str, Figure]:
     """File name without suffix -> figure: "overview", a protocol's name, or that with what is drawn of it."""
     from . import plots  # here, because matplotlib takes half a second
 
-    found = {"overview": plots.overview(results)}
-    for result in results:
-        name, read = result.protocol["name"], result.protocol["read"]
-        if not is_sweep(result) and read == "yes_no":
-            found[name] = plots.shifts(result)
-        elif not is_sweep(result) and read == "content":
-            found[name] = plots.content(result)
-        if read == "yes_no":
-            for suffix in SWEPT:
-                found[f"{name}_{suffix}"] = getattr(plots, suffix)(result)
-        for suffix in READ:
-            found[f"{name}_{suffix}"] = getattr(plots, suffix)(result)
-    return {name: figure for name, figure in found.items() if figure is not None}
+    return _drawn(results, lambda suffix: getattr(plots, suffix))
 
 
-def interactive_figures(results: list[Result]) -> dict[str, Any]:
-    """Those of `figures` that have a plotly twin."""
+def drawings(results: list[Result]) -> dict[str, Drawing]:
+    """The same for the page, drawn by plotly."""
     from .plots import interactive
 
-    found = {"overview": interactive.overview(results)}
-    for result in results:
-        if result.protocol["read"] == "yes_no":
-            for suffix in SWEPT:
-                found[f"{result.protocol['name']}_{suffix}"] = getattr(interactive, suffix)(result)
-        for suffix in ("lens", "attention"):
-            found[f"{result.protocol['name']}_{suffix}"] = getattr(interactive, suffix)(result)
+    return _drawn(results, lambda suffix: getattr(interactive, f"{suffix}_drawing"))
+
+
+def _drawn(results: list[Result], function: Callable[[str], Callable[..., Any]]) -> dict[str, Any]:
+    from .plots import NothingToDraw
+
+    found = {"overview": function("overview")(results)}
+    for name, result in zip(section_names(results), results, strict=True):
+        read = result.protocol["read"]
+        if not is_sweep(result) and read == "yes_no":
+            found[name] = function("shifts")(result)
+        elif not is_sweep(result) and read == "content":
+            found[name] = function("content")(result)
+        for suffix in (*(SWEPT if read == "yes_no" else ()), *READ):
+            of_three = {"least": 3} if suffix.endswith("curves") else {}
+            try:
+                found[f"{name}_{suffix}"] = function(suffix)(result, **of_three)
+            except NothingToDraw:
+                continue
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def as_dict(results: list[Result]) -> dict[str, Any]:
     """The statistics and sentences of the report, ready for JSON."""
     listed = [_protocol_dict(result) for result in results]
-    return finite({"schema": SCHEMA, "summary": summary(results), "protocols": listed})
+    return finite(
+        {
+            "schema": SCHEMA,
+            "verdict": _verdict_dict(overall(results)),
+            "summary": summary(results),
+            "protocols": listed,
+        }
+    )
+
+
+def _verdict_dict(one: Verdict) -> dict[str, Any]:
+    return {"word": one.word, "sentence": one.sentence, "reasons": list(one.reasons)}
+
+
+def _compared_dict(compared: Compared) -> dict[str, Any]:
+    """No z of fewer than five random directions, and no rank of numbers that are not finite."""
+    shown = {**compared.as_dict(), "z": z_of(compared)}
+    return shown if compared.band or not compared.nulls else {**shown, "rank": None, "inside_null_range": None}
 
 
 def _protocol_dict(result: Result) -> dict[str, Any]:
+    broken, total = not_finite(result)
     listed: dict[str, Any] = {"model": result.model, "protocol": result.protocol, "settings": result.settings}
+    listed |= {"readings": total, "not_finite": broken}
+    if left := unfinished(result):
+        listed["incomplete"] = {"done": left[0], "of": left[1]}
+    if judged(result):
+        listed["verdict"] = _verdict_dict(verdict(result))
     if result.protocol["read"] == "yes_no":
-        listed["detections"] = [
-            {
-                **d.setting._asdict(),
-                "log_odds_base": d.base,
-                "log_odds": d.injected,
-                "p_yes_base": d.p_yes_base,
-                "p_yes": d.p_yes,
-                "shift": d.shift.as_dict(),
-                "n_controls": d.n_controls,
-                "control_mean": d.control_mean.as_dict() if d.control_mean else None,
-                "control_std": d.control_std,
-                "corrected": d.corrected.as_dict() if d.corrected else None,
-                "verdict": detection_verdict(d),
-            }
-            for d in result.detections()
-        ]
+        listed["detections"] = []
+        for d in result.detections():
+            mass, interval = Mass.of(result, d.setting), difference_interval(d)
+            listed["detections"].append(
+                {
+                    **d.setting._asdict(),
+                    "log_odds_base": d.base,
+                    "log_odds": d.injected,
+                    "p_yes_base": d.p_yes_base,
+                    "p_yes": d.p_yes,
+                    "mass_base": mass.base,
+                    "mass": mass.injected,
+                    "flagged": mass.flagged,
+                    "shift": _compared_dict(d.shift),
+                    "n_controls": d.n_controls,
+                    "control_mean": _compared_dict(d.control_mean) if d.control_mean else None,
+                    "control_std": d.control_std,
+                    "corrected": _compared_dict(d.corrected) if d.corrected else None,
+                    "corrected_interval": list(interval),
+                    "verdict": detection_verdict(d),
+                }
+            )
     if is_sweep(result):
         listed["sweep"] = sweep_dict(result)
     if found := result.identifications():
@@ -182,11 +223,11 @@ def _protocol_dict(result: Result) -> dict[str, Any]:
                 "rank_base": one.rank_base,
                 "rank": one.rank,
                 "null_ranks": list(one.null_ranks),
-                "gain": one.gain.as_dict(),
+                "gain": _compared_dict(one.gain),
                 "spaced_token": one.spaced_token,
                 "spaced_rank_base": one.spaced_rank_base,
                 "spaced_rank": one.spaced_rank,
-                "spaced_gain": one.spaced_gain.as_dict(),
+                "spaced_gain": _compared_dict(one.spaced_gain),
                 "others_gain": one.others_gain,
                 "verdict": identification_verdict(one),
             }
@@ -199,102 +240,75 @@ def _protocol_dict(result: Result) -> dict[str, Any]:
 
 def sweep_dict(result: Result) -> dict[str, Any]:
     """The statistics of a sweep, ready for JSON."""
-    concepts = {}
+    concepts: dict[str, dict[str, Any]] = {}
     bests = sweep_bests(result)
     for concept, listed in headlines(result).items():
         best = bests.get(concept)
         concepts[concept] = {
             "settings": len(listed),
-            "best": {**best.setting._asdict(), "value": best.value, "place": best.place.as_dict()} if best else None,
+            "best": {**best.setting._asdict(), "value": best.value, "place": _compared_dict(best.place)}
+            if best
+            else None,
             "verdict": sweep_verdict(result, concept),
         }
+        if best:
+            place = _compared_dict(best.place)
+            concepts[concept]["best"] = {**best.setting._asdict(), "value": best.value, "place": place}
     return finite({"protocol": result.protocol["name"], "model": result.model["name"], "concepts": concepts})
 
 
 def show(results: list[Result], console: Console | None = None) -> None:
-    """Print every protocol's tables and sentences and the summary, to standard output if no console is given."""
-    from rich.markup import escape
-
+    """Print what came out, then every protocol's tables and sentences, to standard output if no console is given."""
     console = console or _console()
     for result in results:
         show_one(result, console)
+    one = overall(results)
     console.print()
-    for sentence in summary(results):
-        console.print(f"[bold]{escape(sentence)}[/bold]", highlight=False)
-    note = "Shifts and gains in nats. random: mean ± std of the same quantity over the random rotations."
-    console.print(f"[dim]{note}[/dim]")
+    print_lines(console, [f"{one.word.capitalize()}."], "bold")
+    for sentence in (one.sentence, *one.reasons, *summary(results)):
+        print_lines(console, wrapped(sentence, console.width))
 
 
 def show_one(result: Result, console: Console | None = None) -> None:
-    """Print the tables and sentences of one protocol; of a sweep the most striking settings."""
-    from rich.markup import escape
-    from rich.table import Table
-
+    """Print the verdict, tables and sentences of one protocol; of a sweep the settings with the largest effects."""
     console = console or _console()
     (section,) = sections([result])
-    console.print(f"\n[bold]{escape(section['name'])}[/bold] · {escape(result.model['name'])}", highlight=False)
+
+    def say(text: str, indent: str = "", style: str = "") -> None:
+        print_lines(console, wrapped(text, console.width, indent, indent + "  " if indent else None), style)
+
+    console.print()
+    say(f"{section['name']} · {result.model['name']}", style="bold")
+    say(describe(result), style="dim")
+    if judged(result):
+        say(f"{section['verdict'].word.capitalize()}. {section['verdict'].sentence}")
+    for warning in section["warnings"]:
+        say(f"! {warning}", style="bold")
     if section["note"]:
-        console.print(f"[dim]{escape(section['note'])}[/dim]", highlight=False)
-    for header, rows in section["tables"]:
-        shown = Table(box=None, padding=(0, 1), header_style="dim")
-        for i, column in enumerate(header):
-            shown.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-        for row in rows:
-            shown.add_row(*map(escape, row))
-        console.print(shown, highlight=False)
-    for verdict in section["verdicts"]:
-        console.print(f"  {escape(verdict)}", highlight=False)
+        say(section["note"], style="dim")
+    for one in section["tables"]:
+        console.print()
+        print_table(console, one.header, one.rows)
+        console.print()
+    for sentence in section["verdicts"]:
+        say(sentence, "  ")
     for text in section["texts"]:
-        console.print(f"  {escape(text['label'])}", highlight=False)
+        say(text["label"], "  ")
         for side, name in TEXT_NAMES.items():
             if text[side] is not None:
-                one_line = text[side].replace("\n", "\\n")
-                console.print(f"    {name + ':':<19}{escape(one_line)}", highlight=False)
+                say(f"{name}: {text[side]!r}", "    ")
+        if text["broken"]:
+            say("The text repeats itself, and without injection it does not: this strength breaks it.", "    ")
 
 
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 160)
+    # Of a pipe or a file nobody knows the width, unless COLUMNS says it.
+    given = os.environ.get("COLUMNS", "")
+    return Console(width=None if sys.stdout.isatty() or given.isdecimal() else UNLIMITED)
 
 
 def html(results: list[Result], pictures: dict[str, bytes]) -> str:
     """The page: styles, pictures and the library that draws are inside, nothing is fetched from anywhere."""
-    from jinja2 import Environment
-    from plotly.offline import get_plotlyjs
-
-    first = results[0]
-    template = (DATA / "report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    interactive = interactive_figures(results)
-    shown = [
-        {
-            "name": name,
-            "png": base64.b64encode(png).decode("ascii"),
-            # Texts of results stand in it: "<" must not end the script.
-            "plotly": interactive[name].to_json().replace("<", "\\u003c") if name in interactive else "",
-            "height": interactive[name].layout.height if name in interactive else 0,
-        }
-        for name, png in pictures.items()
-    ]
-    parts = sections(results)
-    for part in parts:
-        own = [part["name"], *(f"{part['name']}_{suffix}" for suffix in (*SWEPT, *READ))]
-        part["figures"] = [figure for figure in shown if figure["name"] in own]
-    return environment.from_string(template).render(
-        model=first.model,
-        settings=first.settings,
-        method=METHOD.format(
-            yes=first.protocol["yes_token"],
-            no=first.protocol["no_token"],
-            dtype=first.model["dtype"],
-            nulls=first.settings["nulls"],
-        ),
-        summary=summary(results),
-        overview=[figure for figure in shown if figure["name"] == "overview"],
-        sections=parts,
-        text_names=TEXT_NAMES,
-        protocols=[result.protocol for result in results],
-        has_sweep=any(map(is_sweep, results)),
-        plotly=get_plotlyjs() if interactive else "",
-    )
+    return page_html(results, pictures, drawings(results))

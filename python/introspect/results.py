@@ -12,6 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ._json import parse_json
+from .merging import merged
+from .output_files import write_text
 from .readings import (
     Localisation,
     attention_maps,
@@ -22,6 +25,7 @@ from .readings import (
     projections_table,
     token_lens_table,
 )
+from .result_fields import check_fields
 from .tables import check_format, write_table
 
 if TYPE_CHECKING:
@@ -140,11 +144,7 @@ class Result:
     """
 
     def __init__(self, data: dict[str, Any]):
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"Result: schema must be {SCHEMA}, got {schema!r}")
-        if missing := {"model", "protocol", "settings", "rows"} - data.keys():
-            raise ValueError(f"Result: it must hold model, protocol, settings and rows, missing {sorted(missing)}")
+        check_schema(data)
         self.model: dict[str, Any] = data["model"]
         self.protocol: dict[str, Any] = data["protocol"]
         self.settings: dict[str, Any] = data["settings"]
@@ -152,8 +152,11 @@ class Result:
 
     @classmethod
     def from_json(cls, text: str) -> Result:
-        """Raises ValueError for anything but a result of this schema."""
-        return cls(json.loads(text))
+        """Raises ValueError for anything but a result of this schema, with the place of the mistake."""
+        data = parse_json(text, "Result", ValueError)
+        check_schema(data)
+        check_fields(data)
+        return cls(data)
 
     def to_json(self) -> str:
         """JSON in which NaN and infinities are null."""
@@ -166,11 +169,21 @@ class Result:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Result:
-        """Raises ValueError with the path for a file that is not a result."""
+        """Raises ValueError with the path, and the place in it, for a file that is not a result."""
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from None
+
+    def merged(self, other: Result) -> Result:
+        """The rows of both, where both have a setting and question those of ``other``: a wider sweep, more nulls.
+
+        Rows of rotations of another seed get a ``seed`` of their own.
+
+        Raises:
+            ValueError: another model, dtype, protocol or unit of strength; it names the difference.
+        """
+        return Result(merged(*(json.loads(one.to_json()) for one in (self, other))))
 
     def __repr__(self) -> str:
         return f"<Result of {self.protocol['name']} on {self.model['name']}: {len(self.rows)} rows>"
@@ -194,7 +207,9 @@ class Result:
     def label(self, setting: Setting) -> str:
         """How a setting is named in tables and plots."""
         unit = " × residual norm" if self.settings.get("strength_unit") == "residual" else ""
-        return f"{setting.concept}, {setting.strength:g}{unit}, blocks {setting.first_layer}–{setting.last_layer}"
+        first, last = setting.first_layer, setting.last_layer
+        blocks = f"block {first}" if first == last else f"blocks {first}–{last}"
+        return f"{setting.concept}, {setting.strength:g}{unit}, {blocks}"
 
     def select(self, setting: Setting, *, kind: str | None = None, question_kind: str | None = None) -> list[dict]:
         return [
@@ -341,7 +356,7 @@ class Result:
             p_yes=_mean(row["injected"]["p_yes"] for row in own),
             shift=shift,
             control_mean=control_mean,
-            control_std=statistics.stdev(controls) if len(controls) > 1 else math.nan,
+            control_std=statistics.stdev(controls) if len(controls) > 1 and _finite(*controls) else math.nan,
             corrected=corrected,
             effect=_effect(own, asked),
             n_controls=len(controls),
@@ -384,10 +399,20 @@ class Result:
 
     def _nulls(self, setting: Setting) -> list[list[dict]]:
         """Rows of each random rotation."""
-        found: dict[int, list[dict]] = {}
+        found: dict[tuple[int, int], list[dict]] = {}
+        seed = self.settings.get("seed", 0)
         for row in self.select(setting, kind="null"):
-            found.setdefault(row["null_index"], []).append(row)
+            found.setdefault((row.get("seed", seed), row["null_index"]), []).append(row)
         return [found[i] for i in sorted(found)]
+
+
+def check_schema(data: Any) -> None:
+    """Raises ValueError for anything but an object of this schema with all of its parts."""
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise ValueError(f"Result: schema must be {SCHEMA}, got {schema!r}")
+    if missing := {"model", "protocol", "settings", "rows"} - data.keys():
+        raise ValueError(f"Result: it must hold model, protocol, settings and rows, missing {sorted(missing)}")
 
 
 def finite(value: Any) -> Any:
@@ -399,13 +424,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is complete or as it was."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _with_nan(row: dict) -> dict:

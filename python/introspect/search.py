@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas
 
 Range = tuple[int, int]
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None] | bool
 
 
 class RangeEstimates:
@@ -193,7 +193,7 @@ def estimate_ranges(
     Kramár et al. 2024, arXiv:2403.00745.
 
     Args:
-        progress: called with (what, done, total), counted in questions.
+        progress: called with (what, done, total), counted in questions; None and False as in ``run_experiment``.
 
     The other arguments and errors are those of ``run_experiment``.
     """

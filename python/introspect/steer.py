@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from . import _C
+from .arguments import Layers, control_vector, control_vectors, layer_range, positions_and_ids
 from .hooked import Effect, Hooked, Pass, Steered
 
 Vectors = _C.ControlVector | Sequence[_C.ControlVector | None]
@@ -56,7 +57,7 @@ class SteeringMethods(Hooked):
         self: Self,
         vector: Vectors,
         *,
-        layers: tuple[int, int] | None = None,
+        layers: Layers = None,
         op: str = "add",
         strength: float = 1.0,
         positions: tuple[int, int | None] | list[int] = (0, None),
@@ -76,7 +77,8 @@ class SteeringMethods(Hooked):
         Args:
             vector: added as it is: scale it (``20 * vector``). A list steers a batch, one vector a row and None for a
                 row as it is; rows that a list does not reach are not steered.
-            layers: first and last block, both included; None is every layer the vector has.
+            layers: first and last block, both included, or one block; floats from 0.0 to 1.0 are fractions of the depth
+                ((0.33, 0.66)); None is every layer the vector has.
             op: an operator that takes an operand, see Intervention: "add", "norm_preserving_add", "ablate",
                 "interpolate", "project_to" (``target=``), "clamp" (``low=``, ``high=``), "rotate", "angular" and
                 "adaptive_angular" (``angle=`` in degrees), or one of ``register_operator``.
@@ -100,6 +102,7 @@ class SteeringMethods(Hooked):
             UserWarning: the vector was trained on a model of another hash.
 
         Raises:
+            TypeError: an argument of another kind: a bare tensor for a vector, an int for positions.
             IndexError: a layer the model does not have, or, at a call, a row the batch does not have.
             ConfigError: an unknown operator, a vector without a direction in the range, or, at a call with a condition,
                 a cache that was filled outside of the block.
@@ -107,7 +110,13 @@ class SteeringMethods(Hooked):
             ValueError: parameters, a strength or a phase that the operator or ``when`` does not take.
             HookError: at a call, a cache and no ``n_prompt`` or ``history`` where they are needed.
         """
-        vectors = [vector] if isinstance(vector, _C.ControlVector) else list(vector)
+        vectors = control_vectors(vector, "steer")
+        layers = layer_range(layers, self.engine.cfg.n_layers, "steer")
+        positions_and_ids("steer", positions, tokens=tokens, after=after, rows=rows)
+        if second is not None:
+            control_vector(second, "steer")
+        if condition is not None and not isinstance(condition, _C.Condition):
+            raise TypeError(f"steer: condition must be an introspect.Condition, got {type(condition).__name__}")
         if rows is None and not isinstance(vector, _C.ControlVector):
             rows = range(len(vectors))
         for one in (*vectors, second):

@@ -8,6 +8,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from . import _C
+from ._json import parse_json
+from .reading_check import check_reading
 from .tables import check_format, write_table
 
 if TYPE_CHECKING:
@@ -33,34 +35,50 @@ class Store(_C.Store):
         Columns are those of Result.to_pandas, then the model, protocol, seed and versions. What a reading holds besides
         numbers and text (tokens, curves by layer) is JSON in a column of its own. Readings without steering are rows of
         the kind "base", and have nothing in the columns ending in _base.
+
+        Raises:
+            IoError: a cell that cannot be a reading; it names the cell.
         """
         import pandas
 
         rows = [row for row in self.rows() if row["kind"] != "norms"]
-        values = {row["key"]: json.loads(row["value"]) for row in rows}
+        values = {row["key"]: self.reading(row) for row in rows}
         fields = list(dict.fromkeys([*NUMBERS, *(name for value in values.values() for name in value)]))
         return pandas.DataFrame(
             [_flat(row, values[row["key"]], values.get(row["base_key"], {}), fields) for row in rows]
         )
 
+    def reading(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The value of one of ``rows`` or ``asked``. Raises IoError that names the cell if it cannot be a reading."""
+        try:
+            value = parse_json(row["value"], "a reading", ValueError)
+            check_reading(value)
+        except ValueError as error:
+            raise _C.IoError(
+                f"Store: {self.path}: cell {row['key'][:12]}: {error}. Sound cells can be taken into a new store: "
+                f"introspect store merge NEW {self.path}"
+            ) from None
+        return value
+
     def export(self, path: str | os.PathLike) -> None:
-        """Write to_pandas() as .csv or, with the extra introspect[parquet], .parquet.
+        """Write to_pandas() as .csv or, with pyarrow, .parquet; see ``tables.write_table``.
 
         Raises:
             ValueError: another suffix.
             ImportError: Parquet without pyarrow.
+            IoError: a cell that cannot be a reading.
         """
         write_table(self.to_pandas(), check_format(path))
 
     def info(self) -> dict[str, Any]:
-        """Size, soundness, and how many cells of which model, protocol, seed and versions there are."""
+        """Size, soundness (of file and cells), and how many cells of which model, protocol, seed and versions."""
         # The write-ahead log is part of the store until a checkpoint moves it into the file.
         files = (self.path, self.path.with_name(self.path.name + "-wal"))
         return {
             "path": str(self.path),
             "cells": len(self),
             "bytes": sum(file.stat().st_size for file in files if file.exists()),
-            "problems": self.problems(),
+            "problems": self.problems() + [f"cell {one['key'][:12]}: {one['what']}" for one in self.damaged()],
             "runs": self.runs(),
         }
 
@@ -84,7 +102,7 @@ def _cell(reading: dict, name: str) -> Any:
 
 def difference(conflict: _C.StoreConflict) -> float:
     """The largest difference between two readings' numbers; infinite where they differ in anything else."""
-    return _difference(json.loads(conflict.kept), json.loads(conflict.other))
+    return _difference(*(parse_json(value, f"cell {conflict.key}") for value in (conflict.kept, conflict.other)))
 
 
 def _difference(a: Any, b: Any) -> float:

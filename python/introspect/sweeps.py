@@ -12,6 +12,16 @@ from .results import Compared, Detection, Result, Setting
 MANY = 8  # settings of one concept: more are drawn as curves and maps, and only the most striking are listed
 
 
+def is_random(row: dict) -> bool:
+    """Whether a row is of a random direction and not of a concept or a control question."""
+    return row["null_index"] >= 0
+
+
+def random_direction(row: dict) -> tuple:
+    """Which random direction of its concept a row is of; runs of another seed have others."""
+    return (row.get("seed", -1), row["null_index"])
+
+
 def is_sweep(result: Result) -> bool:
     """Whether a concept has more settings than one would look at one by one."""
     return len(result.groups) > MANY * len(result.concepts)
@@ -72,7 +82,7 @@ def headlines(result: Result) -> dict[str, list[tuple[Setting, Compared]]]:
 
 
 def sweep_bests(result: Result) -> dict[str, Furthest]:
-    """Of every concept, the setting in which it stands out most, beside each rotation's best."""
+    """Of every concept, the setting in which it stands out most, and each rotation's best."""
     found = {concept: furthest(listed) for concept, listed in headlines(result).items()}
     return {concept: one for concept, one in found.items() if one is not None}
 
@@ -91,12 +101,28 @@ class Curve:
             return [d.setting.strength for d in self.detections]
         return [(d.setting.first_layer + d.setting.last_layer) / 2 for d in self.detections]
 
+    @property
+    def labels(self) -> list[str]:
+        """What stands at each x: a strength, a block, or the first and last block of a range."""
+        if self.along == "strength":
+            return [f"{d.setting.strength:g}" for d in self.detections]
+        ends = [(d.setting.first_layer, d.setting.last_layer) for d in self.detections]
+        return [f"{first}" if first == last else f"{first}–{last}" for first, last in ends]
 
-def curves(result: Result, along: str) -> list[Curve]:
-    """The curves of a sweep along "strength" or "layer", of three settings or more.
+    @property
+    def axis(self) -> str:
+        """The name of the x axis."""
+        if self.along == "strength":
+            return "strength"
+        wide = any(d.setting.first_layer != d.setting.last_layer for d in self.detections)
+        return "steered blocks (first–last)" if wide else "steered block"
+
+
+def curves(result: Result, along: str, *, least: int = 3) -> list[Curve]:
+    """The curves of a sweep along "strength" or "layer", of ``least`` settings or more.
 
     Over strengths there is one for each concept and range, over layers one for each concept, strength and width of the
-    range; where wider ranges were swept as well, which range_grids shows, only that of single blocks.
+    range; where range_grids shows the wider ranges, only that of single blocks.
     """
     groups: dict[tuple, list[Detection]] = {}
     for detection in result.detections():
@@ -104,26 +130,33 @@ def curves(result: Result, along: str) -> list[Curve]:
         common = (concept, first, last) if along == "strength" else (concept, strength, last - first)
         groups.setdefault(common, []).append(detection)
     found = []
-    gridded = {(concept, strength) for concept, strength, width in groups if width >= 2} if along == "layer" else set()
+    gridded = {(grid.concept, grid.strength) for grid in range_grids(result)} if along == "layer" else set()
     for common, listed in groups.items():
         in_a_map = common[:2] in gridded and common[2] > 0
-        if len(listed) < 3 or in_a_map:
+        if len(listed) < least or in_a_map:
             continue
         if along == "strength":
-            name = f"{common[0]}, blocks {common[1]}–{common[2]}"
+            name = f"{common[0]}, {blocks(common[1], common[2])}"
             listed.sort(key=lambda d: d.setting.strength)
         else:
-            blocks = "single blocks" if common[2] == 0 else f"{common[2] + 1} blocks at a time"
-            name = f"{common[0]}, {common[1]:g}{_unit(result)}, {blocks}"
+            width = "single blocks" if common[2] == 0 else f"{common[2] + 1} blocks at a time"
+            name = f"{common[0]}, {common[1]:g}{_unit(result)}, {width}"
             listed.sort(key=lambda d: d.setting.first_layer)
         found.append(Curve(name, along, listed))
     return found
+
+
+def blocks(first: int, last: int) -> str:
+    """ "block 8" or "blocks 8–16"."""
+    return f"block {first}" if first == last else f"blocks {first}–{last}"
 
 
 @dataclass(frozen=True)
 class RangeGrid:
     """Settings that differ in their ranges: {(first layer, last layer): Detection}."""
 
+    concept: str
+    strength: float
     name: str
     cells: dict[tuple[int, int], Detection]
 
@@ -135,7 +168,7 @@ def range_grids(result: Result) -> list[RangeGrid]:
         concept, strength, first, last = detection.setting
         groups.setdefault((concept, strength), {})[first, last] = detection
     return [
-        RangeGrid(f"{concept}, {strength:g}{_unit(result)}", cells)
+        RangeGrid(concept, strength, f"{concept}, {strength:g}{_unit(result)}", cells)
         for (concept, strength), cells in groups.items()
         if len({last - first for first, last in cells}) >= 3
     ]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from . import _C
+from .arguments import Messages, as_texts, is_messages
 from .transformer_config import HookedTransformerConfig
 
 Side = Literal["left", "right"]
@@ -43,16 +44,22 @@ class TokenMethods:
             raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
         return side
 
-    def _rows(self, texts: Sequence[str], prepend_bos: bool | None, truncate: bool, who: str) -> list[list[int]]:
+    def _prompt(self: Any, messages: Messages) -> str:
+        own = getattr(self.tokenizer, "apply_chat_template", None)
+        if own is None:  # the native tokenizer, whose template the model has
+            return self.apply_chat_template(messages, add_generation_prompt=True)
+        return own(list(messages), tokenize=False, add_generation_prompt=True)
+
+    def _rows(self, texts: Any, prepend_bos: bool | None, truncate: bool, who: str) -> list[list[int]]:
         tokenizer = self._tokenizer(who)
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError(
-                f"{who}: text or a list of texts is required, got {[type(text).__name__ for text in texts]}"
-            )
-        rows = [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
-        if self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos:
-            bos = self._special_id("bos", who)
-            rows = [row if row[:1] == [bos] else [bos, *row] for row in rows]
+        given = [texts] if isinstance(texts, str) or is_messages(texts) else texts
+        rows = [list(tokenizer.encode(text, add_special_tokens=False)) for text in as_texts(texts, self._prompt, who)]
+        for place, one in enumerate(given):
+            # A chat template writes BOS itself where its model wants one.
+            default = self.cfg.default_prepend_bos and isinstance(one, str)
+            if default if prepend_bos is None else prepend_bos:
+                bos = self._special_id("bos", who)
+                rows[place] = rows[place] if rows[place][:1] == [bos] else [bos, *rows[place]]
         return [row[: self.cfg.n_ctx] for row in rows] if truncate else rows
 
     def _pad(self, rows: Sequence[Sequence[int]], side: str) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -98,13 +105,15 @@ class TokenMethods:
 
     def to_tokens(
         self,
-        input: str | Sequence[str],
+        input: str | Sequence[str] | Messages | Sequence[Messages],
         prepend_bos: bool | None = None,
         padding_side: Side | None = None,
         move_to_device: bool = True,
         truncate: bool = True,
     ) -> torch.Tensor:
         """Token ids, int64 [batch, pos], padded where the texts differ in length.
+
+        Messages [{"role": ..., "content": ...}] are written by the chat template, the generation prompt after them.
 
         Args:
             prepend_bos: None is ``cfg.default_prepend_bos``. A text that begins with the BOS token gets no second one
@@ -116,8 +125,7 @@ class TokenMethods:
         Raises:
             ConfigError: the model has no tokenizer.
         """
-        texts = [input] if isinstance(input, str) else input
-        tokens, _ = self._pad(self._rows(texts, prepend_bos, truncate, "to_tokens"), self._side(padding_side))
+        tokens, _ = self._pad(self._rows(input, prepend_bos, truncate, "to_tokens"), self._side(padding_side))
         return tokens.to(self.cfg.device) if move_to_device else tokens
 
     def to_string(self, tokens: Any) -> str | list[str]:
@@ -142,8 +150,8 @@ class TokenMethods:
 
         A character of several tokens shows as U+FFFD in each of them.
         """
-        if isinstance(input, str):
-            ids = torch.tensor(self._rows([input], prepend_bos, True, "to_str_tokens")[0])
+        if isinstance(input, str) or is_messages(input):
+            ids = torch.tensor(self._rows(input, prepend_bos, True, "to_str_tokens")[0])
         elif isinstance(input, torch.Tensor | np.ndarray):
             ids = torch.as_tensor(input).squeeze()
         else:

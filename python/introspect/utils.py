@@ -13,32 +13,97 @@ from .act_names import get_act_name
 from .factored_matrix import FactoredMatrix, composition_scores
 from .sampling import sample_logits
 from .slices import Slice, SliceInput
+from .transformer_lens import left_out
+from .transformer_lens.datasets import get_dataset, keep_single_column, tokenize_and_concatenate
+from .transformer_lens.helpers import (
+    LocallyOverridenDefaults,
+    check_structure,
+    download_file_from_hf,
+    filter_dict_by_prefix,
+    get_nested_attr,
+    is_library_available,
+    override_or_use_default_value,
+    print_gpu_mem,
+    select_compatible_kwargs,
+    set_nested_attr,
+)
+from .transformer_lens.initialisation import fan_in_and_out as calc_fan_in_and_fan_out
+from .transformer_lens.initialisation import (
+    init_kaiming_normal_,
+    init_kaiming_uniform_,
+    init_xavier_normal_,
+    init_xavier_uniform_,
+)
+from .transformer_lens.token_utils import (
+    get_attention_mask,
+    get_cumsum_along_dim,
+    get_input_with_manually_prepended_bos,
+    get_offset_position_ids,
+    get_tokenizer_with_bos,
+    get_tokens_with_bos_removed,
+    repeat_along_head_dimension,
+)
 
 if TYPE_CHECKING:
     from .hooked_transformer import HookedTransformer
 
 __all__ = [
+    "ACTIVATION_FN_DICT",
+    "SUPPORTED_ACTIVATIONS",
     "USE_DEFAULT_VALUE",
+    "LocallyOverridenDefaults",
     "Slice",
     "SliceInput",
+    "apply_softcap",
+    "calc_fan_in_and_fan_out",
+    "check_structure",
     "composition_scores",
+    "download_file_from_hf",
+    "filter_dict_by_prefix",
     "gelu_fast",
     "gelu_new",
+    "gelu_pytorch_tanh",
     "get_act_name",
+    "get_attention_mask",
     "get_corner",
+    "get_cumsum_along_dim",
+    "get_dataset",
     "get_device",
+    "get_input_with_manually_prepended_bos",
+    "get_matrix_corner",
+    "get_nested_attr",
+    "get_offset_position_ids",
+    "get_tokenizer_with_bos",
+    "get_tokens_with_bos_removed",
+    "init_kaiming_normal_",
+    "init_kaiming_uniform_",
+    "init_xavier_normal_",
+    "init_xavier_uniform_",
+    "is_library_available",
     "is_lower_triangular",
     "is_square",
+    "keep_single_column",
     "lm_accuracy",
     "lm_cross_entropy_loss",
+    "override_or_use_default_value",
+    "print_gpu_mem",
     "remove_batch_dim",
+    "repeat_along_head_dimension",
     "sample_logits",
+    "select_compatible_kwargs",
+    "set_nested_attr",
+    "solu",
     "test_prompt",
     "to_numpy",
+    "tokenize_and_concatenate",
     "transpose",
 ]
 
 USE_DEFAULT_VALUE = None  # an argument that is not given
+
+
+def __getattr__(name: str) -> Any:
+    left_out.raise_missing(__name__, name, left_out.UTILS, __all__)
 
 
 def get_device() -> torch.device:
@@ -93,6 +158,32 @@ def gelu_new(x: torch.Tensor) -> torch.Tensor:
 
 
 gelu_fast = gelu_new  # transformers writes the same approximation with another order of operations
+gelu_pytorch_tanh = gelu_new
+get_matrix_corner = get_corner
+
+
+def solu(x: torch.Tensor) -> torch.Tensor:
+    """x times its softmax over the last dimension; "solu_ln" norms that (Elhage et al. 2022, Softmax Linear Units)."""
+    return x * x.softmax(dim=-1)
+
+
+def apply_softcap(x: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """c tanh(x / c), or x where there is no cap or one of 0 or less."""
+    return cap * torch.tanh(x / cap) if cap is not None and cap > 0 else x
+
+
+# Functions by the names of act_fn; ``HookedTransformer`` runs silu and the gelus.
+ACTIVATION_FN_DICT = {
+    "solu": solu,
+    "solu_ln": solu,
+    "gelu_new": gelu_new,
+    "gelu_fast": gelu_fast,
+    "silu": torch.nn.functional.silu,
+    "relu": torch.nn.functional.relu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_pytorch_tanh": gelu_pytorch_tanh,
+}
+SUPPORTED_ACTIVATIONS = ACTIVATION_FN_DICT
 
 
 def lm_cross_entropy_loss(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, TypeVar
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from . import _C
 from .factored_matrix import FactoredMatrix
-from .transformer_config import HookedTransformerConfig
+from .transformer_config import LoadedConfig
+from .transformer_lens.state_dict import native_weights
 
 Self = TypeVar("Self", bound="WeightMethods")
 
@@ -22,6 +24,28 @@ def _stacked(name: str, doc: str) -> Any:
     return property(lambda self: self.engine.stacked_weight(name), doc=doc)
 
 
+class LoadedKeys(NamedTuple):
+    """The names that a state dict did not have, and those that the model does not."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def applicable(engine: _C.Model, **processing: bool) -> dict[str, bool]:
+    """The changes of weights that are asked for, without those that would make it another model, of which it warns."""
+    if processing["center_writing_weights"] and engine.cfg.normalization_type != "LN":
+        warnings.warn("weights: RMSNorm sees the mean: center_writing_weights is left out", stacklevel=3)
+        processing["center_writing_weights"] = False
+    if processing["center_unembed"] and engine.cfg.output_logits_soft_cap:
+        warnings.warn("weights: a soft cap sees the mean: center_unembed is left out", stacklevel=3)
+        processing["center_unembed"] = False
+    return processing
+
+
+class NoSuchWeightError(_C.ConfigError, AttributeError):
+    """A weight that models of this kind lack; an AttributeError as well, so that ``hasattr`` is False."""
+
+
 class WeightMethods:
     """The weights of a HookedTransformer. Those of one layer are in ``blocks``; stacks of all layers are copies.
 
@@ -30,7 +54,7 @@ class WeightMethods:
     """
 
     engine: _C.Model
-    cfg: HookedTransformerConfig
+    cfg: LoadedConfig
 
     W_E = _whole("embed.W_E", "[d_vocab, d_model]; with Gemma's scale, so that rows are what hook_embed sees.")
     W_U = _whole("unembed.W_U", "[d_model, d_vocab].")
@@ -61,7 +85,7 @@ class WeightMethods:
             ConfigError: the model's positions are rotary.
         """
         if self.engine.cfg.positional_embedding_type != "standard":
-            raise _C.ConfigError("W_pos: the model has rotary positions, and no embedding of them")
+            raise NoSuchWeightError("W_pos: the model has rotary positions, and no embedding of them")
         return self.engine.weight("pos_embed.W_pos")
 
     @property
@@ -82,6 +106,125 @@ class WeightMethods:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Every weight under its full name, "blocks.3.attn.W_Q"; views of what the model uses, not to be written to."""
         return {name: self.engine.weight(name) for name in self.engine.weight_names()}
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True) -> LoadedKeys:
+        """Uses copies of these weights from now on; other models that shared the old ones keep them.
+
+        Tensors got from ``parameters`` before are no longer the model's: give an optimiser the new ones.
+
+        Args:
+            state_dict: weights under TransformerLens's names and in its shapes, as ``state_dict`` gives them; masks and
+                rotary tables in it are passed over.
+            strict: False keeps the model's own weight for a name that is missing, and passes unknown ones over.
+
+        Returns:
+            missing_keys and unexpected_keys, as torch's does.
+
+        Raises:
+            ConfigError: strict, and names are missing or not known; a bias that the model does not have.
+            ShapeError: a weight of another shape.
+        """
+        folded = self.cfg.layer_norm_folding
+        weights, missing, unexpected = native_weights(self.engine, state_dict, strict=strict, folded=folded)
+        self._use(self.engine.with_weights(weights))
+        return LoadedKeys(missing, unexpected)
+
+    def _use(self: Any, engine: _C.Model, *, folded: bool = False) -> None:
+        """Another native model in place of this one: the same hook points, and gradients for what had them."""
+        with_gradient = {name for name, tensor in self.engine.named_weights() if tensor.requires_grad}
+        self.engine = self.cfg.engine = engine
+        self.cfg.layer_norm_folding = self.cfg.layer_norm_folding or folded
+        for name, tensor in engine.named_weights():
+            if name in with_gradient:
+                tensor.requires_grad_()
+
+    def process_weights_(
+        self: Self,
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        refactor_factored_attn_matrices: bool = False,
+        fold_value_biases: bool = False,
+    ) -> Self:
+        """Changes the weights as ``from_pretrained`` does with these arguments, and gives back the model.
+
+        What the model computes stays; what does not apply to it (centring without LayerNorm or with capped logits) is
+        left out with a warning.
+        """
+        wanted = applicable(
+            self.engine,
+            fold_ln=fold_ln,
+            center_writing_weights=center_writing_weights,
+            center_unembed=center_unembed,
+            fold_value_biases=fold_value_biases,
+            refactor_factored_attn_matrices=refactor_factored_attn_matrices,
+        )
+        if any(wanted.values()):
+            self._use(self.engine.processed(**wanted), folded=fold_ln)
+        return self
+
+    def load_and_process_state_dict(
+        self: Self,
+        state_dict: Mapping[str, torch.Tensor],
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        fold_value_biases: bool = True,
+        refactor_factored_attn_matrices: bool = False,
+    ) -> Self:
+        """``load_state_dict``, then ``process_weights_``."""
+        self.load_state_dict(state_dict, strict=False)
+        return self.process_weights_(
+            fold_ln, center_writing_weights, center_unembed, refactor_factored_attn_matrices, fold_value_biases
+        )
+
+    def _processed(self: Any, state_dict: Mapping[str, torch.Tensor] | None, change: str) -> Any:
+        engine = self.engine
+        if state_dict is not None:
+            engine = engine.with_weights(native_weights(engine, state_dict, strict=False)[0])
+        engine = engine.processed(**{change: True})
+        if state_dict is not None:
+            return {name: engine.weight(name) for name in engine.weight_names()}
+        self._use(engine, folded=change == "fold_ln")
+        return self
+
+    def fold_layer_norm(self, state_dict: Mapping[str, torch.Tensor] | None = None) -> Any:
+        """The weights of norms go into the products after them: of a state dict, which is returned as another, or of
+        this model, which is returned."""
+        return self._processed(state_dict, "fold_ln")
+
+    def center_writing_weights(self, state_dict: Mapping[str, torch.Tensor] | None = None) -> Any:
+        """What is written to the residual stream has no mean; takes and gives what ``fold_layer_norm`` does.
+
+        Raises:
+            ConfigError: the model's norms see the mean.
+        """
+        return self._processed(state_dict, "center_writing_weights")
+
+    def center_unembed(self, state_dict: Mapping[str, torch.Tensor] | None = None) -> Any:
+        """The logits of a position have no mean; takes and gives what ``fold_layer_norm`` does.
+
+        Raises:
+            ConfigError: the model's logits are capped.
+        """
+        return self._processed(state_dict, "center_unembed")
+
+    def fold_value_biases(self, state_dict: Mapping[str, torch.Tensor] | None = None) -> Any:
+        """Biases of values go into b_O; takes and gives what ``fold_layer_norm`` does."""
+        return self._processed(state_dict, "fold_value_biases")
+
+    def refactor_factored_attn_matrices(self, state_dict: Mapping[str, torch.Tensor] | None = None) -> Any:
+        """QK and OV are factored by their singular values; takes and gives what ``fold_layer_norm`` does.
+
+        Raises:
+            ConfigError: rotary positions, norms of queries and keys, or grouped keys.
+        """
+        return self._processed(state_dict, "refactor_factored_attn_matrices")
+
+    @property
+    def n_params_total(self) -> int:
+        """Number of weights, embeddings, biases and norms among them."""
+        return self.engine.n_params
 
     def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor once, in the form in which the layers use it ("blocks.3.attn.W_QKV"): what gets gradients."""

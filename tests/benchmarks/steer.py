@@ -44,7 +44,7 @@ def generation(
 
     def side() -> float:
         with steering():
-            hooks = model._active_hooks(model._conditions_met(torch.tensor(prompts)))
+            hooks = model._hooks_of_pass(torch.tensor(prompts))
             start = time.perf_counter()
             model.engine.generate(prompts, hooks=hooks, max_new_tokens=n, stop_at_eos=False)
             return 1e3 * (time.perf_counter() - start)
@@ -85,9 +85,8 @@ def against_repeng(model: introspect.Model, args: argparse.Namespace, vector: in
         request = (path, vector.layers, ids, args.new_tokens)
         theirs, _ = worker.time_generation(*request)
         with model.steer(vector):
-            ours = model.engine.generate(
-                [ids], hooks=model._active_hooks(), max_new_tokens=args.new_tokens, stop_at_eos=False
-            )[0]
+            hooks = model._hooks_of_pass(torch.tensor([ids]))
+            ours = model.engine.generate([ids], hooks=hooks, max_new_tokens=args.new_tokens, stop_at_eos=False)[0]
         same = sum(a == b for a, b in zip(ours, theirs, strict=True))
         side = generation(model, [ids], args.new_tokens, lambda: model.steer(vector))
         mine, peer = [], []

@@ -49,8 +49,10 @@
 
 #include "introspect/models/cache_file.h"
 #include "introspect/models/config.h"
+#include "introspect/models/config_json.h"
 #include "introspect/models/generate.h"
 #include "introspect/models/model.h"
+#include "introspect/models/new_model.h"
 #include "introspect/models/process_weights.h"
 #include "introspect/models/stacked_weights.h"
 #include "introspect/models/with_weights.h"

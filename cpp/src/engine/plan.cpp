@@ -44,6 +44,7 @@ Plan::Plan(std::vector<Piece> pieces, std::vector<Capture> captures, const model
   const int64_t wide = dtype == torch::kFloat64 ? 8 : 4;
   sizes_.chunk_row = element * (4 * cfg.d_model + 3 * (queries + keys) + 4 * cfg.d_mlp);
   sizes_.cached = element * keys * n_layers_;
+  sizes_.output = element * cfg.d_model;
   sizes_.residual = wide * cfg.d_model;
   sizes_.pattern = wide * cfg.n_heads;
   rows_per_chunk_ = std::clamp<int64_t>(options.memory_budget / 4 / sizes_.chunk_row, 16, kMostRowsPerChunk);
@@ -66,6 +67,7 @@ Plan::Plan(std::vector<Piece> pieces, std::vector<Capture> captures, const model
   find_tops();
   find_units();
   find_passes(options);
+  if (options.most_token_layers < PlanOptions{}.most_token_layers) find_carried(options.memory_budget);
   summary_.n_pieces = static_cast<int64_t>(pieces_.size());
   summary_.n_captures = static_cast<int64_t>(captures_.size());
   summary_.n_passes = static_cast<int64_t>(passes_.size());
@@ -268,16 +270,17 @@ void Plan::find_passes(const PlanOptions& options) {
 
   const auto n_heights = static_cast<size_t>(n_layers_) + 1;
   std::vector<std::vector<int32_t>> stamps(n_heights);  // of each unit: 2 * pass, and 1 if it runs
-  for (size_t h = 0; h < n_heights; ++h) stamps[h].assign(static_cast<size_t>(n_units_[h]), -1);
+  for (size_t h = 0; h < n_heights; ++h) stamps[h].assign(static_cast<size_t>(n_units_[h]), -2);
   std::vector<int32_t> piece_stamps(pieces_.size(), -1);
   std::vector<int64_t> rows(n_heights, 0);
-  int64_t running = 0, kept = 0;  // rows that go through a block; bytes of what is captured
+  int64_t running = 0, kept = 0;    // rows that go through a block; bytes of what is captured
+  int64_t fresh = 0, n_groups = 0;  // of `running`, those that did not in the pass before
   int32_t pass = -1;
 
   struct Added {
     std::vector<std::pair<int32_t*, int32_t>> stamps;  // what stood there before
     std::vector<std::pair<size_t, int64_t>> rows;      // height, how many more
-    int64_t running = 0, kept = 0;
+    int64_t running = 0, fresh = 0, kept = 0;
   };
   const auto add = [&](const std::vector<int64_t>& captures) {
     Added added;
@@ -304,22 +307,29 @@ void Plan::find_passes(const PlanOptions& options) {
         const auto more = runs ? pieces_[p].tokens.size() : rows_read(piece, static_cast<int64_t>(h)).size();
         added.stamps.emplace_back(&stamp, stamp);
         added.rows.emplace_back(h, static_cast<int64_t>(more));
-        stamp = 2 * pass + (runs ? 1 : 0);
         rows[h] += static_cast<int64_t>(more);
-        if (runs && pieces_[p].copied < 0) added.running += static_cast<int64_t>(more);
+        if (runs && pieces_[p].copied < 0) {
+          added.running += static_cast<int64_t>(more);
+          if (stamp != 2 * pass - 1) added.fresh += static_cast<int64_t>(more);
+        }
+        stamp = 2 * pass + (runs ? 1 : 0);
       }
       visit(pieces_[p].parent);
       visit(pieces_[p].copied);
     }
     running += added.running;
+    fresh += added.fresh;
     kept += added.kept;
+    ++n_groups;
     return added;
   };
   const auto take_back = [&](const Added& added) {
     for (auto it = added.stamps.rbegin(); it != added.stamps.rend(); ++it) *it->first = it->second;
     for (const auto& [h, more] : added.rows) rows[h] -= more;
     running -= added.running;
+    fresh -= added.fresh;
     kept -= added.kept;
+    --n_groups;
   };
   const auto widest = [&] { return *std::max_element(rows.begin(), rows.end()); };
   const auto bytes = [&] {
@@ -330,20 +340,27 @@ void Plan::find_passes(const PlanOptions& options) {
     widest_ = std::max(widest_, widest());
     summary_.peak_bytes = std::max(summary_.peak_bytes, bytes());
     summary_.token_layers_to_run += running;
+    pass_bytes_.push_back(bytes());
   };
   const auto open = [&] {
     close();
     ++pass;
     std::fill(rows.begin(), rows.end(), 0);
-    running = kept = 0;
+    running = fresh = kept = n_groups = 0;
     passes_.emplace_back();
+  };
+
+  const auto is_long = [&] {
+    return n_groups > options.least_groups &&
+           fresh + n_groups * options.group_token_layers > options.most_token_layers;
   };
 
   for (const auto& [at, group] : by_place) {
     const auto& captures = groups.at(group);
     if (pass < 0) open();
     auto added = add(captures);
-    if (!passes_.back().empty() && (bytes() > options.memory_budget || widest() > options.most_rows)) {
+    if (!passes_.back().empty() &&
+        (bytes() > options.memory_budget || widest() > options.most_rows || is_long())) {
       take_back(added);
       open();
       added = add(captures);
@@ -362,27 +379,31 @@ std::vector<Height> Plan::heights(int64_t pass) const {
   for (size_t h = 0; h < out.size(); ++h) {
     auto& height = out[h];
     const auto here = static_cast<int64_t>(h);
-    // Twice, so that what runs comes first, in the order of the stages.
-    for (const int64_t piece : included) {
-      const auto p = static_cast<size_t>(piece);
-      if (here > tops_[p]) continue;
-      const int32_t unit = unit_of_[h][p];
-      if (!height.slot_of_unit.try_emplace(unit, static_cast<int64_t>(height.slots.size())).second) continue;
-      Slot slot;
-      slot.piece = piece;
-      slot.runs = pieces_[p].copied < 0;
-      slot.n_rows = slot.runs ? static_cast<int64_t>(pieces_[p].tokens.size()) : 0;
-      if (pieces_[p].parent >= 0)
-        slot.parent = height.slot_of_unit.at(unit_of_[h][static_cast<size_t>(pieces_[p].parent)]);
-      if (pieces_[p].copied >= 0)
-        slot.copied = height.slot_of_unit.at(unit_of_[h][static_cast<size_t>(pieces_[p].copied)]);
-      if (h > 0 && slot.runs) slot.source = out[h - 1].slot_of_unit.at(unit_of_[h - 1][p]);
-      slot.first_row = height.n_rows;
-      slot.first_key = height.n_keys;
-      height.n_rows += slot.n_rows;
-      height.n_keys += static_cast<int64_t>(pieces_[p].tokens.size());
-      height.slots.push_back(std::move(slot));
-    }
+    // Three times: first what was carried here, then what runs, in the order of the stages, then what is only read.
+    const auto& from_before = carried(pass, here);
+    for (const bool is_carried : {true, false})
+      for (const int64_t piece : included) {
+        const auto p = static_cast<size_t>(piece);
+        const int32_t unit = unit_of_[h][p];
+        if (here > tops_[p] || (from_before.count(unit) > 0) != is_carried) continue;
+        if (!height.slot_of_unit.try_emplace(unit, static_cast<int64_t>(height.slots.size())).second)
+          continue;
+        Slot slot;
+        slot.piece = piece;
+        slot.carried = is_carried;
+        slot.runs = !is_carried && pieces_[p].copied < 0;
+        slot.n_rows = slot.runs ? static_cast<int64_t>(pieces_[p].tokens.size()) : 0;
+        if (pieces_[p].parent >= 0)
+          slot.parent = height.slot_of_unit.at(unit_of_[h][static_cast<size_t>(pieces_[p].parent)]);
+        if (pieces_[p].copied >= 0 && !is_carried)
+          slot.copied = height.slot_of_unit.at(unit_of_[h][static_cast<size_t>(pieces_[p].copied)]);
+        if (h > 0 && slot.runs) slot.source = out[h - 1].slot_of_unit.at(unit_of_[h - 1][p]);
+        slot.first_row = height.n_rows;
+        slot.first_key = height.n_keys;
+        height.n_rows += slot.n_rows;
+        height.n_keys += static_cast<int64_t>(pieces_[p].tokens.size());
+        height.slots.push_back(std::move(slot));
+      }
     for (const int64_t piece : included) {
       const auto p = static_cast<size_t>(piece);
       if (here <= tops_[p] || !present(piece, here) || h == 0) continue;
@@ -405,7 +426,7 @@ std::vector<Height> Plan::heights(int64_t pass) const {
       if (slot.n_rows == n_tokens) slot.rows.clear();  // all of them
     }
     for (auto& slot : height.slots)
-      if (!slot.runs && slot.copied < 0) {
+      if (!slot.runs && !slot.carried && slot.copied < 0) {
         slot.first_row = height.n_rows;
         height.n_rows += slot.n_rows;
       }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <unordered_map>
 
 #include <ATen/core/grad_mode.h>
 
@@ -26,15 +27,24 @@ struct Room {
   torch::Tensor x_MD, y_MD;
 };
 
+/// What a pass leaves of a unit to the next one.
+struct Held {
+  torch::Tensor keys, values;  // [1, G, T, K]
+  torch::Tensor outputs_MD;    // of the tokens that something goes on from
+};
+using HeldUnits = std::vector<std::unordered_map<int32_t, Held>>;  // by height
+
 /// One pass of a plan.
 class Pass {
  public:
-  Pass(const Plan& plan, int64_t number, const Models& models, Room& room)
+  Pass(const Plan& plan, int64_t number, const Models& models, Room& room, HeldUnits& held)
       : plan_(plan),
+        number_(number),
         models_(models),
         captures_(plan.passes()[static_cast<size_t>(number)]),
         heights_(plan.heights(number)),
-        room_(room) {
+        room_(room),
+        held_(held) {
     int64_t widest = plan.widest();
     for (const auto& height : heights_) widest = std::max(widest, height.n_rows);
     if (!room.x_MD.defined() || room.x_MD.size(0) < widest) {
@@ -97,7 +107,7 @@ class Pass {
       Indices tokens, positions;
       while (last < slots.size() && piece(slots[last]).model == piece(slots[first]).model) {
         const auto& slot = slots[last++];
-        if (slot.copied >= 0) continue;
+        if (!slot.runs) continue;
         const auto& ids = piece(slot).tokens;
         tokens.insert(tokens.end(), ids.begin(), ids.end());
         for (size_t i = 0; i < ids.size(); ++i)
@@ -117,7 +127,7 @@ class Pass {
     Indices out;
     out.reserve(static_cast<size_t>(height(h).n_rows));
     for (const auto& slot : height(h).slots) {
-      if (slot.copied >= 0) continue;
+      if (slot.copied >= 0 || slot.carried) continue;
       const auto& source = outputs_[static_cast<size_t>(slot.source)];
       const auto& wanted = slot.rows;
       for (int64_t i = 0; i < slot.n_rows; ++i) {
@@ -187,27 +197,81 @@ class Pass {
 
   void find_outputs(int64_t layer) {
     outputs_.assign(height(layer).slots.size(), {});
-    for (const auto& above : height(layer + 1).slots) {
-      if (above.copied >= 0) continue;
-      auto& out = outputs_[static_cast<size_t>(above.source)];
-      if (above.rows.empty()) {
-        out.all = true;
-        continue;
-      }
+    const auto add = [&](int64_t slot, bool all, const Indices& rows) {
+      auto& out = outputs_[static_cast<size_t>(slot)];
       Indices both;
-      std::set_union(out.rows.begin(), out.rows.end(), above.rows.begin(), above.rows.end(),
-                     std::back_inserter(both));
+      std::set_union(out.rows.begin(), out.rows.end(), rows.begin(), rows.end(), std::back_inserter(both));
       out.rows = std::move(both);
+      out.all = out.all || all;
+    };
+    for (const auto& above : height(layer + 1).slots)
+      if (above.copied < 0 && !above.carried) add(above.source, above.rows.empty(), above.rows);
+    for (const auto& [unit, wanted] : plan_.carried(number_ + 1, layer))
+      add(height(layer).slot_of_unit.at(unit), wanted.all, wanted.rows);
+    // What is carried comes as it was left, and stands behind what runs.
+    for (const auto& [unit, taken] : plan_.carried(number_, layer)) {
+      auto& out = outputs_[static_cast<size_t>(height(layer).slot_of_unit.at(unit))];
+      out.all = taken.all;
+      out.rows = taken.rows;
     }
     int64_t first = 0;
-    for (size_t s = 0; s < outputs_.size(); ++s) {
-      const auto& slot = height(layer).slots[s];
-      outputs_[s].first = first;
-      if (slot.runs) first += outputs_[s].all ? slot.n_rows : static_cast<int64_t>(outputs_[s].rows.size());
-    }
+    for (const bool is_carried : {false, true})
+      for (size_t s = 0; s < outputs_.size(); ++s) {
+        const auto& slot = height(layer).slots[s];
+        if (slot.carried != is_carried) continue;
+        outputs_[s].first = first;
+        if (slot.runs || slot.carried) first += n_outputs(s, slot);
+      }
     y_MD_ = room_.y_MD.narrow(0, 0, first);
     n_outputs_ = 0;
   }
+
+  int64_t n_outputs(size_t s, const Slot& slot) const {
+    return static_cast<int64_t>(outputs_[s].all ? piece(slot).tokens.size() : outputs_[s].rows.size());
+  }
+
+  // ---- from pass to pass -----------------------------------------------------------------------------------------
+
+  void take_carried(int64_t layer) {
+    for (const auto& slot : height(layer).slots) {
+      if (!slot.carried) break;  // they stand first
+      const auto& held = held_[static_cast<size_t>(layer)].at(plan_.unit_of(layer, slot.piece));
+      keys_->append(layer, held.keys, held.values);
+    }
+  }
+
+  /// Puts the outputs of what was carried behind those of what has run, and leaves what the next pass takes.
+  void leave_carried(int64_t layer) {
+    auto& held = held_[static_cast<size_t>(layer)];
+    const auto& slots = height(layer).slots;
+    for (size_t s = 0; s < slots.size() && slots[s].carried; ++s) {
+      const auto n = n_outputs(s, slots[s]);
+      if (n == 0) continue;
+      y_MD_.narrow(0, n_outputs_, n).copy_(held.at(plan_.unit_of(layer, slots[s].piece)).outputs_MD);
+      n_outputs_ += n;
+    }
+    std::unordered_map<int32_t, Held> left;
+    for (const auto& [unit, wanted] : plan_.carried(number_ + 1, layer)) {
+      const auto s = static_cast<size_t>(height(layer).slot_of_unit.at(unit));
+      auto& one = left[unit];
+      if (slots[s].carried) {
+        one = held.at(unit);
+      } else {
+        const auto n = static_cast<int64_t>(piece(slots[s]).tokens.size());
+        one.keys = keys_->keys(layer).narrow(2, slots[s].first_key, n).clone();
+        one.values = keys_->values(layer).narrow(2, slots[s].first_key, n).clone();
+      }
+      Indices places;
+      if (wanted.all)
+        for (int64_t row = 0; row < n_outputs(s, slots[s]); ++row) places.push_back(outputs_[s].first + row);
+      else
+        for (const int64_t row : wanted.rows) places.push_back(outputs_[s].first + outputs_[s].place_of(row));
+      one.outputs_MD = places.empty() ? torch::Tensor() : y_MD_.index_select(0, as_tensor(places, device()));
+    }
+    held = std::move(left);
+  }
+
+  // ---- a block ---------------------------------------------------------------------------------------------------
 
   void run_block(int64_t layer, const std::function<void(int64_t)>& tell) {
     find_outputs(layer);
@@ -219,7 +283,7 @@ class Pass {
     auto* parents = parents_S_.mutable_data_ptr<int32_t>();
     auto* depths = depths_S_.mutable_data_ptr<int64_t>();
     for (const auto& slot : here.slots) {
-      if (!slot.runs && slot.copied < 0) continue;
+      if (!slot.runs && !slot.carried && slot.copied < 0) continue;
       const auto n = static_cast<int64_t>(piece(slot).tokens.size());
       for (int64_t i = 0; i < n; ++i) {
         depths[slot.first_key + i] = plan_.depth(slot.piece) + i;
@@ -228,6 +292,7 @@ class Pass {
       }
     }
 
+    take_carried(layer);
     const auto add_outputs = [&](const torch::Tensor& y_MD) {
       y_MD_.narrow(0, n_outputs_, y_MD.size(0)).copy_(y_MD);
       n_outputs_ += y_MD.size(0);
@@ -261,6 +326,7 @@ class Pass {
       }
     }
     flush();
+    leave_carried(layer);
     for (auto& [c, cache] : caches_) {
       const Indices path = path_to(last_key(here, plan_.slot_of(heights_, layer, capture(c).piece)));
       append_keys(cache, layer, path);
@@ -514,10 +580,12 @@ class Pass {
   }
 
   const Plan& plan_;
+  const int64_t number_;
   const Models& models_;
   const Indices& captures_;
   const std::vector<Height> heights_;
   Room& room_;
+  HeldUnits& held_;  // what the pass before has left, and below the layer that runs what this one leaves
   torch::Tensor x_MD_, y_MD_;             // before a block, and of its wanted outputs behind it
   int64_t n_outputs_ = 0;                 // of those, how many there are by now
   std::vector<Output> outputs_;           // by slot of the block that ran last
@@ -537,8 +605,9 @@ void run_plan(const Plan& plan, const Models& models, const OnCaptured& on_captu
   int64_t done = 0;
   const int64_t total = plan.summary().token_layers_to_run;
   Room room;
+  HeldUnits held(static_cast<size_t>(plan.n_layers()));
   for (size_t p = 0; p < plan.passes().size(); ++p) {
-    Pass pass(plan, static_cast<int64_t>(p), models, room);
+    Pass pass(plan, static_cast<int64_t>(p), models, room, held);
     on_captured(pass.run([&](int64_t n) { report(progress, "graph", done += n, total); }));
   }
   report(progress, "graph", total, total);

@@ -10,8 +10,6 @@
 namespace introspect::experiments {
 namespace {
 
-constexpr int64_t kMostRows = 32;  // side by side: beyond it a step gets no cheaper
-
 /// The prompts' caches as one batch, with room for what is to come.
 cache::KVCache side_by_side(const models::Model& model, const std::vector<Prompt*>& prompts,
                             int64_t capacity) {
@@ -68,26 +66,26 @@ std::vector<std::string> continue_batch(const models::Model& model, const std::v
 
 }  // namespace
 
-std::vector<std::string> continue_all(const models::Model& model, std::vector<Prompt> prompts,
-                                      const Sampling& sampling, int64_t memory_budget) {
+void continue_all(const models::Model& model, std::vector<Prompt> prompts, const Sampling& sampling,
+                  int64_t memory_budget, const OnTexts& on_texts) {
   std::map<int64_t, std::vector<size_t>> by_length;
   for (size_t i = 0; i < prompts.size(); ++i) by_length[prompts[i].cache.length()].push_back(i);
   const auto& cfg = model.cfg();
   const int64_t position_bytes = 2 * cfg.n_layers * cfg.n_key_value_heads * cfg.d_head *
                                  static_cast<int64_t>(c10::elementSize(model.dtype()));
-  std::vector<std::string> out(prompts.size());
   for (const auto& [length, places] : by_length) {
     const int64_t row_bytes = (length + sampling.max_new_tokens) * position_bytes;
     const auto n_at_once = static_cast<size_t>(std::clamp<int64_t>(memory_budget / row_bytes, 1, kMostRows));
     for (size_t first = 0; first < places.size(); first += n_at_once) {
       std::vector<Prompt*> batch;
-      for (size_t i = first; i < std::min(first + n_at_once, places.size()); ++i)
+      std::vector<size_t> of_batch;
+      for (size_t i = first; i < std::min(first + n_at_once, places.size()); ++i) {
+        of_batch.push_back(places[i]);
         batch.push_back(&prompts[places[i]]);
-      auto texts = continue_batch(model, batch, sampling);
-      for (size_t i = 0; i < texts.size(); ++i) out[places[first + i]] = std::move(texts[i]);
+      }
+      on_texts(of_batch, continue_batch(model, batch, sampling));
     }
   }
-  return out;
 }
 
 }  // namespace introspect::experiments

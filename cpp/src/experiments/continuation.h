@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -22,9 +23,14 @@ struct Prompt {
   uint64_t seed = 0;      ///< of its own draws
 };
 
-/// What the model goes on with after each prompt. Prompts of one length run side by side, as many as the bytes of their
-/// caches allow (one at least).
-std::vector<std::string> continue_all(const models::Model& model, std::vector<Prompt> prompts,
-                                      const Sampling& sampling, int64_t memory_budget);
+constexpr int64_t kMostRows = 32;  ///< texts side by side: beyond it a step gets no cheaper
+
+/// Takes the texts of some prompts, whose places are given.
+using OnTexts = std::function<void(const std::vector<size_t>&, std::vector<std::string>)>;
+
+/// What the model goes on with after each prompt, handed out batch by batch. Prompts of one length run side by side, as
+/// many as the bytes of their caches allow (one at least).
+void continue_all(const models::Model& model, std::vector<Prompt> prompts, const Sampling& sampling,
+                  int64_t memory_budget, const OnTexts& on_texts);
 
 }  // namespace introspect::experiments

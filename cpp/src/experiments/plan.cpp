@@ -280,6 +280,32 @@ Ranges reached(const Scene& scene, const Injection& injection) {
   return out;
 }
 
+double count_readings(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
+                      const ExperimentOptions& options) {
+  check_options(model, protocol, vectors, options);
+  double versions = 0;
+  for (const auto& [name, vector] : vectors) {
+    const auto more = options.null_vectors.find(name);
+    versions += 1.0 + static_cast<double>(options.nulls) +
+                (more == options.null_vectors.end() ? 0.0 : static_cast<double>(more->second.size()));
+  }
+  if (!adds_vectors(protocol))
+    versions =
+        protocol.inject == Inject::model ? 1.0 : static_cast<double>(concepts(vectors, options).size());
+  const auto n_steered = std::count_if(options.strengths.begin(), options.strengths.end(),
+                                       [](double strength) { return strength != 0; });
+  if (adds_vectors(protocol) || protocol.inject == Inject::patch)
+    versions *= static_cast<double>(n_steered) * static_cast<double>(options.layers.size());
+  if (protocol.inject != Inject::tokens)
+    versions *= static_cast<double>(options.parts.size()) *
+                static_cast<double>(std::max<size_t>(1, protocol.answers.size()));
+  Plan plan;
+  plan_scenes(model, protocol, vectors, options, plan);
+  double asks = 0;
+  for (const auto& scene : plan.scenes) asks += static_cast<double>(scene.asks.size());
+  return asks * (1.0 + versions);
+}
+
 Plan make_plan(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
                const ExperimentOptions& options) {
   Plan plan;

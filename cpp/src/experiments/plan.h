@@ -83,6 +83,10 @@ struct Plan {
 /// The tokens of `scene.injected` that an injection reaches.
 Ranges reached(const Scene& scene, const Injection& injection);
 
+/// How many readings a run has, before anything is made of them. Throws as run_experiment does.
+double count_readings(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
+                      const ExperimentOptions& options);
+
 /// Throws as run_experiment does.
 Plan make_plan(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
                const ExperimentOptions& options);

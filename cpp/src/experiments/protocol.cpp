@@ -7,6 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/json.h"
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
 #include "introspect/io/file.h"
@@ -15,6 +16,7 @@ namespace introspect::experiments {
 namespace {
 
 using Json = nlohmann::ordered_json;
+using Field = JsonField<ConfigError>;
 
 constexpr auto kQuestion = "$QUESTION";
 constexpr auto kConcept = "$CONCEPT";
@@ -27,70 +29,15 @@ const std::map<std::string, Inject> kInjects{{"vector", Inject::vector},
                                              {"tokens", Inject::tokens},
                                              {"patch", Inject::patch}};
 
-/// A value inside the file together with its place, so that every complaint can name it.
-class Field {
- public:
-  Field(const Json& json, std::string protocol, std::string place)
-      : json_(json), protocol_(std::move(protocol)), place_(std::move(place)) {}
-
-  template <typename... Parts>
-  void require(bool ok, const Parts&... parts) const {
-    check<ConfigError>(ok, "protocol '", protocol_, "': ", place_, place_.empty() ? "" : " ", parts...);
-  }
-  bool has(const std::string& key) const { return json_.contains(key); }
-  Field at(const std::string& key) const {
-    const auto place = place_.empty() ? key : place_ + "." + key;
-    check<ConfigError>(has(key), "protocol '", protocol_, "': ", place, " is missing");
-    return {json_.at(key), protocol_, place};
-  }
-  Field at(size_t index) const { return {json_.at(index), protocol_, concat(place_, "[", index, "]")}; }
-
-  const Field& object(const std::set<std::string>& known) const {
-    require(json_.is_object(), "must be an object, got ", json_.type_name());
-    for (const auto& [key, value] : json_.items())
-      require(known.count(key) > 0, "has an unknown field '", key, "'");
-    return *this;
-  }
-  size_t list() const {
-    require(json_.is_array(), "must be a list, got ", json_.type_name());
-    require(!json_.empty(), "must not be empty");
-    return json_.size();
-  }
-  std::string text() const {
-    require(json_.is_string(), "must be text, got ", json_.type_name());
-    return json_.get<std::string>();
-  }
-  std::string some_text() const {
-    require(!text().empty(), "must not be empty");
-    return text();
-  }
-  bool boolean() const {
-    require(json_.is_boolean(), "must be true or false, got ", json_.type_name());
-    return json_.get<bool>();
-  }
-  int64_t integer() const {
-    require(json_.is_number_integer(), "must be a whole number, got ", json_.dump());
-    return json_.get<int64_t>();
-  }
-  double number() const {
-    require(json_.is_number() && std::isfinite(json_.get<double>()), "must be a number, got ", json_.dump());
-    return json_.get<double>();
-  }
-  const Json& json() const { return json_; }
-
- private:
-  const Json& json_;
-  std::string protocol_, place_;
-};
-
 std::vector<text::Message> parse_turns(const Field& turns) {
   static const std::set<std::string> roles{"system", "user", "assistant"};
   std::vector<text::Message> out;
-  for (size_t i = 0, n = turns.list(); i < n; ++i) {
+  for (size_t i = 0, n = turns.some_list(); i < n; ++i) {
     const auto turn = turns.at(i);
     turn.object({"role", "content"});
     const auto role = turn.at("role");
-    role.require(roles.count(role.text()) > 0, "must be system, user or assistant, got '", role.text(), "'");
+    role.require(roles.count(role.text()) > 0, "must be system, user or assistant, got ",
+                 excerpt(role.text()));
     out.push_back({role.text(), turn.at("content").text()});
   }
   return out;
@@ -105,14 +52,14 @@ int64_t parse_index(const Field& field, int64_t n_turns) {
 
 void parse_injected(const Field& injected, Conversation& out) {
   const auto n_turns = static_cast<int64_t>(out.turns.size());
-  for (size_t i = 0, n = injected.list(); i < n; ++i) {
+  for (size_t i = 0, n = injected.some_list(); i < n; ++i) {
     const auto one = injected.at(i);
-    if (one.json().is_object()) {
+    if (one.value().is_object()) {
       one.object({"turn", "text"});
       const auto turn = parse_index(one.at("turn"), n_turns);
       const auto passage = one.at("text").some_text();
       one.at("text").require(out.turns[static_cast<size_t>(turn)].content.find(passage) != std::string::npos,
-                             "must stand in message ", turn, ", which does not hold '", passage, "'");
+                             "must stand in message ", turn, ", which does not hold ", excerpt(passage));
       one.require(out.passages.empty() || turn >= out.passages.back().turn,
                   "must not stand before the passage before it, got turn ", turn);
       out.passages.push_back({turn, passage});
@@ -163,8 +110,8 @@ void parse_inject(const Field& field, Protocol& protocol) {
   field.object({"by", "model", "turns"});
   const auto by = field.at("by");
   const auto found = kInjects.find(by.text());
-  by.require(found != kInjects.end(), "must be vector, random, model, tokens or patch, got '", by.text(),
-             "'");
+  by.require(found != kInjects.end(), "must be vector, random, model, tokens or patch, got ",
+             excerpt(by.text()));
   protocol.inject = found->second;
   if (protocol.inject == Inject::model) protocol.prefill_model = field.at("model").some_text();
   if (protocol.inject != Inject::tokens && protocol.inject != Inject::patch) return;
@@ -197,14 +144,14 @@ Readouts parse_readouts(const Field& field) {
 
 std::vector<std::string> parse_texts(const Field& field) {
   std::vector<std::string> out;
-  for (size_t i = 0, n = field.list(); i < n; ++i) out.push_back(field.at(i).some_text());
+  for (size_t i = 0, n = field.some_list(); i < n; ++i) out.push_back(field.at(i).some_text());
   return out;
 }
 
 void parse_paraphrases(const Field& field, Protocol& protocol) {
-  for (size_t i = 0, n = field.list(); i < n; ++i) {
+  for (size_t i = 0, n = field.some_list(); i < n; ++i) {
     const auto one = field.at(i);
-    if (one.json().is_string()) {
+    if (one.value().is_string()) {
       protocol.paraphrases.push_back({one.some_text(), ""});
       continue;
     }
@@ -247,19 +194,15 @@ void parse_controls(const Field& field, Protocol& protocol) {
   protocol.control_questions = parse_texts(field.at("questions"));
 }
 
-Json parse_json(const std::string& text, const std::string& where) {
-  try {
-    return Json::parse(text);
-  } catch (const Json::exception& problem) {
-    throw ConfigError(concat("protocol ", where, ": not JSON: ", problem.what()));
-  }
+nlohmann::json parse_text(const std::string& text, const std::string& where) {
+  return parse_json<ConfigError>(text, where.empty() ? "protocol" : "protocol " + where);
 }
 
-Protocol from_json(const Json& json) {
-  check<ConfigError>(json.is_object(), "protocol: the file must hold a JSON object, got ", json.type_name());
+Protocol from_json(const nlohmann::json& json) {
+  check<ConfigError>(json.is_object(), "protocol: the file must hold a JSON object, got ", describe(json));
   Protocol out;
-  out.name = Field(json, "", "").at("name").some_text();
-  const Field field(json, out.name, "");
+  out.name = Field(json, "protocol: ").at("name").some_text();
+  const Field field(json, concat("protocol ", excerpt(out.name), ": "));
   field.object({"name", "source", "turns", "injected", "inject", "relative_strength", "read", "readouts",
                 "steer_generation", "yes_token", "no_token", "yes_variants", "no_variants", "report_tokens",
                 "paraphrases", "sentences", "answers", "sampling", "controls"});
@@ -282,22 +225,21 @@ Protocol from_json(const Json& json) {
   if (field.has("read")) {
     const auto read = field.at("read");
     const auto found = kReads.find(read.text());
-    read.require(found != kReads.end(), "must be yes_no, content or sample, got '", read.text(), "'");
+    read.require(found != kReads.end(), "must be yes_no, content or sample, got ", excerpt(read.text()));
     out.read = found->second;
   }
   if (field.has("steer_generation")) out.steer_generation = field.at("steer_generation").boolean();
   if (field.has("yes_token")) out.yes_token = field.at("yes_token").some_text();
   if (field.has("no_token")) out.no_token = field.at("no_token").some_text();
-  field.require(out.yes_token != out.no_token, "yes_token and no_token must differ, got '", out.yes_token,
-                "' twice");
+  field.require(out.yes_token != out.no_token, "yes_token and no_token must differ, got ",
+                excerpt(out.yes_token), " twice");
   if (field.has("yes_variants")) out.yes_variants = parse_texts(field.at("yes_variants"));
   if (field.has("no_variants")) out.no_variants = parse_texts(field.at("no_variants"));
   if (field.has("paraphrases")) parse_paraphrases(field.at("paraphrases"), out);
   if (field.has("report_tokens")) {
-    const auto words = field.at("report_tokens");
-    words.require(words.json().is_object(), "must be an object, got ", words.json().type_name());
-    for (const auto& [concept_name, word] : words.json().items())
-      out.report_tokens.emplace(concept_name, words.at(concept_name).some_text());
+    field.at("report_tokens").for_each_field([&](const std::string& concept_name, const Field& word) {
+      out.report_tokens.emplace(concept_name, word.some_text());
+    });
   }
   if (field.has("sampling")) out.sampling = parse_sampling(field.at("sampling"));
   if (field.has("controls")) parse_controls(field.at("controls"), out);
@@ -324,8 +266,8 @@ std::string name_of(const std::map<std::string, T>& names, T wanted) {
 }
 
 /// The file with what it does not give taken from the file beside it that it is based on.
-Json load_json(const std::filesystem::path& path, int depth = 0) {
-  auto json = parse_json(io::read_text(path), path.string());
+nlohmann::json load_json(const std::filesystem::path& path, int depth = 0) {
+  auto json = parse_text(io::read_text(path), path.string());
   if (!json.is_object() || !json.contains("based_on")) return json;
   check<ConfigError>(json["based_on"].is_string() && depth < 8, "protocol ", path.string(),
                      ": based_on must name a file beside this one, and not lead back to it");
@@ -348,7 +290,7 @@ std::string to_string(Inject inject) {
 }
 
 Protocol Protocol::parse(const std::string& json) {
-  const auto parsed = parse_json(json, "");
+  const auto parsed = parse_text(json, "");
   const bool is_name = parsed.is_object() && parsed.contains("controls") && parsed["controls"].is_string();
   check<ConfigError>(!is_name,
                      "protocol: controls must be an object here; only a file can name a file beside it");
@@ -359,7 +301,7 @@ Protocol Protocol::load(const std::filesystem::path& path) {
   auto json = load_json(path);
   if (json.is_object() && json.contains("controls") && json["controls"].is_string()) {
     const auto beside = path.parent_path() / json["controls"].get<std::string>();
-    json["controls"] = parse_json(io::read_text(beside), beside.string());
+    json["controls"] = parse_text(io::read_text(beside), beside.string());
   }
   return from_json(json);
 }

@@ -4,19 +4,29 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/json.h"
 #include "introspect/core/check.h"
 
 namespace introspect::experiments {
 namespace {
 
 using Json = nlohmann::ordered_json;
+using Field = JsonField<IoError>;
 
 Json number(double value) {
   return std::isfinite(value) ? Json(value) : Json(nullptr);
 }
 
-double parse_number(const Json& json) {
-  return json.is_null() ? std::nan("") : json.get<double>();
+double parse_number(const Field& field) {
+  return field.is_null() ? std::nan("") : field.number();
+}
+
+/// Of a list that may be left out, each element by `parse`.
+template <typename T>
+std::vector<T> parse_list(const Field& field, T (*parse)(const Field&)) {
+  std::vector<T> out;
+  for (size_t i = 0, n = field.list(); i < n; ++i) out.push_back(parse(field.at(i)));
+  return out;
 }
 
 Json numbers(const std::vector<double>& values) {
@@ -25,21 +35,13 @@ Json numbers(const std::vector<double>& values) {
   return out;
 }
 
-std::vector<double> parse_numbers(const Json& json) {
-  std::vector<double> out;
-  for (const auto& value : json) out.push_back(parse_number(value));
-  return out;
+std::vector<double> parse_numbers(const Field& field) {
+  return parse_list(field, parse_number);
 }
 
 Json table(const std::vector<std::vector<double>>& rows) {
   Json out = Json::array();
   for (const auto& row : rows) out.push_back(numbers(row));
-  return out;
-}
-
-std::vector<std::vector<double>> parse_table(const Json& json) {
-  std::vector<std::vector<double>> out;
-  for (const auto& row : json) out.push_back(parse_numbers(row));
   return out;
 }
 
@@ -53,12 +55,9 @@ Json tokens_json(const std::vector<TokenReading>& tokens) {
   return out;
 }
 
-std::vector<TokenReading> parse_tokens(const Json& json) {
-  std::vector<TokenReading> out;
-  for (const auto& token : json)
-    out.push_back({token.at("token").get<std::string>(), token.at("id").get<int64_t>(),
-                   parse_number(token.at("log_prob")), token.at("rank").get<int64_t>()});
-  return out;
+TokenReading parse_token(const Field& token) {
+  return {token.at("token").text(), token.at("id").integer(), parse_number(token.at("log_prob")),
+          token.at("rank").integer()};
 }
 
 Json changes_json(const std::vector<TokenChange>& changes) {
@@ -68,12 +67,8 @@ Json changes_json(const std::vector<TokenChange>& changes) {
   return out;
 }
 
-std::vector<TokenChange> parse_changes(const Json& json) {
-  std::vector<TokenChange> out;
-  for (const auto& one : json)
-    out.push_back(
-        {one.at("token").get<std::string>(), one.at("id").get<int64_t>(), parse_number(one.at("change"))});
-  return out;
+TokenChange parse_change(const Field& one) {
+  return {one.at("token").text(), one.at("id").integer(), parse_number(one.at("change"))};
 }
 
 Json reading_json(const Reading& reading) {
@@ -112,35 +107,39 @@ std::string Reading::to_json() const {
 }
 
 Reading Reading::from_json(const std::string& text) {
-  try {
-    const auto json = Json::parse(text);
-    Reading out;
-    out.log_odds = parse_number(json.at("log_odds"));
-    out.p_yes = parse_number(json.at("p_yes"));
-    out.p_no = parse_number(json.at("p_no"));
-    out.tokens = parse_tokens(json.value("tokens", Json::array()));
-    out.answers = parse_tokens(json.value("answers", Json::array()));
-    if (json.contains("text")) out.text = json.at("text").get<std::string>();
-    if (json.contains("set_log_odds")) out.set_log_odds = parse_number(json.at("set_log_odds"));
-    if (json.contains("lens")) {
-      const auto& lens = json.at("lens");
-      out.lens = Lens{parse_numbers(lens.at("log_odds")), parse_numbers(lens.at("p_yes")),
-                      parse_numbers(lens.at("p_no")), parse_table(lens.at("log_probs"))};
-    }
-    out.attention = parse_table(json.value("attention", Json::array()));
-    if (json.contains("entropy")) out.entropy = parse_number(json.at("entropy"));
-    if (json.contains("kl")) out.kl = parse_number(json.at("kl"));
-    out.raised = parse_changes(json.value("raised", Json::array()));
-    out.lowered = parse_changes(json.value("lowered", Json::array()));
-    const auto projections = json.value("projections", Json::object());
-    for (const auto& [name, values] : projections.items())
-      for (const auto& [layer, value] : values.items())
-        out.projections[name][std::stoll(layer)] = parse_number(value);
-    out.continuations = parse_numbers(json.value("continuations", Json::array()));
-    return out;
-  } catch (const Json::exception& problem) {
-    throw IoError(concat("Reading::from_json: not a reading: ", problem.what()));
-  }
+  constexpr auto kWho = "Reading::from_json: ";
+  const auto json = parse_json<IoError>(text, "Reading::from_json");
+  const Field field(json, kWho);
+  const auto if_there = [&](const char* key, const auto& read) {
+    if (field.object().has(key)) read(field.at(key));
+  };
+  Reading out;
+  out.log_odds = parse_number(field.at("log_odds"));
+  out.p_yes = parse_number(field.at("p_yes"));
+  out.p_no = parse_number(field.at("p_no"));
+  if_there("tokens", [&](const Field& f) { out.tokens = parse_list(f, parse_token); });
+  if_there("answers", [&](const Field& f) { out.answers = parse_list(f, parse_token); });
+  if_there("text", [&](const Field& f) { out.text = f.text(); });
+  if_there("set_log_odds", [&](const Field& f) { out.set_log_odds = parse_number(f); });
+  if_there("lens", [&](const Field& f) {
+    out.lens = Lens{parse_numbers(f.at("log_odds")), parse_numbers(f.at("p_yes")),
+                    parse_numbers(f.at("p_no")), parse_list(f.at("log_probs"), parse_numbers)};
+  });
+  if_there("attention", [&](const Field& f) { out.attention = parse_list(f, parse_numbers); });
+  if_there("entropy", [&](const Field& f) { out.entropy = parse_number(f); });
+  if_there("kl", [&](const Field& f) { out.kl = parse_number(f); });
+  if_there("raised", [&](const Field& f) { out.raised = parse_list(f, parse_change); });
+  if_there("lowered", [&](const Field& f) { out.lowered = parse_list(f, parse_change); });
+  if_there("projections", [&](const Field& f) {
+    f.for_each_field([&](const std::string& name, const Field& values) {
+      values.for_each_field([&](const std::string& layer, const Field& value) {
+        out.projections[name][parse_key<IoError>(layer, kWho, "a layer of projections")] =
+            parse_number(value);
+      });
+    });
+  });
+  if_there("continuations", [&](const Field& f) { out.continuations = parse_numbers(f); });
+  return out;
 }
 
 std::string Result::to_json() const {

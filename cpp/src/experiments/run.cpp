@@ -1,6 +1,7 @@
 #include "introspect/experiments/run.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <functional>
 #include <map>
@@ -9,6 +10,7 @@
 #include <stdexcept>
 #include <tuple>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include <ATen/Parallel.h>
@@ -22,13 +24,28 @@
 #include "experiments/continuation.h"
 #include "experiments/experiment_graph.h"
 #include "experiments/plan.h"
+#include "experiments/reading_check.h"
 #include "experiments/readout.h"
+#include "experiments/speed.h"
 
 namespace introspect::experiments {
 namespace {
 
 // Of one graph, in tokens of its segments: a plan takes some hundred bytes a token. Larger sweeps are several graphs.
 constexpr int64_t kMostTokens = 4'000'000;
+constexpr double kGraphSeconds = 400;  // of one graph, so that planning one again costs little beside it
+constexpr int64_t kBytesPerToken = 300, kBytesPerReading = 2000;  // of a plan; of a result
+constexpr int64_t kMostPlannedTokens = 200'000;  // of the graph that a plan is counted up from
+constexpr int64_t kMostPlanned = 20'000;    // readings that are planned before anything is said of them ...
+constexpr int64_t kPlannedInstead = 4'000;  // ... and of what is planned in the place of more
+constexpr int64_t kMostReadings = 10'000'000;
+
+/// The readings that are in a graph are to be planned again, in shorter passes.
+struct PlanAgain {};
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
 
 /// Where texts are sampled, they are gathered from the graph's caches into batches of their own.
 int64_t graph_budget(const ExperimentOptions& options, bool samples) {
@@ -61,6 +78,39 @@ class Runner {
 
   int64_t done() const { return done_; }
   int64_t total() const { return total_; }
+  int64_t n_texts() const { return n_texts_; }
+  int64_t n_asks() const {
+    int64_t out = 0;
+    for (const auto& scene : plan_.scenes) out += static_cast<int64_t>(scene.asks.size());
+    return out;
+  }
+
+  static int64_t n_tokens(const Wanted& wanted) {
+    return static_cast<int64_t>(wanted.scene->injected.size() + wanted.ask->after.size());
+  }
+  int64_t missing_tokens() const {
+    int64_t out = 0;
+    for (const auto& wanted : missing_) out += n_tokens(wanted);
+    return out;
+  }
+  int64_t missing_texts() const {
+    return std::count_if(missing_.begin(), missing_.end(), [](const auto& one) { return one.ask->samples; });
+  }
+  int64_t new_tokens() const { return protocol_.sampling.max_new_tokens; }
+  /// Positions whose logits one reading takes.
+  double n_logits() const {
+    const auto& what = plan_.readouts;
+    return (what.lens ? static_cast<double>(model_->cfg().n_layers) : 1.0) + (plan_.is_compared() ? 1 : 0);
+  }
+  int64_t direction_bytes() const {
+    std::unordered_set<const void*> seen;
+    int64_t out = 0;
+    for (const auto& injection : plan_.injections)
+      for (const auto& [layer, direction] : injection.directions)
+        if (seen.insert(direction.unsafeGetTensorImpl()).second)
+          out += static_cast<int64_t>(direction.nbytes());
+    return out;
+  }
 
   /// Puts into the graph what the injections cannot be planned without.
   void enter_first(graph::Graph& graph) {
@@ -75,14 +125,30 @@ class Runner {
     for (const auto& wanted : std::exchange(missing_, {})) view.want(wanted);
   }
 
-  /// Between the first graph and the others.
-  void plan_injections() {
+  /// Between the first graph and the others, where that has run.
+  void keep_first() {
     for (const auto* scene : unmeasured_) {
       Cell cell{cell_keys_.norms(*scene), nlohmann::json(measured_.norms.at(scene)).dump()};
       cell.kind = "norms";
       if (options_.store) options_.store->put(cell, origin_);
     }
     if (options_.control_filter) filter_controls();
+  }
+
+  /// In place of what the first graph measures: what costs as much, for a plan.
+  void stand_in() {
+    for (const auto* scene : unmeasured_)
+      for (int64_t layer = 0; layer < model_->cfg().n_layers; ++layer) measured_.norms[scene][layer] = 1.0;
+    for (const auto& scene : plan_.scenes)
+      for (const auto& [concept_name, ids] : scene.others) {
+        const auto differs = static_cast<double>(measured_.others.size());
+        auto& other = measured_.others[{&scene, concept_name}];
+        for (int64_t layer = 0; layer < model_->cfg().n_layers; ++layer)
+          other[layer] = at::full({static_cast<int64_t>(ids.size()), model_->cfg().d_model}, differs);
+      }
+  }
+
+  void plan_injections() {
     for (const auto& injection : plan_.injections)
       for (const auto& scene : plan_.scenes) {
         if (!plan_.is_steered(injection)) continue;
@@ -95,21 +161,44 @@ class Runner {
 
   bool is_complete() const { return missing_.empty(); }
 
+  /// Notes in the store what the result will be of, so that it can be put together again from there.
+  void note_asked() const {
+    std::vector<Cell> cells;
+    const auto flush = [&] {
+      options_.store->put_asked(cells, origin_);
+      cells.clear();
+    };
+    const auto add = [&](const Scene& scene, const Ask& ask, const Injection* injection) {
+      if (dropped_.count(&ask) > 0) return;
+      const bool is_steered = injection && plan_.is_steered(*injection);
+      cells.push_back(make_cell(
+          {&scene, &ask, injection, keys_.at({&scene, &ask, is_steered ? injection : nullptr})}, {}));
+      if (cells.size() == 10'000) flush();
+    };
+    for (const auto& scene : plan_.scenes)
+      for (const auto& ask : scene.asks) add(scene, ask, nullptr);
+    for (const auto& injection : plan_.injections)
+      for (const auto& scene : plan_.scenes)
+        for (const auto& ask : scene.asks) add(scene, ask, &injection);
+    flush();
+  }
+
   /// Puts readings into the graph, as many as its `tokens` leave room for.
-  void enter_next(graph::Graph& graph, int64_t& tokens) {
-    if (is_complete()) return;
+  void enter_next(graph::Graph& graph, int64_t& tokens, int64_t most_tokens) {
+    if (is_complete() || tokens >= most_tokens) return;
     auto& view = enter(graph);
-    for (; !missing_.empty() && tokens < kMostTokens; missing_.pop_back()) {
+    for (; !missing_.empty() && tokens < most_tokens; missing_.pop_back()) {
       const auto& wanted = missing_.back();
       if (wanted.injection && plan_.is_compared() && measured_.base.count({wanted.scene, wanted.ask}) == 0)
         view.measure_base(*wanted.scene, *wanted.ask);
       view.want(wanted);
-      tokens += static_cast<int64_t>(wanted.scene->injected.size() + wanted.ask->after.size());
+      tokens += n_tokens(wanted);
     }
   }
 
-  /// Takes what one pass of the graph has read.
-  void take(const std::vector<std::pair<graph::ReadId, engine::Captured>>& captured) {
+  /// Takes what one pass of the graph has read. `tell` is called as readings are finished.
+  void take(const std::vector<std::pair<graph::ReadId, engine::Captured>>& captured,
+            const std::function<void()>& tell) {
     if (!view_) return;
     std::vector<ReadRow> rows;
     std::vector<Prompt> prompts;
@@ -125,16 +214,37 @@ class Runner {
       prompts.push_back(prompt(wanted, std::move(*parts.cache), parts.resid_LD[-1]));
     }
     auto readings = read_out(*model_, plan_, rows);
-    auto texts = continue_all(*model_, std::move(prompts), protocol_.sampling, options_.memory_budget / 4);
-    for (size_t i = 0; i < prompted.size(); ++i) readings[prompted[i]].text = std::move(texts[i]);
-    std::vector<std::pair<const Wanted*, Reading>> finished;
-    for (size_t i = 0; i < readings.size(); ++i)
-      finished.emplace_back(&view_->wanted()[complete[i].first], std::move(readings[i]));
-    keep(std::move(finished));
+    const auto finish = [&](const std::vector<size_t>& rows) {
+      std::vector<std::pair<const Wanted*, Reading>> finished;
+      for (const size_t row : rows)
+        finished.emplace_back(&view_->wanted()[complete[row].first], std::move(readings[row]));
+      keep(std::move(finished));
+      tell();
+    };
+    std::vector<size_t> without_text;
+    for (size_t row = 0; row < readings.size(); ++row)
+      if (!std::binary_search(prompted.begin(), prompted.end(), row)) without_text.push_back(row);
+    finish(without_text);
+    continue_all(*model_, std::move(prompts), protocol_.sampling, options_.memory_budget / 4,
+                 [&](const std::vector<size_t>& places, std::vector<std::string> texts) {
+                   std::vector<size_t> rows;
+                   for (size_t i = 0; i < places.size(); ++i) {
+                     rows.push_back(prompted[places[i]]);
+                     readings[rows.back()].text = std::move(texts[i]);
+                   }
+                   n_texts_ += static_cast<int64_t>(rows.size());
+                   finish(rows);
+                 });
   }
 
-  /// The graph is run and about to go.
-  void leave() { view_.reset(); }
+  /// The graph is about to go. What it has not read is missing again.
+  void leave() {
+    if (!view_) return;
+    const auto& wanted = view_->wanted();
+    for (auto one = wanted.rbegin(); one != wanted.rend(); ++one)
+      if (n_waiting_.count(one->key) > 0) missing_.push_back(*one);
+    view_.reset();
+  }
 
   bool samples() const { return protocol_.read == experiments::Read::sample; }
 
@@ -201,7 +311,7 @@ class Runner {
     }
     if (readings_.count(key) == 0)
       if (const auto stored = options_.store ? options_.store->get(key) : std::nullopt)
-        readings_.emplace(key, Reading::from_json(*stored));
+        readings_.emplace(key, stored_reading(*options_.store, key, *stored, plan_, ask));
     if (readings_.count(key) > 0) {
       ++done_;
       return;
@@ -213,7 +323,7 @@ class Runner {
   void keep(std::vector<std::pair<const Wanted*, Reading>> finished) {
     if (options_.store && !finished.empty()) {
       std::vector<Cell> cells;
-      for (const auto& [wanted, reading] : finished) cells.push_back(make_cell(*wanted, reading));
+      for (const auto& [wanted, reading] : finished) cells.push_back(make_cell(*wanted, reading.to_json()));
       options_.store->put_many(cells, origin_);
     }
     for (auto& [wanted, reading] : finished) {
@@ -223,9 +333,9 @@ class Runner {
     }
   }
 
-  Cell make_cell(const Wanted& wanted, const Reading& reading) const {
+  Cell make_cell(const Wanted& wanted, std::string value) const {
     const auto& [scene, ask, injection, key] = wanted;
-    Cell cell{key, reading.to_json()};
+    Cell cell{key, std::move(value)};
     cell.question = ask->question;
     cell.question_kind = ask->kind;
     cell.kind = "base";
@@ -269,8 +379,9 @@ class Runner {
   }
 
   bool find_norms(const Scene& scene) {
-    const auto stored = options_.store ? options_.store->get(cell_keys_.norms(scene)) : std::nullopt;
-    if (stored) nlohmann::json::parse(*stored).get_to(measured_.norms[&scene]);
+    const auto key = cell_keys_.norms(scene);
+    const auto stored = options_.store ? options_.store->get(key) : std::nullopt;
+    if (stored) measured_.norms[&scene] = stored_norms(*options_.store, key, *stored, model_->cfg().n_layers);
     return stored.has_value();
   }
 
@@ -350,6 +461,7 @@ class Runner {
   std::optional<ExperimentGraph> view_;  // of the graph that runs
   std::set<const Ask*> dropped_;         // control questions
   int64_t done_ = 0, total_ = 0;         // readings
+  int64_t n_texts_ = 0;                  // that have been sampled
 };
 
 /// Several protocols, whose readings are made in common graphs.
@@ -357,7 +469,7 @@ class Suite {
  public:
   Suite(const graph::ModelPtr& model, const std::vector<Protocol>& protocols, const NamedVectors& vectors,
         const ExperimentOptions& options)
-      : options_(options) {
+      : model_(model), options_(options) {
     check<std::invalid_argument>(!protocols.empty(), "run_experiments: at least one protocol is needed");
     for (const auto& protocol : protocols)
       runners_.push_back(std::make_unique<Runner>(model, protocol, vectors, options));
@@ -367,79 +479,265 @@ class Suite {
 
   std::vector<Result> run() {
     const torch::NoGradGuard no_grad;
-    run_graph([](Runner& runner, graph::Graph& graph) { runner.enter_first(graph); });
-    for (auto& runner : runners_) runner->plan_injections();
+    graph::Graph first;
+    for (auto& runner : runners_) runner->enter_first(first);
+    found_ = sum(&Runner::done);
+    if (options_.store && (first.n_reads() > 0 || !is_complete())) options_.store->check_can_write();
+    if (first.n_reads() > 0) run_graph(first, /*is_first=*/true);
+    for (auto& runner : runners_) runner->leave();
+    for (auto& runner : runners_) runner->keep_first();
+    plan_injections();
     tell();
-    const auto is_complete = [](const auto& runner) { return runner->is_complete(); };
-    while (!std::all_of(runners_.begin(), runners_.end(), is_complete)) {
-      int64_t tokens = 0;
-      run_graph([&](Runner& runner, graph::Graph& graph) { runner.enter_next(graph, tokens); });
+    if (options_.store && !is_complete()) options_.store->check_can_write();
+    if (options_.store && options_.store->can_write())
+      for (auto& runner : runners_) runner->note_asked();
+    while (!is_complete()) {
+      graph::Graph graph;
+      enter_next(graph);
+      run_graph(graph, /*is_first=*/false);
+      for (auto& runner : runners_) runner->leave();
     }
     tell();
+    if (work_done_ > 0) {
+      const auto texts = n_texts_to_come_ > 0 ? sum(&Runner::n_texts) * text_token_layers() : 0;
+      report(options_.work, title_, work_done_ + texts, work_done_ + texts);
+    }
     std::vector<Result> out;
     for (const auto& runner : runners_) out.push_back(runner->collect());
     return out;
   }
 
- private:
-  void run_graph(const std::function<void(Runner&, graph::Graph&)>& enter) {
+  RunPlan plan() {
+    const torch::NoGradGuard no_grad;
+    graph::Graph first;
+    for (auto& runner : runners_) runner->enter_first(first);
+    found_ = sum(&Runner::done);
+    engine::PlanSummary of_first;
+    if (first.n_reads() > 0) of_first = first.plan(graph_options());
+    const auto first_reads = first.n_reads();
+    for (auto& runner : runners_) runner->stand_in();
+    plan_injections();
+    if (is_complete() && first_reads == 0) return whole({}, 0);
     graph::Graph graph;
-    for (auto& runner : runners_) enter(*runner, graph);
-    const bool samples =
-        std::any_of(runners_.begin(), runners_.end(), [](const auto& runner) { return runner->samples(); });
-    graph::RunOptions options;
-    options.memory_budget = graph_budget(options_, samples);
-    if (options_.progress) options.progress = [this](const std::string&, int64_t, int64_t) { tell(); };
-    if (graph.n_reads() > 0)
-      graph.run(options, [&](const std::vector<std::pair<graph::ReadId, engine::Captured>>& captured) {
-        for (auto& runner : runners_) runner->take(captured);
-        tell();
-      });
-    for (auto& runner : runners_) runner->leave();
+    if (!is_complete()) enter_next(graph, kMostPlannedTokens);
+    auto out =
+        whole(graph.n_reads() > 0 ? graph.plan(graph_options()) : engine::PlanSummary{}, graph.n_reads());
+    out.token_layers_asked += of_first.token_layers_asked;
+    out.token_layers_to_run += of_first.token_layers_to_run;
+    out.seconds += seconds(of_first, first_reads);
+    out.peak_bytes = std::max(out.peak_bytes, of_first.peak_bytes);
+    return out;
   }
 
-  void tell() const {
-    int64_t done = 0, total = 0;
-    for (const auto& runner : runners_) {
-      done += runner->done();
-      total += runner->total();
+  /// Of the graph that was planned last.
+  int64_t pass_bytes() const { return pass_bytes_; }
+
+ private:
+  int64_t sum(int64_t (Runner::*number)() const) const {
+    int64_t out = 0;
+    for (const auto& runner : runners_) out += (runner.get()->*number)();
+    return out;
+  }
+  bool is_complete() const {
+    return std::all_of(runners_.begin(), runners_.end(), [](const auto& one) { return one->is_complete(); });
+  }
+  bool samples() const {
+    return std::any_of(runners_.begin(), runners_.end(), [](const auto& one) { return one->samples(); });
+  }
+
+  void plan_injections() {
+    found_ -= sum(&Runner::done);
+    for (auto& runner : runners_) runner->plan_injections();
+    found_ += sum(&Runner::done);
+    n_texts_to_come_ = sum(&Runner::missing_texts);
+  }
+
+  Speed& speed() {
+    if (!speed_) speed_ = measure_speed(model_);
+    return *speed_;
+  }
+
+  /// What the readouts of one reading of a graph cost, as token-layers.
+  int64_t read_token_layers() {
+    double most = 0;
+    for (const auto& runner : runners_) most = std::max(most, runner->n_logits());
+    return speed().as_token_layers(most);
+  }
+
+  int64_t text_token_layers() {
+    int64_t longest = 0;
+    for (const auto& runner : runners_)
+      if (runner->samples()) longest = std::max(longest, runner->new_tokens());
+    return static_cast<int64_t>(speed().sampling(kMostRows, longest, model_->cfg().n_layers) /
+                                static_cast<double>(kMostRows) / speed().token_layer);
+  }
+
+  graph::RunOptions graph_options() {
+    graph::RunOptions out;
+    out.memory_budget = graph_budget(options_, samples());
+    out.most_token_layers = speed().pass_token_layers(options_.pass_seconds);
+    out.read_token_layers = read_token_layers();
+    // Texts are sampled side by side, and are finished batch by batch: a residual and a cache of each.
+    if (samples()) out.least_reads = 2 * kMostRows;
+    return out;
+  }
+
+  void enter_next(graph::Graph& graph, int64_t most_tokens = kMostTokens) {
+    const double tokens = kGraphSeconds / speed().token_layer / static_cast<double>(model_->cfg().n_layers);
+    const auto most = static_cast<int64_t>(std::clamp<double>(tokens, 1.0, static_cast<double>(most_tokens)));
+    n_tokens_ = 0;
+    for (auto& runner : runners_) runner->enter_next(graph, n_tokens_, most);
+  }
+
+  double seconds(const engine::PlanSummary& summary, int64_t n_reads) {
+    return static_cast<double>(summary.token_layers_to_run + n_reads * read_token_layers()) *
+               speed().token_layer +
+           static_cast<double>(summary.n_passes) * speed().pass;
+  }
+
+  /// The cost of all graphs that are to come, of which one is planned.
+  RunPlan whole(const engine::PlanSummary& summary, int64_t n_reads) {
+    const double rest = static_cast<double>(sum(&Runner::missing_tokens));
+    const double factor = n_tokens_ > 0 ? 1.0 + rest / static_cast<double>(n_tokens_) : 1.0;
+    const auto up = [&](int64_t number) {
+      return static_cast<int64_t>(std::llround(static_cast<double>(number) * factor));
+    };
+    RunPlan out;
+    out.readings = sum(&Runner::total);
+    out.found = found_;
+    out.token_layers_asked = up(summary.token_layers_asked);
+    out.token_layers_to_run = up(summary.token_layers_to_run);
+    if (n_reads > 0) out.seconds = factor * seconds(summary, n_reads);
+    if (n_texts_to_come_ > 0)
+      out.seconds += static_cast<double>(n_texts_to_come_ * text_token_layers()) * speed().token_layer;
+    pass_bytes_ = summary.peak_bytes;
+    out.peak_bytes = summary.peak_bytes + sum(&Runner::direction_bytes) + n_tokens_ * kBytesPerToken +
+                     out.readings * kBytesPerReading;
+    return out;
+  }
+
+  /// Runs what is missing, down to its end or to where it is to be planned again.
+  void run_graph(const graph::Graph& graph, bool is_first) {
+    auto options = graph_options();
+    const auto per_read = options.read_token_layers;
+    engine::PlanSummary summary;
+    int64_t done = 0, done_before = 0,
+            n_reads = 0;  // token-layers, those of finished passes, readings of the graph
+    double seconds_taken = 0;
+    auto start = std::chrono::steady_clock::now();
+    options.on_plan = [&](const engine::PlanSummary& planned) {
+      summary = planned;
+      if (!is_first) {
+        const auto plan = whole(summary, graph.n_reads());
+        if (!std::exchange(is_told_, true) && options_.before) options_.before(plan);
+        const double factor = static_cast<double>(plan.token_layers_to_run) /
+                              static_cast<double>(std::max<int64_t>(1, summary.token_layers_to_run));
+        work_left_ = static_cast<int64_t>(
+            factor * static_cast<double>(summary.token_layers_to_run + graph.n_reads() * per_read));
+      } else {  // the injections are not known yet: each reading of theirs will cost about as much
+        const double factor = static_cast<double>(sum(&Runner::total)) /
+                              static_cast<double>(std::max<int64_t>(1, sum(&Runner::n_asks)));
+        work_left_ = static_cast<int64_t>(
+            factor * static_cast<double>(summary.token_layers_to_run + graph.n_reads() * per_read));
+      }
+      start = std::chrono::steady_clock::now();
+    };
+    const auto tell_work = [&] {
+      const auto per_text = n_texts_to_come_ > 0 ? text_token_layers() : 0;
+      const auto texts = sum(&Runner::n_texts) * per_text, all_texts = n_texts_to_come_ * per_text;
+      const auto now = work_done_ + done + n_reads * per_read + texts;
+      report(options_.work, title_, now, std::max(now, work_done_ + work_left_ + all_texts));
+    };
+    options.progress = [&](const std::string&, int64_t now, int64_t) {
+      done = now;
+      tell();
+      tell_work();
+    };
+    const auto take = [&](const std::vector<std::pair<graph::ReadId, engine::Captured>>& captured) {
+      const double of_pass = seconds_since(start);
+      const auto passed = done - std::exchange(done_before, done);
+      seconds_taken += of_pass;
+      for (auto& runner : runners_)
+        runner->take(captured, [&] {
+          tell();
+          tell_work();
+        });
+      n_reads += static_cast<int64_t>(captured.size());
+      tell_work();
+      start = std::chrono::steady_clock::now();
+      const double expected = static_cast<double>(passed) * speed().token_layer + speed().pass;
+      const bool is_long = of_pass > 1.5 * options_.pass_seconds && of_pass > 1.3 * expected;
+      if (is_first || !is_long || static_cast<int64_t>(captured.size()) <= options.least_reads) return;
+      if (n_reads == graph.n_reads()) return;
+      speed().scale(of_pass / expected);
+      throw PlanAgain();
+    };
+    try {
+      graph.run(options, take);
+      const double expected = static_cast<double>(done) * speed().token_layer +
+                              static_cast<double>(summary.n_passes) * speed().pass;
+      if (seconds_taken > 1 && expected > 0) speed().scale(seconds_taken / expected);
+    } catch (const PlanAgain&) {
     }
-    report(options_.progress, title_, done, total);
+    work_done_ += done + n_reads * per_read;
   }
 
+  void tell() const { report(options_.progress, title_, sum(&Runner::done), sum(&Runner::total)); }
+
+  const graph::ModelPtr& model_;
   const ExperimentOptions& options_;
   std::vector<std::unique_ptr<Runner>> runners_;
   std::string title_;
+  std::optional<Speed> speed_;
+  bool is_told_ = false;
+  int64_t found_ = 0;  // readings, in the store
+  int64_t pass_bytes_ = 0;
+  int64_t n_tokens_ = 0;         // of the graph that was entered last
+  int64_t n_texts_to_come_ = 0;  // to sample, counted before the first graph of injections
+  int64_t work_done_ = 0,
+          work_left_ = 0;  // token-layers of finished graphs; of the one that runs and the rest
 };
+
+double count_all(const models::Model& model, const std::vector<Protocol>& protocols,
+                 const NamedVectors& vectors, const ExperimentOptions& options) {
+  double out = 0;
+  for (const auto& protocol : protocols) out += count_readings(model, protocol, vectors, options);
+  return out;
+}
 
 }  // namespace
 
-std::pair<int64_t, int64_t> LayerRange::resolve(int64_t n_layers) const {
-  if (is_fraction) {
-    check<std::out_of_range>(first >= 0 && first <= last && last <= 1,
-                             "LayerRange: fractions of the depth must be in order and from 0 to 1, got ",
-                             first, " to ", last);
-    const auto block = [&](double fraction) {
-      return std::min<int64_t>(std::llround(fraction * static_cast<double>(n_layers)), n_layers - 1);
-    };
-    return {block(first), block(last)};
-  }
-  check<std::out_of_range>(first >= 0 && first <= last && last < static_cast<double>(n_layers),
-                           "LayerRange: layers must be in order and from 0 to ", n_layers - 1, ", got ",
-                           first, " to ", last);
-  return {static_cast<int64_t>(first), static_cast<int64_t>(last)};
-}
-
-StrengthUnit parse_strength_unit(const std::string& name) {
-  if (name == "absolute") return StrengthUnit::absolute;
-  check<std::invalid_argument>(name == "residual", "strength_unit must be absolute or residual, got '", name,
-                               "'");
-  return StrengthUnit::residual;
+RunPlan plan_experiments(const graph::ModelPtr& model, const std::vector<Protocol>& protocols,
+                         const NamedVectors& vectors, const ExperimentOptions& options) {
+  const double readings = count_all(*model, protocols, vectors, options);
+  if (readings <= kMostPlanned || options.nulls < 2) return Suite(model, protocols, vectors, options).plan();
+  auto fewer = options;
+  fewer.nulls = std::clamp<int64_t>(
+      static_cast<int64_t>(static_cast<double>(options.nulls) * kPlannedInstead / readings), 1,
+      options.nulls);
+  Suite suite(model, protocols, vectors, fewer);
+  const auto planned = suite.plan();
+  const double factor = readings / static_cast<double>(planned.readings);
+  const auto up = [&](int64_t number) {
+    return static_cast<int64_t>(std::min(std::round(static_cast<double>(number) * factor), 9e18));
+  };
+  return {up(planned.readings),           up(planned.found),
+          up(planned.token_layers_asked), up(planned.token_layers_to_run),
+          planned.seconds * factor,       suite.pass_bytes() + up(planned.peak_bytes - suite.pass_bytes())};
 }
 
 std::vector<Result> run_experiments(const graph::ModelPtr& model, const std::vector<Protocol>& protocols,
                                     const NamedVectors& vectors, const ExperimentOptions& options) {
-  return Suite(model, protocols, vectors, options).run();
+  auto told = options;
+  const double readings = count_all(*model, protocols, vectors, options);
+  if (readings > kMostPlanned && options.before) {
+    options.before(plan_experiments(model, protocols, vectors, options));
+    told.before = {};
+  }
+  check<std::invalid_argument>(readings <= kMostReadings, "run_experiment: one run holds at most ",
+                               kMostReadings, " readings, got ", static_cast<int64_t>(readings),
+                               ": ask for fewer nulls, layer ranges, strengths or questions at once");
+  return Suite(model, protocols, vectors, told).run();
 }
 
 Result run_experiment(const graph::ModelPtr& model, const Protocol& protocol, const NamedVectors& vectors,

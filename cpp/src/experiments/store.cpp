@@ -1,306 +1,188 @@
 #include "introspect/experiments/store.h"
 
-#include <chrono>
-#include <functional>
+#include <map>
 #include <mutex>
 #include <stdexcept>
-#include <string_view>
-#include <thread>
+#include <tuple>
 #include <utility>
 
-#include <sqlite3.h>
-
 #include "introspect/core/check.h"
+#include "introspect/core/sha256.h"
+
+#include "experiments/reading_check.h"
+#include "experiments/store_database.h"
 
 namespace introspect::experiments {
 namespace {
 
-constexpr int kBusyMilliseconds = 60'000;
-// "intr" in ASCII: marks the file as ours in SQLite's header, so that another program's database is refused.
-constexpr int kApplicationId = 0x696e7472;
-constexpr int kLayout = 2;  // of the tables below, in the header's user_version
+constexpr auto kRow = "SELECT key, value, written, ";  // then the setting's and the origin's columns
 
-constexpr auto kTables = R"sql(
-CREATE TABLE runs(
-  id INTEGER PRIMARY KEY,
-  model_name TEXT NOT NULL, model_hash TEXT NOT NULL, dtype TEXT NOT NULL, device TEXT NOT NULL,
-  protocol TEXT NOT NULL, protocol_hash TEXT NOT NULL, seed INTEGER NOT NULL, strength_unit TEXT NOT NULL,
-  introspect_version TEXT NOT NULL, torch_version TEXT NOT NULL,
-  UNIQUE(model_name, model_hash, dtype, device, protocol, protocol_hash, seed, strength_unit,
-         introspect_version, torch_version));
-CREATE TABLE cells(
-  key TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL, base_key TEXT NOT NULL,
-  run INTEGER NOT NULL REFERENCES runs(id), written TEXT NOT NULL,
-  concept TEXT NOT NULL, strength REAL NOT NULL, first_layer INTEGER NOT NULL, last_layer INTEGER NOT NULL,
-  question TEXT NOT NULL, question_kind TEXT NOT NULL, kind TEXT NOT NULL, null_index INTEGER NOT NULL,
-  paraphrase INTEGER NOT NULL, place INTEGER NOT NULL, part_first REAL NOT NULL, part_last REAL NOT NULL);
-)sql";
+std::string all_rows() {
+  return concat(kRow, kSettingColumns, ", ", kOriginColumns,
+                " FROM cells JOIN runs ON runs.id = cells.run ORDER BY cells.rowid");
+}
 
-constexpr auto kOriginColumns =
-    "model_name, model_hash, dtype, device, protocol, protocol_hash, seed, strength_unit, "
-    "introspect_version, "
-    "torch_version";
-constexpr auto kSettingColumns =
-    "base_key, concept, strength, first_layer, last_layer, question, question_kind, kind, null_index, "
-    "paraphrase, place, part_first, part_last";
+StoredCell row(Statement& found) {
+  auto key = found.text(), value = found.text(), written = found.text();
+  StoredCell out{found.setting(), found.origin(), std::move(written)};
+  out.cell.key = std::move(key);
+  out.cell.value = std::move(value);
+  return out;
+}
 
-struct Finalize {
-  void operator()(sqlite3_stmt* statement) const { sqlite3_finalize(statement); }
-};
+/// The number of a row of runs, which is made if there is none.
+int64_t run_of(const Database& database, const Origin& origin) {
+  constexpr auto marks = "(?,?,?,?,?,?,?,?,?,?)";
+  Statement(database,
+            concat("INSERT INTO runs(", kOriginColumns, ") VALUES", marks, " ON CONFLICT DO NOTHING"))
+      .bind(origin)
+      .step();
+  Statement run(database, concat("SELECT id FROM runs WHERE (", kOriginColumns, ") = ", marks));
+  run.bind(origin).step();
+  return run.integer();
+}
 
-}  // namespace
+/// What is asked for by a run, as one number.
+int64_t hash_of(int64_t run, const Cell& cell) {
+  constexpr char s = 31;  // between fields
+  return static_cast<int64_t>(
+      std::stoull(sha256_hex(concat(run, s, cell.key, s, cell.base_key, s, cell.concept_name, s,
+                                    cell.strength, s, cell.first_layer, s, cell.last_layer, s, cell.question,
+                                    s, cell.question_kind, s, cell.kind, s, cell.null_index, s,
+                                    cell.paraphrase, s, cell.place, s, cell.part_first, s, cell.part_last))
+                      .substr(0, 16),
+                  nullptr, 16));
+}
 
-struct Store::Database {
-  std::filesystem::path path;
-  sqlite3* handle = nullptr;
-  mutable std::mutex mutex;  // one statement at a time on the one connection
-
-  ~Database() { sqlite3_close(handle); }
-
-  [[noreturn]] void fail(std::string_view what) const {
-    throw IoError(concat("Store: ", path.string(), ": ", what, ": ", sqlite3_errmsg(handle)));
-  }
-  void run(const std::string& sql) const {
-    if (sqlite3_exec(handle, sql.c_str(), nullptr, nullptr, nullptr) != SQLITE_OK)
-      fail("cannot run '" + sql + "'");
-  }
-  /// Write-ahead logging: a commit survives the death of the process; readers do not wait for the writer.
-  /// Where several processes switch at once SQLite refuses at once instead of waiting as it does elsewhere.
-  void use_write_ahead_log() const {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(kBusyMilliseconds);
-    for (;;) {
-      const int status = sqlite3_exec(handle, "PRAGMA journal_mode=WAL", nullptr, nullptr, nullptr);
-      if (status == SQLITE_OK) return;
-      if (status != SQLITE_BUSY || std::chrono::steady_clock::now() > deadline)
-        fail("cannot switch to write-ahead logging");
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-  }
-  /// Waits for other writers before it begins. Takes everything back when `work` throws.
-  template <typename Work>
-  void in_transaction(const Work& work) const {
-    run("BEGIN IMMEDIATE");
-    try {
-      work();
-      run("COMMIT");
-    } catch (...) {
-      sqlite3_exec(handle, "ROLLBACK", nullptr, nullptr, nullptr);
-      throw;
-    }
-  }
-};
-
-namespace {
-
-/// A prepared statement; parameters and columns are taken in order.
-class Statement {
+/// Adds to what runs have asked for; to be used in a transaction.
+class Asking {
  public:
-  template <typename Database>
-  Statement(const Database& database, const std::string& sql)
-      : fail_([&database](std::string_view what) { database.fail(what); }) {
-    sqlite3_stmt* statement = nullptr;
-    if (sqlite3_prepare_v2(database.handle, sql.c_str(), -1, &statement, nullptr) != SQLITE_OK)
-      fail_("cannot read the store");
-    statement_.reset(statement);
-  }
-
-  /// The text must outlive the step.
-  Statement& bind(const std::string& text) {
-    sqlite3_bind_text64(statement_.get(), ++bound_, text.data(), text.size(), SQLITE_STATIC, SQLITE_UTF8);
-    return *this;
-  }
-  Statement& bind(int64_t number) {
-    sqlite3_bind_int64(statement_.get(), ++bound_, number);
-    return *this;
-  }
-  Statement& bind(double number) {
-    sqlite3_bind_double(statement_.get(), ++bound_, number);
-    return *this;
-  }
-  Statement& bind(const Origin& origin) {
-    return bind(origin.model_name)
-        .bind(origin.model_hash)
-        .bind(origin.dtype)
-        .bind(origin.device)
-        .bind(origin.protocol)
-        .bind(origin.protocol_hash)
-        .bind(static_cast<int64_t>(origin.seed))
-        .bind(origin.strength_unit)
-        .bind(origin.introspect_version)
-        .bind(origin.torch_version);
-  }
-  /// The setting's columns: all of a cell but key and value.
-  Statement& bind(const Cell& cell) {
-    return bind(cell.base_key)
-        .bind(cell.concept_name)
-        .bind(cell.strength)
-        .bind(cell.first_layer)
-        .bind(cell.last_layer)
-        .bind(cell.question)
-        .bind(cell.question_kind)
-        .bind(cell.kind)
-        .bind(cell.null_index)
-        .bind(cell.paraphrase)
-        .bind(cell.place)
-        .bind(cell.part_first)
-        .bind(cell.part_last);
-  }
-
-  /// The next row, if there is one.
-  bool step() {
-    column_ = 0;
-    const int status = sqlite3_step(statement_.get());
-    if (status != SQLITE_ROW && status != SQLITE_DONE) fail_("cannot read or write cells");
-    return status == SQLITE_ROW;
-  }
-  void reset() {
-    sqlite3_reset(statement_.get());
-    bound_ = 0;
-  }
-
-  std::string text() {
-    const auto* const text = reinterpret_cast<const char*>(sqlite3_column_text(statement_.get(), column_));
-    return {text, static_cast<size_t>(sqlite3_column_bytes(statement_.get(), column_++))};
-  }
-  int64_t integer() { return sqlite3_column_int64(statement_.get(), column_++); }
-  double real() { return sqlite3_column_double(statement_.get(), column_++); }
-  Origin origin() {
-    Origin out;
-    for (auto* field :
-         {&out.model_name, &out.model_hash, &out.dtype, &out.device, &out.protocol, &out.protocol_hash})
-      *field = text();
-    out.seed = static_cast<uint64_t>(integer());
-    for (auto* field : {&out.strength_unit, &out.introspect_version, &out.torch_version}) *field = text();
-    return out;
-  }
-  Cell setting() {
-    Cell out;
-    out.base_key = text();
-    out.concept_name = text();
-    out.strength = real();
-    out.first_layer = integer();
-    out.last_layer = integer();
-    for (auto* field : {&out.question, &out.question_kind, &out.kind}) *field = text();
-    out.null_index = integer();
-    out.paraphrase = integer();
-    out.place = integer();
-    out.part_first = real();
-    out.part_last = real();
-    return out;
+  explicit Asking(const Database& database)
+      : statement_((make_asked(database), database),
+                   concat("INSERT INTO asked(hash, run, key, ", kSettingColumns,
+                          ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING")) {}
+  void add(int64_t run, const Cell& cell) {
+    statement_.bind(hash_of(run, cell)).bind(run).bind(cell.key).bind(cell).step();
+    statement_.reset();
   }
 
  private:
-  std::function<void(std::string_view)> fail_;
-  std::unique_ptr<sqlite3_stmt, Finalize> statement_;
-  int bound_ = 0, column_ = 0;
+  Statement statement_;
 };
 
-template <typename Database>
-int64_t number(const Database& database, const std::string& sql) {
-  Statement statement(database, sql);
-  check<IoError>(statement.step(), "Store: '", sql, "' must give a number, got nothing");
-  return statement.integer();
-}
+/// The numbers of rows of runs, by what they say.
+class Runs {
+ public:
+  explicit Runs(const Database& database) : database_(database) {}
+  int64_t at(const Origin& made) {
+    const auto [id, is_new] = ids_.try_emplace(
+        {made.model_name, made.model_hash, made.dtype, made.device, made.protocol, made.protocol_hash,
+         made.seed, made.strength_unit, made.introspect_version, made.torch_version},
+        0);
+    if (is_new) id->second = run_of(database_, made);
+    return id->second;
+  }
 
-template <typename Database>
-void check_is_store(const Database& database) {
-  check<IoError>(number(database, "PRAGMA application_id") == kApplicationId,
-                 "Store: ", database.path.string(),
-                 ": the file must be a store of this library, got another program's database");
-  const auto layout = number(database, "PRAGMA user_version");
-  check<IoError>(layout == kLayout, "Store: ", database.path.string(), ": the file must have layout ",
-                 kLayout, ", got layout ", layout, " of ", layout < kLayout ? "an older" : "a newer",
-                 " introspect: go on with that one, or in another file");
+ private:
+  const Database& database_;
+  std::map<std::tuple<std::string, std::string, std::string, std::string, std::string, std::string, uint64_t,
+                      std::string, std::string, std::string>,
+           int64_t>
+      ids_;
+};
+
+std::vector<StoredCell> read_asked(const Database& database) {
+  std::vector<StoredCell> out;
+  if (!has_asked(database)) return out;
+  Statement found(
+      database, concat("SELECT asked.key, coalesce(theirs.value, ''), coalesce(theirs.written, ''), ",
+                       "asked.base_key, asked.concept, asked.strength, asked.first_layer, ",
+                       "asked.last_layer, asked.question, asked.question_kind, asked.kind, ",
+                       "asked.null_index, asked.paraphrase, asked.place, asked.part_first, ",
+                       "asked.part_last, ", kOriginColumns,
+                       " FROM asked JOIN runs ON runs.id = asked.run LEFT JOIN (SELECT key, value, written ",
+                       "FROM cells) theirs ON theirs.key = asked.key ORDER BY asked.rowid"));
+  while (found.step()) out.push_back(row(found));
+  return out;
 }
 
 }  // namespace
 
-Store::Store(std::unique_ptr<Database> database) : database_(std::move(database)) {}
+struct Store::Holder {
+  std::unique_ptr<Database> database;
+};
+
+Store::Store(std::unique_ptr<Holder> holder) : holder_(std::move(holder)) {}
 Store::~Store() = default;
 
-std::shared_ptr<Store> Store::open(const std::filesystem::path& path) {
-  auto database = std::make_unique<Database>();
-  database->path = path;
-  std::error_code problem;
-  if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path(), problem);
-  check<IoError>(!problem, "Store: ", path.string(), ": cannot make the folder: ", problem.message());
-  constexpr int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_FULLMUTEX;
-  if (sqlite3_open_v2(path.c_str(), &database->handle, flags, nullptr) != SQLITE_OK)
-    database->fail("cannot open");
-  sqlite3_busy_timeout(database->handle, kBusyMilliseconds);
+const Database& Store::database() const {
+  return *holder_->database;
+}
 
-  const auto is_empty = [&] { return number(*database, "SELECT count(*) FROM sqlite_master") == 0; };
-  const bool is_new = is_empty();
-  // A store that another process makes in between shows its tables and its marks together.
-  if (!is_new) check_is_store(*database);
-  database->use_write_ahead_log();
-  database->run("PRAGMA synchronous=NORMAL");
-  if (is_new)
-    database->in_transaction([&] {
-      if (!is_empty()) return;  // another process was quicker
-      database->run(kTables);
-      database->run(concat("PRAGMA application_id=", kApplicationId));
-      database->run(concat("PRAGMA user_version=", kLayout));
-    });
-  return std::shared_ptr<Store>(new Store(std::move(database)));
+std::shared_ptr<Store> Store::open(const std::filesystem::path& path, bool read_only) {
+  auto holder = std::make_unique<Holder>();
+  holder->database = read_only ? open_to_read(path) : open_to_write(path);
+  return std::shared_ptr<Store>(new Store(std::move(holder)));
 }
 
 std::optional<std::string> Store::get(const std::string& key) const {
-  const std::lock_guard lock(database_->mutex);
-  Statement found(*database_, "SELECT value FROM cells WHERE key = ?");
+  const std::lock_guard lock(database().mutex);
+  Statement found(database(), "SELECT value FROM cells WHERE key = ?");
   if (!found.bind(key).step()) return std::nullopt;
   return found.text();
 }
 
 int64_t Store::put_many(const std::vector<Cell>& cells, const Origin& origin) {
   if (cells.empty()) return 0;
-  const std::lock_guard lock(database_->mutex);
+  const std::lock_guard lock(database().mutex);
   int64_t added = 0;
-  database_->in_transaction([&] {
-    constexpr auto marks = "(?,?,?,?,?,?,?,?,?,?)";
-    Statement(*database_,
-              concat("INSERT INTO runs(", kOriginColumns, ") VALUES", marks, " ON CONFLICT DO NOTHING"))
-        .bind(origin)
-        .step();
-    Statement run(*database_, concat("SELECT id FROM runs WHERE (", kOriginColumns, ") = ", marks));
-    run.bind(origin).step();
-    const auto id = run.integer();
-    Statement insert(*database_,
+  database().in_transaction([&] {
+    const auto id = run_of(database(), origin);
+    Statement insert(database(),
                      concat("INSERT INTO cells(run, key, value, ", kSettingColumns, ", written) ",
                             "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) ",
                             "ON CONFLICT DO NOTHING"));
     for (const auto& cell : cells) {
       insert.bind(id).bind(cell.key).bind(cell.value).bind(cell).step();
-      added += sqlite3_changes(database_->handle);
+      added += sqlite3_changes(database().handle);
       insert.reset();
     }
   });
   return added;
 }
 
+void Store::put_asked(const std::vector<Cell>& cells, const Origin& origin) {
+  if (cells.empty()) return;
+  const std::lock_guard lock(database().mutex);
+  database().in_transaction([&] {
+    const auto id = run_of(database(), origin);
+    Asking asking(database());
+    for (const auto& cell : cells) asking.add(id, cell);
+  });
+}
+
+std::vector<StoredCell> Store::asked() const {
+  const std::lock_guard lock(database().mutex);
+  return read_asked(database());
+}
+
 int64_t Store::size() const {
-  const std::lock_guard lock(database_->mutex);
-  return number(*database_, "SELECT count(*) FROM cells");
+  const std::lock_guard lock(database().mutex);
+  return number(database(), "SELECT coalesce(sum(1), 0) FROM cells");  // count(*) cannot be interrupted
 }
 
 std::vector<StoredCell> Store::rows() const {
-  const std::lock_guard lock(database_->mutex);
-  Statement found(*database_, concat("SELECT key, value, written, ", kSettingColumns, ", ", kOriginColumns,
-                                     " FROM cells JOIN runs ON runs.id = cells.run ORDER BY cells.rowid"));
+  const std::lock_guard lock(database().mutex);
+  Statement found(database(), all_rows());
   std::vector<StoredCell> out;
-  while (found.step()) {
-    auto key = found.text(), value = found.text(), written = found.text();
-    out.push_back({found.setting(), found.origin(), std::move(written)});
-    out.back().cell.key = std::move(key);
-    out.back().cell.value = std::move(value);
-  }
+  while (found.step()) out.push_back(row(found));
   return out;
 }
 
 std::vector<StoredRun> Store::runs() const {
-  const std::lock_guard lock(database_->mutex);
-  Statement found(*database_,
-                  concat("SELECT count(*), min(written), max(written), ", kOriginColumns,
+  const std::lock_guard lock(database().mutex);
+  Statement found(database(),
+                  concat("SELECT sum(1), min(written), max(written), ", kOriginColumns,
                          " FROM cells JOIN runs ON runs.id = cells.run GROUP BY runs.id ORDER BY runs.id"));
   std::vector<StoredRun> out;
   while (found.step()) {
@@ -311,56 +193,82 @@ std::vector<StoredRun> Store::runs() const {
   return out;
 }
 
-Merged Store::merge(const std::filesystem::path& other) {
+std::vector<Store::Damaged> Store::damaged() const {
+  std::vector<Damaged> out;
+  for (const auto& [cell, origin, written] : rows())
+    if (auto what = problem_of(cell); !what.empty()) out.push_back({cell.key, std::move(what)});
+  return out;
+}
+
+Merged Store::merge(const std::filesystem::path& other, bool sound_only) {
   check<IoError>(std::filesystem::exists(other), "Store::merge: there is no file ", other.string());
   check<std::invalid_argument>(!std::filesystem::equivalent(other, path()),
                                "Store::merge: a store cannot be merged into itself, got ", other.string());
-  const auto opened = Store::open(other);  // refuses what is no store
-  const std::lock_guard lock(database_->mutex);
-  Statement(*database_, "ATTACH ? AS other").bind(other.string()).step();
-  struct Detach {
-    const Database& database;
-    ~Detach() { sqlite3_exec(database.handle, "DETACH other", nullptr, nullptr, nullptr); }
-  } const detach{*database_};
+  const auto theirs = open_to_read(other);  // refuses what is no store
+  check<IoError>(theirs->damage.empty(), "Store::merge: ", theirs->damage,
+                 ". To take what is left, move that file away");
+  const std::lock_guard lock(database().mutex);
   Merged out;
-  database_->in_transaction([&] {
-    constexpr auto both = " FROM other.cells theirs JOIN main.cells ours ON ours.key = theirs.key WHERE ";
-    out.same = number(*database_, concat("SELECT count(*)", both, "ours.value = theirs.value"));
-    Statement differing(*database_, concat("SELECT ours.key, ours.value, theirs.value", both,
-                                           "ours.value != theirs.value ORDER BY ours.rowid"));
-    while (differing.step()) {
-      auto key = differing.text(), kept = differing.text();
-      out.conflicts.push_back({std::move(key), std::move(kept), differing.text()});
+  database().in_transaction([&] {
+    Runs runs(database());
+    Statement here(database(), "SELECT value FROM cells WHERE key = ?");
+    Statement insert(database(), concat("INSERT INTO cells(run, key, value, ", kSettingColumns, ", written) ",
+                                        "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"));
+    Statement found(*theirs, all_rows());
+    while (found.step()) {
+      const auto [cell, made, written] = row(found);
+      if (sound_only && !problem_of(cell).empty()) {
+        ++out.damaged;
+        continue;
+      }
+      here.reset();
+      if (here.bind(cell.key).step()) {
+        auto kept = here.text();
+        if (kept == cell.value)
+          ++out.same;
+        else
+          out.conflicts.push_back({cell.key, std::move(kept), cell.value});
+        continue;
+      }
+      insert.reset();
+      insert.bind(runs.at(made)).bind(cell.key).bind(cell.value).bind(cell).bind(written).step();
+      ++out.added;
     }
-    database_->run(concat("INSERT INTO main.runs(", kOriginColumns, ") SELECT ", kOriginColumns,
-                          " FROM other.runs WHERE true ON CONFLICT DO NOTHING"));
-    database_->run(concat("INSERT INTO main.cells(run, key, value, written, ", kSettingColumns,
-                          ") SELECT ours.id, key, value, written, ", kSettingColumns,
-                          " FROM other.cells JOIN other.runs theirs ON theirs.id = run",
-                          " JOIN main.runs ours USING(", kOriginColumns,
-                          ") WHERE true ORDER BY other.cells.rowid ON CONFLICT DO NOTHING"));
-    out.added = sqlite3_changes(database_->handle);
+    const auto asked = read_asked(*theirs);
+    if (asked.empty()) return;
+    Asking asking(database());
+    for (const auto& [cell, made, written] : asked) asking.add(runs.at(made), cell);
   });
   return out;
 }
 
 std::vector<std::string> Store::problems() const {
-  const std::lock_guard lock(database_->mutex);
-  Statement found(*database_, "PRAGMA integrity_check");
+  const std::lock_guard lock(database().mutex);
+  Statement found(database(), "PRAGMA integrity_check");
   std::vector<std::string> out;
   while (found.step()) out.push_back(found.text());
   if (out == std::vector<std::string>{"ok"}) out.clear();
+  if (!database().damage.empty()) out.push_back(database().damage);
   return out;
 }
 
 void Store::vacuum() {
-  const std::lock_guard lock(database_->mutex);
-  database_->run("VACUUM");
-  database_->run("PRAGMA wal_checkpoint(TRUNCATE)");
+  const std::lock_guard lock(database().mutex);
+  database().check_can_write();
+  database().run("VACUUM");
+  database().run("PRAGMA wal_checkpoint(TRUNCATE)");
+}
+
+bool Store::can_write() const {
+  return database().why_read_only.empty();
+}
+
+void Store::check_can_write() const {
+  database().check_can_write();
 }
 
 const std::filesystem::path& Store::path() const {
-  return database_->path;
+  return database().path;
 }
 
 }  // namespace introspect::experiments

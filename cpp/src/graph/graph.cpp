@@ -269,7 +269,8 @@ engine::Plan make_plan(const Lowering& lowered, const std::vector<ModelPtr>& mod
   auto cfg = model.cfg();
   for (const auto& other : models) cfg.d_mlp = std::max(cfg.d_mlp, other->cfg().d_mlp);
   return engine::Plan(lowered.pieces, lowered.captures, cfg, model.dtype(), model.device(),
-                      {options.memory_budget, options.most_rows});
+                      {options.memory_budget, options.most_rows, options.most_token_layers,
+                       options.read_token_layers, options.least_reads});
 }
 
 }  // namespace
@@ -285,6 +286,7 @@ void Graph::run(const RunOptions& options,
   const Lowering lowered(*this);
   const auto models = models_;  // `on_read` may add to the graph
   const auto plan = make_plan(lowered, models, options);
+  if (options.on_plan) options.on_plan(plan.summary());
   const auto hand_out = [&](std::vector<std::pair<int64_t, engine::Captured>> parts) {
     std::vector<std::pair<ReadId, engine::Captured>> out;
     // All parts of a reading are in one pass, one after another.

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <numeric>
 
+#include "core/excerpt.h"
 #include "introspect/core/check.h"
 
 namespace introspect::hooks {
@@ -73,6 +74,8 @@ size_t edit_distance(std::string_view a, std::string_view b) {
 }
 
 std::string nearest_names(std::string_view name, const std::vector<std::string>& known) {
+  constexpr size_t kLongest = 200;  // no name is as long, and the distance takes time by the length
+  name = name.substr(0, kLongest);
   std::vector<std::pair<size_t, std::string>> candidates;
   for (const auto& other : known) candidates.emplace_back(edit_distance(name, other), other);
   const size_t n = std::min<size_t>(3, candidates.size());
@@ -192,7 +195,7 @@ std::string_view point_name(Point point) {
 Point parse_point(std::string_view name) {
   const auto found = std::find(kNames.begin(), kNames.end(), name);
   if (found == kNames.end())
-    throw HookError(concat("hook point '", name, "' does not exist; the nearest names are ",
+    throw HookError(concat("hook point ", excerpt(name), " does not exist; the nearest names are ",
                            nearest_names(name, {kNames.begin(), kNames.end()})));
   return static_cast<Point>(found - kNames.begin());
 }
@@ -230,7 +233,7 @@ Site HookPoints::parse(std::string_view name) const {
   const auto found = std::find(kNames.begin(), kNames.end(), rest);
   const Site site{static_cast<Point>(found - kNames.begin()), layer};
   if (found == kNames.end() || !has(site))
-    throw HookError(concat("hook point '", name, "' does not exist in this model of ", n_layers,
+    throw HookError(concat("hook point ", excerpt(name), " does not exist in this model of ", n_layers,
                            " layers; the nearest names are ", nearest_names(name, names(kEverything))));
   return site;
 }

@@ -1,10 +1,10 @@
 #include "introspect/hooks/intervention_json.h"
 
-#include <charconv>
 #include <cmath>
 
 #include <nlohmann/json.hpp>
 
+#include "core/json.h"
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
 
@@ -13,21 +13,17 @@ namespace introspect::hooks {
 namespace {
 
 using Json = nlohmann::ordered_json;
+using Field = JsonField<ConfigError>;
 
-int64_t parse_layer(const std::string& text) {
-  int64_t layer = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), layer);
-  check<ConfigError>(error == std::errc() && end == text.data() + text.size(),
-                     "intervention: a layer must be a whole number, got '", text, "'");
-  return layer;
-}
+constexpr auto kWho = "intervention: ";
 
-torch::Tensor look_up(const Json& hash, const TensorTable& table) {
-  if (hash.is_null()) return {};
-  const auto found = table.find(hash.get<std::string>());
-  check<ConfigError>(found != table.end(), "intervention: the tensor ", hash, " is not in the table");
+torch::Tensor look_up(const Field& field, const TensorTable& table) {
+  if (field.is_null()) return {};
+  const auto hash = field.text();
+  const auto found = table.find(hash);
+  check<ConfigError>(found != table.end(), kWho, "the tensor ", excerpt(hash), " is not in the table");
   const auto actual = tensor_hash(found->second);
-  check<ConfigError>(actual == found->first, "intervention: the tensor under ", hash, " has another hash, ",
+  check<ConfigError>(actual == found->first, kWho, "the tensor under ", excerpt(hash), " has another hash, ",
                      actual);
   return found->second;
 }
@@ -43,53 +39,53 @@ Json filter_json(const TextFilter& filter) {
   return out;
 }
 
-TextFilter parse_filter(const Json& json) {
-  check<ConfigError>(json.is_object(), "intervention: \"text\" must be an object, got ", json);
+TextFilter parse_filter(const Field& json) {
   TextFilter out;
-  for (const auto& [key, value] : json.items()) {
+  json.for_each_field([&](const std::string& key, const Field& field) {
     if (key == "phase") {
-      out.phase = parse_phase(value.get<std::string>());
+      out.phase = parse_phase(field.text());
     } else if (key == "tokens") {
-      out.tokens = value.get<std::vector<int64_t>>();
+      out.tokens = field.integers();
     } else if (key == "not_tokens") {
-      out.not_tokens = value.get<std::vector<int64_t>>();
+      out.not_tokens = field.integers();
     } else if (key == "after") {
-      out.after = value.get<std::vector<int64_t>>();
+      out.after = field.integers();
     } else if (key == "skip_padding") {
-      out.skip_padding = value.get<bool>();
+      out.skip_padding = field.boolean();
     } else {
-      throw ConfigError(concat("intervention: there is no field '", key, "' of \"text\""));
+      throw ConfigError(concat(kWho, "there is no field ", excerpt(key), " of text"));
     }
-  }
+  });
   return out;
 }
 
-void read_field(Intervention& out, const std::string& key, const Json& value, const TensorTable& table) {
+void read_field(Intervention& out, const std::string& key, const Field& field, const TensorTable& table) {
   if (key == "op") {
-    out.op = value.get<std::string>();
+    out.op = field.text();
   } else if (key == "point") {
-    out.point = parse_point(value.get<std::string>());
+    out.point = parse_point(field.text());
   } else if (key == "strength") {
-    out.strength = value.get<double>();
+    out.strength = field.number();
   } else if (key == "first_position") {
-    out.first_position = value.get<int64_t>();
+    out.first_position = field.integer();
   } else if (key == "last_position") {
-    if (!value.is_null()) out.last_position = value.get<int64_t>();
+    if (!field.is_null()) out.last_position = field.integer();
   } else if (key == "positions") {
-    out.positions = value.get<std::vector<int64_t>>();
+    out.positions = field.integers();
   } else if (key == "heads") {
-    out.heads = value.get<std::vector<int64_t>>();
+    out.heads = field.integers();
   } else if (key == "rows") {
-    out.rows = value.get<std::vector<int64_t>>();
+    out.rows = field.integers();
   } else if (key == "parameters") {
-    out.parameters = value.get<Parameters>();
+    field.for_each_field([&](const std::string& name, const Field& value) { out.parameters[name] = value.number(); });
   } else if (key == "text") {
-    out.text = parse_filter(value);
+    out.text = parse_filter(field);
   } else if (key == "values") {
-    check<ConfigError>(value.is_object(), "intervention: \"values\" must be an object, got ", value);
-    for (const auto& [layer, hash] : value.items()) out.values[parse_layer(layer)] = look_up(hash, table);
+    field.for_each_field([&](const std::string& layer, const Field& hash) {
+      out.values[parse_key<ConfigError>(layer, kWho, "a layer")] = look_up(hash, table);
+    });
   } else {
-    throw ConfigError(concat("intervention: there is no field '", key, "'"));
+    throw ConfigError(concat(kWho, "there is no field ", excerpt(key)));
   }
 }
 
@@ -133,17 +129,15 @@ std::string to_json(const Intervention& i, TensorTable& table) {
 }
 
 Intervention from_json(const std::string& text, const TensorTable& table) {
+  const auto json = parse_json<ConfigError>(text, "intervention");
   Intervention out;
   try {
-    const auto json = Json::parse(text);
-    check<ConfigError>(json.is_object(), "intervention: the JSON must be an object, got ", json.type_name());
-    for (const auto& [key, value] : json.items()) read_field(out, key, value, table);
-  } catch (const Json::exception& error) {
-    throw ConfigError(concat("intervention: the JSON does not describe one: ", error.what()));
-  } catch (const std::invalid_argument& error) {
+    Field(json, kWho).for_each_field(
+        [&](const std::string& key, const Field& field) { read_field(out, key, field, table); });
+    find_operator(out.op);
+  } catch (const std::invalid_argument& error) {  // a point, a phase or an operator that does not exist
     throw ConfigError(error.what());
   }
-  find_operator(out.op);
   return out;
 }
 

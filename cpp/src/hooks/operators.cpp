@@ -5,6 +5,7 @@
 #include <map>
 #include <mutex>
 
+#include "core/excerpt.h"
 #include "introspect/core/check.h"
 
 namespace introspect::hooks {
@@ -110,7 +111,7 @@ class Registry {
     if (found != operators_.end()) return found->second;
     std::string known;
     for (const auto& [other, op] : operators_) known += (known.empty() ? "" : ", ") + other;
-    throw ConfigError(concat("intervention: there is no operator '", name, "', only ", known));
+    throw ConfigError(concat("intervention: there is no operator ", excerpt(name), ", only ", known));
   }
 
   std::vector<std::string> names() {

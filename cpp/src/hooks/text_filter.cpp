@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/excerpt.h"
 #include "hooks/selection.h"
 #include "introspect/core/check.h"
 
@@ -89,7 +90,7 @@ Phase parse_phase(std::string_view name) {
   for (const auto phase : {Phase::kAll, Phase::kPrompt, Phase::kGeneration})
     if (name == phase_name(phase)) return phase;
   throw std::invalid_argument(
-      concat("intervention: the phase must be 'all', 'prompt' or 'generation', got '", name, "'"));
+      concat("intervention: the phase must be 'all', 'prompt' or 'generation', got ", excerpt(name)));
 }
 
 void check_text(const TextFilter& filter, const Text* text, int64_t offset) {

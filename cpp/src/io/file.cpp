@@ -60,8 +60,10 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
-std::string read_text(const std::filesystem::path& path) {
+std::string read_text(const std::filesystem::path& path, size_t max_bytes) {
   const Opened opened(path);
+  check<IoError>(opened.size <= max_bytes, path.string(), ": must be a text of at most ", max_bytes,
+                 " bytes, has ", opened.size);
   std::string text(opened.size, '\0');
   size_t done = 0;
   while (done < text.size()) {

@@ -5,7 +5,7 @@
 #include "introspect/core/check.h"
 #include "introspect/io/file.h"
 #include "introspect/io/safetensors.h"
-#include "io/json.h"
+#include "io/json_file.h"
 
 namespace introspect::io {
 namespace {

@@ -9,7 +9,7 @@
 #include "introspect/core/check.h"
 #include "io/atomic_file.h"
 #include "io/encodings.h"
-#include "io/json.h"
+#include "io/json_file.h"
 #include "io/safetensors_dtype.h"
 #include "io/utf8.h"
 
@@ -22,7 +22,7 @@ static_assert(std::endian::native == std::endian::little,
               "both formats are little-endian and are mapped as they are");
 
 constexpr size_t kMaxHeader = 100'000'000;  // the reference implementation's limit
-constexpr int kHeaderDepth = 3;             // {name: {"shape": [...]}}
+constexpr JsonRules kHeaderRules{};
 
 struct DtypeWord {
   std::string_view word;
@@ -137,7 +137,7 @@ std::shared_ptr<const SafetensorsFile> SafetensorsFile::open(const std::filesyst
                  ": safetensors header must fit in the file's ", bytes.size(), " bytes and in ", kMaxHeader,
                  ", claims ", header_size);
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + 8, header_size);
-  const json header = parse_json_object(text, path, kHeaderDepth);
+  const json header = parse_json_object(text, path, kHeaderRules);
 
   const size_t data_start = 8 + header_size;
   const size_t data_size = bytes.size() - data_start;
@@ -166,7 +166,7 @@ std::shared_ptr<const SafetensorsFile> SafetensorsFile::open(const std::filesyst
 }
 
 std::shared_ptr<const ShardedSafetensors> ShardedSafetensors::open(const std::filesystem::path& index) {
-  const json parsed = parse_json_object(read_text(index), index);
+  const json parsed = read_json_object(index);
   const auto map = parsed.find("weight_map");
   check<IoError>(map != parsed.end() && map->is_object(), index.string(),
                  ": must hold an object 'weight_map'");

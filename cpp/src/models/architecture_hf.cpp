@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/json.h"
 #include "introspect/core/check.h"
 #include "models/architecture.h"
 
@@ -27,7 +28,7 @@ T required(const json& config, Keys keys) {
   try {
     return config.at(key).get<T>();
   } catch (const json::exception&) {
-    throw ConfigError(concat("config.json: '", key, "' has the wrong type: ", config.at(key).dump()));
+    throw ConfigError(concat("config.json: '", key, "' has the wrong type: ", describe(config.at(key))));
   }
 }
 
@@ -54,7 +55,7 @@ void check_options(const json& config) {
   if (const auto found = config.find("quantization_config"); found != config.end() && !found->is_null())
     throw ConfigError(
         concat("config.json: the weights are quantised by '",
-               found->is_object() ? optional<std::string>(*found, {"quant_method"}, "?") : found->dump(),
+               found->is_object() ? optional<std::string>(*found, {"quant_method"}, "?") : describe(*found),
                "', which this library does not read; it reads safetensors in float formats, and GGUF"));
   check<ConfigError>(optional<int64_t>(config, {"num_local_experts", "num_experts"}, 0) <= 1,
                      "config.json: a mixture of experts, which this library does not run");

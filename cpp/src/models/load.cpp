@@ -7,6 +7,7 @@
 #include "introspect/io/hf_folder.h"
 #include "introspect/io/memory_tensors.h"
 #include "introspect/models/model.h"
+#include "io/json_file.h"
 #include "models/architecture.h"
 #include "models/weight_reader.h"
 
@@ -76,9 +77,7 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
   Architecture architecture;
   if (std::filesystem::is_directory(path)) {
     const auto folder = io::HfFolder::open(path);
-    const auto config = nlohmann::json::parse(folder.config_json, nullptr, /*allow_exceptions=*/false);
-    check<IoError>(!config.is_discarded(), (path / "config.json").string(), ": not valid JSON");
-    architecture = architecture_of_hf(config);
+    architecture = architecture_of_hf(io::parse_json_object(folder.config_json, path / "config.json"));
     architecture.cfg.eos_token_ids = text::eos_token_ids_of(path);
     source = folder.weights;
   } else {
@@ -100,8 +99,8 @@ std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
   check<ConfigError>(options.keep_blocks,
                      "Model::from_tensors: blocks can stay in files, not in tensors; keep_blocks");
   const at::NoGradGuard no_grad;
-  const auto config = nlohmann::json::parse(config_json, nullptr, /*allow_exceptions=*/false);
-  check<ConfigError>(!config.is_discarded(), "Model::from_tensors: the config is not valid JSON");
+  const auto config =
+      parse_json<ConfigError>(config_json, "Model::from_tensors: config_json", io::kPythonJson);
   auto architecture = architecture_of_hf(config);
   const auto word = [&](const char* key) {
     const auto found = config.find(key);

@@ -15,6 +15,7 @@
 #include "introspect/engine/run_trie.h"
 #include "introspect/io/safetensors.h"
 
+#include "core/json.h"
 #include "core/parallel.h"
 
 namespace introspect::steering {
@@ -190,23 +191,24 @@ Activations Activations::load(const std::filesystem::path& path) {
                  ": the metadata 'format' must be '", kFormat, "' and the tensor '", kTensor,
                  "' be there, got '", value("format"), "'");
   Activations out;
+  const auto who = concat("Activations::load: ", path.string(), ": where they are from");
+  const auto json = parse_json<IoError>(value("origin"), who);
+  const JsonField<IoError> field(json, who + ": ");
+  out.layers = field.at("layers").integers();
+  const auto position = field.at("position");
+  out.position.first = position.at("first").integer();
+  out.position.is_span = position.at("is_span").boolean();
+  if (position.has("last")) out.position.last = position.at("last").integer();
   try {
-    const auto json = nlohmann::json::parse(value("origin"));
-    json.at("layers").get_to(out.layers);
-    const auto& position = json.at("position");
-    position.at("first").get_to(out.position.first);
-    position.at("is_span").get_to(out.position.is_span);
-    if (position.contains("last")) out.position.last = position.at("last").get<int64_t>();
-    out.point = hooks::parse_point(json.at("point").get<std::string>());
-    json.at("last_layer_after_norm").get_to(out.last_layer_after_norm);
-    json.at("texts_hash").get_to(out.texts_hash);
-    json.at("model_name").get_to(out.model_name);
-    json.at("model_hash").get_to(out.model_hash);
-    json.at("model_type").get_to(out.model_type);
-  } catch (const std::exception& problem) {  // of nlohmann::json, or a point that is none
-    throw IoError(concat("Activations::load: ", path.string(),
-                         ": where they are from cannot be read: ", problem.what()));
+    out.point = hooks::parse_point(field.at("point").text());
+  } catch (const HookError& error) {
+    throw IoError(concat(who, ": ", error.what()));
   }
+  out.last_layer_after_norm = field.at("last_layer_after_norm").boolean();
+  out.texts_hash = field.at("texts_hash").text();
+  out.model_name = field.at("model_name").text();
+  out.model_hash = field.at("model_hash").text();
+  out.model_type = field.at("model_type").text();
   const auto shape = file->shape(kTensor);
   check<IoError>(shape.size() == 3 && shape[1] == static_cast<int64_t>(out.layers.size()),
                  "Activations::load: ", path.string(), ": the tensor must be [texts, ", out.layers.size(),

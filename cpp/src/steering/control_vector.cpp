@@ -9,6 +9,7 @@
 #include <torch/torch.h>
 #include <nlohmann/json.hpp>
 
+#include "core/json.h"
 #include "introspect/core/check.h"
 #include "introspect/io/gguf.h"
 #include "introspect/io/gguf_writer.h"
@@ -64,37 +65,42 @@ std::string origin_json(const VectorOrigin& origin) {
                         {"diagnostics", diagnostics},
                         {"point", origin.point},
                         {"read_position", origin.read_position},
-                        {"last_layer_after_norm", origin.last_layer_after_norm}}
+                        {"last_layer_after_norm", origin.last_layer_after_norm},
+                        {"concept", origin.concept_name}}
       .dump();
 }
 
 VectorOrigin parse_origin(const std::string& text, const std::filesystem::path& path) {
+  const auto who = concat("ControlVector: ", path.string(), ": the vector's origin");
+  const auto json = parse_json<IoError>(text, who);
+  const JsonField<IoError> field(json, who + ": ");
+  const auto for_each_layer = [&](const char* key, const auto& visit) {
+    field.at(key).for_each_field([&](const std::string& layer, const auto& value) {
+      visit(parse_key<IoError>(layer, who, concat(": a layer of ", key)), value);
+    });
+  };
   VectorOrigin origin;
-  try {
-    const auto json = nlohmann::json::parse(text);
-    json.at("model_name").get_to(origin.model_name);
-    json.at("model_hash").get_to(origin.model_hash);
-    json.at("method").get_to(origin.method);
-    json.at("n_pairs").get_to(origin.n_pairs);
-    for (const auto& [layer, shares] : json.at("spectrum").items())
-      origin.spectrum.emplace(std::stoll(layer), shares.get<std::vector<double>>());
-    if (!json.contains("diagnostics")) return origin;  // a file of a version without them
-    json.at("folds").get_to(origin.folds);
-    for (const auto& [layer, entry] : json.at("diagnostics").items()) {
-      auto& one = origin.diagnostics[std::stoll(layer)];
-      entry.at("explained_variance").get_to(one.explained_variance);
-      entry.at("sign_agreement").get_to(one.sign_agreement);
-      if (entry.contains("accuracy")) one.accuracy = entry.at("accuracy").get<double>();
-      if (entry.contains("auc")) one.auc = entry.at("auc").get<double>();
-    }
-    if (!json.contains("point")) return origin;  // likewise
-    json.at("point").get_to(origin.point);
-    json.at("read_position").get_to(origin.read_position);
-    json.at("last_layer_after_norm").get_to(origin.last_layer_after_norm);
-  } catch (const std::exception& problem) {  // of nlohmann::json and of std::stoll
-    throw IoError(
-        concat("ControlVector: ", path.string(), ": the vector's origin cannot be read: ", problem.what()));
-  }
+  origin.model_name = field.at("model_name").text();
+  origin.model_hash = field.at("model_hash").text();
+  origin.method = field.at("method").text();
+  origin.n_pairs = field.at("n_pairs").integer();
+  for_each_layer("spectrum", [&](int64_t layer, const auto& shares) {
+    origin.spectrum.emplace(layer, shares.numbers());
+  });
+  if (!field.has("diagnostics")) return origin;  // a file of a version without them
+  origin.folds = field.at("folds").integer();
+  for_each_layer("diagnostics", [&](int64_t layer, const auto& entry) {
+    auto& one = origin.diagnostics[layer];
+    one.explained_variance = entry.at("explained_variance").number();
+    one.sign_agreement = entry.at("sign_agreement").number();
+    if (entry.has("accuracy")) one.accuracy = entry.at("accuracy").number();
+    if (entry.has("auc")) one.auc = entry.at("auc").number();
+  });
+  if (!field.has("point")) return origin;  // likewise
+  origin.point = field.at("point").text();
+  origin.read_position = field.at("read_position").text();
+  origin.last_layer_after_norm = field.at("last_layer_after_norm").boolean();
+  if (field.has("concept")) origin.concept_name = field.at("concept").text();
   return origin;
 }
 

@@ -215,9 +215,10 @@ std::vector<ControlVector> train_many(const models::Model& model, const std::vec
       const auto& both = hiddens.at(read.layers[i]);
       return {both.slice(0, 0, std::nullopt, 2), both.slice(0, 1, std::nullopt, 2)};
     };
+    auto origin = origin_of(read, to_string(options.directions.method), set.pairs.size());
+    origin.concept_name = set.name;
     vectors.push_back(learn(who(set), read.model_type, read.layers, sides, texts_named(set.pairs),
-                            options.directions,
-                            origin_of(read, to_string(options.directions.method), set.pairs.size())));
+                            options.directions, std::move(origin)));
   }
   return vectors;
 }

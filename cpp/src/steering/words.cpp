@@ -83,6 +83,7 @@ std::vector<ControlVector> train_words(const models::Model& model, const std::ve
                                    "' must differ from the mean over the baseline words: no variance");
       directions.emplace(read.layers[i], std::move(direction_D));
     }
+    origin.concept_name = words[static_cast<size_t>(w)];
     vectors.emplace_back(read.model_type, directions, origin);
   }
   return vectors;

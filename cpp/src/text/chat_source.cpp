@@ -10,8 +10,11 @@ namespace {
 
 using Tokens = std::map<std::string, std::string>;
 
-bool is_folder(const std::filesystem::path& path) {
-  return std::filesystem::is_directory(path);
+/// The folder whose files speak for `path`: itself, or that of a tokenizer file; nullopt for a .gguf file.
+std::optional<std::filesystem::path> folder_of(const std::filesystem::path& path) {
+  if (std::filesystem::is_directory(path)) return path;
+  const bool beside_others = path.extension() == ".json" || path.extension() == ".model";
+  return beside_others ? std::optional(path.parent_path()) : std::nullopt;
 }
 
 Tokens tokens_of_folder(const std::filesystem::path& folder, TokenizerConfig config) {
@@ -45,11 +48,11 @@ Tokens tokens_of_gguf(const io::GgufFile& file) {
 }  // namespace
 
 std::optional<ChatSource> ChatSource::find(const std::filesystem::path& path) {
-  if (is_folder(path)) {
-    auto config = TokenizerConfig::read(path);
+  if (const auto folder = folder_of(path)) {
+    auto config = TokenizerConfig::read(*folder);
     if (!config.chat_template) return std::nullopt;
     auto source = *config.chat_template;
-    return ChatSource{std::move(source), tokens_of_folder(path, std::move(config))};
+    return ChatSource{std::move(source), tokens_of_folder(*folder, std::move(config))};
   }
   const auto file = io::GgufFile::open(path);
   if (!file->has_key("tokenizer.chat_template")) return std::nullopt;
@@ -57,8 +60,9 @@ std::optional<ChatSource> ChatSource::find(const std::filesystem::path& path) {
 }
 
 std::map<std::string, std::string> ChatSource::special_tokens_of(const std::filesystem::path& path) {
-  return is_folder(path) ? tokens_of_folder(path, TokenizerConfig::read(path))
-                         : tokens_of_gguf(*io::GgufFile::open(path));
+  const auto folder = folder_of(path);
+  return folder ? tokens_of_folder(*folder, TokenizerConfig::read(*folder))
+                : tokens_of_gguf(*io::GgufFile::open(path));
 }
 
 }  // namespace introspect::text

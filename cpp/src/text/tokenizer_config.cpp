@@ -6,10 +6,11 @@
 #include <nlohmann/json.hpp>
 #include <unordered_set>
 
+#include "core/json.h"
 #include "introspect/core/check.h"
 #include "introspect/io/file.h"
 #include "introspect/text/tokenizer.h"
-#include "io/json.h"
+#include "io/json_file.h"
 
 namespace introspect::text {
 namespace {
@@ -153,7 +154,7 @@ std::optional<std::string> template_beside(const fs::path& folder) {
 }
 
 json json_at(const fs::path& file) {
-  return fs::is_regular_file(file) ? io::parse_json_object(io::read_text(file), file) : json::object();
+  return fs::is_regular_file(file) ? io::read_json_object(file) : json::object();
 }
 
 /// An id, a list of ids or null.
@@ -293,7 +294,7 @@ void TokenizerConfig::read_special_tokens_map(const fs::path& file) {
 }
 
 void TokenizerConfig::read_added_tokens(const fs::path& file) {
-  const json parsed = io::parse_json_object(io::read_text(file), file);
+  const json parsed = io::read_json_object(file);
   present = true;
   std::unordered_set<std::string> special;
   for (const auto& [name, token] : named_)

@@ -4,6 +4,7 @@
 #include <optional>
 #include <utility>
 
+#include "core/json.h"
 #include "introspect/core/check.h"
 #include "text/bpe_engine.h"
 
@@ -322,22 +323,13 @@ std::shared_ptr<const TokenizerEngine> build(const json& file, TokenizerConfig c
 std::shared_ptr<const TokenizerEngine> read_tokenizer_json(const std::string& text,
                                                            const TokenizerConfig& config,
                                                            const std::filesystem::path& file) {
-  // Deeper files are not tokenizers, and copying or freeing them would need a stack as deep.
-  static constexpr int kMaxDepth = 64;
-  const auto shallow = [](int depth, json::parse_event_t, const json&) {
-    check<IoError>(depth <= kMaxDepth, "tokenizer.json: JSON must not nest deeper than ", kMaxDepth,
-                   " levels");
-    return true;
-  };
+  JsonRules rules;
+  rules.unique_keys = false;
+  const auto parsed = parse_json<IoError>(text, "tokenizer.json", rules);
   try {
-    return build(json::parse(text, shallow), config, file.string());
-  } catch (const json::parse_error& error) {  // its own text may quote bytes that are not UTF-8
-    throw IoError(concat("tokenizer.json must be JSON, is not at byte ", error.byte));
+    return build(parsed, config, file.string());
   } catch (const json::exception& error) {
-    const std::string_view said = error.what();  // "[json.exception.type_error.302] type must be string"
-    const size_t bracket = said.find("] ");
-    throw IoError(concat("tokenizer.json is broken: ",
-                         bracket == std::string_view::npos ? said : said.substr(bracket + 2)));
+    throw IoError(concat("tokenizer.json is broken: ", plain_reason(error)));
   }
 }
 

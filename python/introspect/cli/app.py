@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -31,10 +33,28 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+CONFIG = "introspect-config.cmake"
+
+
 def _cmake_prefix(asked: bool) -> None:
-    if asked:
-        typer.echo(Path(__file__).parents[1])
-        raise typer.Exit
+    if not asked:
+        return
+    prefixes = list(_prefixes())
+    for prefix in prefixes:
+        if any(prefix.glob(f"lib*/cmake/introspect/{CONFIG}")):
+            typer.echo(prefix)
+            raise typer.Exit
+    looked_in = ", ".join(map(str, prefixes))
+    typer.echo(f"introspect: there is no {CONFIG} in {looked_in}: install introspect with pip", err=True)
+    raise typer.Exit(1)
+
+
+def _prefixes() -> Iterator[Path]:
+    """Where pip may have put the compiled parts: an editable install leaves only the sources where this file is."""
+    spec = importlib.util.find_spec("introspect._C")
+    if spec and spec.origin:
+        yield Path(spec.origin).parent
+    yield Path(__file__).parents[1]
 
 
 @app.callback()

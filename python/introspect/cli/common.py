@@ -6,10 +6,12 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -21,6 +23,7 @@ from ..results import finite
 
 FAILED, INTERRUPTED = 1, 130
 GRACE = 0.6  # seconds that native code gets to notice Ctrl-C
+LONGEST = 2000  # characters of an error's line
 
 
 class Dtype(str, Enum):
@@ -52,6 +55,8 @@ def parse_layers(text: str) -> Layers:
         layers = Layers(number(first), number(last if dash else first))
     except ValueError:
         raise typer.BadParameter(f"layers are A-B with block numbers or fractions of the depth, got {text!r}") from None
+    if max(layers) > MOST:
+        raise typer.BadParameter(f"no model has so many blocks, got {text!r}")
     if layers.first > layers.last:
         raise typer.BadParameter(f"the first layer comes first, got {text!r}")
     if isinstance(layers.last, float) and not layers.last <= 1.0:
@@ -69,11 +74,33 @@ def parse_number(text: str) -> float:
     return number
 
 
+def one(parse: Callable[[str], Any], name: str) -> Callable[[str], Any]:
+    """The parser of an option that takes one value at a time."""
+
+    @functools.wraps(parse)
+    def only(text: str) -> Any:
+        if "," in text:
+            raise typer.BadParameter(f"it takes one value; for several of them: introspect sweep {name} {text}")
+        return parse(text)
+
+    return only
+
+
+MOST = 2**31 - 1  # of counts
+MOST_SEED = 2**63 - 1
+
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A short name (introspect pull --list), HF folder, .gguf or hub id.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="Of weights and activations; bfloat16 takes half the memory.")]
 DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1, mps.")]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template", metavar="F", help="A file with the chat template in Jinja, or a format's name (chatml, ...)."
+    ),
+]
+SeedOption = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of everything that is drawn at random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 
@@ -82,29 +109,35 @@ def print_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """A line for the person at the terminal, beside what a program reads."""
+    """A line for the person at the terminal, broken between words; what a program reads goes to standard output."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
     typer.echo(text, err=True)
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """End a failed command with one line and exit code 1, an interrupted one with 130.
+    """End a failed command with one line and exit code 1, one used wrongly with 2, an interrupted one with 130.
 
-    INTROSPECT_TRACEBACK=1 shows where an error came from instead.
+    INTROSPECT_TRACEBACK=1 shows where an error came from instead. A kind of error that is not meant to reach a user
+    says that.
     """
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
         try:
+            check_text(options)
             with _ends_on_interrupt():
                 command(*args, **options)
         except BrokenPipeError:  # the reader of our output has gone, as in `introspect generate ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
-            note("introspect: interrupted; what was finished is kept")
+            note(f"introspect: {_interrupted}")
             raise typer.Exit(INTERRUPTED) from None
-        except (ImportError, IndexError, MemoryError, OSError, RuntimeError, ValueError) as error:
-            if os.environ.get("INTROSPECT_TRACEBACK") or isinstance(error, typer.Exit):
+        except Exception as error:
+            is_usage = hasattr(error, "exit_code") or isinstance(error, typer.Abort)  # typer shows these itself
+            if is_usage or os.environ.get("INTROSPECT_TRACEBACK"):
                 raise
             note(f"introspect: {describe(error)}")
             raise typer.Exit(FAILED) from None
@@ -112,12 +145,48 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+_interrupted = "interrupted; what was finished is kept"
+EXPECTED = (ImportError, IndexError, MemoryError, OSError, RuntimeError, ValueError)
+
+
 def describe(error: BaseException) -> str:
     """One line: what failed, and the file if there is one."""
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return where + error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    line = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, EXPECTED):
+        return line
+    return f"{type(error).__name__}: {line} (a fault of introspect's; INTROSPECT_TRACEBACK=1 shows where)"
+
+
+def resumable(folder: Path) -> None:
+    """From here on Ctrl-C leaves a run in a folder that can go on."""
+    global _interrupted
+    _interrupted = (
+        f"interrupted; what was finished is kept. The same command goes on; introspect report {folder} shows it so far"
+    )
+
+
+def check_text(options: Mapping[str, Any]) -> None:
+    """Refuse arguments that are no text: bytes that the locale cannot decode. Names of files that are there may be so.
+
+    Raises:
+        BadParameter: naming the option.
+    """
+    for name, value in options.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not _is_text(text) and not os.path.exists(text):
+                shown = text.encode("utf-8", "backslashreplace").decode("utf-8")
+                raise typer.BadParameter(f"{name} must be text in UTF-8, got {shown!r}")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -125,8 +194,8 @@ def _ends_on_interrupt() -> Iterator[None]:
     """Let Ctrl-C end the process while native code runs, too.
 
     Python raises KeyboardInterrupt only between its own instructions. A thread therefore watches for the signal itself
-    and ends the process if that has not happened after a moment. What is finished is on disk by then: cells are
-    committed one by one, files are renamed when they are complete.
+    and ends the process if that has not happened after a moment. What is finished is on disk by then: readings are
+    committed as they are finished, at least every ten seconds; files are renamed when they are complete.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -139,7 +208,7 @@ def _ends_on_interrupt() -> Iterator[None]:
         while byte := os.read(read_end, 1):
             if byte[0] == signal.SIGINT and not finished.wait(GRACE):
                 show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-                os.write(2, f"\r{show_cursor}introspect: interrupted; what was finished is kept\n".encode())
+                os.write(2, f"\r{show_cursor}introspect: {_interrupted}\n".encode(errors="replace"))
                 os._exit(INTERRUPTED)
 
     previous = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
@@ -155,7 +224,7 @@ def _ends_on_interrupt() -> Iterator[None]:
         os.close(read_end)
 
 
-def load_model(source: str, dtype: Dtype, device: str):
+def load_model(source: str, dtype: Dtype, device: str, chat_template: str | None = None):
     """introspect.load_model with a progress bar."""
     import introspect
 
@@ -164,7 +233,9 @@ def load_model(source: str, dtype: Dtype, device: str):
 
     hub.resolve(source)  # with its own progress bar, where it has to be fetched
     with step_bars() as step:
-        return introspect.load_model(source, dtype=dtype.value, device=device, progress=step)
+        return introspect.load_model(
+            source, dtype=dtype.value, device=device, progress=step, chat_template=chat_template
+        )
 
 
 def output_file(path: Path, suffixes: tuple[str, ...]) -> Path:

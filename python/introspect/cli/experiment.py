@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Dtype, load_model, note
+from ..output_files import check_file_name
+from ..plans import HOUR, ExperimentPlan
+from ..progress import step_bars_or_lines
+from ..runs import CELLS as CELLS
+from ..runs import difference, model_facts, note_finished, protocol_facts, write_note
+from .common import MOST, Dtype, SeedOption, load_model, note, print_json, resumable
 
 if TYPE_CHECKING:
     from ..results import Result
 
-CELLS = "cells.sqlite"  # the store in a run's folder
 DEFAULT_FRACTION = 0.1  # of the mean residual norm: small models answer in whole sentences up to here
-RESERVED = ("report", "overview")  # file names of introspect report
 
 Protocols = Annotated[
     list[str],
@@ -30,8 +34,10 @@ Folder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Fol
 Questions = Annotated[
     str, typer.Option(help="controls (the protocol's own and its control questions), own, or a file of questions.")
 ]
-Nulls = Annotated[int, typer.Option(min=0, help="Random rotations of each vector to compare with.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the rotations and of sampled text.")]
+Nulls = Annotated[int, typer.Option(min=0, max=MOST, help="Random rotations of each vector to compare with.")]
+Seed = SeedOption
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how much there is to run, and run nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Run without asking, also for more than an hour.")]
 
 
 def strengths(given: list[float] | None, fractions: list[float] | None) -> dict[str, Any]:
@@ -73,8 +79,7 @@ def load_protocols(sources: list[str]) -> list[Any]:
 
     protocols = [introspect.load_protocol(source) for source in sources]
     for protocol in protocols:
-        if Path(protocol.name).name != protocol.name or protocol.name in RESERVED:
-            raise ValueError(f"a protocol's name becomes a file name, {protocol.name!r} cannot")
+        check_file_name(protocol.name, "the protocol's name")
     return protocols
 
 
@@ -83,28 +88,102 @@ def run_protocols(
     protocols: list[Any],
     output: Path,
     *,
+    note_name: str,
     dtype: Dtype,
     device: str,
-    progress: Callable[[], AbstractContextManager[Callable[[str, int, int], None]]],
     options: Callable[[Any], dict[str, Any]],
     show: Callable[[Result], None],
-) -> None:
+    dry_run: bool,
+    yes: bool,
+    json: bool,
+) -> bool:
     """Run protocols into a folder: finished cells in its store, each protocol's result as soon as it is complete.
 
+    Says first how much there is to run. Results that earlier runs left there are added to.
+
     Args:
+        note_name: the file that says what was asked for, from which an interrupted run becomes a result.
         options: the arguments of run_experiment for the loaded model.
         show: called with every result.
+
+    Returns:
+        Whether anything was run.
+
+    Raises:
+        ValueError: results of another model, dtype, protocol or unit in the folder; more than an hour of work that
+            nobody has agreed to.
     """
     import introspect
 
-    output.mkdir(parents=True, exist_ok=True)
+    earlier = earlier_results(output, protocols, dtype)
     loaded = load_model(model, dtype, device)
     arguments = options(loaded)
+    facts = model_facts(loaded)
+    settings = {name: arguments[name] for name in ("seed", "nulls", "controls") if arguments.get(name) is not None}
+    settings["strength_unit"] = arguments.get("strength_unit") or "residual"
     for protocol in protocols:
-        with progress() as step, warnings.catch_warnings(record=True) as caught:
+        refuse_others(output, earlier.get(protocol.name), facts, protocol_facts(protocol), settings)
+    store = output / CELLS
+    plans = [introspect.run_experiment(loaded, one, **arguments, store=store, plan=True) for one in protocols]
+    total = sum(plans[1:], plans[0])
+    if dry_run:
+        if json:
+            print_json(
+                {**asdict(total), "protocols": {p.name: asdict(q) for p, q in zip(protocols, plans, strict=True)}}
+            )
+        else:
+            typer.echo(total)
+        return False
+    note(f"introspect: {total}")
+    agree(total, yes)
+
+    output.mkdir(parents=True, exist_ok=True)
+    write_note(output, note_name, facts, map(protocol_facts, protocols), settings)
+    resumable(output)
+    for protocol in protocols:
+        with step_bars_or_lines() as step, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            result = introspect.run_experiment(loaded, protocol, **arguments, store=output / CELLS, progress=step)
+            result = introspect.run_experiment(loaded, protocol, **arguments, store=store, progress=step, long=True)
         for warning in caught:
             note(f"introspect: {protocol.name}: {warning.message}")
-        result.save(output / f"{protocol.name}.json")
+        before = earlier.get(protocol.name)
+        (before.merged(result) if before else result).save(output / f"{protocol.name}.json")
+        note_finished(output, note_name, protocol.name)
         show(result)
+    return True
+
+
+def agree(plan: ExperimentPlan, yes: bool) -> None:
+    """Ask, or refuse where nobody can be asked, before more than an hour of work."""
+    if yes or plan.seconds <= HOUR:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ValueError("that is more than an hour of work: --yes runs it, --dry-run only says how much it is")
+    typer.confirm("introspect: that is more than an hour of work. Run it?", abort=True, err=True)
+
+
+def earlier_results(output: Path, protocols: list[Any], dtype: Dtype) -> dict[str, Result]:
+    """What earlier runs left in a folder of these protocols. Of others it is refused before the model is loaded."""
+    from ..results import Result
+
+    found = {}
+    for protocol in protocols:
+        file = output / f"{protocol.name}.json"
+        if file.is_file():
+            found[protocol.name] = Result.load(file)
+            refuse_others(output, found[protocol.name], {"dtype": dtype.value}, protocol_facts(protocol), {})
+    return found
+
+
+def refuse_others(
+    output: Path, earlier: Result | None, model: dict[str, Any], protocol: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    if earlier is None:
+        return
+    known = {name: value for name, value in earlier.settings.items() if name in settings}
+    old = {"model": earlier.model, "protocol": earlier.protocol, "settings": known}
+    if problem := difference(old, model, protocol, settings):
+        file = output / f"{protocol['name']}.json"
+        raise ValueError(
+            f"{file} holds results of another kind: {problem}. Choose another folder (-o), or move that file away"
+        )

@@ -8,9 +8,7 @@ from .common import DeviceOption, Dtype, DtypeOption, Json, Model, guarded, load
 
 
 @guarded
-def command(
-    model: Model, dtype: DtypeOption = Dtype.bfloat16, device: DeviceOption = "cpu", json: Json = False
-) -> None:
+def command(model: Model, dtype: DtypeOption = Dtype.float32, device: DeviceOption = "cpu", json: Json = False) -> None:
     """Show architecture, parameters, memory, tokenizer and chat format of a model."""
     facts = _facts(load_model(model, dtype, device), dtype.value)
     if json:
@@ -57,7 +55,7 @@ def _facts(model: Any, dtype: str) -> dict[str, Any]:
 def _lines(f: dict[str, Any]) -> list[tuple[str, str]]:
     heads = f"{f['n_heads']} heads of {f['d_head']}, {f['n_key_value_heads']} for keys and values"
     tied = "tied to the embedding" if f["tie_word_embeddings"] else "separate"
-    tokenizer = f"{f['tokenizer']}, {f['vocab_size']:,} tokens" if f["tokenizer"] else "none beside the weights"
+    tokenizer = f"{f['tokenizer']}, {f['vocab_size']:,} tokens" if f["tokenizer"] else "none in the model's files"
     return [
         ("model", f["name"]),
         (

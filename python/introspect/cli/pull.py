@@ -13,13 +13,21 @@ from .common import Json, guarded, note, print_json
 
 @guarded
 def command(
-    name: Annotated[str, typer.Argument(help="A short name or a hub id (owner/name).")] = hub.DEFAULT_MODEL,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A short name or a hub id (owner/name). None: list them."),
+    ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List the short names instead.")] = False,
     json: Json = False,
 ) -> None:
-    """Fetch a model from the first source that answers, check it by SHA-256 and print where it is."""
-    if show_list:
+    """Fetch a model from the first source that answers, check it by SHA-256 and print where it is.
+
+    Without a NAME nothing is fetched: the short names are listed with their sizes.
+    """
+    if show_list or name is None:
         _list(json)
+        if name is None and not show_list:
+            note(f"\nintrospect pull NAME fetches one of them, such as {hub.DEFAULT_MODEL}")
         return
     path = hub.pull(name, say=lambda sentence: note(f"introspect: {sentence}; trying the next source"))
     if json:

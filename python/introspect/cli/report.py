@@ -19,7 +19,7 @@ def command(
     ],
     json: Json = False,
 ) -> None:
-    """Print the tables of a run and write report.html, report.json, report.csv and the plots beside its results."""
+    """Print the tables of a run and write report.html, report.json, report.csv and the plots into its folder."""
     with step_bars() as step:
         page = report.write(folder, progress=step)
     results = report.load_folder(folder)

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from .. import report
-from ..progress import step_bars
 from . import experiment
 from .common import (
     DeviceOption,
@@ -18,6 +17,7 @@ from .common import (
     Model,
     guarded,
     note,
+    one,
     parse_layers,
     parse_number,
     print_json,
@@ -33,26 +33,39 @@ def command(
     vector: experiment.Vectors,
     output: experiment.Folder,
     strength: Annotated[
-        list[float] | None, typer.Option(parser=parse_number, metavar="S", help="Factor of the vector.")
+        list[float] | None,
+        typer.Option(parser=one(parse_number, "--strength"), metavar="S", help="Factor of the vector."),
     ] = None,
     fraction: Annotated[
         list[float] | None,
         typer.Option(
-            parser=parse_number, metavar="F", help="Strength as a fraction of the mean residual norm. 0.1 if not given."
+            parser=one(parse_number, "--fraction"),
+            metavar="F",
+            help="Strength as a fraction of the mean residual norm. 0.1 if not given.",
         ),
     ] = None,
     layers: Annotated[
         list[Layers] | None,
-        typer.Option(parser=parse_layers, metavar="A-B", help="Steered blocks, or fractions. 0.33-0.66 if not given."),
+        typer.Option(
+            parser=one(parse_layers, "--layers"),
+            metavar="A-B",
+            help="Steered blocks, or fractions. 0.33-0.66 if not given.",
+        ),
     ] = None,
     questions: experiment.Questions = "controls",
     nulls: experiment.Nulls = 10,
     seed: experiment.Seed = 0,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
+    dry_run: experiment.DryRun = False,
+    yes: experiment.Yes = False,
     json: Json = False,
 ) -> None:
-    """Run protocols on a model, with concepts injected. Finished cells are kept in DIR and not run again."""
+    """Run protocols on a model, with concepts injected.
+
+    Readings are kept in DIR as they are finished: what was interrupted goes on where it stopped, and settings that
+    earlier runs into DIR had stay in its results.
+    """
     files = experiment.vector_files(vector)
     options = {
         **experiment.strengths(strength, fraction),
@@ -65,16 +78,21 @@ def command(
 
     chosen = experiment.load_protocols(protocols)
     options["vectors"] = {name: introspect.ControlVector.load(path) for name, path in files.items()}
-    experiment.run_protocols(
+    ran = experiment.run_protocols(
         model,
         chosen,
         output,
+        note_name="run.json",
         dtype=dtype,
         device=device,
-        progress=step_bars,
         options=lambda loaded: options,
         show=lambda result: None if json else report.show_one(result),
+        dry_run=dry_run,
+        yes=yes,
+        json=json,
     )
+    if not ran:
+        return
     if json:
         names = {protocol.name for protocol in chosen}
         print_json(report.as_dict([r for r in report.load_folder(output) if r.protocol["name"] in names]))

@@ -11,7 +11,7 @@ from ..tables import FORMATS, check_format
 from .common import Json, guarded, note, output_file, print_json
 from .experiment import CELLS
 
-SHOWN = 5  # conflicts that are named
+SHOWN = 5  # conflicts and problems that are named
 
 app = typer.Typer(help="Show, merge and export stores of finished readings.", no_args_is_help=True)
 
@@ -34,32 +34,39 @@ def info(source: Source, json: Json = False) -> None:
     """Say what a store holds and whether the file is sound."""
     import introspect
 
-    facts = introspect.Store(_file(source)).info()
+    facts = introspect.Store(_file(source), read_only=True).info()
     if json:
         print_json(facts)
         return
-    sound = "sound" if not facts["problems"] else "DAMAGED: " + "; ".join(facts["problems"])
+    problems = facts["problems"]
+    sound = "DAMAGED" if problems else "sound"
     typer.echo(f"{facts['path']}: {facts['cells']:,} cells, {facts['bytes'] / 1e6:.1f} MB, {sound}")
+    for problem in problems[:SHOWN]:
+        typer.echo(f"  damaged: {problem}")
+    if len(problems) > SHOWN:
+        typer.echo(f"  ... and {len(problems) - SHOWN:,} more")
     for run in facts["runs"]:
-        typer.echo(
-            f"{run['cells']:>9,}  {run['protocol']} on {run['model']} ({run['model_hash'][:12]}), {run['dtype']} on "
-            f"{run['device']}, seed {run['seed']}, introspect {run['introspect_version']}, "
-            f"torch {run['torch_version']}, {run['first_written'][:19]} to {run['last_written'][:19]}"
-        )
+        typer.echo(f"{run['cells']:>9,}  {run['protocol']} on {run['model']} ({run['model_hash'][:12]})")
+        typer.echo(f"           {run['dtype']} on {run['device']}, seed {run['seed']}, strength {run['strength_unit']}")
+        typer.echo(f"           introspect {run['introspect_version']}, torch {run['torch_version']}")
+        typer.echo(f"           {run['first_written'][:19]} to {run['last_written'][:19]}")
 
 
 @app.command()
 @guarded
 def export(
     source: Source,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="F", help="A .csv or .parquet file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="F", help="A .csv file, or .parquet with pyarrow.")],
 ) -> None:
-    """Write every reading as a table, with what made it."""
+    """Write every reading as a table, with what made it.
+
+    In CSV a text that a spreadsheet would run as a formula (= + - @) has an apostrophe before it.
+    """
     output_file(output, FORMATS)
     check_format(output)
     import introspect
 
-    introspect.Store(_file(source)).export(output)
+    introspect.Store(_file(source), read_only=True).export(output)
     typer.echo(output)
 
 
@@ -86,12 +93,15 @@ def merge(
                 "added": merged.added,
                 "same": merged.same,
                 "conflicts": [c.key for c in merged.conflicts],
+                "damaged": merged.damaged,
                 "largest_difference": max(differences, default=0.0),
             }
         )
         if json:
             continue
         typer.echo(f"{file}: {merged.added:,} cells added, {merged.same:,} here before")
+        if merged.damaged:
+            note(f"introspect: {file}: {merged.damaged:,} damaged cells are left out")
         if differences:
             note(
                 f"introspect: {file}: {len(differences):,} cells have other values than those kept here, by "

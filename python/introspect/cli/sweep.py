@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from .. import report
-from ..progress import step_bars_or_lines
 from . import experiment
 from .common import (
+    MOST,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -64,20 +64,22 @@ def command(
     ] = None,
     all_ranges: Annotated[bool, typer.Option("--all-ranges", help="Every range of the vectors' blocks.")] = False,
     each_layer: Annotated[bool, typer.Option("--each-layer", help="Every block on its own.")] = False,
-    min_width: Annotated[int, typer.Option(min=1, help="Blocks in a range of --all-ranges, at least.")] = 1,
-    max_width: Annotated[int | None, typer.Option(min=1, help="... and at most.")] = None,
-    step: Annotated[int, typer.Option(min=1, help="Between first blocks, and between widths.")] = 1,
+    min_width: Annotated[int, typer.Option(min=1, max=MOST, help="Blocks in a range of --all-ranges, at least.")] = 1,
+    max_width: Annotated[int | None, typer.Option(min=1, max=MOST, help="... and at most.")] = None,
+    step: Annotated[int, typer.Option(min=1, max=MOST, help="Between first blocks, and between widths.")] = 1,
     questions: experiment.Questions = "controls",
     nulls: experiment.Nulls = 10,
     seed: experiment.Seed = 0,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
+    dry_run: experiment.DryRun = False,
+    yes: experiment.Yes = False,
     json: Json = False,
 ) -> None:
     """Run protocols over every combination of strengths, layer ranges and vectors.
 
-    Finished cells are kept in DIR: what was interrupted goes on where it stopped, and a wider sweep into the same DIR
-    runs only what is missing. Settings of an earlier sweep that this one leaves out stay in the store.
+    Readings are kept in DIR as they are finished: what was interrupted goes on where it stopped, and a wider sweep into
+    the same DIR runs only what is missing. Settings that earlier runs into DIR had stay in its results.
     """
     files = experiment.vector_files(vector)
     options: dict[str, Any] = {
@@ -112,16 +114,21 @@ def command(
         return {**options, "vectors": vectors, "layers": ranges(loaded)}
 
     results: list[Any] = []
-    experiment.run_protocols(
+    ran = experiment.run_protocols(
         model,
         chosen,
         output,
+        note_name="sweep.json",
         dtype=dtype,
         device=device,
-        progress=step_bars_or_lines,
         options=complete,
         show=results.append,
+        dry_run=dry_run,
+        yes=yes,
+        json=json,
     )
+    if not ran:
+        return
     if json:
         print_json({"sweeps": [report.sweep_dict(result) for result in results]})
         return

@@ -5,14 +5,19 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from .common import Json, guarded, output_file, parse_number, print_json
 
 SUFFIXES = (".gguf", ".safetensors")
+GOOD = 0.95  # AUC from which on a layer is recommended
+SPREAD = 0.02  # of AUC, within which layers are equally good
+MOST_EXPLAINED = 0.8  # of the largest share of the differences, from which on a layer is named for it
 
 app = typer.Typer(help="Show, combine and convert files of control vectors.", no_args_is_help=True)
 
@@ -20,6 +25,17 @@ File = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE", help="A .gguf or .safetensors file.")
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="F", help="A .gguf or .safetensors file.")]
+
+# Column -> (what stands in its head, what it means).
+COLUMNS = {
+    "layer": ("layer", "block whose output the direction was read at and is added to"),
+    "norm": ("norm", "length of the direction"),
+    "first_share": ("1st share", "part of the variance of the pairs' differences that the first component takes"),
+    "explained_variance": ("explained", "part of the pairs' differences that lies along the direction"),
+    "sign_agreement": ("sign", "part of the pairs whose positive text lies further along it than the negative one"),
+    "accuracy": ("accuracy", "part of the held-out texts on their own side of the middle; 0.5 is chance"),
+    "auc": ("AUC", "chance that a held-out positive text lies further along it than a negative one; 0.5 is chance"),
+}
 
 
 @app.command()
@@ -31,39 +47,107 @@ def show(file: File, json: Json = False) -> None:
     vector = introspect.ControlVector.load(file)
     layers = _layers(vector)
     if json:
-        origin = {name: getattr(vector, name) for name in ("model_name", "model_hash", "method", "n_pairs", "folds")}
+        names = ("concept", "model_name", "model_hash", "method", "n_pairs", "folds")
+        origin = {name: getattr(vector, name) for name in names}
+        advice = {"advice": advice_on(layers)}
         print_json(
-            {"path": str(file), "model_type": vector.model_type, "d_model": vector.d_model, **origin, "layers": layers}
+            {
+                "path": str(file),
+                "model_type": vector.model_type,
+                "d_model": vector.d_model,
+                **origin,
+                **advice,
+                "layers": layers,
+            }
         )
         return
+    from ..tables import print_table, printable
+
     first, last = vector.layers[0], vector.layers[-1]
-    typer.echo(f"{file}: {vector.model_type}, d_model {vector.d_model}, {len(layers)} layers {first} to {last}")
+    say = functools.partial(_say, printable)
+    concept = f"“{vector.concept}”" if vector.concept else "a concept that the file does not name"
+    say(f"{file}: {concept}; {vector.model_type}, d_model {vector.d_model}, {len(layers)} layers {first} to {last}")
     pairs = f" on {vector.n_pairs} pairs" if vector.n_pairs else ""
     trained_on = f" of {vector.model_name}" if vector.model_name else ""
-    typer.echo(f"method {vector.method or 'unknown'}{pairs}{trained_on}")
+    say(f"method {vector.method or 'unknown'}{pairs}{trained_on}")
     if vector.folds:
-        typer.echo(f"accuracy and AUC are of held-out pairs, {vector.folds} folds")
-    typer.echo(f"\n{'layer':>5}{'norm':>10}{'1st share':>11}{'explained':>11}{'sign':>7}{'accuracy':>10}{'AUC':>7}")
-    for row in layers:
-        typer.echo(
-            f"{row['layer']:>5}{row['norm']:>10.4g}{_share(row['first_share']):>11}{_share(row['explained_variance']):>11}"
-            f"{_share(row['sign_agreement']):>7}{_share(row['accuracy']):>10}{_share(row['auc']):>7}"
+        say(f"accuracy and AUC are of held-out pairs, {vector.folds} folds")
+    say(advice_on(layers) + "\n")
+    shown = columns_of(layers)
+    for name in shown:
+        say(f"{COLUMNS[name][0]:<10}{COLUMNS[name][1]}")
+    say("")
+    rows = [[str(row["layer"]), *(_number(name, row[name]) for name in shown[1:])] for row in layers]
+    print_table(_console(), [COLUMNS[name][0] for name in shown], rows)
+
+
+def columns_of(layers: list[dict[str, Any]]) -> list[str]:
+    """The columns that say something: known in some layer, and not the same as one before."""
+    shown: list[str] = []
+    for name in COLUMNS:
+        values = [row[name] for row in layers]
+        texts = [_number(name, value) for value in values]
+        known = any(value is not None and not math.isnan(value) for value in values)
+        repeats = name == "explained_variance" and texts == [
+            _number("first_share", row["first_share"]) for row in layers
+        ]
+        if known and not repeats:
+            shown.append(name)
+    return shown
+
+
+def advice_on(layers: list[dict[str, Any]]) -> str:
+    """Which layers look good and why, in one sentence."""
+    known = {row["layer"]: row["auc"] for row in layers if row["auc"] is not None and not math.isnan(row["auc"])}
+    if not known:
+        return "Nothing was held out when it was made, so the file cannot say which layers are good."
+    best = max(known.values())
+    if best < GOOD:
+        layer = max(known, key=lambda one: known[one])
+        return f"No layer tells held-out pairs apart well (the best, {layer}, has an AUC of {best:.2f}; 0.5 is chance)."
+    good = [layer for layer, auc in known.items() if auc >= max(GOOD, best - SPREAD)]
+    said = f"Layers {_runs(good)} tell held-out pairs apart best (AUC {max(GOOD, best - SPREAD):.2f} or more)"
+    explained = {row["layer"]: row["explained_variance"] for row in layers if row["layer"] in good}
+    least = MOST_EXPLAINED * max(explained.values())
+    strong = [layer for layer, share in explained.items() if share >= least]
+    if len(strong) < len(good):
+        said += (
+            f"; of these the direction holds most of the pairs' differences in {_runs(strong)} ({least:.2f} or more)"
         )
+    return said + "."
 
 
-@app.command()
+def _runs(layers: list[int]) -> str:
+    """ "3–5, 8": the first and last of every run of neighbouring numbers."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+
+
+class Terms(TyperCommand):
+    """A command whose arguments may begin with a minus and a number, as in -0.5*b.gguf."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # A space before it, which _term passes over, keeps such an argument from being taken for options.
+        return super().parse_args(ctx, [f" {arg}" if re.match(r"-\.?\d", arg) else arg for arg in args])
+
+
+@app.command(cls=Terms)
 @guarded
 def combine(
     terms: Annotated[
         list[str],
-        typer.Argument(metavar="[WEIGHT*]FILE...", help="Files, each with a weight before it if not 1: 0.5*a.gguf."),
+        typer.Argument(
+            metavar="[WEIGHT*]FILE...", help="Files, each with a weight before it if not 1: 0.5*a.gguf, -1*b.gguf."
+        ),
     ],
     output: Output,
 ) -> None:
-    """Write the weighted sum of vectors.
-
-    A weight below zero needs a -- before the files: introspect vector combine -o c.gguf -- a.gguf -0.5*b.gguf
-    """
+    """Write the weighted sum of vectors, as in: introspect vector combine -o c.gguf a.gguf -0.5*b.gguf"""
     weighted = [_term(text) for text in terms]
     output_file(output, SUFFIXES)
     import introspect
@@ -88,7 +172,7 @@ def convert(file: File, output: Output) -> None:
     typer.echo(output)
 
 
-def _layers(vector) -> list[dict[str, Any]]:
+def _layers(vector: Any) -> list[dict[str, Any]]:
     norms, spectrum, diagnostics = vector.norms, vector.spectrum, vector.diagnostics
     rows = []
     for layer in vector.layers:
@@ -109,12 +193,26 @@ def _layers(vector) -> list[dict[str, Any]]:
     return rows
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _say(printable: Any, text: str) -> None:
+    for line in text.split("\n"):
+        typer.echo(printable(line))
+
+
+def _number(name: str, value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:.4g}" if name == "norm" else f"{value:.3f}"
 
 
 def _term(text: str) -> tuple[float, Path]:
     """ "0.5*cat.gguf" or "cat.gguf"; a file whose own name has a star in it is taken as it is."""
+    text = text.removeprefix(" ")
     weight, path = 1.0, Path(text)
     if not path.exists() and "*" in text:
         number, _, name = text.partition("*")

@@ -1,7 +1,8 @@
 """Pictures of results.
 
 Every function returns a matplotlib Figure, which notebooks show, and needs no display: ``figure.savefig("x.svg")``.
-``interactive`` draws the same with plotly, for pages and notebooks.
+``interactive`` draws the same with plotly, for pages and notebooks. A band is the range of the random directions,
+from the lowest to the highest, in every picture.
 """
 
 from .confusion import confusion
@@ -12,10 +13,12 @@ from .lens import LensCurve, lens_curves
 from .ranges import range_maps
 from .readings import attention, lens, localised
 from .shifts import overview, shifts
+from .style import NothingToDraw
 from .vector import plot_vector
 
 __all__ = [
     "LensCurve",
+    "NothingToDraw",
     "attention",
     "confusion",
     "content",

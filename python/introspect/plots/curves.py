@@ -9,27 +9,43 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from ..results import Compared, Result
-from ..sweeps import Curve, curves
-from .style import CONCEPT, CONTROL, NATS, NULL, THIRD, Figure, frame
+from ..sweeps import Curve, curves, range_grids
+from .ranges import thinned
+from .style import CONCEPT, CONTROL, NATS, NULL, THIRD, Figure, NothingToDraw, frame
 
 MOST = 6  # rows of one figure
-
-AXES = {"strength": "strength", "layer": "layer (middle of the range)"}
-
-
-def strength_curves(result: Result) -> Figure | None:
-    """Shifts against strength, one row for each concept and range; None for fewer than three strengths."""
-    return _figure(result, curves(result, "strength"))
+BAND = "lowest to highest random direction"
 
 
-def layer_curves(result: Result) -> Figure | None:
-    """Shifts against the steered layer, one row for each concept and strength; None for fewer than three layers."""
-    return _figure(result, curves(result, "layer"))
+def strength_curves(result: Result, *, least: int = 2) -> Figure:
+    """Shifts against strength, one row for each concept and range.
+
+    Args:
+        least: strengths of a curve.
+
+    Raises:
+        ValueError: no concept and range was run with so many strengths.
+    """
+    return _figure(result, "strength", least)
 
 
-def _figure(result: Result, found: list[Curve]) -> Figure | None:
-    if not found:
-        return None
+def layer_curves(result: Result, *, least: int = 2) -> Figure:
+    """Shifts against the steered blocks, one row for each concept, strength and width of the range.
+
+    A range stands at its middle, and its first and last block are written there. Where there are ranges of three widths
+    or more, which range_maps shows, only single blocks are drawn here.
+
+    Args:
+        least: ranges of a curve.
+
+    Raises:
+        ValueError: no concept and strength was run with so many ranges of one width.
+    """
+    return _figure(result, "layer", least)
+
+
+def _figure(result: Result, along: str, least: int) -> Figure:
+    found = drawable_curves(result, along, least)
     left_out = len(found) - MOST
     found = found[:MOST]
     columns = 2 if any(_has_controls(curve) for curve in found) else 1
@@ -43,7 +59,7 @@ def _figure(result: Result, found: list[Curve]) -> Figure | None:
         panels[0].set_ylabel(NATS.replace(" (", "\n("), fontsize=9)
         for axes in panels:
             axes.axhline(0, color="#555555", linewidth=0.9, zorder=1)
-            axes.set_xlabel(AXES[curve.along], fontsize=9)
+            axes.set_xlabel(curve.axis, fontsize=9)
             frame(axes)
             axes.set_xticks(*_ticks(curve))
     labels: dict[str, Any] = {}
@@ -60,10 +76,10 @@ def _has_controls(curve: Curve) -> bool:
 
 
 def _both(axes: Axes, curve: Curve) -> None:
-    band(axes, curve.xs, [d.shift for d in curve.detections], CONCEPT, "random rotations, introspection question")
+    band(axes, curve.xs, [d.shift for d in curve.detections], CONCEPT, f"{BAND}, introspection question")
     controls = [d.control_mean for d in curve.detections]
     if None not in controls:
-        band(axes, curve.xs, controls, CONTROL, "random rotations, controls")  # type: ignore[arg-type]
+        band(axes, curve.xs, controls, CONTROL, f"{BAND}, controls")  # type: ignore[arg-type]
         values = [d.control_mean.value for d in curve.detections if d.control_mean]
         axes.plot(curve.xs, values, "s--", color=CONTROL, markersize=4, linewidth=1.4, label="mean of the controls")
     values = [d.shift.value for d in curve.detections]
@@ -75,7 +91,7 @@ def _difference(axes: Axes, curve: Curve) -> None:
         axes.set_visible(False)
         return
     compared = [d.corrected for d in curve.detections if d.corrected]
-    band(axes, curve.xs, compared, NULL, "random rotations, difference")
+    band(axes, curve.xs, compared, NULL, f"{BAND}, difference")
     values = [c.value for c in compared]
     axes.plot(curve.xs, values, "D-", color=THIRD, markersize=4, linewidth=1.6, label="introspection − controls")
     axes.set_title("introspection question less the controls", fontsize=9.5, loc="left")
@@ -94,10 +110,26 @@ def band(axes: Axes, xs: Sequence[float], compared: Sequence[Compared], colour: 
 
 
 def _ticks(curve: Curve) -> tuple[list[float], list[str]]:
-    """Those of the curve's own places whose labels have room."""
-    room = (curve.xs[-1] - curve.xs[0]) / 14
-    shown = [curve.xs[0]]
-    for x in curve.xs:
-        if x - shown[-1] >= room:
-            shown.append(x)
-    return shown, [f"{x:g}" for x in shown]
+    """Those of the curve's own positions whose labels have room."""
+    shown = thinned(len(curve.xs), 9 if max(map(len, curve.labels)) > 3 else 14)
+    return [curve.xs[i] for i in shown], [curve.labels[i] for i in shown]
+
+
+def drawable_curves(result: Result, along: str, least: int) -> list[Curve]:
+    """``curves``, of which there must be one. NothingToDraw says why there is none."""
+    found = curves(result, along, least=least)
+    if not found:
+        raise NothingToDraw(_why(result, along, least))
+    return found
+
+
+def _why(result: Result, along: str, least: int) -> str:
+    ranges = sorted({(s.first_layer, s.last_layer) for s in result.groups})
+    strengths = sorted({s.strength for s in result.groups})
+    if along == "strength":
+        run = ", ".join(f"{strength:g}" for strength in strengths)
+        return f"strength_curves: {least} strengths or more of one concept and range are needed, got {run}"
+    if range_grids(result):
+        return "layer_curves: ranges of three widths or more are drawn by range_maps, and no single blocks were run"
+    run = ", ".join(f"{first}–{last}" for first, last in ranges)
+    return f"layer_curves: {least} ranges or more of one width are needed for one concept and strength, got {run}"

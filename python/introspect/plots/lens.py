@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 from matplotlib.axes import Axes
 
-from .style import CONCEPT, CONTROL, NULL, Figure, frame
+from .style import CONCEPT, CONTROL, NULL, RANDOM, Figure, frame
 
 ByLayer = Mapping[int, float]
 
 
 @dataclass(frozen=True)
 class LensCurve:
-    """What a logit lens reads after every block, with and without an injection, and under random rotations of it."""
+    """What a logit lens reads after every block, with and without an injection, and under random directions."""
 
     name: str
     base: ByLayer
@@ -28,7 +28,7 @@ class LensCurve:
 def lens_curves(
     curves: Sequence[LensCurve], *, ylabel: str = "log-odds yes : no (nats)", title: str = "", zero: bool = True
 ) -> Figure:
-    """One panel a curve, the steered blocks shaded: base against injected, with the range of the random rotations.
+    """One panel a curve, the steered blocks shaded: base against injected, with the range of the random directions.
 
     Args:
         zero: a line at 0, for log-odds.
@@ -70,9 +70,7 @@ def _panel(axes: Axes, curve: LensCurve, zero: bool) -> None:
     if layers := null_layers(curve):
         low = [min(null[layer] for null in curve.nulls) for layer in layers]
         high = [max(null[layer] for null in curve.nulls) for layer in layers]
-        axes.fill_between(
-            layers, low, high, color=NULL, alpha=0.28, linewidth=0, label="random rotations (their range)"
-        )
+        axes.fill_between(layers, low, high, color=NULL, alpha=0.28, linewidth=0, label=RANDOM)
     for values, style, colour, label in (
         (curve.base, "--", "#333333", "without injection"),
         (curve.control, ":", CONTROL, "control questions, injected"),

@@ -9,11 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 
+from ..page_verdict import ENOUGH
 from ..results import Detection, Result
 from ..sweeps import RangeGrid, range_grids
-from .style import Figure, bare
+from .style import Figure, NothingToDraw, bare
 
 MOST = 4  # rows of one figure
+OUTSIDE, BROKEN, NOT_RUN = "above or below all random directions", "not finite", "not run"
 COLOURS = "RdBu_r"  # blue below zero, red above: kept apart by the colour-blind, too
 
 # What is drawn of each range, and what its title says.
@@ -24,18 +26,20 @@ PANELS: list[tuple[str, Callable[[Detection], float]]] = [
 ]
 
 
-def range_maps(result: Result) -> Figure | None:
-    """The shift of every range, one row for each concept and strength; None where no ranges were swept.
+def range_maps(result: Result) -> Figure:
+    """The shift of every range, one row for each concept and strength.
 
-    A dot marks ranges whose last quantity lies above or below all random rotations of the vector.
+    A dot marks ranges whose last quantity lies above or below all random directions, where there are five or more.
+
+    Raises:
+        ValueError: no concept and strength was run with ranges of three widths or more.
     """
     grids = range_grids(result)
     if not grids:
-        return None
+        raise NothingToDraw("range_maps: ranges of three widths or more are needed for one concept and strength")
     left_out = len(grids) - MOST
     grids = grids[:MOST]
-    has_controls = any(d.corrected for grid in grids for d in grid.cells.values())
-    panels = PANELS if has_controls else PANELS[:1]
+    panels = max(map(panels_of, grids), key=len)
     figure = Figure(figsize=(1.6 + 3.6 * len(panels), 1.0 + 3.5 * len(grids)), layout="constrained")
     rows = figure.subplots(len(grids), len(panels), squeeze=False)
     for row, grid in zip(rows, grids, strict=True):
@@ -44,22 +48,47 @@ def range_maps(result: Result) -> Figure | None:
         norm = TwoSlopeNorm(0.0, -limit, limit)
         for axes, (title, quantity) in zip(row, panels, strict=True):
             _map(axes, grid, quantity, norm)
+            _cross(axes, grid, quantity)
             axes.set_title(title, fontsize=9.5, loc="left")
             axes.set_xlabel("last steered block", fontsize=9)
-        marked = _mark(row[-1], grid)
+        dots = _mark(row[-1], grid)
         row[0].set_ylabel(f"{grid.name}\nfirst steered block", fontsize=9)
         bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=list(row), shrink=0.85, pad=0.01)
         bar.set_label("nats", fontsize=9)
         bar.ax.tick_params(labelsize=8.5)
         bar.outline.set_visible(False)  # type: ignore[operator]
-        if n := _nulls(grid):
+        if (n := _nulls(grid)) >= ENOUGH:
             chance = 2 * len(grid.cells) / (n + 1)
-            outside = f"dots: {marked} of {len(grid.cells)} outside the {n} random (by chance: {chance:.0f})"
+            outside = f"dots: {dots} of {len(grid.cells)} outside the {n} random (by chance: {chance:.0f})"
             row[-1].set_xlabel(f"last steered block\n{outside}", fontsize=9)
     more = f" · the first {MOST} of {left_out + MOST}" if left_out > 0 else ""
     title = f"{result.protocol['name']} · {result.model['name']} · change of log-odds yes : no{more}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
+
+
+def panels_of(grid: RangeGrid) -> list[tuple[str, Callable[[Detection], float]]]:
+    """What is drawn of a grid: all of PANELS, or the shift alone where no controls were asked."""
+    return PANELS if any(d.corrected for d in grid.cells.values()) else PANELS[:1]
+
+
+def marked(grid: RangeGrid) -> list[tuple[int, int]]:
+    """The ranges outside of all their random directions; none where there are fewer than ENOUGH of these."""
+    return [
+        ends
+        for ends, d in grid.cells.items()
+        if d.headline.band and len(d.headline.nulls) >= ENOUGH and not d.headline.inside
+    ]
+
+
+def not_finite(grid: RangeGrid, quantity: Callable[[Detection], float]) -> list[tuple[int, int]]:
+    """The ranges that were run and gave no finite number."""
+    return [ends for ends, d in grid.cells.items() if not math.isfinite(quantity(d))]
+
+
+def thinned(n: int, most: int) -> list[int]:
+    """At most so many of the numbers 0 to n - 1, evenly spaced from the first."""
+    return list(range(0, n, max(1, math.ceil(n / most))))
 
 
 def matrix(grid: RangeGrid, quantity: Callable[[Detection], float]) -> tuple[list[int], list[int], list[list[float]]]:
@@ -79,8 +108,8 @@ def _map(axes: Axes, grid: RangeGrid, quantity: Callable[[Detection], float], no
     axes.autoscale(enable=False)  # marks do not move the edges
     axes.set_facecolor("#dedede")  # what was not run is not white, as zero is
     for ticks, layers in ((axes.set_xticks, lasts), (axes.set_yticks, firsts)):
-        places = range(0, len(layers), max(1, math.ceil(len(layers) / 10)))
-        ticks(list(places), [str(layers[i]) for i in places])
+        shown = thinned(len(layers), 10)
+        ticks(shown, [str(layers[i]) for i in shown])
     axes.tick_params(labelsize=8.5, length=2)
     bare(axes)
     axes.spines["bottom"].set_visible(False)
@@ -88,16 +117,18 @@ def _map(axes: Axes, grid: RangeGrid, quantity: Callable[[Detection], float], no
 
 def _mark(axes: Axes, grid: RangeGrid) -> int:
     firsts, lasts, _ = matrix(grid, lambda d: d.headline.value)
-    outside = [
-        (lasts.index(last), firsts.index(first))
-        for (first, last), d in grid.cells.items()
-        if d.headline.nulls and math.isfinite(d.headline.value) and not d.headline.inside
-    ]
+    outside = [(lasts.index(last), firsts.index(first)) for first, last in marked(grid)]
     if outside:
         size = min(14.0, 900 / len(lasts) ** 1.5)
         xs, ys = zip(*outside, strict=True)
         axes.scatter(xs, ys, s=size, color="black", linewidth=0, zorder=3)
     return len(outside)
+
+
+def _cross(axes: Axes, grid: RangeGrid, quantity: Callable[[Detection], float]) -> None:
+    firsts, lasts, _ = matrix(grid, quantity)
+    for first, last in not_finite(grid, quantity):
+        axes.plot(lasts.index(last), firsts.index(first), "x", color="black", markersize=5)
 
 
 def _nulls(grid: RangeGrid) -> int:

@@ -1,4 +1,4 @@
-"""What a result read beside the log-odds: lenses by layer, attention by head, answers of a localisation."""
+"""What a result read besides the log-odds: lenses by layer, attention by head, answers of a localisation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..results import Result, Setting
-from ..sweeps import is_sweep, sweep_bests
+from ..sweeps import is_random, is_sweep, random_direction, sweep_bests
 from .confusion import confusion
 from .heads import Map, head_maps
 from .lens import LensCurve, lens_curves
@@ -41,10 +41,10 @@ def lenses(result: Result) -> list[LensCurve]:
             continue
         read = _reader(result, setting)
         controls = [row for row in rows if row["kind"] == "control" and result.protocol["read"] != "content"]
-        nulls: dict[int, list[dict]] = {}
+        nulls: dict[tuple, list[dict]] = {}
         for row in rows:
-            if row["kind"] == "null" and row["question_kind"] == "introspection":
-                nulls.setdefault(row["null_index"], []).append(row)
+            if is_random(row) and row["question_kind"] == "introspection":
+                nulls.setdefault(random_direction(row), []).append(row)
         found.append(
             LensCurve(
                 result.label(setting),
@@ -59,7 +59,7 @@ def lenses(result: Result) -> list[LensCurve]:
 
 
 def attention(result: Result) -> Figure | None:
-    """Attention to the injected span: what an injection changes, beside the most that a random rotation changes."""
+    """Attention to the injected span: what an injection changes, and the most that a random direction changes."""
     maps = attention_maps(result)
     if not maps:
         return None
@@ -76,29 +76,42 @@ def attention_maps(result: Result) -> dict[str, Map]:
     for setting in _settings(result)[: MOST // 2]:
         rows = [row for row in result.select(setting) if row["injected"].get("attention")]
         own = [row for row in rows if row["kind"] == "introspection"]
-        nulls = [row for row in rows if row["kind"] == "null" and row["question_kind"] == "introspection"]
+        nulls = [row for row in rows if is_random(row) and row["question_kind"] == "introspection"]
         if own:
             maps[result.label(setting)] = _change(own).mean(axis=0).tolist()
         if own and nulls:
-            n_nulls = len({row["null_index"] for row in nulls})
-            maps[f"{result.label(setting)}: most of {n_nulls} random rotations"] = _most(_change(nulls))
+            n_nulls = len(set(map(random_direction, nulls)))
+            maps[f"{result.label(setting)}: most of {n_nulls} random directions"] = _most(_change(nulls))
     return maps
 
 
 def localised(result: Result) -> Figure | None:
     """Which passage's answer rose most, against which passage was injected; None where none was injected alone."""
+    if (found := localisation_title(result)) is None:
+        return None
+    counts, title = found
+    labels = [str(i + 1) for i in range(len(counts))]
+    title = f"{result.protocol['name']} · {result.model['name']}\n{title.partition(': ')[0]}"
+    return confusion(counts, labels, truth="injected passage", answer="answer", title=title, interval=_exact(counts))
+
+
+def localisation_title(result: Result) -> tuple[list[list[int]], str] | None:
+    """[injected passage][answer that rose most] and what it says; None where no passage was injected alone."""
     if not result.protocol.get("answers") or not any("place" in row for row in result.rows):
         return None
-    from scipy.stats import binomtest
+    counts = result.localisation().corrected.tolist()
+    low, high = _exact(counts)
+    right = sum(counts[i][i] for i in range(len(counts))) / sum(map(sum, counts))
+    between = f"{100 * right:.0f}% ({100 * low:.0f} to {100 * high:.0f}%)"
+    return counts, f"passage whose answer rose most: {between} right, chance {100 / len(counts):.0f}%"
 
-    found = result.localisation()
-    counts = found.corrected.tolist()
-    right, total = sum(counts[i][i] for i in range(len(counts))), sum(map(sum, counts))
-    interval = binomtest(right, total).proportion_ci(method="wilson")
-    labels = [str(i + 1) for i in range(len(counts))]
-    title = f"{result.protocol['name']} · {result.model['name']}\npassage whose answer rose most"
-    between = (float(interval.low), float(interval.high))
-    return confusion(counts, labels, truth="injected passage", answer="answer", title=title, interval=between)
+
+def _exact(counts: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """95% interval of the share of right answers (Clopper & Pearson 1934)."""
+    from ..statistics import proportion  # here, because it loads torch
+
+    interval = proportion(sum(counts[i][i] for i in range(len(counts))), sum(map(sum, counts))).interval
+    return interval.low, interval.high
 
 
 def _settings(result: Result) -> list[Setting]:

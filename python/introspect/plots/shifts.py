@@ -5,12 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from matplotlib.axes import Axes
-
+from ..report_tables import control_interval
 from ..results import Compared, Detection, Result
-from ..sweeps import is_sweep
+from ..sweeps import is_random, is_sweep
 from .style import CONCEPT, CONTROL, NATS, PANELS, Figure, finish, legend, shorten, strip
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a plot: a value against its random directions, with its 95% interval if it has one."""
+
+    name: str
+    compared: Compared
+    colour: str
+    size: int = 10
+    interval: tuple[float, float] | None = None
 
 
 def headline_lines(results: Sequence[Result]) -> list[tuple[str, Compared, bool]]:
@@ -29,7 +40,7 @@ def headline_lines(results: Sequence[Result]) -> list[tuple[str, Compared, bool]
 
 
 def overview(results: Sequence[Result]) -> Figure | None:
-    """Every concept's shift, less its controls', beside its random rotations; None where nothing was asked.
+    """Every concept's shift, less its controls', against its random directions; None where nothing was asked.
 
     Sweeps are left out: they have curves and maps. Of several models every line says which.
     """
@@ -52,41 +63,44 @@ def overview(results: Sequence[Result]) -> Figure | None:
 def shifts(result: Result) -> Figure:
     """The shift of every question, one panel a setting: the introspection question, then the controls."""
     detections = result.detections()
-    questions = list(dict.fromkeys(r["question"] for r in result.rows if r["question_kind"] == "control"))
-    head = ["introspection question"] + (["mean of the controls ± std"] if questions else [])
-    names = head + [shorten(question, 46) for question in questions]
-    columns = min(len(detections), PANELS)
-    rows = math.ceil(len(detections) / columns)
-    figure = Figure(figsize=(3.6 + 3.4 * columns, 1.1 + rows * (0.8 + 0.27 * len(names))), layout="constrained")
+    lines = [question_lines(result, detection) for detection in detections]
+    longest = max(lines, key=len)
+    columns = min(len(lines), PANELS)
+    rows = math.ceil(len(lines) / columns)
+    figure = Figure(figsize=(3.6 + 3.4 * columns, 1.1 + rows * (0.8 + 0.27 * len(longest))), layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False).flat
-    for axes, detection in itertools.zip_longest(panels, detections):
+    for axes, detection, own in itertools.zip_longest(panels, detections, lines):
         if detection is None:
             axes.set_visible(False)
             continue
-        _question_panel(axes, result, detection, questions)
+        for y, line in enumerate(own):
+            strip(axes, y, line.compared, line.colour, size=line.size - 1, interval=line.interval)
         axes.set_title(result.label(detection.setting), fontsize=9.5, loc="left")
-        finish(axes, names, NATS)
+        finish(axes, [shorten(line.name, 46) for line in longest], NATS)
         axes.tick_params(labelbottom=True)
-        if questions:
+        if len(longest) > 1:
             axes.axhline(1.5, color="#d0d0d0", linewidth=0.8)
         if axes.get_subplotspec().is_first_col():
             axes.get_yticklabels()[0].set_fontweight("bold")
-    colours = [("introspection question", CONCEPT)] + ([("control question", CONTROL)] if questions else [])
+    colours = [("introspection question", CONCEPT)] + ([("control question", CONTROL)] if len(longest) > 1 else [])
     legend(panels[0], colours, any(d.shift.nulls for d in detections))
     figure.suptitle(f"{result.protocol['name']} · {result.model['name']}", x=0.01, ha="left", fontsize=11)
     return figure
 
 
-def _question_panel(axes: Axes, result: Result, detection: Detection, questions: list[str]) -> None:
-    strip(axes, 0, detection.shift, CONCEPT, size=9)
+def question_lines(result: Result, detection: Detection) -> list[Line]:
+    """The shift of the introspection question, the controls' mean with its interval, and every control question."""
+    lines = [Line("introspection question", detection.shift, CONCEPT, 10)]
     if detection.control_mean is None:
-        return
-    strip(axes, 1, detection.control_mean, CONTROL, size=8, error=detection.control_std)
-    rows = result.select(detection.setting)
-    for y, question in enumerate(questions, start=2):
-        moved: dict[str, list[float]] = {"control": [], "null": []}
-        for row in rows:
-            if row["question"] == question and row["kind"] in moved:
-                moved[row["kind"]].append(row["injected"]["log_odds"] - row["base"]["log_odds"])
-        for value in moved["control"]:
-            strip(axes, y, Compared(value, tuple(moved["null"])), CONTROL, size=5)
+        return lines
+    ends = control_interval(result, detection)
+    interval = ends if all(map(math.isfinite, ends)) else None
+    name = "mean of the controls" + (", 95% interval" if interval else "")
+    lines.append(Line(name, detection.control_mean, CONTROL, 9, interval))
+    moved: dict[str, tuple[list[float], list[float]]] = {}
+    for row in result.select(detection.setting, question_kind="control"):
+        own, nulls = moved.setdefault(row["question"], ([], []))
+        (nulls if is_random(row) else own).append(row["injected"]["log_odds"] - row["base"]["log_odds"])
+    for question, (own, nulls) in moved.items():
+        lines += [Line(question, Compared(value, tuple(nulls)), CONTROL, 6) for value in own]
+    return lines

@@ -18,6 +18,11 @@ CONCEPT, CONTROL, NULL = "#0072B2", "#D55E00", "#8a8a8a"
 THIRD = "#009E73"  # where neither of the first two is meant
 PANELS = 3  # beside one another
 NATS = "change of log-odds yes : no (nats)"
+RANDOM = "random directions (band: lowest to highest)"  # one convention in every plot, table and sentence
+
+
+class NothingToDraw(ValueError):
+    """A result without what a picture is about; the message says what it needs."""
 
 
 class Figure(matplotlib.figure.Figure):
@@ -30,16 +35,25 @@ class Figure(matplotlib.figure.Figure):
 
 
 def strip(
-    axes: Axes, y: float, compared: Compared, colour: str, *, size: float, error: float = 0.0, band_height: float = 0.26
+    axes: Axes,
+    y: float,
+    compared: Compared,
+    colour: str,
+    *,
+    size: float,
+    interval: tuple[float, float] | None = None,
+    band_height: float = 0.26,
 ) -> None:
-    """One line: the nulls' range as a band, each null as a dot, the concept's value on top."""
+    """One line: the nulls' range as a band, each null as a tick, the concept's value on top, with its interval."""
     nulls = [null for null in compared.nulls if math.isfinite(null)]
     if nulls:
         low, high = min(nulls), max(nulls)
         axes.barh(y, high - low, left=low, height=2 * band_height, color=NULL, alpha=0.22, linewidth=0)
         axes.plot(nulls, [y] * len(nulls), "|", color=NULL, markersize=size + 1, markeredgewidth=1.1)
-    if error > 0:
-        axes.errorbar([compared.value], [y], xerr=[error], color=colour, linewidth=1.4, capsize=3)
+    if interval and all(map(math.isfinite, (*interval, compared.value))):
+        low, high = interval
+        ends = [[compared.value - low], [high - compared.value]]
+        axes.errorbar([compared.value], [y], xerr=ends, color=colour, linewidth=1.4, capsize=3)
     axes.plot([compared.value], [y], "o", color=colour, markersize=size, markeredgecolor="white", zorder=4)
 
 
@@ -74,9 +88,7 @@ def legend(axes: Axes, colours: list[tuple[str, str]], nulls: bool) -> None:
     figure = axes.figure
     handles = [axes.plot([], [], "o", color=colour, label=text, markersize=7)[0] for text, colour in colours]
     if nulls:
-        handles.append(
-            axes.plot([], [], "|", color=NULL, label="random rotations (band: their range)", markersize=9)[0]
-        )
+        handles.append(axes.plot([], [], "|", color=NULL, label=RANDOM, markersize=9)[0])
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False, fontsize=8.5)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,14 +11,10 @@ import torch
 
 from .. import _C
 from ..hooked import Effect, Pass, Steered
-from ..model import Model
 from .generation import generate
 from .wrapped import after_final_norm, as_model, config_of
 
 Operator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-# Model -> layer -> its control (None without one), shared by the ControlModels around one model.
-_CONTROLLED: weakref.WeakKeyDictionary[Model, dict[int, Effect | None]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +61,8 @@ class ControlModel:
         if outside := [layer for layer in wanted if not -n_layers <= layer < n_layers]:
             raise IndexError(f"ControlModel: layer_ids must be in [{-n_layers}, {n_layers}), got {outside}")
         self.layer_ids = [layer % n_layers for layer in wanted]
-        self._controls = _CONTROLLED.setdefault(self.model, {})
+        # Layer -> its control (None without one): the model's own, so that all ControlModels around it share them.
+        self._controls: dict[int, Effect | None] = vars(self.model).setdefault("_repeng_controls", {})
         if any(layer in self._controls for layer in self.layer_ids):
             warnings.warn("ControlModel: this model is wrapped already; unwrap() it first", stacklevel=2)
         for layer in self.layer_ids:

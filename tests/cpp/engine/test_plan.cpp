@@ -209,6 +209,58 @@ TEST_CASE("a pass is no wider than it is let be", "[engine]") {
     for (const auto& height : plan.heights(pass)) REQUIRE(height.n_rows <= 6);
 }
 
+TEST_CASE("short passes run what they have in common once, where there is room for it", "[engine]") {
+  // A prefix, a turn steered from block 1 and one from block 2 on, and ten questions after each.
+  const auto prefix = piece(-1, 0, Ids(8, 5));
+  std::vector<Piece> pieces = {prefix, steered(piece(0, 1, Ids(6, 7)), 1, 1),
+                               steered(piece(0, 1, Ids(6, 7)), 2, 2)};
+  std::vector<Capture> captures;
+  for (int64_t turn = 1; turn <= 2; ++turn)
+    for (int64_t q = 0; q < 10; ++q) {
+      pieces.push_back(piece(turn, 10 + q, Ids(4, q)));
+      captures.push_back(residual(static_cast<int64_t>(pieces.size()) - 1, 3));
+    }
+  const auto whole = plan_of(pieces, captures);
+  REQUIRE(whole.summary().n_passes == 1);
+  // The turns are one up to block 1, and so is each question after them.
+  REQUIRE(whole.summary().token_layers_to_run == (8 + 6 + 40) * 4 + (6 + 40) * 2);
+
+  constexpr int64_t kMost = 2 * 4 * 4;  // two questions
+  const auto plan = plan_of(pieces, captures, {.most_token_layers = kMost});
+  REQUIRE(plan.passes().size() >= 8);
+  // Questions are shared by neighbours only: those after the second turn find the lower layers of few of the first.
+  REQUIRE(plan.summary().token_layers_to_run <= (8 + 6 + 40) * 4 + (6 + 40) * 2 + 40 * 2);
+  int64_t to_run = 0;
+  for (size_t pass = 0; pass < plan.passes().size(); ++pass) {
+    int64_t of_pass = 0;
+    for (const auto& height : plan.heights(static_cast<int64_t>(pass)))
+      for (const auto& slot : height.slots) {
+        REQUIRE_FALSE((slot.runs && slot.carried));
+        if (slot.runs) of_pass += slot.n_rows;
+        // Keys are in the order of the slots: what a slot goes on from stands before it.
+        if (slot.parent >= 0)
+          REQUIRE(height.slots[static_cast<size_t>(slot.parent)].first_key < slot.first_key);
+      }
+    if (pass > 0) REQUIRE(of_pass <= kMost + 6 * 4);  // and the second turn once
+    to_run += of_pass;
+  }
+  REQUIRE(to_run == plan.summary().token_layers_to_run);
+
+  // Without room for what is carried it is run again, as between passes that the budget cuts.
+  const auto alone = plan_of(pieces, {captures[0]}).summary().peak_bytes;
+  const auto tight = plan_of(pieces, captures, {.memory_budget = alone, .most_token_layers = kMost});
+  REQUIRE(tight.summary().peak_bytes <= alone);
+  REQUIRE(tight.summary().token_layers_to_run ==
+          plan_of(pieces, captures, {.memory_budget = alone}).summary().token_layers_to_run);
+
+  // What each group costs its reader counts, and a pass holds some groups all the same.
+  const auto costly = plan_of(pieces, captures, {.most_token_layers = kMost, .group_token_layers = kMost});
+  REQUIRE(costly.passes().size() == captures.size());
+  const auto grouped =
+      plan_of(pieces, captures, {.most_token_layers = kMost, .group_token_layers = kMost, .least_groups = 5});
+  REQUIRE(grouped.passes().size() == captures.size() / 5);
+}
+
 TEST_CASE("nothing is planned above what is read", "[engine]") {
   const auto prefix = piece(-1, 1, {5, 6, 7}), rest = piece(0, 2, {8, 9});
   const auto cost = [&](std::vector<Capture> captures) {

@@ -2,9 +2,14 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <iterator>
+#include <map>
+#include <set>
 #include <string>
 #include <tuple>
 
+#include <sqlite3.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -221,6 +226,162 @@ TEST_CASE("a file that is not a store is refused and left alone", "[experiments]
   CHECK(fs::file_size(path) == text.size());
   CHECK_THROWS_AS(Store::open(folder.path), introspect::IoError);
   CHECK_THROWS_AS(Store::open(path / "below" / "cells.sqlite"), introspect::IoError);
+}
+
+TEST_CASE("a store whose tables are not plain ones is refused", "[experiments][store]") {
+  const Folder folder;
+  const auto path = folder.path / "cells.sqlite";
+  const auto* change = GENERATE(
+      "CREATE VIEW more AS SELECT 1", "CREATE TRIGGER t AFTER INSERT ON cells BEGIN DELETE FROM cells; END",
+      "CREATE TABLE other(x)", "CREATE INDEX i ON cells(abs(strength))",
+      "ALTER TABLE cells ADD COLUMN x TEXT GENERATED ALWAYS AS (hex(zeroblob(1000000000))) VIRTUAL",
+      "ALTER TABLE cells RENAME COLUMN value TO other",
+      "DROP TABLE cells; CREATE VIEW cells AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n) "
+      "SELECT i key, 'x' value, '' base_key, 1 run, '' written FROM n",
+      "DROP TABLE cells; CREATE VIRTUAL TABLE cells USING fts3(key)");
+  put(Store::open(path), "k", "v");
+  sqlite3* raw = nullptr;
+  REQUIRE(sqlite3_open(path.c_str(), &raw) == SQLITE_OK);
+  INFO(change << ": " << sqlite3_errmsg(raw));
+  REQUIRE(sqlite3_exec(raw, change, nullptr, nullptr, nullptr) == SQLITE_OK);
+  sqlite3_close(raw);
+  for (const bool read_only : {false, true})
+    CHECK_THROWS_AS(Store::open(path, read_only), introspect::IoError);
+  const auto ours = Store::open(folder.path / "ours.sqlite");
+  CHECK_THROWS_AS(ours->merge(path), introspect::IoError);
+}
+
+TEST_CASE("a store that is read stays as it is, and takes nothing", "[experiments][store]") {
+  const Folder folder;
+  const auto path = folder.path / "cells.sqlite";
+  put(Store::open(path), "k", "v");
+  sqlite3* raw = nullptr;  // as a store that somebody has copied through another program
+  REQUIRE(sqlite3_open(path.c_str(), &raw) == SQLITE_OK);
+  REQUIRE(sqlite3_exec(raw, "PRAGMA journal_mode=DELETE", nullptr, nullptr, nullptr) == SQLITE_OK);
+  sqlite3_close(raw);
+  const auto content = [](const fs::path& file) {
+    std::ifstream in(file, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(in), {});
+  };
+  const auto before = content(path);
+  {
+    const auto store = Store::open(path, true);
+    CHECK(store->get("k") == "v");
+    CHECK(store->rows().size() == 1);
+    CHECK(store->problems().empty());
+    CHECK_FALSE(store->can_write());
+    CHECK_THROWS_WITH(put(store, "new", "v"), Catch::Contains("can only be read"));
+    CHECK_THROWS_AS(store->vacuum(), introspect::IoError);
+  }
+  CHECK(Store::open(folder.path / "ours.sqlite")->merge(path).added == 1);
+  CHECK(content(path) == before);
+  size_t files = 0;
+  for (const auto& entry : fs::directory_iterator(folder.path))
+    files += entry.path().string().find("cells") != std::string::npos ? 1 : 0;
+  CHECK(files == 1);
+  CHECK_THROWS_AS(Store::open(folder.path / "missing.sqlite", true), introspect::IoError);
+  CHECK_FALSE(fs::exists(folder.path / "missing.sqlite"));
+}
+
+TEST_CASE("a damaged write-ahead log is named, and one that a killed writer left is not",
+          "[experiments][store]") {
+  const Folder folder;
+  fs::create_directories(folder.path);
+  const auto path = folder.path / "cells.sqlite", log = folder.path / "cells.sqlite-wal";
+  // A killed process leaves its log behind.
+  const auto child = in_another_process([&] {
+    const auto store = Store::open(path);
+    for (int i = 0; i < 20; ++i) put(store, std::to_string(i), std::string(3000, 'x'));
+    kill(getpid(), SIGKILL);
+  });
+  exit_status(child);
+  REQUIRE(fs::file_size(log) > 20 * 4096);
+  const auto copies = folder.path / "copies";
+  const auto opened = [&](const std::function<void(std::fstream&)>& change, uintmax_t size) {
+    fs::remove_all(copies);
+    fs::create_directories(copies);
+    for (const auto& file : {path, log}) fs::copy_file(file, copies / file.filename());
+    fs::resize_file(copies / log.filename(), size);
+    std::fstream file(copies / log.filename(), std::ios::in | std::ios::out | std::ios::binary);
+    change(file);
+    file.close();
+    return copies / path.filename();
+  };
+  const auto size = fs::file_size(log);
+  const auto flip = [](std::streamoff at) {
+    return [at](std::fstream& file) {
+      file.seekg(at);
+      const char c = static_cast<char>(file.get() ^ 1);
+      file.seekp(at);
+      file.put(c);
+    };
+  };
+  const auto nothing = [](std::fstream&) {};
+  // https://sqlite.org/fileformat.html: 32 bytes of header, then frames of 24 bytes and a page of 4,096.
+  for (const std::streamoff at :
+       {std::streamoff{0}, std::streamoff{17}, std::streamoff{25}, std::streamoff{32 + 9},
+        std::streamoff{32 + 24 + 100}, std::streamoff{32 + 3 * 4120 + 2000}}) {
+    const auto damaged = opened(flip(at), size);
+    CHECK_THROWS_WITH(Store::open(damaged),
+                      Catch::Contains("cells.sqlite-wal") && Catch::Contains("damaged"));
+    const auto read = Store::open(damaged, true);
+    REQUIRE(read->problems().size() == 1);
+    CHECK_THAT(read->problems()[0], Catch::Contains("damaged"));
+    CHECK_THROWS_AS(Store::open(folder.path / "ours.sqlite")->merge(damaged), introspect::IoError);
+  }
+  CHECK(Store::open(opened(nothing, size))->size() == 20);
+  CHECK(Store::open(opened(nothing, size - 1000))->size() == 19);  // a frame that was being written
+  CHECK(Store::open(opened(nothing, size - 4120 + 24), true)->problems().empty());
+  CHECK(Store::open(opened(nothing, 32), true)->problems().empty());
+  fs::remove(log);
+  CHECK(Store::open(path)->problems().empty());
+}
+
+TEST_CASE("what runs ask for is theirs, whoever made the cells", "[experiments][store]") {
+  const Folder folder;
+  const auto store = Store::open(folder.path / "cells.sqlite");
+  CHECK(store->asked().empty());
+  Cell one{"k", ""}, two{"later", ""};
+  one.question = two.question = "Is ice hot?";
+  store->put_asked({one, two}, origin(1));
+  store->put_asked({one}, origin(2));
+  store->put_asked({one, two}, origin(1));
+  put(store, "k", "value");
+  auto asked = store->asked();
+  REQUIRE(asked.size() == 3);
+  CHECK(asked[0].cell.value == "value");
+  CHECK(asked[1].cell.value.empty());
+  CHECK(asked[2].origin.seed == 2);
+  CHECK(asked[2].cell.value == "value");
+  CHECK(store->size() == 1);
+  const auto other = Store::open(folder.path / "other.sqlite");
+  other->merge(store->path());
+  CHECK(other->asked().size() == 3);
+}
+
+TEST_CASE("cells that are no readings are found, and left out of a merge that asks for it",
+          "[experiments][store]") {
+  const Folder folder;
+  const auto store = Store::open(folder.path / "cells.sqlite");
+  const std::map<std::string, std::string> cells = {
+      {"sound", R"({"log_odds": 1.5, "p_yes": 0.5, "p_no": 0.1})"},
+      {"failed", R"({"log_odds": null, "p_yes": null, "p_no": null})"},
+      {"p", R"({"log_odds": 1.5, "p_yes": 7, "p_no": 0.1})"},
+      {"rank",
+       R"({"log_odds": 1, "p_yes": 0.5, "p_no": 0, "tokens": [{"token": "a", "id": 1, "log_prob": -1, "rank": 0}]})"},
+      {"block", R"({"log_odds": 1, "p_yes": 0.5, "p_no": 0, "projections": {"a": {"x": 1}}})"},
+      {"missing", R"({"log_odds": 1})"},
+      {"text", "nothing"}};
+  for (const auto& [key, value] : cells) put(store, key, value);
+  std::set<std::string> damaged;
+  for (const auto& one : store->damaged()) {
+    damaged.insert(one.key);
+    CHECK_FALSE(one.what.empty());
+  }
+  CHECK(damaged == std::set<std::string>{"p", "rank", "block", "missing", "text"});
+  const auto merged = Store::open(folder.path / "other.sqlite")->merge(store->path(), true);
+  CHECK(merged.added == 2);
+  CHECK(merged.damaged == 5);
 }
 
 TEST_CASE("a store of another layout is refused and left alone", "[experiments][store]") {

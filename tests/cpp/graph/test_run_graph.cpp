@@ -264,6 +264,28 @@ TEST_CASE("every reading is that of its sequence run by itself, under any budget
   cost(mixed.graph, options);
 }
 
+TEST_CASE("passes that are kept short leave to the next what both need: no reading and no cost changes",
+          "[graph]") {
+  const Mixed mixed;
+  const auto whole = mixed.graph.plan();
+  REQUIRE(whole.n_passes == 1);
+  const auto least = smallest_budget(mixed.graph);
+  for (const int64_t most : {int64_t{1}, int64_t{40}, whole.token_layers_to_run / 2}) {
+    for (const int64_t budget : {least, 2 * least, int64_t{1} << 30}) {
+      const graph::RunOptions options{.memory_budget = budget, .most_token_layers = most};
+      const auto plan = mixed.graph.plan(options);
+      REQUIRE(plan.n_passes > 1);
+      REQUIRE(plan.peak_bytes <= budget);
+      // Nearly nothing runs twice where there is room for it, and never more than without the limit of cost.
+      if (budget > 2 * least) REQUIRE(plan.token_layers_to_run <= whole.token_layers_to_run * 5 / 4);
+      const auto readings = mixed.graph.run(options);
+      for (size_t read = 0; read < readings.size(); ++read)
+        mixed.require(static_cast<ReadId>(read), readings[read]);
+      cost(mixed.graph, options);
+    }
+  }
+}
+
 TEST_CASE("layers are read in the order given, also one twice", "[graph]") {
   const auto model = tiny_model();
   Graph graph;

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import synthetic
@@ -37,11 +40,29 @@ def test_help_loads_neither_torch_nor_plots():
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
-def test_version_and_prefix():
+def test_version():
     import introspect
 
     assert invoke("--version").stdout == f"introspect {introspect.__version__}\n"
-    assert invoke("--cmake-prefix").stdout.strip() == os.path.dirname(introspect.__file__)
+
+
+CONSUMER = """
+cmake_minimum_required(VERSION 3.20)
+project(consumer NONE)
+find_package(introspect CONFIG REQUIRED PATHS ${CMAKE_PREFIX_PATH} NO_DEFAULT_PATH)
+message(STATUS "found ${introspect_DIR}")
+"""
+
+
+def test_cmake_finds_the_package_at_the_prefix_of_this_install(tmp_path):
+    prefix = Path(invoke("--cmake-prefix").stdout.strip())
+    (found,) = prefix.glob("lib*/cmake/introspect/introspect-config.cmake")
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake on the path")
+    (tmp_path / "CMakeLists.txt").write_text(CONSUMER)
+    command = ["cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0 and f"found {found.parent}" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -51,6 +72,19 @@ def test_version_and_prefix():
         ("info",),
         ("generate", "m"),
         ("generate", "m", "text", "--layers", "1-2"),
+        ("generate", "m", "text", "--fraction", "0.1"),
+        ("generate", "m", "text", "--vector", "VECTOR", "--strength", "1", "--fraction", "0.1"),
+        ("generate", "m", "text", "--samples", "2"),
+        ("generate", "m", "text", "-n", "0", "--temperature", "1"),
+        ("train", "m", "-o", "cat.gguf"),
+        ("train", "m", "--concept", "cat", "--word", "cat", "-o", "cat.gguf"),
+        ("train", "m", "--concept", "", "-o", "cat.gguf"),
+        ("train", "m", "--positive", "Be glad.", "-o", "cat.gguf"),
+        ("train", "m", "--positive", "Be glad.", "--negative", "Be sad.", "--template", "{concept}", "-o", "x.gguf"),
+        ("train", "m", "--concept", "cat", "--template", "About cats.", "-o", "cat.gguf"),
+        ("train", "m", "--word", "cat", "--template", "About {concept}.", "-o", "cat.gguf"),
+        ("train", "m", "--word", "cat", "--method", "lat", "-o", "cat.gguf"),
+        ("train", "m", "--concept", "cat", "--baseline", "VECTOR", "-o", "cat.gguf"),
         ("generate", "m", "text", "--vector", "nowhere.gguf"),
         ("generate", "m", "text", "--max-new-tokens", "0"),
         ("generate", "m", "text", "--dtype", "int8"),
@@ -75,6 +109,48 @@ def test_wrong_usage_ends_with_2_and_writes_nothing(arguments, vector_file, tmp_
     result = invoke(*(vector_file if argument == "VECTOR" else argument for argument in arguments))
     assert result.exit_code == 2, result.output
     assert sorted(tmp_path.iterdir()) == before
+
+
+RUN = ("run", "m", "no_info", "-o", "out", "--vector", "VECTOR")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (*RUN, "--seed", "9" * 23),
+        (*RUN, "--seed", "-1"),
+        (*RUN, "--nulls", "9" * 23),
+        (*RUN, "--strength", "1e400"),
+        (*RUN, "--strength", "9" * 5000),
+        (*RUN, "--layers", "9" * 5000),
+        (*RUN, "--layers", "0.5-" + "9" * 400),
+        (*RUN, "--device", "\udcff"),
+        (*RUN, "--questions", "\udcff"),
+        ("sweep", *RUN[1:], "--step", "9" * 23, "--layers", "1"),
+        ("sweep", *RUN[1:], "--all-ranges", "--max-width", "9" * 400),
+        ("run", "m", "no_info", "-o", "out\0put", "--vector", "VECTOR"),
+        ("run", "\udcff", "no_info", "-o", "out", "--vector", "VECTOR"),
+        ("run", "m", "\udcff", "-o", "out", "--vector", "VECTOR"),
+        ("run", "m", "no_info", "-o", "out", "--vector", "\udcff=VECTOR"),
+        ("train", "m", "--concept", "\udcff", "-o", "x.gguf"),
+        ("store", "info", "VECTOR"),
+        ("store", "export", "VECTOR", "-o", "x.csv"),
+        ("store", "merge", "VECTOR", "VECTOR"),
+    ],
+)
+def test_no_argument_gives_a_traceback(arguments, vector_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*(str(argument).replace("VECTOR", str(vector_file)) for argument in arguments))
+    assert result.exit_code in (1, 2), result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    if result.exit_code == 1:
+        assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("introspect: ")
+
+
+@pytest.mark.parametrize("option", [("--fraction", "0.1,0.2"), ("--strength", "1,2"), ("--layers", "1-2,3-4")])
+def test_several_values_in_a_run_name_the_sweep(option, vector_file):
+    result = invoke(*(vector_file if argument == "VECTOR" else argument for argument in RUN), *option)
+    assert result.exit_code == 2 and "introspect sweep" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -106,6 +182,77 @@ def test_a_failure_is_one_line_and_1(tmp_path):
         assert result.exit_code == 1
         assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("introspect: ")
         assert result.stdout == ""
+
+
+def options():
+    """(command, option) of every whole number that a command takes."""
+    groups = [((), app), *(((group.name,), group.typer_instance) for group in app.registered_groups)]
+    for path, group in groups:
+        for command in group.registered_commands:
+            hints = get_type_hints(command.callback, include_extras=True)
+            for name, hint in hints.items():
+                kind, *details = get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
+                if details and int in (kind, *get_args(kind)):
+                    named = [text for text in details[0].param_decls or () if text.startswith("--")]
+                    command_name = command.name or command.callback.__name__
+                    yield (*path, command_name), (named or [f"--{name.replace('_', '-')}"])[0]
+
+
+def test_there_are_whole_numbers_to_try():
+    assert {("generate", "--max-new-tokens"), ("run", "--nulls"), ("sweep", "--step")} <= {
+        (command[-1], option) for command, option in options()
+    }
+
+
+@pytest.mark.parametrize(("command", "option"), list(options()), ids=str)
+def test_whole_numbers_beyond_all_bounds_are_wrong_usage(command, option):
+    result = invoke(*command, option, "9" * 25)
+    assert result.exit_code == 2 and option in result.stderr, result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("text", ["9" * 25, f"1-{'9' * 25}"])
+def test_layers_beyond_all_bounds_are_not_understood(text):
+    with pytest.raises(typer.BadParameter):
+        common.parse_layers(text)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "m", b"\xff"),
+        ("generate", b"no-model-\xff", "text"),
+        ("generate", "m", "text", "--system", b"\xff"),
+        ("train", "m", "--concept", b"\xff", "-o", "cat.gguf"),
+        ("train", "m", "--concept", "cat", "--template", b"\xff{concept}", "-o", "cat.gguf"),
+        ("run", "m", b"\xff", "-o", "out", "--vector", "cat.gguf"),
+        ("pull", b"\xff"),
+    ],
+)
+def test_arguments_that_are_no_text_are_wrong_usage(arguments, tmp_path):
+    command = [sys.executable, "-m", "introspect", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env={**os.environ, "PYTHONUTF8": "1"})
+    assert done.returncode == 2, done.stderr
+    assert b"Traceback" not in done.stderr and b"UTF-8" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whatever_fails_ends_with_one_line(capsys):
+    @common.guarded
+    def command():
+        raise KeyError("tokens")
+
+    with pytest.raises(typer.Exit) as ended:
+        command()
+    assert ended.value.exit_code == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_pull_without_a_name_fetches_nothing_and_lists_the_names(monkeypatch):
+    monkeypatch.setattr("introspect.hub.pull", lambda *args, **options: pytest.fail("it fetched"))
+    result = invoke("pull")
+    assert result.exit_code == 0
+    assert result.stdout == invoke("pull", "--list").stdout and "491 MB" in result.stdout
 
 
 def test_pull_lists_the_short_names():
@@ -171,7 +318,8 @@ def test_info_says_what_the_model_is(smollm2):
     # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct/blob/main/config.json
     assert (facts["n_layers"], facts["d_model"], facts["n_heads"], facts["n_key_value_heads"]) == (30, 576, 9, 3)
     assert facts["d_vocab"] == 49152 and facts["parameters"] == 134515008
-    assert facts["kv_bytes_per_token"] == 2 * 30 * 3 * 64 * 2
+    assert facts["dtype"] == "float32"  # as in every other command
+    assert facts["kv_bytes_per_token"] == 2 * 30 * 3 * 64 * 4
     assert "134.5 million" in invoke("info", smollm2).stdout
 
 
@@ -192,6 +340,40 @@ def test_generate_steers(smollm2, trained):
 def test_generate_refuses_layers_the_model_does_not_have(smollm2, trained):
     result = invoke("generate", smollm2, "Hello", "--vector", trained, "--layers", "10-200")
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
+
+
+def test_generate_with_a_system_message_and_several_samples(smollm2):
+    arguments = ("generate", smollm2, "Say something.", "--system", "You are a pirate.", "--max-new-tokens", "6")
+    asked = json.loads(invoke(*arguments, "--json").stdout)
+    assert asked["prompt"].index("You are a pirate.") < asked["prompt"].index("Say something.")
+    assert asked["samples"] == [asked["text"]]
+    drawn = json.loads(invoke(*arguments, "-n", "3", "--temperature", "1", "--seed", "7", "--json").stdout)["samples"]
+    assert len(drawn) == 3 and len(set(drawn)) > 1
+    shown = invoke(*arguments, "-n", "3", "--temperature", "1", "--seed", "7").stdout
+    assert [shown.count(text) > 0 for text in drawn] == [True] * 3 and "--- 3 of 3" in shown
+
+
+def test_generate_takes_a_chat_template(smollm2, tmp_path):
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}<<{{ m.content }}>>{% endfor %}")
+    arguments = ("generate", smollm2, "Hello", "--chat", "--max-new-tokens", "1", "--json")
+    asked = json.loads(invoke(*arguments, "--chat-template", tmp_path / "own.jinja").stdout)
+    assert asked["prompt"] == "<<Hello>>"
+    assert (
+        "<|im_start|>user\nHello<|im_end|>"
+        in json.loads(invoke(*arguments, "--chat-template", "chatml").stdout)["prompt"]
+    )
+    wrong = invoke(*arguments, "--chat-template", "no-such-format")
+    assert wrong.exit_code == 1 and "chatml" in wrong.stderr
+
+
+def test_generate_steers_by_a_fraction_of_the_residual_norm(smollm2, trained):
+    arguments = ("generate", smollm2, "Hello", "--chat", "--max-new-tokens", "12", "--layers", "10-20")
+    plain = invoke(*arguments[:-2]).stdout
+    result = invoke(*arguments, "--vector", trained, "--fraction", "0")
+    if "unit='residual'" in result.stderr:
+        pytest.skip("steer() does not know unit='residual' yet")
+    assert result.stdout == plain
+    assert invoke(*arguments, "--vector", trained, "--fraction", "0.5").stdout != plain
 
 
 def cells(folder):
@@ -235,6 +417,8 @@ def test_an_interrupted_run_keeps_its_cells(smollm2, trained, tmp_path):
         finally:
             process.kill()
     assert process.returncode == 130
-    assert stderr.strip() == "introspect: interrupted; what was finished is kept"
+    announced, *_, last = stderr.strip().splitlines()
+    assert announced.startswith("introspect: 502 readings")
+    assert last.startswith("introspect: interrupted; what was finished is kept. The same command goes on")
     assert cells(out) >= 2
-    assert not list(out.glob("*.json*"))
+    assert [path.name for path in out.glob("*.json*")] == ["run.json"]

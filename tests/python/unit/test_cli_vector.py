@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import introspect
 from introspect import plots
 from introspect.cli.app import app
+from introspect.cli.vector import advice_on
 
 
 def invoke(*arguments):
@@ -17,10 +18,15 @@ def invoke(*arguments):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    model = introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"))
+def folder(tmp_path_factory):
+    return write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    model = introspect.load_model(folder)
     pairs = introspect.concept_pairs(model, "cat", ["I", "It", "We", "A", "The", "So"])
-    return introspect.ControlVector.train(model, pairs)
+    return introspect.ControlVector.train_many(model, {"cat": pairs})["cat"]
 
 
 def test_show_prints_every_layer(trained, tmp_path):
@@ -44,6 +50,7 @@ def test_show_of_a_vector_without_origin(tmp_path):
     done = invoke("show", path)
     assert done.exit_code == 0
     assert "method unknown" in done.stdout
+    assert "does not name" in done.stdout and "accuracy" not in done.stdout
     assert json.loads(invoke("show", path, "--json").stdout)["layers"][0]["auc"] is None
 
 
@@ -55,6 +62,117 @@ def test_combine_is_the_weighted_sum(tmp_path):
     done = invoke("combine", "-o", tmp_path / "c.gguf", "--", *terms)
     assert done.exit_code == 0
     assert introspect.ControlVector.load(tmp_path / "c.gguf") == 0.5 * a + -2 * b
+
+
+@pytest.mark.parametrize("weight", ["-0.5", "-.5", "-5e-1"])
+def test_a_weight_below_zero_needs_nothing_before_it(weight, tmp_path):
+    # "foo" has an o in it, as the option -o has.
+    a, b = (introspect.ControlVector("llama", {1: torch.randn(8)}) for _ in range(2))
+    a.save(tmp_path / "a.gguf")
+    b.save(tmp_path / "foo.gguf")
+    out = tmp_path / "m.gguf"
+    for arguments in (
+        ("-o", out, tmp_path / "a.gguf", f"{weight}*{tmp_path / 'foo.gguf'}"),
+        (f"{weight}*{tmp_path / 'foo.gguf'}", tmp_path / "a.gguf", "--output", out),
+        ("-o", out, "--", tmp_path / "a.gguf", f"{weight}*{tmp_path / 'foo.gguf'}"),
+    ):
+        done = invoke("combine", *arguments)
+        assert done.exit_code == 0, done.output
+        assert introspect.ControlVector.load(out) == a + -0.5 * b
+        out.unlink()
+
+
+def test_show_names_the_concept_and_explains_every_column_once(trained, tmp_path):
+    path = tmp_path / "x.gguf"
+    trained.save(path)
+    shown = invoke("show", path).stdout
+    assert "“cat”" in shown
+    *_, header, _, _ = shown.splitlines()
+    names = header.split("  ")
+    assert [name for name in map(str.strip, names) if name] == ["layer", "norm", "1st share", "sign", "accuracy", "AUC"]
+    for name in ("layer", "norm", "1st share", "sign", "accuracy", "AUC"):
+        assert sum(line.startswith(name) for line in shown.splitlines()) == (2 if name == "layer" else 1), name
+    assert max(map(len, shown.splitlines()[1:])) <= 110
+    assert json.loads(invoke("show", path, "--json").stdout)["concept"] == "cat"
+
+
+def row(layer, auc, explained):
+    return {"layer": layer, "auc": auc, "explained_variance": explained}
+
+
+def test_the_advice_names_the_layers_that_tell_pairs_apart():
+    rows = [
+        row(1, 0.6, 0.2),
+        row(2, 0.99, 0.3),
+        row(3, 1.0, 0.6),
+        row(4, 1.0, 0.5),
+        row(5, 0.97, 0.1),
+        row(7, 1.0, 0.55),
+    ]
+    said = advice_on(rows)
+    assert said.startswith("Layers 2–4, 7 tell held-out pairs apart best (AUC 0.98 or more)")
+    assert "most of the pairs' differences in 3–4, 7 (0.48 or more)" in said
+    assert "No layer" in advice_on([row(1, 0.6, 0.2), row(2, 0.7, 0.2)])
+    assert "cannot say" in advice_on([row(1, None, None)])
+
+
+# introspect train
+
+
+def train(folder, out, *arguments):
+    command = ["train", folder, "-o", out, *arguments]
+    return CliRunner().invoke(app, [str(argument) for argument in command])
+
+
+@pytest.fixture
+def suffixes(tmp_path):
+    path = tmp_path / "suffixes.txt"
+    path.write_text("I\nIt\nWe\nA\n")
+    return path
+
+
+def test_train_of_a_concept_is_that_of_its_pairs(folder, suffixes, tmp_path):
+    out = tmp_path / "cat.safetensors"
+    assert train(folder, out, "--concept", "cat", "--suffixes", suffixes).exit_code == 0
+    model = introspect.load_model(folder)
+    pairs = introspect.concept_pairs(model, "cat", suffixes.read_text().split())
+    made = introspect.ControlVector.load(out)
+    assert made == introspect.ControlVector.train(model, pairs) and made.concept == "cat"
+
+
+def test_train_with_templates_and_with_words_of_ones_own(folder, suffixes, tmp_path):
+    out = tmp_path / "x.safetensors"
+    model = introspect.load_model(folder)
+
+    def chats(request):
+        system = {"role": "system", "content": ""}
+        head = model.apply_chat_template([system, {"role": "user", "content": request}], add_generation_prompt=True)
+        return [head + suffix for suffix in suffixes.read_text().split()]
+
+    templates = ("--template", "Say {concept}!", "--template", "What of {concept}?")
+    assert train(folder, out, "--concept", "cat", "--suffixes", suffixes, *templates).exit_code == 0
+    pairs = [
+        pair
+        for template in ("Say {}!", "What of {}?")
+        for pair in zip(chats(template.format("cat")), chats(template.format("anything")), strict=True)
+    ]
+    assert introspect.ControlVector.load(out) == introspect.ControlVector.train(model, pairs)
+    arguments = ("--positive", "Be glad.", "--negative", "Be sad.", "--method", "mean_diff", "--suffixes", suffixes)
+    assert train(folder, out, *arguments).exit_code == 0
+    pairs = list(zip(chats("Be glad."), chats("Be sad."), strict=True))
+    made = introspect.ControlVector.load(out)
+    assert made == introspect.ControlVector.train(model, pairs, method="mean_diff") and made.concept == "Be glad."
+
+
+def test_train_of_a_word_is_train_words(folder, tmp_path):
+    out, words = tmp_path / "x.safetensors", tmp_path / "words.txt"
+    words.write_text("dog\ncat\n\nhat\n")
+    done = train(folder, out, "--word", "cat", "--baseline", words, "--template", "Of {word}.", "--json")
+    assert done.exit_code == 0, done.output
+    model = introspect.load_model(folder)
+    made = introspect.ControlVector.load(out)
+    assert made == introspect.ControlVector.train_words(model, "cat", ["dog", "hat"], template=["Of {word}."])
+    assert made.concept == "cat" and json.loads(done.stdout)["concept"] == "cat"
 
 
 def test_convert_keeps_everything(trained, tmp_path):

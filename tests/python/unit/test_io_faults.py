@@ -156,7 +156,7 @@ def entry(begin, end, shape, dtype="F32"):
         ({"a": {"dtype": "F32", "shape": [2]}}, 8, "must hold dtype, shape and data_offsets"),
         ({"__metadata__": {"a": 1}}, 0, "must hold strings"),
         (b'{"a": {}, "a": {}}', 0, "the key 'a' twice"),
-        (b'{"a": [[[[1]]]]}', 0, "nest deeper"),
+        (b'{"a": ' + b"[" * 65 + b"]" * 65 + b"}", 0, "nest deeper"),
         (b'{"a": 1e999}', 0, "byte|range"),
         (b'{"\xff": {}}', 0, "must be JSON"),
         (b"[]", 0, "must be an object"),

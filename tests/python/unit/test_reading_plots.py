@@ -4,6 +4,7 @@ import json
 
 import pytest
 import synthetic
+from scipy.stats import binomtest
 
 from introspect import plots, report
 from introspect.plots import interactive
@@ -95,5 +96,6 @@ def test_localisation_is_drawn_with_its_level_of_chance():
         row = data["rows"][place] = {**row, "place": place}
         row["base"], row["injected"] = {**row["base"], "answers": answers}, {**row["injected"], "answers": risen}
     title = plots.localised(Result(data)).get_suptitle()
-    # Wilson 1927, z = 1.96: (2 + z²/2 ± z sqrt(2 * 1 / 3 + z²/4)) / (3 + z²)
-    assert "67% (21 to 94%) right, chance 33%" in title
+    interval = binomtest(2, 3).proportion_ci(method="exact")  # as everywhere in a report: Clopper & Pearson 1934
+    assert f"67% ({100 * interval.low:.0f} to {100 * interval.high:.0f}%) right, chance 33%" in title
+    assert "67% (9 to 99%)" in title

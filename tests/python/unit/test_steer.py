@@ -174,7 +174,7 @@ def test_a_padded_generation_is_that_of_each_prompt_alone_run_again_for_every_to
     prompts = [random_ids(n, n) for n in (LONG, SHORT)]
     options = {"max_new_tokens": N_NEW, "padding_side": side, "stop_at_eos": False}
     with model.steer(vector, **arguments):
-        together = model.engine.generate(prompts, hooks=model._active_hooks(), **options)
+        together = model.engine.generate(prompts, hooks=model._hooks_of_pass(*padded(prompts, "left")), **options)
     expected = [greedy(model, prompt, N_NEW, vector, rule) for prompt in prompts]
     assert together == expected
     assert expected != model.engine.generate(prompts, **options)
@@ -186,7 +186,7 @@ def test_one_batch_takes_a_vector_for_each_row(model, op):
     prompts = [random_ids(n, n) for n in (9, 7, LONG, SHORT)]
     options = {"max_new_tokens": N_NEW, "stop_at_eos": False}
     with model.steer(vectors, op=op, **OPERATORS[op]):
-        together = model.engine.generate(prompts, hooks=model._active_hooks(), **options)
+        together = model.engine.generate(prompts, hooks=model._hooks_of_pass(*padded(prompts, "left")), **options)
     always = WHERE["everywhere"][1]
     for prompt, vector, new in zip(prompts, vectors, together, strict=True):
         assert new == greedy(model, prompt, N_NEW, vector, always, op, **OPERATORS[op])
@@ -215,7 +215,9 @@ def test_what_is_no_steering_changes_nothing_bit_for_bit(model, vector, ids):
         for op in ("add", "norm_preserving_add", "ablate"):
             with model.steer(nothing, op=op):
                 torch.testing.assert_close(model(tokens), plain, **EXACT)
-                assert model.engine.generate([ids], hooks=model._active_hooks(), **options) == text
+                assert (
+                    model.engine.generate([ids], hooks=model._hooks_of_pass(*padded([ids], "left")), **options) == text
+                )
     with model.steer(vector, strength=0.0), model.steer(vector, positions=(40, None)):
         torch.testing.assert_close(model(tokens), plain, **EXACT)
     torch.testing.assert_close(model(tokens), plain, **EXACT)
@@ -358,7 +360,7 @@ def test_a_condition_is_decided_on_the_prompt_and_kept_in_every_step(model, cond
         logits = [model(tokens, attention_mask=mask, cache=cache, n_prompt=LONG)]
         for step in range(4):
             logits.append(model(more[:, step : step + 1], cache=cache, n_prompt=LONG))
-        hooks = model._active_hooks(model._conditions_met(tokens, mask))
+        hooks = model._hooks_of_pass(tokens, mask)
         new = model.engine.generate(prompts, hooks=hooks, max_new_tokens=N_NEW, stop_at_eos=False)
     for r, ids in enumerate(prompts):
         expected = expected_logits(model, ids + more[r].tolist(), len(ids), by[r], rule)
@@ -395,7 +397,8 @@ def test_a_pass_that_does_not_know_enough_of_the_text_says_so_before_it_runs(mod
             model(tokens[:, 4:], cache=cache)
         assert len(cache) == 4 and torch.equal(cache.keys(0), before)
     with model.steer(vector, tokens=[5]), pytest.raises(introspect.HookError, match="tokens"):
-        model.engine.forward(torch.zeros(1, 2, D).double(), start_at_layer=1, hooks=model._active_hooks())
+        resid = torch.zeros(1, 2, D).double()
+        model.engine.forward(resid, start_at_layer=1, hooks=model._hooks_of_pass(resid))
     with pytest.raises(introspect.ShapeError, match="history"):
         model(tokens, history=tokens)
 
@@ -440,7 +443,7 @@ def test_rows_that_a_batch_does_not_have_are_refused_before_it_runs(model, vecto
 def test_steering_is_checked_before_anything_runs_and_leaves_nothing_behind(model, vector, ids, arguments, error):
     with pytest.raises(error), model.steer(vector, **arguments):
         pytest.fail("nothing should have run")
-    assert model._active_hooks() is None and not model._conditional
+    assert not model.is_hooked
 
 
 def test_vectors_must_fit_the_model(model, vector):

@@ -1,12 +1,18 @@
 """A store as tables and files, and stores of several machines as one."""
 
+import hashlib
 import json
+import os
 import sqlite3
+import stat
+import subprocess
 import sys
+from pathlib import Path
 
 import pandas
 import pytest
 import torch
+from conftest import ROOT
 from tiny_chat import write_tiny_chat
 from typer.testing import CliRunner
 
@@ -119,14 +125,14 @@ def test_csv_and_parquet_hold_the_table(model, vector, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_parquet_without_pyarrow_names_the_extra(model, vector, tmp_path, monkeypatch):
+def test_parquet_without_pyarrow_names_what_to_install(model, vector, tmp_path, monkeypatch):
     store = introspect.Store(tmp_path / "cells.sqlite")
     run(model, vector, store)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"introspect\[parquet\]"):
+    with pytest.raises(ImportError, match="pip install pyarrow"):
         store.export(tmp_path / "store.parquet")
     result = invoke("store", "export", tmp_path / "cells.sqlite", "-o", tmp_path / "store.parquet")
-    assert result.exit_code == 1 and "introspect[parquet]" in result.stderr
+    assert result.exit_code == 1 and "pip install pyarrow" in result.stderr
     assert not (tmp_path / "store.parquet").exists()
 
 
@@ -180,3 +186,213 @@ def test_a_missing_store_is_wrong_usage(tmp_path):
     assert invoke("store", "info", tmp_path / "nowhere.sqlite").exit_code == 2
     assert invoke("store", "info", tmp_path).exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+# What a cell is found by
+
+
+def test_a_release_that_changes_no_number_leaves_stores_valid(model, vector, tmp_path):
+    """A cell's key is of what was computed, and of the first release that computed such numbers: not of this one."""
+    store = introspect.Store(tmp_path / "cells.sqlite")
+    run(model, vector, store)
+    protocol = introspect.Protocol.parse(PROTOCOL)
+    tokens = introspect.conversation_tokens(model, protocol)
+    encode = model.tokenizer.encode
+    words = [encode(text, add_special_tokens=False)[0] for text in (" yes", " no", "cat", " cat")]
+    content = {
+        "version": "0.1.0",
+        "model": model.hash,
+        "dtype": "float64",
+        "device": "cpu",
+        "before": tokens.before,
+        "injected": tokens.injected,
+        "added": "nothing",
+        "after": tokens.after,
+        "keeps_steering": False,
+        "read": [words[0], words[1], words[2:]],
+    }
+    key = hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+    assert store.get(key) is not None  # as it was at 36eb526
+    source = (ROOT / "cpp" / "src" / "experiments" / "cell_keys.cpp").read_text()
+    assert "INTROSPECT_VERSION" not in source and "version.h" not in source
+    with sqlite3.connect(tmp_path / "cells.sqlite") as database:
+        database.execute("UPDATE runs SET introspect_version = '9.9.9'")
+    asked = []
+    run(model, vector, introspect.Store(tmp_path / "cells.sqlite"), progress=lambda *step: asked.append(step))
+    assert asked[0][1] == asked[0][2]  # all of it was found
+
+
+# Where nothing can be written
+
+
+READ_ONLY = """
+import os, sys
+if os.getuid() == 0:
+    os.setgid(65534); os.setuid(65534)  # permissions say nothing to root
+import introspect
+from typer.testing import CliRunner
+from introspect.cli.app import app
+path, other, table = sys.argv[1:]
+store = introspect.Store(path)
+print(len(store), len(introspect.Store(path, read_only=True)))
+for arguments in (["store", "info", path], ["store", "export", path, "-o", table], ["store", "merge", other, path]):
+    shown = CliRunner().invoke(app, arguments)
+    print(shown.exit_code, shown.output.splitlines()[-1])
+"""
+
+
+@pytest.mark.parametrize("leftover", [False, True])
+def test_a_store_can_be_read_where_nothing_can_be_written(model, vector, tmp_path, leftover):
+    closed, locked = tmp_path / "closed", tmp_path / "locked"
+    held = introspect.Store(closed / "cells.sqlite")
+    run(model, vector, held)
+    locked.mkdir()
+    # A log that a killed process left: as it is while the store is open.
+    for file in closed.iterdir():
+        if leftover and not file.name.endswith("-shm"):
+            (locked / file.name).write_bytes(file.read_bytes())
+    n_cells = len(held)
+    del held
+    if not leftover:
+        (locked / "cells.sqlite").write_bytes((closed / "cells.sqlite").read_bytes())
+    assert (locked / "cells.sqlite-wal").exists() == leftover
+    before = {file.name: file.read_bytes() for file in locked.iterdir()}
+    free = tmp_path / "free"
+    free.mkdir()
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.owner() == Path.home().owner() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+    free.chmod(0o777)
+    for file in locked.iterdir():
+        file.chmod(0o444)
+    locked.chmod(0o555)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", READ_ONLY, locked / "cells.sqlite", free / "other.sqlite", free / "table.csv"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HOME": str(free), "OMP_NUM_THREADS": "1"},
+            cwd=free,
+        )
+    finally:
+        locked.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{n_cells} {n_cells}"
+    assert [line[0] for line in lines[1:]] == ["0", "0", "0"]
+    assert len(introspect.Store(free / "other.sqlite")) == n_cells
+    assert len(pandas.read_csv(free / "table.csv")) == n_cells
+    assert {file.name: file.read_bytes() for file in locked.iterdir()} == before
+
+
+def test_a_run_into_a_store_that_cannot_be_written_is_refused_before_it_runs(model, vector, tmp_path):
+    run(model, vector, tmp_path / "cells.sqlite")
+    store = introspect.Store(tmp_path / "cells.sqlite", read_only=True)
+    run(model, vector, store)  # all of it is there
+    asked = []
+    with pytest.raises(introspect.IoError, match="can only be read"):
+        run(model, vector, store, nulls=3, progress=lambda *step: asked.append(step))
+    assert all(done == total or done == 8 for _, done, total in asked)
+    with pytest.raises(introspect.IoError, match="there is no file"):
+        introspect.Store(tmp_path / "nowhere.sqlite", read_only=True)
+
+
+# What somebody else has written
+
+
+def tamper(path, change):
+    """Change the value of the first reading under an injection; its key."""
+    with sqlite3.connect(path) as database:
+        key, value = database.execute("SELECT key, value FROM cells WHERE kind = 'introspection'").fetchone()
+        database.execute("UPDATE cells SET value = ? WHERE key = ?", (change(json.loads(value)), key))
+    return key
+
+
+CHANGES = {
+    "p_yes": lambda value: json.dumps({**value, "p_yes": 7}),
+    "p_no": lambda value: json.dumps({**value, "p_no": -0.5}),
+    "NaN": lambda value: json.dumps({**value, "log_odds": float("nan")}),
+    "rank": lambda value: json.dumps({**value, "tokens": [{**value["tokens"][0], "rank": 0}, *value["tokens"][1:]]}),
+    "tokens": lambda value: json.dumps({name: item for name, item in value.items() if name != "tokens"}),
+    "projections": lambda value: json.dumps({**value, "projections": {"a": {"x": 1}}}),
+    "list": lambda value: "[1]",
+    "nothing": lambda value: "",
+}
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_a_cell_that_cannot_be_a_reading_is_named_and_left_behind(model, vector, tmp_path, name):
+    path = tmp_path / "cells.sqlite"
+    run(model, vector, path)
+    key = tamper(path, CHANGES[name])
+    with pytest.raises(introspect.IoError, match=f"cell {key[:12]}.*store merge NEW"):
+        run(model, vector, path)
+    if name == "tokens":  # which only a run that wants them can miss
+        return
+    store = introspect.Store(path)
+    assert [one["key"] for one in store.damaged()] == [key]
+    shown = invoke("store", "info", path)
+    assert "DAMAGED" in shown.stdout and key[:12] in shown.stdout
+    if name != "projections":
+        with pytest.raises(introspect.IoError, match=f"cell {key[:12]}"):
+            store.to_pandas()
+        shown = invoke("store", "export", path, "-o", tmp_path / "table.csv")
+        assert shown.exit_code == 1 and len(shown.stderr.splitlines()) == 1 and key[:12] in shown.stderr
+    merged = json.loads(invoke("store", "merge", tmp_path / "new.sqlite", path, "--json").stdout)
+    assert merged["merged"][0]["damaged"] == 1 and merged["cells"] == len(store) - 1
+    run(model, vector, tmp_path / "new.sqlite")
+    assert len(introspect.Store(tmp_path / "new.sqlite")) == len(store)
+
+
+def test_norms_that_cannot_be_norms_are_named(model, vector, tmp_path):
+    path = tmp_path / "cells.sqlite"
+    for value in ("[1]", "[[0, -1.0]]", "{}", "[[0, 1.0]]"):
+        path.unlink(missing_ok=True)
+        run(model, vector, path, strength_unit="residual", strengths=[0.1])
+        with sqlite3.connect(path) as database:
+            database.execute("UPDATE cells SET value = ? WHERE kind = 'norms'", (value,))
+        with pytest.raises(introspect.IoError, match="residual norms of a scene"):
+            run(model, vector, path, strength_unit="residual", strengths=[0.1])
+
+
+def test_a_store_that_never_ends_is_refused_at_once(model, vector, tmp_path):
+    path = tmp_path / "cells.sqlite"
+    run(model, vector, path)
+    with sqlite3.connect(path) as database:
+        columns = [row[1] for row in database.execute("PRAGMA table_info(cells)")]
+        database.execute("DROP TABLE cells")
+        numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+        named = ", ".join(f"i AS {column}" for column in columns)
+        database.execute(f"CREATE VIEW cells AS {numbers} SELECT {named} FROM n")
+    for arguments in (
+        ("info", path),
+        ("export", path, "-o", tmp_path / "x.csv"),
+        ("merge", tmp_path / "y.sqlite", path),
+    ):
+        shown = invoke("store", *arguments)
+        assert shown.exit_code == 1 and "view 'cells'" in shown.stderr
+    with pytest.raises(introspect.IoError, match="view 'cells'"):
+        introspect.Store(path)
+
+
+def test_a_store_that_was_never_opened_is_no_crash():
+    store = introspect._C.Store.__new__(introspect._C.Store)
+    for use in (len, lambda one: one.path, lambda one: one.rows(), lambda one: one.get("k"), lambda one: one.vacuum()):
+        with pytest.raises((RuntimeError, TypeError)):
+            use(store)
+
+
+# Tables for spreadsheets
+
+
+def test_texts_of_a_csv_are_no_formulas_and_numbers_stay_numbers(model, vector, tmp_path):
+    store = introspect.Store(tmp_path / "cells.sqlite")
+    concepts = {"=1+1": vector, "+x": vector, "-x": vector, "@x": vector, "x=1": vector}
+    introspect.run_experiment(
+        model, introspect.Protocol.parse(PROTOCOL), vectors=concepts, strengths=[-2.0], layers=[(1, 2)], store=store
+    )
+    store.export(tmp_path / "table.csv")
+    table, found = store.to_pandas(), pandas.read_csv(tmp_path / "table.csv", keep_default_na=False)
+    assert set(found.concept) - {""} == {"'=1+1", "'+x", "'-x", "'@x", "x=1"} & set(found.concept)
+    assert not any(cell.startswith(tuple("=+-@")) for cell in found.concept)
+    assert list(found.log_odds.astype(float)) == list(table.log_odds) and min(found.strength) == -2.0

@@ -22,6 +22,7 @@ from introspect.cli.app import app
 from introspect.plots import interactive
 from introspect.plots.content import answers
 from introspect.progress import duration
+from introspect.report_tables import detection_table
 from introspect.results import Compared, Result, Setting
 from introspect.sweeps import curves, furthest, is_sweep, range_grids
 
@@ -170,6 +171,83 @@ def test_the_range_map_shows_each_range_at_its_place():
     for first, row in zip(heatmap.y, heatmap.z, strict=True):
         for last, value in zip(heatmap.x, row, strict=True):
             assert value == by_setting.get((first, last))
+
+
+@pytest.mark.parametrize("nulls", [4, 10])
+def test_ticks_and_dots_of_range_maps_are_those_of_the_png(nulls):
+    """Blocks 1, 8, 15 and 22: an axis in steps of five names none of them."""
+    rng = np.random.default_rng(0)
+    ranges = [(i, i + width) for i in (1, 8, 15) for width in (0, 7, 14) if i + width < 24]
+    far = {(1, 8): 9.0, (8, 15): -9.0}  # above and below all rotations
+    data = synthetic.sweep(
+        ["cat"],
+        [0.1],
+        ranges,
+        lambda concept, strength, first, last: (far.get((first, last), 0.0), 0.0),
+        lambda k, strength, first, last: (rng.normal() + (-1) ** k * 2, 0.0),
+        nulls=nulls,
+    )
+    result = Result(data)
+    drawing = interactive.range_maps_drawing(result)
+    for panel in drawing.panels:
+        assert panel.x["tickvals"] == [1, 8, 15, 22] and panel.y["tickvals"] == [1, 8, 15]
+        assert panel.x["type"] == panel.y["type"] == "category"
+    dots = [trace for trace in drawing.panels[-1].traces if trace["type"] == "scatter"]
+    figure = plots.range_maps(result)
+    last = [axes for axes in figure.axes if axes.images][-1]
+    offsets = [tuple(map(int, offset)) for collection in last.collections for offset in collection.get_offsets()]
+    png = {([1, 8, 15][y], [1, 8, 15, 22][x]) for x, y in offsets}
+    if nulls < 5:  # a dot of four says nothing: chance alone draws two of five
+        assert dots == [] and png == set()
+    else:
+        assert set(zip(dots[0]["y"], dots[0]["x"], strict=True)) == png == set(far)
+
+
+def five_blocks(ranges, strengths=(0.1,)):
+    return swept(strengths=strengths, ranges=ranges, peak=ranges[0])
+
+
+@pytest.mark.parametrize(
+    "ranges", [[(1, 5), (2, 6), (3, 7)], [(1, 2), (3, 4), (5, 6)], [(1, 1), (5, 5)], [(1, 5), (3, 7)], [(0, 3), (4, 7)]]
+)
+def test_ranges_of_any_width_are_drawn_by_layer(ranges):
+    result = five_blocks(ranges)
+    for axes in (plots.layer_curves(result).axes[0],):
+        drawn = next(line for line in axes.lines if line.get_label() == "introspection question")
+        assert list(drawn.get_xdata()) == [(first + last) / 2 for first, last in ranges]
+        labels = [label.get_text() for label in axes.get_xticklabels()]
+        assert labels == [f"{first}–{last}" if first < last else f"{first}" for first, last in ranges]
+    assert len(interactive.layer_curves(result).data) > 0
+
+
+@pytest.mark.parametrize(
+    ("draw", "ranges", "why"),
+    [
+        (plots.layer_curves, [(2, 6)], "2 ranges or more of one width .*2–6"),
+        (plots.layer_curves, [(1, 2), (1, 5)], "2 ranges or more of one width .*1–2, 1–5"),
+        (plots.layer_curves, [(1, 2), (1, 3), (1, 4)], "drawn by range_maps"),
+        (plots.strength_curves, [(2, 6), (1, 5)], "2 strengths or more"),
+        (plots.range_maps, [(2, 6), (1, 5)], "three widths"),
+        (interactive.layer_curves, [(2, 6)], "2 ranges or more"),
+        (interactive.strength_curves, [(2, 6)], "2 strengths or more"),
+        (interactive.range_maps, [(2, 6)], "three widths"),
+    ],
+)
+def test_what_cannot_be_drawn_says_why(draw, ranges, why):
+    with pytest.raises(ValueError, match=why):
+        draw(five_blocks(ranges))
+
+
+def test_the_table_of_a_sweep_holds_the_largest_effects_of_either_sign():
+    def shift(concept, strength, first, last):
+        return {(5, 5): -3.0, (2, 2): 2.0}.get((first, last), 0.01 * first), 0.0
+
+    data = synthetic.sweep(["cat"], [0.1], [(i, i) for i in range(1, 20)], shift, lambda k, *at: (0.1 * k, 0.0))
+    shown = detection_table(Result(data))
+    column = shown.header.index("shift")
+    assert [row[column] for row in shown.rows[:2]] == ["-3.00", "+2.00"] and len(shown.rows) == 8
+    said = report.sweep_verdict(Result(data), "cat")
+    assert "Its largest effect of either sign is -3.00 nats, at 0.1 × residual norm, block 5." in said
 
 
 def test_the_largest_heads_are_named():
@@ -337,9 +415,14 @@ def test_an_interrupted_sweep_ends_with_130_and_keeps_its_readings(tiny, tmp_pat
         finally:
             process.kill()
     assert process.returncode == 130
-    *progress, last = stderr.strip().splitlines()  # progress where the machine is slow
-    assert last == "introspect: interrupted; what was finished is kept"
+    announced, *progress, last = stderr.strip().splitlines()  # progress where the machine is slow
+    assert announced.startswith(f"introspect: {2 * (1 + 6 * 4001):,} readings")
+    assert last.startswith("introspect: interrupted; what was finished is kept")
+    assert "same command goes on" in last and f"introspect report {out}" in last
     assert all(line.startswith("mine: ") for line in progress)
     store = introspect.Store(out / "cells.sqlite")
     assert store.problems() == [] and len(store) >= 20
-    assert not list(out.glob("*.json*"))
+    assert [path.name for path in out.glob("*.json*")] == ["sweep.json"]
+    (partial,) = report.load_folder(out)
+    assert 0 < len(partial.rows) < len(store)
+    assert partial.settings["incomplete"] == {"done": len(partial.rows), "of": 2 * 6 * 4001}

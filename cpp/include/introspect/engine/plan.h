@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <unordered_map>
 #include <vector>
 
@@ -56,6 +57,12 @@ struct PlanOptions {
 
   /// Of one pass, at its widest: captures are finished pass by pass, and beyond this many nothing gets faster.
   int64_t most_rows = 16384;
+
+  /// Of one pass, so that what is read is handed out before long. With such a limit a pass leaves what it has in common
+  /// with the next one to it, as far as the budget has room. A pass holds `least_groups` groups even so.
+  int64_t most_token_layers = std::numeric_limits<int64_t>::max();
+  int64_t group_token_layers = 0;  ///< what each group of captures costs beside its pass, in token-layers
+  int64_t least_groups = 1;
 };
 
 /// What a plan costs, against running every captured sequence by itself.
@@ -74,11 +81,20 @@ struct Slot {
   int64_t source = -1;        ///< the slot of the height below that it goes on from
   int64_t copied = -1;        ///< the slot whose keys and values it has
   bool runs = false;          ///< through the block at this height
+  bool carried = false;       ///< ran in the pass before, which left its keys and what goes on from it
   std::vector<int64_t> rows;  ///< of the piece's tokens that are needed; empty: all
   int64_t n_rows = 0;
   int64_t first_row = 0;  ///< of the height's residual [rows, D]
-  int64_t first_key = 0;  ///< of the block's keys; slots that run or copy have them
+  int64_t first_key = 0;  ///< of the block's keys; slots that run, copy or are carried have them
 };
+
+/// What a pass leaves to the next one of a unit at one height: its keys, and the block's output for some of its tokens.
+struct Carried {
+  int64_t piece = 0;          ///< it stands for all that equal it up to there
+  bool all = false;           ///< the output of all tokens, or of `rows`
+  std::vector<int64_t> rows;  ///< ascending
+};
+using CarriedUnits = std::unordered_map<int32_t, Carried>;
 
 /// All slots before one block (height 0 to n_layers - 1), or behind the last one.
 struct Height {
@@ -92,7 +108,7 @@ struct Height {
 /// Pieces with the same tokens have a layer in common until their interventions, or those of pieces before them, first
 /// make a difference: at every height only what differs is a slot of its own. Nothing runs above what is captured, the
 /// highest layer runs for the captured positions only, and captures are shared out among passes that stay within the
-/// budget; what two passes need is run in both.
+/// budget; what two passes need is run in both, unless passes are short (PlanOptions::most_token_layers).
 class INTROSPECT_EXPORT Plan {
  public:
   /// Models have equal numbers of layers and equal keys. Throws std::invalid_argument, naming the capture's group, if the
@@ -107,10 +123,16 @@ class INTROSPECT_EXPORT Plan {
   int64_t n_layers() const { return n_layers_; }
   int64_t depth(int64_t piece) const { return depths_[static_cast<size_t>(piece)]; }  ///< of its first token
   int64_t rows_per_chunk() const { return rows_per_chunk_; }
+  int32_t unit_of(int64_t height, int64_t piece) const {  ///< equal for what is one there
+    return unit_of_[static_cast<size_t>(height)][static_cast<size_t>(piece)];
+  }
   int64_t widest() const { return widest_; }  ///< most rows that a height of any pass has
 
   /// The captures of each pass, as indices.
   const std::vector<std::vector<int64_t>>& passes() const { return passes_; }
+
+  /// What a pass takes of the one before it at a height.
+  const CarriedUnits& carried(int64_t pass, int64_t height) const;
 
   /// The slots of a pass, height by height (n_layers + 1 of them).
   std::vector<Height> heights(int64_t pass) const;
@@ -122,6 +144,10 @@ class INTROSPECT_EXPORT Plan {
   void find_tops();
   void find_units();
   void find_passes(const PlanOptions& options);
+  void find_carried(int64_t memory_budget);
+  std::vector<CarriedUnits> shared_with_the_pass_before(int64_t pass) const;
+  void add_outputs(int64_t pass, std::vector<CarriedUnits>& carried) const;
+  int64_t bytes_of(const std::vector<CarriedUnits>& carried) const;
   std::vector<int64_t> depth_first() const;
   std::vector<int64_t> with_ancestors(const std::vector<int64_t>& captures) const;
   bool present(int64_t piece, int64_t height) const;
@@ -130,7 +156,7 @@ class INTROSPECT_EXPORT Plan {
 
   /// Bytes of what one row, one row of a chunk, and one position of a cache take.
   struct Sizes {
-    int64_t row = 0, chunk_row = 0, cached = 0, residual = 0, pattern = 0;
+    int64_t row = 0, chunk_row = 0, cached = 0, output = 0, residual = 0, pattern = 0;
   };
 
   std::vector<Piece> pieces_;
@@ -145,6 +171,8 @@ class INTROSPECT_EXPORT Plan {
   std::vector<int64_t> n_units_;                   // by height: what is equal there is one
   std::vector<std::vector<int64_t>> captures_of_;  // by piece
   std::vector<std::vector<int64_t>> passes_;
+  std::vector<int64_t> pass_bytes_;                 // without what is carried
+  std::vector<std::vector<CarriedUnits>> carried_;  // [pass][height], from the pass before
   PlanSummary summary_;
 };
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -51,6 +52,17 @@ struct Part {
   bool operator==(const Part&) const = default;
 };
 
+/// What a run takes, known before it starts.
+struct RunPlan {
+  int64_t readings = 0;  ///< of all results
+  int64_t found = 0;     ///< of those, in the store
+  int64_t token_layers_asked =
+      0;  ///< tokens times layers of the missing ones, each conversation run by itself
+  int64_t token_layers_to_run = 0;  ///< that are run instead
+  double seconds = 0;               ///< by a short timed pass of the model, on the machine as it is now
+  int64_t peak_bytes = 0;  ///< estimate, without the model: the largest pass, plans, injections and results
+};
+
 struct ExperimentOptions {
   std::vector<double> strengths{20.0};
   std::vector<LayerRange> layers{LayerRange::fractions(0.33, 0.66)};
@@ -75,7 +87,14 @@ struct ExperimentOptions {
 
   std::shared_ptr<Store> store;
   int64_t memory_budget = int64_t{512} << 20;  ///< bytes of one pass of the graph, weights aside
+  /// How long one pass is to last: what it has read is finished and goes to the store at its end. Passes that last half as
+  /// long again are made shorter, so that readings are kept every ten seconds on a machine that gets slower, too.
+  double pass_seconds = 6;
   Progress progress;  ///< counts readings; also called between layers, so that it can stop the run
+  Progress
+      work;  ///< counts tokens times layers of everything that is to run; the total is an estimate at first
+  /// Called once with what is to come, before long work. An exception from it ends the run.
+  std::function<void(const RunPlan&)> before;
 };
 
 /// Runs a protocol with every vector x strength x layer range, and the same with rotations of the vectors.
@@ -99,7 +118,7 @@ struct ExperimentOptions {
 /// and layers as far as these mean something there (patch: strength 1 replaces the outputs of the range's blocks, less
 /// goes part of the way), and without nulls.
 ///
-/// Readings go to the store as they are made and are taken from there when model, tokens, directions and what is read
+/// Readings go to the store as they are made, at least every ten seconds (as far as they are not slower), and are taken from there when model, tokens, directions and what is read
 /// are the same. Throws before any forward pass: ConfigError for a protocol, template or tokenizer that does not fit and
 /// for a range without any direction, ShapeError for a vector of another width or a conversation longer than n_ctx,
 /// std::out_of_range for layers, std::invalid_argument for strengths that are not finite, no vectors, counts below
@@ -114,5 +133,14 @@ INTROSPECT_EXPORT std::vector<Result> run_experiments(const graph::ModelPtr& mod
                                                       const std::vector<Protocol>& protocols,
                                                       const NamedVectors& vectors,
                                                       const ExperimentOptions& options = {});
+
+/// What run_experiments would take with these arguments; nothing but the timed pass runs, and nothing is written.
+///
+/// The plan is the run's own. Beyond some hundred thousand readings one with fewer nulls is made in its place and counted up.
+/// Throws as run_experiments does.
+INTROSPECT_EXPORT RunPlan plan_experiments(const graph::ModelPtr& model,
+                                           const std::vector<Protocol>& protocols,
+                                           const NamedVectors& vectors,
+                                           const ExperimentOptions& options = {});
 
 }  // namespace introspect::experiments

@@ -58,7 +58,10 @@ struct Merged {
   int64_t added = 0;
   int64_t same = 0;  ///< here before, with the same value
   std::vector<Conflict> conflicts;
+  int64_t damaged = 0;  ///< left out: no readings
 };
+
+struct Database;
 
 /// Finished cells of experiments on disk, by the hash of what was computed.
 ///
@@ -69,9 +72,13 @@ struct Merged {
 /// that made it. Safe from several threads.
 class INTROSPECT_EXPORT Store {
  public:
-  /// Opens the file, or creates it with the folders above it.
-  /// Throws IoError for a file that is not such a store, has another layout or cannot be written.
-  static std::shared_ptr<Store> open(const std::filesystem::path& path);
+  /// Opens the file, or creates it with the folders above it. A store that is there and cannot be written (its medium is
+  /// read-only, or full) can be read: see `check_can_write`.
+  ///
+  /// `read_only` opens a file that is there and changes nothing of it. Throws IoError for a file that is not such a store
+  /// (its tables must be those of a store, without views and triggers), has another layout or a damaged write-ahead log
+  /// (which is one of the `problems` where `read_only`), or cannot be made.
+  static std::shared_ptr<Store> open(const std::filesystem::path& path, bool read_only = false);
   ~Store();
 
   std::optional<std::string> get(const std::string& key) const;
@@ -82,20 +89,37 @@ class INTROSPECT_EXPORT Store {
   /// One cell in a transaction of its own; whether it was not there before.
   bool put(const Cell& cell, const Origin& origin) { return put_many({cell}, origin) == 1; }
 
+  /// Notes what a run asks for, whether it is there or not, under the run's own name: cells are shared, and stand under
+  /// the first run that made them. Values are not looked at; what was noted before is left alone.
+  void put_asked(const std::vector<Cell>& cells, const Origin& origin);
+  /// What runs have asked for, in the order of asking; a value is empty where that reading is not there yet.
+  std::vector<StoredCell> asked() const;
+
   int64_t size() const;
   /// Every cell, in the order of writing.
   std::vector<StoredCell> rows() const;
   /// Every origin with the number of its cells, in the order of their first.
   std::vector<StoredRun> runs() const;
 
-  /// Takes over the cells of another store; where both have a key, this store's value stays.
-  /// Throws IoError for a file that is not there or is no store, std::invalid_argument for this store itself.
-  Merged merge(const std::filesystem::path& other);
+  /// Takes over the cells of another store, which is only read; where both have a key, this store's value stays.
+  /// `sound_only` leaves out those that are `damaged`. Throws IoError for a file that is not there or is no store,
+  /// std::invalid_argument for this store itself.
+  Merged merge(const std::filesystem::path& other, bool sound_only = false);
 
-  /// What SQLite finds wrong with the file; empty when it is sound.
+  /// What is wrong with the file, by SQLite's own check, and with its write-ahead log; empty when it is sound.
   std::vector<std::string> problems() const;
+
+  /// A cell whose value cannot be what a run has read: no JSON of a reading, a probability of 7.
+  struct Damaged {
+    std::string key, what;
+  };
+  std::vector<Damaged> damaged() const;
   /// Gives unused space back to the file system.
   void vacuum();
+
+  bool can_write() const;
+  /// Throws IoError that says why, if the store can only be read.
+  void check_can_write() const;
 
   const std::filesystem::path& path() const;
 
@@ -103,9 +127,10 @@ class INTROSPECT_EXPORT Store {
   Store& operator=(const Store&) = delete;
 
  private:
-  struct Database;
-  explicit Store(std::unique_ptr<Database> database);
-  std::unique_ptr<Database> database_;
+  struct Holder;
+  explicit Store(std::unique_ptr<Holder> holder);
+  const Database& database() const;
+  std::unique_ptr<Holder> holder_;
 };
 
 }  // namespace introspect::experiments

@@ -43,6 +43,14 @@ struct RunOptions {
   int64_t memory_budget = int64_t{1} << 30;  ///< bytes of one pass, weights aside
   int64_t most_rows = engine::PlanOptions{}.most_rows;
   Progress progress;  ///< counts tokens times layers
+
+  /// As engine::PlanOptions has them: how much a pass runs before it hands out what it has read.
+  int64_t most_token_layers = engine::PlanOptions{}.most_token_layers;
+  int64_t read_token_layers = 0;  ///< what each reading costs its caller, in tokens times layers
+  int64_t least_reads = 1;        ///< of a pass
+
+  /// Called once, between planning and the first pass. An exception from it ends the run.
+  std::function<void(const engine::PlanSummary&)> on_plan;
 };
 
 /// A KV-cache experiment as data: segments of tokens that continue one another's caches, and what is read of them.

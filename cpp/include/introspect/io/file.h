@@ -35,8 +35,9 @@ class INTROSPECT_EXPORT MappedFile {
   size_t size_ = 0;
 };
 
-/// The whole of a file. Throws IoError if it is not a regular file that can be read.
-INTROSPECT_EXPORT std::string read_text(const std::filesystem::path& path);
+/// The whole of a file. Throws IoError if it is not a regular file that can be read, or is larger than `max_bytes`.
+INTROSPECT_EXPORT std::string read_text(const std::filesystem::path& path,
+                                        size_t max_bytes = size_t{1} << 30);
 
 /// Writes `bytes` beside `path`, flushes them to the disk and renames the result over `path`: after any failure, a full
 /// disk included, `path` is what it was. Throws IoError.

@@ -26,6 +26,7 @@ struct VectorOrigin {
   std::string point = {};              ///< of a block, where it was read: "hook_resid_post"; empty: unknown
   std::string read_position = {};      ///< the tokens it was read at: "-1", "mean 2:5"; empty: unknown
   bool last_layer_after_norm = false;  ///< the last layer was read after the final norm
+  std::string concept_name = {};       ///< what it stands for, as its maker called it; empty: unknown
 };
 
 /// One direction per layer: read at the output of block l, added to the output of block l (0-based).

@@ -21,7 +21,7 @@ struct TextPair {
   std::string negative;
 };
 
-/// The pairs of one vector, with a name for messages.
+/// The pairs of one vector, with the name of what it stands for.
 struct NamedPairs {
   std::string name;
   std::vector<TextPair> pairs;

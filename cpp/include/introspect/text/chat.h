@@ -32,7 +32,7 @@ struct INTROSPECT_EXPORT ChatSource {
   /// "bos_token", "eos_token" and the others the files name, the model's own ("image_token") included, spelled out.
   std::map<std::string, std::string> special_tokens;
 
-  /// Of an HF folder or a .gguf file, without reading its vocabulary into a Tokenizer; nullopt if it has no template.
+  /// Of an HF folder, a tokenizer file in one, or a .gguf file, without reading its vocabulary into a Tokenizer; nullopt if it has no template.
   static std::optional<ChatSource> find(const std::filesystem::path& path);
   /// The special tokens alone, for a template that came from elsewhere.
   static std::map<std::string, std::string> special_tokens_of(const std::filesystem::path& path);

@@ -1,0 +1,27 @@
+"""JSON from files that nobody vouches for."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def parse_json(text: str, who: str, error: type[Exception] | None = None) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        who: what the text is, which begins the error's message.
+        error: what to raise; introspect.IoError if not given.
+
+    Raises:
+        IoError: it is not JSON, or nests deeper than Python can read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        reason = "JSON must not nest as deep"
+    except ValueError as problem:
+        reason = f"must be JSON: {problem}"
+    if error is None:
+        from ._C import IoError as error  # here, because it loads torch
+    raise error(f"{who}: {reason}")
