@@ -1,7 +1,9 @@
+#include <thread>
 #include <variant>
 
 #include "bindings.h"
 #include "introspect/core/check.h"
+#include "introspect/core/interrupt.h"
 #include "introspect/text/chat.h"
 #include "introspect/text/stream_decoder.h"
 #include "introspect/text/tokenizer.h"
@@ -65,21 +67,34 @@ ChatTemplate from_callable(std::string name, py::function callable) {
           }};
 }
 
+/// Runs Python's signal handlers, so that Ctrl-C reaches long work that has no callback. Python does this on its main
+/// thread only; others, whose GIL may be held by a thread that waits for them, do not ask.
+void check_signals() {
+  static const auto main_thread = std::this_thread::get_id();
+  if (std::this_thread::get_id() != main_thread) return;
+  const py::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 }  // namespace
 
 void bind_text(py::module_& m) {
+  check_signals();  // remembers the thread that imports this module
+  set_interrupt_check(check_signals);
   py::class_<Tokenizer>(m, "Tokenizer", "Text to token ids and back, as the model's own tokenizer does it.")
       .def_static("load", &Tokenizer::load, py::arg("path"), py::call_guard<py::gil_scoped_release>(), R"doc(
 Read a tokenizer.
 
 Args:
-    path: a tokenizer.json, a tokenizer.model, a folder with one of them (the first is preferred), or a .gguf file. A
-        tokenizer_config.json beside them names the special tokens and the chat template; a tokenizer.model without it
-        encodes exactly as sentencepiece does, and does not look for control tokens inside a text.
+    path: a tokenizer.json, a tokenizer.model, a folder with one of them (the first is preferred), or a .gguf file. What
+        stands beside the first two counts as in transformers 5: tokenizer_config.json, added_tokens.json,
+        special_tokens_map.json, chat_template.jinja, and eos_token_id of generation_config.json or config.json. A
+        tokenizer.model with none of the first three encodes exactly as sentencepiece does, with <s> in front, and does
+        not look for control tokens inside a text. A .gguf file is read as llama.cpp reads it.
 
 Raises:
     IoError: a file is missing or broken.
-    ConfigError: a kind of tokenizer, or a stage of it, that is not supported; the message names it.
+    ConfigError: a kind of tokenizer, or a stage or field of it, that is not supported; the message names it.
 )doc")
       .def(
           "encode",
@@ -96,13 +111,14 @@ Args:
     add_special_tokens: with the tokens the model expects around a text, usually the bos token.
 
 Raises:
-    ConfigError: bytes that are not UTF-8, or a str with a lone surrogate.
+    ConfigError: bytes that are not UTF-8, a str with a lone surrogate, or a text on which a pattern of the tokenizer's
+        file takes more backtracking, memory or time than it may; the message names the file and the pattern.
 )doc")
       .def(
           "decode",
           [](const Tokenizer& self, const std::vector<int64_t>& ids, bool skip_special_tokens) {
             const py::gil_scoped_release release;
-            return self.decode(ids, skip_special_tokens);
+            return self.decode(std::span<const int64_t>(ids), skip_special_tokens);
           },
           py::arg("ids"), py::arg("skip_special_tokens") = false, R"doc(
 The text of ids. Bytes that are not UTF-8 become U+FFFD.
@@ -129,7 +145,10 @@ Raises:
       .def_property_readonly("eos_token_id", &Tokenizer::eos_token_id)
       .def_property_readonly("pad_token_id", &Tokenizer::pad_token_id)
       .def_property_readonly("adds_bos", &Tokenizer::adds_bos, "Whether ``encode`` puts the bos token first.")
-      .def_property_readonly("stop_token_ids", &Tokenizer::stop_token_ids, "Ids that end a turn or a text.")
+      .def_property_readonly("special_tokens", &Tokenizer::special_tokens,
+                             "\"bos_token\", \"eos_token\" and the others the files name, spelled out.")
+      .def_property_readonly("stop_token_ids", &Tokenizer::stop_token_ids,
+                             "Ids that end a turn or a text; those of generation_config.json among them.")
       .def_property_readonly("kind", &Tokenizer::kind,
                              "\"byte-level BPE\", \"SentencePiece BPE\" or \"SentencePiece Unigram\".")
       .def_property_readonly("chat_template", &Tokenizer::chat_template,
@@ -152,6 +171,8 @@ Raises:
   py::class_<ChatSource>(m, "ChatSource", "A chat template as a model's files hold it.")
       .def_static("find", &ChatSource::find, py::arg("path"),
                   "Of a Hugging Face folder or a .gguf file, or None.")
+      .def_static("special_tokens_of", &ChatSource::special_tokens_of, py::arg("path"),
+                  "The special tokens of a folder or .gguf file, whether it has a template or not.")
       .def_readonly("jinja", &ChatSource::jinja)
       .def_readonly("special_tokens", &ChatSource::special_tokens,
                     "``bos_token`` and the others the files name.");

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-from collections.abc import Callable, Mapping
-from datetime import datetime
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from . import _C
 
 if TYPE_CHECKING:
     import jinja2
+
+    from . import chat_sandbox
 
 
 def load_chat_template(path: str | os.PathLike) -> _C.ChatTemplate | None:
@@ -26,39 +26,42 @@ def load_chat_template(path: str | os.PathLike) -> _C.ChatTemplate | None:
     return None if source is None else chat_template(source.jinja, special_tokens=source.special_tokens)
 
 
-def given_chat_template(given: str | os.PathLike | _C.ChatTemplate, path: str | os.PathLike) -> _C.ChatTemplate:
-    """The chat template that somebody names for a model whose files have none, or another one.
+def given_chat_template(
+    given: str | os.PathLike | _C.ChatTemplate, path: str | os.PathLike | None = None
+) -> _C.ChatTemplate:
+    """The chat template that a user names for a model.
 
     Args:
-        given: a template, the name of a native format (``ChatTemplate.names()``), a file that holds Jinja, or Jinja.
-        path: the model's folder or file; its tokenizer knows the special tokens that templates write.
+        given: the text of a Jinja template, a file that holds one, a folder or .gguf file that has one, the name of a
+            native format ("chatml"), or a ChatTemplate.
+        path: the model's folder or .gguf file, whose special tokens the template may use.
 
     Raises:
-        ConfigError: neither a name, a file nor Jinja; or the files hold no tokenizer.
+        ConfigError: neither a template nor the name of one.
         IoError: a file is broken.
     """
     if isinstance(given, _C.ChatTemplate):
         return given
     text = os.fspath(given)
-    if text in _C.ChatTemplate.names():
-        return _C.ChatTemplate.named(text)
-    if Path(text).is_file():
-        text = _text_of(Path(text))
-    elif "{" not in text:
-        names = ", ".join(_C.ChatTemplate.names())
-        raise _C.ConfigError(f"chat_template: neither a file, Jinja nor one of {names}: {text}")
-    tokenizer = _C.Tokenizer.load(path)
-    ids = {"bos_token": tokenizer.bos_token_id, "eos_token": tokenizer.eos_token_id}
-    return chat_template(
-        text, special_tokens={name: tokenizer.id_to_token(id) for name, id in ids.items() if id is not None}
-    )
-
-
-def _text_of(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise _C.ConfigError(f"chat_template: {file} is not UTF-8 text") from None
+    if "{{" not in text and "{%" not in text and "\n" not in text:
+        if text in _C.ChatTemplate.names():
+            return _C.ChatTemplate.named(text)
+        file = Path(text)
+        if len(text) < 4096 and (file.is_dir() or file.suffix == ".gguf"):
+            if (found := load_chat_template(file)) is None:
+                raise _C.ConfigError(f"chat_template: {text} has no chat template")
+            return found
+        if len(text) >= 4096 or not file.is_file():
+            raise _C.ConfigError(
+                "chat_template must be the text of a template, a file, a folder or .gguf file with one, or one of "
+                f"{', '.join(_C.ChatTemplate.names())}, got {text[:200]!r}"
+            )
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise _C.IoError(f"chat_template: {file} cannot be read: {error}") from error
+    tokens = {} if path is None else _C.ChatSource.special_tokens_of(path)
+    return chat_template(text, special_tokens=tokens)
 
 
 def chat_template(source: str, *, special_tokens: Mapping[str, str] | None = None) -> _C.ChatTemplate:
@@ -81,15 +84,24 @@ def jinja_chat_template(source: str, *, special_tokens: Mapping[str, str] | None
     It runs in a sandbox whose objects cannot be changed, with what transformers gives to templates: ``messages``,
     ``add_generation_prompt``, the special tokens, ``raise_exception``, ``strftime_now`` and ``tojson``. It is compiled
     at its first use, so that a model whose template is broken can still be loaded.
+
+    One rendering is capped, and ends in a ConfigError beyond: at a million steps (turns of loops, calls, filters), 10 s
+    of processor time, 16 million characters of output or of any text on the way, lists of a million entries, ranges of
+    100,000, and at indents, widths and repetitions that could exceed these.
     """
 
     @functools.cache
-    def compiled() -> jinja2.Template:
-        return _environment().from_string(source)
+    def compiled() -> tuple[chat_sandbox.Sandbox, jinja2.Template]:
+        from . import chat_sandbox
+
+        environment = chat_sandbox.Sandbox()
+        return environment, environment.from_string(source)
 
     def render(messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         try:
-            return compiled().render(
+            environment, template = compiled()
+            return environment.render(
+                template,
                 messages=messages,
                 tools=None,
                 documents=None,
@@ -100,42 +112,3 @@ def jinja_chat_template(source: str, *, special_tokens: Mapping[str, str] | None
             raise _C.ConfigError(f"chat template: {type(error).__name__}: {error}") from error
 
     return _C.ChatTemplate("jinja", render)
-
-
-def _environment() -> jinja2.Environment:
-    """Where templates run, as transformers sets it up."""
-    import jinja2.ext
-    import jinja2.sandbox
-
-    class Generation(jinja2.ext.Extension):
-        """``{% generation %}`` marks the assistant's text for training; here it is just rendered."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return jinja2.nodes.CallBlock(self.call_method("_render"), [], [], body).set_lineno(line)
-
-        def _render(self, caller: Callable[[], str]) -> str:
-            return caller()
-
-    def raise_exception(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    def to_json(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:  # Jinja's own filter escapes what matters in HTML
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment

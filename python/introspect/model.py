@@ -47,8 +47,9 @@ def load_model(
             is an IoError.
         progress: called with (what, done, total).
         tokenizer: of a transformers model: transformers' tokenizer for it, or a folder or file that holds it.
-        chat_template: instead of the one in the model's files: a file that holds Jinja, Jinja itself, or the name of a
-            native format (``ChatTemplate.names()``).
+        chat_template: instead of the one in the model's files, or for files that have none: the text of a Jinja template,
+            a file that holds one, a folder or .gguf file that has one, or the name of a native format
+            (``ChatTemplate.names()``).
 
     Raises:
         IoError: a file is missing or damaged, or no source could be reached.

@@ -4,6 +4,7 @@
 
 #include "introspect/core/check.h"
 #include "introspect/core/error.h"
+#include "introspect/core/interrupt.h"
 #include "introspect/core/progress.h"
 #include "introspect/core/sha256.h"
 #include "introspect/core/shapes.h"

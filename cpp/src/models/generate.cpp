@@ -125,8 +125,11 @@ std::vector<std::vector<int64_t>> generate_from(const Model& model, cache::KVCac
                     " new ones do not fit into n_ctx = ", n_ctx);
 
   std::unordered_set<int64_t> stops(options.stop_token_ids.begin(), options.stop_token_ids.end());
-  if (options.stop_at_eos && model.has_tokenizer())
-    for (const int64_t id : model.tokenizer().stop_token_ids()) stops.insert(id);
+  if (options.stop_at_eos) {
+    for (const int64_t id : model.cfg().eos_token_ids) stops.insert(id);
+    if (model.has_tokenizer())
+      for (const int64_t id : model.tokenizer().stop_token_ids()) stops.insert(id);
+  }
 
   std::vector<Sampler> samplers;
   for (int64_t b = 0; b < B; ++b) samplers.emplace_back(options, b, contexts[static_cast<size_t>(b)]);

@@ -79,6 +79,7 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, cons
     const auto folder = io::HfFolder::open(path);
     architecture = architecture_of_hf(io::parse_json_object(folder.config_json, path / "config.json"),
                                       static_cast<int64_t>(folder.weights->names().size()));
+    architecture.cfg.eos_token_ids = text::eos_token_ids_of(path);
     source = folder.weights;
   } else {
     const auto file = io::GgufFile::open(path);

@@ -197,7 +197,7 @@ const text::Tokenizer& Model::tokenizer() const {
 const text::ChatTemplate& Model::chat_template() const {
   check<ConfigError>(
       chat_template_.has_value(), "model '", cfg_.model_name,
-      "': no chat template was found beside the weights; give one in LoadOptions::chat_template");
+      "': no chat template was found beside the weights; give one as chat_template when you load the model");
   return *chat_template_;
 }
 

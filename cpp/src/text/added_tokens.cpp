@@ -9,6 +9,8 @@ namespace {
 
 // Bounds the work at each place of a text. Real added tokens have a few dozen bytes.
 constexpr size_t kMaxTokenBytes = 1024;
+// A thousand bytes of a hostile text and vocabulary can take 20 ms.
+constexpr size_t kPlacesPerLook = 1024;
 
 // Word characters as Unicode's regular expressions define them (UTS #18, annex C).
 constexpr const char* kWord =
@@ -22,31 +24,35 @@ size_t start_of_last_character(std::string_view text) {
   return at;
 }
 
-bool is_word(std::string_view character) {
+bool is_word(std::string_view character, TextBudget& budget) {
   static const Pattern word(kWord);
-  return !word.matches(character).empty();
+  return !word.matches(character, budget).empty();
 }
 
-bool touches_word(std::string_view text, size_t first, size_t last) {
+bool touches_word(std::string_view text, size_t first, size_t last, TextBudget& budget) {
   const auto before = text.substr(0, first), after = text.substr(last);
-  if (!before.empty() && is_word(before.substr(start_of_last_character(before)))) return true;
-  return !after.empty() && is_word(after.substr(0, utf8_step(after).size));
+  if (!before.empty() && is_word(before.substr(start_of_last_character(before)), budget)) return true;
+  return !after.empty() && is_word(after.substr(0, utf8_step(after).size), budget);
 }
 
-size_t without_space_at_end(std::string_view text) {
+bool is_space(char32_t c, bool ascii_only) {
+  return is_white_space(c) && (c < 0x80 || !ascii_only);
+}
+
+size_t without_space_at_end(std::string_view text, bool ascii_only) {
   while (!text.empty()) {
     const size_t last = start_of_last_character(text);
-    if (!is_white_space(utf8_step(text.substr(last)).code_point)) break;
+    if (!is_space(utf8_step(text.substr(last)).code_point, ascii_only)) break;
     text = text.substr(0, last);
   }
   return text.size();
 }
 
-size_t space_at_start(std::string_view text) {
+size_t space_at_start(std::string_view text, bool ascii_only) {
   size_t at = 0;
   while (at < text.size()) {
     const auto step = utf8_step(text.substr(at));
-    if (!is_white_space(step.code_point)) break;
+    if (!is_space(step.code_point, ascii_only)) break;
     at += step.size;
   }
   return at;
@@ -84,10 +90,17 @@ const AddedToken* AddedTokenMatcher::longest_at(std::string_view text) const {
   return longest;
 }
 
-std::vector<AddedTokenMatcher::Piece> AddedTokenMatcher::cut(std::string_view text) const {
+std::vector<AddedTokenMatcher::Piece> AddedTokenMatcher::cut(std::string_view text,
+                                                             TextBudget& budget) const {
   std::vector<Piece> pieces;
   size_t done = 0;
+  size_t space_first = 0, space_last = 0;  // white space that was walked through
+  size_t looked_at = 0;
   for (size_t at = 0; at < text.size();) {
+    if (at - looked_at >= kPlacesPerLook) {
+      budget.look("tokenizer: the added tokens");
+      looked_at = at;
+    }
     const AddedToken* token =
         begins_token_[static_cast<unsigned char>(text[at])] ? longest_at(text.substr(at)) : nullptr;
     if (!token) {
@@ -96,9 +109,16 @@ std::vector<AddedTokenMatcher::Piece> AddedTokenMatcher::cut(std::string_view te
     }
     size_t first = at, last = at + token->content.size();
     at = last;
-    if (token->single_word && touches_word(text, first, last)) continue;
-    if (token->lstrip) first = std::max(without_space_at_end(text.substr(0, first)), std::min(done, first));
-    if (token->rstrip) last += space_at_start(text.substr(last));
+    if (token->single_word && touches_word(text, first, last, budget)) continue;
+    if (token->lstrip && done < first)
+      first = done + without_space_at_end(text.substr(done, first - done), token->ascii_space);
+    if (token->rstrip) {
+      if (last < space_first || last >= space_last) {
+        space_first = last;
+        space_last = last + space_at_start(text.substr(last), token->ascii_space);
+      }
+      last = space_last;
+    }
     if (first > done) pieces.push_back({text.substr(done, first - done), nullptr});
     pieces.push_back({text.substr(first, last - first), token});
     done = last;

@@ -7,17 +7,20 @@
 #include <unordered_map>
 #include <vector>
 
+#include "text/text_budget.h"
+
 namespace introspect::text {
 
 /// A token that is found in the text itself before anything is split.
 struct AddedToken {
-  std::string content;
+  std::string content = {};
   int64_t id = 0;
   bool special = false;      // left out of a decoded text on request
   bool normalized = false;   // looked for after normalization
   bool single_word = false;  // only where no word character touches it
   bool lstrip = false;       // takes the white space before it
   bool rstrip = false;       // takes the white space after it
+  bool ascii_space = false;  // takes no other white space than ASCII's
 };
 
 /// Cuts texts at added tokens: at each place the longest one, places from left to right.
@@ -30,7 +33,7 @@ class AddedTokenMatcher {
     std::string_view text;
     const AddedToken* token;  // null: ordinary text
   };
-  std::vector<Piece> cut(std::string_view text) const;
+  std::vector<Piece> cut(std::string_view text, TextBudget& budget) const;
 
  private:
   const AddedToken* longest_at(std::string_view text) const;

@@ -27,6 +27,7 @@ class Bpe {
   using TokenIds = std::unordered_map<std::string_view, int32_t>;
   using Merge = std::pair<std::string_view, std::string_view>;
 
+  Bpe() : merges_(1) { byte_ids_.fill(-1); }  // of no tokens
   /// Merges in the order of their rank. Throws IoError for a merge whose parts or whole are not tokens.
   Bpe(const TokenIds& tokens, const std::vector<Merge>& merges, BpeOptions options);
 

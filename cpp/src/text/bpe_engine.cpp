@@ -1,10 +1,13 @@
 #include "text/bpe_engine.h"
 
+#include "introspect/core/check.h"
 #include "text/byte_alphabet.h"
 #include "text/utf8.h"
 
 namespace introspect::text {
 namespace {
+
+constexpr size_t kMaxPieceBytes = size_t{1} << 20;
 
 AddedTokenMatcher matcher_of(const std::vector<AddedToken>& added, bool normalized,
                              const Normalizer& normalizer) {
@@ -32,18 +35,22 @@ void BpeEngine::encode(std::string_view text, std::vector<int64_t>& ids) const {
   std::deque<std::string> texts;  // what the encoder's cached words point into
   std::deque<Words> words;
   Bpe::Encoder encoder(bpe_);
+  TextBudget budget(text.size());
   bool at_start = true;
-  for (const auto& raw : raw_.cut(text)) {
+  for (const auto& raw : raw_.cut(text, budget)) {
     if (raw.token) {
       ids.push_back(raw.token->id);
       at_start = false;
       continue;
     }
-    for (const auto& piece : normalized_.cut(texts.emplace_back(normalize(normalizer_, raw.text)))) {
+    // tokenizers asks where a piece stood in the text as it was given.
+    at_start &= !(squeezes_spaces(normalizer_) && raw.text.starts_with(' '));
+    for (const auto& piece : normalized_.cut(texts.emplace_back(normalize(normalizer_, raw.text)), budget)) {
       if (piece.token) {
         ids.push_back(piece.token->id);
       } else {
-        for (const auto word : words.emplace_back(pre_tokenize(pre_tokenizer_, piece.text, at_start)).views)
+        for (const auto word :
+             words.emplace_back(pre_tokenize(pre_tokenizer_, piece.text, at_start, budget)).views)
           encoder.encode(word, ids);
       }
       at_start = false;
@@ -58,7 +65,11 @@ Piece BpeEngine::piece(int64_t id) const {
     return {bytes ? std::move(*bytes) : token};  // an added token may hold characters that spell no byte
   }
   std::string text = token;
-  for (const auto& step : spelling_.replace) text = replace_all(text, step.from, step.to);
+  for (const auto& step : spelling_.replace) {
+    text = replace_all(text, step.from, step.to);
+    check<ConfigError>(text.size() <= kMaxPieceBytes, "tokenizer: the decoder makes token ", id,
+                       " longer than ", kMaxPieceBytes, " bytes");
+  }
   if (spelling_.byte_fallback)
     if (const auto byte = byte_of_token(text)) return {std::string(1, *byte), true};
   return {std::move(text)};

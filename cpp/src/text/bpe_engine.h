@@ -22,10 +22,10 @@ struct BpeSpelling {
 /// BPE with the stages of a tokenizer.json: added tokens, normalizer, pre-tokenizer, merges.
 struct BpeStages {
   std::vector<AddedToken> added;
-  Normalizer normalizer;
-  PreTokenizer pre_tokenizer;
-  Bpe bpe;
-  BpeSpelling spelling;
+  Normalizer normalizer = {};
+  PreTokenizer pre_tokenizer = {};
+  Bpe bpe = {};
+  BpeSpelling spelling = {};
 };
 
 class BpeEngine : public TokenizerEngine {

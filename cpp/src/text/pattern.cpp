@@ -3,6 +3,8 @@
 
 #include <pcre2.h>
 
+#include <algorithm>
+
 #include "introspect/core/check.h"
 
 namespace introspect::text {
@@ -26,9 +28,9 @@ constexpr std::string_view kNewNumbers =
     "\\x{1e4f0}-\\x{1e4f9}\\x{1e5f1}-\\x{1e5fa}";
 
 /// The pattern as PCRE2 should read it.
-std::string for_pcre2(const std::string& source) {
+std::string for_pcre2(const std::string& source, const std::string& who) {
   const auto unsupported = [&](const char* what) {
-    throw ConfigError(concat("tokenizer: ", what, " in the split pattern ", source, " is not supported"));
+    throw ConfigError(concat(who, " is not supported: it has ", what));
   };
   std::string out;
   bool in_class = false;
@@ -86,19 +88,50 @@ struct Releaser {
 };
 using MatchData = std::unique_ptr<pcre2_match_data, Releaser<pcre2_match_data_free>>;
 using MatchContext = std::unique_ptr<pcre2_match_context, Releaser<pcre2_match_context_free>>;
+using CompileContext = std::unique_ptr<pcre2_compile_context, Releaser<pcre2_compile_context_free>>;
+
+constexpr size_t kMaxPatternBytes = size_t{64} << 10;  // real ones have a few hundred
+constexpr uint32_t kMaxHeapKib = uint32_t{64} << 10;   // of one match; real patterns need none
+
+std::string exceeded(int status) {
+  switch (status) {
+    case PCRE2_ERROR_MATCHLIMIT:
+      return "it exceeds the match limit: it backtracks without end on this text";
+    case PCRE2_ERROR_HEAPLIMIT:
+      return concat("it exceeds the memory limit of ", kMaxHeapKib / 1024, " MiB on this text");
+    case PCRE2_ERROR_DEPTHLIMIT:
+      return "it exceeds the depth limit on this text";
+    default:
+      return message_of(status);
+  }
+}
+
+/// The first bytes of a pattern, whole characters.
+std::string shortened(const std::string& source) {
+  constexpr size_t kShown = 120;
+  if (source.size() <= kShown) return source;
+  size_t end = kShown;
+  while ((static_cast<unsigned char>(source[end]) & 0xC0) == 0x80) --end;
+  return source.substr(0, end) + "...";
+}
 
 }  // namespace
 
-Pattern::Pattern(const std::string& source) : source_(source) {
-  const std::string converted = for_pcre2(source);
+Pattern::Pattern(const std::string& source, std::string file)
+    : source_(source), who_(concat(file, ": the split pattern ", shortened(source))) {
+  check<ConfigError>(source.size() <= kMaxPatternBytes, who_, " must have at most ", kMaxPatternBytes,
+                     " bytes, got ", source.size());
+  const std::string converted = for_pcre2(source, who_);
+  const CompileContext context(pcre2_compile_context_create(nullptr));
+  if (!context) throw std::bad_alloc();
   int error = 0;
   PCRE2_SIZE offset = 0;
   // As in Oniguruma's Ruby syntax: ^ and $ stand at every line.
-  auto* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(converted.data()), converted.size(),
-                             PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error,
-                             &offset, nullptr);
-  check<ConfigError>(code != nullptr, "tokenizer: the split pattern ", source,
-                     " does not compile: ", message_of(error));
+  auto* code = pcre2_compile(
+      reinterpret_cast<PCRE2_SPTR>(converted.data()), converted.size(),
+      PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_USE_OFFSET_LIMIT, &error,
+      &offset, context.get());
+  check<ConfigError>(code != nullptr, who_, " does not compile: ", message_of(error));
   code_ = std::shared_ptr<const void>(code, [](void* p) { pcre2_code_free(static_cast<pcre2_code*>(p)); });
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // where there is no JIT the interpreter runs
 }
@@ -110,7 +143,7 @@ Pattern Pattern::literal(const std::string& text) {
   return pattern;
 }
 
-std::vector<Pattern::Span> Pattern::matches(std::string_view text) const {
+std::vector<Pattern::Span> Pattern::matches(std::string_view text, TextBudget& budget) const {
   std::vector<Span> found;
   if (!code_) {
     for (size_t at = 0; (at = text.find(source_, at)) != std::string_view::npos; at += source_.size())
@@ -118,29 +151,49 @@ std::vector<Pattern::Span> Pattern::matches(std::string_view text) const {
     return found;
   }
   const auto* code = static_cast<const pcre2_code*>(code_.get());
-  const MatchData data(pcre2_match_data_create_from_pattern(code, nullptr));
+  const MatchData data(pcre2_match_data_create(1, nullptr));  // the whole match only
   const MatchContext context(pcre2_match_context_create(nullptr));
   if (!data || !context) throw std::bad_alloc();
   // Enough for one walk back over the whole text, far too little for an exponential one.
   constexpr size_t kMaxLimit = 2'000'000'000;
   pcre2_set_match_limit(context.get(),
                         static_cast<uint32_t>(std::min(kMaxLimit, 1'000'000 + 16 * text.size())));
+  pcre2_set_heap_limit(context.get(), kMaxHeapKib);
 
+  // One call tries no more than `reach` places, and the budget is looked at after `interval` calls: both small until
+  // the pattern has shown that it is quick.
+  constexpr size_t kLeastReach = 16, kMostReach = size_t{64} << 10;
+  constexpr int kMostCalls = 64;
+  size_t reach = 64;
+  int interval = 1, calls_left = interval;
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
+  const auto to_next_character = [&](size_t& at) {
+    do ++at;
+    while (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80);
+  };
   for (size_t at = 0; at < text.size();) {
+    const size_t limit = at + reach;
+    pcre2_set_offset_limit(context.get(), limit);
     int status = pcre2_match(code, subject, text.size(), at, PCRE2_NO_UTF_CHECK, data.get(), context.get());
     if (status == PCRE2_ERROR_JIT_STACKLIMIT)
       status = pcre2_match(code, subject, text.size(), at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data.get(),
                            context.get());
-    if (status == PCRE2_ERROR_NOMATCH) break;
-    check<ConfigError>(status >= 0, "tokenizer: the split pattern ", source_,
-                       " failed: ", message_of(status));
+    check<ConfigError>(status >= 0 || status == PCRE2_ERROR_NOMATCH, who_, " fails: ", exceeded(status));
+    if (--calls_left == 0 || status == PCRE2_ERROR_NOMATCH) {
+      const bool quick = budget.look(who_);
+      interval = quick ? std::min(2 * interval, kMostCalls) : 1;
+      reach = quick ? std::min(2 * reach, kMostReach) : std::max(reach / 4, kLeastReach);
+      calls_left = interval;
+    }
+    if (status == PCRE2_ERROR_NOMATCH) {
+      at = limit;
+      to_next_character(at);
+      continue;
+    }
     const auto* ends = pcre2_get_ovector_pointer(data.get());
     if (ends[1] > ends[0]) found.emplace_back(ends[0], ends[1]);
     at = ends[1];
-    if (ends[1] <= ends[0])  // empty: go on after the next character
-      do ++at;
-      while (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80);
+    if (ends[1] <= ends[0]) to_next_character(at);  // empty: go on after the next character
   }
   return found;
 }

@@ -22,10 +22,10 @@ struct Piece {
 };
 
 /// The whole text as alternating matches and gaps.
-std::vector<Piece> cut(const Split& split, std::string_view text) {
+std::vector<Piece> cut(const Split& split, std::string_view text, TextBudget& budget) {
   std::vector<Piece> pieces;
   size_t at = 0;
-  for (const auto& [first, last] : split.pattern.matches(text)) {
+  for (const auto& [first, last] : split.pattern.matches(text, budget)) {
     if (first > at) pieces.push_back({at, first, split.invert});
     pieces.push_back({first, last, !split.invert});
     at = last;
@@ -35,8 +35,8 @@ std::vector<Piece> cut(const Split& split, std::string_view text) {
 }
 
 void add_pieces(const Split& split, std::string_view text, bool, std::vector<std::string_view>& out,
-                std::deque<std::string>&) {
-  const auto pieces = cut(split, text);
+                std::deque<std::string>&, TextBudget& budget) {
+  const auto pieces = cut(split, text, budget);
   const auto put = [&](size_t first, size_t last) { out.push_back(text.substr(first, last - first)); };
   for (size_t i = 0; i < pieces.size();) {
     size_t next = i + 1;
@@ -65,7 +65,7 @@ void add_pieces(const Split& split, std::string_view text, bool, std::vector<std
 }
 
 void add_pieces(const PrefixSpace&, std::string_view text, bool, std::vector<std::string_view>& out,
-                std::deque<std::string>& rewritten) {
+                std::deque<std::string>& rewritten, TextBudget&) {
   if (text.starts_with(' '))
     out.push_back(text);
   else
@@ -73,7 +73,7 @@ void add_pieces(const PrefixSpace&, std::string_view text, bool, std::vector<std
 }
 
 void add_pieces(const Metaspace& step, std::string_view text, bool at_start,
-                std::vector<std::string_view>& out, std::deque<std::string>& rewritten) {
+                std::vector<std::string_view>& out, std::deque<std::string>& rewritten, TextBudget&) {
   std::string spelled = replace_all(text, " ", step.replacement);
   const bool prepend =
       step.prepend == Metaspace::Prepend::always || (step.prepend == Metaspace::Prepend::first && at_start);
@@ -86,9 +86,14 @@ void add_pieces(const Metaspace& step, std::string_view text, bool at_start,
   }
 }
 
+void add_pieces(const Isolate& step, std::string_view text, bool, std::vector<std::string_view>& out,
+                std::deque<std::string>&, TextBudget& budget) {
+  for (const auto& piece : step.pieces.cut(text, budget)) out.push_back(piece.text);
+}
+
 }  // namespace
 
-Words pre_tokenize(const PreTokenizer& steps, std::string_view text, bool at_start) {
+Words pre_tokenize(const PreTokenizer& steps, std::string_view text, bool at_start, TextBudget& budget) {
   Words words;
   if (text.empty()) return words;
   words.views = {text};
@@ -97,7 +102,8 @@ Words pre_tokenize(const PreTokenizer& steps, std::string_view text, bool at_sta
     cut_further.reserve(words.views.size());
     for (const auto word : words.views) {
       const bool first = at_start && word.data() == words.views.front().data();
-      std::visit([&](const auto& one) { add_pieces(one, word, first, cut_further, words.rewritten); }, step);
+      std::visit([&](const auto& one) { add_pieces(one, word, first, cut_further, words.rewritten, budget); },
+                 step);
     }
     words.views = std::move(cut_further);
   }

@@ -6,6 +6,7 @@
 #include <variant>
 #include <vector>
 
+#include "text/added_tokens.h"
 #include "text/pattern.h"
 
 namespace introspect::text {
@@ -26,7 +27,11 @@ struct Metaspace {
   Prepend prepend = Prepend::always;
   bool split = true;  // before each replacement
 };
-using PreTokenizer = std::vector<std::variant<Split, PrefixSpace, Metaspace>>;
+/// Makes each of some pieces a word of its own: what sentencepiece calls user-defined.
+struct Isolate {
+  AddedTokenMatcher pieces;
+};
+using PreTokenizer = std::vector<std::variant<Split, PrefixSpace, Metaspace, Isolate>>;
 
 /// Words in order. They point into the text or into `rewritten`, which keeps what a step has changed.
 struct Words {
@@ -35,7 +40,7 @@ struct Words {
 };
 
 /// `at_start`: nothing of the whole text, not even a special token, stands before `text`.
-Words pre_tokenize(const PreTokenizer& steps, std::string_view text, bool at_start);
+Words pre_tokenize(const PreTokenizer& steps, std::string_view text, bool at_start, TextBudget& budget);
 
 /// GPT-2's and Llama-3's way of cutting a text, and Qwen2's, as in their tokenizer.json.
 extern const char* const kGpt2Pattern;

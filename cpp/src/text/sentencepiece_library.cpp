@@ -49,7 +49,7 @@ SentencePieceProcessor::SentencePieceProcessor(std::string_view model_proto) {
   std::string error;
   processor_ = {functions().load(model_proto.data(), model_proto.size(), append, &error),
                 functions().destroy};
-  check<IoError>(processor_ != nullptr, "sentencepiece model: ", error);
+  check<IoError>(processor_ != nullptr, "sentencepiece model: libsentencepiece refuses it (", error, ")");
 }
 
 int SentencePieceProcessor::piece_size() const {
@@ -68,7 +68,7 @@ void SentencePieceProcessor::encode(std::string_view text, std::vector<int>& ids
     append(&static_cast<Listener*>(to)->error, message, n);
   };
   check<ConfigError>(functions().encode(processor_.get(), text.data(), text.size(), take, say, &listener),
-                     "Tokenizer.encode: ", listener.error);
+                     "Tokenizer.encode: libsentencepiece refuses the text (", listener.error, ")");
 }
 
 }  // namespace introspect::text

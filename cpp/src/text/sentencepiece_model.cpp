@@ -1,11 +1,15 @@
 #include "text/sentencepiece_model.h"
 
+#include <array>
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <unordered_set>
+#include <utility>
 
 #include "introspect/core/check.h"
 #include "io/utf8.h"
-#include "text/utf8.h"
+#include "text/tokenizer_engine.h"
 
 namespace introspect::text {
 namespace {
@@ -13,16 +17,54 @@ namespace {
 // Field numbers of sentencepiece_model.proto.
 enum ModelField { kPieces = 1, kTrainerSpec = 2, kNormalizerSpec = 3 };
 enum PieceField { kText = 1, kScore = 2, kType = 3 };
-enum TrainerField { kModelType = 3, kByteFallback = 35, kUnknownSurface = 44 };
-enum NormalizerField { kName = 1, kCharacterMap = 2, kAddDummyPrefix = 3, kRemoveExtraWhitespaces = 4 };
+enum TrainerField {
+  kModelType = 3,
+  kWhitespaceAsSuffix = 24,
+  kByteFallback = 35,
+  kUnknownId = 40,
+  kBosId = 41,
+  kEosId = 42,
+  kUnknownSurface = 44,
+  kUnknownPiece = 45,
+  kBosPiece = 46,
+  kEosPiece = 47
+};
+enum NormalizerField {
+  kCharacterMap = 2,
+  kAddDummyPrefix = 3,
+  kRemoveExtraWhitespaces = 4,
+  kEscapeWhitespaces = 5
+};
 
 // Wire types of Protocol Buffers.
 enum Wire { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
 
-struct Field {
-  uint64_t number = 0;
-  uint64_t value = 0;      // of a number
-  std::string_view bytes;  // of a string or message
+/// One field of a message. Its value is asked for by type: a parser of Protocol Buffers leaves out a known field that
+/// comes with another wire type, and a value that only one of two readers sees could pass the checks of neither.
+class Field {
+ public:
+  uint64_t number() const { return number_; }
+  std::string_view bytes() const { return require(kBytes), bytes_; }
+  uint64_t varint() const { return require(kVarint), value_; }
+  /// An int32 or enum: negative ones are written as 64 bits.
+  int64_t integer() const { return static_cast<int32_t>(varint()); }
+  bool boolean() const { return varint() != 0; }
+  float number32() const {
+    require(kFixed32);
+    return std::bit_cast<float>(static_cast<uint32_t>(value_));
+  }
+
+ private:
+  friend class Reader;
+  void require(Wire wire) const {
+    check<IoError>(wire_ == wire, "tokenizer.model: field ", number_, " must have the wire type ", wire,
+                   ", got ", wire_);
+  }
+
+  uint64_t number_ = 0;
+  int wire_ = kVarint;
+  uint64_t value_ = 0;      // of a number
+  std::string_view bytes_;  // of a string or message
 };
 
 class Reader {
@@ -32,19 +74,21 @@ class Reader {
   bool next(Field& field) {
     if (rest_.empty()) return false;
     const uint64_t tag = varint();
-    field = {tag >> 3, 0, {}};
-    switch (tag & 7) {
+    field = {};
+    field.number_ = tag >> 3;
+    field.wire_ = static_cast<int>(tag & 7);
+    switch (field.wire_) {
       case kVarint:
-        field.value = varint();
+        field.value_ = varint();
         break;
       case kFixed64:
-        field.value = fixed<uint64_t>();
+        field.value_ = fixed<uint64_t>();
         break;
       case kFixed32:
-        field.value = fixed<uint32_t>();
+        field.value_ = fixed<uint32_t>();
         break;
       case kBytes:
-        field.bytes = take(varint());
+        field.bytes_ = take(varint());
         break;
       default:
         throw IoError("tokenizer.model: not a sentencepiece model");
@@ -106,11 +150,61 @@ SentencePieceModel::Piece parse_piece(std::string_view bytes) {
   SentencePieceModel::Piece piece;
   Reader reader(bytes);
   for (Field field; reader.next(field);) {
-    if (field.number == kText) piece.text = field.bytes;
-    if (field.number == kScore) piece.score = std::bit_cast<float>(static_cast<uint32_t>(field.value));
-    if (field.number == kType) piece.type = static_cast<int>(field.value);
+    if (field.number() == kText) piece.text = field.bytes();
+    if (field.number() == kScore) piece.score = field.number32();
+    if (field.number() == kType) piece.type = static_cast<int>(field.integer());
   }
   return piece;
+}
+
+void parse_trainer(std::string_view bytes, SentencePieceModel& model) {
+  Reader reader(bytes);
+  for (Field field; reader.next(field);) {
+    switch (field.number()) {
+      case kModelType:
+        model.kind = field.integer();
+        break;
+      case kWhitespaceAsSuffix:
+        model.whitespace_as_suffix = field.boolean();
+        break;
+      case kByteFallback:
+        model.byte_fallback = field.boolean();
+        break;
+      case kUnknownId:
+        model.unknown_id = field.integer();
+        break;
+      case kBosId:
+        model.bos_id = field.integer();
+        break;
+      case kEosId:
+        model.eos_id = field.integer();
+        break;
+      case kUnknownSurface:
+        model.unknown_surface = field.bytes();
+        break;
+      case kUnknownPiece:
+        model.unknown_piece = field.bytes();
+        break;
+      case kBosPiece:
+        model.bos_piece = field.bytes();
+        break;
+      case kEosPiece:
+        model.eos_piece = field.bytes();
+        break;
+      default:
+        break;
+    }
+  }
+}
+
+void parse_normalizer(std::string_view bytes, SentencePieceModel& model) {
+  Reader reader(bytes);
+  for (Field field; reader.next(field);) {
+    if (field.number() == kCharacterMap) model.normalization = field.bytes();
+    if (field.number() == kAddDummyPrefix) model.add_dummy_prefix = field.boolean();
+    if (field.number() == kRemoveExtraWhitespaces) model.remove_extra_whitespaces = field.boolean();
+    if (field.number() == kEscapeWhitespaces) model.escape_whitespaces = field.boolean();
+  }
 }
 
 /// A character map is the size of a double array, the array (darts-clone) and the replacements it points to, each ended
@@ -135,37 +229,61 @@ void check_character_map(std::string_view map) {
   }
 }
 
+/// Whether a double array of darts-clone can hold the text: it ends keys at a NUL.
+bool fits_a_trie(std::string_view text) {
+  return !text.empty() && text.find('\0') == std::string_view::npos;
+}
+
 }  // namespace
 
 SentencePieceModel SentencePieceModel::parse(std::string_view bytes) {
   SentencePieceModel model;
   Reader reader(bytes);
   for (Field part; reader.next(part);) {
-    if (part.number == kPieces) model.pieces.push_back(parse_piece(part.bytes));
-    Reader inside(part.bytes);
-    if (part.number == kTrainerSpec) {
-      for (Field field; inside.next(field);) {
-        if (field.number == kModelType) model.kind = static_cast<int64_t>(field.value);
-        if (field.number == kUnknownSurface) model.unknown_surface = field.bytes;
-      }
-    } else if (part.number == kNormalizerSpec) {
-      for (Field field; inside.next(field);) {
-        if (field.number == kCharacterMap) model.normalization = field.bytes;
-        if (field.number == kAddDummyPrefix) model.add_dummy_prefix = field.value != 0;
-        if (field.number == kRemoveExtraWhitespaces) model.remove_extra_whitespaces = field.value != 0;
-      }
-    }
+    if (part.number() == kPieces) model.pieces.push_back(parse_piece(part.bytes()));
+    if (part.number() == kTrainerSpec) parse_trainer(part.bytes(), model);
+    if (part.number() == kNormalizerSpec) parse_normalizer(part.bytes(), model);
   }
-  for (size_t id = 0; id < model.pieces.size(); ++id)
-    check<IoError>(io::is_utf8(model.pieces[id].text), "tokenizer.model: piece ", id, " must be UTF-8");
-  check<IoError>(io::is_utf8(model.unknown_surface),
-                 "tokenizer.model: the unknown token's text must be UTF-8");
   check<IoError>(!model.pieces.empty(), "tokenizer.model: not a sentencepiece model, it has no pieces");
-  check_character_map(model.normalization);
+  model.validate("tokenizer.model");
   return model;
 }
 
-std::string SentencePieceModel::serialized_bpe() const {
+void SentencePieceModel::validate(const char* who) const {
+  check<IoError>(kind >= unigram && kind <= character, who, ": the model type must be 1 to 4, got ", kind);
+  // Pieces that texts are made of, and the others: libsentencepiece holds them in two tables.
+  std::unordered_set<std::string_view> ordinary, reserved;
+  ordinary.reserve(pieces.size());
+  std::array<bool, 256> has_byte{};
+  int64_t n_unknown = 0, n_bytes = 0;
+  for (size_t id = 0; id < pieces.size(); ++id) {
+    const auto& [text, score, type] = pieces[id];
+    const bool in_trie = kind == unigram || type == user_defined;
+    check<IoError>(!text.empty(), who, ": piece ", id, " must not be empty");
+    check<IoError>(io::is_utf8(text), who, ": piece ", id, " must be UTF-8");
+    check<IoError>(!in_trie || fits_a_trie(text), who, ": piece ", id, " must hold no zero byte");
+    const bool is_ordinary = type == normal || type == user_defined || type == unused;
+    check<IoError>((is_ordinary ? ordinary : reserved).insert(text).second, who, ": piece ", id, " (\"", text,
+                   "\") stands twice");
+    check<IoError>(std::isfinite(score), who, ": the score of piece ", id, " must be finite");
+    check<IoError>(type >= normal && type <= byte, who, ": the type of piece ", id, " must be 1 to 6, got ",
+                   type);
+    n_unknown += type == unknown;
+    if (type != byte) continue;
+    const auto value = byte_of_token(text);
+    check<IoError>(byte_fallback && value && text == token_of_byte(*value), who, ": piece ", id, " (\"", text,
+                   "\") is of the type byte, which needs a text like <0x0A> and byte_fallback");
+    n_bytes += !std::exchange(has_byte[static_cast<unsigned char>(*value)], true);
+  }
+  check<IoError>(n_unknown == 1, who, ": one piece must be of the type unknown, got ", n_unknown);
+  check<IoError>(!byte_fallback || n_bytes == 256, who,
+                 ": byte_fallback needs a piece for each of 256 bytes, got ", n_bytes);
+  for (const std::string& text : {unknown_surface, unknown_piece, bos_piece, eos_piece})
+    check<IoError>(io::is_utf8(text), who, ": the names of the special tokens must be UTF-8");
+  check_character_map(normalization);
+}
+
+std::string SentencePieceModel::serialized() const {
   std::string out;
   for (const auto& piece : pieces) {
     std::string message;
@@ -175,12 +293,14 @@ std::string SentencePieceModel::serialized_bpe() const {
     put(out, kPieces, std::string_view(message));
   }
   std::string trainer, normalizer;
-  put(trainer, kModelType, uint64_t{bpe});
-  put(trainer, kByteFallback, uint64_t{1});
+  put(trainer, kModelType, static_cast<uint64_t>(kind));
+  put(trainer, kWhitespaceAsSuffix, uint64_t{whitespace_as_suffix});
+  put(trainer, kByteFallback, uint64_t{byte_fallback});
   put(out, kTrainerSpec, std::string_view(trainer));
-  put(normalizer, kName, std::string_view("identity"));
+  if (!normalization.empty()) put(normalizer, kCharacterMap, std::string_view(normalization));
   put(normalizer, kAddDummyPrefix, uint64_t{add_dummy_prefix});
   put(normalizer, kRemoveExtraWhitespaces, uint64_t{remove_extra_whitespaces});
+  put(normalizer, kEscapeWhitespaces, uint64_t{escape_whitespaces});
   put(out, kNormalizerSpec, std::string_view(normalizer));
   return out;
 }

@@ -17,10 +17,11 @@ namespace fs = std::filesystem;
 
 std::shared_ptr<const TokenizerEngine> read_file(const fs::path& file) {
   check<IoError>(fs::is_regular_file(file), "Tokenizer.load: no file ", file.string());
-  const auto config = [&] { return TokenizerConfig::read(file.parent_path()); };
   if (file.extension() == ".gguf") return read_tokenizer_gguf(*io::GgufFile::open(file));
-  if (file.extension() == ".json") return read_tokenizer_json(io::read_text(file), config());
-  if (file.extension() == ".model") return read_tokenizer_model(io::read_text(file), config());
+  if (file.extension() == ".json")
+    return read_tokenizer_json(io::read_text(file), TokenizerConfig::read(file.parent_path()), file);
+  if (file.extension() == ".model")
+    return read_tokenizer_model(io::read_text(file), TokenizerConfig::read(file.parent_path()));
   throw ConfigError(concat("Tokenizer.load: the file must be a .json, .model or .gguf, got ", file.string()));
 }
 
@@ -60,6 +61,10 @@ std::vector<int64_t> Tokenizer::encode(std::string_view text, bool add_special_t
   engine_->encode(text, ids);
   if (add_special_tokens) ids.insert(ids.end(), vocabulary.suffix.begin(), vocabulary.suffix.end());
   return ids;
+}
+
+std::string Tokenizer::decode(std::initializer_list<int64_t> ids, bool skip_special_tokens) const {
+  return decode(std::span(ids.begin(), ids.size()), skip_special_tokens);
 }
 
 std::string Tokenizer::decode(std::span<const int64_t> ids, bool skip_special_tokens) const {
@@ -112,6 +117,9 @@ bool Tokenizer::is_special(int64_t id) const {
 }
 std::string Tokenizer::kind() const {
   return engine_->vocabulary.kind;
+}
+std::map<std::string, std::string> Tokenizer::special_tokens() const {
+  return engine_->vocabulary.special_tokens;
 }
 std::optional<std::string> Tokenizer::chat_template() const {
   return engine_->vocabulary.chat_template;

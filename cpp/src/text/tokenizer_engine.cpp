@@ -1,6 +1,7 @@
 #include "text/tokenizer_engine.h"
 
 #include <charconv>
+#include <cstdio>
 
 #include "introspect/core/check.h"
 
@@ -17,6 +18,17 @@ void Vocabulary::add(std::string token, int64_t id) {
                  tokens[id], "\" and \"", token, "\"");
   tokens[id] = std::move(token);
   present[id] = true;
+}
+
+std::vector<AddedToken> Vocabulary::take(const AddedVocabulary& added, bool split_special) {
+  std::vector<AddedToken> found_in_texts;
+  for (auto& token : added.tokens()) {
+    add(token.content, token.id);
+    const bool is_special = added.special().contains(token.content);
+    if (is_special) special.insert(token.id);
+    if (!is_special || !split_special) found_in_texts.push_back(std::move(token));
+  }
+  return found_in_texts;
 }
 
 void Vocabulary::index() {
@@ -36,6 +48,12 @@ std::optional<char> byte_of_token(std::string_view token) {
   const auto [end, error] = std::from_chars(token.data() + 3, token.data() + 5, value, 16);
   if (error != std::errc() || end != token.data() + 5) return std::nullopt;
   return static_cast<char>(value);
+}
+
+std::string token_of_byte(char byte) {
+  char token[8];
+  std::snprintf(token, sizeof token, "<0x%02X>", static_cast<unsigned char>(byte));
+  return token;
 }
 
 }  // namespace introspect::text

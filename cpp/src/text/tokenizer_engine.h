@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -8,6 +9,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "text/added_vocabulary.h"
 #include "text/piece_joiner.h"
 
 namespace introspect::text {
@@ -20,6 +22,7 @@ struct Vocabulary {
   std::vector<bool> present;        // by id
   TokenIds ids;                     // the keys point into `tokens`
   std::unordered_set<int64_t> special;
+  std::map<std::string, std::string> special_tokens;  // "bos_token" and the others that have a text
   std::optional<int64_t> bos, eos, pad;
   std::vector<int64_t> stops;
   std::vector<int64_t> prefix, suffix;  // what goes around a text
@@ -31,6 +34,9 @@ struct Vocabulary {
 
   /// Throws IoError for an id that is out of range or taken by another token.
   void add(std::string token, int64_t id);
+  /// Adds these tokens. Returns those that are looked for inside a text: all, or without the special ones if
+  /// `split_special`.
+  std::vector<AddedToken> take(const AddedVocabulary& added, bool split_special);
   /// Fills `ids`; no token may be added afterwards. Of equal tokens the lowest id is found.
   void index();
   std::optional<int64_t> find(std::string_view token) const;
@@ -55,5 +61,7 @@ class TokenizerEngine {
 
 /// The byte of a token "<0x0A>"; nullopt for any other.
 std::optional<char> byte_of_token(std::string_view token);
+/// "<0x0A>".
+std::string token_of_byte(char byte);
 
 }  // namespace introspect::text

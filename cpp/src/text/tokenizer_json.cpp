@@ -1,6 +1,7 @@
 #include "text/tokenizer_json.h"
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
 #include "core/json.h"
@@ -61,7 +62,7 @@ Normalizer read_normalizer(const json& whole) {
   return steps;
 }
 
-Split read_split(const json& stage) {
+Split read_split(const json& stage, const std::string& file) {
   static const std::pair<const char*, SplitBehavior> kBehaviors[] = {
       {"Removed", SplitBehavior::removed},
       {"Isolated", SplitBehavior::isolated},
@@ -72,7 +73,7 @@ Split read_split(const json& stage) {
   const std::string behavior = stage.at("behavior").get<std::string>();
   for (const auto& [name, value] : kBehaviors) {
     if (behavior != name) continue;
-    return {pattern.contains("Regex") ? Pattern(pattern.at("Regex").get<std::string>())
+    return {pattern.contains("Regex") ? Pattern(pattern.at("Regex").get<std::string>(), file)
                                       : Pattern::literal(pattern.at("String").get<std::string>()),
             value, value_or(stage, "invert", false)};
   }
@@ -98,8 +99,10 @@ Metaspace read_metaspace(const json& stage) {
   return step;
 }
 
-/// `byte_level` becomes whether a ByteLevel stage spells the words as bytes; it must be the last one.
-PreTokenizer read_pre_tokenizer(const json& whole, bool& byte_level) {
+/// `byte_level` becomes whether a ByteLevel stage spells the words as bytes; it must be the last one. `prefix_space`
+/// holds instead of what that stage says.
+PreTokenizer read_pre_tokenizer(const json& whole, const std::string& file, std::optional<bool> prefix_space,
+                                bool& byte_level) {
   PreTokenizer steps;
   byte_level = false;
   for_each_stage(whole, "pretokenizers", [&](const json& stage) {
@@ -107,10 +110,10 @@ PreTokenizer read_pre_tokenizer(const json& whole, bool& byte_level) {
     if (byte_level) unsupported("pre-tokenizer after ByteLevel", type);
     if (type == "ByteLevel") {
       byte_level = true;
-      if (value_or(stage, "add_prefix_space", true)) steps.emplace_back(PrefixSpace{});
+      if (prefix_space.value_or(value_or(stage, "add_prefix_space", true))) steps.emplace_back(PrefixSpace{});
       if (value_or(stage, "use_regex", true)) steps.emplace_back(Split{Pattern(kGpt2Pattern)});
     } else if (type == "Split") {
-      steps.emplace_back(read_split(stage));
+      steps.emplace_back(read_split(stage, file));
     } else if (type == "Digits") {
       const bool individual = value_or(stage, "individual_digits", false);
       steps.emplace_back(Split{Pattern(individual ? "\\p{N}" : "\\p{N}+")});
@@ -156,9 +159,10 @@ Decoder read_decoder(const json& whole) {
   return decoder;
 }
 
-void read_added_tokens(const json& list, const json& own, Vocabulary& vocabulary,
-                       std::vector<AddedToken>& added) {
-  if (list.is_null()) return;
+/// With the ids the file gives.
+std::vector<AddedToken> read_added_tokens(const json& list) {
+  std::vector<AddedToken> added;
+  if (list.is_null()) return added;
   for (const auto& entry : list) {
     AddedToken token{.content = entry.at("content").get<std::string>(),
                      .id = entry.at("id").get<int64_t>(),
@@ -167,13 +171,29 @@ void read_added_tokens(const json& list, const json& own, Vocabulary& vocabulary
                      .single_word = value_or(entry, "single_word", false),
                      .lstrip = value_or(entry, "lstrip", false),
                      .rstrip = value_or(entry, "rstrip", false)};
-    if (token.content.empty()) continue;
-    token.id =
-        value_or(own, token.content.c_str(), token.id);  // of a token of the model, the model's id holds
-    vocabulary.add(token.content, token.id);
-    if (token.special) vocabulary.special.insert(token.id);
-    added.push_back(std::move(token));
+    if (!token.content.empty()) added.push_back(std::move(token));
   }
+  return added;
+}
+
+/// The stages that LlamaTokenizer and CodeLlamaTokenizer build, whatever those of the file are.
+void build_llama_stages(const TokenizerConfig& config, BpeStages& stages, JoinRule& join) {
+  const bool code = config.tokenizer_class == TokenizerClass::code_llama;
+  const bool prefix = config.add_prefix_space.value_or(true);
+  using Prepend = Metaspace::Prepend;
+  const auto scheme = !prefix                                  ? Prepend::never
+                      : !code && config.legacy.value_or(false) ? Prepend::always
+                                                               : Prepend::first;
+  stages.normalizer.clear();
+  stages.pre_tokenizer.assign(1, Metaspace{.prepend = scheme, .split = false});
+  stages.spelling = {.replace = {{"\xE2\x96\x81", " "}}, .byte_fallback = true};
+  join = {.invalid = JoinRule::Invalid::whole_run, .strip_left = prefix || code ? 1 : 0};
+}
+
+/// The token that tokenizer.json fills up with: transformers' pad_token where no file names another.
+std::optional<std::string> padding_token(const json& file) {
+  const auto padding = value_or(file, "padding", json());
+  return padding.is_object() ? std::optional(padding.at("pad_token").get<std::string>()) : std::nullopt;
 }
 
 /// Appends what a post-processor puts before and after a text.
@@ -220,7 +240,19 @@ std::vector<Bpe::Merge> read_merges(const json& list) {
   return merges;
 }
 
-std::shared_ptr<const TokenizerEngine> build(const json& file, const TokenizerConfig& config) {
+std::optional<bool> prefix_space_of(const TokenizerConfig& config) {
+  switch (config.tokenizer_class) {
+    case TokenizerClass::gpt2:
+    case TokenizerClass::gpt_neox:
+    case TokenizerClass::qwen2:
+      return config.add_prefix_space.value_or(false);
+    default:
+      return std::nullopt;
+  }
+}
+
+std::shared_ptr<const TokenizerEngine> build(const json& file, TokenizerConfig config,
+                                             const std::string& path) {
   check<IoError>(file.is_object(), "tokenizer.json must hold a JSON object");
   const json& model = file.at("model");
   const std::string model_type = value_or(model, "type", std::string("BPE"));
@@ -228,53 +260,74 @@ std::shared_ptr<const TokenizerEngine> build(const json& file, const TokenizerCo
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
     if (!value_or(model, key, std::string()).empty()) unsupported("model", key);
   if (value_or(model, "dropout", 0.0) != 0.0) unsupported("model", "dropout");
+  if (const auto padding = padding_token(file)) config.set_default("pad_token", *padding);
 
+  const json& vocab = model.at("vocab");
+  check<IoError>(vocab.is_object(), "tokenizer.json: the vocabulary must be an object of ids by token");
   Vocabulary vocabulary;
-  for (const auto& [token, id] : model.at("vocab").items()) vocabulary.add(token, id.get<int64_t>());
-  std::vector<AddedToken> added;
-  read_added_tokens(value_or(file, "added_tokens", json()), model.at("vocab"), vocabulary, added);
+  for (const auto& [token, id] : vocab.items()) vocabulary.add(token, id.get<int64_t>());
+  AddedVocabulary added(static_cast<int64_t>(vocab.size()), [&](const std::string& token) {
+    const auto found = vocab.find(token);
+    return found == vocab.end() ? std::nullopt : std::optional(found->get<int64_t>());
+  });
+  config.add_tokens(added, read_added_tokens(value_or(file, "added_tokens", json())));
+  auto stages = BpeStages{.added = vocabulary.take(added, config.split_special_tokens)};
   vocabulary.index();
   TokenIds own;  // without the added tokens: those are never found inside a word
-  own.reserve(model.at("vocab").size());
-  for (const auto& [token, id] : model.at("vocab").items())
+  own.reserve(vocab.size());
+  for (const auto& [token, id] : vocab.items())
     own.emplace(vocabulary.tokens[id.get<int64_t>()], id.get<int32_t>());
 
   read_post_processor(value_or(file, "post_processor", json()), vocabulary);
   if (vocabulary.prefix.size() == 1)
     vocabulary.bos = vocabulary.prefix.front();  // unless the config names another
   config.apply(vocabulary);
+  if (config.tokenizer_class == TokenizerClass::code_llama && vocabulary.bos) {
+    vocabulary.prefix = {*vocabulary.bos};
+    vocabulary.suffix.clear();
+  }
 
   BpeOptions options;
-  auto pre_tokenizer = read_pre_tokenizer(value_or(file, "pre_tokenizer", json()), options.byte_level);
+  stages.pre_tokenizer = read_pre_tokenizer(value_or(file, "pre_tokenizer", json()), path,
+                                            prefix_space_of(config), options.byte_level);
+  stages.normalizer = read_normalizer(value_or(file, "normalizer", json()));
   options.byte_fallback = value_or(model, "byte_fallback", false);
   options.fuse_unknown = value_or(model, "fuse_unk", false);
   options.ignore_merges = value_or(model, "ignore_merges", false);
-  if (const auto unknown = value_or(model, "unk_token", std::string()); !unknown.empty()) {
+  auto unknown = value_or(model, "unk_token", std::string());
+  auto decoder = read_decoder(value_or(file, "decoder", json()));
+  stages.spelling = std::move(decoder.spelling);
+  if (config.tokenizer_class == TokenizerClass::llama ||
+      config.tokenizer_class == TokenizerClass::code_llama) {
+    build_llama_stages(config, stages, decoder.join);
+    options = {.byte_fallback = true, .fuse_unknown = true};
+    unknown.clear();
+    if (config.tokenizer_class == TokenizerClass::code_llama)
+      if (const auto found = vocabulary.special_tokens.find("unk_token");
+          found != vocabulary.special_tokens.end())
+        unknown = found->second;
+  }
+  if (!unknown.empty()) {
     const auto found = own.find(unknown);
     check<IoError>(found != own.end(), "tokenizer.json: unk_token \"", unknown,
                    "\" must be in the vocabulary");
     options.unknown_id = found->second;
   }
   vocabulary.kind = options.byte_level ? "byte-level BPE" : "SentencePiece BPE";
-  auto decoder = read_decoder(value_or(file, "decoder", json()));
-  return std::make_shared<BpeEngine>(
-      std::move(vocabulary), std::move(decoder.join),
-      BpeStages{.added = std::move(added),
-                .normalizer = read_normalizer(value_or(file, "normalizer", json())),
-                .pre_tokenizer = std::move(pre_tokenizer),
-                .bpe = Bpe(own, read_merges(model.at("merges")), options),
-                .spelling = std::move(decoder.spelling)});
+  stages.bpe = Bpe(own, read_merges(model.at("merges")), options);
+  return std::make_shared<BpeEngine>(std::move(vocabulary), std::move(decoder.join), std::move(stages));
 }
 
 }  // namespace
 
 std::shared_ptr<const TokenizerEngine> read_tokenizer_json(const std::string& text,
-                                                           const TokenizerConfig& config) {
+                                                           const TokenizerConfig& config,
+                                                           const std::filesystem::path& file) {
   constexpr JsonRules kRules{.max_bytes = size_t{512} << 20,
                              .may_repeat = [](size_t, std::string_view) { return true; }};
   const auto parsed = parse_json<IoError>(text, "tokenizer.json", kRules);
   try {
-    return build(parsed, config);
+    return build(parsed, config, file.string());
   } catch (const json::exception& error) {
     throw IoError(concat("tokenizer.json is broken: ", plain_reason(error)));
   }

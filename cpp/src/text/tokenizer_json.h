@@ -11,8 +11,9 @@ namespace introspect::text {
 
 /// The engine of a tokenizer.json (the format of the Hugging Face tokenizers library) whose model is BPE.
 ///
-/// Throws IoError for JSON that is broken, ConfigError for a stage this library does not have.
+/// `file` stands in messages. Throws IoError for JSON that is broken, ConfigError for a stage this library does not have.
 std::shared_ptr<const TokenizerEngine> read_tokenizer_json(const std::string& json,
-                                                           const TokenizerConfig& config);
+                                                           const TokenizerConfig& config,
+                                                           const std::filesystem::path& file);
 
 }  // namespace introspect::text

@@ -16,6 +16,7 @@ from .wrapped import after_final_norm, as_model, config_of
 
 Operator = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
+
 @dataclass(frozen=True, eq=False)
 class Combined:
     """A control that is a function: it is called with the output of a block."""

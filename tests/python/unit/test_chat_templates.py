@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tiny_chat import write_tiny_chat
 
 import introspect
 from introspect import ChatTemplate, ConfigError
@@ -32,6 +33,54 @@ def test_the_template_beside_a_model_is_found(tmp_path):
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     assert load_chat_template(tmp_path).render(QUESTION) == "Dq"
+
+
+def test_templates_are_found_in_all_their_places(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": {"default": "C", "rag": "R"}}))
+    assert load_chat_template(tmp_path).render(QUESTION) == "C"
+    more = tmp_path / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("T")  # files hide what the config has
+    with pytest.raises(ConfigError, match="tool_use"):
+        load_chat_template(tmp_path).render(QUESTION)
+    (tmp_path / "chat_template.jinja").write_text("D")
+    assert load_chat_template(tmp_path).render(QUESTION) == "D"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(7, "chat_template"), ([{"name": "default"}], "chat_template"), ({"default": 3}, "chat_template")],
+)
+def test_a_template_of_another_type_is_an_io_error_that_names_the_field(tmp_path, value, message):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
+    with pytest.raises(introspect.IoError, match=message):
+        load_chat_template(tmp_path)
+
+
+def test_a_template_may_use_every_special_token_the_files_name(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": "{{ image_token }}{{ unk_token }}{{ bos_token }}", "image_token": "<image>"})
+    )
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"unk_token": {"content": "<u>"}, "bos_token": "<b>"}))
+    assert load_chat_template(tmp_path).render(QUESTION) == "<image><u><b>"
+
+
+def test_a_model_takes_a_template_of_ones_own(tmp_path):
+    folder = write_tiny_chat(tmp_path / "tiny")
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<|im_start|>"}')
+    with pytest.raises(ConfigError, match="chat_template") as error:
+        introspect.load_model(folder).apply_chat_template(QUESTION)
+    assert "LoadOptions" not in str(error.value)
+
+    def text(given):
+        return introspect.load_model(folder, chat_template=given).apply_chat_template(QUESTION)
+
+    source = "{{ bos_token }}[{{ messages[0].content }}]"
+    (tmp_path / "mine.jinja").write_text(source)
+    assert text(source) == text(tmp_path / "mine.jinja") == text(str(tmp_path / "mine.jinja")) == "<|im_start|>[q]"
+    assert text("chatml") == text(ChatTemplate.named("chatml")) == "<|im_start|>user\nq<|im_end|>\n"
+    with pytest.raises(ConfigError, match="chat_template must be"):
+        text("no-such-file.jinja")
 
 
 @pytest.mark.parametrize(

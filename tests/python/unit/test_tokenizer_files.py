@@ -3,6 +3,9 @@
 import contextlib
 import copy
 import json
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -237,6 +240,79 @@ def test_a_pattern_that_backtracks_without_end_is_a_config_error(load):
     tokenizer = load(byte_level(pre_tokenizer={"type": "Sequence", "pretokenizers": [split, BYTES_ONLY]}))
     with pytest.raises(ConfigError, match="match limit"):
         tokenizer.encode("a" * 5000 + "b")
+
+
+def regex_split(pattern):
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return byte_level(pre_tokenizer={"type": "Sequence", "pretokenizers": [split, BYTES_ONLY]})
+
+
+HOSTILE = {
+    # (pattern, text, what is exceeded)
+    "memory": ("(?:" + "()" * 5000 + "(?:a|b))*c|a", "ab" * 20_000, "memory limit"),
+    "backtracking": ("(a|aa)+$", "a" * 5000 + "b", "match limit"),
+    "recursion at every place": ("(a(?1)?b)|a", "a" * 100_000, "processor time|match limit|memory limit"),
+    "look-ahead at every place": ("(?=(a+)+b)c", "a" * 100_000, "processor time|match limit|memory limit"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_pattern_stops_and_names_its_file_and_what_it_exceeds(load, tmp_path, name):
+    import resource
+
+    pattern, text, message = HOSTILE[name]
+    tokenizer = load(regex_split(pattern))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.thread_time()
+    with pytest.raises(ConfigError, match=message) as error:
+        tokenizer.encode(text)
+    assert time.thread_time() - start < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024  # KiB; one match may have 64 MiB
+    assert str(tmp_path / "tokenizer.json") in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_ctrl_c_stops_a_slow_text(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(regex_split("(a(?1)?b)|a")))
+    program = (
+        "import sys, introspect\n"
+        "t = introspect.Tokenizer.load(sys.argv[1])\n"
+        "print('ready', flush=True)\n"
+        "try: t.encode('a' * 500_000)\n"
+        "except KeyboardInterrupt: print('stopped', flush=True)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    child.send_signal(signal.SIGINT)
+    output, _ = child.communicate(timeout=60)
+    assert output == "stopped\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40}},
+        {"decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40 + [{"type": "Fuse"}]}},
+    ],
+)  # fmt: skip
+def test_stages_that_double_a_text_forty_times_are_a_config_error(load, change):
+    tokenizer = load(byte_level(**change))
+    with pytest.raises(ConfigError, match=r"normalizer|decoder"):
+        tokenizer.decode(tokenizer.encode("a" * 10))
+
+
+@pytest.mark.parametrize("flags", [{"lstrip": True}, {"rstrip": True}])
+def test_white_space_tokens_that_strip_white_space_take_linear_time(both, flags):
+    parsed = byte_level()
+    parsed["added_tokens"] = [{**added_token(" ", 300), **flags, "id": len(parsed["model"]["vocab"])}]
+    ours, theirs = both(parsed)
+    assert ours.encode("a   b  ") == theirs.encode("a   b  ").ids
+    start = time.thread_time()
+    ours.encode(" " * 300_000)
+    assert time.thread_time() - start < 5
 
 
 def test_stages_nested_without_end_are_a_config_error(load):

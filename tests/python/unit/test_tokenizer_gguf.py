@@ -101,6 +101,51 @@ def test_a_broken_vocabulary_is_a_typed_error_that_says_what(load, change, error
         load({**BPE, **change})
 
 
+# What llama.cpp's src/llama-vocab.cpp does that no key of the file says.
+
+
+@pytest.mark.parametrize(("name", "strips"), [("Phi3", True), ("Phi-3 mini 4k instruct", True), ("Phi2", False)])
+def test_tokens_of_a_phi3_vocabulary_take_the_white_space_after_them(load, name, strips):
+    special = ["<|user|>", "<|end|>", "<s>", "<|endoftext|>"]
+    tokens = [*TOKENS[:-3], *special]
+    types = [NORMAL] * (len(TOKENS) - 3) + [CONTROL] * len(special)
+    fields = {**BPE, "general.name": name, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    ours = load(fields)
+
+    def ids(*spelled):
+        return [tokens.index(token) for token in spelled]
+
+    space = [] if strips else ["\u010a"]  # the newline's spelling
+    assert ours.encode("<|user|>\na<|end|>\n\t") == ids(
+        "<|user|>", *space, "a", "<|end|>", *space, *([] if strips else ["\u0109"])
+    )
+    assert ours.encode("<s> a<|endoftext|> a") == ids("<s>", "Ġ", "a", "<|endoftext|>", "Ġ", "a")
+    assert ours.encode("<|user|>\u00a0a") == ids("<|user|>", "Â", "ł", "a")  # ASCII's white space only
+
+
+def test_the_ends_of_a_generation_are_llama_cpps(load):
+    ends = ["<|im_end|>", "<EOT>", "<|fim_pad|>", "<|file_sep|>"]
+    tokens = [*TOKENS[:-3], *ends, "<custom>", "<|fim_prefix|>"]
+    types = [NORMAL] * len(tokens)  # whatever the file says, a token with such a text is a control token
+    fields = {**BPE, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    fields["tokenizer.ggml.eot_token_id"] = tokens.index("<custom>")
+    ours = load(fields)
+    assert set(ours.stop_token_ids) == {tokens.index(token) for token in [*ends, "<custom>"]}
+    assert ours.encode("a<EOT><|fim_prefix|>") == [tokens.index(t) for t in ("a", "<EOT>", "<|fim_prefix|>")]
+    assert ours.is_special(tokens.index("<|fim_prefix|>"))
+
+
+def test_space_prefix_and_extra_spaces_are_not_the_business_of_byte_level_vocabularies(load):
+    fields = {**BPE, "tokenizer.ggml.add_space_prefix": True, "tokenizer.ggml.remove_extra_whitespaces": True}
+    assert load(fields).encode("a  b") == ids_of("a", "Ġ", "Ġ", "b")
+
+
+def test_empty_tokens_get_a_name(load):
+    tokens = [*TOKENS[:-1], ""]
+    ours = load({**BPE, "tokenizer.ggml.tokens": tokens})
+    assert ours.id_to_token(len(tokens) - 1) == f"[EMPTY_{len(tokens) - 1}]"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A sentencepiece BPE with byte fallback, trained here, and its vocabulary as GGUF metadata."""
@@ -136,7 +181,7 @@ def test_scores_give_the_ids_and_texts_of_sentencepiece(load, trained, text):
     theirs, fields = trained
     ours = load(fields)
     ids = ours.encode(text, add_special_tokens=False)
-    if "<s>" not in text and "</s>" not in text and "<unk>" not in text:
+    if not any(token in text for token in ("<s>", "</s>", "<unk>", "<tool>")):  # texts of their own stand after these
         assert ids == theirs.encode(text)
         assert ours.decode(ids) == theirs.decode(ids)
     assert ours.encode(text) == [theirs.bos_id(), *ids]
@@ -160,6 +205,37 @@ def test_a_hostile_vocabulary_loads_or_is_a_typed_error(load, trained, data):
     with contextlib.suppress(introspect.Error):
         tokenizer = load(fields)
         tokenizer.decode(tokenizer.encode("the thing é日本 <tool> <|im_end|>"))
+
+
+def test_a_vocabulary_with_scores_has_llama_cpps_defaults(load, trained):
+    theirs, fields = trained
+    without = {key: value for key, value in fields.items() if not key.endswith("_token_id")}
+    ours = load({**without, "tokenizer.ggml.remove_extra_whitespaces": True})
+    assert (ours.bos_token_id, ours.eos_token_id) == (1, 2)
+    assert ours.encode("the  thing") == [1, *theirs.encode("the  thing")]
+    assert 2 in ours.stop_token_ids
+
+
+def test_each_part_after_a_token_begins_like_a_text(load, trained):
+    theirs, fields = trained
+    ours = load(fields)
+    tool = fields["tokenizer.ggml.tokens"].index("<tool>")
+    expected = [*theirs.encode("the"), tool, *theirs.encode("thing"), 2, *theirs.encode("in")]
+    assert ours.encode("the<tool>thing</s>in", add_special_tokens=False) == expected
+    plain = load({**fields, "tokenizer.ggml.add_space_prefix": False})
+    pieces = fields["tokenizer.ggml.tokens"]
+    assert not pieces[plain.encode("the<tool>thing", add_special_tokens=False)[-1]].startswith("\u2581")
+
+
+@pytest.mark.parametrize("token", ["", "the"])
+def test_tokens_that_are_there_twice_are_named(load, trained, token):
+    tokens = list(trained[1]["tokenizer.ggml.tokens"])
+    tokens[-2:] = [token, token]
+    if token == "":  # they get names of their own
+        load({**trained[1], "tokenizer.ggml.tokens": tokens})
+    else:
+        with pytest.raises(IoError, match="twice"):
+            load({**trained[1], "tokenizer.ggml.tokens": tokens})
 
 
 def test_scores_must_be_numbers(load, trained):

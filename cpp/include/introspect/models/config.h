@@ -56,6 +56,9 @@ struct Config {
   bool mlp_bias = false;             // GPT-2, GPT-NeoX, and Llama with mlp_bias
   bool tie_word_embeddings = false;  // the unembedding is the embedding
 
+  /// Ids that end a generation: eos_token_id of generation_config.json or, where it has none, of config.json.
+  std::vector<int64_t> eos_token_ids;
+
   /// True if a layer sees the last window_size keys only.
   bool is_local(int64_t layer) const {
     return !attn_types.empty() && attn_types[static_cast<size_t>(layer)] == "local";

@@ -14,12 +14,12 @@ enum class PaddingSide { kLeft, kRight };
 /// How a continuation is chosen. The defaults are greedy.
 struct GenerateOptions {
   int64_t max_new_tokens = 20;
-  double temperature = 0.0;         // 0: the most probable token
-  int64_t top_k = 0;                // 0: all tokens
-  double top_p = 1.0;               // the smallest set of tokens whose probability reaches top_p
-  double repetition_penalty = 1.0;  // Keskar et al. 2019, arXiv:1909.05858; over prompt and continuation
-  uint64_t seed = 0;                // row r draws from a stream of its own, whatever its neighbours do
-  bool stop_at_eos = true;
+  double temperature = 0.0;             // 0: the most probable token
+  int64_t top_k = 0;                    // 0: all tokens
+  double top_p = 1.0;                   // the smallest set of tokens whose probability reaches top_p
+  double repetition_penalty = 1.0;      // Keskar et al. 2019, arXiv:1909.05858; over prompt and continuation
+  uint64_t seed = 0;                    // row r draws from a stream of its own, whatever its neighbours do
+  bool stop_at_eos = true;              // at the tokenizer's stop_token_ids and the config's eos_token_ids
   std::vector<int64_t> stop_token_ids;  // beside the tokenizer's own; the stop token is part of the result
   PaddingSide padding_side = PaddingSide::kLeft;
   const hooks::HookRegistry* hooks = nullptr;  // in effect during the prompt and every step

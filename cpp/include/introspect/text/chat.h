@@ -29,11 +29,13 @@ struct ChatOptions {
 /// A chat template as a model's files hold it, for a renderer of one's own.
 struct INTROSPECT_EXPORT ChatSource {
   std::string jinja;
-  /// "bos_token", "eos_token", "pad_token": those the files name, spelled out.
+  /// "bos_token", "eos_token" and the others the files name, the model's own ("image_token") included, spelled out.
   std::map<std::string, std::string> special_tokens;
 
-  /// Of an HF folder or a .gguf file, without reading its vocabulary into a Tokenizer; nullopt if it has no template.
+  /// Of an HF folder, a tokenizer file in one, or a .gguf file, without reading its vocabulary into a Tokenizer; nullopt if it has no template.
   static std::optional<ChatSource> find(const std::filesystem::path& path);
+  /// The special tokens alone, for a template that came from elsewhere.
+  static std::map<std::string, std::string> special_tokens_of(const std::filesystem::path& path);
 };
 
 /// How a conversation becomes the text a chat model was trained on.

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <initializer_list>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -27,10 +29,13 @@ class INTROSPECT_EXPORT Tokenizer {
  public:
   /// Reads a tokenizer.json, a tokenizer.model, a folder that holds one of them, or the vocabulary of a .gguf file.
   ///
-  /// A folder's tokenizer.json is preferred to its tokenizer.model. A tokenizer_config.json (and chat_template.jinja)
-  /// beside either names the bos, eos and pad tokens, add_bos_token and the chat template. A tokenizer.model without
-  /// that file encodes exactly as sentencepiece does: its control tokens are then not recognised inside a text.
-  /// Throws IoError for a file that is missing or broken and ConfigError for a part this library does not have.
+  /// A folder's tokenizer.json is preferred to its tokenizer.model. What stands beside either counts as in transformers 5:
+  /// tokenizer_config.json, added_tokens.json and special_tokens_map.json (added and special tokens, the class and its
+  /// settings), chat_template.jinja, and eos_token_id of generation_config.json or config.json. A tokenizer.model with
+  /// none of the first three encodes exactly as sentencepiece does, with <s> in front, and its control tokens are not
+  /// recognised inside a text. A .gguf file is read as llama.cpp reads it.
+  /// Throws IoError for a file that is missing or broken and ConfigError, naming the field, for what this library does
+  /// not have.
   static Tokenizer load(const std::filesystem::path& path);
 
   /// As `load`, but nullopt for a folder (or GGUF file) that holds no tokenizer.
@@ -46,6 +51,7 @@ class INTROSPECT_EXPORT Tokenizer {
 
   /// The text of `ids`. Bytes that are not UTF-8 become U+FFFD. Throws std::out_of_range for an id without a token.
   std::string decode(std::span<const int64_t> ids, bool skip_special_tokens = false) const;
+  std::string decode(std::initializer_list<int64_t> ids, bool skip_special_tokens = false) const;
 
   /// One more than the highest id.
   int64_t vocab_size() const;
@@ -58,7 +64,10 @@ class INTROSPECT_EXPORT Tokenizer {
   std::optional<int64_t> pad_token_id() const;
   /// Whether `encode` puts bos_token_id() first.
   bool adds_bos() const;
-  /// Ids that end a turn or a text: eos, and whichever of <|im_end|>, <|eot_id|>, <end_of_turn>, ... the vocabulary has.
+  /// "bos_token", "eos_token" and the other special tokens the files name, spelled out; for chat templates.
+  std::map<std::string, std::string> special_tokens() const;
+  /// Ids that end a turn or a text: eos, whichever of <|im_end|>, <|eot_id|>, <end_of_turn>, ... the vocabulary has, and
+  /// eos_token_id of the folder's generation_config.json (or config.json).
   std::vector<int64_t> stop_token_ids() const;
   bool is_special(int64_t id) const;
 
@@ -72,5 +81,9 @@ class INTROSPECT_EXPORT Tokenizer {
   explicit Tokenizer(std::shared_ptr<const TokenizerEngine> engine);
   std::shared_ptr<const TokenizerEngine> engine_;
 };
+
+/// The ids that end a generation by a folder's generation_config.json or, where it has none, by its config.json; empty
+/// without either. Throws IoError for broken files.
+INTROSPECT_EXPORT std::vector<int64_t> eos_token_ids_of(const std::filesystem::path& folder);
 
 }  // namespace introspect::text
