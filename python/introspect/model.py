@@ -47,8 +47,8 @@ def load_model(
             is an IoError.
         progress: called with (what, done, total).
         tokenizer: of a transformers model: transformers' tokenizer for it, or a folder or file that holds it.
-        chat_template: instead of the one in the model's files, or for files that have none: the text of a Jinja template,
-            a file that holds one, a folder or .gguf file that has one, or the name of a native format
+        chat_template: instead of the one in the model's files, or for files that have none: the text of a Jinja
+            template, a file that holds one, a folder or .gguf file that has one, or the name of a native format
             (``ChatTemplate.names()``).
 
     Raises:
@@ -60,7 +60,14 @@ def load_model(
         raise _C.ConfigError("load_model: dtype must be float32, bfloat16, float16 or float64")
     if isinstance(source, torch.nn.Module):
         where = torch.device(device)
-        engine = pretrained.copy_engine(source, dtype=wanted, device=where, tokenizer=tokenizer, who="load_model")
+        engine = pretrained.copy_engine(
+            source,
+            dtype=wanted,
+            device=where,
+            tokenizer=tokenizer,
+            chat_template=chat_template,
+            who="load_model",
+        )
         return Model(engine, name=getattr(source, "name_or_path", "") or type(source).__name__)
     if tokenizer is not None:
         raise _C.ConfigError("load_model: tokenizer= goes with a transformers model; files bring their own")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from . import _C, hub
-from .chat import load_chat_template
+from .chat import given_chat_template, load_chat_template
 from .model_names import aliases
 from .tokenizer_face import TokenizerFace
 
@@ -64,12 +64,19 @@ def load_engine(
 
 
 def copy_engine(
-    hf_model: Any, *, dtype: torch.dtype, device: torch.device, tokenizer: Any = None, who: str
+    hf_model: Any,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokenizer: Any = None,
+    chat_template: Any = None,
+    who: str,
 ) -> _C.Model:
     """The native model of a transformers model in memory, whose weights are copied.
 
     Args:
         tokenizer: a folder or file that holds it, or a transformers tokenizer, which is written to such a folder.
+        chat_template: as of ``load_model``; None: the tokenizer's.
 
     Raises:
         TypeError: a torch module that is not of transformers.
@@ -89,13 +96,17 @@ def copy_engine(
             folder = temporary.enter_context(tempfile.TemporaryDirectory())
             tokenizer.save_pretrained(folder)
             tokenizer = folder
+        if chat_template is not None:
+            template = given_chat_template(chat_template, tokenizer)
+        else:
+            template = None if tokenizer is None else load_chat_template(tokenizer)
         return _C.Model.from_state_dict(
             json.dumps(config),
             hf_model.state_dict(),
             dtype=dtype,
             device=device,
             tokenizer_path=tokenizer,
-            chat_template=None if tokenizer is None else load_chat_template(tokenizer),
+            chat_template=template,
         )
 
 

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .detections import failed
 from .output_files import check_file_name, write_bytes
 from .page import describe, section_names
 from .page import html as page_html
-from .page_verdict import Mass, Verdict, judged, not_finite, overall, verdict
-from .report_tables import difference_interval, sections, unfinished, z_of
+from .page_verdict import judged, overall
+from .report_tables import difference_interval, sections, unfinished
 from .results import SCHEMA, Compared, Result, finite, write_text
 from .runs import load_results
 from .sentences import (
@@ -27,6 +28,7 @@ from .sentences import (
 )
 from .sweeps import headlines, is_sweep, sweep_bests
 from .tables import print_lines, print_table, wrapped, write_table
+from .verdicts import Verdict
 
 if TYPE_CHECKING:
     import pandas
@@ -177,23 +179,22 @@ def _verdict_dict(one: Verdict) -> dict[str, Any]:
 
 
 def _compared_dict(compared: Compared) -> dict[str, Any]:
-    """No z of fewer than five random directions, and no rank of numbers that are not finite."""
-    shown = {**compared.as_dict(), "z": z_of(compared)}
+    """No rank of numbers that are not finite."""
+    shown = compared.as_dict()
     return shown if compared.band or not compared.nulls else {**shown, "rank": None, "inside_null_range": None}
 
 
 def _protocol_dict(result: Result) -> dict[str, Any]:
-    broken, total = not_finite(result)
     listed: dict[str, Any] = {"model": result.model, "protocol": result.protocol, "settings": result.settings}
-    listed |= {"readings": total, "not_finite": broken}
+    listed |= {"readings": len(result.rows), "not_finite": sum(map(failed, result.rows))}
     if left := unfinished(result):
         listed["incomplete"] = {"done": left[0], "of": left[1]}
     if judged(result):
-        listed["verdict"] = _verdict_dict(verdict(result))
+        listed["verdict"] = _verdict_dict(result.verdict())
     if result.protocol["read"] == "yes_no":
         listed["detections"] = []
         for d in result.detections():
-            mass, interval = Mass.of(result, d.setting), difference_interval(d)
+            interval = difference_interval(d)
             listed["detections"].append(
                 {
                     **d.setting._asdict(),
@@ -201,9 +202,9 @@ def _protocol_dict(result: Result) -> dict[str, Any]:
                     "log_odds": d.injected,
                     "p_yes_base": d.p_yes_base,
                     "p_yes": d.p_yes,
-                    "mass_base": mass.base,
-                    "mass": mass.injected,
-                    "flagged": mass.flagged,
+                    "mass_base": d.mass_base,
+                    "mass": d.mass,
+                    "flagged": d.leaves_format,
                     "shift": _compared_dict(d.shift),
                     "n_controls": d.n_controls,
                     "control_mean": _compared_dict(d.control_mean) if d.control_mean else None,
@@ -246,9 +247,7 @@ def sweep_dict(result: Result) -> dict[str, Any]:
         best = bests.get(concept)
         concepts[concept] = {
             "settings": len(listed),
-            "best": {**best.setting._asdict(), "value": best.value, "place": _compared_dict(best.place)}
-            if best
-            else None,
+            "best": None,
             "verdict": sweep_verdict(result, concept),
         }
         if best:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .page_verdict import ENOUGH, KEPT_MASS, LEAST_MASS, Mass, not_finite, verdict
+from .detections import KEPT_MASS, LEAST_MASS, failed
 from .results import Compared, Detection, Identification, Result, Setting
 from .sentences import (
     NOT_FINITE,
@@ -65,14 +65,13 @@ def detection_table(result: Result) -> Table:
     rows, flagged = [], []
     for d in listed(result, result.detections()):
         low, high = control_interval(result, d)
-        mass = Mass.of(result, d.setting)
-        flagged.append(mass.flagged)
+        flagged.append(d.leaves_format)
         rows.append(
             [
                 result.label(d.setting),
                 _arrow(signed(d.base), signed(d.injected)),
                 _arrow(percent(d.p_yes_base), percent(d.p_yes)),
-                _arrow(percent(mass.base), percent(mass.injected)) + (f" {MARK}" if mass.flagged else ""),
+                _arrow(percent(d.mass_base), percent(d.mass)) + (f" {MARK}" if d.leaves_format else ""),
                 signed(d.shift.value),
                 signed(d.control_mean.value) + _between(low, high) if d.control_mean else NONE,
                 signed(d.corrected.value) + _between(*difference_interval(d)) if d.corrected else NONE,
@@ -138,11 +137,6 @@ def difference_interval(detection: Detection) -> tuple[float, float]:
     return effect.interval.low, effect.interval.high
 
 
-def z_of(compared: Compared) -> float:
-    """z, NaN for fewer than ENOUGH random directions: the spread of a few says nothing."""
-    return compared.z if len(compared.nulls) >= ENOUGH else math.nan
-
-
 def _arrow(before: str, after: str) -> str:
     return NOT_FINITE if NOT_FINITE in (before, after) else f"{before} → {after}"
 
@@ -161,7 +155,7 @@ def _null_cells(compared: Compared) -> list[str]:
         spread = f"{spread}, {broken} {NOT_FINITE}" if finite else NOT_FINITE
     if compared.band is None:
         return [spread, NONE, NONE]
-    z = z_of(compared)
+    z = compared.z
     rank = f"{ordinal(compared.rank)} of {len(compared.nulls) + 1}" + (", inside" if compared.inside else "")
     return [spread, NONE if math.isnan(z) else f"{z:+.1f}", rank]
 
@@ -184,7 +178,7 @@ def sections(results: Sequence[Result]) -> list[dict[str, Any]]:
         listed.append(
             {
                 "name": result.protocol["name"],
-                "verdict": verdict(result),
+                "verdict": result.verdict(),
                 "tables": tables,
                 "verdicts": sentences,
                 "note": _sweep_note(result) if tables else "",
@@ -207,12 +201,12 @@ def warnings(result: Result, tables: Sequence[Table] = ()) -> list[str]:
     said = []
     if left := unfinished(result):
         said.append(f"Incomplete: {left[0]:,} of {left[1]:,} readings are done. Run the same command again to go on.")
-    broken, total = not_finite(result)
+    broken, total = sum(map(failed, result.rows)), len(result.rows)
     if broken:
         said.append(
             f"{broken:,} of {total:,} readings are not finite: the model breaks there. They are in no mean and no rank."
         )
-    flagged = [setting for setting in result.groups if Mass.of(result, setting).flagged]
+    flagged = [d for d in result.detections() if d.leaves_format] if result.protocol["read"] == "yes_no" else []
     if flagged:
         said.append(
             f"In {len(flagged):,} of {len(result.groups):,} settings ({MARK}) the strength breaks the text: yes and no "

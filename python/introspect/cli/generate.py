@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -129,6 +128,4 @@ def _steering(
     blocks = layers.blocks(model.cfg.n_layers) if layers else None
     if fraction is None:
         return model.steer((1.0 if strength is None else strength) * vector, layers=blocks)
-    if "unit" not in inspect.signature(model.steer).parameters:
-        raise RuntimeError("generate: --fraction needs a steer() that knows unit='residual'; give --strength")
     return model.steer(vector, layers=blocks, strength=fraction, unit="residual")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 
-from ..page_verdict import ENOUGH
+from ..detections import LEAST_FOR_Z
 from ..results import Detection, Result
 from ..sweeps import RangeGrid, range_grids
 from .style import Figure, NothingToDraw, bare
@@ -57,7 +57,7 @@ def range_maps(result: Result) -> Figure:
         bar.set_label("nats", fontsize=9)
         bar.ax.tick_params(labelsize=8.5)
         bar.outline.set_visible(False)  # type: ignore[operator]
-        if (n := _nulls(grid)) >= ENOUGH:
+        if (n := _nulls(grid)) >= LEAST_FOR_Z:
             chance = 2 * len(grid.cells) / (n + 1)
             outside = f"dots: {dots} of {len(grid.cells)} outside the {n} random (by chance: {chance:.0f})"
             row[-1].set_xlabel(f"last steered block\n{outside}", fontsize=9)
@@ -73,11 +73,11 @@ def panels_of(grid: RangeGrid) -> list[tuple[str, Callable[[Detection], float]]]
 
 
 def marked(grid: RangeGrid) -> list[tuple[int, int]]:
-    """The ranges outside of all their random directions; none where there are fewer than ENOUGH of these."""
+    """The ranges outside of all their random directions; none where there are fewer than LEAST_FOR_Z of these."""
     return [
         ends
         for ends, d in grid.cells.items()
-        if d.headline.band and len(d.headline.nulls) >= ENOUGH and not d.headline.inside
+        if d.headline.band and len(d.headline.nulls) >= LEAST_FOR_Z and not d.headline.inside
     ]
 
 

@@ -14,7 +14,7 @@ from tiny_chat import write_tiny_chat
 import introspect
 import introspect.cli.experiment
 from introspect import page, report, report_tables, sentences
-from introspect.page_verdict import Mass, overall
+from introspect.page_verdict import overall
 from introspect.plots import interactive
 from introspect.results import Compared, Result
 
@@ -334,8 +334,9 @@ def test_a_strength_that_breaks_the_text_is_said_to():
         row["base"] |= {"p_yes": 0.5, "p_no": 0.4}
         row["injected"] |= {"p_yes": 0.3, "p_no": 0.1} if row["concept"] == "cat" else {"p_yes": 0.5, "p_no": 0.3}
     cat, bread = result.groups
-    assert Mass.of(result, cat) == Mass(pytest.approx(0.9), pytest.approx(0.4), True)
-    assert not Mass.of(result, bread).flagged
+    found = {d.setting: d for d in result.detections()}
+    assert (found[cat].mass_base, found[cat].mass) == (pytest.approx(0.9), pytest.approx(0.4))
+    assert found[cat].leaves_format and not found[bread].leaves_format
     table = report_tables.detection_table(result)
     column = table.header.index("yes + no")
     assert [row[column] for row in table.rows] == ["90% → 40% ⚠", "90% → 80%"] and table.flagged == [True, False]
