@@ -1,4 +1,4 @@
-// An experiment graph: one conversation un-steered and under several injections, planned as one run, with a logit lens.
+// An experiment graph: one conversation unsteered and under several injections, planned as one run, with a logit lens.
 //
 //     example_graph MODEL.gguf [CONCEPT]
 
@@ -46,7 +46,7 @@ int main(int argc, char** argv) {
       return std::vector<int64_t>(whole.begin() + static_cast<std::ptrdiff_t>(before.size()), whole.end());
     };
 
-    // Three nodes for each run: what stands before, the injected messages, and the question behind them.
+    // Three nodes for each run: what stands before, the injected messages, and the question after them.
     graph::Graph graph;
     const auto before = graph.segment(model, ids(0, 1));
     const auto add_run = [&](int64_t first_layer, int64_t last_layer, double strength) {

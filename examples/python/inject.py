@@ -33,6 +33,6 @@ table = result.to_pandas()
 table["shift"] = table.log_odds - table.log_odds_base
 nulls = table[table.kind == "random"]["shift"]
 shift = table[table.kind == "introspection"]["shift"].item()
-print(f"log-odds(yes), un-injected: {table.log_odds_base.iloc[0]:+.2f} nats")
+print(f"log-odds(yes), uninjected: {table.log_odds_base.iloc[0]:+.2f} nats")
 random = f"{nulls.mean():+.2f} ± {nulls.std():.2f}"
 print(f"shift by {args.concept!r}: {shift:+.2f}; by {len(nulls)} random vectors: {random}")

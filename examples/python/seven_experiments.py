@@ -49,7 +49,7 @@ def run(*names: str, is_sweep: bool = False, **options) -> list[introspect.resul
 
 
 def lens(result: introspect.results.Result) -> pandas.DataFrame:
-    """Log-odds after every block: un-steered, each injection, and the mean and spread of all random rotations."""
+    """Log-odds after every block: unsteered, each injection, and the mean and spread of all random rotations."""
     table = result.lens_to_pandas()
     nulls = table[table.kind == "random"].groupby("layer").log_odds.agg(["mean", "std"]).add_prefix("random ")
     own = table[table.kind == "introspection"]

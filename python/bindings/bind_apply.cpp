@@ -25,7 +25,7 @@ Condition make_condition(const torch::Tensor& direction, int64_t layer, double t
 void bind_apply(py::module_& m) {
   using State = std::tuple<int64_t, torch::Tensor, double, bool, int, bool>;
   py::class_<Condition> type(m, "Condition", R"doc(
-Decides, for each prompt, whether to steer: by how much of a direction the un-steered residual stream holds.
+Decides, for each prompt, whether to steer: by how much of a direction the unsteered residual stream holds.
 
 Args:
     direction: [d_model], any floating dtype.

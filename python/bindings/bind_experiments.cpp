@@ -189,7 +189,7 @@ A file is a JSON object. name, turns ([{role, content}]) and injected are needed
     relative_strength  factor on a run's strengths
     read            "yes_no", "content" or "sample"
     readouts        {lens, attention, divergence: true or false, top_k: number}
-    steer_generation   true keeps the vector on behind the spans
+    steer_generation   true keeps the vector on after the spans
     yes_token, no_token        one token each
     yes_variants, no_variants  spellings whose probabilities the lens sums up
     report_tokens   {concept: word}
@@ -375,7 +375,7 @@ Raises:
       },
       py::arg("model"), py::arg("protocol"), py::arg("question") = py::none(),
       py::arg("controls") = py::none(),
-      "Token ids before, in and behind the injected messages: see introspect.conversation_tokens.");
+      "Token ids before, in and after the injected messages: see introspect.conversation_tokens.");
 
   py::class_<LayerEstimate>(m, "LayerEstimate",
                             "What one injection is estimated to do to one question's log-odds.")

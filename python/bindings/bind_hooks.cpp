@@ -187,7 +187,7 @@ Args:
         from: the prompt's last one, then the new tokens).
     tokens: only where one of these ids stands; None is any.
     not_tokens: nowhere where one of these stands.
-    after: only behind the first of these; None is from the start.
+    after: only after the first of these; None is from the start.
     skip_padding: padding is never changed, and positions count real tokens only: a row of a padded batch is changed as
         it would be alone.
 

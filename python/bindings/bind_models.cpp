@@ -118,7 +118,7 @@ Args:
     dtype: of the weights and activations: float32, bfloat16, float16 or float64.
     device: where the weights live.
     chat_template: instead of the one found beside the weights.
-    keep_blocks: False reads each block from the files when it runs, and drops it behind it.
+    keep_blocks: False reads each block from the files when it runs, and drops it after it.
     progress: called with (what, done, total).
 
 Raises:

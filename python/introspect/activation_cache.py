@@ -31,7 +31,7 @@ class ActivationCache(Mapping):
     """Activations of a forward pass: a mapping from full hook names, which shorthand finds too.
 
     Its methods take the residual stream apart. Components are what is added to the stream, so that they sum to it;
-    where a norm stands behind a layer (Gemma 2 and 3), it is applied to the layer's heads and neurons with its cached
+    where a norm stands after a layer (Gemma 2 and 3), it is applied to the layer's heads and neurons with its cached
     scale. With ``apply_ln`` they are what the next norm makes of them at its cached scale, its weight included, so that
     no weights need to have been folded (TransformerLens leaves the weight out, and is right for folded ones only).
     ``pos_slice`` is what ``utils.Slice`` takes; an int drops the position dimension. ``layer`` names the block whose

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 LEAST_FOR_Z = 5
 """Random rotations from which on a standard deviation, and a distance in it, is worth showing."""
 KEPT_MASS, LEAST_MASS = 0.5, 0.1
-"""A setting leaves the format of the answer where p(yes) + p(no) falls below this share of the un-steered run's, or
-below this while the un-steered run has more. (Those of cpp/include/introspect/experiments/defaults.h.)"""
+"""A setting leaves the format of the answer where p(yes) + p(no) falls below this share of the unsteered run's, or
+below this while the unsteered run has more. (Those of cpp/include/introspect/experiments/defaults.h.)"""
 
 NOT_RECORDED = "not recorded"
 """The conversation of control questions in results that were written before it was noted."""

@@ -120,7 +120,7 @@ def run_experiment(
 ) -> Result:
     """Run a protocol with every vector x strength x layer range, and the same with random rotations of the vectors.
 
-    The injected messages are prefilled once un-steered and once for each injection, with the vector added to the output
+    The injected messages are prefilled once unsteered and once for each injection, with the vector added to the output
     of every block of the range at each of their tokens. Then the steering is off, unless the protocol keeps it on, and
     each question goes on from that cache. Readings are float32 log-odds, whatever the model's dtype. All of them are
     planned together, so what conversations and injections have in common runs once.
@@ -133,9 +133,9 @@ def run_experiment(
         model: with tokenizer and chat template.
         protocol: a Protocol, a shipped protocol's name or a file, see ``load_protocol``.
         vectors: {concept: vector}.
-        strengths: factors of the directions, or one; 0 is the un-steered run itself. None is 0.1 of the residual norm.
+        strengths: factors of the directions, or one; 0 is the unsteered run itself. None is 0.1 of the residual norm.
         strength_unit: "absolute": a strength is the factor of the direction as it is; "residual": directions count as
-            unit vectors, and 1 is the median norm of the un-steered residual stream after that block, over the injected
+            unit vectors, and 1 is the median norm of the unsteered residual stream after that block, over the injected
             tokens (see ``residual_norms``). None is "absolute" for strengths that are given and "residual" for none.
         layers: a range (first, last) of blocks, both included, 0-based; a pair of floats is fractions of the depth
             ((0.33, 0.66) is 8 to 16 of 24); a number is one block; a list holds several of these.
@@ -178,7 +178,7 @@ def run_experiment(
         IndexError: layers the model does not have.
         ShapeError: a vector of another width, a model of another shape, or a conversation longer than n_ctx.
         ConfigError: a protocol, template or tokenizer that does not fit; a range without any direction.
-        Error: the un-steered run gives no finite numbers (float16 overflows in some models): the first such block is
+        Error: the unsteered run gives no finite numbers (float16 overflows in some models): the first such block is
             named, and nothing of it is kept.
     """
     return _run("run_experiment", [protocol], locals())[0]

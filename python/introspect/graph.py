@@ -57,7 +57,7 @@ class Graph:
         Raises:
             ShapeError: models of other shapes, or more than n_ctx positions.
             IndexError: tokens, nodes, layers or positions that are not there.
-            ConfigError: interventions behind the last block.
+            ConfigError: interventions after the last block.
             ValueError: no tokens.
         """
         who = "Graph.segment"

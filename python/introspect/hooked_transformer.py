@@ -61,7 +61,7 @@ class HookedTransformer(TokenMethods, WeightMethods, DataMethods, GenerationMeth
 
         Random weights are TransformerLens's for the same seed, and require gradients, so that
         ``torch.optim.Adam(model.parameters())`` trains them. Every layer has all biases; that of a gated MLP's input is
-        added before the product with the gate, in TransformerLens behind it.
+        added before the product with the gate, in TransformerLens after it.
 
         Args:
             cfg: a HookedTransformerConfig or a dict of its fields (or the ``cfg`` of a model, for another of its
@@ -155,7 +155,7 @@ class HookedTransformer(TokenMethods, WeightMethods, DataMethods, GenerationMeth
         Args:
             model_name: a short name ("gpt2-small", "pythia-70m", "gemma-2-2b", or one of ``introspect pull --list``),
                 a hub id, a Hugging Face folder or a .gguf file.
-            fold_ln: the weights of norms go into the products behind them.
+            fold_ln: the weights of norms go into the products after them.
             center_writing_weights: what is written to the residual stream has no mean. Without LayerNorm it is left
                 out, as in TransformerLens, with a warning.
             center_unembed: the logits of a position have no mean. Where logits are capped it is left out likewise.

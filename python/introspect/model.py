@@ -41,7 +41,7 @@ def load_model(
             of a transformers model are copied.
         dtype: of weights and activations: float32, bfloat16, float16 or float64, or its name.
         device: where the weights live.
-        keep_blocks: False leaves the blocks in the files: each is read when it runs and dropped behind it. Slower, and
+        keep_blocks: False leaves the blocks in the files: each is read when it runs and dropped after it. Slower, and
             of this model only the embeddings and one block take memory: for the second model of an experiment, or one
             that is larger than memory. The files must stay as they are meanwhile: a block of a file that was changed
             is an IoError.

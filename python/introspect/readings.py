@@ -21,7 +21,7 @@ OPTIONAL = ("asked_in", "paraphrase", "place", "part_first", "part_last")
 def _table(
     result: Result, lines: Callable[[dict], Iterator[dict[str, Any]]], what: str, option: str
 ) -> pandas.DataFrame:
-    """The lines of every row behind its keys. ValueError where nothing of the kind was read."""
+    """The lines of every row after its keys. ValueError where nothing of the kind was read."""
     import pandas
 
     table = [
@@ -96,7 +96,7 @@ def projections_table(result: Result) -> pandas.DataFrame:
 
 
 def continuations_table(result: Result) -> pandas.DataFrame:
-    """One row for each reading and text that was given: its log-probability behind the read position, in nats."""
+    """One row for each reading and text that was given: its log-probability after the read position, in nats."""
 
     def lines(row: dict) -> Iterator[dict[str, Any]]:
         texts = result.settings.get("continuations", ())
@@ -123,7 +123,7 @@ class Localisation:
 
     Attributes:
         counts: [injected passage, named passage]: the answer whose log-probability is highest.
-        corrected: the same for the answer whose log-probability rose most over the un-steered run, which a liking for
+        corrected: the same for the answer whose log-probability rose most over the unsteered run, which a liking for
             one of the answers leaves alone.
         chance: accuracy of answers that know nothing, one in the number of passages.
         n_failed: readings without finite numbers, which are counted in neither.

@@ -192,7 +192,7 @@ def estimate_ranges(
 ) -> RangeEstimates:
     """Estimate the shift of every layer range from one forward and one backward pass a question.
 
-    The gradient of the log-odds by what is added to each block of the un-steered run, times the direction, is that
+    The gradient of the log-odds by what is added to each block of the unsteered run, times the direction, is that
     block's part of the shift to first order, and a range's parts add up. The error grows with the square of the
     strength: good for ranking ranges at small strengths, no measurement. Source: attribution patching, Nanda 2023;
     Kramár et al. 2024, arXiv:2403.00745.

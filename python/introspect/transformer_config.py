@@ -151,7 +151,7 @@ class LoadedConfig(HookedTransformerConfig):
         use_hook_mlp_in: ``hook_mlp_in``.
         default_prepend_bos: whether text gets a BOS token in front unless a call says otherwise.
         tokenizer_name: where the model came from.
-        layer_norm_folding: the weights of norms were folded into the products behind them.
+        layer_norm_folding: the weights of norms were folded into the products after them.
     """
 
     _FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")

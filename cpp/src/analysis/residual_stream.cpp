@@ -26,7 +26,7 @@ void check_layer(const Model& model, int64_t layer, bool mlp_input) {
                            layer);
   check<std::invalid_argument>(
       !mlp_input || layer < L,
-      "residual stream: there is no MLP behind the last block: mlp_input must be false");
+      "residual stream: there is no MLP after the last block: mlp_input must be false");
 }
 
 /// The norm that reads a stream.
@@ -46,7 +46,7 @@ torch::Tensor undivided(const nn::Norm& norm, const torch::Tensor& x) {
   return centred * norm.weight.to(x.options());
 }
 
-/// The transpose of `undivided`, on columns [D, n]: what a projection behind the norm is before it.
+/// The transpose of `undivided`, on columns [D, n]: what a projection after the norm is before it.
 torch::Tensor undivided_transpose(const nn::Norm& norm, const torch::Tensor& P) {
   const auto weighted = norm.weight.to(P.options()).unsqueeze(1) * P;
   return norm.kind == nn::NormKind::kLayer ? weighted - weighted.mean({0}, /*keepdim=*/true) : weighted;
@@ -219,7 +219,7 @@ class Assembly {
 
   const nn::Norm& norm() const { return norm_before(model_, options_.layer, options_.mlp_input); }
 
-  /// Rows [..., D] of a matrix that writes to the stream, with every norm behind them but for its division.
+  /// Rows [..., D] of a matrix that writes to the stream, with every norm after them but for its division.
   torch::Tensor writing(const torch::Tensor& W, const Written& written) const {
     auto rows = wide(W).to(wide(out_).options());
     if (options_.projection.defined()) {  // whose few columns are cheaper to norm than the rows

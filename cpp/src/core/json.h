@@ -30,7 +30,7 @@ struct JsonRules {
 };
 
 /// Parses one JSON text, by these rules and RFC 8259 otherwise: nothing may stand before or after the value, neither a
-/// byte order mark nor a NUL byte with more behind it. Returns what is wrong with the text, or nothing.
+/// byte order mark nor a NUL byte with more after it. Returns what is wrong with the text, or nothing.
 std::string parse_json(std::string_view text, const JsonRules& rules, nlohmann::json& parsed);
 
 /// Likewise. Throws `E`, with `who` in front of the reason.

@@ -151,7 +151,7 @@ void Plan::find_units() {
                              : piece.parent < 0 ? -1
                                                 : unit_of_[h][static_cast<size_t>(piece.parent)];
       const int32_t copied = piece.copied < 0 ? -1 : unit_of_[h][static_cast<size_t>(piece.copied)];
-      // A copy is what it copies, behind what stands before it: numbers below -1 are no set's.
+      // A copy is what it copies, after what stands before it: numbers below -1 are no set's.
       const std::array<int64_t, 3> key = {parent, piece.content, copied < 0 ? set[p] : -2 - copied};
       unit_of_[h][p] = known.try_emplace(key, static_cast<int32_t>(known.size())).first->second;
     }

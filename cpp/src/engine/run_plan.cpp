@@ -21,7 +21,7 @@ torch::Tensor as_tensor(const Indices& list, torch::Device device) {
   return torch::tensor(list, torch::kLong).to(device);
 }
 
-/// Where residuals stand before a block and behind it, in all layers of all passes: tensors of every size would leave the
+/// Where residuals stand before a block and after it, in all layers of all passes: tensors of every size would leave the
 /// allocator with holes that cost as much again.
 struct Room {
   torch::Tensor x_MD, y_MD;
@@ -208,7 +208,7 @@ class Pass {
       if (above.copied < 0 && !above.carried) add(above.source, above.rows.empty(), above.rows);
     for (const auto& [unit, wanted] : plan_.carried(number_ + 1, layer))
       add(height(layer).slot_of_unit.at(unit), wanted.all, wanted.rows);
-    // What is carried comes as it was left, and stands behind what runs.
+    // What is carried comes as it was left, and stands after what runs.
     for (const auto& [unit, taken] : plan_.carried(number_, layer)) {
       auto& out = outputs_[static_cast<size_t>(height(layer).slot_of_unit.at(unit))];
       out.all = taken.all;
@@ -240,7 +240,7 @@ class Pass {
     }
   }
 
-  /// Puts the outputs of what was carried behind those of what has run, and leaves what the next pass takes.
+  /// Puts the outputs of what was carried after those of what has run, and leaves what the next pass takes.
   void leave_carried(int64_t layer) {
     auto& held = held_[static_cast<size_t>(layer)];
     const auto& slots = height(layer).slots;
@@ -350,7 +350,7 @@ class Pass {
     return path;
   }
 
-  /// The keys and values of a path, behind what `to` holds.
+  /// The keys and values of a path, after what `to` holds.
   void append_keys(cache::KVCache& to, int64_t layer, const Indices& path) const {
     const auto rows = as_tensor(path, device());
     to.append(layer, keys_->keys(layer).index_select(2, rows), keys_->values(layer).index_select(2, rows));
@@ -586,7 +586,7 @@ class Pass {
   const std::vector<Height> heights_;
   Room& room_;
   HeldUnits& held_;  // what the pass before has left, and below the layer that runs what this one leaves
-  torch::Tensor x_MD_, y_MD_;             // before a block, and of its wanted outputs behind it
+  torch::Tensor x_MD_, y_MD_;             // before a block, and of its wanted outputs after it
   int64_t n_outputs_ = 0;                 // of those, how many there are by now
   std::vector<Output> outputs_;           // by slot of the block that ran last
   std::unique_ptr<cache::KVCache> keys_;  // of the block that runs

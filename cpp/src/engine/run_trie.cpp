@@ -89,7 +89,7 @@ class TriePass {
     return torch::tensor(parents, torch::kLong);
   }
 
-  /// Where the keys of the path to `node`, which is behind this pass, stand in the cache afterwards.
+  /// Where the keys of the path to `node`, which is after this pass, stand in the cache afterwards.
   Nodes places_of_path_to(int64_t node) const {
     auto path = trie_.path(node);
     path.pop_back();

@@ -17,7 +17,7 @@ namespace introspect::experiments {
 /// A sequence that is to be continued, and what stays on meanwhile.
 struct Prompt {
   cache::KVCache cache;
-  torch::Tensor resid_D;  ///< behind the last block, at its last position
+  torch::Tensor resid_D;  ///< after the last block, at its last position
   Ids tokens;             ///< of the whole sequence
   Directions added;       ///< to the outputs of blocks, at every new token
   uint64_t seed = 0;      ///< of its own draws

@@ -56,7 +56,7 @@ class Rendered {
     const auto end = passage.turn + 1 == n_turns() ? text_.size() : text_of_first(passage.turn + 1).size();
     check<ConfigError>(at != std::string::npos && at + passage.text.size() <= end, "tokenize: message ",
                        passage.turn, " must hold the passage '", passage.text,
-                       "' behind the one before it; it does not");
+                       "' after the one before it; it does not");
     from = at + passage.text.size();
     const std::pair span{tokens_within(at), tokens_within(from)};
     check<ConfigError>(span.first < span.second, "tokenize: the passage '", passage.text, "' of message ",

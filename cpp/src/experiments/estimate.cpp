@@ -23,7 +23,7 @@ struct Slopes {
   torch::Tensor norms_L;      // float64: median norms of the residual stream, see StrengthUnit::residual
 };
 
-/// The tokens before the injected ones, for any number of questions behind them.
+/// The tokens before the injected ones, for any number of questions after them.
 cache::KVCache prefill(const models::Model& model, const Ids& ids) {
   const torch::NoGradGuard no_grad;
   auto cache = model.make_cache(1);

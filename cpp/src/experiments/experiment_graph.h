@@ -21,17 +21,17 @@ namespace introspect::experiments {
 struct Wanted {
   const Scene* scene = nullptr;
   const Ask* ask = nullptr;
-  const Injection* injection = nullptr;  // nullptr: the un-steered run
+  const Injection* injection = nullptr;  // nullptr: the unsteered run
   std::string key;                       // in the store
 };
 
 /// What injections need to know of other runs.
 struct Measured {
-  /// Median norms of the residual stream after each block, over the injected tokens of the un-steered run.
+  /// Median norms of the residual stream after each block, over the injected tokens of the unsteered run.
   std::map<const Scene*, std::map<int64_t, double>> norms;
   /// Residuals [T, D] after each block at all tokens that stand in the injected ones' place, by concept.
   std::map<std::pair<const Scene*, std::string>, Directions> others;
-  /// Residuals [D] behind the last block, un-steered.
+  /// Residuals [D] after the last block, unsteered.
   std::map<std::pair<const Scene*, const Ask*>, torch::Tensor> base;
 };
 
@@ -95,7 +95,7 @@ class ExperimentGraph {
   graph::Graph& graph_;
   std::vector<Wanted> wanted_;
   std::vector<Parts> parts_;
-  std::vector<size_t> complete_;  // that wait for the un-steered run they are compared with
+  std::vector<size_t> complete_;  // that wait for the unsteered run they are compared with
   std::unordered_map<graph::ReadId, std::vector<Use>> uses_;
   std::map<const Scene*, graph::NodeId> before_;
   std::map<std::pair<const Scene*, const Injection*>, graph::NodeId> prefilled_;

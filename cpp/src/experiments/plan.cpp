@@ -211,7 +211,7 @@ void plan_scenes(const models::Model& model, const Protocol& protocol, const Nam
         check<ShapeError>(
             scene.span_end() + static_cast<int64_t>(ask.after.size() + ids.size()) - 1 <= model.cfg().n_ctx,
             "run_experiment: a continuation of ", ids.size(), " tokens must fit into the model's ",
-            model.cfg().n_ctx, " positions behind question '", ask.question, "'");
+            model.cfg().n_ctx, " positions after question '", ask.question, "'");
   for (const auto& scene : plan.scenes)
     check<ShapeError>(scene.longest(protocol.sampling.max_new_tokens) <= model.cfg().n_ctx,
                       "run_experiment: protocol '", protocol.name, "' must fit into the model's ",

@@ -81,7 +81,7 @@ struct Plan {
 
   bool is_steered(const Injection& injection) const { return injection.strength != 0; }
 
-  /// True if readings are set beside what the un-steered run says in the same place.
+  /// True if readings are set beside what the unsteered run says in the same place.
   bool is_compared() const { return readouts.divergence || readouts.top_k > 0; }
 };
 

@@ -407,7 +407,7 @@ class Runner {
     return stored.has_value();
   }
 
-  /// Control questions that the un-steered model does not answer as the filter asks.
+  /// Control questions that the unsteered model does not answer as the filter asks.
   void filter_controls() {
     for (const auto& scene : plan_.scenes)
       for (const auto& ask : scene.asks)

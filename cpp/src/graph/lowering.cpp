@@ -182,7 +182,7 @@ void Lowering::add_splice(NodeId id) {
   ends_[static_cast<size_t>(id)] = at;
 }
 
-/// Cuts the sequences into pieces: behind every segment, where sequences part, and where what is done to them changes.
+/// Cuts the sequences into pieces: after every segment, where sequences part, and where what is done to them changes.
 void Lowering::cut() {
   cut_after_.assign(bare_.size(), false);
   std::vector<int64_t> child(bare_.size(), -1);  // of each bare token, the one that was seen

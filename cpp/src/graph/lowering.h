@@ -11,7 +11,7 @@ namespace introspect::graph {
 /// A graph as pieces and captures: a trie of tokens, cut where sequences or their interventions part.
 ///
 /// Cuts are the same for all sequences of equal tokens, whatever is done to them, so that a steered piece and its
-/// un-steered twin can share layers.
+/// unsteered twin can share layers.
 class Lowering {
  public:
   explicit Lowering(const Graph& graph);

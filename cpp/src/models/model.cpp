@@ -298,7 +298,7 @@ void Model::check_input(const torch::Tensor& input, const ForwardOptions& option
                                "Model::forward: a pass that starts at a layer cannot fill a cache");
   check<std::invalid_argument>(
       options.start_at_layer.value_or(0) <= options.stop_at_layer.value_or(cfg_.n_layers),
-      "Model::forward: start_at_layer must not be behind stop_at_layer, got ",
+      "Model::forward: start_at_layer must not be above stop_at_layer, got ",
       options.start_at_layer.value_or(0), " and ", options.stop_at_layer.value_or(cfg_.n_layers));
   check<HookError>(
       !options.hooks || !options.hooks->has_backward() || at::GradMode::is_enabled(),

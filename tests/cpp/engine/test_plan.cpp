@@ -69,7 +69,7 @@ TEST_CASE("an intervention acts at the height of what it changes", "[engine]") {
 
 TEST_CASE("pieces are one slot up to where their interventions, or those before them, part them",
           "[engine]") {
-  // A turn of three tokens, plain, steered behind block 0 and behind block 1, and a question of two after each.
+  // A turn of three tokens, plain, steered after block 0 and after block 1, and a question of two after each.
   const auto turn = piece(-1, 1, {5, 6, 7});
   std::vector<Piece> pieces = {turn, steered(turn, 0, 1), steered(turn, 1, 2)};
   std::vector<Capture> captures;
@@ -101,7 +101,7 @@ TEST_CASE("pieces are one slot up to where their interventions, or those before 
   }
   REQUIRE(plan.slot_of(heights, 1, 3) == plan.slot_of(heights, 1, 5));
   REQUIRE(plan.slot_of(heights, 1, 3) != plan.slot_of(heights, 1, 4));
-  // Behind the last block only what is read stands: one row of each question.
+  // After the last block only what is read stands: one row of each question.
   REQUIRE(heights[kLayers].slots.size() == 3);
   REQUIRE(heights[kLayers].n_rows == 3);
   REQUIRE(heights[kLayers].n_keys == 0);

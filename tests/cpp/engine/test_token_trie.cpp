@@ -9,7 +9,7 @@ TEST_CASE("equal prefixes are one path, numbered depth first", "[engine]") {
   // 5 - 6 - 7         0 - 1 - 2
   //  \   \_ 9          \   \_ 3
   //   \_ 8 - 6          \_ 4 - 5
-  // 4                 numbered behind 4, the smaller token: + 1
+  // 4                 numbered after 4, the smaller token: + 1
   const TokenTrie trie({{5, 8, 6}, {5, 6, 9}, {4}, {5, 6, 7}, {5, 6}, {5, 6, 9}});
   REQUIRE(trie.size() == 7);
   REQUIRE(trie.tokens() == Ids{4, 5, 6, 7, 9, 8, 6});

@@ -181,14 +181,14 @@ TEST_CASE("ranges that start at one layer share what is steered alike", "[graph]
     const auto turn = graph.segment(model, kTurn, prefix, {added(first, last)});
     graph.read(graph.segment(model, kQuestion, turn), last_residual());
   }
-  // Blocks 0 and 1 see no steering. Before block 2 one state is steered behind block 1 and one is not; before block 3
+  // Blocks 0 and 1 see no steering. Before block 2 one state is steered after block 1 and one is not; before block 3
   // all three differ.
   const int64_t states = 1 + 1 + 2 + 3;
   REQUIRE(graph.plan().token_layers_asked == 3 * 8 * kLayers);
   REQUIRE(cost(graph) == 2 * kLayers + states * (4 + 2));
 }
 
-TEST_CASE("an intervention costs what stands behind it and above it", "[graph]") {
+TEST_CASE("an intervention costs what stands after it and above it", "[graph]") {
   const auto model = tiny_model();
   const auto with = [&](int64_t first, int64_t last) {
     auto i = added(1, 1);

@@ -10,7 +10,7 @@ from introspect.activation_cache import ActivationCache
 N_LAYERS = 3
 
 
-# One of each way in which a residual stream is written and read: grouped heads, biases of heads and MLPs, norms behind
+# One of each way in which a residual stream is written and read: grouped heads, biases of heads and MLPs, norms after
 # layers (with a bias through one), learned positions and LayerNorm, parallel blocks, two rotary bases, no biases.
 FAMILIES = {
     "qwen2": {},
@@ -160,7 +160,7 @@ SCALED = {"rtol": 0, "atol": 1e-5}
 
 
 def summing(cache):
-    """How exactly components sum to the stream: to float32's rounding where a norm stands behind layers."""
+    """How exactly components sum to the stream: to float32's rounding where a norm stands after layers."""
     return SCALED if cache.model.cfg.use_normalization_before_and_after else EXACT
 
 
@@ -310,7 +310,7 @@ def test_a_cached_head_result_that_a_hook_has_changed_is_what_counts(model, toke
 def test_neurons_sum_to_what_the_mlp_writes(cache):
     results = cache.get_neuron_results(1)
     assert results.shape == (2, 7, cache.model.cfg.d_mlp, cache.model.cfg.d_model)
-    out = results.sum(-2) + cache.model.engine.weight("blocks.1.mlp.b_out")  # zero where a norm stands behind
+    out = results.sum(-2) + cache.model.engine.weight("blocks.1.mlp.b_out")  # zero where a norm stands after
     torch.testing.assert_close(out, cache["mlp_out", 1], **summing(cache))
     stack, labels = cache.stack_neuron_results(2, return_labels=True, incl_remainder=True)
     assert labels[cache.model.cfg.d_mlp] == "L1N0"
@@ -441,7 +441,7 @@ def test_what_does_not_fit_is_refused(cache):
         cache.logit_attrs(stack, 101)
     with pytest.raises(IndexError, match="layer must be 0 to 3"):
         cache.decompose_resid(4)
-    with pytest.raises(ValueError, match="no MLP behind"):
+    with pytest.raises(ValueError, match="no MLP after"):
         cache.decompose_resid(3, mlp_input=True)
     with pytest.raises(introspect.ShapeError, match="projection must be"):
         cache.get_full_resid_decomposition(project_output_onto=torch.zeros(5))

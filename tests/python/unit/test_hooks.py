@@ -391,7 +391,7 @@ def test_each_site_sees_its_own_gradient_although_tensors_are_shared(model, toke
     hooks.add("blocks.1.hook_resid_pre", lambda g, name: 2 * g, direction="bwd")
     hooks.record("blocks.1.hook_resid_pre", cache, gradient=True)
     model.engine.forward(tokens, hooks=hooks).sum().backward()
-    # Behind the doubling stands the recorder added last; the block before it gets what was returned.
+    # After the doubling stands the recorder added last; the block before it gets what was returned.
     assert torch.equal(cache["blocks.0.hook_resid_post_grad"], cache["blocks.1.hook_resid_pre_grad"])
     single, plain = model.engine.make_hooks(), ActivationCache()
     single.record("blocks.1.hook_resid_pre", plain, gradient=True)

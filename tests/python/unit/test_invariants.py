@@ -141,7 +141,7 @@ def test_a_spliced_span_is_what_patching_keys_and_values_there_does(model, token
         for name, theirs in ((key, other.keys(layer)), ("hook_v", other.values(layer)))
     ]
     patched = model.run_with_hooks(torch.cat([tokens, more], dim=1), hooks)
-    # What stands behind the span has read it too, in the hooked pass: it is computed again on the spliced cache.
+    # What stands after the span has read it too, in the hooked pass: it is computed again on the spliced cache.
     spliced = own.slice(0, first).splice(first, last, other)
     rest = torch.cat([tokens[:, last:], more], dim=1)
     torch.testing.assert_close(model(rest, cache=spliced), patched[:, last:], **FLOOR)

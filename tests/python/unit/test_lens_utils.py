@@ -232,7 +232,7 @@ class Names:
         for row in range(len(tokens)):
             real = tokens[row][attention_mask[row]]
             logits[row, int(attention_mask[row].sum()) - 2, real[-1]] = self.margin
-            logits[row, -1] += 100 * torch.rand(40)  # what stands at padding, or behind the name, does not count
+            logits[row, -1] += 100 * torch.rand(40)  # what stands at padding, or after the name, does not count
         return logits
 
 

@@ -103,7 +103,7 @@ def test_divergence_and_changed_tokens(model, vectors, naive):
 
 
 def test_comparisons_do_not_hang_on_what_the_store_knows(model, vectors, tmp_path):
-    """The un-steered reading is known, its logits are not."""
+    """The unsteered reading is known, its logits are not."""
     options = {"divergence": True, "top_k": 2, "store": tmp_path / "cells.sqlite"}
     run(model, {"cat": vectors["cat"]}, **options)
     later = run(model, vectors, **options)

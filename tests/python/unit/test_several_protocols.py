@@ -92,7 +92,7 @@ def test_readings_of_the_same_kind_are_one_cell(model, vectors, tmp_path):
     introspect.run_experiments(model, [protocol(), protocol(name="again")], **options)
     n_cells = len(introspect.Store(store))
     introspect.run_experiment(model, protocol(), **options)
-    assert len(introspect.Store(store)) == n_cells == 4 + 2 * 4  # un-steered, and two concepts: four questions each
+    assert len(introspect.Store(store)) == n_cells == 4 + 2 * 4  # unsteered, and two concepts: four questions each
 
 
 def test_progress_counts_all_readings(model, vectors):

@@ -36,7 +36,7 @@ struct StackOptions {
 /// Which layers decompose_resid lists.
 enum class Sublayers { kAll, kAttention, kMlp };
 
-/// Components are what is added to the stream, so that those of a decomposition sum to it. Where a norm stands behind
+/// Components are what is added to the stream, so that those of a decomposition sum to it. Where a norm stands after
 /// a layer (Gemma 2 and 3), it is applied to the layer's heads, neurons and biases with its scale held at the cached
 /// one, under which it is linear.
 ///

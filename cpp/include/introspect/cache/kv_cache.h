@@ -88,8 +88,8 @@ class INTROSPECT_EXPORT KVCache {
   /// The layers, heads and d_head must be equal, and rows too unless `other` has one, which then serves every row;
   /// another dtype or device is converted to this one's. Layers in which both share memory stay shared (below the first
   /// changed layer, say); the others are copies.
-  /// Throws ShapeError for other shapes, std::out_of_range for a span that begins behind this cache's end or ends
-  /// behind the other's.
+  /// Throws ShapeError for other shapes, std::out_of_range for a span that begins after this cache's end or ends
+  /// after the other's.
   KVCache splice(int64_t first, int64_t last, const KVCache& other) const;
 
   /// The caches one under another, as one batch in their order (a copy).

@@ -96,7 +96,7 @@ struct Carried {
 };
 using CarriedUnits = std::unordered_map<int32_t, Carried>;
 
-/// All slots before one block (height 0 to n_layers - 1), or behind the last one.
+/// All slots before one block (height 0 to n_layers - 1), or after the last one.
 struct Height {
   std::vector<Slot> slots;  ///< in the order in which they run; those that only wait to be read stand last
   int64_t n_rows = 0, n_keys = 0;

@@ -10,7 +10,7 @@ namespace introspect::experiments {
 
 /// What reports tell about what was injected, from how often each pair came up.
 struct Confusion {
-  Proportion accuracy;     // the share of trials on the diagonal; columns behind the rows are always wrong
+  Proportion accuracy;     // the share of trials on the diagonal; columns after the rows are always wrong
   double chance = 0;       // 1 / rows
   double p_accuracy = 1;   // of so many right by chance
   double information = 0;  // bits between injected and reported, as the counts stand

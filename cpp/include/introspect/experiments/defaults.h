@@ -14,9 +14,9 @@ inline constexpr int64_t kDefaultNulls = 10;
 inline constexpr double kDefaultFirst = 0.33, kDefaultLast = 0.66;
 
 /// A setting leaves the format of the answer where what it leaves of the mass of the answers (yes and no; in a
-/// localisation the answers) is less than this share of the un-steered run's ...
+/// localisation the answers) is less than this share of the unsteered run's ...
 inline constexpr double kKeptMass = 0.5;
-/// ... or less than this, and the un-steered run has more.
+/// ... or less than this, and the unsteered run has more.
 inline constexpr double kLeastMass = 0.1;
 
 }  // namespace introspect::experiments

@@ -42,8 +42,8 @@ struct LayerEstimate {
 
 /// First-order estimates of what run_experiment would measure, for every layer range at once.
 ///
-/// With g the gradient of a question's log-odds by the residual stream after block l of the un-steered run, summed over
-/// the injected tokens (and those behind them where the protocol keeps the steering on), adding strength * d to the
+/// With g the gradient of a question's log-odds by the residual stream after block l of the unsteered run, summed over
+/// the injected tokens (and those after them where the protocol keeps the steering on), adding strength * d to the
 /// output of block l shifts the log-odds by strength * g.d to first order. The parts of several blocks add up, so one
 /// forward and one backward pass a question give all L (L + 1) / 2 ranges of every vector, strength and rotation.
 ///

@@ -101,7 +101,7 @@ inline constexpr auto kOwnConversation = "own";
 ///     "paraphrases"     list of texts, or of {"question", "prefix", "name"}: each is asked in the place of the last user
 ///                       message, besides the message that stands there
 ///     "asks_own_question"  false: with paraphrases, the last user message itself is not asked (default true)
-///     "sentences"       list of texts instead of "injected": $SENTENCES in a turn stands for them, each in a line behind its
+///     "sentences"       list of texts instead of "injected": $SENTENCES in a turn stands for them, each in a line after its
 ///                       answer (or number), and each is a passage
 ///     "answers"         one token each, as many as passages: localisation. Each passage is injected alone, and these
 ///                       tokens are read: which of them was it

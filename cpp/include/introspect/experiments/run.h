@@ -80,7 +80,7 @@ struct ExperimentOptions {
   /// Keeps the control questions whose base log-odds lie below this.
   std::optional<double> control_filter;
   int64_t nulls = kDefaultNulls;  ///< random rotations of every vector, run in the same way
-  /// More nulls of a concept, numbered behind the rotations: vectors trained on shuffled pairs, say.
+  /// More nulls of a concept, numbered after the rotations: vectors trained on shuffled pairs, say.
   std::map<std::string, std::vector<steering::ControlVector>> null_vectors;
   /// Of protocols that inject by tokens or patch: the words. Default: the vectors' names.
   std::vector<std::string> concepts;
@@ -90,7 +90,7 @@ struct ExperimentOptions {
 
   Readouts readouts;                       ///< beside the protocol's
   NamedVectors directions;                 ///< what residuals at the read position are projected on
-  std::vector<std::string> continuations;  ///< texts whose log-probability behind the read position is taken
+  std::vector<std::string> continuations;  ///< texts whose log-probability after the read position is taken
 
   std::shared_ptr<Store> store;
   int64_t memory_budget = int64_t{512} << 20;  ///< bytes of one pass of the graph, weights aside
@@ -107,7 +107,7 @@ struct ExperimentOptions {
 /// Runs a protocol with every vector x strength x layer range, and the same with rotations of the vectors.
 ///
 /// Each conversation is cut where the chat template ends its messages. What stands before the injected messages is
-/// followed by them once un-steered and once for each injection, with the vector added to the output of every block of
+/// followed by them once unsteered and once for each injection, with the vector added to the output of every block of
 /// the range at each of their tokens (what the template writes around them included: its default system message belongs
 /// to a first message). Then the steering is off, unless the protocol keeps it on, and each question goes on from that
 /// cache. The steering is always off in control questions. Every reading is from float32 logits over the whole
@@ -116,8 +116,8 @@ struct ExperimentOptions {
 /// All readings are made in one graph::Graph: what conversations and injections have in common runs once. A run in
 /// many parts is no less exact than one; only residual norms that are needed and not known cost a graph of their own.
 ///
-/// Strength 0 is the un-steered run itself. With StrengthUnit::residual directions count as unit vectors, and the norm
-/// is the median over the injected tokens of the un-steered run at that block (steering::median_norm), without the
+/// Strength 0 is the unsteered run itself. With StrengthUnit::residual directions count as unit vectors, and the norm
+/// is the median over the injected tokens of the unsteered run at that block (steering::median_norm), without the
 /// conversation's first token where there are others. A layer of the range without a direction is left
 /// alone. Rotations are independent of one another and depend on the seed, the concept's name and their number.
 ///
@@ -129,7 +129,7 @@ struct ExperimentOptions {
 /// conversation (`controls`) what is subtracted from a shift is the shift in another context; rows say where they were
 /// asked.
 ///
-/// A reading that is not finite in the un-steered run is an Error that names the first such block, before it is kept. One
+/// A reading that is not finite in the unsteered run is an Error that names the first such block, before it is kept. One
 /// that only an injection makes so is kept as failed: NaN, counted in a warning, averaged nowhere.
 ///
 /// Readings go to the store as they are made, at least every ten seconds (as far as they are not slower), and are taken

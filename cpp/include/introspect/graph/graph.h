@@ -79,7 +79,7 @@ class INTROSPECT_EXPORT Graph {
   /// The parent may have run in another model of equal layers, heads, dtype and device: its keys and values are then
   /// what this model sees. Throws ShapeError for such a model that differs or more than n_ctx positions,
   /// std::invalid_argument for no tokens or rows of a batch, std::out_of_range for tokens, nodes or positions that are not
-  /// there, ConfigError for interventions behind the last block, and as hooks::validate does.
+  /// there, ConfigError for interventions after the last block, and as hooks::validate does.
   NodeId segment(const ModelPtr& model, const std::vector<int64_t>& tokens, std::optional<NodeId> parent = {},
                  const std::vector<hooks::Intervention>& interventions = {});
 

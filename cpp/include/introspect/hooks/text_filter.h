@@ -35,7 +35,7 @@ struct TextFilter {
   Phase phase = Phase::kAll;
   std::vector<int64_t> tokens;      // only where one of these stands; empty: any
   std::vector<int64_t> not_tokens;  // nowhere where one of these stands
-  std::vector<int64_t> after;       // only behind the first of these; empty: from the start
+  std::vector<int64_t> after;       // only after the first of these; empty: from the start
 
   /// Padding is never changed, and positions count real tokens only: a row is changed as it would be alone.
   bool skip_padding = false;

@@ -42,7 +42,7 @@ struct LoadOptions {
   torch::Device device = torch::kCPU;
   std::optional<text::ChatTemplate> chat_template;  // instead of the one found beside the weights
 
-  /// False: blocks stay in the files; each is read when it runs and dropped behind it, so that the models of one
+  /// False: blocks stay in the files; each is read when it runs and dropped after it, so that the models of one
   /// experiment, or a model and its activations, need not fit into memory together. The files must stay as they are:
   /// a block of a file that was changed or cut is an IoError, and one cut while it is read ends the process.
   bool keep_blocks = true;
@@ -140,7 +140,7 @@ class INTROSPECT_EXPORT Model {
   ///
   /// Returns [B, T, V] (kAll), [B, 1, V] (kLast), [B, N, V] (kPositions), V being the number of vocab_ids if given:
   /// float32, or float64 for a float64 model; an undefined tensor for kNone; with stop_at_layer the residual
-  /// [B, T, D] before that block. kLast and kPositions are readouts unless something behind the last block may be
+  /// [B, T, D] before that block. kLast and kPositions are readouts unless something after the last block may be
   /// changed, which then changes what kAll computes. Hooks that need gradients make the embedding (or the residual given) the leaf
   /// of a graph; otherwise no graph is built unless a weight or an intervention requires one.
   /// Logits that are not finite are returned as they are: check_finite (models/finite.h) makes an error of them.

@@ -11,7 +11,7 @@ namespace introspect::models {
 /// TransformerLens's, and off unless asked for.
 struct ProcessOptions {
   /// The weight of each norm, and LayerNorm's bias, go into the products that read the norm's output (queries, keys,
-  /// values, the MLP's input, the unembedding); the norm's own weight is then one. Reading weights behind a LayerNorm
+  /// values, the MLP's input, the unembedding); the norm's own weight is then one. Reading weights after a LayerNorm
   /// are centred as well, since their input has no mean. Norms of queries and keys, and of what a layer writes, are
   /// followed by no product and stay.
   bool fold_ln = false;

@@ -33,7 +33,7 @@ INTROSPECT_EXPORT std::pair<torch::Tensor, torch::Tensor> rotary_angles(const to
                                                                         torch::ScalarType dtype);
 
 /// Rotates each pair (x[i], x[i + K2]) by its position's angle (the half-split layout of Hugging Face checkpoints);
-/// what lies behind the 2 * K2 rotated elements of a head stays as it is.
+/// what lies after the 2 * K2 rotated elements of a head stays as it is.
 ///
 /// Shapes: x [B, T, H, K], cos and sin [B or 1, T, K2] -> [B, T, H, K], stored head by head ([B, H, T, K] is its
 /// contiguous transpose), which is what attention wants.

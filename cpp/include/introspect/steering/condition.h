@@ -18,7 +18,7 @@ enum class Measure : uint8_t {
   kCast,        // cosine of h and tanh(c (c.h) / (c.c)), as Lee et al. compute it: never negative
 };
 
-/// Decides, for each prompt, whether to steer: by how much of a direction the un-steered residual stream holds.
+/// Decides, for each prompt, whether to steer: by how much of a direction the unsteered residual stream holds.
 ///
 /// Source: conditional activation steering (CAST), Lee et al. 2024, arXiv:2409.05907, whose condition is Measure::kCast
 /// over the mean of the prompt.
