@@ -10,8 +10,6 @@ import torch
 import typing
 
 __all__: list[str] = [
-    "KEPT_MASS",
-    "LEAST_MASS",
     "ActivationCache",
     "Activations",
     "ChatSource",
@@ -87,7 +85,9 @@ __all__: list[str] = [
     "full_resid_decomposition",
     "head_results",
     "kendall_tau",
+    "kept_mass",
     "kl_divergence",
+    "least_mass",
     "logit_attributions",
     "max_null_band",
     "most_changed",
@@ -338,13 +338,15 @@ class Tokenizer:
         Read a tokenizer.
 
         Args:
-            path: a tokenizer.json, a tokenizer.model, a folder with one of them (the first is preferred), or a .gguf file. A
-                tokenizer_config.json beside them names the special tokens and the chat template; a tokenizer.model without it
-                encodes exactly as sentencepiece does, and does not look for control tokens inside a text.
+            path: a tokenizer.json, a tokenizer.model, a folder with one of them (the first is preferred), or a .gguf file. What
+                stands beside the first two counts as in transformers 5: tokenizer_config.json, added_tokens.json,
+                special_tokens_map.json, chat_template.jinja, and eos_token_id of generation_config.json or config.json. A
+                tokenizer.model with none of the first three encodes exactly as sentencepiece does, with <s> in front, and does
+                not look for control tokens inside a text. A .gguf file is read as llama.cpp reads it.
 
         Raises:
             IoError: a file is missing or broken.
-            ConfigError: a kind of tokenizer, or a stage of it, that is not supported; the message names it.
+            ConfigError: a kind of tokenizer, or a stage or field of it, that is not supported; the message names it.
         """
     def __len__(self) -> int: ...
     def __repr__(self) -> str: ...
@@ -368,7 +370,8 @@ class Tokenizer:
             add_special_tokens: with the tokens the model expects around a text, usually the bos token.
 
         Raises:
-            ConfigError: bytes that are not UTF-8, or a str with a lone surrogate.
+            ConfigError: bytes that are not UTF-8, a str with a lone surrogate, or a text on which a pattern of the tokenizer's
+                file takes more backtracking, memory or time than it may; the message names the file and the pattern.
         """
     def id_to_token(self, id: typing.SupportsInt | typing.SupportsIndex) -> str:
         """
@@ -407,9 +410,14 @@ class Tokenizer:
     @property
     def pad_token_id(self) -> int | None: ...
     @property
+    def special_tokens(self) -> dict[str, str]:
+        """
+        "bos_token", "eos_token" and the others the files name, spelled out.
+        """
+    @property
     def stop_token_ids(self) -> list[int]:
         """
-        Ids that end a turn or a text.
+        Ids that end a turn or a text; those of generation_config.json among them.
         """
     @property
     def vocab_size(self) -> int:
@@ -444,6 +452,11 @@ class ChatSource:
     def find(path: os.PathLike | str | bytes) -> ChatSource | None:
         """
         Of a Hugging Face folder or a .gguf file, or None.
+        """
+    @staticmethod
+    def special_tokens_of(path: os.PathLike | str | bytes) -> dict[str, str]:
+        """
+        The special tokens of a folder or .gguf file, whether it has a template or not.
         """
     @property
     def jinja(self) -> str: ...
@@ -1219,13 +1232,37 @@ class Model:
             dtype: of the weights and activations: float32, bfloat16, float16 or float64.
             device: where the weights live.
             chat_template: instead of the one found beside the weights.
-            keep_blocks: False reads each block from the files when it runs, and drops it behind it.
+            keep_blocks: False reads each block from the files when it runs, and drops it after it.
             progress: called with (what, done, total).
 
         Raises:
             IoError: a file is missing or damaged.
             ConfigError: an architecture, quantisation or option that is not supported.
             ShapeError: a tensor contradicts the config.
+        """
+    def check_finite(
+        self,
+        logits: torch.Tensor,
+        *,
+        who: str = "check_finite",
+        cache: KVCache = None,
+        tokens: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        hooks: HookRegistry = None,
+    ) -> None:
+        """
+        Raises Error unless the largest logit of every row is a number.
+
+        ``forward`` returns NaN and infinity as they are; whatever samples or keeps what it reads asks here first. Minus infinity
+        is a number for logits of forbidden tokens.
+
+        Args:
+            logits: [..., d_vocab].
+            who: begins the message.
+            cache: what the pass filled: its keys and values tell the first block whose residual is not finite.
+            tokens: int64 [batch, pos]; without a cache, passes over them find that block.
+            attention_mask: bool [batch, pos], of the tokens.
+            hooks: in effect during these passes.
         """
     def forward(
         self,
@@ -1300,6 +1337,7 @@ class Model:
         Raises:
             ValueError: an empty prompt, or options out of range.
             ShapeError: prompt and continuation do not fit into n_ctx.
+            Error: the logits are not finite, before a token is chosen; it names the first block (see check_finite).
         """
     def hook_names(
         self,
@@ -2008,7 +2046,7 @@ class Activations:
 
 class Condition:
     """
-    Decides, for each prompt, whether to steer: by how much of a direction the un-steered residual stream holds.
+    Decides, for each prompt, whether to steer: by how much of a direction the unsteered residual stream holds.
 
     Args:
         direction: [d_model], any floating dtype.
@@ -2097,7 +2135,7 @@ class Protocol:
         relative_strength  factor on a run's strengths
         read            "yes_no", "content" or "sample"
         readouts        {lens, attention, divergence: true or false, top_k: number}
-        steer_generation   true keeps the vector on behind the spans
+        steer_generation   true keeps the vector on after the spans
         yes_token, no_token        one token each
         yes_variants, no_variants  spellings whose probabilities the lens sums up
         report_tokens   {concept: word}
@@ -2127,6 +2165,10 @@ class Protocol:
     def __getstate__(self) -> str: ...
     def __repr__(self) -> str: ...
     def __setstate__(self, arg0: str) -> None: ...
+    def is_own(self, conversation: str) -> bool:
+        """
+        Whether that one of the control_conversations is the protocol's own but for the question.
+        """
     def to_json(self) -> str:
         """
         The protocol in the file's format, with the controls inside.
@@ -2831,7 +2873,7 @@ def conversation_tokens(
     model: Model, protocol: Protocol, question: str | None = None, controls: str | None = None
 ) -> tuple[list[int], list[int], list[int]]:
     """
-    Token ids before, in and behind the injected messages: see introspect.conversation_tokens.
+    Token ids before, in and after the injected messages: see introspect.conversation_tokens.
     """
 
 def decompose_resid(
@@ -3451,17 +3493,18 @@ def write_atomically(path: os.PathLike | str | bytes, bytes: str) -> None:
     Write a file, whole or not at all.
 
     Args:
-        path: replaced if it exists, only once everything is on the disk.
+        path: replaced if it exists, only once everything is on the disk. It keeps its permissions; of a symbolic link, the
+            file that it leads to is replaced and the link stays.
         bytes: bytes, or text to be stored as UTF-8.
 
     Raises:
         IoError: the file cannot be written, on a full disk for example.
     """
 
+__version__: str = "0.1.0"
+built_with_torch: str = "2.13.0"
 default_layers: tuple = (0.33, 0.66)
 default_nulls: int = 10
 default_strength: float = 0.1
-KEPT_MASS: float = 0.5
-LEAST_MASS: float = 0.1
-__version__: str = "0.1.0"
-built_with_torch: str = "2.13.0"
+kept_mass: float = 0.5
+least_mass: float = 0.1

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from test_steer import FLOOR, LAYERS, N_NEW, by_chunks, expected_logits, greedy, padded, random_ids, random_vector
+from steered import FLOOR, LAYERS, by_chunks, expected_logits, greedy, padded, random_ids, random_vector
 from tiny import write_tiny
 
 import introspect
 
 STRENGTH = 0.4
+N_NEW = 6
 LENGTHS = (12, 7, 12, 9)
 
 
@@ -109,7 +110,7 @@ def test_a_vector_s_own_scale_does_not_matter(model, prompts):
         ({"unit": "norm"}, ValueError, "'absolute' or 'residual', got 'norm'"),
         ({"unit": "residual", "op": "ablate"}, ValueError, "goes with op 'add'"),
         ({"unit": "residual", "strength": float("inf")}, ValueError, "strength"),
-        ({"unit": "residual", "layers": (0, LAYERS)}, IndexError, ""),
+        ({"unit": "residual", "layers": (0, LAYERS)}, IndexError, "layer"),
     ],
 )
 def test_units_are_checked_before_anything_runs(model, arguments, error, words):
