@@ -124,7 +124,7 @@ def test_more_than_an_hour_is_warned_of_unless_it_is_meant(model, monkeypatch):
 
 def test_readings_are_kept_pass_by_pass_at_no_cost(model, tmp_path, monkeypatch):
     """Passes of some milliseconds: as many commits as a long run has in some minutes."""
-    options = {"layers": introspect.layer_ranges(1, 3), "nulls": 4}
+    options = {"layers": introspect.layer_ranges(1, 3), "nulls": 30}
     whole = experiment_of(model, **options)
     cost = experiment_of(model, **options, plan=True).token_layers_to_run
     monkeypatch.setattr(experiment, "PASS_SECONDS", 0.002)
@@ -137,7 +137,7 @@ def test_readings_are_kept_pass_by_pass_at_no_cost(model, tmp_path, monkeypatch)
             assert len(store) >= done  # what is reported is in the store
 
     short = experiment_of(model, **options, store=store, progress=tell)
-    assert len(committed) > 10
+    assert len(committed) > 5  # one pass holds all of it otherwise
     for one, other in zip(short.rows, whole.rows, strict=True):
         assert one["injected"]["log_odds"] == pytest.approx(other["injected"]["log_odds"], abs=1e-9)
 
@@ -242,10 +242,10 @@ def test_what_a_killed_run_has_finished_can_be_reported(tiny, model, tmp_path, m
         "vectors": random_vectors((1, 2, 3)),
         "strengths": [2.0],
         "layers": introspect.layer_ranges(1, 3),
-        "nulls": 4,
+        "nulls": 30,
     }
     facts, described = runs.model_facts(model), runs.protocol_facts(protocol)
-    settings = {"seed": 0, "nulls": 4, "strength_unit": "absolute"}
+    settings = {"seed": 0, "nulls": 30, "strength_unit": "absolute"}
     runs.write_note(tmp_path, "sweep.json", facts, [described], settings)
     with pytest.raises(FileNotFoundError):
         runs.load_results(tmp_path)
@@ -260,7 +260,7 @@ def test_what_a_killed_run_has_finished_can_be_reported(tiny, model, tmp_path, m
     with pytest.raises(Killed):
         introspect.run_experiment(model, protocol, **arguments, store=tmp_path / "cells.sqlite", progress=tell)
     (partial,) = runs.load_results(tmp_path)
-    n_rows = QUESTIONS * 2 * 6 * (1 + 4)
+    n_rows = QUESTIONS * 2 * 6 * (1 + 30)
     assert partial.settings["incomplete"] == {"done": len(partial.rows), "of": n_rows}
     assert n_rows / 3 < len(partial.rows) < n_rows
 
