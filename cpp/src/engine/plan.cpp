@@ -274,7 +274,7 @@ void Plan::find_passes(const PlanOptions& options) {
   std::vector<int32_t> piece_stamps(pieces_.size(), -1);
   std::vector<int64_t> rows(n_heights, 0);
   int64_t running = 0, kept = 0;    // rows that go through a block; bytes of what is captured
-  int64_t fresh = 0, n_groups = 0;  // of `running`, those that did not in the pass before
+  int64_t fresh = 0, n_groups = 0;  // of `running`, those that did not in an earlier pass
   int32_t pass = -1;
 
   struct Added {
@@ -310,7 +310,7 @@ void Plan::find_passes(const PlanOptions& options) {
         rows[h] += static_cast<int64_t>(more);
         if (runs && pieces_[p].copied < 0) {
           added.running += static_cast<int64_t>(more);
-          if (stamp != 2 * pass - 1) added.fresh += static_cast<int64_t>(more);
+          if (stamp < 0 || stamp % 2 == 0) added.fresh += static_cast<int64_t>(more);
         }
         stamp = 2 * pass + (runs ? 1 : 0);
       }
@@ -375,12 +375,15 @@ void Plan::find_passes(const PlanOptions& options) {
 
 std::vector<Height> Plan::heights(int64_t pass) const {
   const auto included = with_ancestors(passes_.at(static_cast<size_t>(pass)));
+  std::unordered_set<int64_t> read;
+  for (const int64_t c : passes_[static_cast<size_t>(pass)])
+    read.insert(captures_[static_cast<size_t>(c)].piece);
   std::vector<Height> out(static_cast<size_t>(n_layers_) + 1);
   for (size_t h = 0; h < out.size(); ++h) {
     auto& height = out[h];
     const auto here = static_cast<int64_t>(h);
     // Three times: first what was carried here, then what runs, in the order of the stages, then what is only read.
-    const auto& from_before = carried(pass, here);
+    const auto& from_before = exchange(pass, here).taken;
     for (const bool is_carried : {true, false})
       for (const int64_t piece : included) {
         const auto p = static_cast<size_t>(piece);
@@ -406,7 +409,7 @@ std::vector<Height> Plan::heights(int64_t pass) const {
       }
     for (const int64_t piece : included) {
       const auto p = static_cast<size_t>(piece);
-      if (here <= tops_[p] || !present(piece, here) || h == 0) continue;
+      if (here <= tops_[p] || !present(piece, here) || h == 0 || read.count(piece) == 0) continue;
       const auto [at, is_new] =
           height.slot_of_unit.try_emplace(unit_of_[h][p], static_cast<int64_t>(height.slots.size()));
       if (is_new) {

@@ -27,10 +27,12 @@ struct Room {
   torch::Tensor x_MD, y_MD;
 };
 
-/// What a pass leaves of a unit to the next one.
+/// What a pass leaves of a unit to later ones.
 struct Held {
   torch::Tensor keys, values;  // [1, G, T, K]
-  torch::Tensor outputs_MD;    // of the tokens that something goes on from
+  torch::Tensor outputs_MD;    // of the tokens that something goes on from:
+  bool all = false;            // all of them, or these
+  Indices rows;
 };
 using HeldUnits = std::vector<std::unordered_map<int32_t, Held>>;  // by height
 
@@ -62,12 +64,14 @@ class Pass {
   /// `tell(n)`: n more tokens went through a layer.
   std::vector<std::pair<int64_t, Captured>> run(const std::function<void(int64_t)>& tell) {
     const int64_t n_layers = plan_.n_layers();
-    for (int64_t h = 0; h <= n_layers; ++h) {
+    int64_t h = 0;
+    for (; h <= n_layers; ++h) {
       if (height(h).slots.empty()) break;
       enter(h);
       if (height(h).n_keys == 0) break;  // nothing goes on from here
       run_block(h, tell);
     }
+    for (; h < n_layers; ++h) drop(h);
     return collect();
   }
 
@@ -206,13 +210,14 @@ class Pass {
     };
     for (const auto& above : height(layer + 1).slots)
       if (above.copied < 0 && !above.carried) add(above.source, above.rows.empty(), above.rows);
-    for (const auto& [unit, wanted] : plan_.carried(number_ + 1, layer))
-      add(height(layer).slot_of_unit.at(unit), wanted.all, wanted.rows);
+    for (const auto& left : plan_.exchange(number_, layer).left)
+      add(height(layer).slot_of_unit.at(left.unit), left.all, left.rows);
     // What is carried comes as it was left, and stands after what runs.
-    for (const auto& [unit, taken] : plan_.carried(number_, layer)) {
+    for (const int32_t unit : plan_.exchange(number_, layer).taken) {
       auto& out = outputs_[static_cast<size_t>(height(layer).slot_of_unit.at(unit))];
-      out.all = taken.all;
-      out.rows = taken.rows;
+      const auto& held = held_[static_cast<size_t>(layer)].at(unit);
+      out.all = held.all;
+      out.rows = held.rows;
     }
     int64_t first = 0;
     for (const bool is_carried : {false, true})
@@ -240,7 +245,12 @@ class Pass {
     }
   }
 
-  /// Puts the outputs of what was carried after those of what has run, and leaves what the next pass takes.
+  void drop(int64_t layer) {
+    for (const int32_t unit : plan_.exchange(number_, layer).dropped)
+      held_[static_cast<size_t>(layer)].erase(unit);
+  }
+
+  /// Puts the outputs of what was carried after those of what has run, and leaves what later passes take.
   void leave_carried(int64_t layer) {
     auto& held = held_[static_cast<size_t>(layer)];
     const auto& slots = height(layer).slots;
@@ -250,25 +260,22 @@ class Pass {
       y_MD_.narrow(0, n_outputs_, n).copy_(held.at(plan_.unit_of(layer, slots[s].piece)).outputs_MD);
       n_outputs_ += n;
     }
-    std::unordered_map<int32_t, Held> left;
-    for (const auto& [unit, wanted] : plan_.carried(number_ + 1, layer)) {
-      const auto s = static_cast<size_t>(height(layer).slot_of_unit.at(unit));
-      auto& one = left[unit];
-      if (slots[s].carried) {
-        one = held.at(unit);
-      } else {
-        const auto n = static_cast<int64_t>(piece(slots[s]).tokens.size());
-        one.keys = keys_->keys(layer).narrow(2, slots[s].first_key, n).clone();
-        one.values = keys_->values(layer).narrow(2, slots[s].first_key, n).clone();
-      }
+    drop(layer);
+    for (const auto& left : plan_.exchange(number_, layer).left) {
+      const auto s = static_cast<size_t>(height(layer).slot_of_unit.at(left.unit));
+      const auto n = static_cast<int64_t>(piece(slots[s]).tokens.size());
+      auto& one = held[left.unit];
+      one = {keys_->keys(layer).narrow(2, slots[s].first_key, n).clone(),
+             keys_->values(layer).narrow(2, slots[s].first_key, n).clone(),
+             {},
+             left.all,
+             left.rows};
       Indices places;
-      if (wanted.all)
-        for (int64_t row = 0; row < n_outputs(s, slots[s]); ++row) places.push_back(outputs_[s].first + row);
-      else
-        for (const int64_t row : wanted.rows) places.push_back(outputs_[s].first + outputs_[s].place_of(row));
-      one.outputs_MD = places.empty() ? torch::Tensor() : y_MD_.index_select(0, as_tensor(places, device()));
+      for (int64_t i = 0; i < (left.all ? n : static_cast<int64_t>(left.rows.size())); ++i)
+        places.push_back(outputs_[s].first +
+                         outputs_[s].place_of(left.all ? i : left.rows[static_cast<size_t>(i)]));
+      if (!places.empty()) one.outputs_MD = y_MD_.index_select(0, as_tensor(places, device()));
     }
-    held = std::move(left);
   }
 
   // ---- a block ---------------------------------------------------------------------------------------------------
@@ -585,11 +592,11 @@ class Pass {
   const Indices& captures_;
   const std::vector<Height> heights_;
   Room& room_;
-  HeldUnits& held_;  // what the pass before has left, and below the layer that runs what this one leaves
-  torch::Tensor x_MD_, y_MD_;             // before a block, and of its wanted outputs after it
-  int64_t n_outputs_ = 0;                 // of those, how many there are by now
-  std::vector<Output> outputs_;           // by slot of the block that ran last
-  std::unique_ptr<cache::KVCache> keys_;  // of the block that runs
+  HeldUnits& held_;              // what earlier passes have left, and below the layer that runs this one too
+  torch::Tensor x_MD_, y_MD_;    // before a block, and of its wanted outputs after it
+  int64_t n_outputs_ = 0;        // of those, how many there are by now
+  std::vector<Output> outputs_;  // by slot of the block that ran last
+  std::unique_ptr<cache::KVCache> keys_;                                     // of the block that runs
   std::map<const models::Model*, std::shared_ptr<const nn::Block>> blocks_;  // of the layer that runs
   torch::Tensor parents_S_, depths_S_;
   std::map<std::pair<int64_t, int64_t>, torch::Tensor> queries_;  // by capture and position

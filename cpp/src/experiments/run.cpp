@@ -38,7 +38,7 @@ constexpr double kGraphSeconds = 400;  // of one graph, so that planning one aga
 constexpr int64_t kBytesPerToken = 300, kBytesPerReading = 2000;  // of a plan; of a result
 constexpr int64_t kMostPlannedTokens = 200'000;  // of the graph that a plan is counted up from
 constexpr int64_t kMostPlanned = 20'000;    // readings that are planned before anything is said of them ...
-constexpr int64_t kPlannedInstead = 4'000;  // ... and of what is planned in the place of more
+constexpr int64_t kPlannedInstead = 1'000;  // ... and of what is planned in the place of more
 constexpr int64_t kMostReadings = 10'000'000;
 
 /// The readings that are in a graph are to be planned again, in shorter passes.

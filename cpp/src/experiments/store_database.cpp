@@ -81,9 +81,11 @@ bool is_plain(const std::string& type, const std::string& name, const std::strin
                                                   "GLOB",  "LIKE",    "SELECT",  "TRIGGER",
                                                   "USING", "VIRTUAL", "WITHOUT", "WHERE"};
   const auto words = words_of(sql);
-  const bool has_calls =
-      sql.find_first_of("\"`[]|&+*/%<>~@:?$;") != std::string::npos || sql.find("--") != std::string::npos;
-  return !has_calls &&
+  // An index has the brackets of its columns only: no function is called.
+  const bool is_expression = sql.find_first_of("\"`[]|&+*/%<>~@:?$;") != std::string::npos ||
+                             sql.find("--") != std::string::npos ||
+                             (type == "index" && std::count(sql.begin(), sql.end(), '(') != 1);
+  return !is_expression &&
          std::none_of(words.begin(), words.end(), [](const auto& word) { return kComputes.count(word) > 0; });
 }
 
@@ -315,7 +317,7 @@ std::unique_ptr<Database> open_to_read(const std::filesystem::path& path) {
       sqlite3_db_config(database->handle, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, nullptr);
     database->run("PRAGMA query_only=1");
     check<IoError>(!is_empty(*database), "Store: ", path.string(),
-                   ": the file must be a store, got an empty one");
+                   ": the file must be a store, got an empty one", damage.empty() ? "" : ": ", damage);
     check_is_store(*database);
   } catch (const DatabaseError& error) {
     if (!is_of_the_place(error)) throw;

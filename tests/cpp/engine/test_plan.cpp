@@ -228,8 +228,7 @@ TEST_CASE("short passes run what they have in common once, where there is room f
   constexpr int64_t kMost = 2 * 4 * 4;  // two questions
   const auto plan = plan_of(pieces, captures, {.most_token_layers = kMost});
   REQUIRE(plan.passes().size() >= 8);
-  // Questions are shared by neighbours only: those after the second turn find the lower layers of few of the first.
-  REQUIRE(plan.summary().token_layers_to_run <= (8 + 6 + 40) * 4 + (6 + 40) * 2 + 40 * 2);
+  REQUIRE(plan.summary().token_layers_to_run == whole.summary().token_layers_to_run);
   int64_t to_run = 0;
   for (size_t pass = 0; pass < plan.passes().size(); ++pass) {
     int64_t of_pass = 0;
@@ -246,12 +245,11 @@ TEST_CASE("short passes run what they have in common once, where there is room f
   }
   REQUIRE(to_run == plan.summary().token_layers_to_run);
 
-  // Without room for what is carried it is run again, as between passes that the budget cuts.
+  // Without room for it, it runs again, as between passes that the budget cuts.
   const auto alone = plan_of(pieces, {captures[0]}).summary().peak_bytes;
   const auto tight = plan_of(pieces, captures, {.memory_budget = alone, .most_token_layers = kMost});
   REQUIRE(tight.summary().peak_bytes <= alone);
-  REQUIRE(tight.summary().token_layers_to_run ==
-          plan_of(pieces, captures, {.memory_budget = alone}).summary().token_layers_to_run);
+  REQUIRE(tight.summary().token_layers_to_run > whole.summary().token_layers_to_run);
 
   // What each group costs its reader counts, and a pass holds some groups all the same.
   const auto costly = plan_of(pieces, captures, {.most_token_layers = kMost, .group_token_layers = kMost});

@@ -313,6 +313,7 @@ TEST_CASE("a damaged write-ahead log is named, and one that a killed writer left
   const Folder folder;
   fs::create_directories(folder.path);
   const auto path = folder.path / "cells.sqlite", log = folder.path / "cells.sqlite-wal";
+  Store::open(path);
   // A killed process leaves its log behind.
   const auto child = in_another_process([&] {
     const auto store = Store::open(path);

@@ -252,7 +252,7 @@ TEST_CASE("a splice runs nothing by itself, and one's own keys and values change
 TEST_CASE("every reading is that of its sequence run by itself, under any budget", "[graph]") {
   const Mixed mixed;
   const auto least = smallest_budget(mixed.graph);
-  const auto budget = GENERATE_COPY(least, 3 * least, int64_t{1} << 30);
+  const auto budget = GENERATE_COPY(int64_t{least}, 3 * least, int64_t{1} << 30);
   const graph::RunOptions options{.memory_budget = budget};
   const auto plan = mixed.graph.plan(options);
   REQUIRE(plan.peak_bytes <= budget);

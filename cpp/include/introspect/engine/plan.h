@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <limits>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include <torch/types.h>
@@ -58,8 +59,8 @@ struct PlanOptions {
   /// Of one pass, at its widest: captures are finished pass by pass, and beyond this many nothing gets faster.
   int64_t most_rows = 16384;
 
-  /// Of one pass, so that what is read is handed out before long. With such a limit a pass leaves what it has in common
-  /// with the next one to it, as far as the budget has room. A pass holds `least_groups` groups even so.
+  /// Of one pass, so that what is read is handed out before long. With such a limit a pass leaves to later ones what they
+  /// need of it, as far as the budget has room. A pass holds `least_groups` groups even so.
   int64_t most_token_layers = std::numeric_limits<int64_t>::max();
   int64_t group_token_layers = 0;  ///< what each group of captures costs beside its pass, in token-layers
   int64_t least_groups = 1;
@@ -81,20 +82,27 @@ struct Slot {
   int64_t source = -1;        ///< the slot of the height below that it goes on from
   int64_t copied = -1;        ///< the slot whose keys and values it has
   bool runs = false;          ///< through the block at this height
-  bool carried = false;       ///< ran in the pass before, which left its keys and what goes on from it
+  bool carried = false;       ///< ran in an earlier pass, which left its keys and what goes on from it
   std::vector<int64_t> rows;  ///< of the piece's tokens that are needed; empty: all
   int64_t n_rows = 0;
   int64_t first_row = 0;  ///< of the height's residual [rows, D]
   int64_t first_key = 0;  ///< of the block's keys; slots that run, copy or are carried have them
 };
 
-/// What a pass leaves to the next one of a unit at one height: its keys, and the block's output for some of its tokens.
-struct Carried {
+/// What a pass leaves to later ones of a unit at one height: its keys, and the block's output for some of its tokens.
+struct Left {
+  int32_t unit = 0;
   int64_t piece = 0;          ///< it stands for all that equal it up to there
   bool all = false;           ///< the output of all tokens, or of `rows`
   std::vector<int64_t> rows;  ///< ascending
 };
-using CarriedUnits = std::unordered_map<int32_t, Carried>;
+
+/// What passes have to do with one another at one height.
+struct Exchange {
+  std::unordered_set<int32_t> taken;  ///< units that earlier passes left and this one has
+  std::vector<Left> left;             ///< of this pass
+  std::vector<int32_t> dropped;       ///< that no later pass has, or that there is no room for any more
+};
 
 /// All slots before one block (height 0 to n_layers - 1), or after the last one.
 struct Height {
@@ -131,8 +139,7 @@ class INTROSPECT_EXPORT Plan {
   /// The captures of each pass, as indices.
   const std::vector<std::vector<int64_t>>& passes() const { return passes_; }
 
-  /// What a pass takes of the one before it at a height.
-  const CarriedUnits& carried(int64_t pass, int64_t height) const;
+  const Exchange& exchange(int64_t pass, int64_t height) const;
 
   /// The slots of a pass, height by height (n_layers + 1 of them).
   std::vector<Height> heights(int64_t pass) const;
@@ -145,9 +152,7 @@ class INTROSPECT_EXPORT Plan {
   void find_units();
   void find_passes(const PlanOptions& options);
   void find_carried(int64_t memory_budget);
-  std::vector<CarriedUnits> shared_with_the_pass_before(int64_t pass) const;
-  void add_outputs(int64_t pass, std::vector<CarriedUnits>& carried) const;
-  int64_t bytes_of(const std::vector<CarriedUnits>& carried) const;
+  friend class Carrying;
   std::vector<int64_t> depth_first() const;
   std::vector<int64_t> with_ancestors(const std::vector<int64_t>& captures) const;
   bool present(int64_t piece, int64_t height) const;
@@ -171,8 +176,8 @@ class INTROSPECT_EXPORT Plan {
   std::vector<int64_t> n_units_;                   // by height: what is equal there is one
   std::vector<std::vector<int64_t>> captures_of_;  // by piece
   std::vector<std::vector<int64_t>> passes_;
-  std::vector<int64_t> pass_bytes_;                 // without what is carried
-  std::vector<std::vector<CarriedUnits>> carried_;  // [pass][height], from the pass before
+  std::vector<int64_t> pass_bytes_;               // without what is carried
+  std::vector<std::vector<Exchange>> exchanges_;  // [pass][height]
   PlanSummary summary_;
 };
 
