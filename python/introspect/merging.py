@@ -29,7 +29,8 @@ def difference(
         one, other = old[part].get(name), new.get(name)
         if one != other and name in new:
             return f"the {part}'s {name} is {_short(one)} there and {_short(other)} here"
-    for name in sorted((old["settings"].keys() | settings.keys()) - FREE):
+    names = (old["settings"].keys() | settings.keys()) - FREE
+    for name in sorted(names, key=lambda name: (name != "strength_unit", name)):  # residual_norm follows from it
         one, other = old["settings"].get(name), settings.get(name)
         if one != other:
             return f"{name} is {_short(one)} there and {_short(other)} here"

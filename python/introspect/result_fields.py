@@ -37,6 +37,13 @@ ROW: dict[str, Check] = {
     "base": _is(dict),
     "injected": _is(dict),
 }
+# What rows have from some version on, or in some protocols.
+MORE_OF_ROW: dict[str, Check] = {
+    **dict.fromkeys(("asked_in", "paraphrase"), text),
+    **dict.fromkeys(("seed", "place"), whole),
+    **dict.fromkeys(("part_first", "part_last"), _is(int, float)),
+    "leaves_format": lambda value: isinstance(value, bool),
+}
 READING: dict[str, Check] = dict.fromkeys(("log_odds", "p_yes", "p_no"), number)
 TOKEN: dict[str, Check] = {"token": text, "id": whole, "log_prob": number, "rank": number}
 
@@ -49,6 +56,7 @@ def check_fields(data: dict[str, Any]) -> None:
         raise ValueError(f"Result: rows must be a list, got {type(data['rows']).__name__}")
     for i, row in enumerate(data["rows"]):
         _check(row, ROW, f"rows[{i}]")
+        _check(row, {name: fits for name, fits in MORE_OF_ROW.items() if name in row}, f"rows[{i}]")
     concepts = {row["concept"] for row in data["rows"]}
     for i, row in enumerate(data["rows"]):
         for side in ("base", "injected"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._json import parse_json
+from .detections import mass
 from .merging import difference as difference
 from .output_files import RESERVED, check_file_name, write_text
 from .results import SCHEMA, Result, finite
@@ -154,7 +155,7 @@ def unfinished(
     controls = next((row["asked_in"] for row in rows if row["question_kind"] == "control"), settings.get("controls"))
     planned = sum(row["kind"] != "base" for row in asked)
     incomplete = {"incomplete": {"done": len(rows), "of": planned}} if len(rows) < planned else {}
-    return Result(
+    result = Result(
         {
             "schema": SCHEMA,
             "model": dict(model),
@@ -163,6 +164,11 @@ def unfinished(
             "rows": rows,
         }
     )
+    for row in result.rows:  # what a store does not keep, because it follows from the rest
+        row["leaves_format"] = result.leaves_format(row)
+        for side in ("base", "injected"):
+            row[side]["mass"] = mass(row[side])
+    return result
 
 
 def _note(path: Path) -> dict[str, Any]:

@@ -148,9 +148,9 @@ void check_operand(const Intervention& i, const Operator& op, int64_t layer, con
   check<std::invalid_argument>(operand.defined() || op.operand != Operator::Operand::kRequired,
                                "intervention: '", i.op, "' needs an operand, and layer ", layer, " has none");
   if (!operand.defined()) return;
+  check_dense<ShapeError>(operand, "intervention: the operand of layer ", layer);
   check<std::invalid_argument>(op.operand != Operator::Operand::kNone, "intervention: '", i.op,
                                "' takes no operand, but layer ", layer, " has one of ", operand.sizes());
-  check_dense<ShapeError>(operand, "intervention: the operand of layer ", layer);
   check<ShapeError>(operand.is_floating_point(), "intervention: the operand of layer ", layer,
                     " must be of a floating dtype, got ", operand.scalar_type());
   if (op.check_operand)

@@ -50,7 +50,6 @@ def test_as_tokens_masks_and_positions(model, tokens, kind):
         lambda: model.engine.readout(odd(torch.ones(2, D))[kind]),
         lambda: model.engine.readout(torch.ones(2, D), vocab_ids=odd(ids)[kind]),
         lambda: forward(odd(torch.ones(2, 3, D))[kind], start_at_layer=1),
-        lambda: forward(tokens[:1], parents=odd(torch.tensor([-1, 0, 1]))[kind]),
         lambda: forward(tokens, logits_at="positions", positions=odd(ids)[kind]),
     ]
     for call in calls:
@@ -69,12 +68,11 @@ def test_as_tokens_masks_and_positions(model, tokens, kind):
         lambda forward, t: forward(t, attention_mask=torch.zeros(2, 3, dtype=torch.complex64)),
         lambda forward, t: forward(t, vocab_ids=torch.ones(2)),
         lambda forward, t: forward(t, vocab_ids=torch.ones(1, 2, dtype=torch.long)),
-        lambda forward, t: forward(t[:1], parents=torch.tensor([-1.0, 0.0, 1.0])),
         lambda forward, t: forward(t, logits_at="positions", positions=torch.tensor([0.5])),
         lambda forward, t: forward(torch.ones(2, 3, D, dtype=torch.long), start_at_layer=1),
         lambda forward, t: forward(torch.ones(2, 3, D, dtype=torch.complex64), start_at_layer=1),
     ],
-    ids=range(12),
+    ids=range(11),
 )
 def test_another_dtype_is_a_shape_error(model, tokens, call):
     with pytest.raises(introspect.ShapeError):
@@ -161,7 +159,7 @@ def test_an_operator_that_returns_what_is_no_activation_is_told(model, tokens):
         if name not in introspect.operator_names():
             introspect.register_operator(name, lambda x, v, strength, change=change: change(x))
         hooks = model.engine.make_hooks()
-        hooks.add_intervention(introspect.Intervention({1: None}, op=name))
+        hooks.add_intervention(introspect.Intervention({1: torch.ones(D)}, op=name))
         with pytest.raises(introspect.HookError, match=name):
             model.engine.forward(tokens, hooks=hooks)
 

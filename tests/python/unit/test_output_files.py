@@ -79,4 +79,4 @@ def test_texts_that_a_spreadsheet_would_run_get_an_apostrophe(tmp_path):
     assert list(back.question) == ["'=1+1", "'+2", "'-3", "'@sum(a)", "'\t=1", "plain", ""]
     assert list(map(float, back["shift"])) == [-1.5, 2, 0, 0, 0, 0, 0]
     assert "'=header" in back.columns
-    assert list(back.mixed) == ["-1", "'-1", "1.5", "", "True", "'=x", ""]
+    assert list(back.mixed) == ["-1", "'-1", "1.5", "", "True", "'=x", "'"]

@@ -403,7 +403,7 @@ def test_identification_is_a_confusion_matrix():
 def test_an_interrupted_sweep_ends_with_130_and_keeps_its_readings(tiny, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "introspect", "sweep", tiny / "model", tiny / "mine.json", "--all-ranges"]
-    command += ["--vector", tiny / "cat.gguf", "--strength", "1", "--nulls", "4000", "-o", out]
+    command += ["--vector", tiny / "cat.gguf", "--strength", "1", "--nulls", "4000", "--yes", "-o", out]
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
         try:
             deadline = time.monotonic() + 120
