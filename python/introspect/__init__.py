@@ -1,23 +1,22 @@
 """Hooked transformers, control vectors and KV-cache experiments, natively on LibTorch."""
 
 from importlib import import_module as _import_module
+from importlib.util import find_spec as _find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ._api import *  # noqa: F403
     from ._api import __version__ as __version__
 
-# Modules that work without torch; asking for one of them does not load it.
+# Modules that work without torch: dir lists them beside the names of _api.
 _LIGHT = {"cli", "data", "hub", "merging", "plans", "plots", "progress", "readings", "report", "results", "runs"}
 _LIGHT |= {"detections", "sweeps", "tables", "verdicts"}
 
 
 def __getattr__(name: str):
     """Load torch and the compiled library at the first use of a name, so that ``introspect --help`` needs neither."""
-    if name in _LIGHT:
+    if _find_spec(f"{__name__}.{name}"):  # not by way of _api: each module can be the first one that is imported
         return _import_module(f"{__name__}.{name}")
-    if name == "_C":  # not by way of _api, so that each module of the package can be the first one imported
-        return _import_module(f"{__name__}._C")
     if name.startswith("_") and name not in {"__all__", "__version__"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     api = _import_module(f"{__name__}._api")

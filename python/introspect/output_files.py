@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-from ._C import write_atomically
-
 RESERVED = ("report", "overview", "run", "sweep")  # stems of other files of a run's folder
 _LONGEST = 120  # bytes; file systems take 255, and suffixes such as "_strength_curves.json" are added
 
@@ -35,6 +33,8 @@ def check_file_name(name: str, what: str) -> str:
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Write a file that is complete or as it was; IoError names it, as for a full disk."""
+    from ._C import write_atomically  # here, because it loads torch
+
     write_atomically(path, data)
 
 

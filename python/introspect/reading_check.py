@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 _ROUNDING = 1e-3  # of a probability made from float32 logits
@@ -15,7 +16,7 @@ def check_reading(reading: Any) -> None:
     for name in ("log_odds", "p_yes", "p_no", "set_log_odds", "entropy", "kl"):
         value = reading.get(name)
         _require(value is None or _is_number(value), f"{name} must be a number, got {_short(value)}")
-        is_probability = name in ("p_yes", "p_no") and value is not None and value == value
+        is_probability = name in ("p_yes", "p_no") and value is not None
         _require(not is_probability or 0 <= value <= 1 + _ROUNDING, f"{name} must be from 0 to 1, got {_short(value)}")
     _require(isinstance(reading.get("text", ""), str | None), f"text must be text, got {_short(reading.get('text'))}")
     for name in ("tokens", "answers"):
@@ -29,8 +30,7 @@ def _check_token(token: Any, where: str) -> None:
     _require(isinstance(token, dict), f"{where} must be an object, got {_short(token)}")
     _require(isinstance(token.get("token"), str), f"{where}.token must be text, got {_short(token.get('token'))}")
     rank, log_prob = token.get("rank"), token.get("log_prob")
-    is_failed = log_prob is None or log_prob != log_prob
-    _require(is_failed or (_is_number(rank) and rank >= 1), f"{where}.rank must be 1 or more, got {_short(rank)}")
+    _require(log_prob is None or (_is_number(rank) and rank >= 1), f"{where}.rank must be 1 or more, got {_short(rank)}")
     _require(
         "log_prob" in token and (log_prob is None or (_is_number(log_prob) and not log_prob > _ROUNDING)),
         f"{where}.log_prob must be 0 or less, got {_short(log_prob)}",
@@ -38,7 +38,7 @@ def _check_token(token: Any, where: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _require(condition: bool, what: str) -> None:

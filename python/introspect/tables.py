@@ -76,7 +76,9 @@ def safe_for_spreadsheets(frame: pandas.DataFrame) -> pandas.DataFrame:
 
     # Whole columns at a time: those of numbers hold no text and stay as they are.
     texts = [name for name in frame.columns if frame[name].dtype.kind not in "iufb"]
-    return frame.assign(**{name: frame[name].map(safe) for name in texts}).rename(columns=safe)
+    out = frame.assign(**{name: frame[name].map(safe) for name in texts})
+    out.columns = [safe(name) for name in frame.columns]
+    return out
 
 
 def without_empty_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:

@@ -26,8 +26,8 @@ int64_t first_not_finite(const Model& model, const cache::KVCache& cache) {
   const int64_t n_layers = std::min(cache.shape().n_layers, model.cfg().n_layers);
   for (int64_t layer = 0; layer < n_layers; ++layer) {
     const auto keys = cache.keys(layer), values = cache.values(layer);
-    // The norm makes NaN of an infinite residual, and so of its values; what else is not finite began in this block.
-    if (values.isnan().any().item<bool>()) return layer - 1;
+    // The norm makes NaN of an infinite residual, and so of its keys and values; what else is not finite began here.
+    if (keys.isnan().any().item<bool>() && values.isnan().any().item<bool>()) return layer - 1;
     if (!all_finite(keys) || !all_finite(values)) return layer;
   }
   return model.cfg().n_layers - 1;

@@ -64,7 +64,8 @@ struct Run {
     models::ForwardOptions options;
     options.hooks = &hooks;
     logits = model.forward(tokens, options);
-    activations = {cache->items().begin(), cache->items().end()};
+    const auto items = cache->items();
+    activations = {items.begin(), items.end()};
   }
 };
 

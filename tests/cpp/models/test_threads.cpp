@@ -64,7 +64,7 @@ TEST_CASE("several threads run passes, hooks, recordings and generation on one m
 
 TEST_CASE("graphs of their own and forks of one cache are for threads of their own", "[threads][graph]") {
   const auto model = tiny_model();
-  auto parent = model->make_cache();
+  auto parent = model->make_cache(1);
   model->forward(tokens(3), {.cache = &parent});
   const auto go_on = [&](int64_t first, cache::KVCache cache) {
     return model->forward(tokens(first), {.cache = &cache});
@@ -115,7 +115,7 @@ TEST_CASE("an object for one thread at a time refuses a second one, and only whi
 
 TEST_CASE("two threads that append to one cache leave whole passes in it", "[threads][cache]") {
   const auto model = tiny_model();
-  auto cache = model->make_cache();
+  auto cache = model->make_cache(1);
   std::atomic<int> passes = 0, refused = 0;
   const auto grow = [&] {
     try {

@@ -38,7 +38,7 @@ BOMBS = {
     "indent of tojson": "{{ [[1]]|tojson(indent=3000000000)|length }}",
     "repeated text": "{{ ('x' * 3000000000)|length }}",
     "repeated list": "{{ ([1] * 3000000000)|length }}",
-    "power": "{{ 10 ** 10 ** 10 }}",
+    "power": "{{ 10 ** (10 ** 10) }}",
     "ljust": "{{ 'x'.ljust(3000000000)|length }}",
     "zfill": "{{ 'x'.zfill(3000000000)|length }}",
     "expandtabs": "{{ '\t'.expandtabs(2000000000)|length }}",

@@ -227,5 +227,5 @@ def test_load_protocol_names_what_is_near_and_what_is_wrong(tmp_path):
     with pytest.raises(introspect.IoError, match=", ".join(PROTOCOLS)):
         introspect.load_protocol(tmp_path / "missing.json")
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(introspect.ConfigError, match="not JSON"):
+    with pytest.raises(introspect.ConfigError, match="must be JSON"):
         introspect.load_protocol(tmp_path / "bad.json")

@@ -4,10 +4,8 @@ import hashlib
 import json
 import os
 import sqlite3
-import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas
 import pytest
@@ -245,10 +243,10 @@ def test_a_release_that_changes_no_number_leaves_stores_valid(model, vector, tmp
 # Where nothing can be written
 
 
+ROOTS_RIGHTS = "-dac_override,-dac_read_search"  # without them permissions bind root as anybody
+BOUND = [] if os.getuid() else ["setpriv", f"--bounding-set={ROOTS_RIGHTS}", f"--inh-caps={ROOTS_RIGHTS}"]
 READ_ONLY = """
-import os, sys
-if os.getuid() == 0:
-    os.setgid(65534); os.setuid(65534)  # permissions say nothing to root
+import sys
 import introspect
 from typer.testing import CliRunner
 from introspect.cli.app import app
@@ -279,19 +277,15 @@ def test_a_store_can_be_read_where_nothing_can_be_written(model, vector, tmp_pat
     before = {file.name: file.read_bytes() for file in locked.iterdir()}
     free = tmp_path / "free"
     free.mkdir()
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == Path.home().owner() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
-    free.chmod(0o777)
     for file in locked.iterdir():
         file.chmod(0o444)
     locked.chmod(0o555)
     try:
         done = subprocess.run(
-            [sys.executable, "-c", READ_ONLY, locked / "cells.sqlite", free / "other.sqlite", free / "table.csv"],
+            [*BOUND, sys.executable, "-c", READ_ONLY, locked / "cells.sqlite", free / "other.sqlite", free / "table.csv"],
             capture_output=True,
             text=True,
-            env={**os.environ, "HOME": str(free), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             cwd=free,
         )
     finally:
@@ -312,7 +306,7 @@ def test_a_run_into_a_store_that_cannot_be_written_is_refused_before_it_runs(mod
     asked = []
     with pytest.raises(introspect.IoError, match="can only be read"):
         run(model, vector, store, nulls=3, progress=lambda *step: asked.append(step))
-    assert all(done == total or done == 8 for _, done, total in asked)
+    assert {done for _, done, _ in asked} <= {len(store)}  # what was found, and nothing new
     with pytest.raises(introspect.IoError, match="there is no file"):
         introspect.Store(tmp_path / "nowhere.sqlite", read_only=True)
 
@@ -413,6 +407,6 @@ def test_texts_of_a_csv_are_no_formulas_and_numbers_stay_numbers(model, vector, 
     )
     store.export(tmp_path / "table.csv")
     table, found = store.to_pandas(), pandas.read_csv(tmp_path / "table.csv", keep_default_na=False)
-    assert set(found.concept) - {""} == {"'=1+1", "'+x", "'-x", "'@x", "x=1"} & set(found.concept)
+    assert set(found.concept) - {"(none)"} == {"'=1+1", "'+x", "'-x", "'@x", "x=1"} & set(found.concept)
     assert not any(cell.startswith(tuple("=+-@")) for cell in found.concept)
     assert list(found.log_odds.astype(float)) == list(table.log_odds) and min(found.strength) == -2.0

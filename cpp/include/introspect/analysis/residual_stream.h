@@ -14,8 +14,8 @@ namespace introspect::analysis {
 
 /// Activations of one pass by full hook name, [B, T, ...], or [T, ...] where the batch dimension was removed.
 ///
-/// Those of a hooks::ActivationCache are {cache.items().begin(), cache.items().end()}. They may be on another device, or
-/// of another dtype, than the model.
+/// Those of a hooks::ActivationCache are its items(), a copy: name it before its begin() and end() are taken. They may be
+/// on another device, or of another dtype, than the model.
 using Activations = std::map<std::string, torch::Tensor>;
 
 /// Components of a residual stream, [n, ..., D], and a label for each: "embed", "3_attn_out", "L3H7", "L3N100".
