@@ -191,13 +191,20 @@ Raises:
   m.def(
       "sha256_hex", [](const py::bytes& bytes) { return sha256_hex(std::string_view(bytes)); },
       py::arg("bytes"), "The SHA-256 of ``bytes`` as 64 lowercase hexadecimal digits.");
-  m.def("write_atomically", &io::write_atomically, py::arg("path"), py::arg("bytes"), NoGil(), R"doc(
+  m.def(
+      "write_atomically",
+      [](const std::filesystem::path& path, const py::bytes& bytes) {
+        const std::string_view contents(bytes);
+        const py::gil_scoped_release release;
+        io::write_atomically(path, contents);
+      },
+      py::arg("path"), py::arg("bytes"), R"doc(
 Write a file, whole or not at all.
 
 Args:
     path: replaced if it exists, only once everything is on the disk. It keeps its permissions; of a symbolic link, the
         file that it leads to is replaced and the link stays.
-    bytes: bytes, or text to be stored as UTF-8.
+    bytes: what the file is to hold.
 
 Raises:
     IoError: the file cannot be written, on a full disk for example.

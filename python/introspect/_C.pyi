@@ -566,7 +566,7 @@ class TextFilter:
             from: the prompt's last one, then the new tokens).
         tokens: only where one of these ids stands; None is any.
         not_tokens: nowhere where one of these stands.
-        after: only behind the first of these; None is from the start.
+        after: only after the first of these; None is from the start.
         skip_padding: padding is never changed, and positions count real tokens only: a row of a padded batch is changed as
             it would be alone.
 
@@ -3488,14 +3488,14 @@ def top_k_overlap(
         ValueError: lists as in ``spearman``, or k not from 1 to their length.
     """
 
-def write_atomically(path: os.PathLike | str | bytes, bytes: str) -> None:
+def write_atomically(path: os.PathLike | str | bytes, bytes: bytes) -> None:
     """
     Write a file, whole or not at all.
 
     Args:
         path: replaced if it exists, only once everything is on the disk. It keeps its permissions; of a symbolic link, the
             file that it leads to is replaced and the link stays.
-        bytes: bytes, or text to be stored as UTF-8.
+        bytes: what the file is to hold.
 
     Raises:
         IoError: the file cannot be written, on a full disk for example.

@@ -22,6 +22,8 @@ def parse_json(text: str, who: str, error: type[Exception] | None = None) -> Any
         reason = "JSON must not nest as deep"
     except ValueError as problem:
         reason = f"must be JSON: {problem}"
-    if error is None:
-        from ._C import IoError as error  # here, because it loads torch
-    raise error(f"{who}: {reason}")
+    if error is not None:
+        raise error(f"{who}: {reason}")
+    from ._C import IoError  # here, because it loads torch
+
+    raise IoError(f"{who}: {reason}")

@@ -143,7 +143,7 @@ class _Loop:
 class _Instrument(NodeTransformer):
     """Has loops counted, and what is built from several values measured."""
 
-    def _through(self, name: str, node: nodes.Expr) -> nodes.Expr:
+    def _through(self, name: str, node: nodes.Node) -> nodes.Expr:
         return nodes.Call(nodes.EnvironmentAttribute(name), [node], [], None, None, lineno=node.lineno)
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
@@ -268,8 +268,8 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     # What Jinja calls
 
     def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
-        source = _Instrument().visit(source)
-        return super()._generate(source.set_environment(self), *args, **options)
+        counted = _Instrument().visit(source).set_environment(self)
+        return super()._generate(counted, *args, **options)  # type: ignore[arg-type]  # a Template still
 
     def _concat(self, parts: Iterable[str]) -> str:
         kept, size = [], 0

@@ -77,7 +77,8 @@ class HookedTransformer(TokenMethods, WeightMethods, DataMethods, GenerationMeth
         Raises:
             ConfigError: a field that asks for what the engine does not run, named; d_vocab missing without a tokenizer.
         """
-        engine, given = cfg, None
+        engine: Any = cfg
+        given = None
         if isinstance(cfg, Model):
             engine, name = cfg.engine, name or cfg.name
         elif isinstance(cfg, HookedTransformerConfig | Mapping):

@@ -40,7 +40,7 @@ class HookedTransformerKeyValueCache:
         Raises:
             ConfigError: another device than the model's.
         """
-        if device is not None and torch.device(device).type != cfg.device.type:
+        if device is not None and torch.device(device).type != torch.device(cfg.device).type:
             raise _C.ConfigError(f"init_cache: the cache must be where the model is, {cfg.device}, got {device}")
         return cls(cfg.engine.make_cache(batch_size))
 

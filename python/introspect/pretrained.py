@@ -96,6 +96,7 @@ def copy_engine(
             folder = temporary.enter_context(tempfile.TemporaryDirectory())
             tokenizer.save_pretrained(folder)
             tokenizer = folder
+        template: _C.ChatTemplate | None
         if chat_template is not None:
             template = given_chat_template(chat_template, tokenizer)
         else:

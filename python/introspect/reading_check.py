@@ -30,7 +30,9 @@ def _check_token(token: Any, where: str) -> None:
     _require(isinstance(token, dict), f"{where} must be an object, got {_short(token)}")
     _require(isinstance(token.get("token"), str), f"{where}.token must be text, got {_short(token.get('token'))}")
     rank, log_prob = token.get("rank"), token.get("log_prob")
-    _require(log_prob is None or (_is_number(rank) and rank >= 1), f"{where}.rank must be 1 or more, got {_short(rank)}")
+    _require(
+        log_prob is None or (_is_number(rank) and rank >= 1), f"{where}.rank must be 1 or more, got {_short(rank)}"
+    )
     _require(
         "log_prob" in token and (log_prob is None or (_is_number(log_prob) and not log_prob > _ROUNDING)),
         f"{where}.log_prob must be 0 or less, got {_short(log_prob)}",

@@ -221,7 +221,7 @@ def _residual_lengths(
         text = (*tokens.tolist(), None, *blocks)
         if text not in measured:
             measured[text] = residual_norms(of.model, tokens, layers=blocks)  # type: ignore[arg-type]
-        directions = {
+        directions: Any = {
             layer: direction * (measured[text][layer] / max(float(direction.norm()), SMALLEST))
             for layer, direction in vector.directions.items()
             if layer in measured[text]

@@ -136,7 +136,7 @@ def curves(result: Result, along: str, *, least: int = 3) -> list[Curve]:
         if len(listed) < least or in_a_map:
             continue
         if along == "strength":
-            name = f"{common[0]}, {blocks(common[1], common[2])}"
+            name = f"{common[0]}, {blocks(int(common[1]), int(common[2]))}"
             listed.sort(key=lambda d: d.setting.strength)
         else:
             width = "single blocks" if common[2] == 0 else f"{common[2] + 1} blocks at a time"

@@ -52,6 +52,17 @@ class HookedTransformerConfig:
         ConfigError: a field that does not exist, is missing or has a value that no model has.
     """
 
+    # Those that _fill_in works out from others.
+    n_heads: int
+    d_vocab: int
+    d_vocab_out: int
+    d_mlp: Any
+    initializer_range: float
+    rotary_dim: Any
+    attn_scale: float
+    dtype: Any
+    device: Any
+
     def __init__(self, *fields: Any, **named: Any) -> None:
         who = "HookedTransformerConfig"
         names = list(FIELDS)
@@ -196,7 +207,7 @@ class LoadedConfig(HookedTransformerConfig):
         return self.engine.cfg.normalization_type + ("Pre" if self.layer_norm_folding else "")
 
     @property
-    def d_vocab_out(self) -> int:
+    def d_vocab_out(self) -> int:  # type: ignore[override]
         """Size of the unembedding, that of the embedding."""
         return self.engine.cfg.d_vocab
 

@@ -25,7 +25,8 @@ void throw_not_finite(const models::Model& model, const std::string& who, const 
           ? "float16 ends at 65,504: load the model with dtype bfloat16 or float32"
           : "look for weights that are not finite or too large, or load the model with dtype float32";
   throw Error(concat(who, ": protocol '", protocol.name, "', question '", ask.question,
-                     "': without any injection the numbers are not finite after ", where, " (", dtype_name(model.dtype()), "). ", remedy));
+                     "': without any injection the numbers are not finite after ", where, " (",
+                     dtype_name(model.dtype()), "). ", remedy));
 }
 
 void warn_of_broken_settings(Result& result) {
@@ -53,10 +54,10 @@ void warn_of_broken_settings(Result& result) {
   warn([](const Row& row) { return !row.base.is_finite() || !row.injected.is_finite(); },
        "gave no finite numbers: they are kept as failed and averaged nowhere. The injection is too strong "
        "for the model's dtype");
-  warn(
-      [](const Row& row) { return row.leaves_format; },
-      "left the format of the answer: the probability of the answers fell below half of what it is without "
-      "the injection, or nearly to nothing, so log-odds there are no sign of an effect. Take a smaller strength");
+  warn([](const Row& row) { return row.leaves_format; },
+       "left the format of the answer: the probability of the answers fell below half of what it is without "
+       "the injection, or nearly to nothing, so log-odds there are no sign of an effect. Take a smaller "
+       "strength");
 }
 
 }  // namespace introspect::experiments

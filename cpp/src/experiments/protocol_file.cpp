@@ -164,7 +164,8 @@ void parse_paraphrases(const Field& field, Protocol& protocol) {
   for (size_t i = 0; i < protocol.paraphrases.size(); ++i) {
     const auto label = protocol.paraphrases[i].label();
     field.at(i).require(!is_number(label), "must have a name in words, got ", excerpt(label));
-    field.at(i).require(labels.insert(label).second, "must differ from the others, got ", excerpt(label), " again");
+    field.at(i).require(labels.insert(label).second, "must differ from the others, got ", excerpt(label),
+                        " again");
   }
 }
 
@@ -241,9 +242,26 @@ Protocol from_json(const nlohmann::json& json) {
   Protocol out;
   out.name = Field(json, "protocol: ").at("name").some_text();
   const Field field(json, concat("protocol ", excerpt(out.name), ": "));
-  field.object({"name", "source", "turns", "injected", "inject", "relative_strength", "read", "readouts",
-                "steer_generation", "yes_token", "no_token", "yes_variants", "no_variants", "report_tokens",
-                "paraphrases", "asks_own_question", "sentences", "answers", "sampling", "controls"});
+  field.object({"name",
+                "source",
+                "turns",
+                "injected",
+                "inject",
+                "relative_strength",
+                "read",
+                "readouts",
+                "steer_generation",
+                "yes_token",
+                "no_token",
+                "yes_variants",
+                "no_variants",
+                "report_tokens",
+                "paraphrases",
+                "asks_own_question",
+                "sentences",
+                "answers",
+                "sampling",
+                "controls"});
   if (field.has("source")) out.source = field.at("source").text();
   out.conversation.turns = parse_turns(field.at("turns"));
   if (field.has("answers")) out.answers = parse_texts(field.at("answers"));

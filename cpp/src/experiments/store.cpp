@@ -45,15 +45,14 @@ int64_t run_of(const Database& database, const Origin& origin) {
 /// What is asked for by a run, as one number.
 int64_t hash_of(int64_t run, const Cell& cell) {
   constexpr char s = 31;  // between fields
-  return static_cast<int64_t>(
-      std::stoull(sha256_hex(concat(run, s, cell.key, s, cell.base_key, s, cell.concept_name, s,
-                                    cell.strength, s, cell.first_layer, s, cell.last_layer, s, cell.question,
-                                    s, cell.question_kind, s, cell.kind, s, cell.null_index, s,
-                                    cell.paraphrase.empty() ? "-1" : cell.paraphrase, s, cell.place, s,
-                                    cell.part_first, s, cell.part_last,
-                                    cell.asked_in == kOwnConversation ? "" : concat(s, cell.asked_in)))
-                      .substr(0, 16),
-                  nullptr, 16));
+  return static_cast<int64_t>(std::stoull(
+      sha256_hex(concat(run, s, cell.key, s, cell.base_key, s, cell.concept_name, s, cell.strength, s,
+                        cell.first_layer, s, cell.last_layer, s, cell.question, s, cell.question_kind, s,
+                        cell.kind, s, cell.null_index, s, cell.paraphrase.empty() ? "-1" : cell.paraphrase, s,
+                        cell.place, s, cell.part_first, s, cell.part_last,
+                        cell.asked_in == kOwnConversation ? "" : concat(s, cell.asked_in)))
+          .substr(0, 16),
+      nullptr, 16));
 }
 
 /// Adds to what runs have asked for; to be used in a transaction.
@@ -138,10 +137,11 @@ int64_t Store::put_many(const std::vector<Cell>& cells, const Origin& origin) {
   database().in_transaction([&] {
     const auto id = run_of(database(), origin);
     make_asked_in(database());
-    Statement insert(database(),
-                     concat("INSERT INTO cells(run, key, value, ", kSettingColumns, ", written) ",
-                            "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) ",
-                            "ON CONFLICT DO NOTHING"));
+    Statement insert(
+        database(),
+        concat("INSERT INTO cells(run, key, value, ", kSettingColumns, ", written) ",
+               "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) ",
+               "ON CONFLICT DO NOTHING"));
     for (const auto& cell : cells) {
       insert.bind(id).bind(cell.key).bind(cell.value).bind(cell).step();
       added += sqlite3_changes(database().handle);

@@ -19,7 +19,7 @@ constexpr int kBusyMilliseconds = 60'000;
 // "intr" in ASCII: marks the file as ours in SQLite's header, so that another program's database is refused.
 constexpr int kApplicationId = 0x696e7472;
 const std::string kNoParaphrase = "-1";  // the column once held numbers
-constexpr int kLayout = 2;  // of the tables below, in the header's user_version
+constexpr int kLayout = 2;               // of the tables below, in the header's user_version
 constexpr int kMostBytesOfAValue = 64 << 20;
 constexpr int kStepsAtOnce = 10'000;  // of SQLite's virtual machine, between looks at how many are left
 
@@ -351,7 +351,8 @@ std::string setting_columns(const Database& database, const std::string& table, 
 void make_asked_in(const Database& database) {
   for (const std::string table : {"cells", "asked"})
     if ((table == "cells" || has_asked(database)) && !has_asked_in(database, table))
-      database.run(concat("ALTER TABLE ", table, " ADD COLUMN asked_in TEXT NOT NULL DEFAULT '", kNotRecorded, "'"));
+      database.run(
+          concat("ALTER TABLE ", table, " ADD COLUMN asked_in TEXT NOT NULL DEFAULT '", kNotRecorded, "'"));
 }
 
 // ---- statements -----------------------------------------------------------------------------------------------------

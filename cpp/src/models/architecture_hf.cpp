@@ -84,8 +84,9 @@ const Family& family_of(const json& config) {
   for (const auto& family : families()) {
     if (name.empty() ? type == family.model_type : name == family.hf) {
       // transformers goes by the type, and files by which class they are of: no telling which of two is meant.
-      check<ConfigError>(type.empty() || type == family.model_type, kWho, "'model_type' must be '", family.model_type,
-                         "' beside 'architectures' of ", family.hf, ", got ", excerpt(type));
+      check<ConfigError>(type.empty() || type == family.model_type, kWho, "'model_type' must be '",
+                         family.model_type, "' beside 'architectures' of ", family.hf, ", got ",
+                         excerpt(type));
       return family;
     }
     known += concat(known.empty() ? "" : ", ", family.hf);

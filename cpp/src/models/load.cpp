@@ -2,12 +2,12 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/dense.h"
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
 #include "introspect/io/hf_folder.h"
 #include "introspect/io/memory_tensors.h"
 #include "introspect/models/model.h"
-#include "core/dense.h"
 #include "io/json_file.h"
 #include "models/architecture.h"
 #include "models/weight_reader.h"
@@ -111,7 +111,8 @@ std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
   const std::filesystem::path origin = word("_name_or_path");
   architecture.cfg.model_name = origin.empty() ? word("model_type") : origin.filename().string();
 
-  for (const auto& [name, tensor] : tensors) check_dense<ShapeError>(tensor, "Model::from_tensors: '", name, "'");
+  for (const auto& [name, tensor] : tensors)
+    check_dense<ShapeError>(tensor, "Model::from_tensors: '", name, "'");
   // A state dict holds a tied tensor under both its names, a checkpoint under the embedding's.
   const auto& map = architecture.map;
   for (const auto& prefix : map.prefixes) {

@@ -136,7 +136,9 @@ def run_protocols(
         own = {**settings, "controls": asked_in(protocol, arguments.get("controls"))}
         refuse_others(output, earlier.get(protocol.name), facts, protocol_facts(protocol), own)
     store = output / CELLS
-    plans = [introspect.run_experiment(loaded, one, **arguments, store=store, plan=True) for one in protocols]
+    plans: list[Any] = [
+        introspect.run_experiment(loaded, one, **arguments, store=store, plan=True) for one in protocols
+    ]
     total = sum(plans[1:], plans[0])
     if dry_run:
         if json:

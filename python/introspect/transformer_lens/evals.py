@@ -190,9 +190,11 @@ def ioi_eval(
     tokenizer = model.tokenizer if tokenizer is None else tokenizer
     if dataset is None:
         bos = getattr(tokenizer, "bos_token_id", None) is not None
-        dataset = IOIDataset(tokenizer, num_samples=num_samples, symmetric=symmetric, prepend_bos=bos)
+        dataset = IOIDataset(  # type: ignore[assignment]
+            tokenizer, num_samples=num_samples, symmetric=symmetric, prepend_bos=bos
+        )
     differences: list[float] = []
-    batches = DataLoader(dataset, batch_size=batch_size, collate_fn=list)  # type: ignore[arg-type]
+    batches: Any = DataLoader(dataset, batch_size=batch_size, collate_fn=list)  # type: ignore[arg-type]
     for batch in batches:
         width = max(len(sample["prompt"]) for sample in batch)
         tokens = torch.zeros(len(batch), width, dtype=torch.long)

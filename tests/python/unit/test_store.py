@@ -282,7 +282,15 @@ def test_a_store_can_be_read_where_nothing_can_be_written(model, vector, tmp_pat
     locked.chmod(0o555)
     try:
         done = subprocess.run(
-            [*BOUND, sys.executable, "-c", READ_ONLY, locked / "cells.sqlite", free / "other.sqlite", free / "table.csv"],
+            [
+                *BOUND,
+                sys.executable,
+                "-c",
+                READ_ONLY,
+                locked / "cells.sqlite",
+                free / "other.sqlite",
+                free / "table.csv",
+            ],
             capture_output=True,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -34,9 +34,10 @@ struct Cell {
   int64_t first_layer = -1, last_layer = -1;  ///< inclusive; -1 where nothing was added
   std::string question{};
   std::string question_kind{};  ///< "introspection" or "control"
-  std::string kind{};  ///< question_kind, "random", "base" (nothing added) or "norms" (of the residual stream)
+  std::string
+      kind{};  ///< question_kind, "random", "base" (nothing added) or "norms" (of the residual stream)
   int64_t null_index = -1;
-  std::string paraphrase{};                  ///< as in Row, and so what follows
+  std::string paraphrase{};  ///< as in Row, and so what follows
   int64_t place = -1;
   double part_first = 0.0, part_last = 1.0;
   std::string asked_in = kOwnConversation;  ///< or kNotRecorded, of stores that were written before
