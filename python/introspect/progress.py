@@ -133,7 +133,7 @@ class _Step:
     @property
     def line(self) -> str:
         left = f", {self.time_left}" if self.time_left else ""
-        return f"{self.what}: {self.count} ({100 * self.fraction:.0f}%){left}"
+        return f"{self.what}: {self.count} ({100 * self.fraction:.0f}% of the work){left}"
 
 
 class Shown:

@@ -110,6 +110,10 @@ def load_results(folder: str | os.PathLike) -> list[Result]:
             if part is not None:
                 before = found.get(protocol["name"])
                 found[protocol["name"]] = before.merged(part) if before else part
+    if not found and (folder / CELLS).is_file():
+        raise FileNotFoundError(
+            f"report: {folder} holds a run of which no reading under an injection is finished; run its command again"
+        )
     if not found:
         raise FileNotFoundError(f"report: {folder} holds no results (<protocol>.json, written by introspect run)")
     return list(found.values())

@@ -125,6 +125,8 @@ class SteeringMethods(Hooked):
             control_vector(second, "steer")
         if condition is not None and not isinstance(condition, _C.Condition):
             raise TypeError(f"steer: condition must be an introspect.Condition, got {type(condition).__name__}")
+        if isinstance(strength, str) or not hasattr(strength, "__float__"):
+            raise TypeError(f"steer: strength must be a number, got {strength!r}")
         _check_unit(unit, op)
         if rows is None and not isinstance(vector, _C.ControlVector):
             rows = range(len(vectors))

@@ -125,6 +125,9 @@ def of_result(result: Result) -> Verdict:
     name = result.protocol["name"]
     if not result.rows:
         return Verdict("unclear", "There are no readings.")
+    if left := result.settings.get("incomplete"):
+        said = f"The run is not finished: {left['done']:,} of {left['of']:,} readings are there"
+        return Verdict("unclear", f"{said}, so nothing is said of them yet.", (f"{said}.",))
     if result.protocol.get("answers"):
         return _of_localisation(result)
     settings = of_settings(result)
@@ -235,15 +238,15 @@ def _concept_reason(settings: dict[Setting, Verdict], concept: str, word: str) -
 
 def _sentence(result: Result, word: str, settings: dict[Setting, Verdict], concepts: dict[str, str]) -> str:
     is_report = result.protocol["read"] == "content"
-    did = "names the injected concept" if is_report else "says yes more often when a concept is injected"
     n_yes = list(concepts.values()).count("yes")
     of_them = "" if len(concepts) == 1 else f" ({n_yes} of {len(concepts)} concepts)"
     if word == "yes":
         odds = f"chance alone gives such a yes in at most {100 * chance(result):.0f} of 100 results"
-        return f"The model {did}{of_them}, more than under any random direction; {odds}."
+        did = "raises the concept's own token" if is_report else "moves the model's answer towards yes"
+        return f"The injection {did} more than any random direction does{of_them}; {odds}."
     if word == "no":
-        what = "no more often names" if is_report else "no more often answers yes to"
-        return f"The model {what} an injected concept than an injected random direction{of_them}."
+        did = "raises the concept's own token" if is_report else "moves the model's answer towards yes"
+        return f"The injection {did} no more than random directions do{of_them}."
     if word == "failed":
         return NOT_FINITE
     doubts = Counter(reason for one in settings.values() if one.word == "unclear" for reason in one.reasons)

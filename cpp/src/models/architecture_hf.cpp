@@ -325,7 +325,8 @@ Config read_config(const json& given, const Family& family, int64_t n_tensors) {
     config.at(key).require(cap > 0, "must be positive, got ", cap);
     return cap;
   };
-  cfg.attn_scores_soft_cap = soft_cap("attn_logit_softcapping");
+  // Gemma 3's config has the field of Gemma 2's, and transformers' model makes no use of it.
+  if (family.common.attn_scores_soft_cap > 0) cfg.attn_scores_soft_cap = soft_cap("attn_logit_softcapping");
   cfg.output_logits_soft_cap = soft_cap("final_logit_softcapping");
   // transformers holds the factor in float32, whatever the model's dtype.
   if (family.embed_scaled_by_width) cfg.embed_scale = std::sqrt(static_cast<float>(cfg.d_model));

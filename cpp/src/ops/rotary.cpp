@@ -14,10 +14,11 @@ namespace {
 torch::Tensor llama3_frequencies(const torch::Tensor& frequencies, const RotaryScaling& s) {
   const double low_wavelength = s.original_max_position / s.low_freq_factor;
   const double high_wavelength = s.original_max_position / s.high_freq_factor;
-  const auto wavelength = 2 * std::numbers::pi / frequencies;
+  // A number over a tensor is, in torch's Python, the number times its reciprocal: the same float32 roundings.
+  const auto wavelength = frequencies.reciprocal() * (2 * std::numbers::pi);
   const auto slowed = at::where(wavelength > low_wavelength, frequencies / s.factor, frequencies);
-  const auto smooth =
-      (s.original_max_position / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+  const auto smooth = (wavelength.reciprocal() * s.original_max_position - s.low_freq_factor) /
+                      (s.high_freq_factor - s.low_freq_factor);
   const auto interpolated = (1 - smooth) * slowed / s.factor + smooth * slowed;
   const auto between = ~(wavelength < high_wavelength) & ~(wavelength > low_wavelength);
   return at::where(between, interpolated, slowed);

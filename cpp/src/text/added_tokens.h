@@ -21,6 +21,7 @@ struct AddedToken {
   bool lstrip = false;       // takes the white space before it
   bool rstrip = false;       // takes the white space after it
   bool ascii_space = false;  // takes no other white space than ASCII's
+  bool is_text = false;      // a config's, given as a string: it has no flags of its own
 };
 
 /// Cuts texts at added tokens: at each place the longest one, places from left to right.

@@ -4,14 +4,11 @@
 #include <utility>
 
 namespace introspect::text {
-namespace {
 
 bool same_flags(const AddedToken& a, const AddedToken& b) {
   return a.special == b.special && a.normalized == b.normalized && a.single_word == b.single_word &&
          a.lstrip == b.lstrip && a.rstrip == b.rstrip;
 }
-
-}  // namespace
 
 bool AddedVocabulary::has(const AddedToken& token) const {
   const auto found = ids_.find(token.content);

@@ -13,6 +13,9 @@
 
 namespace introspect::text {
 
+/// Whether two tokens have the flags of transformers' AddedToken alike.
+bool same_flags(const AddedToken& a, const AddedToken& b);
+
 /// The tokens that are added to a model's own vocabulary, numbered as the tokenizers library numbers them: one that the
 /// model has keeps the model's id, any other gets the next id after the highest, whatever id a file gives it.
 class AddedVocabulary {

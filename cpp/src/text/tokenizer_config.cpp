@@ -61,6 +61,7 @@ AddedToken token_of(const json& value, Special special, const std::string& key, 
   AddedToken token{.special = true};
   if (value.is_string()) {
     token.content = value.get<std::string>();
+    token.is_text = true;
     return token;
   }
   if (!value.is_object()) broken(file, key, "a token or an object that describes one", value);
@@ -309,7 +310,7 @@ void TokenizerConfig::read_added_tokens(const fs::path& file) {
 }
 
 void TokenizerConfig::set_default(const std::string& name, const std::string& content) {
-  named_.try_emplace(name, AddedToken{.content = content, .special = true});
+  named_.try_emplace(name, AddedToken{.content = content, .special = true, .is_text = true});
 }
 
 /// The special tokens that a class of transformers names itself.
@@ -336,7 +337,8 @@ void TokenizerConfig::set_class_defaults() {
            {std::pair("fill_token", "<FILL_ME>"), std::pair("eot_token", "▁<EOT>"),
             std::pair("suffix_token", "▁<SUF>"), std::pair("middle_token", "▁<MID>"),
             std::pair("prefix_token", "▁<PRE>")})
-        own_before_.emplace(own_before_.begin(), name, AddedToken{.content = content, .special = true});
+        own_before_.emplace(own_before_.begin(), name,
+                            AddedToken{.content = content, .special = true, .is_text = true});
       [[fallthrough]];
     case TokenizerClass::llama:
       set_default("bos_token", "<s>"), set_default("eos_token", "</s>"), set_default("unk_token", "<unk>");
@@ -378,19 +380,27 @@ void TokenizerConfig::add_tokens(AddedVocabulary& vocabulary, const std::vector<
   auto declared = added;
   if (!lists_added)
     for (const auto& token : in_json) declared[token.id] = token;
+  const auto special = special_tokens();
+  std::unordered_set<std::string> named, known;
+  for (const auto& [name, token] : special) named.insert(token.content);
   std::vector<AddedToken> to_add;
-  std::unordered_set<std::string> contents;
-  for (const auto& [id, token] : declared) {
+  for (auto [id, token] : declared) {
+    token.special |= named.contains(token.content);
     if (vocabulary.has(token)) continue;
-    contents.insert(token.content);
+    known.insert(token.content);
     to_add.push_back(token);
   }
+  // To transformers tokens of one content are different ones where their flags are, or where one is a string: all are
+  // added, and the last one holds.
   const auto add_unless_there = [&](const AddedToken& token) {
-    if (!vocabulary.contains(token.content) && contents.insert(token.content).second) to_add.push_back(token);
+    const auto is_same = [&](const AddedToken& other) {
+      return other.content == token.content && other.is_text == token.is_text && same_flags(other, token);
+    };
+    if (!vocabulary.contains(token.content) && !known.contains(token.content) &&
+        std::ranges::none_of(to_add, is_same))
+      to_add.push_back(token);
   };
-  std::unordered_set<std::string> named;
-  const auto special = special_tokens();
-  for (const auto& [name, token] : special) add_unless_there(token), named.insert(token.content);
+  for (const auto& [name, token] : special) add_unless_there(token);
   const auto more = extra        ? *extra
                     : additional ? *additional
                                  : additional_.value_or(std::vector<AddedToken>());

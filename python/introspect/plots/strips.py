@@ -73,11 +73,26 @@ def content_drawing(result: Result) -> Drawing | None:
         "line": {"color": NULL, "width": 1.5},
         "hoverinfo": "skip",
     }
-    x = {"title": "its rank among all tokens (1 = most probable), from ○ to ●", "type": "log", "autorange": "reversed"}
+    shown = [*(line[1] for line in ranks), *(line[2] for line in ranks)]
+    x = {
+        "title": "its rank among all tokens (1 = most probable), from ○ to ●",
+        "type": "log",
+        "autorange": "reversed",
+        "tickvals": rank_ticks(min(shown, default=1), max(shown, default=1)),
+    }
     y = _row_axis([line[0] for line in ranks])
     panel = Panel("", [joins, *arrows], x, y, 90 + 40 * len(ranks))
     legend = [("token without a space before it", CONCEPT), ("with a space before it", CONTROL)]
     return Drawing([gains, panel], _strip_legend(rows, legend), width=520)
+
+
+def rank_ticks(lowest: int, highest: int) -> list[int]:
+    """1, 2, 5, 10, 20 ... around these ranks: an axis of a decade or more has enough of them without the 2s and 5s."""
+    steps = (1,) if highest >= 100 * max(1, lowest) else (1, 2, 5)
+    ticks = [step * 10**power for power in range(len(str(highest)) + 1) for step in steps]
+    first = max((i for i, tick in enumerate(ticks) if tick <= lowest), default=0)
+    last = next(i for i, tick in enumerate(ticks) if tick >= highest)
+    return ticks[first : last + 1]
 
 
 def _strips(title: str, lines: Sequence[Line], xlabel: str, row_height: int) -> Panel:

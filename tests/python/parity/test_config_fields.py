@@ -41,7 +41,7 @@ BASE = {
     "gemma3_text": ("Gemma3ForCausalLM", {**SIZES, "head_dim": 8}),
     "gpt2": ("GPT2LMHeadModel", {"vocab_size": 61, "n_positions": 40, "n_embd": 24, "n_layer": N_LAYERS, "n_head": 4,
                                  "bos_token_id": 1, "eos_token_id": 2}),
-    "gpt_neox": ("GPTNeoXForCausalLM", NO_GROUPS),
+    "gpt_neox": ("GPTNeoXForCausalLM", {**NO_GROUPS, "num_attention_heads": 3}),
     "phi3": ("Phi3ForCausalLM", SIZES),
 }  # fmt: skip
 
@@ -216,7 +216,7 @@ PAIRS = [
     ("gemma3_text", {"sliding_window_pattern": 1, "sliding_window": 3}),
     ("gemma3_text", {"rope_theta": 30.0, "rope_local_base_freq": 5.0,
                      "rope_scaling": {"type": "linear", "factor": 2.0}}),
-    ("gpt_neox", {"rope_theta": 30.0, "partial_rotary_factor": 0.5, "head_dim": 6}),
+    ("gpt_neox", {"rope_theta": 30.0, "partial_rotary_factor": 0.5, "head_dim": 8}),
     ("gpt_neox", {"rotary_emb_base": 30.0, "rope_parameters": {"partial_rotary_factor": 1.0, "rope_theta": 80.0}}),
     ("gpt2", {"hidden_size": 16, "num_hidden_layers": 2}),
     ("phi3", {"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 1.0}}),

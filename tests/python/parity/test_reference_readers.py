@@ -135,7 +135,7 @@ def sharded(theirs, folder, change):
     change(shards, weight_map)
     for shard, tensors in shards.items():
         save_file(tensors, folder / shard, {"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": None, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
     return folder, reference
 

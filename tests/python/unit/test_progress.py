@@ -56,7 +56,7 @@ def test_a_notebook_has_one_line_that_changes_and_goes(monkeypatch):
     tell("mine", 1, 4)
     tell("mine", 2, 4)
     progress.close(tell)
-    assert shown == ["mine: 1 of 4 (25%)", "mine: 2 of 4 (50%)", ""]
+    assert shown == ["mine: 1 of 4 (25% of the work)", "mine: 2 of 4 (50% of the work)", ""]
 
 
 def test_the_time_left_follows_the_work_and_not_the_count(monkeypatch, capsys):
@@ -71,9 +71,9 @@ def test_the_time_left_follows_the_work_and_not_the_count(monkeypatch, capsys):
             now[0] = 5.0 * second
             tell.work("mine", 100 * second, 1000)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == "mine: 1 of 10 (50%), 25 s left"
+    assert lines[-1] == "mine: 1 of 10 (50% of the work), 25 s left"
     # At an even pace what is left falls by what has passed.
-    assert [line.partition("%), ")[2] for line in lines[2:]] == [f"{45 - 5 * i} s left" for i in range(5)]
+    assert [line.partition("work), ")[2] for line in lines[2:]] == [f"{45 - 5 * i} s left" for i in range(5)]
 
 
 @pytest.mark.parametrize(
