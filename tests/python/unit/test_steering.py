@@ -16,6 +16,12 @@ def model(tmp_path_factory):
     return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"))
 
 
+@pytest.fixture(scope="module")
+def exact_model(tmp_path_factory):
+    """In float64: float32's rounding alone is 2e-5 in a residual of random weights."""
+    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("exact")), dtype=torch.float64)
+
+
 @pytest.fixture
 def vector(rng):
     return introspect.ControlVector("qwen2", {layer: torch.randn(32, generator=rng) for layer in (1, 2)})
@@ -36,9 +42,10 @@ def test_concept_pairs_are_the_chat_with_the_suffix_as_its_answer(model):
     ]
 
 
-@pytest.mark.parametrize("memory_budget", [60_000, 200_000, 1 << 30])
+@pytest.mark.parametrize("memory_budget", [120_000, 400_000, 1 << 30])
 @pytest.mark.parametrize("layers", [None, [0, 1], [2]])
-def test_mean_difference_is_that_of_single_unpadded_runs(model, layers, memory_budget):
+def test_mean_difference_is_that_of_single_unpadded_runs(exact_model, layers, memory_budget):
+    model = exact_model
     suffixes = ["I", "It is", "The weather", "It", "A long beginning of an answer"]
     pairs = introspect.concept_pairs(model, "cat", suffixes)
     vector = introspect.ControlVector.train(
@@ -48,7 +55,7 @@ def test_mean_difference_is_that_of_single_unpadded_runs(model, layers, memory_b
     for layer in vector.layers:
         differences = [activations(model, p, layer) - activations(model, n, layer) for p, n in pairs]
         expected = torch.stack(differences).mean(0)
-        torch.testing.assert_close(vector.directions[layer].double(), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(vector.directions[layer].double(), expected, rtol=0, atol=1e-6)  # kept in float32
 
 
 def test_pca_of_texts_without_a_common_beginning(model):
