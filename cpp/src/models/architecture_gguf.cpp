@@ -169,11 +169,16 @@ Architecture architecture_of_gguf(const io::GgufFile& file) {
 
   const bool by_width = cfg.n_layers == family.layers_scaled_by_width;
   cfg.attn_scale = std::sqrt(static_cast<double>(by_width ? cfg.d_model / cfg.n_heads : cfg.d_head));
-  cfg.attn_scores_soft_cap = keys.number("attn_logit_softcapping", cfg.attn_scores_soft_cap);
-  cfg.output_logits_soft_cap = keys.number("final_logit_softcapping", cfg.output_logits_soft_cap);
+  // Keys that llama.cpp reads for some families only: elsewhere they have no effect there.
+  const bool is_gemma = family.gguf.starts_with("gemma");
+  if (cfg.attn_scores_soft_cap > 0)
+    cfg.attn_scores_soft_cap = keys.number("attn_logit_softcapping", cfg.attn_scores_soft_cap);
+  if (is_gemma)
+    cfg.output_logits_soft_cap = keys.number("final_logit_softcapping", cfg.output_logits_soft_cap);
   // transformers holds the factor in float32, whatever the model's dtype.
   if (family.embed_scaled_by_width) cfg.embed_scale = std::sqrt(static_cast<float>(cfg.d_model));
-  cfg.parallel_attn_mlp = file.get_bool_or(keys.key("use_parallel_residual"), cfg.parallel_attn_mlp);
+  if (family.gguf == "gptneox")
+    cfg.parallel_attn_mlp = file.get_bool_or(keys.key("use_parallel_residual"), cfg.parallel_attn_mlp);
 
   cfg.qkv_bias = cfg.qkv_bias || file.has("blk.0.attn_q.bias");
   cfg.attn_out_bias = cfg.attn_out_bias || file.has("blk.0.attn_output.bias");

@@ -91,7 +91,8 @@ using MatchContext = std::unique_ptr<pcre2_match_context, Releaser<pcre2_match_c
 using CompileContext = std::unique_ptr<pcre2_compile_context, Releaser<pcre2_compile_context_free>>;
 
 constexpr size_t kMaxPatternBytes = size_t{64} << 10;  // real ones have a few hundred
-constexpr uint32_t kMaxHeapKib = uint32_t{64} << 10;   // of one match; real patterns need none
+constexpr uint32_t kMaxDepth = 20'000;  // of recursion, which costs its square; real patterns have none
+constexpr uint32_t kMaxHeapKib = uint32_t{64} << 10;  // of one match; real patterns need none
 
 std::string exceeded(int status) {
   switch (status) {
@@ -159,6 +160,7 @@ std::vector<Pattern::Span> Pattern::matches(std::string_view text, TextBudget& b
   pcre2_set_match_limit(context.get(),
                         static_cast<uint32_t>(std::min(kMaxLimit, 1'000'000 + 16 * text.size())));
   pcre2_set_heap_limit(context.get(), kMaxHeapKib);
+  pcre2_set_depth_limit(context.get(), kMaxDepth);
 
   // One call tries no more than `reach` places, and the budget is looked at after `interval` calls: both small until
   // the pattern has shown that it is quick.
@@ -172,12 +174,15 @@ std::vector<Pattern::Span> Pattern::matches(std::string_view text, TextBudget& b
     while (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80);
   };
   for (size_t at = 0; at < text.size();) {
-    const size_t limit = at + reach;
+    size_t limit = at + reach;
     pcre2_set_offset_limit(context.get(), limit);
     int status = pcre2_match(code, subject, text.size(), at, PCRE2_NO_UTF_CHECK, data.get(), context.get());
-    if (status == PCRE2_ERROR_JIT_STACKLIMIT)
+    if (status == PCRE2_ERROR_JIT_STACKLIMIT) {
+      limit = at;  // one place at a time: the interpreter may take long for each
+      pcre2_set_offset_limit(context.get(), limit);
       status = pcre2_match(code, subject, text.size(), at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data.get(),
                            context.get());
+    }
     check<ConfigError>(status >= 0 || status == PCRE2_ERROR_NOMATCH, who_, " fails: ", exceeded(status));
     if (--calls_left == 0 || status == PCRE2_ERROR_NOMATCH) {
       const bool quick = budget.look(who_);

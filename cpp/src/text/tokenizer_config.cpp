@@ -255,6 +255,12 @@ void TokenizerConfig::read_tokenizer_config(const fs::path& file, ClassHints& hi
   } else if (parsed.contains("extra_special_tokens")) {
     extra.emplace();
   }
+  // What save_pretrained writes of a model's own tokens; keys of the config that are such tokens take its place.
+  if (const json* own = value_at(parsed, "model_specific_special_tokens"); own && own_.empty()) {
+    if (!own->is_object()) broken(file, "model_specific_special_tokens", "an object of tokens by name", *own);
+    for (const auto& key : keys_in_order(text, *own, "model_specific_special_tokens"))
+      own_.emplace_back(key, token_of(own->at(key), Special::no, key, file));
+  }
   if (const json* list = value_at(parsed, "added_tokens_decoder")) {
     if (!list->is_object()) broken(file, "added_tokens_decoder", "an object of tokens by id", *list);
     lists_added = true;

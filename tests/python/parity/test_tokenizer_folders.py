@@ -229,6 +229,7 @@ def drawn_config(rng, n_tokens, known, classes):
     maybe("image_token", ["<image>", "<x>"], 0.2)
     maybe("additional_special_tokens", [["<x>", "<image>"], ["<|thought|>"], []], 0.3)
     maybe("extra_special_tokens", [["<x>"], {"audio_token": "<|thought|>", "boi_token": "<x>"}, []], 0.2)
+    maybe("model_specific_special_tokens", [{"image_token": "<image>"}, {"boi": "<x>", "image_token": "<image>"}], 0.15)
     maybe("chat_template", TEMPLATES, 0.7)
     if rng.random() < 0.4:
         contents = list(known)

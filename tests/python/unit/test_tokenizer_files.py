@@ -251,7 +251,9 @@ HOSTILE = {
     # (pattern, text, what is exceeded)
     "memory": ("(?:" + "()" * 5000 + "(?:a|b))*c|a", "ab" * 20_000, "memory limit"),
     "backtracking": ("(a|aa)+$", "a" * 5000 + "b", "match limit"),
-    "recursion at every place": ("(a(?1)?b)|a", "a" * 100_000, "processor time|match limit|memory limit"),
+    "recursion at every place": ("(a(?1)?b)|a", "a" * 100_000, "processor time|match limit|memory limit|depth limit"),
+    "deep recursion on a shorter text": ("(a(?1)?)b|a", "a" * 50_000, "processor time|depth limit|memory limit"),
+    "recursion by name": ("(?(DEFINE)(?<n>a(?&n)?))(?&n)b|a", "a" * 100_000, "processor time|depth limit|memory limit"),
     "choices at every place": ("(a|aa){1,16}b|a", "a" * 200_000, "processor time"),
 }
 
