@@ -39,7 +39,8 @@ ROW: dict[str, Check] = {
 }
 # What rows have from some version on, or in some protocols.
 MORE_OF_ROW: dict[str, Check] = {
-    **dict.fromkeys(("asked_in", "paraphrase"), text),
+    "asked_in": text,
+    "paraphrase": _is(str, int),  # its number in older files
     **dict.fromkeys(("seed", "place"), whole),
     **dict.fromkeys(("part_first", "part_last"), _is(int, float)),
     "leaves_format": lambda value: isinstance(value, bool),

@@ -95,7 +95,7 @@ def test_nothing_is_wider_than_the_window(folder, scheme):
 def test_tables_become_cards_where_they_do_not_fit(folder):
     """The page's own rules, for machines without a browser."""
     page = (folder / "report.html").read_text()
-    assert "@media (max-width: 62rem)" in page and "content: attr(data-name)" in page
+    assert "@media (max-width: 76rem)" in page and "content: attr(data-name)" in page
     rows = re.findall(r"<tr[^>]*>(<td>.*?)</tr>", page)
     data = [row for row in rows if "data-name" in row]
     assert data
