@@ -17,9 +17,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 REPORTS=$ROOT/build/reports
 
 # name and time limit in minutes, in the order of running
-TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:15 parity:20 slow:45 consumer:15 examples:10 notebooks:10 sanitize:30"
-[ -z "${INTROSPECT_SLOW:-}" ] || TIERS=${TIERS/sanitize:30/sanitize:240}
-[ -z "${INTROSPECT_QUICK:-}" ] || TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:15"
+TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:30 parity:30 slow:45 consumer:25 examples:20 notebooks:25 sanitize:90"
+[ -z "${INTROSPECT_SLOW:-}" ] || TIERS=${TIERS/sanitize:90/sanitize:240}
+[ -z "${INTROSPECT_QUICK:-}" ] || TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:30"
 
 # Two busy threads a process: torch takes every core otherwise, and the tests run one after another.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg PYTHONUNBUFFERED=1
@@ -143,7 +143,7 @@ tier_examples() {
 
 tier_notebooks() {
   [ -e "$MODELS/SmolLM2-135M-Instruct.Q4_1.gguf" ] || { skip "the real checkpoints are not there"; return; }
-  run_pytest --nbmake --nbmake-timeout=300 notebooks
+  run_pytest --nbmake --nbmake-timeout=600 notebooks
 }
 
 # sanitized NAME SANITIZERS: the C++ tests and the fuzzer in a build of their own, build/NAME.
