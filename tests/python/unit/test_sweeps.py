@@ -419,7 +419,7 @@ def test_an_interrupted_sweep_ends_with_130_and_keeps_its_readings(tiny, tmp_pat
     assert announced.startswith(f"introspect: {2 * (1 + 6 * 4001):,} readings")
     assert last.startswith("introspect: interrupted; what was finished is kept")
     assert "same command goes on" in last and f"introspect report {out}" in last
-    assert all(line.startswith("mine: ") for line in progress)
+    assert all(line.startswith("mine: ") for line in progress if line), progress
     store = introspect.Store(out / "cells.sqlite")
     assert store.problems() == [] and len(store) >= 20
     assert [path.name for path in out.glob("*.json*")] == ["sweep.json"]
