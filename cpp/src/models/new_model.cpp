@@ -5,6 +5,8 @@
 #include "introspect/models/config_json.h"
 #include "introspect/ops/rotary.h"
 
+#include "models/attention_options.h"
+
 namespace introspect::models {
 
 namespace {
@@ -62,13 +64,7 @@ class Builder {
     const int64_t D = cfg_.d_model, K = cfg_.d_head, M = cfg_.d_mlp;
     const int64_t HK = cfg_.n_heads * K, QKV = HK + 2 * cfg_.n_key_value_heads * K;
     const bool both = cfg_.use_normalization_before_and_after;
-    nn::AttentionOptions attn;
-    attn.n_heads = cfg_.n_heads;
-    attn.n_key_value_heads = cfg_.n_key_value_heads;
-    attn.d_head = K;
-    attn.scale = cfg_.attn_scale;
-    attn.soft_cap = cfg_.attn_scores_soft_cap;
-    attn.local = cfg_.is_local(layer);
+    auto attn = attention_options(cfg_, layer);
     attn.q_norm = norm_if(cfg_.use_qk_norm, K, Point::kQNormScale, Point::kQNormNormalized);
     attn.k_norm = norm_if(cfg_.use_qk_norm, K, Point::kKNormScale, Point::kKNormNormalized);
     const int64_t in_rows = cfg_.gated_mlp ? 2 * M : M;

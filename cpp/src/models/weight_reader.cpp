@@ -2,6 +2,8 @@
 
 #include "introspect/core/check.h"
 
+#include "models/attention_options.h"
+
 namespace introspect::models {
 
 namespace {
@@ -48,13 +50,7 @@ class WeightReader {
       return pattern.empty() ? std::nullopt : std::optional(norm(at(pattern), width, scale, normalized));
     };
     const int64_t D = cfg_.d_model, K = cfg_.d_head;
-    nn::AttentionOptions attn;
-    attn.n_heads = cfg_.n_heads;
-    attn.n_key_value_heads = cfg_.n_key_value_heads;
-    attn.d_head = K;
-    attn.scale = cfg_.attn_scale;
-    attn.soft_cap = cfg_.attn_scores_soft_cap;
-    attn.local = cfg_.is_local(layer);
+    auto attn = attention_options(cfg_, layer);
     attn.q_norm = maybe_norm(map_.q_norm, K, Point::kQNormScale, Point::kQNormNormalized);
     attn.k_norm = maybe_norm(map_.k_norm, K, Point::kKNormScale, Point::kKNormNormalized);
     return nn::Block(
