@@ -32,6 +32,11 @@ class Setting(NamedTuple):
     last_layer: int
 
 
+def blocks(first: int, last: int) -> str:
+    """ "block 8" or "blocks 8–16"."""
+    return f"block {first}" if first == last else f"blocks {first}–{last}"
+
+
 @dataclass(frozen=True)
 class Compared:
     """A quantity of one concept beside the same quantity of each random rotation of its vector."""

@@ -9,11 +9,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from .data import FOLDER as DATA
+from .detections import blocks
 from .page_verdict import judged, overall
 from .report_tables import INTERVALS, MARK, sections
 from .results import Result
 from .sentences import TEXT_NAMES, summary
-from .sweeps import blocks, is_random, is_sweep, random_direction
+from .sweeps import is_random, is_sweep, random_direction
 
 if TYPE_CHECKING:
     from .plots.panels import Drawing

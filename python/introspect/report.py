@@ -15,7 +15,7 @@ from .output_files import check_file_name, write_bytes
 from .page import describe, section_names
 from .page import html as page_html
 from .page_verdict import judged, overall
-from .report_tables import difference_interval, sections, unfinished
+from .report_tables import difference_interval, sections
 from .results import SCHEMA, Compared, Result, finite, write_text
 from .runs import load_results
 from .sentences import (
@@ -187,7 +187,7 @@ def _compared_dict(compared: Compared) -> dict[str, Any]:
 def _protocol_dict(result: Result) -> dict[str, Any]:
     listed: dict[str, Any] = {"model": result.model, "protocol": result.protocol, "settings": result.settings}
     listed |= {"readings": len(result.rows), "not_finite": sum(map(failed, result.rows))}
-    if left := unfinished(result):
+    if left := result.unfinished:
         listed["incomplete"] = {"done": left[0], "of": left[1]}
     if judged(result):
         listed["verdict"] = _verdict_dict(result.verdict())
@@ -241,18 +241,15 @@ def _protocol_dict(result: Result) -> dict[str, Any]:
 
 def sweep_dict(result: Result) -> dict[str, Any]:
     """The statistics of a sweep, ready for JSON."""
-    concepts: dict[str, dict[str, Any]] = {}
+    concepts = {}
     bests = sweep_bests(result)
     for concept, listed in headlines(result).items():
         best = bests.get(concept)
         concepts[concept] = {
             "settings": len(listed),
-            "best": None,
+            "best": best and {**best.setting._asdict(), "value": best.value, "place": _compared_dict(best.place)},
             "verdict": sweep_verdict(result, concept),
         }
-        if best:
-            place = _compared_dict(best.place)
-            concepts[concept]["best"] = {**best.setting._asdict(), "value": best.value, "place": place}
     return finite({"protocol": result.protocol["name"], "model": result.model["name"], "concepts": concepts})
 
 

@@ -199,7 +199,7 @@ def _sweep_note(result: Result) -> str:
 def warnings(result: Result, tables: Sequence[Table] = ()) -> list[str]:
     """What a reader must know before the numbers: cells that are missing, not finite, or of broken text."""
     said = []
-    if left := unfinished(result):
+    if left := result.unfinished:
         said.append(f"Incomplete: {left[0]:,} of {left[1]:,} readings are done. Run the same command again to go on.")
     broken, total = sum(map(failed, result.rows)), len(result.rows)
     if broken:
@@ -214,12 +214,6 @@ def warnings(result: Result, tables: Sequence[Table] = ()) -> list[str]:
             f"less than {100 * LEAST_MASS:.0f}%. The model is about to say something else; the log-odds say little."
         )
     return said
-
-
-def unfinished(result: Result) -> tuple[int, int] | None:
-    """(readings done, readings planned) of a run that was interrupted; None of a complete one."""
-    counts = result.settings.get("incomplete")
-    return (counts["done"], counts["of"]) if counts else None
 
 
 def concept_settings(result: Result) -> dict[str, list[Setting]]:

@@ -20,6 +20,7 @@ from .detections import (
     Identification,
     Setting,
     answer_mass,
+    blocks,
     detect,
     failed,
     identify,
@@ -136,10 +137,19 @@ class Result:
 
     def label(self, setting: Setting) -> str:
         """How a setting is named in tables and plots."""
-        unit = " × residual norm" if self.settings.get("strength_unit") == "residual" else ""
-        first, last = setting.first_layer, setting.last_layer
-        blocks = f"block {first}" if first == last else f"blocks {first}–{last}"
-        return f"{setting.concept}, {setting.strength:g}{unit}, {blocks}"
+        where = blocks(setting.first_layer, setting.last_layer)
+        return f"{setting.concept}, {setting.strength:g}{self.unit}, {where}"
+
+    @property
+    def unit(self) -> str:
+        """What stands after a strength: nothing where it is the factor of the direction as it is."""
+        return " × residual norm" if self.settings.get("strength_unit") == "residual" else ""
+
+    @property
+    def unfinished(self) -> tuple[int, int] | None:
+        """(readings done, readings planned) of a run that was interrupted; None of a complete one."""
+        counts = self.settings.get("incomplete")
+        return (counts["done"], counts["of"]) if counts else None
 
     def select(self, setting: Setting, *, kind: str | None = None, question_kind: str | None = None) -> list[dict]:
         """Rows of a setting, of the kind "introspection", "control" or "random" (or all), and so for the questions."""

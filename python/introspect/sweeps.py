@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .detections import blocks
 from .results import Compared, Detection, Result, Setting
 
 MANY = 8  # settings of one concept: more are drawn as curves and maps, and only the most striking are listed
@@ -140,15 +141,10 @@ def curves(result: Result, along: str, *, least: int = 3) -> list[Curve]:
             listed.sort(key=lambda d: d.setting.strength)
         else:
             width = "single blocks" if common[2] == 0 else f"{common[2] + 1} blocks at a time"
-            name = f"{common[0]}, {common[1]:g}{_unit(result)}, {width}"
+            name = f"{common[0]}, {common[1]:g}{result.unit}, {width}"
             listed.sort(key=lambda d: d.setting.first_layer)
         found.append(Curve(name, along, listed))
     return found
-
-
-def blocks(first: int, last: int) -> str:
-    """ "block 8" or "blocks 8–16"."""
-    return f"block {first}" if first == last else f"blocks {first}–{last}"
 
 
 @dataclass(frozen=True)
@@ -168,11 +164,7 @@ def range_grids(result: Result) -> list[RangeGrid]:
         concept, strength, first, last = detection.setting
         groups.setdefault((concept, strength), {})[first, last] = detection
     return [
-        RangeGrid(concept, strength, f"{concept}, {strength:g}{_unit(result)}", cells)
+        RangeGrid(concept, strength, f"{concept}, {strength:g}{result.unit}", cells)
         for (concept, strength), cells in groups.items()
         if len({last - first for first, last in cells}) >= 3
     ]
-
-
-def _unit(result: Result) -> str:
-    return " × residual norm" if result.settings.get("strength_unit") == "residual" else ""

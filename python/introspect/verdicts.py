@@ -61,9 +61,7 @@ def of_detection(detection: Detection) -> Verdict:
     """The verdict on the yes-or-no question in one setting."""
     shown, controls = detection.headline, detection.control_mean
     if not math.isfinite(shown.value):
-        return Verdict(
-            "failed", "The readings are no finite numbers: the injection is too strong for the model's dtype."
-        )
+        return Verdict("failed", NOT_FINITE)
     doubts = []
     if detection.mass_base < LEAST_MASS:
         doubts.append(f"even without injection yes and no have only {percent(detection.mass_base)} of the probability")
@@ -99,9 +97,7 @@ def of_identification(one: Identification) -> Verdict:
     """The verdict on the concept's own token in one setting of a content report."""
     what = f"the gain of the token {one.token!r}"
     if not math.isfinite(one.gain.value):
-        return Verdict(
-            "failed", "The readings are no finite numbers: the injection is too strong for the model's dtype."
-        )
+        return Verdict("failed", NOT_FINITE)
     if not one.gain.nulls:
         doubt = "there is no random direction to compare with"
         return Verdict("unclear", f"It cannot be told: {doubt}.", (doubt,))
@@ -125,8 +121,8 @@ def of_result(result: Result) -> Verdict:
     name = result.protocol["name"]
     if not result.rows:
         return Verdict("unclear", "There are no readings.")
-    if left := result.settings.get("incomplete"):
-        said = f"The run is not finished: {left['done']:,} of {left['of']:,} readings are there"
+    if left := result.unfinished:
+        said = f"The run is not finished: {left[0]:,} of {left[1]:,} readings are there"
         return Verdict("unclear", f"{said}, so nothing is said of them yet.", (f"{said}.",))
     if result.protocol.get("answers"):
         return _of_localisation(result)
@@ -263,9 +259,7 @@ def _sentence(result: Result, word: str, settings: dict[Setting, Verdict], conce
 def _of_localisation(result: Result) -> Verdict:
     """Whether the right passage is named more often than by chance, as one binomial test on all readings."""
     if all(map(failed, result.rows)):
-        return Verdict(
-            "failed", "The readings are no finite numbers: the injection is too strong for the model's dtype."
-        )
+        return Verdict("failed", NOT_FINITE)
     counts = result.localisation().corrected
     right, total, k = int(counts.trace()), int(counts.sum()), len(counts)
     found = f"the right passage was named in {right} of {total} readings (chance: one in {k})"
