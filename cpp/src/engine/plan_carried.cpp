@@ -83,7 +83,7 @@ class Carrying {
         for (const auto& [unit_above, next, piece] : of_pass[h])
           if (plan_.pieces_[static_cast<size_t>(piece)].copied < 0 && first(h - 1, piece) < first(h, piece))
             outputs_[h - 1][unit(h - 1, piece)].all = true;
-    // A reading inside a block runs the unit again, from all of its input; one after the last block needs its rows only.
+    // A reading inside a block runs the unit again, from all of its input; one after the last block needs rows only.
     for (size_t pass = 0; pass < plan_.passes_.size(); ++pass)
       for (const int64_t c : plan_.passes_[pass]) {
         const auto& capture = plan_.captures_[static_cast<size_t>(c)];
