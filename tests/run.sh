@@ -4,7 +4,8 @@
 #   bash tests/run.sh              every tier
 #   bash tests/run.sh lint unit    only these
 #
-#   bash tests/run.sh sanitize     2,000 damaged files a reader under sanitizers: it compiles everything once more
+#   bash tests/run.sh sanitize     the C++ tests and 2,000 damaged files a reader under sanitizers: it compiles
+#                                  everything once more
 #
 #   INTROSPECT_QUICK=1   only lint, layering, stubs, cpp and unit
 #   INTROSPECT_SLOW=1    tests/python/slow and sanitize too, with ThreadSanitizer and 100,000 files a reader;
@@ -74,22 +75,26 @@ tier_slow() {
   fi
 }
 
+# The C++ tests, and 2,000 damaged files for every reader.
 tier_cpp() {
   local log=$REPORTS/cpp.log status=0
   "$BUILD/tests/cpp/introspect_tests" 2>&1 | tee "$log" || status=$?
-  # Catch2 ends with "All tests passed (... in N test cases)" or "test cases: N | N passed | N failed".
+  OMP_NUM_THREADS=1 "$BUILD/tests/cpp/introspect_fuzz" tests/data --count 2000 2>&1 | tee -a "$log" || status=$?
+  # Catch2 ends with "All tests passed (... in N test cases)" or "test cases: N | N passed | N failed", the files with
+  # "N inputs, N faults".
   python - "$log" >"$COUNTS" <<'PY'
 import re
 import sys
 
 text = open(sys.argv[1]).read()
+passed, failed = 0, 1
 if ok := re.search(r"^All tests passed \(.* in (\d+) test cases?\)", text, re.MULTILINE):
-    print(ok[1], 0, 0)
+    passed, failed = int(ok[1]), 0
 elif line := re.search(r"^test cases:.*", text, re.MULTILINE):
     count = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed)", line[0])}
-    print(count.get("passed", 0), count.get("failed", 0), 0)
-else:
-    print(0, 1, 0)
+    passed, failed = count.get("passed", 0), count.get("failed", 0)
+sound = re.search(r"^\d+ inputs, 0 faults", text, re.MULTILINE) is not None
+print(passed + sound, failed + (not sound), 0)
 PY
   return $status
 }

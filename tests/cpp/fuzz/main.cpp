@@ -30,13 +30,17 @@ namespace {
 /// What the library says that its readers throw; anything else is a fault.
 enum class Outcome { accepted, refused };
 
-Outcome feed(const Reader& reader, const fs::path& path) {
+/// `reason` is that of a refusal.
+Outcome feed(const Reader& reader, const fs::path& path, std::string& reason) {
   try {
     reader.read(path);
     return Outcome::accepted;
-  } catch (const introspect::Error&) {
-  } catch (const std::out_of_range&) {
-  } catch (const std::invalid_argument&) {
+  } catch (const introspect::Error& error) {
+    reason = error.what();
+  } catch (const std::out_of_range& error) {
+    reason = error.what();
+  } catch (const std::invalid_argument& error) {
+    reason = error.what();
   }
   return Outcome::refused;
 }
@@ -44,6 +48,7 @@ Outcome feed(const Reader& reader, const fs::path& path) {
 struct Count {
   int64_t inputs = 0, accepted = 0, faults = 0;
   double slowest = 0;
+  std::string reason;  // of the last refusal
 };
 
 void run_one(const Reader& reader, const fs::path& path, Count& count) {
@@ -51,7 +56,7 @@ void run_one(const Reader& reader, const fs::path& path, Count& count) {
   ++count.inputs;
   alarm(60);  // a reader that hangs is ended by the signal, and the input stays where it is
   try {
-    count.accepted += feed(reader, path) == Outcome::accepted;
+    count.accepted += feed(reader, path, count.reason) == Outcome::accepted;
   } catch (const std::exception& error) {
     ++count.faults;
     const auto kept = path.parent_path() / (reader.name + "-fault-" + std::to_string(count.faults));
@@ -107,7 +112,7 @@ int main(int argc, char** argv) {
       one(bytes);
       if (counted.accepted == before) {
         ++counted.faults;
-        std::cout << "\n" << reader.name << ": a sound file is refused" << std::endl;
+        std::cout << "\n" << reader.name << ": a sound file is refused: " << counted.reason << std::endl;
       }
     }
     if (const auto known = data / "fuzz" / reader.name; fs::is_directory(known))

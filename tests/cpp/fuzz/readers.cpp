@@ -1,5 +1,7 @@
 #include "fuzz/readers.h"
 
+#include <array>
+#include <cstdio>
 #include <fstream>
 #include <iterator>
 #include <set>
@@ -85,7 +87,7 @@ const std::string kConfig =
 const std::string kProtocol = R"({"name": "mine", "turns": [{"role": "system", "content": ""},
   {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "{ }"}, {"role": "user", "content": "Well?"},
   {"role": "assistant", "content": "It is"}], "injected": [1, 2], "read": "yes_no", "yes_token": " yes",
-  "paraphrases": ["Is it so?", "And now?"], "lens": true,
+  "paraphrases": ["Is it so?", "And now?"], "readouts": {"lens": true},
   "controls": {"turns": [{"role": "user", "content": "Hm. $QUESTION"}], "injected": [0], "questions": ["Is it?"]}})";
 
 const std::string kReading =
@@ -163,10 +165,17 @@ io::GgufWriter gguf_sentencepiece() {
   std::vector<std::string> tokens = {"<unk>", "<s>", "</s>"};
   std::vector<float> scores = {0, 0, 0};
   std::vector<int32_t> types = {2, 3, 3};
-  for (const char* piece : {"<0x61>", "▁", "b", "▁b", "c"}) {
+  for (const char* piece : {"▁", "b", "▁b", "c"}) {
     tokens.emplace_back(piece);
     scores.push_back(-static_cast<float>(tokens.size()));
-    types.push_back(tokens.size() == 4 ? 6 : 1);
+    types.push_back(1);
+  }
+  for (int byte = 0; byte < 256; ++byte) {
+    std::array<char, 8> piece{};
+    std::snprintf(piece.data(), piece.size(), "<0x%02X>", byte);
+    tokens.emplace_back(piece.data());
+    scores.push_back(0);
+    types.push_back(6);
   }
   writer.set("tokenizer.ggml.model", std::string("llama"));
   writer.set("tokenizer.ggml.tokens", tokens);
@@ -189,7 +198,7 @@ void use(const text::Tokenizer& tokenizer) {
 
 void use(const models::Model& model) {
   const auto tokens = torch::zeros({1, 3}, torch::kLong);
-  auto cache = model.make_cache();
+  auto cache = model.make_cache(1);
   model.forward(tokens, {.cache = &cache});
   if (model.has_tokenizer()) use(model.tokenizer());
 }
@@ -204,9 +213,10 @@ std::vector<Reader> readers(const fs::path& work, const fs::path& data) {
   // A folder in which one file is damaged; `name` is that file.
   const auto beside = [work](const std::string& folder,
                              const std::vector<std::pair<std::string, std::string>>& files) {
-    fs::create_directories(work / folder);
-    for (const auto& [name, bytes] : files) write(work / folder / name, bytes);
-    return work / folder;
+    const auto path = work / ("beside-" + folder);  // a reader's own folder has its name, and is emptied
+    fs::create_directories(path);
+    for (const auto& [name, bytes] : files) write(path / name, bytes);
+    return path;
   };
   const auto placed = [](const fs::path& damaged, const fs::path& folder, const std::string& name) {
     fs::copy_file(damaged, folder / name, fs::copy_options::overwrite_existing);
