@@ -23,6 +23,6 @@ for concept in cat bread; do
   vectors+=(--vector "$concept=$out/$concept.gguf")
 done
 introspect run "$model" top_of_mind no_info with_info content_report "${vectors[@]}" \
-  --fraction 0.1 --layers 0.33-0.66 --nulls 10 --dtype bfloat16 -o "$out"
+  --fraction 0.1 --layers 0.33-0.66 --nulls 10 --dtype bfloat16 --yes -o "$out"
 introspect report "$out"
 echo "The report: $out/report.html (the whole took $SECONDS s)"
