@@ -115,6 +115,8 @@ make_venv() {
 }
 
 install_torch() {
+  # pip knows -C since 23.1; Debian 12 makes environments with 23.0.
+  "$VENV/bin/python" -m pip install -q "pip>=23.1" || return
   # The build links against this torch, so it comes first and on its own.
   local index=()
   if [ -n "$TORCH_INDEX" ] && [ "$(uname -sm)" = "Linux x86_64" ] &&
