@@ -11,6 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("INTROSPECT_SHARED") or ROOT.parent / "shared")
 MODELS = Path(os.environ.get("INTROSPECT_MODELS") or Path.home() / ".cache" / "introspect" / "models")
 
+SLOW = bool(os.environ.get("INTROSPECT_SLOW"))
+slow = pytest.mark.skipif(not SLOW, reason="takes minutes: set INTROSPECT_SLOW=1")
+
 torch.set_num_threads(min(2, os.cpu_count() or 1))  # two busy torch processes on few cores starve each other
 
 

@@ -5,7 +5,8 @@
 #include <memory>
 #include <utility>
 
-#include <torch/torch.h>
+#include <torch/types.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include "introspect/core/check.h"
 #include "introspect/steering/residual_norms.h"
@@ -25,7 +26,7 @@ struct Slopes {
 
 /// The tokens before the injected ones, for any number of questions after them.
 cache::KVCache prefill(const models::Model& model, const Ids& ids) {
-  const torch::NoGradGuard no_grad;
+  const at::NoGradGuard no_grad;
   auto cache = model.make_cache(1);
   if (ids.empty()) return cache;
   models::ForwardOptions pass;
@@ -40,7 +41,7 @@ cache::KVCache prefill(const models::Model& model, const Ids& ids) {
 /// What is differentiated by is an injection of zeros: its gradient is the sum over the positions that it is added to.
 Slopes differentiate(const models::Model& model, const Plan& plan, const Scene& scene, const Ask& ask,
                      const cache::KVCache& before) {
-  const torch::AutoGradMode with_gradients(true);
+  const at::AutoGradMode with_gradients(true);
   const auto n_layers = model.cfg().n_layers;
   const auto n_injected = static_cast<int64_t>(scene.injected.size());
   const auto wide = model.dtype() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;

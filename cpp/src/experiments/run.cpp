@@ -14,7 +14,7 @@
 #include <utility>
 
 #include <ATen/Parallel.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 #include <nlohmann/json.hpp>
 
 #include "introspect/core/check.h"
@@ -500,7 +500,7 @@ class Suite {
   }
 
   std::vector<Result> run() {
-    const torch::NoGradGuard no_grad;
+    const at::NoGradGuard no_grad;
     graph::Graph first;
     for (auto& runner : runners_) runner->enter_first(first);
     found_ = sum(&Runner::done);
@@ -530,7 +530,7 @@ class Suite {
   }
 
   RunPlan plan() {
-    const torch::NoGradGuard no_grad;
+    const at::NoGradGuard no_grad;
     graph::Graph first;
     for (auto& runner : runners_) runner->enter_first(first);
     found_ = sum(&Runner::done);

@@ -78,7 +78,7 @@ void MappedTensors::read_into(const std::string& name, torch::Tensor& out) const
                     "' is read into a contiguous tensor, got strides ", out.strides());
   if (out.numel() == 0) return;
   tensor.file->check_unchanged();
-  const torch::NoGradGuard no_grad;
+  const at::NoGradGuard no_grad;
   decode(tensor.dtype, tensor.file->bytes().data() + tensor.offset, out);
 }
 

@@ -63,12 +63,12 @@ void MemoryTensors::read_into(const std::string& name, torch::Tensor& out) const
                     "tensors in memory: '", name, "' is read into a contiguous CPU tensor of floats ",
                     tensor.sizes(), ", got ", out.defined() ? out.toString() : "none", " ",
                     out.defined() ? out.sizes() : at::IntArrayRef{});
-  const torch::NoGradGuard no_grad;
+  const at::NoGradGuard no_grad;
   out.copy_(tensor);
 }
 
 std::string MemoryTensors::fingerprint() const {
-  const torch::NoGradGuard no_grad;
+  const at::NoGradGuard no_grad;
   std::vector<TensorSample> samples;
   std::vector<torch::Tensor> ends;  // keeps the sampled bytes alive
   std::vector<std::string> words;

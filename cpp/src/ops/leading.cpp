@@ -6,7 +6,7 @@
 #include <random>
 #include <utility>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 #include <Eigen/Eigenvalues>
 
 namespace introspect::ops {

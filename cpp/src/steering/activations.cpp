@@ -7,7 +7,7 @@
 #include <unordered_map>
 #include <utility>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 #include <nlohmann/json.hpp>
 
 #include "introspect/core/check.h"

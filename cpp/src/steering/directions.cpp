@@ -5,7 +5,7 @@
 #include <stdexcept>
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "core/dense.h"
 #include "introspect/core/check.h"

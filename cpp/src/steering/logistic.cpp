@@ -2,7 +2,7 @@
 
 #include <stdexcept>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "introspect/core/check.h"
 
@@ -31,7 +31,7 @@ torch::Tensor logistic_weights(const torch::Tensor& rows_ND, const torch::Tensor
 
   const auto loss = [&](const torch::Tensor& w) {
     const auto logits = design.mv(w);
-    return (torch::nn::functional::softplus(logits) - labels_N * logits).sum().item<double>() +
+    return (at::softplus(logits) - labels_N * logits).sum().item<double>() +
            0.5 * (penalty * w).dot(w).item<double>();
   };
   auto w = torch::zeros({design.size(1)}, torch::kFloat64);

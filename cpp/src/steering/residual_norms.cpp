@@ -4,7 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "introspect/core/check.h"
 
@@ -58,7 +58,7 @@ double median_norm(const torch::Tensor& vectors) {
 
 std::map<int64_t, double> residual_norms(const models::Model& model, const torch::Tensor& tokens,
                                          const ResidualNormOptions& options) {
-  const torch::NoGradGuard no_grad;
+  const at::NoGradGuard no_grad;
   const auto& mask = options.attention_mask;
   check<ShapeError>(tokens.dim() == 2, "residual_norms: tokens must be [batch, pos], got ", tokens.sizes());
   check<ShapeError>(!mask.defined() || mask.sizes() == tokens.sizes(),

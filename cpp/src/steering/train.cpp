@@ -5,7 +5,7 @@
 #include <unordered_map>
 #include <utility>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "core/parallel.h"
 #include "introspect/core/check.h"

@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <utility>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "introspect/core/check.h"
 

@@ -12,7 +12,7 @@ TEST_CASE("linear equals the product in double precision", "[ops]") {
   const auto rows = GENERATE(1, 2, 3, 4, 5, 16, 33, 70, 600);
   const auto width = GENERATE(1, 7, 16, 63, 64, 100, 576);
   const auto outputs = GENERATE(1, 33);
-  torch::manual_seed(0);
+  at::manual_seed(0);
   const auto x = at::randn({1, rows, width}), w = at::randn({outputs, width}), b = at::randn({outputs});
   const auto exact = at::linear(x.to(torch::kFloat64), w.to(torch::kFloat64), b.to(torch::kFloat64));
   // float32 sums of `width` products of order one
@@ -29,7 +29,7 @@ TEST_CASE("linear equals the product in double precision", "[ops]") {
 }
 
 TEST_CASE("linear_fp32 widens a large bfloat16 weight block by block", "[ops]") {
-  torch::manual_seed(0);
+  at::manual_seed(0);
   const auto x = at::randn({6, 8}), w = at::randn({20000, 8}).to(torch::kBFloat16);
   const auto exact = at::linear(x.to(torch::kFloat64), w.to(torch::kFloat64));
   REQUIRE(at::allclose(ops::linear_fp32(x, w).to(torch::kFloat64), exact, 0, 2e-5));

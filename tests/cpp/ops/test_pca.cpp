@@ -3,7 +3,7 @@
 #include <limits>
 #include <stdexcept>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <catch2/catch.hpp>
 
@@ -16,7 +16,7 @@ using introspect::ops::principal_components;
 namespace {
 
 torch::Tensor normal(std::vector<int64_t> sizes, uint64_t seed) {
-  torch::manual_seed(seed);
+  at::manual_seed(seed);
   return torch::randn(sizes, torch::kFloat64);
 }
 

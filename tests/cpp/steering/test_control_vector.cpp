@@ -5,7 +5,7 @@
 
 #include <unistd.h>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <catch2/catch.hpp>
 
@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 namespace {
 
 ControlVector sample(std::vector<int64_t> layers, int64_t width, uint64_t seed) {
-  torch::manual_seed(seed);
+  at::manual_seed(seed);
   ControlVector::Directions directions;
   for (const auto layer : layers) directions.emplace(layer, torch::randn({width}));
   steering::VectorOrigin origin{"model", "abc", "pca_center", 3, {{layers[0], {0.5, 0.25}}}, 2, {}};

@@ -1,7 +1,7 @@
 #include <limits>
 #include <stdexcept>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <catch2/catch.hpp>
 
@@ -20,7 +20,7 @@ struct Planted {
 };
 
 Planted planted_pairs(int64_t n, int64_t d, uint64_t seed, double shared = 0.5) {
-  torch::manual_seed(seed);
+  at::manual_seed(seed);
   auto direction = torch::randn({d}, torch::kFloat64);
   direction = direction / direction.norm();
   const auto common = shared * torch::randn({n, d}, torch::kFloat64);

@@ -4,6 +4,7 @@ import csv
 
 import pytest
 import torch
+from conftest import SLOW
 
 import introspect
 
@@ -14,7 +15,9 @@ RANK = 4
 @pytest.fixture(scope="module")
 def prompts(shared_data):
     with (shared_data / "strongreject" / "strongreject.csv").open(newline="", encoding="utf-8") as file:
-        return [row["forbidden_prompt"] for row in csv.DictReader(file)]
+        prompts = [row["forbidden_prompt"] for row in csv.DictReader(file)]
+    assert len(prompts) == 313
+    return prompts if SLOW else prompts[::6]
 
 
 def test_a_planted_direction_is_recovered(qwen05, prompts):
@@ -22,7 +25,6 @@ def test_a_planted_direction_is_recovered(qwen05, prompts):
 
     The first writes the planted direction, the others, a quarter as large, random ones.
     """
-    assert len(prompts) == 313
     model = introspect.load_model(qwen05)
     rng = torch.Generator().manual_seed(0)
     d_model, d_mlp = model.cfg.d_model, model.cfg.d_mlp

@@ -16,6 +16,7 @@ PROMPTS = {
     "emoji": "I ❤️ cats 🐈‍⬛ and bread 🍞, mostly at 3:45 a.m. 👩🏽‍🚀",
     "chat": "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n",
 }
+CONTINUED = ("code", "chat")  # greedily, and the texts compared
 
 TINY = {
     "vocab_size": 101,
@@ -94,6 +95,8 @@ def test_logits_of_real_models_equal_transformers(pair, prompt):
     cached = torch.cat([ours(part, cache=cache) for part in tokens.split(7, dim=1)], dim=1)
     assert (cached - logits).abs().max() < 2e-4  # DESIGN 5: the floor of float32
     assert (cached.argmax(-1) == logits.argmax(-1)).all()
+    if prompt not in CONTINUED:
+        return
     new = ours.engine.generate(tokens.tolist(), max_new_tokens=12, stop_at_eos=False)[0]
     greedy = theirs.generate(
         tokens, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0, repetition_penalty=1.0

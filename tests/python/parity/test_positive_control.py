@@ -7,6 +7,7 @@ pipeline, which must tell this pupil from two that say yes for other reasons.
 
 import positive_control as control
 import pytest
+from conftest import slow
 
 import introspect
 
@@ -48,6 +49,7 @@ def test_introspection_that_was_taught_is_found(detect):
         assert one.corrected.z > 3
 
 
+@slow
 def test_a_yes_to_every_question_under_injection_is_not_taken_for_it(detect):
     """Beside random directions alone its shift looks like detection: it is the controls that tell.
 
@@ -63,6 +65,7 @@ def test_a_yes_to_every_question_under_injection_is_not_taken_for_it(detect):
         assert one.corrected.value < one.control_std  # an ordinary question
 
 
+@slow
 def test_a_yes_to_everything_is_not_taken_for_it(detect):
     for one in detect("agreeable", control.protocol(), control.HELD_OUT).detections():
         assert one.p_yes_base > 0.9

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SLOW
 
 FENCES = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DEFAULT, SMALLEST = "qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct"
@@ -50,7 +50,7 @@ def in_folder(arguments, folder, **options):
     return done.stdout
 
 
-@pytest.fixture(scope="module", params=[SMALLEST, DEFAULT] if os.environ.get("INTROSPECT_SLOW") else [SMALLEST])
+@pytest.fixture(scope="module", params=[SMALLEST, DEFAULT] if SLOW else [SMALLEST])
 def model(request, smollm2, qwen05):
     """The smallest model stands in for README's, which runs too where slow tests do."""
     return request.param
