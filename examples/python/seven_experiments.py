@@ -34,7 +34,7 @@ for concept in ("cat", "bread"):
     vectors[concept] = introspect.ControlVector.train(model, pairs)
 
 
-def run(*names: str, is_sweep: bool = False, **options) -> list[introspect.results.Result]:
+def run(*names: str, is_sweep: bool = False, **options) -> list[introspect.Result]:
     """Shipped protocols at the strength asked for, as tables and, where a folder is given, in files."""
     usual = {"vectors": vectors, "strengths": [args.fraction], "strength_unit": "residual", "layers": [(0.33, 0.66)]}
     options = {**usual, "questions": [], "nulls": args.nulls, **options}
@@ -48,7 +48,7 @@ def run(*names: str, is_sweep: bool = False, **options) -> list[introspect.resul
     return results
 
 
-def lens(result: introspect.results.Result) -> pandas.DataFrame:
+def lens(result: introspect.Result) -> pandas.DataFrame:
     """Log-odds after every block: unsteered, each injection, and the mean and spread of all random rotations."""
     table = result.lens_to_pandas()
     nulls = table[table.kind == "random"].groupby("layer").log_odds.agg(["mean", "std"]).add_prefix("random ")
@@ -58,7 +58,7 @@ def lens(result: introspect.results.Result) -> pandas.DataFrame:
     return pandas.concat([base, curves, nulls], axis=1).dropna(axis=1, how="all")
 
 
-def show_raised(result: introspect.results.Result) -> None:
+def show_raised(result: introspect.Result) -> None:
     """The tokens whose probability rose most under each injection."""
     changes = result.changes_to_pandas()
     raised = changes[(changes.kind == "introspection") & (changes.direction == "raised")]

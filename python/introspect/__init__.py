@@ -9,8 +9,7 @@ if TYPE_CHECKING:
     from ._api import __version__ as __version__
 
 # Modules that work without torch: dir lists them beside the names of _api.
-_LIGHT = {"cli", "data", "hub", "merging", "plans", "plots", "progress", "readings", "report", "results", "runs"}
-_LIGHT |= {"detections", "sweeps", "tables", "verdicts"}
+_LIGHT = {"cli", "data", "hub", "plots", "progress", "report", "tables"}
 
 
 def __getattr__(name: str):

@@ -37,21 +37,19 @@ from ._C import (
     register_operator,
     run_trie,
 )
-from .activation_cache import ActivationCache
 from .data import load_suffixes, load_words
-from .experiment import conversation_tokens, layer_ranges, load_protocol, run_experiment, run_experiments
-from .factored_matrix import FactoredMatrix
+from .experiments.plans import ExperimentPlan
+from .experiments.range_search import RangeEstimates, RangeSearch, estimate_ranges, refine_ranges, screen_ranges
+from .experiments.results import Result
+from .experiments.run import conversation_tokens, layer_ranges, load_protocol, run_experiment, run_experiments
+from .experiments.store import Store
 from .finetuning import FinetuneExample, finetune
 from .graph import Graph
-from .hooked_transformer import HookedTransformer
-from .hub import pull, resolve
-from .key_value_cache import HookedTransformerKeyValueCache
+from .hooks.activation_cache import ActivationCache
+from .hub.sources import pull, resolve
 from .model import Model, load_model
-from .norms import residual_norms
-from .plans import ExperimentPlan
-from .results import Result
-from .search import RangeEstimates, RangeSearch, estimate_ranges, refine_ranges, screen_ranges
-from .steering import (
+from .steering.norms import residual_norms
+from .steering.training import (
     Activations,
     ControlVector,
     LayerDiagnostics,
@@ -65,11 +63,13 @@ from .steering import (
     random_rotation,
     shuffled_vectors,
 )
-from .store import Store
-from .transformer_config import HookedTransformerConfig
 from .transformer_lens import evals, loading
+from .transformer_lens.factored_matrix import FactoredMatrix
 from .transformer_lens.hook_root import HookedRootModule, HookPoint
+from .transformer_lens.hooked_transformer import HookedTransformer
+from .transformer_lens.key_value_cache import HookedTransformerKeyValueCache
 from .transformer_lens.svd_interpreter import SVDInterpreter
+from .transformer_lens.transformer_config import HookedTransformerConfig
 
 # TransformerLens's first names, and its last one for a cache of keys and values.
 EasyTransformer, EasyTransformerConfig = HookedTransformer, HookedTransformerConfig

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from . import _C, hub, pretrained
-from .activation_cache import ActivationCache
+from . import _C, hub
 from .arguments import Messages, as_rows, as_texts, checked_source, is_messages
 from .chat import given_chat_template, load_chat_template
-from .hook_points import NamesFilter
-from .hooked import Hooks
-from .slices import Slice, SliceInput
-from .steer import SteeringMethods
+from .hooks.activation_cache import ActivationCache
+from .hooks.manager import Hooks
+from .hooks.points import NamesFilter
+from .hooks.slices import Slice, SliceInput
+from .hub import pretrained
+from .steering.steer import SteeringMethods
 from .transformer_lens import left_out
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b-instruct"
@@ -367,7 +368,7 @@ class Model(SteeringMethods):
 
 def hint_of_missing(name: str) -> str:
     """What to say of an attribute that a Model does not have."""
-    from .hooked_transformer import HookedTransformer  # which is a Model
+    from .transformer_lens.hooked_transformer import HookedTransformer  # which is a Model
 
     if hasattr(HookedTransformer, name) or name in left_out.MODEL:
         return (

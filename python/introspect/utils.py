@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 from . import _C
-from .act_names import get_act_name
-from .factored_matrix import FactoredMatrix, composition_scores
-from .sampling import sample_logits
-from .slices import Slice, SliceInput
+from .hooks.names import get_act_name
+from .hooks.slices import Slice, SliceInput
 from .transformer_lens import left_out
 from .transformer_lens.datasets import get_dataset, keep_single_column, tokenize_and_concatenate
+from .transformer_lens.factored_matrix import FactoredMatrix, composition_scores
 from .transformer_lens.helpers import (
     LocallyOverridenDefaults,
     check_structure,
@@ -34,6 +33,7 @@ from .transformer_lens.initialisation import (
     init_xavier_normal_,
     init_xavier_uniform_,
 )
+from .transformer_lens.sampling import sample_logits
 from .transformer_lens.token_utils import (
     get_attention_mask,
     get_cumsum_along_dim,
@@ -45,7 +45,7 @@ from .transformer_lens.token_utils import (
 )
 
 if TYPE_CHECKING:
-    from .hooked_transformer import HookedTransformer
+    from .transformer_lens.hooked_transformer import HookedTransformer
 
 __all__ = [
     "ACTIVATION_FN_DICT",

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import introspect
-from introspect.results import Result
-from introspect.search import Agreement
+from introspect.experiments.range_search import Agreement
+from introspect.experiments.results import Result
 
 STRENGTH = 0.1  # of the mean residual norm
 EARLY = [(1, 13), (5, 13)]

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from introspect import hub
+from introspect.hub import pretrained, sources
 
 WEIGHTS = bytes(range(256)) * 9000  # 2.3 MB: several reads
 REPO = "maker/tiny-GGUF"
@@ -117,7 +117,8 @@ def entry(monkeypatch):
         "hub": {"repo": REPO, "file": FILE, "revision": "main"},
         "wheels": [],
     }
-    monkeypatch.setattr(hub, "model_registry", lambda: {NAME: entry})
+    for module in (sources, pretrained):
+        monkeypatch.setattr(module, "model_registry", lambda: {NAME: entry})
     return entry
 
 

@@ -17,6 +17,7 @@ import torch
 from tiny_chat import write_tiny_chat
 
 import introspect
+from introspect.experiments.run import ConversationTokens
 
 N_LAYERS, D_MODEL = 4, 64
 STRENGTH = 12.0  # a third of the residual's norm
@@ -128,7 +129,7 @@ def examples(model: introspect.Model, pupil: str) -> list[introspect.FinetuneExa
 
 
 def example(
-    tokens: introspect.experiment.ConversationTokens,
+    tokens: ConversationTokens,
     answer: str,
     vector: introspect.ControlVector | None,
     strength: float,

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from ..results import finite
+from ..experiments.results import finite
 
 FAILED, INTERRUPTED = 1, 130
 GRACE = 0.6  # seconds that native code gets to notice Ctrl-C

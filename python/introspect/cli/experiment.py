@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..experiments.plans import HOUR, ExperimentPlan
+from ..experiments.runs import CELLS as CELLS
+from ..experiments.runs import difference, model_facts, note_finished, protocol_facts, write_note
 from ..output_files import check_file_name
-from ..plans import HOUR, ExperimentPlan
 from ..progress import step_bars_or_lines
-from ..runs import CELLS as CELLS
-from ..runs import difference, model_facts, note_finished, protocol_facts, write_note
 from .common import MOST, Dtype, SeedOption, load_model, note, print_json, resumable
 
 if TYPE_CHECKING:
-    from ..results import Result
+    from ..experiments.results import Result
 
 Protocols = Annotated[
     list[str],
@@ -83,7 +83,7 @@ def load_protocols(sources: list[str], controls: str | None = None) -> list[Any]
     """The protocols, with the conversation in which their controls are asked."""
     import introspect
 
-    from ..experiment_arguments import Arguments
+    from ..experiments.arguments import Arguments
 
     given = Arguments("--controls")
     protocols = [given.controls(introspect.load_protocol(source), controls)[0] for source in sources]
@@ -169,7 +169,7 @@ def run_protocols(
 
 def asked_in(protocol: Any, controls: str | None) -> str:
     """Where a protocol's control questions are asked, as its result says it."""
-    from ..experiment_arguments import Arguments
+    from ..experiments.arguments import Arguments
 
     where = Arguments("--controls").controls(protocol, controls)[1] or protocol.controls
     return "own" if protocol.is_own(where) else where
@@ -186,7 +186,7 @@ def agree(plan: ExperimentPlan, yes: bool) -> None:
 
 def earlier_results(output: Path, protocols: list[Any], dtype: Dtype) -> dict[str, Result]:
     """What earlier runs left in a folder of these protocols. Of others it is refused before the model is loaded."""
-    from ..results import Result
+    from ..experiments.results import Result
 
     found = {}
     for protocol in protocols:

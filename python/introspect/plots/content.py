@@ -6,7 +6,7 @@ import math
 
 from matplotlib.axes import Axes
 
-from ..results import Identification, Result
+from ..experiments.results import Identification, Result
 from .confusion import confusion
 from .style import CONCEPT, CONTROL, NULL, Figure, bare, finish, legend, strip
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from ..results import Compared, Result
-from ..sweeps import Curve, curves, range_grids
+from ..experiments.results import Compared, Result
+from ..experiments.sweeps import Curve, curves, range_grids
 from .ranges import thinned
 from .style import CONCEPT, CONTROL, NATS, NULL, THIRD, Figure, NothingToDraw, frame
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ..results import Compared, Detection, Result
-from ..sweeps import Curve, RangeGrid, range_grids
+from ..experiments.results import Compared, Detection, Result
+from ..experiments.sweeps import Curve, RangeGrid, range_grids
 from .content import answers
 from .curves import drawable_curves
 from .heads import Map, columns_of

@@ -15,7 +15,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..results import finite
+from ..experiments.results import finite
 from .style import CONCEPT, CONTROL, THIRD
 
 INK, SOFT, GRID, PAPER, EMPTY = "@ink", "@soft", "@grid", "@paper", "@empty"

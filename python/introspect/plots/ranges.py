@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 
-from ..detections import LEAST_FOR_Z
-from ..results import Detection, Result
-from ..sweeps import RangeGrid, range_grids
+from ..experiments.detections import LEAST_FOR_Z
+from ..experiments.results import Detection, Result
+from ..experiments.sweeps import RangeGrid, range_grids
 from .style import Figure, NothingToDraw, bare
 
 MOST = 4  # rows of one figure

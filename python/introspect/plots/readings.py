@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..detections import failed
-from ..results import Result, Setting
-from ..sweeps import is_random, is_sweep, random_direction, sweep_bests
+from ..experiments.detections import failed
+from ..experiments.results import Result, Setting
+from ..experiments.sweeps import is_random, is_sweep, random_direction, sweep_bests
 from .confusion import confusion
 from .heads import Map, head_maps
 from .lens import LensCurve, lens_curves

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..report_tables import control_interval
-from ..results import Compared, Detection, Result
-from ..sweeps import is_random, is_sweep
+from ..experiments.results import Compared, Detection, Result
+from ..experiments.sweeps import is_random, is_sweep
+from ..report.sections import control_interval
 from .style import CONCEPT, CONTROL, NATS, PANELS, Figure, finish, legend, shorten, strip
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..results import Compared, Result
+from ..experiments.results import Compared, Result
 from .panels import PAPER, Drawing, Panel, Swatch, faint, lines_of, number
 from .shifts import Line, headline_lines, question_lines
 from .style import CONCEPT, CONTROL, NATS, NULL, RANDOM

@@ -12,7 +12,7 @@ import textwrap
 import matplotlib.figure
 from matplotlib.axes import Axes
 
-from ..results import Compared
+from ..experiments.results import Compared
 
 CONCEPT, CONTROL, NULL = "#0072B2", "#D55E00", "#8a8a8a"
 THIRD = "#009E73"  # where neither of the first two is meant

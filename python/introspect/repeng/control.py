@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _C
-from ..hooked import Effect, Pass, Steered
+from ..hooks.manager import Effect, Pass, Steered
 from .generation import generate
 from .wrapped import after_final_norm, as_model, config_of
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from .. import _C, pretrained
+from .. import _C
+from ..hub import pretrained
 from ..model import Model, load_model
 
 # A transformers model -> the copy that stands for it, so that training and steering share one.

@@ -21,8 +21,9 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from .. import _C, hook_points
-from ..slices import Slice, SliceInput
+from .. import _C
+from ..hooks import points as hook_points
+from ..hooks.slices import Slice, SliceInput
 
 Direction = Literal["fwd", "bwd"]
 Directions = Literal["fwd", "bwd", "both"]

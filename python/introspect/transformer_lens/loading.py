@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import hub, pretrained
+from ..data import model_registry
+from ..hub import pretrained
 from . import left_out
 
 _LEFT_OUT = {
@@ -23,7 +24,7 @@ _LEFT_OUT = {
     "PYTHIA_CHECKPOINTS": "checkpoints in the middle of training are not loaded by name",
 }
 
-_NAMES = {**{name.lower(): name for name in hub.model_registry()}, **pretrained.aliases()}
+_NAMES = {**{name.lower(): name for name in model_registry()}, **pretrained.aliases()}
 _NAMES |= {official.lower(): official for official in _NAMES.values()}
 
 OFFICIAL_MODEL_NAMES: list[str] = sorted(set(_NAMES.values()))

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from .. import _C
-from ..transformer_config import HookedTransformerConfig, LoadedConfig
 from .initialisation import fan_in_and_out, uniform_
 from .state_dict import native_weights
+from .transformer_config import HookedTransformerConfig, LoadedConfig
 
 ACTIVATIONS = {name: name for name in ("silu", "gelu", "gelu_new")} | dict.fromkeys(
     ("gelu_fast", "gelu_pytorch_tanh"), "gelu_new"

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from .. import _C
-from ..transformer_config import LoadedConfig
+from .transformer_config import LoadedConfig
 
 Self = TypeVar("Self", bound="Settings")
 

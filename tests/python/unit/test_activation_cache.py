@@ -5,7 +5,7 @@ import torch
 from tiny import write_tiny_transformers
 
 import introspect
-from introspect.activation_cache import ActivationCache
+from introspect.hooks.activation_cache import ActivationCache
 
 N_LAYERS = 3
 

@@ -8,7 +8,7 @@ from looped import TURNS, chat_ids, log_odds, looped, message_positions, protoco
 from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
-from introspect.experiment import MORE_PROTOCOLS, PROTOCOLS
+from introspect.experiments.run import MORE_PROTOCOLS, PROTOCOLS
 
 LAYERS, STRENGTH = (1, 2), 2.0
 OTHER = [{"role": "system", "content": ""}, {"role": "user", "content": "Long ago, in a far country."}, *TURNS[2:]]

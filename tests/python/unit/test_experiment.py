@@ -9,7 +9,7 @@ import torch
 from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
-from introspect.experiment import PROTOCOLS
+from introspect.experiments.run import PROTOCOLS
 
 SMALL = 500_000  # bytes: holds one conversation, and not many
 

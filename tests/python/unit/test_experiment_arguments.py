@@ -15,7 +15,7 @@ import introspect
 from introspect import _C, detections
 from introspect.cli import run as run_command
 from introspect.cli import sweep as sweep_command
-from introspect.experiment import PROTOCOLS
+from introspect.experiments.run import PROTOCOLS
 
 ROOT = Path(__file__).parents[3]
 PYBIND = re.compile("incompatible (function|constructor) arguments|The following argument types|Invoked with")

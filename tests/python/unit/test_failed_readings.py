@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import introspect
 from introspect import plots, report
 from introspect.cli.app import app
-from introspect.results import Result
+from introspect.experiments.results import Result
 
 LAYERS = (1, 2)
 
@@ -168,7 +168,7 @@ def test_a_sweep_with_failed_settings_names_the_best_of_the_others():
         lambda k, strength, first, last: (0.1 * k - 0.4, 0.0),
     )
     result = broken(data, lambda row: row["strength"] == 0.2)
-    from introspect.sweeps import sweep_bests
+    from introspect.experiments.sweeps import sweep_bests
 
     assert sweep_bests(result)["cat"].setting == ("cat", 0.1, 2, 5)
     assert plots.range_maps(result) is not None

@@ -620,7 +620,7 @@ def test_bad_input_is_a_typed_error_and_leaves_the_model_as_it_was(model, tokens
 
 
 def test_short_names_of_transformer_lens():
-    from introspect.pretrained import aliases
+    from introspect.hub.pretrained import aliases
 
     names = aliases()
     for short, id in {

@@ -1,5 +1,6 @@
 """Downloads, against a hub on this machine and wheels in a folder; nothing here leaves the machine."""
 
+import shutil
 import time
 
 import pytest
@@ -7,6 +8,7 @@ from local_hub import FILE, NAME, REPO, WEIGHTS, unreachable_address
 
 import introspect
 from introspect import hub
+from introspect.data import model_registry
 
 pytest_plugins = ("local_hub",)  # its fixtures
 
@@ -133,8 +135,8 @@ def test_wrong_wheels_are_refused(folder, entry, wheels, monkeypatch):
 
 
 def test_a_disk_without_room_is_said_before_the_download(server, folder, entry, monkeypatch):
-    usage = hub.shutil.disk_usage("/")
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(introspect.IoError, match="has 1,000 free"):
         hub.pull(NAME)
     assert server.downloads() == []
@@ -231,10 +233,10 @@ def test_a_missing_file_is_an_io_error_that_names_it():
 
 
 def test_the_registry_is_complete():
-    for name, model in hub.model_registry().items():
+    for name, model in model_registry().items():
         assert set(model) == {"file", "bytes", "sha256", "hub", "wheels"}, name
         assert model["hub"] or model["wheels"], name
         assert not model["wheels"] or (model["sha256"] and model["bytes"]), name
         if model["sha256"]:
             assert len(bytes.fromhex(model["sha256"])) == 32, name
-    assert hub.DEFAULT_MODEL in hub.model_registry()
+    assert hub.DEFAULT_MODEL in model_registry()

@@ -11,9 +11,10 @@ import pytest
 from local_hub import FILE, NAME, WEIGHTS
 
 import introspect
-from introspect import _download, hub
+from introspect import hub
 from introspect.data import model_registry, other_models
-from introspect.model_names import aliases, what_is
+from introspect.hub import download as _download
+from introspect.hub.model_names import aliases, what_is
 
 pytest_plugins = ("local_hub",)  # its fixtures
 

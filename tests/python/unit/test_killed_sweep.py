@@ -13,7 +13,7 @@ from conftest import ROOT
 from tiny_chat import write_tiny_chat
 
 import introspect
-from introspect.results import Result
+from introspect.experiments.results import Result
 
 KILLS = 20
 FLOOR = 1e-9  # float64: which readings share a batch depends on what was missing

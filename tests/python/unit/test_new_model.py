@@ -172,7 +172,7 @@ def test_the_vocabulary_is_as_large_as_the_tokenizers(tmp_path):
 
 
 def _face(tokenizer):
-    from introspect.tokenizer_face import TokenizerFace
+    from introspect.hub.tokenizer_adapter import TokenizerFace
 
     return TokenizerFace(tokenizer, name_or_path="tiny", n_ctx=16)
 

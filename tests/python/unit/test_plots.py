@@ -4,8 +4,8 @@ import synthetic
 from IPython.core.formatters import DisplayFormatter
 
 from introspect import plots
+from introspect.experiments.results import Result
 from introspect.plots.shifts import headline_lines
-from introspect.results import Result
 
 
 def test_a_notebook_shows_a_figure_without_pyplot():

@@ -9,7 +9,7 @@ from looped import CONTROLS, TURNS, chat_ids, log_odds, looped, message_position
 from tiny_chat import write_tiny_chat
 
 import introspect
-from introspect.experiment import MORE_PROTOCOLS
+from introspect.experiments.run import MORE_PROTOCOLS
 
 LAYERS, STRENGTH = (1, 2), 2.0
 SENTENCES = ["The train is late.", "He has two boxes.", "It rains a lot."]

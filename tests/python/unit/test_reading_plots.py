@@ -7,9 +7,9 @@ import synthetic
 from scipy.stats import binomtest
 
 from introspect import plots, report
+from introspect.experiments.results import Result
 from introspect.plots import interactive
 from introspect.plots.readings import attention_maps, lenses
-from introspect.results import Result
 
 LAYERS, HEADS = 6, 4
 

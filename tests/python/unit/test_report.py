@@ -13,10 +13,12 @@ from tiny_chat import write_tiny_chat
 
 import introspect
 import introspect.cli.experiment
-from introspect import page, report, report_tables, sentences
-from introspect.page_verdict import overall
+from introspect import report
+from introspect.experiments.results import Compared, Result
 from introspect.plots import interactive
-from introspect.results import Compared, Result
+from introspect.report import page, sentences
+from introspect.report import sections as report_tables
+from introspect.report.page_verdict import overall
 
 
 @pytest.fixture
@@ -258,7 +260,7 @@ def test_the_settings_say_what_the_unit_of_strength_means_and_where_controls_wer
 
 
 def test_every_shipped_protocol_is_described_in_a_sentence():
-    from introspect.experiment import MORE_PROTOCOLS, PROTOCOLS
+    from introspect.experiments.run import MORE_PROTOCOLS, PROTOCOLS
 
     for name in PROTOCOLS + MORE_PROTOCOLS:
         said = page.describe(result_of(name, {"cat": 1.0}))

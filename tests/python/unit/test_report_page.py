@@ -9,7 +9,7 @@ import pytest
 import synthetic
 
 from introspect import report
-from introspect.results import Result
+from introspect.experiments.results import Result
 
 WIDTHS = (700, 1000, 1400)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -8,8 +8,8 @@ import synthetic
 from typer.testing import CliRunner
 
 from introspect.cli.app import app
-from introspect.result_fields import MORE_OF_ROW
-from introspect.results import Result
+from introspect.experiments.result_fields import MORE_OF_ROW
+from introspect.experiments.results import Result
 
 
 def first_rows(make):

@@ -5,7 +5,7 @@ import statistics
 import pytest
 import synthetic
 
-from introspect.results import Compared, Result
+from introspect.experiments.results import Compared, Result
 
 SUMMARY_COLUMNS = [
     "concept",

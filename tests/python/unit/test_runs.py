@@ -8,10 +8,11 @@ from tiny_chat import random_vectors, write_tiny_chat
 from typer.testing import CliRunner
 
 import introspect
-from introspect import experiment, runs
 from introspect.cli.app import app
-from introspect.plans import ExperimentPlan
-from introspect.results import Result
+from introspect.experiments import run as experiment
+from introspect.experiments import runs
+from introspect.experiments.plans import ExperimentPlan
+from introspect.experiments.results import Result
 
 QUESTIONS = 2  # the protocol's own and one control
 TURNS = [

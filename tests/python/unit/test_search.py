@@ -9,7 +9,7 @@ import scipy.stats
 from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
-from introspect.search import Agreement
+from introspect.experiments.range_search import Agreement
 
 N_LAYERS = 7
 STRENGTH = 0.5

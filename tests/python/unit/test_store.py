@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import introspect
 from introspect.cli.app import app
-from introspect.store import difference
+from introspect.experiments.store import difference
 
 
 def invoke(*arguments):

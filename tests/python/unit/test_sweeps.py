@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 import introspect
 from introspect import plots, report
 from introspect.cli.app import app
+from introspect.experiments.results import Compared, Result, Setting
+from introspect.experiments.sweeps import curves, furthest, is_sweep, range_grids
 from introspect.plots import interactive
 from introspect.plots.content import answers
 from introspect.progress import duration
-from introspect.report_tables import detection_table
-from introspect.results import Compared, Result, Setting
-from introspect.sweeps import curves, furthest, is_sweep, range_grids
+from introspect.report.sections import detection_table
 
 RANGES = [(i, j) for i in range(1, 8) for j in range(i, 8)]
 

@@ -12,7 +12,7 @@ from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
 from introspect import report
-from introspect.results import Result
+from introspect.experiments.results import Result
 from introspect.tables import MISSING, write_table
 
 TEXTS = ["concept", "question", "kind", "question_kind", "asked_in"]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import synthetic
 
-from introspect import detections, verdicts
-from introspect.results import Result
+from introspect.experiments import detections
+from introspect.experiments.results import Result
+from introspect.report import verdicts
 
 TEN = list(np.linspace(-0.5, 0.4, 10))
 

@@ -1,0 +1,278 @@
+"""Introspection experiments: protocols, and running them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import _C
+from .. import progress as progress_module
+from ..model import Model
+from ..steering.training import ControlVector
+from .arguments import MORE_PROTOCOLS, PROTOCOLS, Arguments, Layers, Numbers, Texts, load_protocol
+from .plans import HOUR, ExperimentPlan
+from .results import Result
+
+__all__ = [
+    "MORE_PROTOCOLS",
+    "PROTOCOLS",
+    "ConversationTokens",
+    "conversation_tokens",
+    "layer_ranges",
+    "load_protocol",
+    "run_experiment",
+    "run_experiments",
+]
+
+PASS_SECONDS = 6.0
+"""How long a pass of a run is to last; what it has read is then kept in the store."""
+
+Protocol = str | os.PathLike | _C.Protocol
+
+
+def layer_ranges(
+    first: int, last: int, *, min_width: int = 1, max_width: int | None = None, step: int = 1
+) -> list[tuple[int, int]]:
+    """Every range of blocks within first to last, as the article sweeps them: (i, j) with first <= i <= j <= last.
+
+    Args:
+        first, last: the lowest and the highest block, both included.
+        min_width, max_width: how many blocks a range holds, at least and at most.
+        step: between neighbouring first blocks, and between neighbouring widths.
+
+    Raises:
+        ValueError: no such range.
+    """
+    widest = last - first + 1 if max_width is None else max_width
+    if step < 1 or min_width < 1:
+        raise ValueError(f"layer_ranges: step and min_width must be 1 or more, got {step} and {min_width}")
+    ranges = [
+        (i, i + width - 1)
+        for i in range(first, last + 1, step)
+        for width in range(min_width, min(widest, last - i + 1) + 1, step)
+    ]
+    if not ranges:
+        raise ValueError(f"layer_ranges: no range of {min_width} to {widest} blocks lies within {first} to {last}")
+    return ranges
+
+
+class ConversationTokens(NamedTuple):
+    """A conversation's token ids, cut where the chat template ends its messages."""
+
+    before: list[int]
+    """up to the first injected message"""
+    injected: list[int]
+    after: list[int]
+    """the rest, down to the position that is read"""
+
+
+def conversation_tokens(
+    model: Model, protocol: Protocol, question: str | None = None, *, controls: Protocol | None = None
+) -> ConversationTokens:
+    """What ``run_experiment`` feeds to the model.
+
+    Args:
+        protocol: see ``load_protocol``.
+        question: a control question; None is the protocol's own.
+        controls: the conversation that it is asked in, as ``run_experiment`` has it.
+
+    Raises:
+        ConfigError: a template or tokenizer that does not fit the protocol; a question for a protocol without controls.
+    """
+    given = Arguments("conversation_tokens")
+    asked, where = given.controls(given.protocol(protocol), controls)
+    return ConversationTokens(*_C.conversation_tokens(given.engine(model), asked, question, where))
+
+
+def run_experiment(
+    model: Model,
+    protocol: Protocol,
+    *,
+    vectors: Mapping[str, ControlVector],
+    strengths: Numbers | None = None,
+    strength_unit: str | None = None,
+    layers: Layers = (_C.default_layers,),
+    parts: Sequence[tuple[float, float]] = ((0.0, 1.0),),
+    questions: Texts | None = None,
+    controls: Protocol | None = None,
+    control_filter: float | None = None,
+    nulls: int = _C.default_nulls,
+    null_vectors: Mapping[str, Sequence[ControlVector]] | None = None,
+    concepts: Texts = (),
+    models: Mapping[str, Model] | None = None,
+    seed: int = 0,
+    lens: bool = False,
+    attention: bool = False,
+    divergence: bool = False,
+    top_k: int = 0,
+    directions: Mapping[str, ControlVector] | None = None,
+    continuations: Texts = (),
+    store: str | os.PathLike | _C.Store | None = None,
+    memory_budget: int = 512 << 20,
+    progress: Callable[[str, int, int], None] | bool | None = None,
+    plan: bool = False,
+    long: bool = False,
+) -> Result:
+    """Run a protocol with every vector x strength x layer range, and the same with random rotations of the vectors.
+
+    The injected messages are prefilled once unsteered and once for each injection, with the vector added to the output
+    of every block of the range at each of their tokens. Then the steering is off, unless the protocol keeps it on, and
+    each question goes on from that cache. Readings are float32 log-odds, whatever the model's dtype. All of them are
+    planned together, so what conversations and injections have in common runs once.
+
+    With the defaults, which the command line shares, a vector is injected at 0.1 of the residual norm into the middle
+    third of the blocks, and compared with ten random rotations of itself. ``print(result.summary())`` says what came
+    out.
+
+    Args:
+        model: with tokenizer and chat template.
+        protocol: a Protocol, a shipped protocol's name or a file, see ``load_protocol``.
+        vectors: {concept: vector}.
+        strengths: factors of the directions, or one; 0 is the unsteered run itself. None is 0.1 of the residual norm.
+        strength_unit: "absolute": a strength is the factor of the direction as it is; "residual": directions count as
+            unit vectors, and 1 is the median norm of the unsteered residual stream after that block, over the injected
+            tokens (see ``residual_norms``). None is "absolute" for strengths that are given and "residual" for none.
+        layers: a range (first, last) of blocks, both included, 0-based; a pair of floats is fractions of the depth
+            ((0.33, 0.66) is 8 to 16 of 24); a number is one block; a list holds several of these.
+        parts: which of the injected tokens, as fractions (first, last) of their number; each is run by itself.
+        questions: control questions, or one; None asks the protocol's own, [] none.
+        controls: the conversation that control questions are asked in: "own" (the default of every shipped protocol)
+            puts them in the place of the protocol's own question, "with_info" asks them as the article did, always
+            after the long introduction, so that the shift of another conversation is subtracted; any other protocol
+            will do too. Rows say where they were asked (``asked_in``).
+        control_filter: keep the control questions whose base log-odds lie below this; ``settings`` says how many.
+        nulls: random rotations of each vector, with its norms and the cosines between its layers. Ten are the fewest
+            that a verdict is given on; each takes as long as the vector itself.
+        null_vectors: {concept: vectors}: more nulls (trained on shuffled pairs, say), numbered after the rotations.
+        concepts: the words of protocols that inject by tokens or patch; by default the vectors' names.
+        models: {name: model} for protocols in which another model prefills; of the model's shape, dtype and device.
+        seed: of the rotations and of sampled text.
+        lens: also read every block's output: log-odds, probabilities of the spellings of yes and no, report tokens.
+        attention: also the attention of every head from the read position to the injected tokens.
+        divergence: also the next token's entropy, and KL(injected || base).
+        top_k: also this many of the most raised and lowered tokens.
+        directions: {name: vector}: also the residual at the read position on each of its unit directions.
+        continuations: also the log-probability of these texts after the read position.
+        store: a file that keeps every reading as it is made; readings found there are not made again.
+        memory_budget: bytes of one pass, weights aside.
+        progress: called with (what, done, total), counted in readings that are finished. None: bars on a terminal, a
+            line in a notebook; False: nothing.
+        plan: run nothing and return an ``ExperimentPlan``: how many readings, how long, how much memory.
+        long: more than an hour is meant. Without it a run that is expected to take longer warns, and goes on.
+
+    Warns:
+        UserWarning: a vector of another model; directions that a range lacks; settings whose readings are not finite
+            (kept as failed, averaged nowhere); settings that leave the format of the answer, where neither yes nor no
+            is likely any more (``leaves_format``).
+
+    Raises:
+        ValueError: strengths that are not finite, no vectors, models that are not given, counts below their least, a
+            memory budget that does not hold one conversation, more than ten million readings, a concept whose name
+            table readers take for a missing value.
+        TypeError: an argument of another kind; the message says what is wanted.
+        IndexError: layers the model does not have.
+        ShapeError: a vector of another width, a model of another shape, or a conversation longer than n_ctx.
+        ConfigError: a protocol, template or tokenizer that does not fit; a range without any direction.
+        Error: the unsteered run gives no finite numbers (float16 overflows in some models): the first such block is
+            named, and nothing of it is kept.
+    """
+    return _run("run_experiment", [protocol], locals())[0]
+
+
+def run_experiments(model: Model, protocols: Protocol | Sequence[Protocol], **options: Any) -> list[Result]:
+    """Several protocols with the same vectors and options: what their conversations have in common runs once.
+
+    Args:
+        model: with tokenizer and chat template.
+        protocols: see ``load_protocol``.
+        options: as ``run_experiment`` has them.
+
+    Returns:
+        For each protocol what ``run_experiment`` makes of it; with ``plan=True`` one plan for all.
+
+    Raises:
+        TypeError: an option that ``run_experiment`` does not have.
+        ValueError, IndexError, ShapeError, ConfigError, Error: as ``run_experiment`` does; what can be known before is
+            raised before any of them has run.
+    """
+    try:
+        given = inspect.signature(run_experiment).bind(model, None, **options)
+    except TypeError as error:
+        raise TypeError(f"run_experiments: {error}") from None
+    given.apply_defaults()
+    results = _run("run_experiments", protocols, given.arguments)
+    return results[0] if given.arguments["plan"] else results  # type: ignore[return-value]
+
+
+def _run(who: str, protocols: Any, arguments: Mapping[str, Any]) -> list[Result]:
+    """Run protocols with run_experiment's other arguments, put into the native module's form."""
+    options = dict(arguments)
+    model, plan, long = options["model"], bool(options["plan"]), bool(options["long"])
+    native = _native(who, protocols, options)
+    planned: list[ExperimentPlan] = []
+
+    def before(one: _C.RunPlan) -> None:
+        planned.append(ExperimentPlan.of(one))
+        if not plan and not long and planned[0].seconds > HOUR:
+            warnings.warn(f"{who}: {planned[0]} (long=True: this is meant)", stacklevel=4)
+
+    shown = None if plan else progress_module.shown(options["progress"])
+    try:
+        texts = _C.run_experiments(
+            **native,
+            progress=shown,
+            work=getattr(shown, "work", None),
+            before=before,
+            only_plan=plan,
+            pass_seconds=PASS_SECONDS,
+        )
+    finally:
+        progress_module.close(shown)
+    if plan:
+        return planned  # type: ignore[return-value]  # one for all protocols
+    results = [json.loads(text) for text in texts]
+    for data, protocol in zip(results, native["protocols"], strict=True):
+        data["protocol"]["definition"] = json.loads(protocol.to_json())  # what reports show: turns, injected, controls
+        # Files often bear another model's name inside.
+        data["model"]["name"] = Path(model.name).name.removesuffix(".gguf")
+    for warning in dict.fromkeys(warning for data in results for warning in data.pop("warnings")):
+        warnings.warn(warning, stacklevel=3)
+    return [Result(data) for data in results]
+
+
+def _native(who: str, protocols: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What people give as the native module takes it. Raises TypeError and ValueError that say what is wanted."""
+    given = Arguments(who)
+    engine = given.engine(options["model"])
+    asked = [given.controls(one, options["controls"]) for one in given.protocols(protocols)]
+    given.callback(options["progress"])
+    return {
+        "model": engine,
+        "protocols": [protocol for protocol, _ in asked],
+        "vectors": given.vectors(options["vectors"]),
+        "strengths": None if options["strengths"] is None else given.numbers("strengths", options["strengths"]),
+        "strength_unit": given.unit(options["strength_unit"]),
+        "layers": given.layers(options["layers"]),
+        "parts": given.pairs("parts", options["parts"]),
+        "questions": None if options["questions"] is None else given.texts("questions", options["questions"]),
+        "controls": asked[0][1] if asked else None,
+        "control_filter": None
+        if options["control_filter"] is None
+        else given.number("control_filter", options["control_filter"]),
+        "nulls": given.whole("nulls", options["nulls"], least=0),
+        "null_vectors": given.null_vectors(options["null_vectors"]),
+        "concepts": [given.concept("concepts", one) for one in given.texts("concepts", options["concepts"])],
+        "models": given.models(options["models"]),
+        "seed": given.whole("seed", options["seed"], least=0),
+        **{name: bool(options[name]) for name in ("lens", "attention", "divergence")},
+        "top_k": given.whole("top_k", options["top_k"], least=0),
+        "directions": given.vectors({} if options["directions"] is None else options["directions"], "directions"),
+        "continuations": given.texts("continuations", options["continuations"]),
+        "store": given.store(options["store"], bool(options["plan"])),
+        "memory_budget": given.whole("memory_budget", options["memory_budget"]),
+    }
