@@ -5,8 +5,8 @@
 #include <memory>
 #include <utility>
 
-#include <torch/types.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/types.h>
 
 #include "introspect/core/check.h"
 #include "introspect/steering/residual_norms.h"
