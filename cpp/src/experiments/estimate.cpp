@@ -5,7 +5,7 @@
 #include <memory>
 #include <utility>
 
-#include <torch/csrc/autograd/autograd.h>
+#include <torch/autograd.h>
 #include <torch/types.h>
 
 #include "introspect/core/check.h"

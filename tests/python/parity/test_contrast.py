@@ -4,7 +4,7 @@ import csv
 
 import pytest
 import torch
-from conftest import SLOW
+from conftest import slow
 
 import introspect
 
@@ -15,16 +15,16 @@ RANK = 4
 @pytest.fixture(scope="module")
 def prompts(shared_data):
     with (shared_data / "strongreject" / "strongreject.csv").open(newline="", encoding="utf-8") as file:
-        prompts = [row["forbidden_prompt"] for row in csv.DictReader(file)]
-    assert len(prompts) == 313
-    return prompts if SLOW else prompts[::6]
+        return [row["forbidden_prompt"] for row in csv.DictReader(file)]
 
 
+@slow
 def test_a_planted_direction_is_recovered(qwen05, prompts):
     """What one block's MLP writes is changed by a matrix of rank 4, each term of which reads random neurons.
 
     The first writes the planted direction, the others, a quarter as large, random ones.
     """
+    assert len(prompts) == 313
     model = introspect.load_model(qwen05)
     rng = torch.Generator().manual_seed(0)
     d_model, d_mlp = model.cfg.d_model, model.cfg.d_mlp
