@@ -1,7 +1,7 @@
 #include "bindings.h"
 
 #include "introspect/graph/graph.h"
-#include "introspect/graph/readouts.h"
+#include "introspect/ops/logits.h"
 
 namespace introspect::python {
 namespace {
@@ -128,7 +128,7 @@ void bind_graph(py::module_& m) {
           py::arg("on_read"), py::kw_only(), py::arg("memory_budget") = RunOptions{}.memory_budget,
           py::arg("most_rows") = RunOptions{}.most_rows, py::arg("progress") = py::none());
 
-  m.def("set_log_odds", &graph::set_log_odds, py::arg("logits"), py::kw_only(), py::arg("yes"), py::arg("no"),
+  m.def("set_log_odds", &ops::set_log_odds, py::arg("logits"), py::kw_only(), py::arg("yes"), py::arg("no"),
         py::call_guard<py::gil_scoped_release>(), R"doc(
 Log-odds of one set of tokens against another: the log of the sum of exp(logit) over each, yes - no, in nats.
 
@@ -143,13 +143,13 @@ Raises:
     ValueError: an empty set.
     IndexError: ids outside the vocabulary.
 )doc");
-  m.def("entropy", &graph::entropy, py::arg("logits"), py::call_guard<py::gil_scoped_release>(),
+  m.def("entropy", &ops::entropy, py::arg("logits"), py::call_guard<py::gil_scoped_release>(),
         "Entropy of the next token in nats: [..., d_vocab] -> float64 [...].");
-  m.def("kl_divergence", &graph::kl_divergence, py::arg("logits"), py::arg("base_logits"),
+  m.def("kl_divergence", &ops::kl_divergence, py::arg("logits"), py::arg("base_logits"),
         py::call_guard<py::gil_scoped_release>(),
         "KL(p || base) in nats of two sets of logits [..., d_vocab] -> float64 [...]. Raises ShapeError for "
         "other sizes.");
-  m.def("most_changed", &graph::most_changed, py::arg("logits"), py::arg("base_logits"), py::kw_only(),
+  m.def("most_changed", &ops::most_changed, py::arg("logits"), py::arg("base_logits"), py::kw_only(),
         py::arg("k"), py::arg("raised") = true, py::call_guard<py::gil_scoped_release>(),
         "The k tokens whose log-probability rose (or fell) most: (changes in nats, ids), for logits "
         "[d_vocab].");

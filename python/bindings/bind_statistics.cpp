@@ -3,7 +3,7 @@
 #include <pybind11/numpy.h>
 
 #include "introspect/core/check.h"
-#include "introspect/experiments/statistics.h"
+#include "introspect/statistics/statistics.h"
 
 namespace pybind11::detail {
 
@@ -28,9 +28,9 @@ struct type_caster<std::span<const Number>> {
 
 /// Two-dimensional numbers: lists of lists, arrays, tensors.
 template <>
-struct type_caster<introspect::experiments::Matrix> {
+struct type_caster<introspect::statistics::Matrix> {
   using Array = array_t<double, array::c_style | array::forcecast>;
-  PYBIND11_TYPE_CASTER(introspect::experiments::Matrix,
+  PYBIND11_TYPE_CASTER(introspect::statistics::Matrix,
                        const_name("collections.abc.Sequence[collections.abc.Sequence[float]]"));
   bool load(handle source, bool) {
     array_ = Array::ensure(source);
@@ -49,7 +49,7 @@ struct type_caster<introspect::experiments::Matrix> {
 
 namespace introspect::python {
 
-using namespace experiments;
+using namespace statistics;
 
 namespace {
 

@@ -7,7 +7,7 @@
 int main() {
   using namespace introspect;
   const engine::TokenTrie trie({{1, 2}, {1, 3}});
-  const auto entropy = graph::entropy(torch::zeros({2})).item<double>();
+  const auto entropy = ops::entropy(torch::zeros({2})).item<double>();
   const hooks::Intervention nothing{.values = {{0, torch::ones({2})}}, .strength = 0.0};
   std::cout << "introspect " << INTROSPECT_VERSION << ": " << trie.size() << " nodes, " << entropy
             << " nats\n";

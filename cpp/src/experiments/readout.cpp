@@ -6,7 +6,7 @@
 
 #include <ATen/ATen.h>
 
-#include "introspect/graph/readouts.h"
+#include "introspect/ops/logits.h"
 
 namespace introspect::experiments {
 namespace {
@@ -28,8 +28,8 @@ class Reader {
                    ? read_tokens(*row.ask, logits_V.const_data_ptr<double>(), logits_V.numel(), log_total)
                    : read_tokens(*row.ask, logits_V.const_data_ptr<float>(), logits_V.numel(), log_total);
     if (plan_.yes_variants.size() + plan_.no_variants.size() > 2)
-      out.set_log_odds = graph::set_log_odds(logits_V, plan_.yes_variants, plan_.no_variants).item<double>();
-    if (plan_.readouts.divergence) out.entropy = graph::entropy(logits_V).item<double>();
+      out.set_log_odds = ops::set_log_odds(logits_V, plan_.yes_variants, plan_.no_variants).item<double>();
+    if (plan_.readouts.divergence) out.entropy = ops::entropy(logits_V).item<double>();
     if (row.base_D.defined()) compare(logits_V, row.base_D, out);
     if (plan_.readouts.lens) out.lens = lens(row);
     if (row.attention_LH.defined())
@@ -63,10 +63,10 @@ class Reader {
   void compare(const torch::Tensor& logits_V, const torch::Tensor& base_D, Reading& out) {
     auto& base_V = base_logits_[base_D.unsafeGetTensorImpl()];
     if (!base_V.defined()) base_V = model_.readout(base_D).to(torch::kCPU);
-    if (plan_.readouts.divergence) out.kl = graph::kl_divergence(logits_V, base_V).item<double>();
+    if (plan_.readouts.divergence) out.kl = ops::kl_divergence(logits_V, base_V).item<double>();
     for (const bool raised : {true, false}) {
       if (plan_.readouts.top_k == 0) break;
-      const auto [changes, ids] = graph::most_changed(logits_V, base_V, plan_.readouts.top_k, raised);
+      const auto [changes, ids] = ops::most_changed(logits_V, base_V, plan_.readouts.top_k, raised);
       for (int64_t i = 0; i < ids.size(0); ++i) {
         const auto id = ids[i].item<int64_t>();
         (raised ? out.raised : out.lowered)

@@ -1,12 +1,12 @@
-#include "introspect/experiments/multiple_comparisons.h"
+#include "introspect/statistics/multiple_comparisons.h"
 
 #include <algorithm>
 #include <numeric>
 
-#include "experiments/samples.h"
 #include "introspect/core/check.h"
+#include "statistics/samples.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 
 std::vector<double> adjusted_p(std::span<const double> p_values, Correction correction) {
   check_sample("adjusted_p", "p-values", p_values, 1);
@@ -40,4 +40,4 @@ std::vector<double> adjusted_p(std::span<const double> p_values, Correction corr
   return out;
 }
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

@@ -1,10 +1,10 @@
-#include "introspect/experiments/statistics.h"
+#include "introspect/statistics/statistics.h"
 
 #include <catch2/catch.hpp>
 
 #include <cmath>
 
-using namespace introspect::experiments;
+using namespace introspect::statistics;
 
 namespace {
 

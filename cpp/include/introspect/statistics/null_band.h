@@ -4,10 +4,10 @@
 #include <span>
 #include <vector>
 
-#include "introspect/experiments/bootstrap.h"
 #include "introspect/export.h"
+#include "introspect/statistics/bootstrap.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 
 /// Rows of numbers in one piece of memory, row after row.
 struct Matrix {
@@ -58,4 +58,4 @@ struct MaxNullBand {
 INTROSPECT_EXPORT MaxNullBand max_null_band(std::span<const double> values, const Matrix& nulls,
                                             double confidence = 0.95, bool studentise = true);
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

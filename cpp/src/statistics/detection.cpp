@@ -1,13 +1,13 @@
-#include "introspect/experiments/detection.h"
+#include "introspect/statistics/detection.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
-#include "experiments/samples.h"
 #include "introspect/core/check.h"
+#include "statistics/samples.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 namespace {
 
 /// log of the binomial coefficients n over 0 to n.
@@ -131,4 +131,4 @@ MatchedRate false_alarms_at(std::span<const double> positives, std::span<const d
   return out;
 }
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

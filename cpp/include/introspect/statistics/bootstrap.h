@@ -9,7 +9,7 @@
 
 #include "introspect/export.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 
 /// Both ends included.
 struct Interval {
@@ -86,4 +86,4 @@ INTROSPECT_EXPORT Interval bootstrap_interval(std::span<const double> replicates
                                               double confidence = 0.95,
                                               std::optional<double> acceleration = {});
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "introspect/experiments/bootstrap.h"
 #include "introspect/export.h"
+#include "introspect/statistics/bootstrap.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 
 /// One question: means over what was read with it, log-odds in nats.
 struct ShiftRow {
@@ -44,4 +44,4 @@ INTROSPECT_EXPORT ShiftTable shift_table(std::span<const double> base, std::span
                                          const std::vector<Factor>& factors = {},
                                          const BootstrapOptions& options = {});
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

@@ -2,11 +2,11 @@
 
 #include <cstdint>
 
-#include "introspect/experiments/detection.h"
-#include "introspect/experiments/null_band.h"
 #include "introspect/export.h"
+#include "introspect/statistics/detection.h"
+#include "introspect/statistics/null_band.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 
 /// What reports tell about what was injected, from how often each pair came up.
 struct Confusion {
@@ -31,4 +31,4 @@ struct Confusion {
 INTROSPECT_EXPORT Confusion confusion(const Matrix& counts, double confidence = 0.95,
                                       int64_t permutations = 10000, uint64_t seed = 0);
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

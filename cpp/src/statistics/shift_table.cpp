@@ -1,12 +1,12 @@
-#include "introspect/experiments/shift_table.h"
+#include "introspect/statistics/shift_table.h"
 
 #include <map>
 #include <set>
 
-#include "experiments/samples.h"
 #include "introspect/core/check.h"
+#include "statistics/samples.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 namespace {
 
 constexpr auto kWho = "shift_table";
@@ -100,4 +100,4 @@ ShiftTable shift_table(std::span<const double> base, std::span<const double> inj
   return table;
 }
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

@@ -1,13 +1,13 @@
-#include "introspect/experiments/confusion.h"
+#include "introspect/statistics/confusion.h"
 
 #include <cmath>
 #include <utility>
 #include <vector>
 
-#include "experiments/samples.h"
 #include "introspect/core/check.h"
+#include "statistics/samples.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 namespace {
 
 constexpr auto kWho = "confusion";
@@ -90,4 +90,4 @@ Confusion confusion(const Matrix& counts, double confidence, int64_t permutation
   return out;
 }
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

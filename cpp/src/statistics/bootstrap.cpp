@@ -1,4 +1,4 @@
-#include "introspect/experiments/bootstrap.h"
+#include "introspect/statistics/bootstrap.h"
 
 #include <algorithm>
 #include <limits>
@@ -8,10 +8,10 @@
 
 #include <torch/types.h>
 
-#include "experiments/samples.h"
 #include "introspect/core/check.h"
+#include "statistics/samples.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 namespace {
 
 /// A factor made ready: its levels 0 to n - 1, in the groups within which they are drawn.
@@ -230,4 +230,4 @@ Interval bootstrap_interval(std::span<const double> replicates, double estimate,
   return {quantile_of_sorted(sorted, low), quantile_of_sorted(sorted, high)};
 }
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

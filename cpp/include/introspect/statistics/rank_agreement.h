@@ -5,7 +5,7 @@
 
 #include "introspect/export.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 
 // How well one list orders what another lists: estimates against exact values, say.
 // Each throws std::invalid_argument for lists of different lengths, fewer than two values, or values that are not finite.
@@ -24,4 +24,4 @@ INTROSPECT_EXPORT double kendall_tau(std::span<const double> a, std::span<const 
 /// Throws also for k not from 1 to the length.
 INTROSPECT_EXPORT double top_k_overlap(std::span<const double> a, std::span<const double> b, int64_t k);
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

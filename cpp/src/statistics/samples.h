@@ -11,7 +11,7 @@
 
 #include "introspect/core/check.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 
 /// Throws std::invalid_argument unless there are at least `least` values and all are finite.
 inline void check_sample(const char* who, const char* what, std::span<const double> values, size_t least) {
@@ -71,4 +71,4 @@ inline double normal_cdf(double z) {
 /// The inverse of normal_cdf, infinite at 0 and 1.
 double normal_quantile(double p);
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

@@ -8,7 +8,7 @@
 
 #include "introspect/export.h"
 
-namespace introspect::graph {
+namespace introspect::ops {
 
 /// Log-odds of one set of tokens against another: log(sum of exp(logit) over `yes`) - the same over `no`, in nats.
 ///
@@ -32,4 +32,4 @@ INTROSPECT_EXPORT std::pair<torch::Tensor, torch::Tensor> most_changed(const tor
                                                                        const torch::Tensor& base_logits,
                                                                        int64_t k, bool raised);
 
-}  // namespace introspect::graph
+}  // namespace introspect::ops

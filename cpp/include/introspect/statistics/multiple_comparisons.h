@@ -5,7 +5,7 @@
 
 #include "introspect/export.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 
 enum class Correction {
   kBonferroni,          // chance of any error, whatever the dependence
@@ -19,4 +19,4 @@ enum class Correction {
 /// Throws std::invalid_argument for no values or values not from 0 to 1.
 INTROSPECT_EXPORT std::vector<double> adjusted_p(std::span<const double> p_values, Correction correction);
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

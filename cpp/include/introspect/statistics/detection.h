@@ -3,10 +3,10 @@
 #include <cstdint>
 #include <span>
 
-#include "introspect/experiments/bootstrap.h"
 #include "introspect/export.h"
+#include "introspect/statistics/bootstrap.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 
 /// Successes of independent trials.
 struct Proportion {
@@ -61,4 +61,4 @@ struct MatchedRate {
 INTROSPECT_EXPORT MatchedRate false_alarms_at(std::span<const double> positives,
                                               std::span<const double> negatives, double hit_rate);
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

@@ -1,4 +1,4 @@
-#include "introspect/experiments/rank_agreement.h"
+#include "introspect/statistics/rank_agreement.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,10 +7,10 @@
 #include <utility>
 #include <vector>
 
-#include "experiments/samples.h"
 #include "introspect/core/check.h"
+#include "statistics/samples.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 namespace {
 
 void check_lists(const char* who, std::span<const double> a, std::span<const double> b) {
@@ -102,4 +102,4 @@ double top_k_overlap(std::span<const double> a, std::span<const double> b, int64
   return static_cast<double>(both) / static_cast<double>(k);
 }
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

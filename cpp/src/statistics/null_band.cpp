@@ -1,12 +1,12 @@
-#include "introspect/experiments/null_band.h"
+#include "introspect/statistics/null_band.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "experiments/samples.h"
 #include "introspect/core/check.h"
+#include "statistics/samples.h"
 
-namespace introspect::experiments {
+namespace introspect::statistics {
 namespace {
 
 void check_curves(const char* who, std::span<const double> values, const Matrix& nulls) {
@@ -82,4 +82,4 @@ MaxNullBand max_null_band(std::span<const double> values, const Matrix& nulls, d
   return out;
 }
 
-}  // namespace introspect::experiments
+}  // namespace introspect::statistics

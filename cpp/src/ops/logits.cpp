@@ -1,4 +1,4 @@
-#include "introspect/graph/readouts.h"
+#include "introspect/ops/logits.h"
 
 #include <algorithm>
 
@@ -6,7 +6,7 @@
 
 #include "introspect/core/check.h"
 
-namespace introspect::graph {
+namespace introspect::ops {
 
 namespace {
 
@@ -61,4 +61,4 @@ std::pair<torch::Tensor, torch::Tensor> most_changed(const torch::Tensor& logits
   return {values, ids};
 }
 
-}  // namespace introspect::graph
+}  // namespace introspect::ops
