@@ -10,6 +10,7 @@
 #   INTROSPECT_QUICK=1   only lint, layering, stubs, cpp and unit
 #   INTROSPECT_SLOW=1    tests/python/slow and sanitize too, with ThreadSanitizer and 100,000 files a reader;
 #                        INTROSPECT_SLOW=all: with those that take minutes each
+#   INTROSPECT_REQUIRE=1 real checkpoints and data that are not there are failures, not skips (continuous integration)
 #
 # The last line is the total: "N passed, N failed". Exits 0 if nothing failed, 1 if something did, 2 when system
 # packages are missing and may not be installed.
@@ -139,7 +140,7 @@ tier_consumer() {
 # Every example, on the smallest real model and with few pairs.
 tier_examples() {
   local model=$MODELS/SmolLM2-135M-Instruct.Q4_1.gguf work=$ROOT/build/examples good=0 bad=0 example arguments
-  [ -e "$model" ] || { skip "$model is not there"; return; }
+  [ -e "$model" ] || { missing "$model is not there"; return; }
   mkdir -p "$work"
   python -c 'import introspect; print("\n".join(introspect.load_suffixes()[:40]))' >"$work/suffixes.txt"
   for example in examples/python/*.py examples/cpp/*.cpp; do
@@ -162,7 +163,7 @@ tier_examples() {
 }
 
 tier_notebooks() {
-  [ -e "$MODELS/SmolLM2-135M-Instruct.Q4_1.gguf" ] || { skip "the real checkpoints are not there"; return; }
+  [ -e "$MODELS/SmolLM2-135M-Instruct.Q4_1.gguf" ] || { missing "the real checkpoints are not there"; return; }
   run_pytest --nbmake --nbmake-timeout=600 notebooks
 }
 
@@ -201,6 +202,13 @@ tier_sanitize() {
 skip() {
   echo "skipped: $*"
   echo "0 0 1" >"$COUNTS"
+}
+
+missing() {
+  [ -n "${INTROSPECT_REQUIRE:-}" ] || { skip "$@"; return; }
+  echo "FAILED: $*"
+  echo "0 1 0" >"$COUNTS"
+  return 1
 }
 
 # fetch_models: the real checkpoints. Tests on them are skipped, and say so, where they are not.

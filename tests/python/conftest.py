@@ -12,19 +12,22 @@ SHARED = Path(os.environ.get("INTROSPECT_SHARED") or ROOT.parent / "shared")
 MODELS = Path(os.environ.get("INTROSPECT_MODELS") or Path.home() / ".cache" / "introspect" / "models")
 
 SLOW = bool(os.environ.get("INTROSPECT_SLOW"))
+REQUIRE = bool(os.environ.get("INTROSPECT_REQUIRE"))
 slow = pytest.mark.skipif(not SLOW, reason="takes minutes: set INTROSPECT_SLOW=1")
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))  # two busy torch processes on few cores starve each other
 
 
-def _existing(path: Path, remedy: str) -> Path:
+def existing(path: Path, remedy: str, *, required: bool = REQUIRE) -> Path:
+    """The path, or a skip that says where it comes from; a failure where INTROSPECT_REQUIRE is set."""
     if not path.exists():
-        pytest.skip(f"{path} is not there: {remedy}")
+        (pytest.fail if required else pytest.skip)(f"{path} is not there: {remedy}")
     return path
 
 
-def _checkpoint(filename: str) -> Path:
-    return _existing(MODELS / filename, "tests/run.sh fetches it where ../shared/tools/fetch_models.py is at hand")
+def _checkpoint(filename: str, *, required: bool = REQUIRE) -> Path:
+    remedy = "tests/run.sh fetches it where ../shared/tools/fetch_models.py is at hand"
+    return existing(MODELS / filename, remedy, required=required)
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def numpy_rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of tokenizers, tiny models and stimuli beside the repository, or a skip."""
-    return _existing(SHARED / "data", "set INTROSPECT_SHARED to the folder that holds data/")
+    return existing(SHARED / "data", "set INTROSPECT_SHARED to the folder that holds data/")
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +63,7 @@ def qwen05() -> Path:
 @pytest.fixture(scope="session")
 def qwen15() -> Path:
     """Qwen2.5-Coder-1.5B-Instruct in q4_k_m, for tests/python/slow."""
-    return _checkpoint("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf")
+    return _checkpoint("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf", required=False)
 
 
 @pytest.fixture(scope="session")
@@ -72,4 +75,4 @@ def gemma3() -> Path:
 @pytest.fixture(scope="session")
 def stories15m(shared_data: Path) -> Path:
     """A tiny real Llama with SentencePiece tokenizer, as an HF folder."""
-    return _existing(shared_data / "models" / "stories15M", "it belongs to the shared data")
+    return existing(shared_data / "models" / "stories15M", "it belongs to the shared data")
