@@ -139,7 +139,7 @@ tier_consumer() {
 
 # Every example, on the smallest real model and with few pairs.
 tier_examples() {
-  local model=$MODELS/SmolLM2-135M-Instruct.Q4_1.gguf work=$ROOT/build/examples good=0 bad=0 example arguments
+  local model=$MODELS/SmolLM2-135M-Instruct.Q4_1.gguf work=$ROOT/build/examples good=0 bad=0 example arguments start
   [ -e "$model" ] || { missing "$model is not there"; return; }
   mkdir -p "$work"
   python -c 'import introspect; print("\n".join(introspect.load_suffixes()[:40]))' >"$work/suffixes.txt"
@@ -149,14 +149,18 @@ tier_examples() {
       *) arguments=("$BUILD/examples/cpp/example_$(basename "$example" .cpp)" "$model") ;;
     esac
     case $example in
-      */python/seven_experiments.py) arguments+=(--nulls 2) ;;
+      */python/seven_experiments.py) arguments+=(--nulls 2 --dtype bfloat16) ;;
+      */python/finetuned_pair.py) arguments+=(--nulls 2 --steps 4) ;;
+      */python/inject.py) arguments+=(--nulls 2) ;;
       */cpp/generate.cpp) arguments+=("What is a KV cache?") ;;
       */cpp/inject.cpp) arguments+=("$work/suffixes.txt") ;;
       */cpp/vector.cpp) arguments+=("$work/suffixes.txt" cat 7 "$work/cat.gguf") ;;
       */python/vectors.py) arguments+=(--output "$work/vectors") ;;
     esac
     echo "\$ ${arguments[*]}"
+    start=$SECONDS
     if "${arguments[@]}" </dev/null; then good=$((good + 1)); else echo "FAILED: $example"; bad=$((bad + 1)); fi
+    echo "($((SECONDS - start)) s)"
   done
   echo "$good $bad 0" >"$COUNTS"
   [ "$bad" = 0 ]
