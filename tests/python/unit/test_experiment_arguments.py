@@ -12,9 +12,10 @@ from looped import CONTROLS, protocol
 from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
-from introspect import _C, detections
+from introspect import _C
 from introspect.cli import run as run_command
 from introspect.cli import sweep as sweep_command
+from introspect.experiments import detections
 from introspect.experiments.run import PROTOCOLS
 
 ROOT = Path(__file__).parents[3]
