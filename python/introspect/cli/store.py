@@ -80,7 +80,7 @@ def merge(
     """Take over the cells of other stores, as of several machines. Of two values for one key the first stays."""
     files = [_file(source) for source in sources]
     import introspect
-    from introspect.store import difference
+    from introspect.experiments.store import difference
 
     into = introspect.Store(_file(target) if target.is_dir() else target)
     report = []

@@ -47,8 +47,8 @@ def load_protocol(source: str | os.PathLike | _C.Protocol) -> _C.Protocol:
     """An experiment's turns, injected messages and questions.
 
     Args:
-        source: a shipped name (``PROTOCOLS`` and ``MORE_PROTOCOLS`` of introspect.experiment) or a JSON file of the
-            format that ``introspect.Protocol`` describes. A protocol is returned as it is.
+        source: a shipped name (``PROTOCOLS`` and ``MORE_PROTOCOLS`` of introspect.experiments.run) or a JSON file of
+            the format that ``introspect.Protocol`` describes. A protocol is returned as it is.
 
     Raises:
         IoError: no such file.

@@ -125,7 +125,7 @@ class Result:
         return found
 
     def leaves_format(self, row: dict) -> bool:
-        """Whether the injection took the probability away from the answers: see KEPT_MASS of introspect.detections."""
+        """Whether the injection took the probability away from the answers: see KEPT_MASS of experiments.detections."""
         if self.protocol["read"] != "yes_no":
             return False
         before, after = answer_mass(row["base"]), answer_mass(row["injected"])
@@ -296,7 +296,7 @@ class Result:
     def verdict(self) -> Verdict:
         """What came out, in one word ("yes", "unclear", "no" or "failed") and one sentence, with the reasons.
 
-        ``introspect.verdicts`` has the rule, and how often chance alone gives a yes.
+        ``introspect.report.verdicts`` has the rule, and how often chance alone gives a yes.
         """
         from ..report.verdicts import of_result
 

@@ -1,0 +1,88 @@
+"""Imports between the modules, those in functions too: each is of something that is there, and none goes in a circle."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import introspect
+
+PACKAGE = Path(introspect.__file__).parent
+
+
+def module_name(file):
+    return ".".join(("introspect", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+FILES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py")) if file.name != "__main__.py"}
+
+
+def imports(name):
+    """(line, module, name in it or "") of every import of the package in a file, as absolute names."""
+    package = name.split(".") if FILES[name].name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            if module.split(".")[0] == "introspect":
+                yield from ((node.lineno, module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((node.lineno, a.name, "") for a in node.names if a.name.split(".")[0] == "introspect")
+
+
+def loaded(name):
+    """The files that importing one loads: not what stands in a function, nor what is for type checkers alone."""
+    package = name.split(".") if FILES[name].name == "__init__.py" else name.split(".")[:-1]
+    found = set()
+    for node in ast.parse(FILES[name].read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{module}.{a.name}" if f"{module}.{a.name}" in FILES else module for a in node.names}
+    return (found & set(FILES)) - {"introspect"}
+
+
+def circle(graph):
+    """The nodes of a circle of {node: nodes it leads to}, or None."""
+    left = {node: set(to) for node, to in graph.items()}
+    while ends := [node for node, to in left.items() if not to & left.keys()]:
+        for node in ends:
+            del left[node]
+    if not left:
+        return None
+    path = [min(left)]
+    while (following := min(left[path[-1]] & left.keys())) not in path:
+        path.append(following)
+    return path[path.index(following) :]
+
+
+def exists(module, name):
+    try:
+        return name in ("", "*") or hasattr(importlib.import_module(module), name) or f"{module}.{name}" in FILES
+    except ModuleNotFoundError:
+        return False
+
+
+def test_what_is_imported_is_there():
+    lost = [
+        f"{FILES[of]}:{line}: {module} {name}"
+        for of in FILES
+        for line, module, name in imports(of)
+        if not exists(module, name)
+    ]
+    assert len(FILES) > 80
+    assert lost == []
+
+
+def test_no_module_loads_itself_by_way_of_others():
+    assert circle({name: loaded(name) for name in FILES}) is None
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c"]
+    assert circle({"a": {"b"}, "b": {"c", "d"}, "c": {"d"}, "d": set()}) is None
+
+
+def test_an_import_of_nothing_is_found():
+    assert exists("introspect.experiments.store", "difference")
+    assert not exists("introspect.store", "difference")
+    assert not exists("introspect.experiments.store", "no_such_name")
