@@ -1,4 +1,4 @@
-"""Imports between the modules, those in functions too: each is of something that is there, and none goes in a circle."""
+"""Imports between modules, those in functions too: each is of something that is there, and none goes in a circle."""
 
 import ast
 import importlib
