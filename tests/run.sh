@@ -149,7 +149,7 @@ tier_examples() {
       *) arguments=("$BUILD/examples/cpp/example_$(basename "$example" .cpp)" "$model") ;;
     esac
     case $example in
-      */python/seven_experiments.py) arguments+=(--nulls 2 --dtype bfloat16) ;;
+      */python/seven_experiments.py) arguments+=(--nulls 2) ;;
       */python/finetuned_pair.py) arguments+=(--nulls 2 --steps 4) ;;
       */python/inject.py) arguments+=(--nulls 2) ;;
       */cpp/generate.cpp) arguments+=("What is a KV cache?") ;;
