@@ -15,6 +15,7 @@
 #include <fstream>
 #include <iostream>
 #include <new>
+#include <optional>
 #include <string>
 
 #include "introspect/core/error.h"
@@ -27,22 +28,19 @@ using introspect::testing::Reader;
 
 namespace {
 
-/// What the library says that its readers throw; anything else is a fault.
-enum class Outcome { accepted, refused };
-
-/// `reason` is that of a refusal.
-Outcome feed(const Reader& reader, const fs::path& path, std::string& reason) {
+/// The words in which a reader refuses a file, or nothing. What the library does not say that its readers throw goes on:
+/// it is a fault.
+std::optional<std::string> refusal(const Reader& reader, const fs::path& path) {
   try {
     reader.read(path);
-    return Outcome::accepted;
+    return {};
   } catch (const introspect::Error& error) {
-    reason = error.what();
+    return error.what();
   } catch (const std::out_of_range& error) {
-    reason = error.what();
+    return error.what();
   } catch (const std::invalid_argument& error) {
-    reason = error.what();
+    return error.what();
   }
-  return Outcome::refused;
 }
 
 struct Count {
@@ -56,7 +54,9 @@ void run_one(const Reader& reader, const fs::path& path, Count& count) {
   ++count.inputs;
   alarm(60);  // a reader that hangs is ended by the signal, and the input stays where it is
   try {
-    count.accepted += feed(reader, path, count.reason) == Outcome::accepted;
+    const auto reason = refusal(reader, path);
+    count.accepted += !reason;
+    if (reason) count.reason = *reason;
   } catch (const std::exception& error) {
     ++count.faults;
     const auto kept = path.parent_path() / (reader.name + "-fault-" + std::to_string(count.faults));

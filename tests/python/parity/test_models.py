@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import SLOW
 from reference import in_dtype, transformers_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -16,7 +17,7 @@ PROMPTS = {
     "emoji": "I ❤️ cats 🐈‍⬛ and bread 🍞, mostly at 3:45 a.m. 👩🏽‍🚀",
     "chat": "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n",
 }
-CONTINUED = ("code", "chat")  # greedily, and the texts compared
+CONTINUED = tuple(PROMPTS) if SLOW else ("code", "chat")  # greedily, and the texts compared
 
 TINY = {
     "vocab_size": 101,

@@ -13,7 +13,7 @@ from local_hub import FILE, NAME, WEIGHTS
 import introspect
 from introspect import hub
 from introspect.data import model_registry, other_models
-from introspect.hub import download as _download
+from introspect.hub import download
 from introspect.hub.model_names import aliases, what_is
 
 pytest_plugins = ("local_hub",)  # its fixtures
@@ -93,7 +93,7 @@ def test_a_body_that_drips_is_given_up(server, folder, entry, monkeypatch):
             pass
 
     monkeypatch.setattr(server, "content", drips)
-    monkeypatch.setattr(_download, "SLOW_SECONDS", 1.0)
+    monkeypatch.setattr(download, "SLOW_SECONDS", 1.0)
     start = time.monotonic()
     with pytest.raises(introspect.IoError, match=r"only \d+ bytes came in 1 s"):
         hub.pull(NAME, say=quiet)
@@ -103,7 +103,7 @@ def test_a_body_that_drips_is_given_up(server, folder, entry, monkeypatch):
 
 def test_a_hub_that_closes_after_every_byte_is_given_up(server, folder, entry, monkeypatch):
     server.cut_after = [1] * 10_000
-    monkeypatch.setattr(_download, "SLOW_SECONDS", 0.5)
+    monkeypatch.setattr(download, "SLOW_SECONDS", 0.5)
     with pytest.raises(introspect.IoError, match=r"bytes came in"):
         hub.pull(NAME, say=quiet)
 
@@ -138,7 +138,7 @@ def test_a_full_disk_names_the_file(server, folder, entry, monkeypatch):
         def write(self, chunk):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(_download, "open_part", lambda part, mode: Full())
+    monkeypatch.setattr(download, "open_part", lambda part, mode: Full())
     with pytest.raises(introspect.IoError, match=rf"{FILE}\.part cannot be written \(No space left on device\)"):
         hub.pull(NAME, say=quiet)
 

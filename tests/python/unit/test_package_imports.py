@@ -16,13 +16,18 @@ def module_name(file):
 FILES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py")) if file.name != "__main__.py"}
 
 
+def absolute(name, node):
+    """The module that a file's ``from ... import`` names."""
+    package = name.split(".") if FILES[name].name == "__init__.py" else name.split(".")[:-1]
+    base = package[: len(package) - node.level + 1] if node.level else []
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
 def imports(name):
     """(line, module, name in it or "") of every import of the package in a file, as absolute names."""
-    package = name.split(".") if FILES[name].name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
+            module = absolute(name, node)
             if module.split(".")[0] == "introspect":
                 yield from ((node.lineno, module, alias.name) for alias in node.names)
         elif isinstance(node, ast.Import):
@@ -31,12 +36,10 @@ def imports(name):
 
 def loaded(name):
     """The files that importing one loads: not what stands in a function, nor what is for type checkers alone."""
-    package = name.split(".") if FILES[name].name == "__init__.py" else name.split(".")[:-1]
     found = set()
     for node in ast.parse(FILES[name].read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) - node.level + 1]
-            module = ".".join([*base, *([node.module] if node.module else [])])
+            module = absolute(name, node)
             found |= {f"{module}.{a.name}" if f"{module}.{a.name}" in FILES else module for a in node.names}
     return (found & set(FILES)) - {"introspect"}
 
