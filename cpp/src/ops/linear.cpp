@@ -85,19 +85,34 @@ bool has_kernel(const torch::Tensor& weight) {
   return weight.is_cpu() && weight.is_contiguous() && (dtype == torch::kFloat32 || dtype == torch::kBFloat16);
 }
 
-/// x [N, D] float32 times the rows of w [V, D] float32, plus b [V] or nothing -> float32 [N, V].
+template <typename X, typename W>
+void multiply(const torch::Tensor& x_ND, const torch::Tensor& w_VD, const torch::Tensor& b_V,
+              torch::Tensor& out_NV) {
+  gemm_rows(x_ND.const_data_ptr<X>(), w_VD.const_data_ptr<W>(),
+            b_V.defined() ? b_V.const_data_ptr<float>() : nullptr, out_NV.mutable_data_ptr<X>(), x_ND.size(0),
+            w_VD.size(0), x_ND.size(1));
+}
+
+/// x [N, D] times the rows of w [V, D], plus b [V] or nothing -> [N, V] in the precision of x, summed in float32.
 torch::Tensor product(const torch::Tensor& x_ND, const torch::Tensor& w_VD, const torch::Tensor& b_V) {
-  const int64_t N = x_ND.size(0), D = x_ND.size(1), V = w_VD.size(0);
-  auto out_NV = at::empty({N, V}, x_ND.options());
+  auto out_NV = at::empty({x_ND.size(0), w_VD.size(0)}, x_ND.options());
   const auto x = x_ND.contiguous();
-  gemm_rows(x.const_data_ptr<float>(), w_VD.const_data_ptr<float>(),
-            b_V.defined() ? b_V.const_data_ptr<float>() : nullptr, out_NV.mutable_data_ptr<float>(), N, V, D);
+  const auto bias = b_V.defined() ? b_V.to(torch::kFloat32).contiguous() : b_V;
+  if (w_VD.scalar_type() == torch::kFloat32)
+    multiply<float, float>(x, w_VD, bias, out_NV);
+  else if (x.scalar_type() == torch::kFloat32)
+    multiply<float, c10::BFloat16>(x, w_VD, bias, out_NV);
+  else
+    multiply<c10::BFloat16, c10::BFloat16>(x, w_VD, bias, out_NV);
   return out_NV;
 }
 
-bool has_product(const torch::Tensor& weight) {
-  return weight.is_cpu() && weight.is_contiguous() && weight.scalar_type() == torch::kFloat32 &&
-         weight.numel() > 0 && has_gemm_rows();
+/// True if `product` is there for x in precision `x` and these weights, and quicker than ATen.
+bool has_product(torch::ScalarType x, const torch::Tensor& weight) {
+  return has_kernel(weight) && weight.numel() > 0 &&
+         (x == torch::kFloat32
+              ? has_gemm_rows()
+              : x == torch::kBFloat16 && weight.scalar_type() == x && has_gemm_rows_bfloat16());
 }
 
 bool needs_grad(const torch::Tensor& x, const torch::Tensor& weight) {
@@ -118,7 +133,8 @@ torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const 
     if (bias.defined()) y.add_(bias);
     return y.to(x.scalar_type()).view(sizes);
   }
-  if (fits && has_product(weight)) return product(x.reshape({rows, D}), weight, bias).view(sizes);
+  if (fits && has_product(x.scalar_type(), weight))
+    return product(x.reshape({rows, D}), weight, bias).view(sizes);
   return bias.defined() ? at::linear(x, weight, bias) : at::linear(x, weight);
 }
 
@@ -128,16 +144,14 @@ torch::Tensor linear_fp32(const torch::Tensor& x_ND, const torch::Tensor& weight
                     weight_VD.sizes());
   const bool plain = x_ND.size(0) > 0 && !needs_grad(x_ND, weight_VD);
   if (plain && x_ND.size(0) <= kMaxRows && has_kernel(weight_VD)) return matvec(x_ND.contiguous(), weight_VD);
-  if (plain && has_product(weight_VD)) return product(x_ND, weight_VD, {});
+  if (plain && has_product(x_ND.scalar_type(), weight_VD)) return product(x_ND, weight_VD, {});
   if (weight_VD.scalar_type() == torch::kFloat32) return at::linear(x_ND, weight_VD);
   // Widened block by block: the whole unembedding in float32 would double the memory of a bfloat16 model.
   constexpr int64_t kBlockRows = 8192;
   std::vector<torch::Tensor> blocks;
   for (int64_t v = 0; v < weight_VD.size(0); v += kBlockRows) {
-    const auto block_vD =
-        weight_VD.narrow(0, v, std::min(kBlockRows, weight_VD.size(0) - v)).to(torch::kFloat32);
-    blocks.push_back(plain && has_product(block_vD) ? product(x_ND, block_vD, {})
-                                                    : at::linear(x_ND, block_vD));
+    const int64_t rows = std::min(kBlockRows, weight_VD.size(0) - v);
+    blocks.push_back(at::linear(x_ND, weight_VD.narrow(0, v, rows).to(torch::kFloat32)));
   }
   return at::cat(blocks, 1);
 }

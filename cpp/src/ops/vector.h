@@ -5,15 +5,10 @@
 
 #include <c10/util/BFloat16.h>
 
+#include "core/clones.h"
+
 // The vectors never cross a call: everything that takes or returns one is inlined.
 #pragma GCC diagnostic ignored "-Wpsabi"
-
-// The compiler makes one copy of each kernel per instruction set and picks when the library is loaded.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define INTROSPECT_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define INTROSPECT_CLONES
-#endif
 
 namespace introspect::ops {
 
