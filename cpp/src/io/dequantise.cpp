@@ -4,11 +4,15 @@
 #include <bit>
 #include <cstring>
 
-#include "core/clones.h"
-
-// One source, three machine codes: the loops below are written for the auto-vectoriser. Products and sums are rounded
-// one by one (-ffp-contract=off in cpp/CMakeLists.txt), so that every CPU gives the bits that the formats' reference
-// code gives.
+// One source, three machine codes, chosen when the library is loaded (which is before ThreadSanitizer can watch): the
+// loops below are written for the auto-vectoriser. Products and sums are rounded one by one (-ffp-contract=off in
+// cpp/CMakeLists.txt), so that every CPU gives the bits that the formats' reference code gives.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_THREAD__)
+#define INTROSPECT_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define INTROSPECT_CLONES
+#endif
 #define INTROSPECT_INLINE __attribute__((always_inline)) inline
 
 namespace introspect::io {

@@ -6,24 +6,18 @@
 #include <vector>
 
 #include "core/parallel.h"
+#include "ops/vector.h"
 
 namespace introspect::ops {
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if INTROSPECT_X86_KERNELS
 
 namespace {
 
-// A panel holds one element of each of 16 rows of x side by side: one AVX-512 register, or two of AVX2.
-#define INTROSPECT_AVX512 __attribute__((target("arch=x86-64-v4")))
-#define INTROSPECT_AVX2 __attribute__((target("arch=x86-64-v3")))
-
-constexpr int64_t kPanelRows = 16;
+constexpr int64_t kPanelRows = 16;  // side by side: one AVX-512 register, or two of AVX2
 constexpr int64_t kColumns = 24;  // of one task: a multiple of every tile's width, whose rows of w stay in L2
 constexpr int64_t kPanels = 32;   // of one sweep over w: 512 rows, which stay in L3
 constexpr int64_t kTaskFlops = 1 << 18;  // less is not worth a thread
-
-using Vector8 = float __attribute__((vector_size(8 * sizeof(float))));
-using Vector16 = float __attribute__((vector_size(16 * sizeof(float))));
 
 template <typename T>
 struct Operands {
@@ -34,7 +28,7 @@ struct Operands {
   int64_t rows, N, K;
 
   /// The same product from row m of x on, m a multiple of kPanelRows.
-  [[gnu::always_inline]] Operands from(int64_t m) const {
+  INTROSPECT_INLINE Operands from(int64_t m) const {
     return {panels + m * K, w, bias, out + m * N, rows - m, N, K};
   }
 };
@@ -58,15 +52,15 @@ void pack(const T* x, float* panels, int64_t M, int64_t K) {
 
 /// P vectors of rows times R rows of w, the products kept in P * R registers over all of K.
 template <typename V, int P, int R, typename T>
-[[gnu::always_inline]] inline void tile(const Operands<T>& o, int64_t n) {
-  constexpr int64_t lanes = sizeof(V) / sizeof(float);
-  V acc[P][R] = {};
+INTROSPECT_INLINE void tile(const Operands<T>& o, int64_t n) {
+  constexpr int64_t lanes = V::width;
+  typename V::Floats acc[P][R] = {};
   const float* w = o.w + n * o.K;
   for (int64_t k = 0; k < o.K; ++k) {
-    V x[P];
+    typename V::Floats x[P];
     for (int p = 0; p < P; ++p) {
       const int64_t row = p * lanes, panel = row / kPanelRows;
-      std::memcpy(&x[p], o.panels + (panel * o.K + k) * kPanelRows + row % kPanelRows, sizeof(V));
+      x[p] = V::load(o.panels + (panel * o.K + k) * kPanelRows + row % kPanelRows);
     }
     for (int r = 0; r < R; ++r) {
       const float weight = w[r * o.K + k];
@@ -82,7 +76,7 @@ template <typename V, int P, int R, typename T>
 
 /// The columns [first, last) of the output for P vectors of rows, R rows of w at a time.
 template <typename V, int P, int R, typename T>
-[[gnu::always_inline]] inline void columns(const Operands<T>& o, int64_t first, int64_t last) {
+INTROSPECT_INLINE void columns(const Operands<T>& o, int64_t first, int64_t last) {
   int64_t n = first;
   for (; n + R <= last; n += R) tile<V, P, R>(o, n);
   for (; n < last; ++n) tile<V, P, 1>(o, n);
@@ -94,13 +88,13 @@ INTROSPECT_AVX512 void block_avx512(const Operands<T>& o, int64_t first, int64_t
   for (int64_t m = 0; m < o.rows;) {
     const auto group = o.from(m);
     if (group.rows > 3 * kPanelRows) {
-      columns<Vector16, 4, 6>(group, first, last);
+      columns<Lanes<16>, 4, 6>(group, first, last);
       m += 4 * kPanelRows;
     } else if (group.rows > kPanelRows) {
-      columns<Vector16, 2, 12>(group, first, last);
+      columns<Lanes<16>, 2, 12>(group, first, last);
       m += 2 * kPanelRows;
     } else {
-      columns<Vector16, 1, 12>(group, first, last);
+      columns<Lanes<16>, 1, 12>(group, first, last);
       m += kPanelRows;
     }
   }
@@ -109,13 +103,7 @@ INTROSPECT_AVX512 void block_avx512(const Operands<T>& o, int64_t first, int64_t
 /// The same with 16 registers: 12 products, two vectors of x and a weight.
 template <typename T>
 INTROSPECT_AVX2 void block_avx2(const Operands<T>& o, int64_t first, int64_t last) {
-  for (int64_t m = 0; m < o.rows; m += kPanelRows) columns<Vector8, 2, 6>(o.from(m), first, last);
-}
-
-bool has_avx512() {
-  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-  return has;
+  for (int64_t m = 0; m < o.rows; m += kPanelRows) columns<Lanes<8>, 2, 6>(o.from(m), first, last);
 }
 
 /// `count` weights in float32: w itself, or widened into `buffer`.
@@ -161,8 +149,7 @@ void multiply(const T* x, const W* w, const float* bias, T* out, int64_t M, int6
 }  // namespace
 
 bool has_gemm_rows() {
-  static const bool has = has_avx512() || (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
-  return has;
+  return has_avx512() || has_avx2();
 }
 
 bool has_gemm_rows_bfloat16() {

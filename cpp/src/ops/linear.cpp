@@ -14,54 +14,44 @@ constexpr int64_t kUnroll = 4;   // independent accumulators, to hide the latenc
 constexpr int64_t kBytesPerTask = 1 << 16;
 
 /// out[n, v] = x[n, :] . w[v, :] for v in [first, last), float32 accumulation.
-template <typename W, int N>
-[[gnu::always_inline]] inline void dot_rows(const float* x, const W* w, float* out, int64_t D, int64_t V,
-                                            int64_t first, int64_t last) {
-  constexpr int64_t step = kLanes * kUnroll;
+template <typename V, int N, typename W>
+INTROSPECT_INLINE void dot_rows(const float* x, const W* w, float* out, int64_t D, int64_t n_outputs,
+                                int64_t first, int64_t last) {
+  constexpr int64_t step = V::width * kUnroll;
   for (int64_t v = first; v < last; ++v) {
     const W* row = w + v * D;
-    Vector acc[N][kUnroll] = {};
+    typename V::Floats acc[N][kUnroll] = {};
     int64_t d = 0;
     for (; d + step <= D; d += step)
       for (int64_t u = 0; u < kUnroll; ++u) {
-        const Vector weight = load(row + d + u * kLanes);
-        for (int n = 0; n < N; ++n) acc[n][u] += load(x + n * D + d + u * kLanes) * weight;
+        const auto weight = V::load(row + d + u * V::width);
+        for (int n = 0; n < N; ++n) acc[n][u] += V::load(x + n * D + d + u * V::width) * weight;
       }
-    for (; d + kLanes <= D; d += kLanes) {
-      const Vector weight = load(row + d);
-      for (int n = 0; n < N; ++n) acc[n][0] += load(x + n * D + d) * weight;
+    for (; d + V::width <= D; d += V::width) {
+      const auto weight = V::load(row + d);
+      for (int n = 0; n < N; ++n) acc[n][0] += V::load(x + n * D + d) * weight;
     }
     for (int n = 0; n < N; ++n) {
-      float total = sum((acc[n][0] + acc[n][1]) + (acc[n][2] + acc[n][3]));
+      float total = V::sum((acc[n][0] + acc[n][1]) + (acc[n][2] + acc[n][3]));
       for (int64_t rest = d; rest < D; ++rest) total += x[n * D + rest] * static_cast<float>(row[rest]);
-      out[n * V + v] = total;
+      out[n * n_outputs + v] = total;
     }
   }
 }
 
-template <typename W>
-[[gnu::always_inline]] inline void dispatch_rows(const float* x, const W* w, float* out, int64_t N, int64_t D,
-                                                 int64_t V, int64_t first, int64_t last) {
+template <typename V, typename W>
+INTROSPECT_INLINE void few_rows(const float* x, const W* w, float* out, int64_t N, int64_t D,
+                                int64_t n_outputs, int64_t first, int64_t last) {
   switch (N) {
     case 1:
-      return dot_rows<W, 1>(x, w, out, D, V, first, last);
+      return dot_rows<V, 1>(x, w, out, D, n_outputs, first, last);
     case 2:
-      return dot_rows<W, 2>(x, w, out, D, V, first, last);
+      return dot_rows<V, 2>(x, w, out, D, n_outputs, first, last);
     case 3:
-      return dot_rows<W, 3>(x, w, out, D, V, first, last);
+      return dot_rows<V, 3>(x, w, out, D, n_outputs, first, last);
     default:
-      return dot_rows<W, 4>(x, w, out, D, V, first, last);
+      return dot_rows<V, 4>(x, w, out, D, n_outputs, first, last);
   }
-}
-
-INTROSPECT_CLONES void few_rows(const float* x, const float* w, float* out, int64_t N, int64_t D, int64_t V,
-                                int64_t first, int64_t last) {
-  dispatch_rows(x, w, out, N, D, V, first, last);
-}
-
-INTROSPECT_CLONES void few_rows(const float* x, const c10::BFloat16* w, float* out, int64_t N, int64_t D,
-                                int64_t V, int64_t first, int64_t last) {
-  dispatch_rows(x, w, out, N, D, V, first, last);
 }
 
 /// x [N, D] float32 times the rows of w [V, D] -> float32 [N, V], for N <= kMaxRows.
@@ -72,10 +62,12 @@ torch::Tensor matvec(const torch::Tensor& x_ND, const torch::Tensor& w_VD) {
   float* out = out_NV.mutable_data_ptr<float>();
   const int64_t grain = std::max<int64_t>(1, kBytesPerTask / (D * static_cast<int64_t>(w_VD.element_size())));
   parallel_for(0, V, grain, [&](int64_t first, int64_t last) {
-    if (w_VD.scalar_type() == torch::kFloat32)
-      few_rows(x, w_VD.const_data_ptr<float>(), out, N, D, V, first, last);
-    else
-      few_rows(x, w_VD.const_data_ptr<c10::BFloat16>(), out, N, D, V, first, last);
+    with_lanes([&](auto lanes) INTROSPECT_INLINED {
+      if (w_VD.scalar_type() == torch::kFloat32)
+        few_rows<decltype(lanes)>(x, w_VD.const_data_ptr<float>(), out, N, D, V, first, last);
+      else
+        few_rows<decltype(lanes)>(x, w_VD.const_data_ptr<c10::BFloat16>(), out, N, D, V, first, last);
+    });
   });
   return out_NV;
 }

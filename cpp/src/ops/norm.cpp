@@ -13,75 +13,49 @@ namespace {
 constexpr int64_t kElementsPerTask = 1 << 15;
 
 /// The mean of squares of a row, in float32.
-template <typename T>
-[[gnu::always_inline]] inline float mean_square(const T* x, int64_t D) {
-  Vector acc[2] = {};
+template <typename V, typename T>
+INTROSPECT_INLINE float mean_square(const T* x, int64_t D) {
+  typename V::Floats acc[2] = {};
   int64_t d = 0;
-  for (; d + 2 * kLanes <= D; d += 2 * kLanes)
+  for (; d + 2 * V::width <= D; d += 2 * V::width)
     for (int64_t u = 0; u < 2; ++u) {
-      const Vector v = load(x + d + u * kLanes);
+      const auto v = V::load(x + d + u * V::width);
       acc[u] += v * v;
     }
-  float total = sum(acc[0] + acc[1]);
+  float total = V::sum(acc[0] + acc[1]);
   for (; d < D; ++d) total += static_cast<float>(x[d]) * static_cast<float>(x[d]);
   return total / static_cast<float>(D);
 }
 
 /// Rows [first, last) of x times their inverse scale, rounded to T, times the weight (none: null), rounded again.
-/// With kRoundOnce the product is rounded at its end only.
-template <typename T, typename W, bool kRoundOnce>
-[[gnu::always_inline]] inline void normalize_rows(const T* x, const W* weight, T* out, int64_t D, float eps,
-                                                  int64_t first, int64_t last) {
+/// Where x is narrower than the weight, the product is rounded at its end only.
+template <typename V, typename T, typename W>
+INTROSPECT_INLINE void normalize_rows(const T* x, const W* weight, T* out, int64_t D, float eps,
+                                      int64_t first, int64_t last) {
   for (int64_t row = first; row < last; ++row) {
     const T* in = x + row * D;
     T* to = out + row * D;
-    const float inverse_scale = 1.0f / std::sqrt(mean_square(in, D) + eps);
+    const float inverse_scale = 1.0f / std::sqrt(mean_square<V>(in, D) + eps);
     int64_t d = 0;
-    for (; d + kLanes <= D; d += kLanes) {
-      Vector y = load(in + d) * inverse_scale;
-      if (!kRoundOnce) y = rounded_to<T>(y);
-      store(to + d, weight ? load(weight + d) * y : y);
+    for (; d + V::width <= D; d += V::width) {
+      auto y = V::load(in + d) * inverse_scale;
+      if (std::is_same_v<T, W>) y = V::template rounded_to<T>(y);
+      V::store(to + d, weight ? V::load(weight + d) * y : y);
     }
     for (; d < D; ++d) {
       float y = static_cast<float>(in[d]) * inverse_scale;
-      if (!kRoundOnce) y = static_cast<float>(static_cast<T>(y));
+      if (std::is_same_v<T, W>) y = static_cast<float>(static_cast<T>(y));
       to[d] = static_cast<T>(weight ? static_cast<float>(weight[d]) * y : y);
     }
   }
 }
 
-template <typename T>
-[[gnu::always_inline]] inline void scale_rows(const T* x, float* out, int64_t D, float eps, int64_t first,
-                                              int64_t last) {
-  for (int64_t row = first; row < last; ++row) out[row] = std::sqrt(mean_square(x + row * D, D) + eps);
+template <typename V, typename T>
+INTROSPECT_INLINE void scale_rows(const T* x, float* out, int64_t D, float eps, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) out[row] = std::sqrt(mean_square<V>(x + row * D, D) + eps);
 }
 
 using BFloat16 = c10::BFloat16;
-
-INTROSPECT_CLONES void rms_rows(const float* x, const float* weight, float* out, int64_t D, float eps,
-                                int64_t first, int64_t last) {
-  normalize_rows<float, float, false>(x, weight, out, D, eps, first, last);
-}
-
-INTROSPECT_CLONES void rms_rows(const BFloat16* x, const BFloat16* weight, BFloat16* out, int64_t D,
-                                float eps, int64_t first, int64_t last) {
-  normalize_rows<BFloat16, BFloat16, false>(x, weight, out, D, eps, first, last);
-}
-
-INTROSPECT_CLONES void rms_rows(const BFloat16* x, const float* weight, BFloat16* out, int64_t D, float eps,
-                                int64_t first, int64_t last) {
-  normalize_rows<BFloat16, float, true>(x, weight, out, D, eps, first, last);
-}
-
-INTROSPECT_CLONES void rms_scales(const float* x, float* out, int64_t D, float eps, int64_t first,
-                                  int64_t last) {
-  scale_rows(x, out, D, eps, first, last);
-}
-
-INTROSPECT_CLONES void rms_scales(const BFloat16* x, float* out, int64_t D, float eps, int64_t first,
-                                  int64_t last) {
-  scale_rows(x, out, D, eps, first, last);
-}
 
 /// True if x goes through the kernels above. float64 does not: transformers' bits are wanted there.
 bool has_kernel(const torch::Tensor& x, const torch::Tensor& weight) {
@@ -104,7 +78,9 @@ torch::Tensor rms_by_kernel(const torch::Tensor& x_any, const torch::Tensor& wei
   auto out = at::empty(x.sizes(), x.options());
   const auto run = [&]<typename T, typename W>(const T* in, const W* w, T* to) {
     for_rows(x, [&](int64_t first, int64_t last) {
-      rms_rows(in, w, to, D, static_cast<float>(eps), first, last);
+      with_lanes([&](auto lanes) INTROSPECT_INLINED {
+        normalize_rows<decltype(lanes)>(in, w, to, D, static_cast<float>(eps), first, last);
+      });
     });
   };
   if (x.scalar_type() == torch::kFloat32)
@@ -159,10 +135,14 @@ torch::Tensor rms_scale(const torch::Tensor& x, double eps) {
   auto out = at::empty(sizes, rows.options().dtype(torch::kFloat32));
   float* to = out.mutable_data_ptr<float>();
   for_rows(rows, [&](int64_t first, int64_t last) {
-    if (rows.scalar_type() == torch::kFloat32)
-      rms_scales(rows.const_data_ptr<float>(), to, D, static_cast<float>(eps), first, last);
-    else
-      rms_scales(rows.const_data_ptr<BFloat16>(), to, D, static_cast<float>(eps), first, last);
+    with_lanes([&](auto lanes) INTROSPECT_INLINED {
+      if (rows.scalar_type() == torch::kFloat32)
+        scale_rows<decltype(lanes)>(rows.const_data_ptr<float>(), to, D, static_cast<float>(eps), first,
+                                    last);
+      else
+        scale_rows<decltype(lanes)>(rows.const_data_ptr<BFloat16>(), to, D, static_cast<float>(eps), first,
+                                    last);
+    });
   });
   return out;
 }

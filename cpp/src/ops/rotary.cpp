@@ -56,9 +56,9 @@ struct Rotation {
 };
 
 /// Rows [first, last) of the result, numbered as [B, H, T]; each product rounded to T, as transformers rounds.
-template <typename T>
-[[gnu::always_inline]] inline void rotate_rows(const T* x, const T* cos, const T* sin, T* out,
-                                               const Rotation& r, int64_t first, int64_t last) {
+template <typename V, typename T>
+INTROSPECT_INLINE void rotate_rows(const T* x, const T* cos, const T* sin, T* out, const Rotation& r,
+                                   int64_t first, int64_t last) {
   for (int64_t row = first; row < last; ++row) {
     const int64_t b = row / (r.H * r.T), h = row / r.T % r.H, t = row % r.T;
     const T* in = x + b * r.batch_stride + t * r.position_stride + h * r.K;
@@ -66,10 +66,12 @@ template <typename T>
     const T* s = sin + b * r.angle_stride + t * r.half;
     T* to = out + row * r.K;
     int64_t i = 0;
-    for (; i + kLanes <= r.half; i += kLanes) {
-      const Vector u = load(in + i), v = load(in + r.half + i), cosine = load(c + i), sine = load(s + i);
-      store(to + i, rounded_to<T>(u * cosine) - rounded_to<T>(v * sine));
-      store(to + r.half + i, rounded_to<T>(v * cosine) + rounded_to<T>(u * sine));
+    const auto rounded = [](const auto& v) INTROSPECT_INLINED { return V::template rounded_to<T>(v); };
+    for (; i + V::width <= r.half; i += V::width) {
+      const auto u = V::load(in + i), v = V::load(in + r.half + i);
+      const auto cosine = V::load(c + i), sine = V::load(s + i);
+      V::store(to + i, rounded(u * cosine) - rounded(v * sine));
+      V::store(to + r.half + i, rounded(v * cosine) + rounded(u * sine));
     }
     const auto product = [](T a, T b) {
       return static_cast<float>(static_cast<T>(static_cast<float>(a) * static_cast<float>(b)));
@@ -81,16 +83,6 @@ template <typename T>
     }
     for (i = 2 * r.half; i < r.K; ++i) to[i] = in[i];
   }
-}
-
-INTROSPECT_CLONES void rotate(const float* x, const float* cos, const float* sin, float* out,
-                              const Rotation& r, int64_t first, int64_t last) {
-  rotate_rows(x, cos, sin, out, r, first, last);
-}
-
-INTROSPECT_CLONES void rotate(const c10::BFloat16* x, const c10::BFloat16* cos, const c10::BFloat16* sin,
-                              c10::BFloat16* out, const Rotation& r, int64_t first, int64_t last) {
-  rotate_rows(x, cos, sin, out, r, first, last);
 }
 
 bool has_kernel(const torch::Tensor& x_BTHK, const torch::Tensor& cos, const torch::Tensor& sin) {
@@ -109,7 +101,10 @@ torch::Tensor rotated(const torch::Tensor& x_BTHK, const torch::Tensor& cos, con
   auto out_BHTK = at::empty({B, H, T_, K}, x_BTHK.options());
   T* out = out_BHTK.template mutable_data_ptr<T>();
   parallel_for(0, B * H * T_, std::max<int64_t>(1, kElementsPerTask / K), [&](int64_t first, int64_t last) {
-    rotate(x_BTHK.const_data_ptr<T>(), cos.const_data_ptr<T>(), sin.const_data_ptr<T>(), out, r, first, last);
+    with_lanes([&](auto lanes) INTROSPECT_INLINED {
+      rotate_rows<decltype(lanes)>(x_BTHK.const_data_ptr<T>(), cos.const_data_ptr<T>(),
+                                   sin.const_data_ptr<T>(), out, r, first, last);
+    });
   });
   return out_BHTK.transpose(1, 2);
 }

@@ -1,11 +1,11 @@
 #include "ops/tree_attention.h"
-#include "core/parallel.h"
 
 #include <cmath>
 #include <limits>
 #include <type_traits>
 #include <vector>
 
+#include "core/parallel.h"
 #include "ops/vector.h"
 
 namespace introspect::ops {
@@ -37,31 +37,31 @@ struct Operands {
 template <typename T>
 using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-template <typename T>
-[[gnu::always_inline]] inline Wide<T> dot(const T* a, const T* b, int64_t K) {
+template <typename V, typename T>
+INTROSPECT_INLINE Wide<T> dot(const T* a, const T* b, int64_t K) {
   Wide<T> total = 0;
   int64_t i = 0;
   if constexpr (!std::is_same_v<T, double>) {
-    Vector acc = {};
-    for (; i + kLanes <= K; i += kLanes) acc += load(a + i) * load(b + i);
-    total = sum(acc);
+    typename V::Floats acc = {};
+    for (; i + V::width <= K; i += V::width) acc += V::load(a + i) * V::load(b + i);
+    total = V::sum(acc);
   }
   for (; i < K; ++i) total += static_cast<Wide<T>>(a[i]) * static_cast<Wide<T>>(b[i]);
   return total;
 }
 
 /// to += factor * x.
-template <typename T>
-[[gnu::always_inline]] inline void add_scaled(Wide<T>* to, Wide<T> factor, const T* x, int64_t K) {
+template <typename V, typename T>
+INTROSPECT_INLINE void add_scaled(Wide<T>* to, Wide<T> factor, const T* x, int64_t K) {
   int64_t i = 0;
   if constexpr (!std::is_same_v<T, double>)
-    for (; i + kLanes <= K; i += kLanes) store(to + i, load(to + i) + load(x + i) * factor);
+    for (; i + V::width <= K; i += V::width) V::store(to + i, V::load(to + i) + V::load(x + i) * factor);
   for (; i < K; ++i) to[i] += factor * static_cast<Wide<T>>(x[i]);
 }
 
 /// The queries [first, last): softmax over the chain of ancestors, and their values' mean under it.
-template <typename T>
-[[gnu::always_inline]] inline void attend_rows(const Operands<T>& o, int64_t first, int64_t last) {
+template <typename V, typename T>
+INTROSPECT_INLINE void attend_rows(const Operands<T>& o, int64_t first, int64_t last) {
   std::vector<int32_t> chain;
   std::vector<Wide<T>> weights, z(static_cast<size_t>(o.K));
   const auto scale = static_cast<Wide<T>>(o.scale), soft_cap = static_cast<Wide<T>>(o.soft_cap);
@@ -77,7 +77,7 @@ template <typename T>
       const T* query = o.q.at(h, t);
       auto largest = -std::numeric_limits<Wide<T>>::infinity();
       for (size_t i = 0; i < chain.size(); ++i) {
-        auto score = dot(query, o.k.at(g, chain[i]), o.K) * scale;
+        auto score = dot<V>(query, o.k.at(g, chain[i]), o.K) * scale;
         if (soft_cap > 0) score = soft_cap * std::tanh(score / soft_cap);
         weights[i] = score;
         largest = std::max(largest, score);
@@ -87,24 +87,12 @@ template <typename T>
       for (size_t i = 0; i < chain.size(); ++i) {
         const auto weight = std::exp(weights[i] - largest);
         total += weight;
-        add_scaled<T>(z.data(), weight, o.v.at(g, chain[i]), o.K);
+        add_scaled<V>(z.data(), weight, o.v.at(g, chain[i]), o.K);
       }
       T* to = o.out + (t * o.H + h) * o.K;
       for (int64_t i = 0; i < o.K; ++i) to[i] = static_cast<T>(z[static_cast<size_t>(i)] / total);
     }
   }
-}
-
-INTROSPECT_CLONES void attend_tree(const Operands<float>& o, int64_t first, int64_t last) {
-  attend_rows(o, first, last);
-}
-
-INTROSPECT_CLONES void attend_tree(const Operands<c10::BFloat16>& o, int64_t first, int64_t last) {
-  attend_rows(o, first, last);
-}
-
-INTROSPECT_CLONES void attend_tree(const Operands<double>& o, int64_t first, int64_t last) {
-  attend_rows(o, first, last);
 }
 
 template <typename T>
@@ -126,7 +114,9 @@ torch::Tensor run(const torch::Tensor& q, const torch::Tensor& k, const torch::T
                          tree.window,
                          scale,
                          soft_cap};
-  parallel_for(0, n_queries, 8, [&](int64_t first, int64_t last) { attend_tree(o, first, last); });
+  parallel_for(0, n_queries, 8, [&](int64_t first, int64_t last) {
+    with_lanes([&](auto lanes) INTROSPECT_INLINED { attend_rows<decltype(lanes)>(o, first, last); });
+  });
   return out;
 }
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from ..experiments.results import Compared, Result
 from ..experiments.sweeps import Curve, curves, range_grids
 from .ranges import thinned
-from .style import CONCEPT, CONTROL, NATS, NULL, THIRD, Figure, NothingToDraw, frame
+from .style import CONCEPT, CONTROL, NATS, NULL, THIRD, Figure, NothingToDraw, frame, legend_below
 
 MOST = 6  # rows of one figure
 BAND = "lowest to highest random direction"
@@ -65,7 +65,7 @@ def _figure(result: Result, along: str, least: int) -> Figure:
     labels: dict[str, Any] = {}
     for axes in rows[0]:
         labels |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(handles=list(labels.values()), loc="outside lower left", ncols=3, frameon=False, fontsize=8.5)
+    legend_below(figure, list(labels.values()))
     more = f" · the first {MOST} of {left_out + MOST}" if left_out > 0 else ""
     figure.suptitle(f"{result.protocol['name']} · {result.model['name']}{more}", x=0.01, ha="left", fontsize=11)
     return figure

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-from .style import CONCEPT, CONTROL, NULL, RANDOM, Figure, frame
+from .style import CONCEPT, CONTROL, NULL, RANDOM, Figure, frame, legend_below
 
 ByLayer = Mapping[int, float]
 
@@ -50,12 +51,10 @@ def lens_curves(
         axes.set_visible(False)
     for axes in panels[::columns]:
         axes.set_ylabel(ylabel, fontsize=9)
-    handles: dict[str, object] = {}
+    handles: dict[str, Artist] = {}
     for axes in panels[: len(curves)]:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(
-        handles=list(handles.values()), loc="outside lower left", ncols=len(handles), frameon=False, fontsize=8.5
-    )
+    legend_below(figure, list(handles.values()))
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure

@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import math
 import textwrap
+from collections.abc import Sequence
 
 import matplotlib.figure
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from ..experiments.results import Compared
@@ -85,11 +87,19 @@ def frame(axes: Axes) -> None:
 
 
 def legend(axes: Axes, colours: list[tuple[str, str]], nulls: bool) -> None:
-    figure = axes.figure
     handles = [axes.plot([], [], "o", color=colour, label=text, markersize=7)[0] for text, colour in colours]
     if nulls:
         handles.append(axes.plot([], [], "|", color=NULL, label=RANDOM, markersize=9)[0])
-    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False, fontsize=8.5)
+    legend_below(axes.figure, handles)
+
+
+def legend_below(figure: matplotlib.figure.FigureBase, handles: Sequence[Artist]) -> None:
+    """Below all panels, in as many columns as the figure is wide enough for."""
+    for columns in range(len(handles), 0, -1):
+        below = figure.legend(handles=handles, loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)
+        if columns == 1 or below.get_window_extent().width <= figure.get_window_extent().width:
+            return
+        below.remove()
 
 
 def shorten(text: str, width: int) -> str:

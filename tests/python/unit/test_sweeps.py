@@ -43,6 +43,12 @@ def swept(strengths=(0.1,), ranges=RANGES, peak=(2, 5), height=3.0):
     return Result(synthetic.sweep(["cat", "bread"], strengths, ranges, shift, noise, n_layers=8))
 
 
+def own_question(result):
+    """The result without its control questions: curves are one panel wide."""
+    result.rows[:] = [row for row in result.rows if row["question_kind"] == "introspection"]
+    return result
+
+
 # What is varied
 
 
@@ -132,7 +138,9 @@ HEADS = {"injected": [[0.1, 0.2], [0.9, 0.0], [0.3, 0.1]], "not": [[0.1, 0.2], [
         lambda: plots.range_maps(swept()),
         lambda: plots.layer_curves(swept()),
         lambda: plots.strength_curves(swept(strengths=(0.05, 0.1, 0.2), ranges=[(2, 5)])),
+        lambda: plots.layer_curves(own_question(swept())),
         lambda: plots.lens_curves(LENS, title="a title"),
+        lambda: plots.lens_curves(LENS[:1]),
         lambda: plots.head_maps(HEADS),
         lambda: plots.head_maps({"difference": [[-0.1, 0.2], [0.0, 0.0]]}),
         lambda: plots.confusion([[3, 1], [2, 2]], ["cat", "bread"], interval=(0.3, 0.9)),
@@ -141,8 +149,11 @@ HEADS = {"injected": [[0.1, 0.2], [0.9, 0.0], [0.3, 0.1]], "not": [[0.1, 0.2], [
 )
 def test_pictures_can_be_saved(drawn, tmp_path):
     for suffix in ("png", "svg"):
-        drawn().savefig(tmp_path / f"x.{suffix}")
+        figure = drawn()
+        figure.savefig(tmp_path / f"x.{suffix}")
         assert (tmp_path / f"x.{suffix}").stat().st_size > 5000
+        for legend in figure.legends:  # none is cut off
+            assert legend.get_window_extent().x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize(
