@@ -14,7 +14,7 @@ out=introspect-runs/quickstart
 mkdir -p "$out"
 
 # Weights and activations in bfloat16, what is read in float32: with AVX-512 about three times as fast as float32
-# throughout, and within 0.06 nat of it. Other processors multiply bfloat16 more slowly than float32.
+# throughout, and within 0.06 nat of it. Other processors multiply bfloat16 no faster than float32.
 dtype=bfloat16
 [ "$(uname -m)" != x86_64 ] || grep -qs avx512bw /proc/cpuinfo || dtype=float32
 echo "Weights and activations are $dtype; every reading is float32."
