@@ -142,7 +142,6 @@ tier_examples() {
   local model=$MODELS/SmolLM2-135M-Instruct.Q4_1.gguf work=$ROOT/build/examples good=0 bad=0 example arguments start
   [ -e "$model" ] || { missing "$model is not there"; return; }
   mkdir -p "$work"
-  python -c 'import introspect; print("\n".join(introspect.load_suffixes()[:40]))' >"$work/suffixes.txt"
   for example in examples/python/*.py examples/cpp/*.cpp; do
     case $example in
       *.py) arguments=(python "$example" --model "$model" --suffixes 40) ;;
@@ -153,8 +152,7 @@ tier_examples() {
       */python/finetuned_pair.py) arguments+=(--nulls 2 --steps 4) ;;
       */python/inject.py) arguments+=(--nulls 2) ;;
       */cpp/generate.cpp) arguments+=("What is a KV cache?") ;;
-      */cpp/inject.cpp) arguments+=("$work/suffixes.txt") ;;
-      */cpp/vector.cpp) arguments+=("$work/suffixes.txt" cat 7 "$work/cat.gguf") ;;
+      */cpp/vector.cpp) arguments+=(cat 7 "$work/cat.gguf") ;;
       */python/vectors.py) arguments+=(--output "$work/vectors") ;;
     esac
     echo "\$ ${arguments[*]}"

@@ -1,8 +1,7 @@
 // Train a control vector from pairs of texts, say how well each layer tells them apart, and apply it while generating.
 //
-//     example_vector MODEL.gguf SUFFIXES.txt [CONCEPT] [STRENGTH] [OUTPUT.gguf]
+//     example_vector MODEL [CONCEPT] [STRENGTH] [OUTPUT.gguf]
 
-#include <fstream>
 #include <iostream>
 
 #include "introspect/models/generate.h"
@@ -11,29 +10,18 @@
 
 using namespace introspect;
 
-namespace {
-
-std::vector<std::string> read_lines(const char* path) {
-  std::ifstream file(path);
-  std::vector<std::string> lines;
-  for (std::string line; std::getline(file, line);) lines.push_back(line);
-  return lines;
-}
-
-}  // namespace
-
 int main(int argc, char** argv) {
-  if (argc < 3) {
-    std::cerr << "usage: example_vector MODEL SUFFIXES [CONCEPT] [STRENGTH] [OUTPUT.gguf]\n"
-                 "SUFFIXES: a text file of sentence beginnings, one a line\n";
+  if (argc < 2) {
+    std::cerr << "usage: example_vector MODEL [CONCEPT] [STRENGTH] [OUTPUT.gguf]\n";
     return 2;
   }
   try {
-    const std::string concept_name = argc > 3 ? argv[3] : "cat";
-    const double strength = argc > 4 ? std::stod(argv[4]) : 7.0;
+    const std::string concept_name = argc > 2 ? argv[2] : "cat";
+    const double strength = argc > 3 ? std::stod(argv[3]) : 7.0;
     const auto model = models::Model::load(argv[1], {.dtype = torch::kBFloat16});
-    const auto pairs = steering::concept_pairs(*model, concept_name, read_lines(argv[2]));
-    const auto vector = steering::train(*model, pairs);
+    auto suffixes = steering::load_suffixes();
+    suffixes.resize(100);
+    const auto vector = steering::train(*model, steering::concept_pairs(*model, concept_name, suffixes));
 
     std::cout << "layer  sign agreement  AUC on held-out pairs\n";
     for (const auto& [layer, judged] : vector.origin().diagnostics)
@@ -55,8 +43,8 @@ int main(int argc, char** argv) {
                 << '\n';
     }
 
-    if (argc > 5) {
-      vector.export_gguf(argv[5]);
+    if (argc > 4) {
+      vector.export_gguf(argv[4]);
       std::cout << "wrote " << argv[5] << ", which repeng and llama.cpp read\n";
     }
   } catch (const std::exception& error) {

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,9 @@ def _fault(parameters: Sequence[Parameter], positional: list, named: dict[str, A
     in_order = [p for p in parameters if not p.keyword_only and not p.name.startswith("*")]
     takes_rest = any(p.name.startswith("*") and p.name != "*" for p in parameters)
     if (unknown := [key for key in named if key not in by_name]) and not takes_rest:
-        return 0, f"there is no argument {unknown[0]!r}"
+        near = difflib.get_close_matches(unknown[0], by_name, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        return 0, f"there is no argument {unknown[0]!r}{hint}"
     if len(positional) > len(in_order) and not takes_rest:
         behind = [p.name for p in parameters if p.keyword_only and p.name not in named]
         hint = f" ({', '.join(behind)} by name only)" if behind else ""

@@ -5,12 +5,15 @@
 
 #include "introspect/core/check.h"
 #include "introspect/core/error.h"
+#include "introspect/experiments/protocol.h"
 #include "introspect/version.h"
 
-// Uses LibTorch and introspect together, and catches an exception thrown as the library throws it.
+// Uses LibTorch and introspect together, finds the data that is installed with the library, and catches an exception
+// thrown as the library throws it.
 int main() {
   std::cout << "introspect " << INTROSPECT_VERSION << ", built with torch " << INTROSPECT_BUILT_WITH_TORCH
             << ", running with torch " << TORCH_VERSION << '\n';
+  std::cout << "protocol: " << introspect::experiments::Protocol::load("no_info").name << '\n';
   const auto x = torch::ones({2, 3});
   try {
     introspect::check<introspect::ShapeError>(x.dim() == 3, "consumer: x must have 3 dimensions, got ",

@@ -17,6 +17,7 @@
 #include "introspect/io/mapped_tensors.h"
 #include "introspect/io/memory_tensors.h"
 #include "introspect/io/safetensors.h"
+#include "introspect/io/share.h"
 #include "introspect/io/tensor_source.h"
 
 #include "introspect/text/chat.h"
@@ -61,6 +62,7 @@
 #include "introspect/models/config.h"
 #include "introspect/models/config_json.h"
 #include "introspect/models/finite.h"
+#include "introspect/models/find_model.h"
 #include "introspect/models/generate.h"
 #include "introspect/models/model.h"
 #include "introspect/models/new_model.h"

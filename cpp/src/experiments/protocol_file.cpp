@@ -12,6 +12,7 @@
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
 #include "introspect/io/file.h"
+#include "introspect/io/share.h"
 
 #include "experiments/placeholders.h"
 
@@ -328,6 +329,16 @@ std::string name_of(const std::map<std::string, T>& names, T wanted) {
 }
 
 /// The file with what it does not give taken from the file beside it that it is based on.
+/// The file of a protocol: the path, or where nothing is there that of the protocol of this name that comes with the
+/// library.
+std::filesystem::path protocol_file(const std::filesystem::path& path_or_name) {
+  if (path_or_name.has_parent_path() || std::filesystem::exists(path_or_name)) return path_or_name;
+  const auto folder = io::share_folder() / "protocols";
+  auto file = folder / path_or_name;
+  file += ".json";
+  return std::filesystem::exists(file) ? file : path_or_name;
+}
+
 nlohmann::json load_json(const std::filesystem::path& path, int depth = 0) {
   auto json = parse_text(io::read_text(path), path.string());
   if (!json.is_object() || !json.contains("based_on")) return json;
@@ -359,7 +370,8 @@ Protocol Protocol::parse(const std::string& json) {
   return from_json(parsed);
 }
 
-Protocol Protocol::load(const std::filesystem::path& path) {
+Protocol Protocol::load(const std::filesystem::path& path_or_name) {
+  const auto path = protocol_file(path_or_name);
   auto json = load_json(path);
   if (json.is_object() && json.contains("controls") && json["controls"].is_string()) {
     const auto beside = path.parent_path() / json["controls"].get<std::string>();

@@ -12,7 +12,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string read_json(const fs::path& path) {
+/// The text of a JSON object.
+std::string checked_text(const fs::path& path) {
   auto text = read_text(path);
   parse_json_object(text, path);
   return text;
@@ -57,8 +58,8 @@ HfFolder HfFolder::open(const fs::path& folder) {
   if (!fs::exists(config, ignored) && fs::exists(adapter, ignored)) throw_adapter(folder, adapter);
   check<IoError>(fs::exists(config, ignored), folder.string(), ": has no config.json");
   HfFolder opened{
-      .folder = folder, .config_json = read_json(config), .generation_config_json = {}, .weights = {}};
-  if (fs::exists(generation, ignored)) opened.generation_config_json = read_json(generation);
+      .folder = folder, .config_json = checked_text(config), .generation_config_json = {}, .weights = {}};
+  if (fs::exists(generation, ignored)) opened.generation_config_json = checked_text(generation);
   opened.weights = open_weights(folder);
   return opened;
 }

@@ -4,6 +4,10 @@
 
 namespace introspect::io {
 
+nlohmann::json read_json(const std::filesystem::path& path) {
+  return parse_json<IoError>(read_text(path), path.string());
+}
+
 nlohmann::json read_json_object(const std::filesystem::path& path) {
   return parse_json_object(read_text(path), path);
 }

@@ -11,6 +11,9 @@ namespace introspect::io {
 inline constexpr JsonRules kPythonJson = {.numbers_of_python = true,
                                           .may_repeat = [](size_t, std::string_view) { return true; }};
 
+/// What a JSON file holds. Throws IoError, naming the file.
+nlohmann::json read_json(const std::filesystem::path& path);
+
 /// The object in a JSON file of a model's folder. Throws IoError, naming the file.
 nlohmann::json read_json_object(const std::filesystem::path& path);
 

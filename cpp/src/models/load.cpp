@@ -7,6 +7,7 @@
 #include "introspect/core/sha256.h"
 #include "introspect/io/hf_folder.h"
 #include "introspect/io/memory_tensors.h"
+#include "introspect/models/find_model.h"
 #include "introspect/models/model.h"
 #include "io/json_file.h"
 #include "models/architecture.h"
@@ -71,8 +72,10 @@ std::shared_ptr<const Model> assemble(std::shared_ptr<const io::TensorSource> so
 
 }  // namespace
 
-std::shared_ptr<const Model> Model::load(const std::filesystem::path& path, const LoadOptions& options) {
+std::shared_ptr<const Model> Model::load(const std::filesystem::path& path_or_name,
+                                         const LoadOptions& options) {
   check_options(options);
+  const auto path = find_model(path_or_name);
   const at::NoGradGuard no_grad;
   std::shared_ptr<const io::TensorSource> source;
   Architecture architecture;

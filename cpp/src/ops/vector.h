@@ -104,14 +104,12 @@ struct Lanes {
 
   /// Halves of the vector are added until four floats are left.
   INTROSPECT_INLINE static float sum(const Floats& v) {
-    if constexpr (L == 16) {
-      return Lanes<8>::sum(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                           __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-    } else if constexpr (L == 8) {
-      return Lanes<4>::sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) +
-                           __builtin_shufflevector(v, v, 4, 5, 6, 7));
+    if constexpr (L > 4) {
+      typename Registers<L / 2>::Floats low, high;
+      std::memcpy(&low, &v, sizeof low);
+      std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+      return Lanes<L / 2>::sum(low + high);
     } else {
-      static_assert(L == 4);
       return (v[0] + v[2]) + (v[1] + v[3]);
     }
   }

@@ -9,7 +9,9 @@
 
 #include "core/parallel.h"
 #include "introspect/core/check.h"
+#include "introspect/io/share.h"
 #include "introspect/steering/diagnostics.h"
+#include "io/json_file.h"
 #include "steering/pairs.h"
 
 namespace introspect::steering {
@@ -152,6 +154,10 @@ SharedTexts shared_texts(const std::vector<NamedPairs>& sets) {
 }
 
 }  // namespace
+
+std::vector<std::string> load_suffixes() {
+  return io::read_json(io::share_folder() / "suffixes.json").get<std::vector<std::string>>();
+}
 
 std::vector<TextPair> concept_pairs(const models::Model& model, const std::string& concept_name,
                                     const std::vector<std::string>& suffixes) {

@@ -6,6 +6,8 @@
 #include <torch/types.h>
 
 #include "introspect/core/check.h"
+#include "introspect/io/share.h"
+#include "io/json_file.h"
 
 namespace introspect::steering {
 namespace {
@@ -28,6 +30,15 @@ void check_finite(const Activations& activations, const std::vector<std::string>
 }
 
 }  // namespace
+
+std::vector<std::string> load_words(const std::string& name) {
+  const auto lists = io::read_json(io::share_folder() / "words.json");
+  std::string names;
+  for (const auto& [known, words] : lists.items()) names += (names.empty() ? "" : ", ") + known;
+  check<std::invalid_argument>(lists.contains(name), "load_words: name must be one of ", names, ", got ",
+                               quoted(name));
+  return lists[name].get<std::vector<std::string>>();
+}
 
 std::vector<std::string> word_prompts(const models::Model& model, const std::string& word,
                                       const WordPrompts& prompts) {

@@ -2,28 +2,20 @@
 
 #include <dlfcn.h>
 
-#include <filesystem>
 #include <string>
 
+#include "core/library_folder.h"
 #include "introspect/core/check.h"
 
 namespace introspect::text {
 namespace {
-
-/// The folder that holds the library this function is in.
-std::filesystem::path own_folder() {
-  Dl_info info{};
-  check<IoError>(dladdr(reinterpret_cast<const void*>(&own_folder), &info) != 0 && info.dli_fname,
-                 "libintrospect: the system does not say where this library lies");
-  return std::filesystem::canonical(info.dli_fname).parent_path();
-}
 
 const SentencePieceFunctions& open_module() {
   int mode = RTLD_NOW | RTLD_LOCAL;
 #if defined(RTLD_DEEPBIND) && !defined(__SANITIZE_ADDRESS__)  // AddressSanitizer refuses such libraries
   mode |= RTLD_DEEPBIND;  // its own symbols before those of the process, LibTorch's among them
 #endif
-  const auto path = own_folder() / INTROSPECT_SENTENCEPIECE_MODULE;
+  const auto path = library_folder() / INTROSPECT_SENTENCEPIECE_MODULE;
   void* const module = dlopen(path.c_str(), mode);
   check<IoError>(module != nullptr, "SentencePiece tokenizer: the module that runs it cannot be opened: ",
                  module ? "" : dlerror());

@@ -6,9 +6,10 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data import FOLDER as DATA
+from ..data import FOLDER
 from ..experiments.detections import blocks
 from ..experiments.results import Result
 from ..experiments.sweeps import is_random, is_sweep, random_direction
@@ -46,7 +47,7 @@ def html(results: Sequence[Result], pictures: dict[str, bytes], drawings: dict[s
     from ..plots.panels import EMPTY, THEMES
     from ..plots.style import CONCEPT, CONTROL, THIRD
 
-    template = (DATA / "report.html.jinja").read_text(encoding="utf-8")
+    template = Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     figures = [_figure(name, pictures.get(name), drawings.get(name)) for name in pictures]
     parts = sections(results)
@@ -137,7 +138,7 @@ def definition_of(result: Result) -> dict[str, Any]:
 
 def describe(result: Result) -> str:
     """A sentence about the protocol: ours for those that are shipped, and the file's own source for others."""
-    known = json.loads((DATA / "descriptions.json").read_text(encoding="utf-8"))
+    known = json.loads((FOLDER / "descriptions.json").read_text(encoding="utf-8"))
     definition = definition_of(result)
     return definition.get("description") or known.get(result.protocol["name"]) or definition.get("source", "")
 

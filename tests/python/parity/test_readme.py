@@ -11,7 +11,11 @@ from conftest import ROOT, SLOW
 
 FENCES = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DEFAULT, SMALLEST = "qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct"
-FOOD = re.compile(r"bread|food|meal|bak(e|ing)|cook|eat|dough|flour|breakfast|lunch|dinner|coffee|kitchen|toast", re.I)
+FOOD = re.compile(  # whole words: "created" is not about eating
+    r"\b(breads?|foods?|meals?|bak(e|ed|ing)|cook(ed|ing)?|eat(ing)?|ate|dough|flour|breakfast|lunch|dinner|coffee|"
+    r"kitchen|toast|recipes?|soup|cheese|delicious)\b",
+    re.I,
+)
 # Fewer questions and random vectors, for minutes instead of half an hour; with INTROSPECT_SLOW all of them are run too.
 SMALLER = {
     "layers=[(8, 16)])": "layers=[(8, 16)], questions=[], nulls=2)",

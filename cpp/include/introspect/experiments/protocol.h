@@ -141,8 +141,10 @@ struct Protocol {
 
   /// Throws ConfigError that names the place ("protocol 'x': turns[2].role must be ..., got ...").
   INTROSPECT_EXPORT static Protocol parse(const std::string& json);
+  /// A file, or the name of a protocol that comes with the library ("no_info"; io::share_folder has them all).
+  ///
   /// Throws IoError when the file or one that it names cannot be read, ConfigError as parse does.
-  INTROSPECT_EXPORT static Protocol load(const std::filesystem::path& path);
+  INTROSPECT_EXPORT static Protocol load(const std::filesystem::path& path_or_name);
 
   /// The protocol in the file's format, with the controls inside. parse(to_json()) is the same protocol.
   INTROSPECT_EXPORT std::string to_json() const;

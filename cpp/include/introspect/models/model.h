@@ -84,11 +84,12 @@ struct ForwardOptions {
 /// `forward` is const and may run in several threads at once.
 class INTROSPECT_EXPORT Model {
  public:
-  /// Reads a Hugging Face folder or a .gguf file. Nothing in it is executed.
+  /// Reads a Hugging Face folder, a .gguf file or the file of a short name (models/find_model.h). Nothing in it is
+  /// executed.
   ///
   /// Throws IoError for files that are missing or damaged, ConfigError for an architecture, quantisation or option
   /// that is not supported, ShapeError for a tensor whose shape contradicts the config.
-  static std::shared_ptr<const Model> load(const std::filesystem::path& path,
+  static std::shared_ptr<const Model> load(const std::filesystem::path& path_or_name,
                                            const LoadOptions& options = {});
 
   /// The same from tensors in memory: the config.json and the state dict of a transformers model. No file is written.

@@ -27,6 +27,11 @@ struct NamedPairs {
   std::vector<TextPair> pairs;
 };
 
+/// The 582 beginnings of answers that come with the library. Source: repeng; see cpp/share/SOURCES.md.
+///
+/// Throws IoError as io::share_folder does.
+INTROSPECT_EXPORT std::vector<std::string> load_suffixes();
+
 /// The concept pairs of the introspection experiments, one a suffix: an empty system message, the user's "Please talk
 /// about {concept}." against "Please talk about anything.", and the suffix as the start of the assistant's answer.
 ///

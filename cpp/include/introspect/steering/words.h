@@ -10,6 +10,12 @@
 
 namespace introspect::steering {
 
+/// A list of words that comes with the library: "concepts" (50), "baseline" (100), "more_concepts" (450) or
+/// "concepts_lindsey" (50). Source: see cpp/share/SOURCES.md.
+///
+/// Throws std::invalid_argument for another name, listing them, and IoError as io::share_folder does.
+INTROSPECT_EXPORT std::vector<std::string> load_words(const std::string& name);
+
 /// What a word is put into before it is read.
 struct WordPrompts {
   std::vector<std::string> templates = {"Tell me about {word}."};  ///< each with {word} in it

@@ -1,9 +1,11 @@
-"""The data files that ship with the package. SOURCES.md says where each comes from."""
+"""The data files that come with the library (cpp/share). SOURCES.md there says where each comes from."""
 
 import json
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
+_PACKAGE = Path(__file__).parent
+_CHECKOUT = _PACKAGE.parents[1] / "cpp" / "share"
+FOLDER = _CHECKOUT if (_CHECKOUT / "SOURCES.md").exists() else _PACKAGE / "share" / "introspect"
 
 
 def load_suffixes(path: str | Path | None = None) -> list[str]:

@@ -1,0 +1,401 @@
+#include "experiments/protocol_run.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <unordered_set>
+
+#include <ATen/Parallel.h>
+#include <torch/types.h>
+#include <nlohmann/json.hpp>
+
+#include "experiments/finite.h"
+#include "experiments/reading_check.h"
+#include "experiments/readout.h"
+#include "introspect/core/check.h"
+#include "introspect/version.h"
+
+namespace introspect::experiments {
+
+int64_t graph_budget(const ExperimentOptions& options, bool samples) {
+  return samples ? options.memory_budget / 2 : options.memory_budget;
+}
+
+ProtocolRun::ProtocolRun(const graph::ModelPtr& model, const Protocol& protocol, const NamedVectors& vectors,
+                         const ExperimentOptions& options)
+    : model_(model),
+      protocol_(protocol),
+      options_(options),
+      plan_(make_plan(*model, protocol, vectors, options)),
+      origin_{model->cfg().model_name,
+              model->hash(),
+              dtype_name(model->dtype()),
+              model->device().str(),
+              protocol.name,
+              protocol.hash(),
+              options.seed,
+              to_string(*options.strength_unit),
+              INTROSPECT_VERSION,
+              INTROSPECT_BUILT_WITH_TORCH},
+      cell_keys_(*model, protocol, plan_, options.seed) {
+  check_budget();
+  count();
+}
+
+int64_t ProtocolRun::n_asks() const {
+  int64_t out = 0;
+  for (const auto& scene : plan_.scenes) out += static_cast<int64_t>(scene.asks.size());
+  return out;
+}
+
+int64_t ProtocolRun::missing_tokens() const {
+  int64_t out = 0;
+  for (const auto& wanted : missing_) out += n_tokens(wanted);
+  return out;
+}
+
+double ProtocolRun::n_logits() const {
+  const auto& what = plan_.readouts;
+  return (what.lens ? static_cast<double>(model_->cfg().n_layers) : 1.0) + (plan_.is_compared() ? 1 : 0);
+}
+
+int64_t ProtocolRun::direction_bytes() const {
+  std::unordered_set<const void*> seen;
+  int64_t out = 0;
+  for (const auto& injection : plan_.injections)
+    for (const auto& [layer, direction] : injection.directions)
+      if (seen.insert(direction.unsafeGetTensorImpl()).second)
+        out += static_cast<int64_t>(direction.nbytes());
+  return out;
+}
+
+void ProtocolRun::enter_first(graph::Graph& graph) {
+  for (const auto& scene : plan_.scenes)
+    for (const auto& ask : scene.asks) want(scene, ask, nullptr);
+  if (!needs_more_first()) return;
+  auto& view = enter(graph);
+  for (const auto* scene : unmeasured_) view.measure_norms(*scene);
+  if (protocol_.inject == Inject::patch)
+    for (const auto& [concept_name, ids] : plan_.scenes.front().others)
+      view.measure_other(plan_.scenes.front(), concept_name);
+  for (const auto& wanted : std::exchange(missing_, {})) view.want(wanted);
+}
+
+void ProtocolRun::keep_first() {
+  for (const auto* scene : unmeasured_) {
+    for (const auto& [layer, norm] : measured_.norms.at(scene))
+      if (!std::isfinite(norm))
+        throw_not_finite(*model_, "run_experiment", protocol_, *scene, scene->asks.front());
+    Cell cell{cell_keys_.norms(*scene), nlohmann::json(measured_.norms.at(scene)).dump()};
+    cell.kind = "norms";
+    if (options_.store) options_.store->put(cell, origin_);
+  }
+  if (options_.control_filter) filter_controls();
+}
+
+void ProtocolRun::stand_in() {
+  for (const auto* scene : unmeasured_)
+    for (int64_t layer = 0; layer < model_->cfg().n_layers; ++layer) measured_.norms[scene][layer] = 1.0;
+  for (const auto& scene : plan_.scenes)
+    for (const auto& [concept_name, ids] : scene.others) {
+      const auto differs = static_cast<double>(measured_.others.size());
+      auto& other = measured_.others[{&scene, concept_name}];
+      for (int64_t layer = 0; layer < model_->cfg().n_layers; ++layer)
+        other[layer] = at::full({static_cast<int64_t>(ids.size()), model_->cfg().d_model}, differs);
+    }
+}
+
+void ProtocolRun::plan_injections() {
+  for (const auto& injection : plan_.injections)
+    for (const auto& scene : plan_.scenes) {
+      if (!plan_.is_steered(injection)) continue;
+      added_[{&scene, &injection}] = added_hash(scene, injection);
+      for (const auto& ask : scene.asks)
+        if (dropped_.count(&ask) == 0) want(scene, ask, &injection);
+    }
+  std::reverse(missing_.begin(), missing_.end());  // they are taken from the end
+}
+
+void ProtocolRun::note_asked() const {
+  std::vector<Cell> cells;
+  const auto flush = [&] {
+    options_.store->put_asked(cells, origin_);
+    cells.clear();
+  };
+  const auto add = [&](const Scene& scene, const Ask& ask, const Injection* injection) {
+    if (dropped_.count(&ask) > 0) return;
+    const bool is_steered = injection && plan_.is_steered(*injection);
+    cells.push_back(
+        make_cell({&scene, &ask, injection, keys_.at({&scene, &ask, is_steered ? injection : nullptr})}, {}));
+    if (cells.size() == 10'000) flush();
+  };
+  for (const auto& scene : plan_.scenes)
+    for (const auto& ask : scene.asks) add(scene, ask, nullptr);
+  for (const auto& injection : plan_.injections)
+    for (const auto& scene : plan_.scenes)
+      for (const auto& ask : scene.asks) add(scene, ask, &injection);
+  flush();
+}
+
+void ProtocolRun::enter_next(graph::Graph& graph, int64_t& tokens, int64_t most_tokens) {
+  if (is_complete() || tokens >= most_tokens) return;
+  auto& view = enter(graph);
+  for (; !missing_.empty() && tokens < most_tokens; missing_.pop_back()) {
+    const auto& wanted = missing_.back();
+    if (wanted.injection && plan_.is_compared() && measured_.base.count({wanted.scene, wanted.ask}) == 0)
+      view.measure_base(*wanted.scene, *wanted.ask);
+    view.want(wanted);
+    tokens += n_tokens(wanted);
+  }
+}
+
+void ProtocolRun::take(const std::vector<std::pair<graph::ReadId, engine::Captured>>& captured,
+                       const std::function<void()>& tell) {
+  if (!view_) return;
+  std::vector<ReadRow> rows;
+  auto complete = view_->take(captured);
+  for (auto& [place, parts] : complete) {
+    const auto& wanted = view_->wanted()[place];
+    rows.push_back({wanted.ask, parts.resid_LD, parts.attention_LH, parts.continuations, {}});
+    if (wanted.injection && plan_.is_compared())
+      rows.back().base_D = measured_.base.at({wanted.scene, wanted.ask});
+  }
+  auto readings = read_out(*model_, plan_, rows);
+  std::vector<Prompt> prompts;
+  std::vector<size_t> prompted;  // readings whose text is sampled
+  for (size_t i = 0; i < readings.size(); ++i) {
+    const auto& wanted = view_->wanted()[complete[i].first];
+    auto& parts = complete[i].second;
+    if (readings[i].is_finite()) {
+      if (!parts.cache) continue;
+      prompted.push_back(i);
+      prompts.push_back(prompt(wanted, std::move(*parts.cache), parts.resid_LD[-1]));
+    } else if (!wanted.injection) {
+      throw_not_finite(*model_, "run_experiment", protocol_, *wanted.scene, *wanted.ask);
+    }
+  }
+  const auto finish = [&](const std::vector<size_t>& rows) {
+    std::vector<std::pair<const Wanted*, Reading>> finished;
+    for (const size_t row : rows)
+      finished.emplace_back(&view_->wanted()[complete[row].first], std::move(readings[row]));
+    keep(std::move(finished));
+    tell();
+  };
+  std::vector<size_t> without_text;
+  for (size_t row = 0; row < readings.size(); ++row)
+    if (!std::binary_search(prompted.begin(), prompted.end(), row)) without_text.push_back(row);
+  finish(without_text);
+  continue_all(*model_, std::move(prompts), protocol_.sampling, options_.memory_budget / 4,
+               [&](const std::vector<size_t>& places, std::vector<std::string> texts) {
+                 std::vector<size_t> rows;
+                 for (size_t i = 0; i < places.size(); ++i) {
+                   rows.push_back(prompted[places[i]]);
+                   readings[rows.back()].text = std::move(texts[i]);
+                 }
+                 n_texts_ += static_cast<int64_t>(rows.size());
+                 finish(rows);
+               });
+}
+
+void ProtocolRun::leave() {
+  if (!view_) return;
+  const auto& wanted = view_->wanted();
+  for (auto one = wanted.rbegin(); one != wanted.rend(); ++one)
+    if (n_waiting_.count(one->key) > 0) missing_.push_back(*one);
+  view_.reset();
+}
+
+Result ProtocolRun::collect() const {
+  Result out;
+  const auto& cfg = model_->cfg();
+  out.model = {cfg.model_name,
+               model_->hash(),
+               cfg.original_architecture,
+               cfg.n_layers,
+               dtype_name(model_->dtype()),
+               model_->device().str()};
+  out.protocol = {protocol_.name,      protocol_.hash(),   to_string(protocol_.read),
+                  protocol_.yes_token, protocol_.no_token, to_string(protocol_.inject),
+                  protocol_.answers};
+  const bool is_residual = *options_.strength_unit == StrengthUnit::residual;
+  out.settings = {options_.seed,
+                  options_.nulls,
+                  to_string(*options_.strength_unit),
+                  is_residual ? "median" : "",
+                  plan_.controls,
+                  at::get_num_threads(),
+                  INTROSPECT_VERSION,
+                  INTROSPECT_BUILT_WITH_TORCH,
+                  options_.continuations,
+                  options_.control_filter};
+  if (options_.control_filter) {
+    for (const auto& scene : plan_.scenes)
+      out.settings.controls_asked += std::count_if(scene.asks.begin(), scene.asks.end(),
+                                                   [](const auto& ask) { return ask.kind == "control"; });
+    out.settings.controls_kept = out.settings.controls_asked - static_cast<int64_t>(dropped_.size());
+  }
+  out.warnings = plan_.warnings;
+  for (const auto& injection : plan_.injections)
+    for (const auto& scene : plan_.scenes)
+      for (const auto& ask : scene.asks) {
+        if (dropped_.count(&ask) > 0) continue;
+        const auto& base = readings_.at(keys_.at({&scene, &ask, nullptr}));
+        const auto& injected =
+            plan_.is_steered(injection) ? readings_.at(keys_.at({&scene, &ask, &injection})) : base;
+        out.rows.push_back(
+            {injection.concept_name, injection.strength, injection.first_layer, injection.last_layer,
+             ask.question, ask.kind, injection.null_index < 0 ? ask.kind : "random", injection.null_index,
+             base, injected, ask.paraphrase, injection.place, injection.part.first, injection.part.last,
+             ask.asked_in, protocol_.read == experiments::Read::yes_no && leaves_format(base, injected)});
+      }
+  warn_of_broken_settings(out);
+  return out;
+}
+
+void ProtocolRun::count() {
+  const auto steered = std::count_if(plan_.injections.begin(), plan_.injections.end(),
+                                     [&](const auto& injection) { return plan_.is_steered(injection); });
+  total_ = 0;
+  for (const auto& scene : plan_.scenes)
+    for (const auto& ask : scene.asks) total_ += dropped_.count(&ask) ? 1 : 1 + steered;
+}
+
+void ProtocolRun::want(const Scene& scene, const Ask& ask, const Injection* injection) {
+  auto key = cell_keys_.reading(scene, ask, injection ? added_.at({&scene, injection}) : "");
+  keys_[{&scene, &ask, injection}] = key;
+  if (const auto found = n_waiting_.find(key); found != n_waiting_.end()) {
+    ++found->second;
+    return;
+  }
+  if (readings_.count(key) == 0)
+    if (const auto stored = options_.store ? options_.store->get(key) : std::nullopt)
+      readings_.emplace(key, stored_reading(*options_.store, key, *stored, plan_, ask));
+  if (readings_.count(key) > 0) {
+    ++done_;
+    return;
+  }
+  n_waiting_.emplace(key, 1);
+  missing_.push_back({&scene, &ask, injection, std::move(key)});
+}
+
+void ProtocolRun::keep(std::vector<std::pair<const Wanted*, Reading>> finished) {
+  if (options_.store && !finished.empty()) {
+    std::vector<Cell> cells;
+    for (const auto& [wanted, reading] : finished) cells.push_back(make_cell(*wanted, reading.to_json()));
+    options_.store->put_many(cells, origin_);
+  }
+  for (auto& [wanted, reading] : finished) {
+    readings_.emplace(wanted->key, std::move(reading));
+    done_ += n_waiting_.at(wanted->key);
+    n_waiting_.erase(wanted->key);
+  }
+}
+
+Cell ProtocolRun::make_cell(const Wanted& wanted, std::string value) const {
+  const auto& [scene, ask, injection, key] = wanted;
+  Cell cell{key, std::move(value)};
+  cell.question = ask->question;
+  cell.question_kind = ask->kind;
+  cell.kind = "base";
+  cell.paraphrase = ask->paraphrase;
+  cell.asked_in = ask->asked_in;
+  if (!injection) return cell;
+  cell.base_key = keys_.at({scene, ask, nullptr});
+  cell.concept_name = injection->concept_name;
+  cell.strength = injection->strength;
+  cell.first_layer = injection->first_layer;
+  cell.last_layer = injection->last_layer;
+  cell.kind = injection->null_index < 0 ? ask->kind : "random";
+  cell.null_index = injection->null_index;
+  cell.place = injection->place;
+  cell.part_first = injection->part.first;
+  cell.part_last = injection->part.last;
+  return cell;
+}
+
+std::string ProtocolRun::added_hash(const Scene& scene, const Injection& injection) const {
+  std::string out;
+  switch (protocol_.inject) {
+    case Inject::vector:
+    case Inject::random:
+      out = directions_hash(scaled(scene, injection, *options_.strength_unit, measured_));
+      break;
+    case Inject::model:
+      out = "model " + plan_.prefill_model->hash();
+      break;
+    case Inject::tokens:
+      return "tokens " + ids_hash(scene.others.at(injection.concept_name));
+    case Inject::patch:
+      out = concat("patch ", ids_hash(scene.others.at(injection.concept_name)), " ", injection.strength, " ",
+                   injection.first_layer, " ", injection.last_layer);
+      break;
+  }
+  const auto ranges = reached(scene, injection);
+  if (scene.is_whole() && ranges == scene.spans) return out;
+  for (const auto& [first, last] : ranges) out += concat(" ", first, "-", last);
+  return out;
+}
+
+bool ProtocolRun::find_norms(const Scene& scene) {
+  const auto key = cell_keys_.norms(scene);
+  const auto stored = options_.store ? options_.store->get(key) : std::nullopt;
+  if (stored) measured_.norms[&scene] = stored_norms(*options_.store, key, *stored, model_->cfg().n_layers);
+  return stored.has_value();
+}
+
+void ProtocolRun::filter_controls() {
+  for (const auto& scene : plan_.scenes)
+    for (const auto& ask : scene.asks)
+      if (ask.kind == "control" &&
+          !(readings_.at(keys_.at({&scene, &ask, nullptr})).log_odds < *options_.control_filter))
+        dropped_.insert(&ask);
+  count();
+}
+
+bool ProtocolRun::needs_more_first() {
+  if (*options_.strength_unit == StrengthUnit::residual)
+    for (const auto& scene : plan_.scenes)
+      if (!find_norms(scene)) unmeasured_.push_back(&scene);
+  return !unmeasured_.empty() || options_.control_filter || protocol_.inject == Inject::patch;
+}
+
+Prompt ProtocolRun::prompt(const Wanted& wanted, cache::KVCache cache, torch::Tensor resid_D) const {
+  const auto& [scene, ask, injection, key] = wanted;
+  const bool steered = injection && ask->keeps_steering && protocol_.inject != Inject::patch;
+  auto tokens = scene->before;
+  const auto& span = injection && protocol_.inject == Inject::tokens
+                         ? scene->others.at(injection->concept_name)
+                         : scene->injected;
+  tokens.insert(tokens.end(), span.begin(), span.end());
+  tokens.insert(tokens.end(), ask->after.begin(), ask->after.end());
+  // Draws hang on what is drawn, not on which readings are made together with it.
+  const uint64_t seed = std::stoull(key.substr(0, 16), nullptr, 16);
+  return {std::move(cache), std::move(resid_D), std::move(tokens),
+          steered ? scaled(*scene, *injection, *options_.strength_unit, measured_) : Directions{}, seed};
+}
+
+void ProtocolRun::check_budget() {
+  for (const auto& scene : plan_.scenes) {
+    const auto& longest =
+        *std::max_element(scene.asks.begin(), scene.asks.end(),
+                          [](const auto& a, const auto& b) { return a.after.size() < b.after.size(); });
+    graph::Graph graph;
+    Measured none;
+    ExperimentGraph view(graph, model_, protocol_, plan_, *options_.strength_unit, none);
+    view.want({&scene, &longest, nullptr, ""});
+    if (*options_.strength_unit == StrengthUnit::residual) view.measure_norms(scene);
+    if (protocol_.inject == Inject::model) view.want({&scene, &longest, &plan_.injections.front(), ""});
+    for (const auto& [concept_name, ids] : scene.others) view.measure_other(scene, concept_name);
+    try {
+      graph::RunOptions options;
+      options.memory_budget = graph_budget(options_, samples());
+      graph.plan(options);
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(concat("run_experiment: question '", longest.question, "' of protocol '",
+                                         protocol_.name, "' must fit into memory_budget ",
+                                         options_.memory_budget, ": ", error.what()));
+    }
+  }
+}
+
+}  // namespace introspect::experiments
