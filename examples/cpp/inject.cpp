@@ -28,14 +28,14 @@ int main(int argc, char** argv) {
     experiments::ExperimentOptions options;
     options.strengths = {fraction};
     options.strength_unit = experiments::StrengthUnit::residual;
-    options.questions = {};  // the protocol's own alone, without controls
+    options.questions = std::vector<std::string>{};  // no controls: the protocol's own question alone
     options.nulls = 3;
     const auto result = experiments::run_experiment(model, experiments::Protocol::load("no_info"),
                                                     {{concept_name, vector}}, options);
     std::cout << "log-odds(yes) without an injection: " << result.rows.front().base.log_odds << " nats\n";
     for (const auto& row : result.rows)
-      std::cout << (row.kind == "random" ? "random rotation" : row.concept_name) << ": "
-                << row.injected.log_odds << '\n';
+      std::cout << (row.kind == "random" ? "random rotation" : row.concept_name)
+                << " injected: " << row.injected.log_odds << '\n';
   } catch (const std::exception& error) {
     std::cerr << "example_inject: " << error.what() << '\n';
     return 1;

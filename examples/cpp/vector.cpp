@@ -45,7 +45,7 @@ int main(int argc, char** argv) {
 
     if (argc > 4) {
       vector.export_gguf(argv[4]);
-      std::cout << "wrote " << argv[5] << ", which repeng and llama.cpp read\n";
+      std::cout << "wrote " << argv[4] << ", which repeng and llama.cpp read\n";
     }
   } catch (const std::exception& error) {
     std::cerr << "example_vector: " << error.what() << '\n';
