@@ -9,9 +9,9 @@
 // cpp/CMakeLists.txt), so that every CPU gives the bits that the formats' reference code gives.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_THREAD__)
-#define INTROSPECT_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#define INTROSPECT_VECTORISED __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
-#define INTROSPECT_CLONES
+#define INTROSPECT_VECTORISED
 #endif
 #define INTROSPECT_INLINE __attribute__((always_inline)) inline
 
@@ -43,7 +43,7 @@ INTROSPECT_INLINE uint32_t load_u32(const uint8_t* p) {
 
 constexpr int kBlock = 32;
 
-INTROSPECT_CLONES void dequantise_q4_0(const uint8_t* b, int64_t n, float* __restrict y) {
+INTROSPECT_VECTORISED void dequantise_q4_0(const uint8_t* b, int64_t n, float* __restrict y) {
   for (; n > 0; --n, b += 18, y += kBlock) {
     const float d = load_half(b);
     for (int j = 0; j < 16; ++j) {
@@ -53,7 +53,7 @@ INTROSPECT_CLONES void dequantise_q4_0(const uint8_t* b, int64_t n, float* __res
   }
 }
 
-INTROSPECT_CLONES void dequantise_q4_1(const uint8_t* b, int64_t n, float* __restrict y) {
+INTROSPECT_VECTORISED void dequantise_q4_1(const uint8_t* b, int64_t n, float* __restrict y) {
   for (; n > 0; --n, b += 20, y += kBlock) {
     const float d = load_half(b), m = load_half(b + 2);
     for (int j = 0; j < 16; ++j) {
@@ -63,7 +63,7 @@ INTROSPECT_CLONES void dequantise_q4_1(const uint8_t* b, int64_t n, float* __res
   }
 }
 
-INTROSPECT_CLONES void dequantise_q5_0(const uint8_t* b, int64_t n, float* __restrict y) {
+INTROSPECT_VECTORISED void dequantise_q5_0(const uint8_t* b, int64_t n, float* __restrict y) {
   for (; n > 0; --n, b += 22, y += kBlock) {
     const float d = load_half(b);
     const uint32_t fifth_bits = load_u32(b + 2);
@@ -75,7 +75,7 @@ INTROSPECT_CLONES void dequantise_q5_0(const uint8_t* b, int64_t n, float* __res
   }
 }
 
-INTROSPECT_CLONES void dequantise_q5_1(const uint8_t* b, int64_t n, float* __restrict y) {
+INTROSPECT_VECTORISED void dequantise_q5_1(const uint8_t* b, int64_t n, float* __restrict y) {
   for (; n > 0; --n, b += 24, y += kBlock) {
     const float d = load_half(b), m = load_half(b + 2);
     const uint32_t fifth_bits = load_u32(b + 4);
@@ -87,7 +87,7 @@ INTROSPECT_CLONES void dequantise_q5_1(const uint8_t* b, int64_t n, float* __res
   }
 }
 
-INTROSPECT_CLONES void dequantise_q8_0(const uint8_t* b, int64_t n, float* __restrict y) {
+INTROSPECT_VECTORISED void dequantise_q8_0(const uint8_t* b, int64_t n, float* __restrict y) {
   for (; n > 0; --n, b += 34, y += kBlock) {
     const float d = load_half(b);
     for (int j = 0; j < kBlock; ++j) y[j] = static_cast<float>(static_cast<int8_t>(b[2 + j])) * d;
@@ -98,7 +98,7 @@ INTROSPECT_CLONES void dequantise_q8_0(const uint8_t* b, int64_t n, float* __res
 
 constexpr int kSuperBlock = 256;
 
-INTROSPECT_CLONES void dequantise_q2_k(const uint8_t* b, int64_t n, float* __restrict y) {
+INTROSPECT_VECTORISED void dequantise_q2_k(const uint8_t* b, int64_t n, float* __restrict y) {
   for (; n > 0; --n, b += 84, y += kSuperBlock) {
     const uint8_t* scales = b;    // 16 groups: scale in the low half, offset in the high half
     const uint8_t* low = b + 16;  // two bits a value: byte 32 h + l holds values 128 h + 32 s + l, s = 0 to 3
@@ -113,7 +113,7 @@ INTROSPECT_CLONES void dequantise_q2_k(const uint8_t* b, int64_t n, float* __res
   }
 }
 
-INTROSPECT_CLONES void dequantise_q3_k(const uint8_t* b, int64_t n, float* __restrict y) {
+INTROSPECT_VECTORISED void dequantise_q3_k(const uint8_t* b, int64_t n, float* __restrict y) {
   for (; n > 0; --n, b += 110, y += kSuperBlock) {
     const uint8_t* high = b;  // third bits: bit k of byte l is value 32 k + l's; set means no offset of -4
     const uint8_t* low = b + 32;  // two bits a value, as in Q2_K
@@ -142,7 +142,7 @@ INTROSPECT_INLINE std::array<int, 2> scale_and_offset(const uint8_t* packed, int
           (packed[group + 4] >> 4) | (packed[group] >> 6) << 4};
 }
 
-INTROSPECT_CLONES void dequantise_q4_k(const uint8_t* b, int64_t n, float* __restrict y) {
+INTROSPECT_VECTORISED void dequantise_q4_k(const uint8_t* b, int64_t n, float* __restrict y) {
   for (; n > 0; --n, b += 144, y += kSuperBlock) {
     const float d = load_half(b), dmin = load_half(b + 2);
     const uint8_t* low = b + 16;  // byte 32 p + l holds values 64 p + l and 64 p + 32 + l
@@ -157,7 +157,7 @@ INTROSPECT_CLONES void dequantise_q4_k(const uint8_t* b, int64_t n, float* __res
   }
 }
 
-INTROSPECT_CLONES void dequantise_q5_k(const uint8_t* b, int64_t n, float* __restrict y) {
+INTROSPECT_VECTORISED void dequantise_q5_k(const uint8_t* b, int64_t n, float* __restrict y) {
   for (; n > 0; --n, b += 176, y += kSuperBlock) {
     const float d = load_half(b), dmin = load_half(b + 2);
     const uint8_t* high = b + 16;  // fifth bits: bit k of byte l is value 32 k + l's
@@ -175,7 +175,7 @@ INTROSPECT_CLONES void dequantise_q5_k(const uint8_t* b, int64_t n, float* __res
   }
 }
 
-INTROSPECT_CLONES void dequantise_q6_k(const uint8_t* b, int64_t n, float* __restrict y) {
+INTROSPECT_VECTORISED void dequantise_q6_k(const uint8_t* b, int64_t n, float* __restrict y) {
   for (; n > 0; --n, b += 210, y += kSuperBlock) {
     const uint8_t* low = b;  // low halves: byte 64 h + i holds values 128 h + i and 128 h + 64 + i
     const uint8_t* high =
@@ -212,7 +212,7 @@ const Quantisation* find_quantisation(std::string_view name) {
   return nullptr;
 }
 
-INTROSPECT_CLONES void round_to_bfloat16(const float* values, int64_t n, uint16_t* __restrict out) {
+INTROSPECT_VECTORISED void round_to_bfloat16(const float* values, int64_t n, uint16_t* __restrict out) {
   for (int64_t i = 0; i < n; ++i) {
     const auto bits = std::bit_cast<uint32_t>(values[i]);
     const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
@@ -221,7 +221,7 @@ INTROSPECT_CLONES void round_to_bfloat16(const float* values, int64_t n, uint16_
   }
 }
 
-INTROSPECT_CLONES void round_to_float16(const float* values, int64_t n, uint16_t* __restrict out) {
+INTROSPECT_VECTORISED void round_to_float16(const float* values, int64_t n, uint16_t* __restrict out) {
   for (int64_t i = 0; i < n; ++i) {
     const auto bits = std::bit_cast<uint32_t>(values[i]);
     const uint32_t sign = bits >> 16 & 0x8000;

@@ -1,6 +1,7 @@
 #include "introspect/ops/norm.h"
 
 #include <cmath>
+#include <type_traits>
 
 #include "core/parallel.h"
 #include "introspect/core/check.h"
