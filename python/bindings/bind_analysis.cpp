@@ -7,7 +7,7 @@ namespace introspect::python {
 
 namespace {
 
-using analysis::Activations;
+using analysis::NamedActivations;
 using analysis::StackOptions;
 using models::Model;
 using MaybeTensor = std::optional<torch::Tensor>;
@@ -40,7 +40,7 @@ void bind_decompositions(py::module_& m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def(
       "accumulated_resid",
-      [](const Model& model, const Activations& activations, int64_t layer, bool incl_mid, bool mlp_input,
+      [](const Model& model, const NamedActivations& activations, int64_t layer, bool incl_mid, bool mlp_input,
          bool apply_ln, const MaybeTensor& positions) {
         return as_pair(analysis::accumulated_resid(model, activations,
                                                    options(layer, mlp_input, apply_ln, positions), incl_mid));
@@ -63,7 +63,7 @@ Raises:
 )doc");
   m.def(
       "decompose_resid",
-      [](const Model& model, const Activations& activations, int64_t layer, bool mlp_input,
+      [](const Model& model, const NamedActivations& activations, int64_t layer, bool mlp_input,
          const std::string& mode, bool apply_ln, const MaybeTensor& positions, bool incl_embeds) {
         return as_pair(analysis::decompose_resid(model, activations,
                                                  options(layer, mlp_input, apply_ln, positions),
@@ -75,7 +75,7 @@ Raises:
       "What the embeddings and each layer add to the stream: see ActivationCache.decompose_resid.");
   m.def(
       "stack_head_results",
-      [](const Model& model, const Activations& activations, int64_t layer, bool incl_remainder,
+      [](const Model& model, const NamedActivations& activations, int64_t layer, bool incl_remainder,
          bool apply_ln, const MaybeTensor& positions) {
         return as_pair(analysis::stack_head_results(
             model, activations, options(layer, /*mlp_input=*/false, apply_ln, positions), incl_remainder));
@@ -85,7 +85,7 @@ Raises:
       release, "What each head adds to the stream: see ActivationCache.stack_head_results.");
   m.def(
       "stack_neuron_results",
-      [](const Model& model, const Activations& activations, int64_t layer, const MaybeTensor& neurons,
+      [](const Model& model, const NamedActivations& activations, int64_t layer, const MaybeTensor& neurons,
          bool incl_remainder, bool apply_ln, const MaybeTensor& positions, const MaybeTensor& projection) {
         return as_pair(analysis::stack_neuron_results(
             model, activations, options(layer, /*mlp_input=*/false, apply_ln, positions, projection),
@@ -97,7 +97,7 @@ Raises:
       "What each neuron adds to the stream: see ActivationCache.stack_neuron_results.");
   m.def(
       "full_resid_decomposition",
-      [](const Model& model, const Activations& activations, int64_t layer, bool mlp_input,
+      [](const Model& model, const NamedActivations& activations, int64_t layer, bool mlp_input,
          bool expand_neurons, bool apply_ln, const MaybeTensor& positions, const MaybeTensor& projection) {
         return as_pair(analysis::full_resid_decomposition(
             model, activations, options(layer, mlp_input, apply_ln, positions, projection), expand_neurons));
@@ -108,7 +108,7 @@ Raises:
       "Every component of the stream: see ActivationCache.get_full_resid_decomposition.");
   m.def(
       "neuron_results",
-      [](const Model& model, const Activations& activations, int64_t layer, const MaybeTensor& neurons,
+      [](const Model& model, const NamedActivations& activations, int64_t layer, const MaybeTensor& neurons,
          const MaybeTensor& positions, const MaybeTensor& projection) {
         return analysis::neuron_results(model, activations,
                                         options(layer, false, false, positions, projection),

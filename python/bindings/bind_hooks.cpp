@@ -1,6 +1,7 @@
 #include "bindings.h"
 
 #include <algorithm>
+#include <variant>
 
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -219,6 +220,27 @@ Raises:
           }));
 }
 
+using Named = std::map<std::string, torch::Tensor>;
+using Values = std::map<int64_t, std::optional<std::variant<torch::Tensor, Named>>>;
+
+hooks::Operands as_operands(std::variant<torch::Tensor, Named> value) {
+  if (auto* v = std::get_if<torch::Tensor>(&value)) return std::move(*v);
+  auto& named = std::get<Named>(value);
+  return hooks::Operands::Tensors(named.begin(), named.end());
+}
+
+Values values_in_python(const Intervention& i) {
+  Values out;
+  for (const auto& [layer, operands] : i.values) {
+    auto& value = out[layer];
+    if (operands.is_v())
+      value = operands.v();
+    else if (!operands.empty())
+      value = Named(operands.begin(), operands.end());
+  }
+  return out;
+}
+
 void bind_intervention(py::module_& m) {
   py::class_<Intervention>(m, "Intervention", R"doc(
 A change to activations, as data: an operator on a selection of rows, positions and heads at one hook point.
@@ -248,7 +270,8 @@ Operators of control vectors, with u = v / |v|; the last three also take v [2, W
 - ``adaptive_angular``: the same where the product of x and row 0 is positive; s must be 1
 
 Args:
-    values: layer -> operand, None for operators without one; layer -1 for points that stand once in the model.
+    values: layer -> operand, None for operators without one, {name: tensor} for those that take several; layer -1 for
+        points that stand once in the model.
         With W the size of the activation's last dimension, N the number of rows or 1, h the number of heads and
         P positions counted from the start of the sequence: [W], [N, W] or [N, P, W] at points without heads; [W],
         [h, W], [N, h, W] or [N, P, h, W] at points with; at scores and patterns the last is [N, h, P, W], with W
@@ -263,19 +286,24 @@ Args:
     heads: the heads that are changed (groups at points of keys and values); None is all.
     rows: the rows of the batch that are changed; None is all.
     text: of these positions, only those that a TextFilter lets through.
+    source: of operators that read a second point, that point: "hook_mlp_in". The activation is taken as it goes on from
+        there, at the same rows and positions.
+    source_layer: the layer in which it is read; None is the one that is changed.
 
 Raises:
     HookError: there is no such point.
 )doc")
-      .def(py::init([](std::map<int64_t, std::optional<torch::Tensor>> values, std::string op,
+      .def(py::init([](Values values, std::string op,
                        const std::string& point, double strength, int64_t first_position,
                        std::optional<int64_t> last_position, std::optional<std::vector<int64_t>> positions,
                        std::optional<std::vector<int64_t>> heads, std::optional<std::vector<int64_t>> rows,
-                       hooks::Parameters parameters, const TextFilter& text) {
+                       hooks::Parameters parameters, const TextFilter& text,
+                       const std::optional<std::string>& source, std::optional<int64_t> source_layer) {
              Intervention i;
              i.op = std::move(op);
              i.point = hooks::parse_point(point);
-             for (auto& [layer, value] : values) i.values[layer] = value.value_or(torch::Tensor{});
+             for (auto& [layer, value] : values)
+               i.values[layer] = value ? as_operands(std::move(*value)) : hooks::Operands{};
              i.strength = strength;
              i.first_position = first_position;
              i.last_position = last_position.value_or(i.last_position);
@@ -284,21 +312,16 @@ Raises:
              i.rows = std::move(rows).value_or(i.rows);
              i.parameters = std::move(parameters);
              i.text = text;
+             if (source) i.source = hooks::parse_point(*source);
+             i.source_layer = source_layer;
              return i;
            }),
            py::arg("values"), py::kw_only(), py::arg("op") = "add", py::arg("point") = "hook_resid_post",
            py::arg("strength") = 1.0, py::arg("first_position") = 0, py::arg("last_position") = py::none(),
            py::arg("positions") = py::none(), py::arg("heads") = py::none(), py::arg("rows") = py::none(),
-           py::arg("parameters") = hooks::Parameters{}, py::arg_v("text", TextFilter{}, "TextFilter()"))
-      .def_property_readonly(
-          "values",
-          [](const Intervention& i) {
-            std::map<int64_t, std::optional<torch::Tensor>> out;
-            for (const auto& [layer, value] : i.values)
-              out[layer] = value.defined() ? std::optional(value) : std::nullopt;
-            return out;
-          },
-          "layer -> operand, or None.")
+           py::arg("parameters") = hooks::Parameters{}, py::arg_v("text", TextFilter{}, "TextFilter()"),
+           py::arg("source") = py::none(), py::arg("source_layer") = py::none())
+      .def_property_readonly("values", &values_in_python, "layer -> operand, {name: tensor}, or None.")
       .def_readonly("op", &Intervention::op)
       .def_property_readonly("point", [](const Intervention& i) { return hooks::point_name(i.point); })
       .def_readonly("strength", &Intervention::strength)
@@ -313,6 +336,11 @@ Raises:
       .def_readonly("rows", &Intervention::rows)
       .def_readonly("parameters", &Intervention::parameters)
       .def_readonly("text", &Intervention::text)
+      .def_property_readonly("source",
+                             [](const Intervention& i) {
+                               return i.source ? std::optional(hooks::point_name(*i.source)) : std::nullopt;
+                             })
+      .def_readonly("source_layer", &Intervention::source_layer)
       .def_property_readonly("is_identity", &hooks::is_identity, "True if nothing is changed by it.")
       .def(
           "first_change",
@@ -366,8 +394,7 @@ Raises:
       .def(
           "__deepcopy__",
           [](Intervention i, const py::dict&) {
-            for (auto& [layer, value] : i.values)
-              if (value.defined()) value = value.clone();
+            for (auto& [layer, operands] : i.values) operands = operands.clone();
             return i;
           },
           py::arg("memo"))

@@ -10,7 +10,7 @@
 namespace introspect::python {
 namespace {
 
-using steering::Activations;
+using activations::Activations;
 using steering::ControlVector;
 using Pairs = std::vector<std::pair<std::string, std::string>>;
 using Layers = std::optional<std::vector<int64_t>>;
@@ -26,18 +26,18 @@ std::shared_ptr<py::object> held(py::object object) {
           }};
 }
 
-steering::ReadPosition as_position(const Position& position) {
-  if (const auto* index = std::get_if<int64_t>(&position)) return steering::ReadPosition::token(*index);
+activations::ReadPosition as_position(const Position& position) {
+  if (const auto* index = std::get_if<int64_t>(&position)) return activations::ReadPosition::token(*index);
   const auto& [first, last] = std::get<1>(position);
-  return steering::ReadPosition::span(first, last);
+  return activations::ReadPosition::span(first, last);
 }
 
-py::object position_in_python(const steering::ReadPosition& position) {
+py::object position_in_python(const activations::ReadPosition& position) {
   if (position.is_span) return py::make_tuple(position.first, position.last);
   return py::int_(position.first);
 }
 
-steering::ReadOptions read_options(Layers layers, const Position& position, const std::string& point,
+activations::ReadOptions read_options(Layers layers, const Position& position, const std::string& point,
                                    bool last_layer_after_norm) {
   return {std::move(layers), as_position(position), hooks::parse_point(point), last_layer_after_norm};
 }
@@ -130,12 +130,12 @@ py::dict train_many(const py::object& model, const py::dict& sets, const std::st
 Activations collect(const py::object& model, const Texts& texts, Layers layers, const Position& read_position,
                     const std::string& point, bool last_layer_after_norm, int64_t memory_budget,
                     py::object progress) {
-  const steering::CollectOptions options{
+  const activations::CollectOptions options{
       read_options(std::move(layers), read_position, point, last_layer_after_norm), memory_budget,
       as_shown_progress(std::move(progress))};
   const auto native = native_model(model);
   const py::gil_scoped_release release;
-  return steering::collect_activations(*native, texts, options);
+  return activations::collect_activations(*native, texts, options);
 }
 
 std::vector<ControlVector> words_of(const py::object& model, const Texts& words, const Texts& baseline_words,
@@ -144,7 +144,7 @@ std::vector<ControlVector> words_of(const py::object& model, const Texts& words,
                                     bool last_layer_after_norm, int64_t memory_budget, py::object progress) {
   const auto* one = std::get_if<std::string>(&templates);
   const steering::WordPrompts prompts{one ? Texts{*one} : std::get<Texts>(templates), chat};
-  const steering::CollectOptions options{
+  const activations::CollectOptions options{
       read_options(std::move(layers), read_position, point, last_layer_after_norm), memory_budget,
       as_shown_progress(std::move(progress))};
   const auto native = native_model(model);
@@ -277,7 +277,7 @@ Returns:
 auto read_args() {
   return std::make_tuple(py::arg("layers") = py::none(), py::arg("read_position") = -1,
                          py::arg("point") = "hook_resid_post", py::arg("last_layer_after_norm") = false,
-                         py::arg("memory_budget") = steering::CollectOptions{}.memory_budget);
+                         py::arg("memory_budget") = activations::CollectOptions{}.memory_budget);
 }
 auto train_args() {
   return std::tuple_cat(
@@ -333,7 +333,7 @@ Activations of texts in one model: what directions are made from, and all that `
            [](const Activations& a) {
              return concat("Activations(", a.model_name, ", ", a.values_NLD.size(0), " texts, ",
                            a.layers.size(), " layers, d=", a.values_NLD.size(2), ", ",
-                           hooks::point_name(a.point), " at ", steering::to_string(a.position), ")");
+                           hooks::point_name(a.point), " at ", activations::to_string(a.position), ")");
            })
       .def("save", &Activations::save, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
            "Writes a safetensors file with all of it. Raises IoError.")

@@ -638,7 +638,8 @@ class Intervention:
     - ``adaptive_angular``: the same where the product of x and row 0 is positive; s must be 1
 
     Args:
-        values: layer -> operand, None for operators without one; layer -1 for points that stand once in the model.
+        values: layer -> operand, None for operators without one, {name: tensor} for those that take several; layer -1 for
+            points that stand once in the model.
             With W the size of the activation's last dimension, N the number of rows or 1, h the number of heads and
             P positions counted from the start of the sequence: [W], [N, W] or [N, P, W] at points without heads; [W],
             [h, W], [N, h, W] or [N, P, h, W] at points with; at scores and patterns the last is [N, h, P, W], with W
@@ -653,6 +654,9 @@ class Intervention:
         heads: the heads that are changed (groups at points of keys and values); None is all.
         rows: the rows of the batch that are changed; None is all.
         text: of these positions, only those that a TextFilter lets through.
+        source: of operators that read a second point, that point: "hook_mlp_in". The activation is taken as it goes on from
+            there, at the same rows and positions.
+        source_layer: the layer in which it is read; None is the one that is changed.
 
     Raises:
         HookError: there is no such point.
@@ -672,7 +676,9 @@ class Intervention:
     def __getstate__(self) -> tuple[str, dict[str, torch.Tensor]]: ...
     def __init__(
         self,
-        values: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, torch.Tensor | None],
+        values: collections.abc.Mapping[
+            typing.SupportsInt | typing.SupportsIndex, torch.Tensor | collections.abc.Mapping[str, torch.Tensor] | None
+        ],
         *,
         op: str = "add",
         point: str = "hook_resid_post",
@@ -684,6 +690,8 @@ class Intervention:
         rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
         parameters: collections.abc.Mapping[str, typing.SupportsFloat | typing.SupportsIndex] = {},
         text: TextFilter = ...,
+        source: str | None = None,
+        source_layer: typing.SupportsInt | typing.SupportsIndex | None = None,
     ) -> None: ...
     def __setstate__(self, arg0: tuple[str, collections.abc.Mapping[str, torch.Tensor]]) -> None: ...
     def first_change(self) -> tuple[int, int] | None:
@@ -740,13 +748,17 @@ class Intervention:
     @property
     def rows(self) -> list[int]: ...
     @property
+    def source(self) -> str | None: ...
+    @property
+    def source_layer(self) -> int | None: ...
+    @property
     def strength(self) -> float: ...
     @property
     def text(self) -> TextFilter: ...
     @property
-    def values(self) -> dict[int, torch.Tensor | None]:
+    def values(self) -> dict[int, torch.Tensor | dict[str, torch.Tensor] | None]:
         """
-        layer -> operand, or None.
+        layer -> operand, {name: tensor}, or None.
         """
 
 class HookRegistry:
@@ -3189,7 +3201,9 @@ def register_operator(
     name: str,
     function: collections.abc.Callable,
     *,
-    operand: str = "required",
+    operand: str | collections.abc.Mapping[str, str] = "required",
+    reads_source: bool = False,
+    check: collections.abc.Callable | None = None,
     takes_strength: bool = True,
     identity: typing.SupportsFloat | typing.SupportsIndex = 0.0,
     parameters: collections.abc.Mapping[str, typing.SupportsFloat | typing.SupportsIndex | None] = {},
@@ -3202,13 +3216,18 @@ def register_operator(
         function: ``function(x, v, strength, **parameters)`` returns the new values of x [rows, positions, (heads,) width],
             in its shape; they are rounded to its dtype. v broadcasts against x, and is None where there is none. Each
             position must be treated as if it were alone: a step of a generation shows one at a time.
-        operand: "required", "optional" or "none".
+            With operands of other names v is {name: tensor}, and with reads_source the call has ``source=``, the
+            activation at the intervention's source, of the same rows and positions.
+        operand: "required", "optional" or "none", of one operand v; or {name: "required" or "optional"} of several.
+        reads_source: True for an operator that reads a second point.
+        check: ``check(v, width, source_width)`` raises for operands that do not fit points of these widths, before
+            anything runs. Operands of other names need one; v is then given as it is, not broadcast.
         takes_strength: False allows no strength but 1 (and the identity's).
         identity: the strength at which nothing is changed; the function is not called with it.
         parameters: its numbers by name, with what one is that is not given; None must be given.
 
     Raises:
-        ValueError: the name is taken, or an unknown ``operand``.
+        ValueError: the name is taken, an unknown ``operand``, or operands of other names than v without a ``check``.
     """
 
 def residual_norms(

@@ -107,9 +107,9 @@ inline Alone run_alone(const models::Model& model, const std::vector<int64_t>& t
     i.first_position += start;
     i.last_position = std::min(i.last_position, static_cast<int64_t>(tokens.size())) + start;
     for (auto& position : i.positions) position += start;
-    for (auto& [layer, operand] : i.values)  // what was stored [N, P, W] counts as positions do
-      if (i.op == "replace" && operand.dim() == 3)
-        operand = at::cat({operand.new_zeros({operand.size(0), start, operand.size(2)}), operand}, 1);
+    for (auto& [layer, operands] : i.values)  // what was stored [N, P, W] counts as positions do
+      if (const auto& v = operands.v(); i.op == "replace" && v.dim() == 3)
+        operands = at::cat({v.new_zeros({v.size(0), start, v.size(2)}), v}, 1);
     hooks.add(i);
   }
   for (const auto& name : hooks.points().names()) hooks.record(name, out.seen);

@@ -46,8 +46,10 @@
 #include "introspect/hooks/hook_registry.h"
 #include "introspect/hooks/intervention.h"
 #include "introspect/hooks/intervention_json.h"
+#include "introspect/hooks/operands.h"
 #include "introspect/hooks/operators.h"
 #include "introspect/hooks/part.h"
+#include "introspect/hooks/stash.h"
 #include "introspect/hooks/text_filter.h"
 
 #include "introspect/cache/kv_cache.h"
@@ -70,12 +72,15 @@
 #include "introspect/models/stacked_weights.h"
 #include "introspect/models/with_weights.h"
 
-#include "introspect/engine/plan.h"
-#include "introspect/engine/run_plan.h"
+#include "introspect/engine/captured.h"
+#include "introspect/engine/plan_summary.h"
 #include "introspect/engine/run_trie.h"
 #include "introspect/engine/token_trie.h"
 
-#include "introspect/steering/activations.h"
+#include "introspect/activations/collect.h"
+
+#include "introspect/graph/graph.h"
+
 #include "introspect/steering/apply.h"
 #include "introspect/steering/condition.h"
 #include "introspect/steering/control_vector.h"
@@ -85,8 +90,6 @@
 #include "introspect/steering/residual_norms.h"
 #include "introspect/steering/train.h"
 #include "introspect/steering/words.h"
-
-#include "introspect/graph/graph.h"
 
 #include "introspect/analysis/composition.h"
 #include "introspect/analysis/residual_stream.h"

@@ -63,7 +63,7 @@ void check_fits(const char* what, at::IntArrayRef sizes, at::IntArrayRef lead) {
 /// The components of one stream, written one after another into one tensor.
 class Assembly {
  public:
-  Assembly(const Model& model, const Activations& activations, const StackOptions& options)
+  Assembly(const Model& model, const NamedActivations& activations, const StackOptions& options)
       : model_(model), activations_(activations), options_(options) {
     check_layer(model, options.layer, options.mlp_input);
     const auto& P = options.projection;
@@ -252,7 +252,7 @@ class Assembly {
   }
 
   const Model& model_;
-  const Activations& activations_;
+  const NamedActivations& activations_;
   const StackOptions& options_;
   torch::Tensor scale_, out_;
   torch::Tensor read_projection_;  // the projection, and the weight of the norm before it
@@ -264,7 +264,7 @@ class Assembly {
 
 }  // namespace
 
-Stack accumulated_resid(const Model& model, const Activations& activations, const StackOptions& options,
+Stack accumulated_resid(const Model& model, const NamedActivations& activations, const StackOptions& options,
                         bool incl_mid) {
   const int64_t L = model.cfg().n_layers;
   auto unnormed = options;
@@ -285,7 +285,7 @@ Stack accumulated_resid(const Model& model, const Activations& activations, cons
   return result;
 }
 
-Stack decompose_resid(const Model& model, const Activations& activations, const StackOptions& options,
+Stack decompose_resid(const Model& model, const NamedActivations& activations, const StackOptions& options,
                       Sublayers mode, bool incl_embeds) {
   Assembly stack(model, activations, options);
   const int64_t n_attn = mode == Sublayers::kMlp ? 0 : stack.attention_layers();
@@ -303,7 +303,7 @@ Stack decompose_resid(const Model& model, const Activations& activations, const 
   return stack.finish();
 }
 
-Stack stack_head_results(const Model& model, const Activations& activations, const StackOptions& options,
+Stack stack_head_results(const Model& model, const NamedActivations& activations, const StackOptions& options,
                          bool incl_remainder) {
   Assembly stack(model, activations, options);
   const int64_t n = stack.attention_layers();
@@ -317,7 +317,7 @@ Stack stack_head_results(const Model& model, const Activations& activations, con
   return stack.finish();
 }
 
-Stack stack_neuron_results(const Model& model, const Activations& activations, const StackOptions& options,
+Stack stack_neuron_results(const Model& model, const NamedActivations& activations, const StackOptions& options,
                            const torch::Tensor& neurons, bool incl_remainder) {
   Assembly stack(model, activations, options);
   const int64_t n = neurons.defined() ? neurons.numel() : model.cfg().d_mlp;
@@ -328,7 +328,7 @@ Stack stack_neuron_results(const Model& model, const Activations& activations, c
   return stack.finish();
 }
 
-Stack full_resid_decomposition(const Model& model, const Activations& activations,
+Stack full_resid_decomposition(const Model& model, const NamedActivations& activations,
                                const StackOptions& options, bool expand_neurons) {
   Assembly stack(model, activations, options);
   const int64_t n_heads = stack.attention_layers() * model.cfg().n_heads;
@@ -346,7 +346,7 @@ Stack full_resid_decomposition(const Model& model, const Activations& activation
   return stack.finish();
 }
 
-torch::Tensor neuron_results(const Model& model, const Activations& activations, const StackOptions& options,
+torch::Tensor neuron_results(const Model& model, const NamedActivations& activations, const StackOptions& options,
                              const torch::Tensor& neurons) {
   check<std::out_of_range>(options.layer >= 0 && options.layer < model.cfg().n_layers,
                            "neuron_results: layer must be 0 to ", model.cfg().n_layers - 1, ", got ",

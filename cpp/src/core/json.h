@@ -65,6 +65,7 @@ class JsonField {
   }
 
   bool is_null() const { return value_->is_null(); }
+  bool is_object() const { return value_->is_object(); }
   bool has(const std::string& key) const { return value_->is_object() && value_->contains(key); }
   JsonField at(const std::string& key) const {
     object();

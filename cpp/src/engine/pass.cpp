@@ -6,43 +6,44 @@
 
 namespace introspect::engine {
 
-Pass::Pass(const Plan& plan, int64_t number, const Models& models, Room& room, HeldUnits& held)
+Pass::Pass(const Plan& plan, int64_t number, const Models& models, ResidualBuffers& buffers, HeldUnits& held)
     : plan_(plan),
       number_(number),
       models_(models),
       captures_(plan.passes()[static_cast<size_t>(number)]),
       heights_(plan.heights(number)),
-      room_(room),
+      buffers_(buffers),
       held_(held) {
   int64_t widest = plan.widest();
   for (const auto& height : heights_) widest = std::max(widest, height.n_rows);
-  if (!room.x_MD.defined() || room.x_MD.size(0) < widest) {
-    room = {};
-    room.x_MD =
+  if (!buffers.x_MD.defined() || buffers.x_MD.size(0) < widest) {
+    buffers = {};
+    buffers.x_MD =
         at::empty({widest, first_model().cfg().d_model}, at::device(device()).dtype(first_model().dtype()));
-    room.y_MD = at::empty_like(room.x_MD);
+    buffers.y_MD = at::empty_like(buffers.x_MD);
   }
   for (const int64_t c : captures_) {
     const auto& capture = this->capture(c);
     if (capture.what == Capture::What::cache) caches_.emplace(c, first_model().make_cache(1));
   }
+  find_sources();
 }
 
-std::vector<std::pair<int64_t, Captured>> Pass::run(const std::function<void(int64_t)>& tell) {
+std::vector<std::pair<int64_t, Captured>> Pass::run(const std::function<void(int64_t)>& tick) {
   const int64_t n_layers = plan_.n_layers();
   int64_t h = 0;
   for (; h <= n_layers; ++h) {
     if (height(h).slots.empty()) break;
     enter(h);
     if (height(h).n_keys == 0) break;  // nothing goes on from here
-    run_block(h, tell);
+    run_block(h, tick);
   }
   for (; h < n_layers; ++h) drop(h);
   return collect();
 }
 
 void Pass::enter(int64_t h) {
-  x_MD_ = room_.x_MD.narrow(0, 0, height(h).n_rows);
+  x_MD_ = buffers_.x_MD.narrow(0, 0, height(h).n_rows);
   if (h == 0)
     embed();
   else
@@ -50,8 +51,10 @@ void Pass::enter(int64_t h) {
   intervene(h, [&](const hooks::Intervention& i) { return i.point != hooks::Point::kResidPre; });
   keep_residual(h, hooks::Point::kResidPost, h - 1);
   if (h == 0) keep_residual(h, hooks::Point::kEmbed, -1);
+  stash_residual(h, h == 0 ? hooks::Point::kEmbed : hooks::Point::kResidPost);
   intervene(h, [&](const hooks::Intervention& i) { return i.point == hooks::Point::kResidPre; });
   keep_residual(h, hooks::Point::kResidPre, h);
+  stash_residual(h, hooks::Point::kResidPre);
 }
 
 void Pass::embed() {
@@ -96,17 +99,20 @@ void Pass::intervene(int64_t h, const std::function<bool(const hooks::Interventi
     if (slot.copied >= 0 || slot.n_rows == 0) continue;
     for (const auto& i : piece(slot).interventions) {
       if (!between_blocks(i.point) || !chosen(i)) continue;
-      for (const auto& [layer, operand] : i.values) {
+      for (const auto& [layer, operands] : i.values) {
         if (acting_height(i.point, layer) != h) continue;
         auto rows = x_MD_.narrow(0, slot.first_row, slot.n_rows);
         if (slot.rows.empty()) {
-          rows.copy_(hooks::apply(i, layer, rows.unsqueeze(0), piece(slot).offset).squeeze(0));
+          const auto stash = stash_of(i, layer, slot);
+          rows.copy_(
+              hooks::apply(i, layer, rows.unsqueeze(0), piece(slot).offset, nullptr, &stash).squeeze(0));
         } else {
           // Rows that are only waiting to be read stand apart: each is at its own position.
           for (int64_t r = 0; r < slot.n_rows; ++r) {
             auto row = rows.narrow(0, r, 1);
             const int64_t at = piece(slot).offset + slot.rows[static_cast<size_t>(r)];
-            row.copy_(hooks::apply(i, layer, row.unsqueeze(0), at).squeeze(0));
+            const auto stash = stash_of(i, layer, slot, r);
+            row.copy_(hooks::apply(i, layer, row.unsqueeze(0), at, nullptr, &stash).squeeze(0));
           }
         }
       }
@@ -142,7 +148,7 @@ void Pass::find_outputs(int64_t layer) {
       outputs_[s].first = first;
       if (slot.runs || slot.carried) first += n_outputs(s, slot);
     }
-  y_MD_ = room_.y_MD.narrow(0, 0, first);
+  y_MD_ = buffers_.y_MD.narrow(0, 0, first);
   n_outputs_ = 0;
 }
 
@@ -186,7 +192,7 @@ void Pass::leave_carried(int64_t layer) {
   }
 }
 
-void Pass::run_block(int64_t layer, const std::function<void(int64_t)>& tell) {
+void Pass::run_block(int64_t layer, const std::function<void(int64_t)>& tick) {
   find_outputs(layer);
   const auto& here = height(layer);
   keys_ = std::make_unique<cache::KVCache>(first_model().make_cache(1));
@@ -216,7 +222,7 @@ void Pass::run_block(int64_t layer, const std::function<void(int64_t)>& tell) {
     for (; n_rows > 0;) {
       const int64_t n = std::min(n_rows, plan_.rows_per_chunk());
       add_outputs(run_rows(*chunk_model, layer, first_row, n));
-      tell(n);
+      tick(n);
       first_row += n;
       n_rows -= n;
     }
@@ -234,7 +240,7 @@ void Pass::run_block(int64_t layer, const std::function<void(int64_t)>& tell) {
       n_rows += slot.n_rows;
       if (!alone) continue;
       add_outputs(run_alone(*chunk_model, layer, s));
-      tell(n_rows);
+      tick(n_rows);
       n_rows = 0;
     }
   }
@@ -305,6 +311,7 @@ torch::Tensor Pass::run_rows(const models::Model& model, int64_t layer, int64_t 
   ctx.cache = keys_.get();
   auto hooks = model.make_hooks();
   const auto watched = watch(hooks, model, layer, first, n, /*pattern_is_built=*/false);
+  stash_within(hooks, layer, first, n);
   ctx.hooks = hooks.empty() ? nullptr : &hooks;
   const auto outputs = outputs_of(layer, first, n);
   if (outputs && hooks.empty()) ctx.outputs = as_tensor(*outputs, device());
@@ -347,14 +354,19 @@ torch::Tensor Pass::run_alone(const models::Model& model, int64_t layer, size_t 
   ctx.cache = &own;
   ctx.offset = piece(slot).offset;
   auto hooks = model.make_hooks();
+  hooks::Stash stash;
   for (auto i : piece(slot).interventions) {
     if (between_blocks(i.point)) continue;
     std::erase_if(i.values, [&](const auto& value) { return value.first != layer; });
-    if (!i.values.empty()) hooks.add(i);
+    if (i.values.empty()) continue;
+    stash.merge(stash_of(i, layer, slot));
+    hooks.add(i);
   }
+  ctx.stash = &stash;
   const bool pattern_is_built =
       hooks.changes({hooks::Point::kAttnScores, layer}) || hooks.changes({hooks::Point::kPattern, layer});
   const auto watched = watch(hooks, model, layer, slot.first_row, slot.n_rows, pattern_is_built);
+  stash_within(hooks, layer, slot.first_row, slot.n_rows);
   ctx.hooks = &hooks;
   const auto x_BTD = x_MD_.narrow(0, slot.first_row, slot.n_rows).unsqueeze(0);
   auto y_MD = block(model, layer).forward(x_BTD, ctx).squeeze(0);

@@ -6,13 +6,14 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include <torch/types.h>
 
-#include "introspect/engine/run_plan.h"
+#include "engine/run_plan.h"
 
 namespace introspect::engine {
 
@@ -25,7 +26,7 @@ inline torch::Tensor as_tensor(const Indices& list, torch::Device device) {
 
 /// Where residuals stand before a block and after it, in all layers of all passes: tensors of every size would leave the
 /// allocator with holes that cost as much again.
-struct Room {
+struct ResidualBuffers {
   torch::Tensor x_MD, y_MD;
 };
 
@@ -41,10 +42,10 @@ using HeldUnits = std::vector<std::unordered_map<int32_t, Held>>;  // by height
 /// One pass of a plan.
 class Pass {
  public:
-  Pass(const Plan& plan, int64_t number, const Models& models, Room& room, HeldUnits& held);
+  Pass(const Plan& plan, int64_t number, const Models& models, ResidualBuffers& buffers, HeldUnits& held);
 
-  /// `tell(n)`: n more tokens went through a layer.
-  std::vector<std::pair<int64_t, Captured>> run(const std::function<void(int64_t)>& tell);
+  /// `tick(n)`: n more tokens went through a layer.
+  std::vector<std::pair<int64_t, Captured>> run(const std::function<void(int64_t)>& tick);
 
  private:
   const Capture& capture(int64_t c) const { return plan_.captures()[static_cast<size_t>(c)]; }
@@ -94,7 +95,7 @@ class Pass {
   /// Puts the outputs of what was carried after those of what has run, and leaves what later passes take.
   void leave_carried(int64_t layer);
 
-  void run_block(int64_t layer, const std::function<void(int64_t)>& tell);
+  void run_block(int64_t layer, const std::function<void(int64_t)>& tick);
 
   int64_t last_key(const Height& here, int64_t slot) const;
 
@@ -148,12 +149,26 @@ class Pass {
 
   std::vector<std::pair<int64_t, Captured>> collect();
 
+  /// What pieces of the pass read for others of their points: which slots at which height.
+  void find_sources();
+
+  /// The activation of a unit at a site, [positions, ...]: undefined until it is read.
+  torch::Tensor& stashed(hooks::Site site, int64_t height, int64_t piece);
+
+  void stash_residual(int64_t h, hooks::Point point);
+
+  /// Hooks for the sources inside a block, of rows [first, first + n) of the height.
+  void stash_within(hooks::HookRegistry& hooks, int64_t layer, int64_t first, int64_t n);
+
+  /// What an intervention on a slot reads: of all its tokens, or of one of its rows.
+  hooks::Stash stash_of(const hooks::Intervention& i, int64_t layer, const Slot& slot, int64_t row = -1);
+
   const Plan& plan_;
   const int64_t number_;
   const Models& models_;
   const Indices& captures_;
   const std::vector<Height> heights_;
-  Room& room_;
+  ResidualBuffers& buffers_;
   HeldUnits& held_;              // what earlier passes have left, and below the layer that runs this one too
   torch::Tensor x_MD_, y_MD_;    // before a block, and of its wanted outputs after it
   int64_t n_outputs_ = 0;        // of those, how many there are by now
@@ -163,6 +178,13 @@ class Pass {
   torch::Tensor parents_S_, depths_S_;
   std::map<std::pair<int64_t, int64_t>, torch::Tensor> queries_;  // by capture and position
   std::map<int64_t, torch::Tensor> values_;                       // by capture
+  struct Source {
+    int64_t slot;
+    hooks::Site site;
+    bool operator==(const Source&) const = default;
+  };
+  std::vector<std::vector<Source>> sources_;                                   // by height
+  std::map<std::tuple<int64_t, hooks::Point, int32_t>, torch::Tensor> stash_;  // by layer, point and unit
   std::map<int64_t, cache::KVCache> caches_;
 };
 

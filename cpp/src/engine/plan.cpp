@@ -1,4 +1,4 @@
-#include "introspect/engine/plan.h"
+#include "engine/plan.h"
 
 #include <algorithm>
 #include <array>
@@ -12,8 +12,6 @@
 namespace introspect::engine {
 
 namespace {
-
-constexpr int64_t kMostRowsPerChunk = 2048;  // a product of more rows is no faster
 
 struct TripleHash {
   size_t operator()(const std::array<int64_t, 3>& key) const {
@@ -37,21 +35,17 @@ int64_t acting_height(hooks::Point point, int64_t layer) {
 
 Plan::Plan(std::vector<Piece> pieces, std::vector<Capture> captures, const models::Config& cfg,
            torch::ScalarType dtype, torch::Device device, const PlanOptions& options)
-    : pieces_(std::move(pieces)), captures_(std::move(captures)), n_layers_(cfg.n_layers) {
+    : pieces_(std::move(pieces)),
+      captures_(std::move(captures)),
+      n_layers_(cfg.n_layers),
+      bytes_(cfg, dtype) {
   const auto start = std::chrono::steady_clock::now();
+  rows_per_chunk_ = std::clamp<int64_t>(options.memory_budget / 4 / bytes_.in_block, 16, kMaxRowsPerProduct);
   const auto element = static_cast<int64_t>(c10::elementSize(dtype));
-  const int64_t keys = 2 * cfg.n_key_value_heads * cfg.d_head, queries = cfg.n_heads * cfg.d_head;
-  const int64_t wide = dtype == torch::kFloat64 ? 8 : 4;
-  sizes_.chunk_row = element * (4 * cfg.d_model + 3 * (queries + keys) + 4 * cfg.d_mlp);
-  sizes_.cached = element * keys * n_layers_;
-  sizes_.output = element * cfg.d_model;
-  sizes_.residual = wide * cfg.d_model;
-  sizes_.pattern = wide * cfg.n_heads;
-  rows_per_chunk_ = std::clamp<int64_t>(options.memory_budget / 4 / sizes_.chunk_row, 16, kMostRowsPerChunk);
   // Residuals before and after the block, its keys with room to grow, the lists of places; on devices without the
   // kernel that walks the tree, a mask of every chunk over all keys.
-  sizes_.row = element * (2 * cfg.d_model + keys + keys / 2) + 64;
-  if (!device.is_cpu()) sizes_.row += element * rows_per_chunk_;
+  row_bytes_ = 2 * bytes_.residual + bytes_.keys + bytes_.keys / 2 + 64;
+  if (!device.is_cpu()) row_bytes_ += element * rows_per_chunk_;
 
   for (const auto& piece : pieces_) {
     const auto parent = static_cast<size_t>(piece.parent);
@@ -64,6 +58,7 @@ Plan::Plan(std::vector<Piece> pieces, std::vector<Capture> captures, const model
   captures_of_.resize(pieces_.size());
   for (size_t c = 0; c < captures_.size(); ++c)
     captures_of_[static_cast<size_t>(captures_[c].piece)].push_back(static_cast<int64_t>(c));
+  find_sources(cfg, element);
   find_tops();
   find_units();
   find_passes(options);
@@ -72,6 +67,26 @@ Plan::Plan(std::vector<Piece> pieces, std::vector<Capture> captures, const model
   summary_.n_captures = static_cast<int64_t>(captures_.size());
   summary_.n_passes = static_cast<int64_t>(passes_.size());
   summary_.seconds_to_plan = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// A block that is run for one piece alone stashes what it reads itself: what comes before it does not.
+void Plan::find_sources(const models::Config& cfg, int64_t element) {
+  const auto points = models::hook_points(cfg);
+  for (const auto& piece : pieces_) {
+    auto& sources = sources_.emplace_back();
+    auto& bytes = source_bytes_.emplace_back(0);
+    for (const auto& i : piece.interventions)
+      for (const auto& [layer, operands] : i.values) {
+        if (!i.source) continue;
+        const auto site = hooks::source_site(i, layer);
+        const bool same_block = site.layer == layer && !between_blocks(i.point) &&
+                                (!between_blocks(site.point) || site.point == hooks::Point::kResidPre);
+        if (same_block) continue;
+        sources.push_back({site, acting_height(site.point, site.layer), acting_height(i.point, layer)});
+        bytes += static_cast<int64_t>(piece.tokens.size()) * element * points.width(site.point).value_or(0) *
+                 points.heads(site.point).value_or(1);
+      }
+  }
 }
 
 /// Nothing above what is read: the last block whose output is, and the last one that anybody's attention looks into.
@@ -119,12 +134,12 @@ void Plan::find_units() {
   for (size_t p = 0; p < n; ++p) {
     std::set<int64_t> heights;
     for (const auto& i : pieces_[p].interventions)
-      for (const auto& [layer, operand] : i.values) heights.insert(acting_height(i.point, layer));
+      for (const auto& [layer, operands] : i.values) heights.insert(acting_height(i.point, layer));
     for (const int64_t height : heights) {
       std::vector<int64_t> acting;  // intervention, layer, intervention, layer, ...
       for (size_t i = 0; i < pieces_[p].interventions.size(); ++i) {
         const auto& intervention = pieces_[p].interventions[i];
-        for (const auto& [layer, operand] : intervention.values)
+        for (const auto& [layer, operands] : intervention.values)
           if (acting_height(intervention.point, layer) <= height) {
             acting.push_back(pieces_[p].intervention_ids[i]);
             acting.push_back(layer);
@@ -162,8 +177,8 @@ void Plan::find_units() {
 std::vector<int64_t> Plan::rows_read(int64_t piece, int64_t height) const {
   const auto& here = pieces_[static_cast<size_t>(piece)];
   for (const auto& i : here.interventions)  // what mixes positions needs them all
-    for (const auto& [layer, operand] : i.values)
-      if (acting_height(i.point, layer) == height && !operand.defined() &&
+    for (const auto& [layer, operands] : i.values)
+      if (acting_height(i.point, layer) == height && operands.empty() &&
           hooks::find_operator(i.op).mixes_positions) {
         std::vector<int64_t> all(here.tokens.size());
         std::iota(all.begin(), all.end(), int64_t{0});
@@ -186,11 +201,11 @@ int64_t Plan::kept_bytes(const Capture& capture) const {
   const int64_t end = depths_[p] + static_cast<int64_t>(pieces_[p].tokens.size());
   switch (capture.what) {
     case Capture::What::activation:
-      return values * sizes_.residual;
+      return values * bytes_.kept;
     case Capture::What::attention:
-      return values * sizes_.pattern * (capture.last_key - capture.first_key);
+      return values * bytes_.kept_weight * (capture.last_key - capture.first_key);
     case Capture::What::cache:
-      return end * sizes_.cached;
+      return end * n_layers_ * bytes_.keys;
   }
   return 0;
 }
@@ -244,133 +259,6 @@ std::vector<int64_t> Plan::with_ancestors(const std::vector<int64_t>& captures) 
     return sa != sb ? sa < sb : a < b;
   });
   return out;
-}
-
-void Plan::find_passes(const PlanOptions& options) {
-  // Groups in the order in which their last pieces stand in the tree.
-  std::vector<int64_t> place(pieces_.size());
-  const auto order = depth_first();
-  for (size_t i = 0; i < order.size(); ++i) place[static_cast<size_t>(order[i])] = static_cast<int64_t>(i);
-  std::map<int64_t, std::vector<int64_t>> groups;
-  for (size_t c = 0; c < captures_.size(); ++c) groups[captures_[c].group].push_back(static_cast<int64_t>(c));
-  std::vector<std::pair<int64_t, int64_t>> by_place;  // (place, group)
-  for (const auto& [group, captures] : groups) {
-    int64_t last = -1, tokens = 0, top = 0;
-    for (const int64_t c : captures) {
-      const auto piece = captures_[static_cast<size_t>(c)].piece;
-      const auto p = static_cast<size_t>(piece);
-      last = std::max(last, place[p]);
-      tokens = std::max(tokens, depths_[p] + static_cast<int64_t>(pieces_[p].tokens.size()));
-      top = std::max(top, tops_[p] + 1);
-    }
-    by_place.emplace_back(last, group);
-    summary_.token_layers_asked += tokens * top;
-  }
-  std::sort(by_place.begin(), by_place.end());
-
-  const auto n_heights = static_cast<size_t>(n_layers_) + 1;
-  std::vector<std::vector<int32_t>> stamps(n_heights);  // of each unit: 2 * pass, and 1 if it runs
-  for (size_t h = 0; h < n_heights; ++h) stamps[h].assign(static_cast<size_t>(n_units_[h]), -2);
-  std::vector<int32_t> piece_stamps(pieces_.size(), -1);
-  std::vector<int64_t> rows(n_heights, 0);
-  int64_t running = 0, kept = 0;    // rows that go through a block; bytes of what is captured
-  int64_t fresh = 0, n_groups = 0;  // of `running`, those that did not in an earlier pass
-  int32_t pass = -1;
-
-  struct Added {
-    std::vector<std::pair<int32_t*, int32_t>> stamps;  // what stood there before
-    std::vector<std::pair<size_t, int64_t>> rows;      // height, how many more
-    int64_t running = 0, fresh = 0, kept = 0;
-  };
-  const auto add = [&](const std::vector<int64_t>& captures) {
-    Added added;
-    std::vector<int64_t> stack;
-    const auto visit = [&](int64_t piece) {
-      if (piece < 0 || piece_stamps[static_cast<size_t>(piece)] == pass) return;
-      auto& stamp = piece_stamps[static_cast<size_t>(piece)];
-      added.stamps.emplace_back(&stamp, stamp);
-      stamp = pass;
-      stack.push_back(piece);
-    };
-    for (const int64_t c : captures) {
-      added.kept += kept_bytes(captures_[static_cast<size_t>(c)]);
-      visit(captures_[static_cast<size_t>(c)].piece);
-    }
-    while (!stack.empty()) {
-      const int64_t piece = stack.back();
-      stack.pop_back();
-      const auto p = static_cast<size_t>(piece);
-      for (size_t h = 0; h < n_heights && present(piece, static_cast<int64_t>(h)); ++h) {
-        const bool runs = static_cast<int64_t>(h) <= tops_[p];
-        auto& stamp = stamps[h][static_cast<size_t>(unit_of_[h][p])];
-        if (stamp >= 2 * pass + (runs ? 1 : 0)) continue;
-        const auto more = runs ? pieces_[p].tokens.size() : rows_read(piece, static_cast<int64_t>(h)).size();
-        added.stamps.emplace_back(&stamp, stamp);
-        added.rows.emplace_back(h, static_cast<int64_t>(more));
-        rows[h] += static_cast<int64_t>(more);
-        if (runs && pieces_[p].copied < 0) {
-          added.running += static_cast<int64_t>(more);
-          if (stamp < 0 || stamp % 2 == 0) added.fresh += static_cast<int64_t>(more);
-        }
-        stamp = 2 * pass + (runs ? 1 : 0);
-      }
-      visit(pieces_[p].parent);
-      visit(pieces_[p].copied);
-    }
-    running += added.running;
-    fresh += added.fresh;
-    kept += added.kept;
-    ++n_groups;
-    return added;
-  };
-  const auto take_back = [&](const Added& added) {
-    for (auto it = added.stamps.rbegin(); it != added.stamps.rend(); ++it) *it->first = it->second;
-    for (const auto& [h, more] : added.rows) rows[h] -= more;
-    running -= added.running;
-    fresh -= added.fresh;
-    kept -= added.kept;
-    --n_groups;
-  };
-  const auto widest = [&] { return *std::max_element(rows.begin(), rows.end()); };
-  const auto bytes = [&] {
-    return widest() * sizes_.row + std::min(widest(), rows_per_chunk_) * sizes_.chunk_row + kept;
-  };
-  const auto close = [&] {
-    if (pass < 0) return;
-    widest_ = std::max(widest_, widest());
-    summary_.peak_bytes = std::max(summary_.peak_bytes, bytes());
-    summary_.token_layers_to_run += running;
-    pass_bytes_.push_back(bytes());
-  };
-  const auto open = [&] {
-    close();
-    ++pass;
-    std::fill(rows.begin(), rows.end(), 0);
-    running = fresh = kept = n_groups = 0;
-    passes_.emplace_back();
-  };
-
-  const auto is_long = [&] {
-    return n_groups > options.least_groups &&
-           fresh + n_groups * options.group_token_layers > options.most_token_layers;
-  };
-
-  for (const auto& [at, group] : by_place) {
-    const auto& captures = groups.at(group);
-    if (pass < 0) open();
-    auto added = add(captures);
-    if (!passes_.back().empty() &&
-        (bytes() > options.memory_budget || widest() > options.most_rows || is_long())) {
-      take_back(added);
-      open();
-      added = add(captures);
-    }
-    check<std::invalid_argument>(bytes() <= options.memory_budget, "plan: what read ", group,
-                                 " needs takes a memory budget of ", bytes(), " bytes, got ",
-                                 options.memory_budget);
-    passes_.back().insert(passes_.back().end(), captures.begin(), captures.end());
-  }
-  close();
 }
 
 std::vector<Height> Plan::heights(int64_t pass) const {

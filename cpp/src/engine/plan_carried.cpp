@@ -1,4 +1,4 @@
-#include "introspect/engine/plan.h"
+#include "engine/plan.h"
 
 #include <algorithm>
 #include <iterator>
@@ -17,6 +17,7 @@ class Carrying {
   void find() {
     find_uses();
     find_outputs();
+    find_outputs_of_sources();
     plan_.summary_.peak_bytes = 0;
     plan_.exchanges_.resize(plan_.passes_.size());
     for (size_t pass = 0; pass < plan_.passes_.size(); ++pass) {
@@ -104,6 +105,16 @@ class Carrying {
       }
   }
 
+  /// A source is read in the pass that uses it: its block runs there, from all of its input.
+  void find_outputs_of_sources() {
+    for (size_t pass = 0; pass < plan_.passes_.size(); ++pass)
+      for (const int64_t piece : plan_.pieces_of(static_cast<int64_t>(pass)))
+        for (const auto& source : plan_.sources(piece)) {
+          const auto h = static_cast<size_t>(source.read_height);
+          if (h > 0) outputs_[h - 1][unit(h - 1, piece)].all = true;
+        }
+  }
+
   /// Where a capture reads what must have run in its own pass. A cache is made of keys, which are carried.
   std::vector<size_t> heights_of(const Capture& capture) const {
     std::vector<size_t> out;
@@ -122,6 +133,7 @@ class Carrying {
     for (const int64_t c : plan_.passes_[pass]) {
       const auto& capture = plan_.captures_[static_cast<size_t>(c)];
       for (const auto h : heights_of(capture)) read[h].insert(unit(h, capture.piece));
+      read_sources(capture.piece, n_layers_, read);
     }
     held_.resize(n_layers_);
     for (size_t h = n_layers_; h-- > 0;) {
@@ -135,12 +147,24 @@ class Carrying {
                               (of_piece.parent < 0 || taken.count(unit(h, of_piece.parent)) > 0);
         if (!is_taken) {
           if (h > 0 && of_piece.copied < 0) needs_all[h - 1].insert(unit(h - 1, piece));
+          read_sources(piece, h, read);
           continue;
         }
         taken.insert(unit_here);
         if (of_piece.copied < 0)
           plan_.summary_.token_layers_to_run -= static_cast<int64_t>(of_piece.tokens.size());
       }
+    }
+  }
+
+  /// What is used at a height, or after the last block, is read where it stands.
+  void read_sources(int64_t piece, size_t height, std::vector<std::unordered_set<int32_t>>& read) const {
+    for (const auto& source : plan_.sources(piece)) {
+      const auto used = static_cast<size_t>(source.used_height);
+      const bool is_used = used == height || (height == n_layers_ && !has_keys(used, piece));
+      if (is_used && source.read_height < source.used_height)
+        read[static_cast<size_t>(source.read_height)].insert(
+            unit(static_cast<size_t>(source.read_height), piece));
     }
   }
 
@@ -199,8 +223,8 @@ class Carrying {
 
   int64_t bytes_of(const Left& what) const {
     const auto n = static_cast<int64_t>(n_tokens(what.piece));
-    return n * plan_.sizes_.cached / plan_.n_layers_ +
-           (what.all ? n : static_cast<int64_t>(what.rows.size())) * plan_.sizes_.output;
+    return n * plan_.bytes_.keys +
+           (what.all ? n : static_cast<int64_t>(what.rows.size())) * plan_.bytes_.residual;
   }
 
   Plan& plan_;

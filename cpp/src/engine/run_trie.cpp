@@ -7,23 +7,15 @@
 
 #include "introspect/core/check.h"
 
+#include "engine/memory.h"
+
 namespace introspect::engine {
 
 namespace {
 
 using Nodes = std::vector<int64_t>;
 
-constexpr int64_t kMostNodesPerPass = 2048;  // a product of more rows is no faster
-constexpr int64_t kReadsAtATime = 4096;      // of spans, which may be many times the nodes of a pass
-
-/// Bytes that one node takes in a pass: the widest activations that live at the same time, and its keys and values.
-int64_t bytes_per_node(const models::Model& model) {
-  const auto& c = model.cfg();
-  const int64_t qkv = (c.n_heads + 2 * c.n_key_value_heads) * c.d_head;
-  const int64_t elements =
-      4 * c.d_model + 3 * qkv + 4 * c.d_mlp + 2 * c.n_layers * c.n_key_value_heads * c.d_head;
-  return elements * static_cast<int64_t>(c10::elementSize(model.dtype()));
-}
+constexpr int64_t kReadsAtATime = 4096;  // of spans, which may be many times the nodes of a pass
 
 int64_t longest_path(const TokenTrie& trie) {
   return *std::max_element(trie.depths().begin(), trie.depths().end()) + 1;
@@ -110,17 +102,17 @@ class TriePass {
 }  // namespace
 
 TriePlan plan_trie(const models::Model& model, const TokenTrie& trie, const TrieOptions& options) {
-  const auto& c = model.cfg();
-  const int64_t path_bytes = 2 * longest_path(trie) * c.n_layers * c.n_key_value_heads * c.d_head *
-                             static_cast<int64_t>(c10::elementSize(model.dtype()));
-  const int64_t affordable = (options.memory_budget - path_bytes) / bytes_per_node(model);
+  const TokenBytes bytes(model.cfg(), model.dtype());
+  const int64_t cached = model.cfg().n_layers * bytes.keys;  // of one node, in all layers
+  const int64_t path_bytes = longest_path(trie) * cached, node_bytes = bytes.in_block + cached;
+  const int64_t affordable = (options.memory_budget - path_bytes) / node_bytes;
   check<std::invalid_argument>(affordable >= 1, "run_trie: a pass of one node needs a memory budget of ",
-                               path_bytes + bytes_per_node(model), " bytes, got ", options.memory_budget);
+                               path_bytes + node_bytes, " bytes, got ", options.memory_budget);
   TriePlan plan;
   for (const int64_t end : trie.ends()) plan.tokens += trie.depths()[static_cast<size_t>(end)] + 1;
   plan.nodes = trie.size();
-  plan.n_passes =
-      (plan.nodes + std::min(affordable, kMostNodesPerPass) - 1) / std::min(affordable, kMostNodesPerPass);
+  const int64_t most = std::min(affordable, kMaxRowsPerProduct);
+  plan.n_passes = (plan.nodes + most - 1) / most;
   plan.nodes_per_pass = (plan.nodes + plan.n_passes - 1) / plan.n_passes;
   return plan;
 }

@@ -28,14 +28,15 @@ cache::KVCache side_by_side(const models::Model& model, const std::vector<Prompt
 }
 
 hooks::Intervention added(const models::Model& model, const std::vector<Prompt*>& prompts) {
-  hooks::Intervention out;
+  std::map<int64_t, torch::Tensor> by_layer;
   for (size_t row = 0; row < prompts.size(); ++row)
     for (const auto& [layer, direction] : prompts[row]->added) {
-      auto& all = out.values[layer];
+      auto& all = by_layer[layer];
       if (!all.defined()) all = at::zeros({static_cast<int64_t>(prompts.size()), model.cfg().d_model});
       all[static_cast<int64_t>(row)] = direction;
     }
-  for (auto& [layer, directions] : out.values) directions = directions.to(model.device());
+  hooks::Intervention out;
+  for (const auto& [layer, directions] : by_layer) out.values[layer] = directions.to(model.device());
   return out;
 }
 

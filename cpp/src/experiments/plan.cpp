@@ -247,7 +247,7 @@ void plan_vectors(const models::Model& model, const Protocol& protocol, const Na
         size_t n_inside = 0;
         for (size_t version = 0; version < versions.size(); ++version) {
           const auto inside =
-              steering::as_intervention(versions[version], model.cfg().n_layers, first, last).values;
+              steering::directions_in(versions[version], model.cfg().n_layers, first, last);
           if (version == 0) n_inside = inside.size();
           for (const auto& part : options.parts)
             add_injection(protocol,

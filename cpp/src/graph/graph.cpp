@@ -6,6 +6,7 @@
 #include "introspect/core/sha256.h"
 #include "introspect/hooks/intervention_json.h"
 
+#include "engine/run_plan.h"
 #include "graph/lowering.h"
 
 namespace introspect::graph {
@@ -36,6 +37,10 @@ void check_intervention(const hooks::Intervention& i, const models::Model& model
   check<ConfigError>(i.point <= hooks::Point::kResidPost || i.point == hooks::Point::kEmbed,
                      "Graph::segment: interventions act in blocks or on hook_embed, got ",
                      hooks::point_name(i.point));
+  check<ConfigError>(
+      !i.source || *i.source <= hooks::Point::kResidPost || *i.source == hooks::Point::kEmbed,
+      "Graph::segment: interventions read in blocks or at hook_embed, got the source ",
+      i.source ? hooks::point_name(*i.source) : "");
   check<std::invalid_argument>(
       i.rows.empty() || i.rows == std::vector<int64_t>{0},
       "Graph::segment: a segment is one row; for several interventions make several ", "segments, got ",
@@ -95,15 +100,20 @@ std::string Graph::take_effect(hooks::Intervention& i) {
     append(parameter);
   }
   out += concat("|", joined(i.heads), "|");
-  for (auto& [layer, operand] : i.values) {
+  for (auto& [layer, operands] : i.values) {
     out += concat(layer, ":");
-    if (operand.defined()) {
-      const auto [own, is_new] = operands_.try_emplace(hooks::tensor_hash(operand));
-      if (is_new) own->second = operand.detach().clone();
-      operand = own->second;
-      out += own->first;
+    hooks::Operands::Tensors held;
+    for (const auto& [name, tensor] : operands) {
+      const auto [own, is_new] = operands_.try_emplace(hooks::tensor_hash(tensor));
+      if (is_new) own->second = tensor.detach().clone();
+      held[name] = own->second;
+      out += name == "v" ? own->first : concat(name, "=", own->first, ";");
     }
+    operands = std::move(held);
     out += ",";
+    if (!i.source) continue;
+    const auto [point, from] = hooks::source_site(i, layer);
+    out += concat("from ", hooks::point_name(point), " ", from, ",");
   }
   return out;
 }

@@ -12,9 +12,9 @@ namespace {
 bool is_positional(const hooks::Intervention& i) {
   if (!i.positions.empty()) return true;
   const bool with_heads = hooks::head_axis(i.point).has_value();
-  for (const auto& [layer, operand] : i.values)
-    if (operand.defined() && !hooks::find_operator(i.op).check_operand &&
-        operand.dim() > (with_heads ? 3 : 2))
+  for (const auto& [layer, operands] : i.values)
+    if (!operands.empty() && !hooks::find_operator(i.op).check_operands &&
+        operands.v().dim() > (with_heads ? 3 : 2))
       return true;  // a stored activation of every position
   return hooks::position_axis(i.point) == 2;
 }
@@ -23,7 +23,7 @@ bool is_positional(const hooks::Intervention& i) {
 bool mixes_tokens(const hooks::Intervention& i) {
   if (!hooks::find_operator(i.op).mixes_positions) return false;
   return std::any_of(i.values.begin(), i.values.end(),
-                     [](const auto& value) { return !value.second.defined(); });
+                     [](const auto& at_layer) { return at_layer.second.empty(); });
 }
 
 /// The positions [first, last) of a segment of n tokens that an intervention reaches.

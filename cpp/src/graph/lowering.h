@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "introspect/engine/plan.h"
+#include "engine/plan.h"
 #include "introspect/graph/graph.h"
 
 namespace introspect::graph {

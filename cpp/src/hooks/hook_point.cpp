@@ -12,48 +12,71 @@ namespace introspect::hooks {
 
 namespace {
 
-constexpr std::array<std::string_view, kPoints> kNames = {
-    "hook_resid_pre",
-    "hook_attn_in",
-    "hook_q_input",
-    "hook_k_input",
-    "hook_v_input",
-    "ln1.hook_scale",
-    "ln1.hook_normalized",
-    "attn.hook_q",
-    "attn.hook_k",
-    "attn.hook_v",
-    "attn.q_norm.hook_scale",
-    "attn.q_norm.hook_normalized",
-    "attn.k_norm.hook_scale",
-    "attn.k_norm.hook_normalized",
-    "attn.hook_rot_q",
-    "attn.hook_rot_k",
-    "attn.hook_attn_scores",
-    "attn.hook_pattern",
-    "attn.hook_z",
-    "attn.hook_result",
-    "ln1_post.hook_scale",
-    "ln1_post.hook_normalized",
-    "hook_attn_out",
-    "hook_resid_mid",
-    "hook_mlp_in",
-    "ln2.hook_scale",
-    "ln2.hook_normalized",
-    "mlp.hook_pre",
-    "mlp.hook_pre_linear",
-    "mlp.hook_post",
-    "ln2_post.hook_scale",
-    "ln2_post.hook_normalized",
-    "hook_mlp_out",
-    "hook_resid_post",
-    "hook_embed",
-    "hook_pos_embed",
-    "ln_final.hook_scale",
-    "ln_final.hook_normalized",
-    "unembed.hook_in",
-    "unembed.hook_out",
+enum class Width : uint8_t { kOne, kDModel, kDHead, kDMlp, kDVocab, kKeys };
+enum class Heads : uint8_t { kNone, kPerHead, kPerGroup };
+
+/// What there is to know of a point. A new one is a line here and a name in the enum.
+struct PointInfo {
+  Point point;
+  std::string_view name;
+  Width width;
+  Heads heads = Heads::kNone;
+  bool HookFlags::* flag = nullptr;  // "every point" leaves it out unless this says otherwise
 };
+
+constexpr std::array<PointInfo, kPoints> kTable = {{
+    {Point::kResidPre, "hook_resid_pre", Width::kDModel},
+    {Point::kAttnIn, "hook_attn_in", Width::kDModel, Heads::kPerHead, &HookFlags::use_attn_in},
+    {Point::kQInput, "hook_q_input", Width::kDModel, Heads::kPerHead, &HookFlags::use_split_qkv_input},
+    {Point::kKInput, "hook_k_input", Width::kDModel, Heads::kPerGroup, &HookFlags::use_split_qkv_input},
+    {Point::kVInput, "hook_v_input", Width::kDModel, Heads::kPerGroup, &HookFlags::use_split_qkv_input},
+    {Point::kLn1Scale, "ln1.hook_scale", Width::kOne},
+    {Point::kLn1Normalized, "ln1.hook_normalized", Width::kDModel},
+    {Point::kQ, "attn.hook_q", Width::kDHead, Heads::kPerHead},
+    {Point::kK, "attn.hook_k", Width::kDHead, Heads::kPerGroup},
+    {Point::kV, "attn.hook_v", Width::kDHead, Heads::kPerGroup},
+    {Point::kQNormScale, "attn.q_norm.hook_scale", Width::kOne, Heads::kPerHead},
+    {Point::kQNormNormalized, "attn.q_norm.hook_normalized", Width::kDHead, Heads::kPerHead},
+    {Point::kKNormScale, "attn.k_norm.hook_scale", Width::kOne, Heads::kPerGroup},
+    {Point::kKNormNormalized, "attn.k_norm.hook_normalized", Width::kDHead, Heads::kPerGroup},
+    {Point::kRotQ, "attn.hook_rot_q", Width::kDHead, Heads::kPerHead},
+    {Point::kRotK, "attn.hook_rot_k", Width::kDHead, Heads::kPerGroup},
+    {Point::kAttnScores, "attn.hook_attn_scores", Width::kKeys, Heads::kPerHead},
+    {Point::kPattern, "attn.hook_pattern", Width::kKeys, Heads::kPerHead},
+    {Point::kZ, "attn.hook_z", Width::kDHead, Heads::kPerHead},
+    {Point::kResult, "attn.hook_result", Width::kDModel, Heads::kPerHead, &HookFlags::use_attn_result},
+    {Point::kLn1PostScale, "ln1_post.hook_scale", Width::kOne},
+    {Point::kLn1PostNormalized, "ln1_post.hook_normalized", Width::kDModel},
+    {Point::kAttnOut, "hook_attn_out", Width::kDModel},
+    {Point::kResidMid, "hook_resid_mid", Width::kDModel},
+    {Point::kMlpIn, "hook_mlp_in", Width::kDModel, Heads::kNone, &HookFlags::use_hook_mlp_in},
+    {Point::kLn2Scale, "ln2.hook_scale", Width::kOne},
+    {Point::kLn2Normalized, "ln2.hook_normalized", Width::kDModel},
+    {Point::kMlpPre, "mlp.hook_pre", Width::kDMlp},
+    {Point::kMlpPreLinear, "mlp.hook_pre_linear", Width::kDMlp},
+    {Point::kMlpPost, "mlp.hook_post", Width::kDMlp},
+    {Point::kLn2PostScale, "ln2_post.hook_scale", Width::kOne},
+    {Point::kLn2PostNormalized, "ln2_post.hook_normalized", Width::kDModel},
+    {Point::kMlpOut, "hook_mlp_out", Width::kDModel},
+    {Point::kResidPost, "hook_resid_post", Width::kDModel},
+    {Point::kEmbed, "hook_embed", Width::kDModel},
+    {Point::kPosEmbed, "hook_pos_embed", Width::kDModel},
+    {Point::kLnFinalScale, "ln_final.hook_scale", Width::kOne},
+    {Point::kLnFinalNormalized, "ln_final.hook_normalized", Width::kDModel},
+    {Point::kUnembedIn, "unembed.hook_in", Width::kDModel},
+    {Point::kUnembedOut, "unembed.hook_out", Width::kDVocab},
+}};
+
+constexpr bool in_order() {
+  for (size_t i = 0; i < kTable.size(); ++i)
+    if (static_cast<size_t>(kTable[i].point) != i) return false;
+  return true;
+}
+static_assert(in_order(), "the table must hold the points in the order of the enum");
+
+const PointInfo& info(Point point) {
+  return kTable[static_cast<size_t>(point)];
+}
 
 constexpr std::string_view kBlocks = "blocks.";
 
@@ -86,51 +109,19 @@ std::string nearest_names(std::string_view name, const std::vector<std::string>&
   return out;
 }
 
-constexpr HookFlags kEverything = {true, true, true, true};
-
-bool asked_for(Point point, const HookFlags& flags) {
-  switch (point) {
-    case Point::kResult:
-      return flags.use_attn_result;
-    case Point::kQInput:
-    case Point::kKInput:
-    case Point::kVInput:
-      return flags.use_split_qkv_input;
-    case Point::kAttnIn:
-      return flags.use_attn_in;
-    case Point::kMlpIn:
-      return flags.use_hook_mlp_in;
-    default:
-      return true;
-  }
+std::optional<Point> find_point(std::string_view name) {
+  const auto found =
+      std::find_if(kTable.begin(), kTable.end(), [&](const PointInfo& point) { return point.name == name; });
+  return found == kTable.end() ? std::nullopt : std::optional(found->point);
 }
+
+constexpr HookFlags kEverything = {true, true, true, true};
 
 }  // namespace
 
 std::optional<int64_t> head_axis(Point point) {
-  switch (point) {
-    case Point::kAttnScores:
-    case Point::kPattern:
-      return 1;
-    case Point::kAttnIn:
-    case Point::kQInput:
-    case Point::kKInput:
-    case Point::kVInput:
-    case Point::kQ:
-    case Point::kK:
-    case Point::kV:
-    case Point::kQNormScale:
-    case Point::kQNormNormalized:
-    case Point::kKNormScale:
-    case Point::kKNormNormalized:
-    case Point::kRotQ:
-    case Point::kRotK:
-    case Point::kZ:
-    case Point::kResult:
-      return 2;
-    default:
-      return std::nullopt;
-  }
+  if (info(point).heads == Heads::kNone) return std::nullopt;
+  return position_axis(point) == 2 ? 1 : 2;
 }
 
 bool HookPoints::has(Site site) const {
@@ -140,64 +131,45 @@ bool HookPoints::has(Site site) const {
 }
 
 std::optional<int64_t> HookPoints::width(Point point) const {
-  switch (point) {
-    case Point::kAttnScores:
-    case Point::kPattern:
-      return std::nullopt;
-    case Point::kLn1Scale:
-    case Point::kLn1PostScale:
-    case Point::kLn2Scale:
-    case Point::kLn2PostScale:
-    case Point::kLnFinalScale:
-    case Point::kQNormScale:
-    case Point::kKNormScale:
+  switch (info(point).width) {
+    case Width::kOne:
       return 1;
-    case Point::kQ:
-    case Point::kK:
-    case Point::kV:
-    case Point::kQNormNormalized:
-    case Point::kKNormNormalized:
-    case Point::kRotQ:
-    case Point::kRotK:
-    case Point::kZ:
-      return d_head;
-    case Point::kMlpPre:
-    case Point::kMlpPreLinear:
-    case Point::kMlpPost:
-      return d_mlp;
-    case Point::kUnembedOut:
-      return d_vocab;
-    default:
+    case Width::kDModel:
       return d_model;
+    case Width::kDHead:
+      return d_head;
+    case Width::kDMlp:
+      return d_mlp;
+    case Width::kDVocab:
+      return d_vocab;
+    case Width::kKeys:
+      return std::nullopt;
   }
+  return std::nullopt;
 }
 
 std::optional<int64_t> HookPoints::heads(Point point) const {
-  if (!head_axis(point)) return std::nullopt;
-  switch (point) {
-    case Point::kKInput:
-    case Point::kVInput:
-    case Point::kK:
-    case Point::kV:
-    case Point::kKNormScale:
-    case Point::kKNormNormalized:
-    case Point::kRotK:
-      return n_key_value_heads;
-    default:
+  switch (info(point).heads) {
+    case Heads::kNone:
+      return std::nullopt;
+    case Heads::kPerHead:
       return n_heads;
+    case Heads::kPerGroup:
+      return n_key_value_heads;
   }
+  return std::nullopt;
 }
 
 std::string_view point_name(Point point) {
-  return kNames[static_cast<size_t>(point)];
+  return info(point).name;
 }
 
 Point parse_point(std::string_view name) {
-  const auto found = std::find(kNames.begin(), kNames.end(), name);
-  if (found == kNames.end())
-    throw HookError(concat("hook point ", excerpt(name), " does not exist; the nearest names are ",
-                           nearest_names(name, {kNames.begin(), kNames.end()})));
-  return static_cast<Point>(found - kNames.begin());
+  if (const auto point = find_point(name)) return *point;
+  std::vector<std::string> known;
+  for (const auto& point : kTable) known.emplace_back(point.name);
+  throw HookError(concat("hook point ", excerpt(name), " does not exist; the nearest names are ",
+                         nearest_names(name, known)));
 }
 
 std::string hook_name(Site site) {
@@ -208,7 +180,8 @@ std::string hook_name(Site site) {
 std::vector<std::string> HookPoints::names(const HookFlags& flags) const {
   std::vector<std::string> out;
   const auto add = [&](Site site) {
-    if (has(site) && asked_for(site.point, flags)) out.push_back(hook_name(site));
+    const auto flag = info(site.point).flag;
+    if (has(site) && (flag == nullptr || flags.*flag)) out.push_back(hook_name(site));
   };
   add({Point::kEmbed});
   add({Point::kPosEmbed});
@@ -230,12 +203,11 @@ Site HookPoints::parse(std::string_view name) const {
         error == std::errc() && end != rest.data() + rest.size() && *end == '.' && layer >= 0;
     rest = numbered ? rest.substr(static_cast<size_t>(end - rest.data()) + 1) : std::string_view{};
   }
-  const auto found = std::find(kNames.begin(), kNames.end(), rest);
-  const Site site{static_cast<Point>(found - kNames.begin()), layer};
-  if (found == kNames.end() || !has(site))
+  const auto point = find_point(rest);
+  if (!point || !has({*point, layer}))
     throw HookError(concat("hook point ", excerpt(name), " does not exist in this model of ", n_layers,
                            " layers; the nearest names are ", nearest_names(name, names(kEverything))));
-  return site;
+  return {*point, layer};
 }
 
 }  // namespace introspect::hooks

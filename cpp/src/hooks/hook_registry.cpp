@@ -59,7 +59,7 @@ Observer recorder(std::shared_ptr<ActivationCache> cache, const RecordOptions& o
 
 bool requires_grad(const Intervention& intervention) {
   return std::any_of(intervention.values.begin(), intervention.values.end(),
-                     [](const auto& v) { return v.second.defined() && v.second.requires_grad(); });
+                     [](const auto& at_layer) { return at_layer.second.requires_grad(); });
 }
 
 }  // namespace
@@ -96,7 +96,10 @@ void check_replacement(std::string_view name, const torch::Tensor& value, const 
 }
 
 HookRegistry::HookRegistry(HookPoints points)
-    : points_(points), table_(points_.n_sites()), uses_(points_.n_sites(), 0) {}
+    : points_(points),
+      table_(points_.n_sites()),
+      uses_(points_.n_sites(), 0),
+      n_readers_(points_.n_sites(), 0) {}
 
 HookId HookRegistry::add(std::string_view name, Callback callback, HookOptions options) {
   const Site site = points_.parse(name);
@@ -112,7 +115,7 @@ HookId HookRegistry::add(const Intervention& intervention, HookOptions options) 
   validate(intervention, points_);
   std::vector<Site> sites;
   if (!is_identity(intervention))
-    for (const auto& [layer, operand] : intervention.values) sites.push_back({intervention.point, layer});
+    for (const auto& [layer, operands] : intervention.values) sites.push_back({intervention.point, layer});
   return insert(sites, std::make_shared<Action>(Action{next_id_, options.direction, intervention}), options);
 }
 
@@ -148,7 +151,7 @@ HookId HookRegistry::record(std::string_view name, std::shared_ptr<ActivationCac
 HookId HookRegistry::insert(const std::vector<Site>& sites, ActionPtr action, HookOptions options,
                             std::shared_ptr<ActivationCache> cache) {
   const auto* intervention = std::get_if<Intervention>(&action->what);
-  Entry entry{options, options.direction == Direction::kBackward, {}, action, std::move(cache)};
+  Entry entry{options, options.direction == Direction::kBackward, {}, {}, action, std::move(cache)};
   if (intervention) entry.needs_grad = !sites.empty() && requires_grad(*intervention);
   for (const Site site : sites) {
     auto& actions = table_[points_.index(site)];
@@ -157,28 +160,39 @@ HookId HookRegistry::insert(const std::vector<Site>& sites, ActionPtr action, Ho
     const auto first = intervention ? actions.begin() : middle;
     const auto last = intervention ? middle : actions.end();
     actions.insert(options.prepend ? first : last, action);
-    uses_[points_.index(site)] |= action->uses();
     entry.places.push_back(points_.index(site));
+    if (intervention && intervention->source)
+      entry.sources.push_back(points_.index(source_site(*intervention, site.layer)));
   }
+  for (const size_t place : entry.sources) ++n_readers_[place];
+  for (const auto* places : {&entry.places, &entry.sources})
+    for (const size_t place : *places) update_uses(place);
   n_actions_ += static_cast<int64_t>(sites.size());
   n_needing_grad_ += entry.needs_grad;
   n_backward_ += entry.is_backward();
   n_reading_text_ += entry.reads_text();
+  n_with_source_ += !entry.sources.empty();
   const HookId id = next_id_++;
   entries_.emplace(id, std::move(entry));
   return id;
 }
 
+void HookRegistry::update_uses(size_t place) {
+  uses_[place] = n_readers_[place] > 0 ? kUses | kStashed : 0;
+  for (const auto& action : table_[place]) uses_[place] |= action->uses();
+}
+
 void HookRegistry::erase(HookId id, const Entry& entry) {
-  for (const size_t place : entry.places) {
+  for (const size_t place : entry.places)
     std::erase_if(table_[place], [id](const ActionPtr& a) { return a->id == id; });
-    uses_[place] = 0;
-    for (const auto& action : table_[place]) uses_[place] |= action->uses();
-  }
+  for (const size_t place : entry.sources) --n_readers_[place];
+  for (const auto* places : {&entry.places, &entry.sources})
+    for (const size_t place : *places) update_uses(place);
   n_actions_ -= static_cast<int64_t>(entry.places.size());
   n_needing_grad_ -= entry.needs_grad;
   n_backward_ -= entry.is_backward();
   n_reading_text_ -= entry.reads_text();
+  n_with_source_ -= !entry.sources.empty();
 }
 
 void HookRegistry::remove(HookId id) {
@@ -216,20 +230,23 @@ std::vector<SoleUser::Use> HookRegistry::enter_pass(int64_t batch, int64_t offse
   return uses;
 }
 
-torch::Tensor HookRegistry::run(Site site, const torch::Tensor& x, int64_t offset, const Text* text) const {
+torch::Tensor HookRegistry::run(Site site, const torch::Tensor& x, int64_t offset, const Text* text,
+                                Stash* stash) const {
   const size_t place = points_.index(site);
   if (uses_[place] == 0) return x;
   torch::Tensor current = x;
   for (const auto& action : table_[place]) {
     if (action->direction != Direction::kForward) continue;
     if (const auto* intervention = std::get_if<Intervention>(&action->what))
-      current = apply(*intervention, site.layer, current, offset, text);
+      current = apply(*intervention, site.layer, current, offset, text, stash);
     else if (const auto* callback = std::get_if<Callback>(&action->what))
       current = run_callback(*callback, site, current);
     else if (const auto* reader = std::get_if<Reader>(&action->what))
       reader->see(take(reader->part, site.point, current), site);
   }
-  return (uses_[place] & kBackward) != 0 ? watch_gradient(site, current) : current;
+  if ((uses_[place] & kBackward) != 0) current = watch_gradient(site, current);
+  if ((uses_[place] & kStashed) != 0 && stash != nullptr) stash->put(site, current);
+  return current;
 }
 
 torch::Tensor HookRegistry::watch_gradient(Site site, const torch::Tensor& x) const {

@@ -20,9 +20,9 @@ int64_t stored_rank(Point point) {
   return head_axis(point) ? 4 : 3;
 }
 
-/// The layer's operand, made to broadcast against the selection `x` of the activation: [n, t, W] or [n, t, h, W].
-torch::Tensor aligned(const Intervention& i, const torch::Tensor& operand, const Selection& selection,
-                      const torch::Tensor& x) {
+/// The operand "v", made to broadcast against the selection `x` of the activation: [n, t, W] or [n, t, h, W].
+Operands aligned(const Intervention& i, const torch::Tensor& operand, const Selection& selection,
+                 const torch::Tensor& x) {
   const int64_t W = x.size(-1);
   const bool counts_keys = position_axis(i.point) == 2;
   check<ShapeError>(counts_keys ? operand.size(-1) >= W : operand.size(-1) == W,
@@ -48,24 +48,35 @@ torch::Tensor aligned(const Intervention& i, const torch::Tensor& operand, const
   return out;
 }
 
-/// What the operator makes of a selection of x, for an operand on its device.
-torch::Tensor changed(const Intervention& i, const Operator& op, const torch::Tensor& operand,
-                      const Selection& selection, const torch::Tensor& x) {
-  check<HookError>(!op.mixes_positions || operand.defined() || selection.begins_here(), "intervention: '",
+bool is_alias_of_any(const torch::Tensor& values, const Operands& operands) {
+  return std::any_of(operands.begin(), operands.end(),
+                     [&](const auto& named) { return values.is_alias_of(named.second); });
+}
+
+/// What the operator makes of a selection of x, for operands on its device. `source`: the activation at the
+/// intervention's source, undefined where it has none.
+torch::Tensor changed(const Intervention& i, const Operator& op, const Operands& operands,
+                      const torch::Tensor& source, const Selection& selection, const torch::Tensor& x) {
+  check<HookError>(!op.mixes_positions || !operands.empty() || selection.begins_here(), "intervention: '",
                    i.op,
                    "' without an operand needs all its positions in one pass, but those of the cache are not "
                    "in this one; give it an operand, or a last position");
   const auto taken = selection.take(x);
-  const bool aligns = operand.defined() && !op.check_operand;
-  auto values = op.apply(taken, aligns ? aligned(i, operand, selection, taken) : operand, i.strength,
-                         op.parameters.empty() ? i.parameters : complete_parameters(i.op, op, i.parameters));
+  const bool aligns = !operands.empty() && !op.check_operands;
+  const auto parameters = op.parameters.empty() ? i.parameters : complete_parameters(i.op, op, i.parameters);
+  auto values = op.apply({.x = taken,
+                          .operands = aligns ? aligned(i, operands.v(), selection, taken) : operands,
+                          .source = source.defined() ? selection.take_source(source) : source,
+                          .strength = i.strength,
+                          .parameters = parameters});
   check_dense<HookError>(values, "intervention: what '", i.op, "' returns");
   check<HookError>(
       values.sizes() == taken.sizes() && values.device() == taken.device() && !values.is_complex(),
       "intervention: '", i.op, "' must return a tensor of shape ", taken.sizes(), " on ", taken.device(),
       " as it was given, got ", values.sizes(), " ", values.scalar_type(), " on ", values.device());
-  return operand.defined() && values.is_alias_of(operand) ? values.clone(at::MemoryFormat::Contiguous)
-                                                          : values;
+  const bool is_shared =
+      is_alias_of_any(values, operands) || (source.defined() && values.is_alias_of(source));
+  return is_shared ? values.clone(at::MemoryFormat::Contiguous) : values;
 }
 
 /// Places of equal lists, by list; those of the empty list are left out.
@@ -83,19 +94,20 @@ std::vector<int64_t> chosen(const std::vector<int64_t>& all, const std::vector<i
   return out;
 }
 
-/// True if an operand has one entry a row, and several.
-bool is_by_row(const Intervention& i, const Operator& op, const torch::Tensor& operand) {
-  return operand.defined() && !op.check_operand && operand.dim() >= stored_rank(i.point) - 1 &&
-         operand.size(0) > 1;
+/// True if the operands have one entry a row, and several.
+bool is_by_row(const Intervention& i, const Operator& op, const Operands& operands) {
+  return !operands.empty() && !op.check_operands && operands.v().dim() >= stored_rank(i.point) - 1 &&
+         operands.v().size(0) > 1;
 }
 
-/// Of an operand that may have one entry for each of the intervention's `n` rows, those at `places` among them.
-torch::Tensor operand_of_rows(const Intervention& i, const Operator& op, const torch::Tensor& operand,
-                              size_t n, const std::vector<int64_t>& places) {
-  if (!is_by_row(i, op, operand)) return operand;
+/// Of operands that may have one entry for each of the intervention's `n` rows, those at `places` among them.
+Operands operands_of_rows(const Intervention& i, const Operator& op, const Operands& operands, size_t n,
+                          const std::vector<int64_t>& places) {
+  if (!is_by_row(i, op, operands)) return operands;
+  const auto& operand = operands.v();
   check<ShapeError>(operand.size(0) == static_cast<int64_t>(n), "intervention: the operand ", operand.sizes(),
                     " is for ", operand.size(0), " rows, but ", n, " are selected at ", point_name(i.point));
-  if (places.size() == n) return operand;
+  if (places.size() == n) return operands;
   return operand.index_select(0, torch::tensor(places, torch::kLong).to(operand.device()));
 }
 
@@ -143,45 +155,100 @@ void check_shape(const Intervention& i, const torch::Tensor& operand, const Hook
                                 N, ", ", W, "] or [", N, ", pos, ", W, "], got ", operand.sizes()));
 }
 
-void check_operand(const Intervention& i, const Operator& op, int64_t layer, const torch::Tensor& operand,
-                   const HookPoints& points) {
-  check<std::invalid_argument>(operand.defined() || op.operand != Operator::Operand::kRequired,
-                               "intervention: '", i.op, "' needs an operand, and layer ", layer, " has none");
-  if (!operand.defined()) return;
-  check_dense<ShapeError>(operand, "intervention: the operand of layer ", layer);
-  check<std::invalid_argument>(op.operand != Operator::Operand::kNone, "intervention: '", i.op,
-                               "' takes no operand, but layer ", layer, " has one of ", operand.sizes());
-  check<ShapeError>(operand.is_floating_point(), "intervention: the operand of layer ", layer,
-                    " must be of a floating dtype, got ", operand.scalar_type());
-  if (op.check_operand)
-    op.check_operand(operand, points.width(i.point));
+void check_names(const Intervention& i, const Operator& op, int64_t layer, const Operands& operands) {
+  const auto called = [&](const std::string& name) {
+    return name == "v" ? std::string("an operand") : "an operand " + name;
+  };
+  for (const auto& [name, need] : op.operands)
+    check<std::invalid_argument>(operands.contains(name) || need != Operator::Need::kRequired,
+                                 "intervention: '", i.op, "' needs ", called(name), ", and layer ", layer,
+                                 " has none");
+  for (const auto& [name, tensor] : operands)
+    check<std::invalid_argument>(op.operands.contains(name), "intervention: '", i.op, "' takes no operand",
+                                 op.operands.empty() ? "" : concat(" ", name), ", but layer ", layer,
+                                 " has one of ", tensor.sizes());
+}
+
+void check_operands(const Intervention& i, const Operator& op, int64_t layer, const Operands& operands,
+                    const HookPoints& points) {
+  const auto who = [&](const std::string& name) {
+    return concat("intervention: the operand ", name == "v" ? "" : name + " ", "of layer ", layer);
+  };
+  for (const auto& [name, tensor] : operands) check_dense<ShapeError>(tensor, who(name));
+  check_names(i, op, layer, operands);
+  for (const auto& [name, tensor] : operands)
+    check<ShapeError>(tensor.is_floating_point(), who(name), " must be of a floating dtype, got ",
+                      tensor.scalar_type());
+  if (operands.empty()) return;
+  if (op.check_operands)
+    op.check_operands(operands, {points.width(i.point), i.source ? points.width(*i.source) : std::nullopt});
   else
-    check_shape(i, operand, points);
-  // Masked scores are -infinity.
-  const auto wrong = i.point == Point::kAttnScores ? at::isnan(operand).logical_or(at::isposinf(operand))
-                                                   : at::isfinite(operand).logical_not();
-  check<std::invalid_argument>(!wrong.any().item<bool>(), "intervention: the operand of layer ", layer,
-                               " holds NaN or infinity");
+    check_shape(i, operands.v(), points);
+  for (const auto& [name, tensor] : operands) {
+    // Masked scores are -infinity.
+    const auto wrong = i.point == Point::kAttnScores ? at::isnan(tensor).logical_or(at::isposinf(tensor))
+                                                     : at::isfinite(tensor).logical_not();
+    check<std::invalid_argument>(!wrong.any().item<bool>(), who(name), " holds NaN or infinity");
+  }
+}
+
+/// Where a site comes in a forward pass.
+std::pair<int64_t, Point> place_in_pass(Site site) {
+  if (static_cast<int>(site.point) < kBlockPoints) return {site.layer, site.point};
+  const bool before_blocks = site.point == Point::kEmbed || site.point == Point::kPosEmbed;
+  return {before_blocks ? -1 : kOpen, site.point};
+}
+
+void check_source(const Intervention& i, const Operator& op) {
+  check<std::invalid_argument>(i.source || !op.reads_source, "intervention: '", i.op,
+                               "' needs a source, a point that it reads");
+  check<std::invalid_argument>(!i.source || op.reads_source, "intervention: '", i.op,
+                               "' reads no source, got ", i.source ? point_name(*i.source) : "");
+  check<std::invalid_argument>(i.source || !i.source_layer, "intervention: a layer of the source, ",
+                               i.source_layer.value_or(0), ", is of no use without a source");
+  check<HookError>(!i.source || position_axis(*i.source) == 1,
+                   "intervention: scores and patterns cannot be a source, got ",
+                   i.source ? point_name(*i.source) : "");
+}
+
+void check_source_comes_first(const Intervention& i, int64_t layer, const HookPoints& points) {
+  const auto from = source_site(i, layer);
+  check<HookError>(points.has(from), "intervention: the source must be a point of this model, got ",
+                   point_name(from.point), " of layer ", from.layer);
+  check<HookError>(place_in_pass(from) < place_in_pass({i.point, layer}), "intervention: the source ",
+                   hook_name(from), " must come before what it changes, ", hook_name({i.point, layer}));
 }
 
 }  // namespace
 
+Site source_site(const Intervention& i, int64_t layer) {
+  const bool in_block = static_cast<int>(i.source.value()) < kBlockPoints;
+  return {*i.source, in_block ? i.source_layer.value_or(layer) : -1};
+}
+
 torch::Tensor apply(const Intervention& i, int64_t layer, const torch::Tensor& x, int64_t offset,
-                    const Text* text) {
+                    const Text* text, const Stash* stash) {
   const auto found = i.values.find(layer);
   const Operator& op = find_operator(i.op);
   if (found == i.values.end() || i.strength == op.identity) return x;
-  const auto operand = found->second.defined() ? found->second.to(x.device()) : found->second;
+  const auto operands = found->second.to(x.device());
+  torch::Tensor source;
+  if (i.source) {
+    check<HookError>(stash != nullptr, "intervention: the activation at ", hook_name(source_site(i, layer)),
+                     " is needed, and nothing of this pass is stored");
+    source = stash->at(source_site(i, layer)).to(x.device());
+  }
   if (lets_all_through(i.text, text)) {
     const auto selection = Selection::of(i, x, offset);
-    return selection ? selection->put(x, changed(i, op, operand, *selection, x)) : x;
+    return selection ? selection->put(x, changed(i, op, operands, source, *selection, x)) : x;
   }
   const auto rows = selected_rows(i, x.size(0));
   const auto groups = grouped(filtered_positions(i, rows, text, offset, x.size(position_axis(i.point))));
   torch::Tensor out = x;
   for (const auto& [positions, places] : groups) {
     const auto selection = Selection::at(i, x, offset, chosen(rows, places), positions);
-    const auto values = changed(i, op, operand_of_rows(i, op, operand, rows.size(), places), selection, x);
+    const auto values =
+        changed(i, op, operands_of_rows(i, op, operands, rows.size(), places), source, selection, x);
     if (groups.size() == 1) return selection.put(x, values);
     if (out.is_same(x)) out = x.clone(at::MemoryFormat::Contiguous);
     selection.write(out, values);
@@ -206,8 +273,8 @@ std::vector<Intervention> resolve(const Intervention& i, const Text& text) {
     one.last_position = kOpen;
     one.positions = positions;
     one.rows = chosen(rows, places);
-    for (auto& [layer, operand] : one.values)
-      operand = operand_of_rows(i, find_operator(i.op), operand, rows.size(), places);
+    for (auto& [layer, operands] : one.values)
+      operands = operands_of_rows(i, find_operator(i.op), operands, rows.size(), places);
   }
   return out;
 }
@@ -223,12 +290,13 @@ std::optional<Intervention> restrict_rows(const Intervention& i, const std::vect
   if (places.empty()) return std::nullopt;
   auto out = i;
   out.rows = i.rows.empty() ? rows : chosen(i.rows, places);
-  for (auto& [layer, operand] : out.values) {
-    if (!is_by_row(i, find_operator(i.op), operand)) continue;
+  for (auto& [layer, operands] : out.values) {
+    if (!is_by_row(i, find_operator(i.op), operands)) continue;
+    const auto& operand = operands.v();
     const int64_t last = *std::max_element(places.begin(), places.end());
     check<std::out_of_range>(last < operand.size(0), "intervention: rows must be 0 to ", operand.size(0) - 1,
                              ", got ", last);
-    operand = operand.index_select(0, torch::tensor(places, torch::kLong).to(operand.device()));
+    operands = operand.index_select(0, torch::tensor(places, torch::kLong).to(operand.device()));
   }
   return out;
 }
@@ -253,6 +321,7 @@ void validate(const Intervention& i, const HookPoints& points) {
                                i.first_position, ", got ", i.last_position);
   const auto parameters = complete_parameters(i.op, op, i.parameters);
   if (op.check_parameters) op.check_parameters(parameters);
+  check_source(i, op);
   check_tokens(i.text.tokens);
   check_tokens(i.text.not_tokens);
   check_tokens(i.text.after);
@@ -263,11 +332,12 @@ void validate(const Intervention& i, const HookPoints& points) {
                                " has no heads to choose among");
   if (n_heads) check_indices(i.heads, *n_heads, "heads");
   const bool in_block = static_cast<int>(i.point) < kBlockPoints;
-  for (const auto& [layer, operand] : i.values) {
+  for (const auto& [layer, operands] : i.values) {
     check<std::out_of_range>(points.has({i.point, layer}), "intervention: layers of ", point_name(i.point),
                              " must be ", in_block ? concat("0 to ", points.n_layers - 1) : "-1", ", got ",
                              layer);
-    check_operand(i, op, layer, operand, points);
+    if (i.source) check_source_comes_first(i, layer, points);
+    check_operands(i, op, layer, operands, points);
   }
 }
 

@@ -19,7 +19,6 @@ using Field = JsonField<ConfigError>;
 constexpr auto kWho = "intervention: ";
 
 torch::Tensor look_up(const Field& field, const TensorTable& table) {
-  if (field.is_null()) return {};
   const auto hash = field.text();
   const auto found = table.find(hash);
   check<ConfigError>(found != table.end(), kWho, "the tensor ", excerpt(hash), " is not in the table");
@@ -27,6 +26,26 @@ torch::Tensor look_up(const Field& field, const TensorTable& table) {
   check<ConfigError>(actual == found->first, kWho, "the tensor under ", excerpt(hash), " has another hash, ",
                      actual);
   return found->second;
+}
+
+/// A hash for a tensor "v" alone, null for none, otherwise an object of hashes.
+Operands look_up_all(const Field& field, const TensorTable& table) {
+  if (field.is_null()) return {};
+  if (!field.is_object()) return look_up(field, table);
+  Operands::Tensors out;
+  field.for_each_field([&](const std::string& name, const Field& hash) { out[name] = look_up(hash, table); });
+  return out;
+}
+
+Json hashes_json(const Operands& operands, TensorTable& table) {
+  Json out = nullptr;
+  for (const auto& [name, tensor] : operands) {
+    const auto hash = tensor_hash(tensor);
+    table.try_emplace(hash, tensor.detach().cpu().contiguous());
+    if (operands.is_v()) return hash;
+    out[name] = hash;
+  }
+  return out;
 }
 
 /// What differs from the defaults, so that what has no filter is written as if there were none.
@@ -82,9 +101,13 @@ void read_field(Intervention& out, const std::string& key, const Field& field, c
         [&](const std::string& name, const Field& value) { out.parameters[name] = value.number(); });
   } else if (key == "text") {
     out.text = parse_filter(field);
+  } else if (key == "source") {
+    out.source = parse_point(field.text());
+  } else if (key == "source_layer") {
+    out.source_layer = field.integer();
   } else if (key == "values") {
     field.for_each_field([&](const std::string& layer, const Field& hash) {
-      out.values[parse_key<ConfigError>(layer, kWho, "a layer")] = look_up(hash, table);
+      out.values[parse_key<ConfigError>(layer, kWho, "a layer")] = look_up_all(hash, table);
     });
   } else {
     throw ConfigError(concat(kWho, "there is no field ", excerpt(key)));
@@ -108,12 +131,7 @@ std::string to_json(const Intervention& i, TensorTable& table) {
     check<std::invalid_argument>(std::isfinite(parameter), "intervention: ", name, " must be finite, got ",
                                  parameter);
   Json values = Json::object();
-  for (const auto& [layer, operand] : i.values) {
-    auto& hash = values[std::to_string(layer)] = nullptr;
-    if (!operand.defined()) continue;
-    hash = tensor_hash(operand);
-    table.try_emplace(hash.get<std::string>(), operand.detach().cpu().contiguous());
-  }
+  for (const auto& [layer, operands] : i.values) values[std::to_string(layer)] = hashes_json(operands, table);
   const bool open = i.last_position == std::numeric_limits<int64_t>::max();
   Json out{{"op", i.op},
            {"point", point_name(i.point)},
@@ -126,6 +144,8 @@ std::string to_json(const Intervention& i, TensorTable& table) {
            {"values", values}};
   if (!i.parameters.empty()) out["parameters"] = i.parameters;
   if (!i.text.empty()) out["text"] = filter_json(i.text);
+  if (i.source) out["source"] = point_name(*i.source);
+  if (i.source_layer) out["source_layer"] = *i.source_layer;
   return out.dump();
 }
 

@@ -17,77 +17,76 @@ torch::ScalarType working_dtype(torch::ScalarType dtype) {
   return dtype == torch::kBFloat16 || dtype == torch::kFloat16 ? torch::kFloat32 : dtype;
 }
 
+using Input = Operator::Input;
+
 struct Wide {
-  torch::Tensor x, operand;
+  torch::Tensor x, v;
 };
 
-Wide widen(const torch::Tensor& x, const torch::Tensor& operand) {
-  const auto dtype = working_dtype(x.scalar_type());
-  return {x.to(dtype), operand.to(dtype)};
+Wide widen(const Input& in) {
+  const auto dtype = working_dtype(in.x.scalar_type());
+  return {in.x.to(dtype), in.v().to(dtype)};
 }
 
 /// The product is rounded to the activation's dtype before it is added, as a forward hook in PyTorch would.
-torch::Tensor add(const torch::Tensor& x, const torch::Tensor& operand, double strength,
-                  const Parameters& /*parameters*/) {
-  return x + (operand * strength).to(x.scalar_type());
+torch::Tensor add(const Input& in) {
+  return in.x + (in.v() * in.strength).to(in.x.scalar_type());
 }
 
-torch::Tensor ablate(const torch::Tensor& x, const torch::Tensor& operand, double strength,
-                     const Parameters& /*parameters*/) {
-  const auto [x_W, v_W] = widen(x, operand);
+torch::Tensor ablate(const Input& in) {
+  const auto [x_W, v_W] = widen(in);
   const auto smallest = std::numeric_limits<float>::min();
   const auto u_W = v_W * v_W.square().sum(-1, /*keepdim=*/true).clamp_min(smallest).rsqrt();
-  return x_W - strength * (x_W * u_W).sum(-1, /*keepdim=*/true) * u_W;
+  return x_W - in.strength * (x_W * u_W).sum(-1, /*keepdim=*/true) * u_W;
 }
 
-torch::Tensor project_out(const torch::Tensor& x, const torch::Tensor& operand, double strength,
-                          const Parameters& /*parameters*/) {
-  const auto rows_nW = operand.dim() == 1 ? operand.unsqueeze(0) : operand;
-  const auto basis_Wn =
-      std::get<0>(at::linalg_qr(rows_nW.to(torch::kFloat64).t())).to(working_dtype(x.scalar_type()));
-  const auto x_W = x.to(basis_Wn.scalar_type());
-  return x_W - strength * x_W.matmul(basis_Wn).matmul(basis_Wn.t());
+/// The rows of a subspace, [k, W].
+torch::Tensor rows_of(const torch::Tensor& v) {
+  return v.dim() == 1 ? v.unsqueeze(0) : v;
 }
 
-void check_subspace(const torch::Tensor& operand, std::optional<int64_t> width) {
-  const bool fits = (operand.dim() == 1 || operand.dim() == 2) && operand.numel() > 0 &&
-                    operand.size(-1) == width.value_or(operand.size(-1));
+torch::Tensor project_out(const Input& in) {
+  const auto basis_Wn = std::get<0>(at::linalg_qr(rows_of(in.v()).to(torch::kFloat64).t()))
+                            .to(working_dtype(in.x.scalar_type()));
+  const auto x_W = in.x.to(basis_Wn.scalar_type());
+  return x_W - in.strength * x_W.matmul(basis_Wn).matmul(basis_Wn.t());
+}
+
+void check_subspace(const Operands& operands, const Operator::Widths& widths) {
+  const auto& v = operands.v();
+  const bool fits =
+      (v.dim() == 1 || v.dim() == 2) && v.numel() > 0 && v.size(-1) == widths.x.value_or(v.size(-1));
   check<ShapeError>(fits, "project_out: the subspace must be [k, ",
-                    width ? std::to_string(*width) : std::string("keys"), "], got ", operand.sizes());
-  const auto rows_nW = operand.dim() == 1 ? operand.unsqueeze(0) : operand;
+                    widths.x ? std::to_string(*widths.x) : std::string("keys"), "], got ", v.sizes());
+  const auto rows_nW = rows_of(v);
   const auto singular = at::linalg_svdvals(rows_nW.detach().to(torch::kFloat64));
   // Rows that differ by the rounding of the dtype they are given in are equal.
-  const double rounding = operand.scalar_type() == torch::kFloat64 ? 1e-13 : 1e-6;
+  const double rounding = v.scalar_type() == torch::kFloat64 ? 1e-13 : 1e-6;
   const auto rank = singular.gt(singular.max() * rounding).sum().item<int64_t>();
   check<std::invalid_argument>(rank == rows_nW.size(0), "project_out: the ", rows_nW.size(0),
                                " rows of the subspace must be linearly independent, got rank ", rank);
 }
 
-torch::Tensor replace(const torch::Tensor& x, const torch::Tensor& operand, double /*strength*/,
-                      const Parameters& /*parameters*/) {
-  return operand.to(x.scalar_type()).expand(x.sizes());
+torch::Tensor replace(const Input& in) {
+  return in.v().to(in.x.scalar_type()).expand(in.x.sizes());
 }
 
-torch::Tensor interpolate(const torch::Tensor& x, const torch::Tensor& operand, double strength,
-                          const Parameters& /*parameters*/) {
-  const auto [x_W, v_W] = widen(x, operand);
-  return at::lerp(x_W, v_W, strength);
+torch::Tensor interpolate(const Input& in) {
+  const auto [x_W, v_W] = widen(in);
+  return at::lerp(x_W, v_W, in.strength);
 }
 
-torch::Tensor scale(const torch::Tensor& x, const torch::Tensor& /*operand*/, double strength,
-                    const Parameters& /*parameters*/) {
-  return x * strength;
+torch::Tensor scale(const Input& in) {
+  return in.x * in.strength;
 }
 
-torch::Tensor zero(const torch::Tensor& x, const torch::Tensor& /*operand*/, double /*strength*/,
-                   const Parameters& /*parameters*/) {
-  return at::zeros_like(x);
+torch::Tensor zero(const Input& in) {
+  return at::zeros_like(in.x);
 }
 
-torch::Tensor mean(const torch::Tensor& x, const torch::Tensor& operand, double strength,
-                   const Parameters& /*parameters*/) {
-  if (operand.defined()) return replace(x, operand, strength, {});
-  return x.to(working_dtype(x.scalar_type())).mean(1, /*keepdim=*/true).expand(x.sizes());
+torch::Tensor mean(const Input& in) {
+  if (!in.operands.empty()) return replace(in);
+  return in.x.to(working_dtype(in.x.scalar_type())).mean(1, /*keepdim=*/true).expand(in.x.sizes());
 }
 
 class Registry {
@@ -100,6 +99,9 @@ class Registry {
   void insert(std::string_view name, Operator op) {
     check<std::invalid_argument>(static_cast<bool>(op.apply), "register_operator: '", name,
                                  "' must have something to apply");
+    const bool only_v = op.operands.empty() || (op.operands.size() == 1 && op.operands.contains("v"));
+    check<std::invalid_argument>(only_v || op.check_operands, "register_operator: '", name,
+                                 "' must check its operands, as they are not 'v' alone");
     const std::lock_guard lock(mutex_);
     const bool is_new = operators_.try_emplace(std::string(name), std::move(op)).second;
     check<std::invalid_argument>(is_new, "register_operator: '", name, "' is taken");
@@ -122,19 +124,22 @@ class Registry {
   }
 
  private:
-  using Operand = Operator::Operand;
+  using Need = Operator::Need;
 
   std::mutex mutex_;
   std::map<std::string, Operator, std::less<>> operators_ = {
       {"add", {.apply = add}},
       {"ablate", {.apply = ablate}},
-      {"project_out", {.apply = project_out, .check_operand = check_subspace}},
+      {"project_out", {.apply = project_out, .check_operands = check_subspace}},
       {"replace", {.apply = replace, .takes_strength = false}},
       {"interpolate", {.apply = interpolate}},
-      {"scale", {.apply = scale, .operand = Operand::kNone, .identity = 1}},
-      {"zero", {.apply = zero, .operand = Operand::kNone, .takes_strength = false}},
+      {"scale", {.apply = scale, .operands = {}, .identity = 1}},
+      {"zero", {.apply = zero, .operands = {}, .takes_strength = false}},
       {"mean",
-       {.apply = mean, .operand = Operand::kOptional, .takes_strength = false, .mixes_positions = true}},
+       {.apply = mean,
+        .operands = {{"v", Need::kOptional}},
+        .takes_strength = false,
+        .mixes_positions = true}},
   };
 };
 

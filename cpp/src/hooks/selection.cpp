@@ -99,6 +99,10 @@ torch::Tensor Selection::take(const torch::Tensor& x) const {
   return heads_ ? take_axis(out, 2, *heads_) : out;
 }
 
+torch::Tensor Selection::take_source(const torch::Tensor& source) const {
+  return take_axis(take_axis(source, 0, rows_), 1, positions_);
+}
+
 torch::Tensor Selection::take_absolute(const torch::Tensor& stored, int64_t axis) const {
   const int64_t last = positions_.list.empty()
                            ? positions_.start + positions_.size - 1

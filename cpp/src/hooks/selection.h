@@ -26,6 +26,9 @@ class Selection {
 
   torch::Tensor take(const torch::Tensor& x) const;
 
+  /// The selected rows and positions of the same pass at another point, whose dimension 1 is the position.
+  torch::Tensor take_source(const torch::Tensor& source) const;
+
   /// x with `values`, shaped as what was taken, in the place of the selection. Out of place.
   torch::Tensor put(const torch::Tensor& x, const torch::Tensor& values) const;
 

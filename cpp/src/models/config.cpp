@@ -1,6 +1,8 @@
 #include "introspect/models/config.h"
 
+#include <algorithm>
 #include <array>
+#include <cctype>
 #include <cmath>
 #include <initializer_list>
 #include <utility>
@@ -116,6 +118,15 @@ hooks::HookPoints hook_points(const Config& cfg) {
   only_if(!cfg.parallel_attn_mlp, {Point::kResidMid});
   only_if(cfg.gated_mlp, {Point::kMlpPreLinear});
   return out;
+}
+
+std::string model_type(const Config& cfg) {
+  auto name = cfg.original_architecture;
+  for (const char* ending : {"ForCausalLM", "LMHeadModel"}) name = name.substr(0, name.find(ending));
+  if (name == "GPTNeoX") return "gpt_neox";
+  if (name == "Gemma3") return "gemma3_text";
+  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+  return name;
 }
 
 }  // namespace introspect::models

@@ -349,6 +349,8 @@ torch::Tensor Model::forward(const torch::Tensor& input, const ForwardOptions& o
   const int64_t T = x.size(1);
   nn::Context ctx;
   ctx.hooks = options.hooks && !options.hooks->empty() ? options.hooks : nullptr;
+  hooks::Stash stash;
+  ctx.stash = &stash;
   ctx.cache = options.cache;
   ctx.offset = options.cache ? options.cache->length() : 0;
   hooks::Text text;

@@ -16,7 +16,7 @@ Values operands(const ControlVector& vector, int64_t n_layers, const Range& laye
                 const ControlVector* second) {
   const auto own = vector.layers();
   const auto [first, last] = layers.value_or(std::pair{own.front(), own.back()});
-  auto out = as_intervention(vector, n_layers, first, last).values;
+  auto out = directions_in(vector, n_layers, first, last);
   if (second == nullptr) return out;
   check<ShapeError>(second->d_model() == vector.d_model(), "steering: the second vector must be of width ",
                     vector.d_model(), ", got ", second->d_model());
@@ -29,9 +29,9 @@ Values operands(const ControlVector& vector, int64_t n_layers, const Range& laye
   return out;
 }
 
-hooks::Intervention with(const hooks::Intervention& how, Values values, std::vector<int64_t> rows) {
+hooks::Intervention with(const hooks::Intervention& how, const Values& values, std::vector<int64_t> rows) {
   auto out = how;
-  out.values = std::move(values);
+  out.values = {values.begin(), values.end()};
   out.rows = std::move(rows);
   return out;
 }
@@ -50,7 +50,7 @@ std::vector<hooks::Intervention> as_interventions(const std::vector<const Contro
                                vectors.size(), " for ", how.rows.size());
   std::vector<hooks::Intervention> out;
   std::map<int64_t, std::vector<std::pair<int64_t, torch::Tensor>>> by_layer;  // layer -> (row, operand)
-  const bool one_by_one = second != nullptr || hooks::find_operator(how.op).check_operand ||
+  const bool one_by_one = second != nullptr || hooks::find_operator(how.op).check_operands ||
                           hooks::head_axis(how.point).has_value();
   int64_t width = 0;
   for (size_t place = 0; place < vectors.size(); ++place) {
@@ -62,7 +62,7 @@ std::vector<hooks::Intervention> as_interventions(const std::vector<const Contro
     const int64_t row = how.rows.empty() ? static_cast<int64_t>(place) : how.rows[place];
     auto values = operands(*vector, n_layers, layers, second);
     if (one_by_one)
-      out.push_back(with(how, std::move(values), {row}));
+      out.push_back(with(how, values, {row}));
     else
       for (auto& [layer, operand] : values) by_layer[layer].emplace_back(row, operand);
   }
@@ -77,7 +77,7 @@ std::vector<hooks::Intervention> as_interventions(const std::vector<const Contro
     }
     by_rows[rows][layer] = torch::stack(stacked);
   }
-  for (auto& [rows, values] : by_rows) out.push_back(with(how, std::move(values), rows));
+  for (auto& [rows, values] : by_rows) out.push_back(with(how, values, rows));
   return out;
 }
 

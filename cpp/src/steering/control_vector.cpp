@@ -306,18 +306,23 @@ ControlVector random_directions(const ControlVector& vector, uint64_t seed) {
                        {of.model_name, of.model_hash, concat("random (seed ", seed, ")"), 0, {}, 0, {}});
 }
 
-hooks::Intervention as_intervention(const ControlVector& vector, int64_t n_layers, int64_t first_layer,
-                                    int64_t last_layer) {
+std::map<int64_t, torch::Tensor> directions_in(const ControlVector& vector, int64_t n_layers,
+                                               int64_t first_layer, int64_t last_layer) {
   check<std::out_of_range>(first_layer >= 0 && first_layer <= last_layer && last_layer < n_layers,
                            "steering: layers must be in order and from 0 to ", n_layers - 1, ", got ",
                            first_layer, " to ", last_layer);
   const auto& all = vector.directions();
-  hooks::Intervention out;
-  out.values = {all.lower_bound(first_layer), all.upper_bound(last_layer)};
-  check<ConfigError>(!out.values.empty(), "steering: the vector must have a direction in layers ",
-                     first_layer, " to ", last_layer, ", got none (it has ", all.begin()->first, " to ",
+  std::map<int64_t, torch::Tensor> out(all.lower_bound(first_layer), all.upper_bound(last_layer));
+  check<ConfigError>(!out.empty(), "steering: the vector must have a direction in layers ", first_layer,
+                     " to ", last_layer, ", got none (it has ", all.begin()->first, " to ",
                      all.rbegin()->first, ")");
   return out;
+}
+
+hooks::Intervention as_intervention(const ControlVector& vector, int64_t n_layers, int64_t first_layer,
+                                    int64_t last_layer) {
+  const auto directions = directions_in(vector, n_layers, first_layer, last_layer);
+  return {.values = {directions.begin(), directions.end()}};
 }
 
 }  // namespace introspect::steering

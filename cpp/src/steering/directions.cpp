@@ -11,7 +11,7 @@
 #include "introspect/core/check.h"
 #include "introspect/ops/pca.h"
 #include "ops/leading.h"
-#include "steering/logistic.h"
+#include "ops/logistic.h"
 #include "steering/pairs.h"
 
 namespace introspect::steering {
@@ -69,7 +69,7 @@ torch::Tensor mean_difference(const Pairs& pairs) {
 
 torch::Tensor logistic_direction(const Pairs& pairs) {
   const auto ones_N = torch::ones({pairs.size()}, torch::kFloat64);
-  const auto weights_D = logistic_weights(torch::cat({pairs.positive_ND, pairs.negative_ND}),
+  const auto weights_D = ops::logistic_weights(torch::cat({pairs.positive_ND, pairs.negative_ND}),
                                           torch::cat({ones_N, torch::zeros_like(ones_N)}));
   const auto norm = weights_D.norm().item<double>();
   check<std::invalid_argument>(norm > 0,

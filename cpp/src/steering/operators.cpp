@@ -14,8 +14,8 @@ namespace introspect::steering {
 
 namespace {
 
-using hooks::Operator;
 using hooks::Parameters;
+using Input = hooks::Operator::Input;
 using torch::Tensor;
 
 /// Half-precision activations are worked on in float32 and rounded once, at the end.
@@ -42,25 +42,23 @@ double epsilon(torch::ScalarType dtype) {
                                   : std::numeric_limits<float>::epsilon();
 }
 
-Tensor norm_preserving_add(const Tensor& x, const Tensor& v, double strength,
-                           const Parameters& /*parameters*/) {
-  const auto before = wide(x);
-  const auto after = before + (v * strength).to(before.scalar_type());
+Tensor norm_preserving_add(const Input& in) {
+  const auto before = wide(in.x);
+  const auto after = before + (in.v() * in.strength).to(before.scalar_type());
   return after * (length(before) / length(after).clamp_min(std::numeric_limits<float>::min()));
 }
 
-Tensor project_to(const Tensor& x, const Tensor& v, double strength, const Parameters& parameters) {
-  const auto x_W = wide(x);
-  const auto v_W = v.to(x_W.scalar_type());
-  const auto u_W = unit(v_W);
-  return x_W + strength * (parameters.at("target") - product(x_W, u_W)) * u_W;
+Tensor project_to(const Input& in) {
+  const auto x_W = wide(in.x);
+  const auto u_W = unit(in.v().to(x_W.scalar_type()));
+  return x_W + in.strength * (in.parameters.at("target") - product(x_W, u_W)) * u_W;
 }
 
-Tensor clamp(const Tensor& x, const Tensor& v, double strength, const Parameters& parameters) {
-  const auto x_W = wide(x);
-  const auto u_W = unit(v.to(x_W.scalar_type()));
+Tensor clamp(const Input& in) {
+  const auto x_W = wide(in.x);
+  const auto u_W = unit(in.v().to(x_W.scalar_type()));
   const auto before = product(x_W, u_W);
-  return x_W + strength * (before.clamp(parameters.at("low"), parameters.at("high")) - before) * u_W;
+  return x_W + in.strength * (before.clamp(in.parameters.at("low"), in.parameters.at("high")) - before) * u_W;
 }
 
 void check_ends(const Parameters& parameters) {
@@ -103,29 +101,31 @@ double radians(const Tensor& operand, double degrees) {
   return (one ? -degrees : degrees) * std::numbers::pi / 180;
 }
 
-Tensor rotate(const Tensor& x, const Tensor& operand, double strength, const Parameters& parameters) {
-  const auto p = in_plane(x, operand);
-  const double angle = radians(operand, strength * parameters.at("angle"));
+Tensor rotate(const Input& in) {
+  const auto p = in_plane(in.x, in.v());
+  const double angle = radians(in.v(), in.strength * in.parameters.at("angle"));
   const double c = std::cos(angle), s = std::sin(angle);
   const auto turned = p.at(c * p.a - s * p.b, s * p.a + c * p.b);
   return at::where(p.second.abs().sum(-1, /*keepdim=*/true) > 0, turned, p.x);
 }
 
-Tensor angular(const Tensor& x, const Tensor& operand, double /*strength*/, const Parameters& parameters) {
-  const auto p = in_plane(x, operand);
-  const double angle = parameters.at("angle") * std::numbers::pi / 180;
+Tensor angular(const Input& in) {
+  const auto p = in_plane(in.x, in.v());
+  const double angle = in.parameters.at("angle") * std::numbers::pi / 180;
   const auto radius = at::hypot(p.a, p.b);
   const auto placed = p.at(radius * std::cos(angle), radius * std::sin(angle));
   return at::where(p.second.abs().sum(-1, /*keepdim=*/true) > 0, placed, p.x);
 }
 
-Tensor adaptive_angular(const Tensor& x, const Tensor& operand, double strength,
-                        const Parameters& parameters) {
-  const auto first = (operand.dim() == 1 ? operand : operand[0]).to(wide(x).scalar_type());
-  return at::where(product(wide(x), first) > 0, angular(x, operand, strength, parameters), wide(x));
+Tensor adaptive_angular(const Input& in) {
+  const auto x_W = wide(in.x);
+  const auto first = (in.v().dim() == 1 ? in.v() : in.v()[0]).to(x_W.scalar_type());
+  return at::where(product(x_W, first) > 0, angular(in), x_W);
 }
 
-void check_plane(const Tensor& operand, std::optional<int64_t> width) {
+void check_plane(const hooks::Operands& operands, const hooks::Operator::Widths& widths) {
+  const auto& operand = operands.v();
+  const auto width = widths.x;
   const bool fits = (operand.dim() == 1 || (operand.dim() == 2 && operand.size(0) <= 2)) &&
                     operand.numel() > 0 && operand.size(-1) == width.value_or(operand.size(-1));
   const std::string W = width ? std::to_string(*width) : "keys";
@@ -153,13 +153,13 @@ void register_operators() {
     hooks::register_operator("clamp", {.apply = clamp,
                                        .parameters = {{"low", -kInfinity}, {"high", kInfinity}},
                                        .check_parameters = check_ends});
-    hooks::register_operator("rotate", {.apply = rotate, .check_operand = check_plane, .parameters = angle});
+    hooks::register_operator("rotate", {.apply = rotate, .check_operands = check_plane, .parameters = angle});
     hooks::register_operator(
         "angular",
-        {.apply = angular, .takes_strength = false, .check_operand = check_plane, .parameters = angle});
+        {.apply = angular, .takes_strength = false, .check_operands = check_plane, .parameters = angle});
     hooks::register_operator("adaptive_angular", {.apply = adaptive_angular,
                                                   .takes_strength = false,
-                                                  .check_operand = check_plane,
+                                                  .check_operands = check_plane,
                                                   .parameters = angle});
   });
 }

@@ -14,6 +14,8 @@
 #include "io/json_file.h"
 #include "steering/pairs.h"
 
+#include "core/excerpt.h"
+
 namespace introspect::steering {
 namespace {
 
@@ -98,7 +100,7 @@ TextName texts_named(const std::vector<TextPair>& pairs) {
   return [&pairs](bool positive, int64_t row) {
     const auto& pair = pairs[static_cast<size_t>(row)];
     return concat("the ", positive ? "positive" : "negative", " text of pair ", row, ", ",
-                  quoted(positive ? pair.positive : pair.negative));
+                  excerpt(positive ? pair.positive : pair.negative));
   };
 }
 
@@ -115,7 +117,7 @@ void check_hiddens(const std::string& who, const Hiddens& hiddens, const std::ve
   }
 }
 
-VectorOrigin origin_of(const Activations& activations, std::string method, size_t n_pairs) {
+VectorOrigin origin_of(const activations::Activations& activations, std::string method, size_t n_pairs) {
   VectorOrigin origin;
   origin.model_name = activations.model_name;
   origin.model_hash = activations.model_hash;
@@ -188,11 +190,11 @@ std::vector<ControlVector> train_many(const models::Model& model, const std::vec
   for (const auto& set : sets) check_options(who(set), options.directions, set.pairs.size());
 
   const auto shared = shared_texts(sets);
-  Activations read;
+  activations::Activations read;
   if (options.compute_hiddens)
-    read = without_values(model, options.read);
+    read = activations::without_values(model, options.read);
   else
-    read = collect_activations(model, shared.texts,
+    read = activations::collect_activations(model, shared.texts,
                                {options.read, options.memory_budget, options.directions.progress});
 
   std::vector<ControlVector> vectors;
@@ -229,7 +231,7 @@ std::vector<ControlVector> train_many(const models::Model& model, const std::vec
   return vectors;
 }
 
-ControlVector contrast(const Activations& positive, const Activations& negative,
+ControlVector contrast(const activations::Activations& positive, const activations::Activations& negative,
                        const DirectionOptions& options) {
   const auto& a = positive.values_NLD;
   const auto& b = negative.values_NLD;

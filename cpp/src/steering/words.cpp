@@ -9,6 +9,8 @@
 #include "introspect/io/share.h"
 #include "io/json_file.h"
 
+#include "core/excerpt.h"
+
 namespace introspect::steering {
 namespace {
 
@@ -20,13 +22,13 @@ std::string filled(std::string text, const std::string& word) {
   return text;
 }
 
-void check_finite(const Activations& activations, const std::vector<std::string>& texts) {
+void check_finite(const activations::Activations& activations, const std::vector<std::string>& texts) {
   const auto broken = activations.values_NLD.isfinite().all(2).logical_not().nonzero();
   if (broken.size(0) == 0) return;
   const auto row = broken[0][0].item<int64_t>(), layer_at = broken[0][1].item<int64_t>();
   throw std::invalid_argument(concat("train_words: layer ", activations.layers[static_cast<size_t>(layer_at)],
                                      ": activations must be finite, got NaN or infinity for ",
-                                     quoted(texts[static_cast<size_t>(row)])));
+                                     excerpt(texts[static_cast<size_t>(row)])));
 }
 
 }  // namespace
@@ -36,7 +38,7 @@ std::vector<std::string> load_words(const std::string& name) {
   std::string names;
   for (const auto& [known, words] : lists.items()) names += (names.empty() ? "" : ", ") + known;
   check<std::invalid_argument>(lists.contains(name), "load_words: name must be one of ", names, ", got ",
-                               quoted(name));
+                               excerpt(name));
   return lists[name].get<std::vector<std::string>>();
 }
 
@@ -58,7 +60,7 @@ std::vector<std::string> word_prompts(const models::Model& model, const std::str
 
 std::vector<ControlVector> train_words(const models::Model& model, const std::vector<std::string>& words,
                                        const std::vector<std::string>& baseline_words,
-                                       const WordPrompts& prompts, const CollectOptions& options) {
+                                       const WordPrompts& prompts, const activations::CollectOptions& options) {
   check<std::invalid_argument>(!words.empty(), "train_words: at least one word is needed, got none");
   check<std::invalid_argument>(!baseline_words.empty(),
                                "train_words: at least one baseline word is needed, got none");
@@ -66,7 +68,7 @@ std::vector<ControlVector> train_words(const models::Model& model, const std::ve
   for (const auto* list : {&words, &baseline_words})
     for (const auto& word : *list)
       for (auto& prompt : word_prompts(model, word, prompts)) texts.push_back(std::move(prompt));
-  const auto read = collect_activations(model, texts, options);
+  const auto read = activations::collect_activations(model, texts, options);
   check_finite(read, texts);
 
   const auto n_prompts = static_cast<int64_t>(prompts.templates.size());

@@ -8,7 +8,7 @@
 #include "introspect/models/stacked_weights.h"
 
 using namespace introspect;
-using analysis::Activations;
+using analysis::NamedActivations;
 
 namespace {
 
@@ -55,7 +55,7 @@ struct Run {
   models::Model model = tiny_model();
   torch::Tensor tokens = at::arange(6, torch::kLong).view({2, 3});
   torch::Tensor logits;
-  Activations activations;
+  NamedActivations activations;
 
   Run() {
     auto hooks = model.make_hooks();

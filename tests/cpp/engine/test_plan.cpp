@@ -2,7 +2,7 @@
 
 #include <set>
 
-#include "introspect/engine/plan.h"
+#include "engine/plan.h"
 
 using namespace introspect;
 using Catch::Matchers::Contains;
@@ -193,7 +193,7 @@ TEST_CASE("a budget too small for one group names it", "[engine]") {
   const auto small = plan_of(pieces, {captures[0]}).summary().peak_bytes;
   REQUIRE_THROWS_AS(plan_of(pieces, captures, {.memory_budget = small}), std::invalid_argument);
   REQUIRE_THROWS_WITH(plan_of(pieces, captures, {.memory_budget = small}),
-                      Contains("read 42 ") && Contains("got " + std::to_string(small)));
+                      Contains("reading 42 ") && Contains("got " + std::to_string(small)));
 }
 
 TEST_CASE("a pass is no wider than it is let be", "[engine]") {

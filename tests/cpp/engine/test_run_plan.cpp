@@ -1,6 +1,6 @@
 #include <catch2/catch.hpp>
 
-#include "introspect/engine/run_plan.h"
+#include "engine/run_plan.h"
 
 #include "tiny_model.h"
 

@@ -316,13 +316,13 @@ std::vector<Reader> readers(const fs::path& work, const fs::path& data) {
                  "x.safetensors",
                  {made("activations.safetensors",
                        [&](const fs::path& path) {
-                         auto activations = steering::without_values(*tiny, {});
+                         auto activations = activations::without_values(*tiny, {});
                          activations.values_NLD =
                              torch::ones({4, static_cast<int64_t>(activations.layers.size()), 16});
                          activations.texts_hash = "cd";
                          activations.save(path);
                        })},
-                 [](const fs::path& path) { steering::Activations::load(path); }});
+                 [](const fs::path& path) { activations::Activations::load(path); }});
   out.push_back({"reading", "reading.json", {kReading}, [](const fs::path& path) {
                    experiments::Reading::from_json(experiments::Reading::from_json(bytes_of(path)).to_json());
                  }});

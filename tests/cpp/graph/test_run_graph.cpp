@@ -2,6 +2,7 @@
 
 #include "introspect/graph/graph.h"
 
+#include "test_operators.h"
 #include "tiny_model.h"
 
 using namespace introspect;
@@ -13,12 +14,14 @@ using graph::Read;
 using graph::ReadId;
 using hooks::Intervention;
 using hooks::Point;
+using introspect::testing::affine_map;
 using introspect::testing::Alone;
 using introspect::testing::distance;
 using introspect::testing::kFloor;
 using introspect::testing::random_tensor;
 using introspect::testing::run_alone;
 using introspect::testing::tiny_model;
+using introspect::testing::transcoder;
 using Ids = std::vector<int64_t>;
 using Ranges = std::vector<std::pair<int64_t, int64_t>>;
 
@@ -93,8 +96,26 @@ struct Mixed {
     Intervention mean{.op = "mean", .point = Point::kResidPre, .values = {{2, {}}}, .last_position = 3};
     Intervention stored{
         .op = "replace", .point = Point::kEmbed, .values = {{-1, random_tensor({1, 4, 16}, 4)}}};
-    const std::vector<std::vector<Intervention>> all = {
-        {}, {added(1, 2)}, {late}, {few, late}, {head}, {mean}, {ablated, few}, {stored, head}};
+    // Operands by name, and sources: of the changed block, of blocks below, of between blocks.
+    const auto own = transcoder(Point::kMlpIn, {}, Point::kMlpOut, {1, 2});
+    const auto cross = transcoder(Point::kMlpIn, 0, Point::kMlpOut, {0, 2, 3});
+    const auto across = transcoder(Point::kResidPost, 0, Point::kResidPre, {2, 3});
+    auto from_start = transcoder(Point::kEmbed, {}, Point::kResidPost, {3});
+    from_start.positions = {1, 3};
+    const auto mapped = affine_map(Point::kResidMid, 1);
+    const std::vector<std::vector<Intervention>> all = {{},
+                                                        {added(1, 2)},
+                                                        {late},
+                                                        {few, late},
+                                                        {head},
+                                                        {mean},
+                                                        {ablated, few},
+                                                        {stored, head},
+                                                        {own},
+                                                        {cross, late},
+                                                        {across, few},
+                                                        {from_start},
+                                                        {mapped, cross}};
     for (const auto& interventions : all) {
       const auto node = graph.segment(model, kTurn, prefix, interventions);
       const auto turn = run_alone(*model, kTurn, interventions, begun.cache);
@@ -329,7 +350,7 @@ TEST_CASE("a budget too small for a reading is named, with what it would take", 
   Graph graph;
   graph.read(graph.segment(tiny_model(), kTurn));
   REQUIRE_THROWS_WITH(graph.run({.memory_budget = 100}),
-                      Contains("read 0 ") && Contains(std::to_string(smallest_budget(graph)) + " bytes"));
+                      Contains("reading 0 ") && Contains(std::to_string(smallest_budget(graph)) + " bytes"));
 }
 
 TEST_CASE("an exception from a callback ends the run, and what was handed out before is right", "[graph]") {

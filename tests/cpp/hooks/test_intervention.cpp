@@ -56,17 +56,14 @@ TEST_CASE("interventions are checked when they are added", "[hooks]") {
 
 TEST_CASE("operators of other modules are found by their name, and names are taken once", "[hooks]") {
   using Catch::Matchers::Contains;
-  hooks::register_operator("test.reverse", {.apply = [](const torch::Tensor& x, const torch::Tensor&, double,
-                                                        const hooks::Parameters&) { return x.flip(-1); },
-                                            .operand = hooks::Operator::Operand::kNone});
+  hooks::register_operator("test.reverse", {.apply = [](const hooks::Operator::Input& in) { return in.x.flip(-1); },
+                                            .operands = {}});
   const Intervention reverse{.op = "test.reverse", .values = {{1, {}}}, .positions = {1}};
   const auto x = at::arange(6.0).view({1, 2, 3});
   const auto y = hooks::apply(reverse, 1, x, 0);
   REQUIRE(at::equal(y, torch::tensor({0.0, 1.0, 2.0, 5.0, 4.0, 3.0}).view({1, 2, 3})));
   REQUIRE(at::equal(x, at::arange(6.0).view({1, 2, 3})));
-  const auto nothing = [](const torch::Tensor& x, const torch::Tensor&, double, const hooks::Parameters&) {
-    return x;
-  };
+  const auto nothing = [](const hooks::Operator::Input& in) { return in.x; };
   REQUIRE_THROWS_AS(hooks::register_operator("add", {.apply = nothing}), std::invalid_argument);
   REQUIRE_THROWS_AS(hooks::register_operator("test.none", {}), std::invalid_argument);
   REQUIRE_THROWS_WITH(hooks::find_operator("reverse"), Contains("test.reverse"));

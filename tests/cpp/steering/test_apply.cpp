@@ -32,15 +32,15 @@ TEST_CASE("vectors of several rows become one intervention for the layers that t
           "[steering]") {
   const auto a = constant({{1, 1.0}, {2, 2.0}}), b = constant({{2, 4.0}, {3, 8.0}}), c = constant({{1, 5.0}});
   const auto made = steering::as_interventions({&a, nullptr, &b, &c}, {.strength = 3.0}, 4);
-  std::map<std::vector<int64_t>, std::map<int64_t, torch::Tensor>> by_rows;
+  std::map<std::vector<int64_t>, std::map<int64_t, hooks::Operands>> by_rows;
   for (const auto& one : made) {
     REQUIRE(one.strength == 3.0);
     by_rows[one.rows] = one.values;
   }
   REQUIRE(by_rows.size() == 3);
-  REQUIRE(at::equal(by_rows[{0, 3}][1], torch::tensor({1.0F, 1.0F, 5.0F, 5.0F}).view({2, 2})));
-  REQUIRE(at::equal(by_rows[{0, 2}][2], torch::tensor({2.0F, 2.0F, 4.0F, 4.0F}).view({2, 2})));
-  REQUIRE(at::equal(by_rows[{2}][3], torch::tensor({8.0F, 8.0F}).view({1, 2})));
+  REQUIRE(at::equal(by_rows[{0, 3}][1].v(), torch::tensor({1.0F, 1.0F, 5.0F, 5.0F}).view({2, 2})));
+  REQUIRE(at::equal(by_rows[{0, 2}][2].v(), torch::tensor({2.0F, 2.0F, 4.0F, 4.0F}).view({2, 2})));
+  REQUIRE(at::equal(by_rows[{2}][3].v(), torch::tensor({8.0F, 8.0F}).view({1, 2})));
   REQUIRE(steering::as_interventions({&a}, {.rows = {7, 9}}, 4, std::pair<int64_t, int64_t>{2, 3})[0]
               .values.size() == 1);
   REQUIRE_THROWS_AS(steering::as_interventions({&a, &b}, {.rows = {1}}, 4), std::invalid_argument);
@@ -52,10 +52,10 @@ TEST_CASE("an intervention is cut down to some of its rows with their operands",
   const auto operand = at::arange(6.0).view({3, 2});
   const auto some = hooks::restrict_rows({.values = {{0, operand}}, .rows = {4, 1, 6}}, {6, 2, 4});
   REQUIRE(some->rows == std::vector<int64_t>{4, 6});
-  REQUIRE(at::equal(some->values.at(0), operand.index_select(0, torch::tensor({0, 2}, torch::kLong))));
+  REQUIRE(at::equal(some->values.at(0).v(), operand.index_select(0, torch::tensor({0, 2}, torch::kLong))));
   const auto of_all = hooks::restrict_rows({.values = {{0, operand}}}, {2, 0});
   REQUIRE(of_all->rows == std::vector<int64_t>{2, 0});
-  REQUIRE(at::equal(of_all->values.at(0), operand.index_select(0, torch::tensor({2, 0}, torch::kLong))));
+  REQUIRE(at::equal(of_all->values.at(0).v(), operand.index_select(0, torch::tensor({2, 0}, torch::kLong))));
   REQUIRE(!hooks::restrict_rows({.values = {{0, operand}}, .rows = {4, 1, 6}}, {2}));
   REQUIRE(!hooks::restrict_rows({.values = {{0, at::ones({2})}}}, {}));
   REQUIRE_THROWS_AS(hooks::restrict_rows({.values = {{0, operand}}}, {3}), std::out_of_range);

@@ -145,7 +145,7 @@ TEST_CASE("steering takes the directions inside a range", "[steering][vector]") 
   const auto vector = sample({2, 3, 7}, 4, 6);
   const auto added = as_intervention(vector, 8, 3, 7);
   REQUIRE(added.values.size() == 2);
-  CHECK(added.values.at(7).equal(vector.directions().at(7)));
+  CHECK(added.values.at(7).v().equal(vector.directions().at(7)));
   CHECK_THROWS_AS(as_intervention(vector, 8, 4, 6), ConfigError);
   CHECK_THROWS_AS(as_intervention(vector, 7, 3, 7), std::out_of_range);
   CHECK_THROWS_AS(as_intervention(vector, 8, 3, 2), std::out_of_range);

@@ -7,9 +7,11 @@ import pytest
 
 CPP = Path(__file__).resolve().parents[3] / "cpp"
 
-# A module includes itself, core, and what stands here. nn never sees models, sae needs no model, and all reuse of
-# work lives in engine.
+# A module includes itself, core, and what stands here. nn never sees models, and all reuse of work lives in engine.
+# sae and circuits reach experiments through registries: of operators and of readouts.
 _ON_MODELS = {"ops", "hooks", "cache", "models", "engine"}
+_STEERING = {"io", "activations", "graph", *_ON_MODELS}
+_ANALYSIS = {"statistics", "steering", *_STEERING}
 MAY_INCLUDE: dict[str, set[str]] = {
     "core": set(),
     "io": set(),
@@ -21,12 +23,13 @@ MAY_INCLUDE: dict[str, set[str]] = {
     "nn": {"ops", "hooks", "cache"},
     "models": {"io", "text", "ops", "hooks", "cache", "nn"},
     "engine": {"ops", "hooks", "cache", "models"},
-    "steering": {"io", *_ON_MODELS},
+    "activations": {"io", *_ON_MODELS},
     "graph": {"io", *_ON_MODELS},
-    "analysis": _ON_MODELS,
-    "sae": {"io", "ops", "hooks"},
-    "circuits": {"sae", *_ON_MODELS},
-    "experiments": {"io", "text", "statistics", "nn", "steering", "graph", "analysis", *_ON_MODELS},
+    "steering": _STEERING,
+    "analysis": _ANALYSIS,
+    "sae": {"io", "activations", *_ON_MODELS},
+    "circuits": {"analysis", "sae", *_ANALYSIS},
+    "experiments": {"text", "nn", "analysis", *_ANALYSIS},
 }
 GENERATED = {"export.h", "version.h"}  # by CMake, included as introspect/export.h
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)

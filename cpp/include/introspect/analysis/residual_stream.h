@@ -16,7 +16,7 @@ namespace introspect::analysis {
 ///
 /// Those of a hooks::ActivationCache are its items(), a copy: name it before its begin() and end() are taken. They may be
 /// on another device, or of another dtype, than the model.
-using Activations = std::map<std::string, torch::Tensor>;
+using NamedActivations = std::map<std::string, torch::Tensor>;
 
 /// Components of a residual stream, [n, ..., D], and a label for each: "embed", "3_attn_out", "L3H7", "L3N100".
 struct Stack {
@@ -48,30 +48,30 @@ enum class Sublayers { kAll, kAttention, kMlp };
 ///
 /// apply_ln at layer n_layers is the logit lens: the final norm with each stream's own scale and with its bias. At
 /// earlier layers it is apply_norm. incl_mid adds the streams between attention and MLP.
-INTROSPECT_EXPORT Stack accumulated_resid(const models::Model& model, const Activations& activations,
+INTROSPECT_EXPORT Stack accumulated_resid(const models::Model& model, const NamedActivations& activations,
                                           const StackOptions& options, bool incl_mid = false);
 
 /// The embeddings and what each attention layer and MLP writes.
-INTROSPECT_EXPORT Stack decompose_resid(const models::Model& model, const Activations& activations,
+INTROSPECT_EXPORT Stack decompose_resid(const models::Model& model, const NamedActivations& activations,
                                         const StackOptions& options, Sublayers mode = Sublayers::kAll,
                                         bool incl_embeds = true);
 
 /// What each head writes; b_O belongs to none. incl_remainder adds the rest of the stream, "remainder".
-INTROSPECT_EXPORT Stack stack_head_results(const models::Model& model, const Activations& activations,
+INTROSPECT_EXPORT Stack stack_head_results(const models::Model& model, const NamedActivations& activations,
                                            const StackOptions& options, bool incl_remainder = false);
 
 /// What each neuron of the MLPs before `layer` writes; b_out belongs to none. `neurons` int64 [n] chooses some of each
 /// layer; undefined: all.
-INTROSPECT_EXPORT Stack stack_neuron_results(const models::Model& model, const Activations& activations,
+INTROSPECT_EXPORT Stack stack_neuron_results(const models::Model& model, const NamedActivations& activations,
                                              const StackOptions& options, const torch::Tensor& neurons = {},
                                              bool incl_remainder = false);
 
 /// Every head, every neuron (or MLP, without expand_neurons), the embeddings, and the biases in one component "bias".
-INTROSPECT_EXPORT Stack full_resid_decomposition(const models::Model& model, const Activations& activations,
+INTROSPECT_EXPORT Stack full_resid_decomposition(const models::Model& model, const NamedActivations& activations,
                                                  const StackOptions& options, bool expand_neurons = true);
 
 /// What each neuron of one MLP writes, [n, ..., D]; of the options positions and projection are used.
-INTROSPECT_EXPORT torch::Tensor neuron_results(const models::Model& model, const Activations& activations,
+INTROSPECT_EXPORT torch::Tensor neuron_results(const models::Model& model, const NamedActivations& activations,
                                                const StackOptions& options,
                                                const torch::Tensor& neurons = {});
 

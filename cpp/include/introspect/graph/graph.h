@@ -14,8 +14,8 @@
 
 #include "introspect/core/progress.h"
 #include "introspect/core/sole_user.h"
-#include "introspect/engine/plan.h"
-#include "introspect/engine/run_plan.h"
+#include "introspect/engine/captured.h"
+#include "introspect/engine/plan_summary.h"
 #include "introspect/export.h"
 #include "introspect/hooks/intervention.h"
 #include "introspect/models/model.h"
@@ -28,7 +28,7 @@ using ModelPtr = std::shared_ptr<const models::Model>;
 
 /// What is read of a node once it has run.
 struct Read {
-  using What = engine::Capture::What;
+  using What = engine::What;
 
   What what = What::activation;
   std::vector<int64_t> positions{-1};  ///< of the segment's tokens; negative ones count from its end

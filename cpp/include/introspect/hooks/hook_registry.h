@@ -116,6 +116,9 @@ class INTROSPECT_EXPORT HookRegistry {
   /// True if what some intervention changes depends on the text.
   bool reads_text() const { return n_reading_text_ > 0; }
 
+  /// True if some intervention reads a source: a pass needs a Stash.
+  bool reads_sources() const { return n_with_source_ > 0; }
+
   /// The right to record into every cache of the registry, for a pass over `batch` rows after `offset` positions; it
   /// lives as long as the pass.
   ///
@@ -124,10 +127,12 @@ class INTROSPECT_EXPORT HookRegistry {
   [[nodiscard]] std::vector<SoleUser::Use> enter_pass(int64_t batch, int64_t offset, const Text* text) const;
 
   /// Runs what stands at `site` on `x`, whose first position is number `offset` of its sequence, and returns the
-  /// tensor to go on with. `text`, of which the pass is the end, is needed if reads_text().
+  /// tensor to go on with. `text`, of which the pass is the end, is needed if reads_text(), and `stash`, which is the
+  /// pass's own, if reads_sources().
   ///
   /// Throws HookError if a replacement has another shape, dtype or device. Exceptions of callbacks pass through.
-  torch::Tensor run(Site site, const torch::Tensor& x, int64_t offset, const Text* text = nullptr) const;
+  torch::Tensor run(Site site, const torch::Tensor& x, int64_t offset, const Text* text = nullptr,
+                    Stash* stash = nullptr) const;
 
   /// The part of the activation that is enough for everything at a site that is only read: everything unless all
   /// that stands there asks for the same.
@@ -150,24 +155,27 @@ class INTROSPECT_EXPORT HookRegistry {
 
     HookOptions options;
     bool needs_grad;
-    std::vector<size_t> places;  // in table_
+    std::vector<size_t> places;   // in table_
+    std::vector<size_t> sources;  // of an intervention: where it reads
     ActionPtr action;
     std::shared_ptr<ActivationCache> cache;  // of a recorder
   };
 
-  static constexpr uint8_t kUses = 1, kChanges = 2, kBackward = 4;
+  static constexpr uint8_t kUses = 1, kChanges = 2, kBackward = 4, kStashed = 8;
 
   HookId insert(const std::vector<Site>& sites, ActionPtr action, HookOptions options,
                 std::shared_ptr<ActivationCache> cache = nullptr);
+  void update_uses(size_t place);
   void erase(HookId id, const Entry& entry);
   torch::Tensor watch_gradient(Site site, const torch::Tensor& x) const;
 
   HookPoints points_;
   HookId next_id_ = 1;
-  int64_t n_actions_ = 0, n_needing_grad_ = 0, n_backward_ = 0, n_reading_text_ = 0;
+  int64_t n_actions_ = 0, n_needing_grad_ = 0, n_backward_ = 0, n_reading_text_ = 0, n_with_source_ = 0;
   std::map<HookId, Entry> entries_;
   std::vector<std::vector<ActionPtr>> table_;  // by HookPoints::index
   std::vector<uint8_t> uses_;                  // by HookPoints::index
+  std::vector<int64_t> n_readers_;             // by HookPoints::index: interventions whose source it is
 };
 
 /// Throws HookError unless `replacement` has the shape, dtype and device of `value`, the activation or gradient that

@@ -11,7 +11,9 @@
 
 #include "introspect/export.h"
 #include "introspect/hooks/hook_point.h"
+#include "introspect/hooks/operands.h"
 #include "introspect/hooks/operators.h"
+#include "introspect/hooks/stash.h"
 #include "introspect/hooks/text_filter.h"
 
 namespace introspect::hooks {
@@ -19,7 +21,7 @@ namespace introspect::hooks {
 /// A change to activations, as data: the operator `op` is applied to a selection of rows, positions and heads at
 /// `point` of each of the layers in `values`.
 ///
-/// With x the activation, v the layer's operand and s the strength, the operators are
+/// With x the activation, v the layer's operand "v" and s the strength, the operators are
 ///
 ///     add          x + s v                      replace      v             (s must be 1)
 ///     ablate       x - s (x.u) u, u = v / |v|   zero         0             (s must be 1)
@@ -40,14 +42,18 @@ namespace introspect::hooks {
 ///     scores and patterns     [W]    [h, W]    [N, h, W]    [N, h, P, W]
 ///     project_out             [W]    [k, W]    the same for all rows and heads
 ///
-/// Replacing a pattern or a norm's scale by what was stored freezes it. Gradients flow to x and to the operands. An
-/// intervention names no model, so it can be stored, hashed and applied without Python.
+/// Operators that others register may take operands of other names, and read a second point: `source`, the activation
+/// as it goes on from there, of the same rows and positions, in the layer that is changed or in `source_layer` below. A
+/// transcoder reads hook_mlp_in and writes hook_mlp_out; a cross-layer one reads below and writes above.
+///
+/// Replacing a pattern or a norm's scale by what was stored freezes it. Gradients flow to x, to the source and to the
+/// operands. An intervention names no model, so it can be stored, hashed and applied without Python.
 struct Intervention {
   std::string op = "add";
   Point point = Point::kResidPost;
 
-  /// Layer -> operand, undefined for operators without one; layer -1 for the points that stand once in a model.
-  std::map<int64_t, torch::Tensor> values;
+  /// Layer -> operands, none for operators without; layer -1 for the points that stand once in a model.
+  std::map<int64_t, Operands> values;
 
   double strength = 1.0;
   Parameters parameters;  // of operators that take some
@@ -64,16 +70,23 @@ struct Intervention {
   std::vector<int64_t> heads;  // empty: all; groups at points of keys and values
   std::vector<int64_t> rows;   // of the batch; empty: all
   TextFilter text;             // of these positions, only those at which such text stands
+
+  std::optional<Point> source;          // of operators that read one; not scores or patterns
+  std::optional<int64_t> source_layer;  // none: the layer that is changed
 };
+
+/// Where what is changed at `layer` is read from, for an intervention with a source.
+INTROSPECT_EXPORT Site source_site(const Intervention& intervention, int64_t layer);
 
 /// `x`, the activation at the intervention's point of `layer`, whose first position is number `offset` of its
 /// sequence, after the intervention; `x` itself where nothing is to be changed. `text`, of which the pass is the end,
-/// is for interventions with a text filter.
+/// is for interventions with a text filter, and `stash` holds the activations of the same pass at their sources.
 ///
 /// Throws ShapeError if the operand does not fit x, std::out_of_range for rows that x does not have, and HookError if
-/// the text is not known well enough.
+/// the text is not known well enough or a source is not there.
 INTROSPECT_EXPORT torch::Tensor apply(const Intervention& intervention, int64_t layer, const torch::Tensor& x,
-                                      int64_t offset, const Text* text = nullptr);
+                                      int64_t offset, const Text* text = nullptr,
+                                      const Stash* stash = nullptr);
 
 /// The intervention on the whole of a text that is known, tokens included, without a text filter: one intervention for
 /// each choice of positions that several rows share, and none for rows in which it changes nothing.
@@ -91,10 +104,10 @@ INTROSPECT_EXPORT std::optional<Intervention> restrict_rows(const Intervention& 
 INTROSPECT_EXPORT bool is_identity(const Intervention& intervention);
 
 /// Throws what makes an intervention unfit for a model before anything runs: ConfigError for an unknown operator,
-/// HookError for a point that the model does not have, std::out_of_range for layers, positions, heads or rows,
-/// ShapeError for operands, and std::invalid_argument for an operand that is missing or not wanted, values that are
-/// not finite (stored scores may be -infinity), a strength or parameters that the operator does not take, and tokens
-/// of a text filter that do not ascend.
+/// HookError for a point or source that the model does not have, or a source that does not come before its point,
+/// std::out_of_range for layers, positions, heads or rows, ShapeError for operands, and std::invalid_argument for an
+/// operand or source that is missing or not wanted, values that are not finite (stored scores may be -infinity), a
+/// strength or parameters that the operator does not take, and tokens of a text filter that do not ascend.
 INTROSPECT_EXPORT void validate(const Intervention& intervention, const HookPoints& points);
 
 /// Where an intervention begins to matter.

@@ -72,4 +72,7 @@ struct Config {
 /// The hook points of a model with this config.
 INTROSPECT_EXPORT hooks::HookPoints hook_points(const Config& cfg);
 
+/// config.json's model_type, which repeng writes as a vector's model hint: "Qwen2ForCausalLM" -> "qwen2".
+INTROSPECT_EXPORT std::string model_type(const Config& cfg);
+
 }  // namespace introspect::models

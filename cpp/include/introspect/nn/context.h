@@ -23,6 +23,7 @@ struct Context {
   cache::KVCache* cache = nullptr;    // null: every key is in this pass
   int64_t offset = 0;                 // positions before this pass's first
   const hooks::Text* text = nullptr;  // for hooks that depend on it
+  hooks::Stash* stash = nullptr;      // for interventions that read another point
   int64_t layer = -1;                 // the block that is running; -1 outside of blocks
   Positions global, local;            // for layers that see every key, and for those with a window
 
@@ -32,7 +33,7 @@ struct Context {
 
   /// The activation `x` at one of the current layer's points, after what is hooked there.
   torch::Tensor hook(hooks::Point point, const torch::Tensor& x) const {
-    return hooks ? hooks->run({point, layer}, x, offset, text) : x;
+    return hooks ? hooks->run({point, layer}, x, offset, text, stash) : x;
   }
 
   /// True if something is read or changed at one of the current layer's points.

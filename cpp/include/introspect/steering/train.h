@@ -9,7 +9,7 @@
 #include "introspect/core/progress.h"
 #include "introspect/export.h"
 #include "introspect/models/model.h"
-#include "introspect/steering/activations.h"
+#include "introspect/activations/collect.h"
 #include "introspect/steering/control_vector.h"
 #include "introspect/steering/directions.h"
 
@@ -54,7 +54,7 @@ struct DirectionOptions {
 
 struct TrainOptions {
   DirectionOptions directions;
-  ReadOptions read;
+  activations::ReadOptions read;
   int64_t memory_budget = int64_t{1} << 30;  ///< bytes of activations at a time
   /// In place of reading the model: activations of these texts at these layers.
   std::function<Hiddens(const std::vector<std::string>& texts, const std::vector<int64_t>& layers)>
@@ -83,7 +83,7 @@ INTROSPECT_EXPORT std::vector<ControlVector> train_many(const models::Model& mod
 /// Throws ShapeError for activations of different widths, std::invalid_argument for those of different layers, texts,
 /// positions or points, and as direction_of_pairs does, naming the layer.
 /// Source: the "model-contrastive" vectors of vgel.me, "Small Models Can Introspect, Too".
-INTROSPECT_EXPORT ControlVector contrast(const Activations& positive, const Activations& negative,
+INTROSPECT_EXPORT ControlVector contrast(const activations::Activations& positive, const activations::Activations& negative,
                                          const DirectionOptions& options = {});
 
 }  // namespace introspect::steering

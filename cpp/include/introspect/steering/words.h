@@ -5,7 +5,7 @@
 
 #include "introspect/export.h"
 #include "introspect/models/model.h"
-#include "introspect/steering/activations.h"
+#include "introspect/activations/collect.h"
 #include "introspect/steering/control_vector.h"
 
 namespace introspect::steering {
@@ -40,6 +40,6 @@ INTROSPECT_EXPORT std::vector<ControlVector> train_words(const models::Model& mo
                                                          const std::vector<std::string>& words,
                                                          const std::vector<std::string>& baseline_words,
                                                          const WordPrompts& prompts = {},
-                                                         const CollectOptions& options = {});
+                                                         const activations::CollectOptions& options = {});
 
 }  // namespace introspect::steering

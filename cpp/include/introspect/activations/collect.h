@@ -13,7 +13,7 @@
 #include "introspect/hooks/hook_point.h"
 #include "introspect/models/model.h"
 
-namespace introspect::steering {
+namespace introspect::activations {
 
 /// Which tokens of a text are read: one, or the mean over a span.
 struct ReadPosition {
@@ -78,10 +78,4 @@ INTROSPECT_EXPORT Activations collect_activations(const models::Model& model,
 /// What collect_activations would say of itself, with values and texts left out. Throws as it does for `read`.
 INTROSPECT_EXPORT Activations without_values(const models::Model& model, const ReadOptions& read);
 
-/// config.json's model_type, which repeng writes as a vector's model hint: "Qwen2ForCausalLM" -> "qwen2".
-INTROSPECT_EXPORT std::string model_type(const models::Config& cfg);
-
-/// A text's beginning in quotes, for messages.
-INTROSPECT_EXPORT std::string quoted(const std::string& text);
-
-}  // namespace introspect::steering
+}  // namespace introspect::activations

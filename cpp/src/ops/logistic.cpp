@@ -1,4 +1,4 @@
-#include "steering/logistic.h"
+#include "ops/logistic.h"
 
 #include <stdexcept>
 
@@ -6,7 +6,7 @@
 
 #include "introspect/core/check.h"
 
-namespace introspect::steering {
+namespace introspect::ops {
 namespace {
 
 constexpr int kMaxSteps = 100;
@@ -67,4 +67,4 @@ torch::Tensor logistic_weights(const torch::Tensor& rows_ND, const torch::Tensor
       concat("logistic: the regression must converge in ", kMaxSteps, " Newton steps, and did not"));
 }
 
-}  // namespace introspect::steering
+}  // namespace introspect::ops

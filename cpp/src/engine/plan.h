@@ -8,9 +8,13 @@
 
 #include <torch/types.h>
 
+#include "introspect/engine/captured.h"
+#include "introspect/engine/plan_summary.h"
 #include "introspect/export.h"
 #include "introspect/hooks/intervention.h"
 #include "introspect/models/model.h"
+
+#include "engine/memory.h"
 
 namespace introspect::engine {
 
@@ -34,13 +38,15 @@ struct Piece {
   int64_t copied_first = 0;
 };
 
+/// An activation of a piece that one of its interventions reads at one height and uses at the same or a later one.
+struct SourceRead {
+  hooks::Site site;
+  int64_t read_height = 0, used_height = 0;
+};
+
 /// What is kept of a piece.
 struct Capture {
-  enum class What {
-    activation,  ///< at `point` of `layers`: [positions, layers, ...]
-    attention,   ///< pattern of `heads` from the positions to keys: [positions, layers, heads, keys]
-    cache,       ///< the keys and values of everything down to the piece's end
-  };
+  using What = engine::What;
   What what = What::activation;
   int64_t piece = 0;
   std::vector<int64_t> positions;  ///< of the piece's tokens
@@ -49,30 +55,6 @@ struct Capture {
   std::vector<int64_t> heads;           ///< empty: all
   int64_t first_key = 0, last_key = 0;  ///< of attention: positions [first, last) of the sequence
   int64_t group = 0;                    ///< captures of one group are made in the same pass; ascending
-};
-
-struct PlanOptions {
-  /// Bytes that one pass may take, weights aside: residuals, one layer's keys and values, activations, what is kept. They
-  /// are those of tensors; glibc's allocator holds some tens of MiB more between them.
-  int64_t memory_budget = int64_t{1} << 30;
-
-  /// Of one pass, at its widest: captures are finished pass by pass, and beyond this many nothing gets faster.
-  int64_t most_rows = 16384;
-
-  /// Of one pass, so that what is read is handed out before long. With such a limit a pass leaves to later ones what they
-  /// need of it, as far as the budget has room. A pass holds `least_groups` groups even so.
-  int64_t most_token_layers = std::numeric_limits<int64_t>::max();
-  int64_t group_token_layers = 0;  ///< what each group of captures costs beside its pass, in token-layers
-  int64_t least_groups = 1;
-};
-
-/// What a plan costs, against running every captured sequence by itself.
-struct PlanSummary {
-  int64_t n_pieces = 0, n_captures = 0, n_passes = 0;
-  int64_t token_layers_asked = 0;   ///< tokens times layers of the sequences run one by one
-  int64_t token_layers_to_run = 0;  ///< that are run instead
-  int64_t peak_bytes = 0;           ///< estimate for the largest pass
-  double seconds_to_plan = 0;
 };
 
 /// A piece at one height of one pass: it stands for all that equal it up to there.
@@ -136,6 +118,14 @@ class INTROSPECT_EXPORT Plan {
   }
   int64_t widest() const { return widest_; }  ///< most rows that a height of any pass has
 
+  /// What a piece's interventions read outside of the block that they change.
+  const std::vector<SourceRead>& sources(int64_t piece) const { return sources_[static_cast<size_t>(piece)]; }
+
+  /// The pieces of a pass: those of its captures, and what these go on from.
+  std::vector<int64_t> pieces_of(int64_t pass) const {
+    return with_ancestors(passes_[static_cast<size_t>(pass)]);
+  }
+
   /// The captures of each pass, as indices.
   const std::vector<std::vector<int64_t>>& passes() const { return passes_; }
 
@@ -148,10 +138,12 @@ class INTROSPECT_EXPORT Plan {
   int64_t slot_of(const std::vector<Height>& heights, int64_t height, int64_t piece) const;
 
  private:
+  void find_sources(const models::Config& cfg, int64_t element);
   void find_tops();
   void find_units();
-  void find_passes(const PlanOptions& options);
-  void find_carried(int64_t memory_budget);
+  void find_passes(const PlanOptions& options);  // plan_passes.cpp
+  void find_carried(int64_t memory_budget);      // plan_carried.cpp
+  friend class Packing;
   friend class Carrying;
   std::vector<int64_t> depth_first() const;
   std::vector<int64_t> with_ancestors(const std::vector<int64_t>& captures) const;
@@ -159,17 +151,15 @@ class INTROSPECT_EXPORT Plan {
   int64_t kept_bytes(const Capture& capture) const;
   std::vector<int64_t> rows_read(int64_t piece, int64_t height) const;
 
-  /// Bytes of what one row, one row of a chunk, and one position of a cache take.
-  struct Sizes {
-    int64_t row = 0, chunk_row = 0, cached = 0, output = 0, residual = 0, pattern = 0;
-  };
-
   std::vector<Piece> pieces_;
   std::vector<Capture> captures_;
   int64_t n_layers_ = 0;
-  Sizes sizes_;
+  TokenBytes bytes_;
+  int64_t row_bytes_ = 0;  // of one row of a pass, at its widest height
   int64_t rows_per_chunk_ = 1, widest_ = 0;
   std::vector<int64_t> depths_, stages_;
+  std::vector<std::vector<SourceRead>> sources_;   // by piece
+  std::vector<int64_t> source_bytes_;              // by piece
   std::vector<int64_t> tops_;                      // the last block that a piece takes part in
   std::vector<int64_t> outputs_;                   // the last block whose output is read there
   std::vector<std::vector<int32_t>> unit_of_;      // [height][piece]

@@ -2,7 +2,7 @@
 
 #include <torch/types.h>
 
-namespace introspect::steering {
+namespace introspect::ops {
 
 /// Weights [D] of the L2-regularised logistic regression of labels (1 or 0) on rows: the minimum of
 /// |w|^2 / 2 + sum log(1 + exp(-+(x.w + b))), by Newton's method with a halved step where a whole one does not descend.
@@ -11,4 +11,4 @@ namespace introspect::steering {
 /// Throws std::invalid_argument where the gradient does not vanish in 100 steps.
 torch::Tensor logistic_weights(const torch::Tensor& rows_ND, const torch::Tensor& labels_N);
 
-}  // namespace introspect::steering
+}  // namespace introspect::ops

@@ -1,7 +1,6 @@
-#include "introspect/steering/activations.h"
+#include "introspect/activations/collect.h"
 
 #include <algorithm>
-#include <cctype>
 #include <map>
 #include <stdexcept>
 #include <unordered_map>
@@ -15,10 +14,11 @@
 #include "introspect/engine/run_trie.h"
 #include "introspect/io/safetensors.h"
 
+#include "core/excerpt.h"
 #include "core/json.h"
 #include "core/parallel.h"
 
-namespace introspect::steering {
+namespace introspect::activations {
 namespace {
 
 constexpr auto kFormat = "activations";
@@ -67,10 +67,10 @@ std::pair<int64_t, int64_t> tokens_read(const ReadPosition& position, int64_t le
   const auto last = !position.is_span ? first + 1 : from_start(position.last.value_or(length));
   check<std::out_of_range>(first >= 0 && first < length && last <= length,
                            "collect_activations: the read position must lie in every text, got ",
-                           to_string(position), " for text ", row, " of ", length, " tokens, ", quoted(text));
+                           to_string(position), " for text ", row, " of ", length, " tokens, ", excerpt(text));
   check<std::invalid_argument>(last > first, "collect_activations: the span must not be empty, got ",
                                to_string(position), " for text ", row, " of ", length, " tokens, ",
-                               quoted(text));
+                               excerpt(text));
   return {first, last};
 }
 
@@ -82,7 +82,7 @@ std::vector<std::vector<int64_t>> tokenized(const models::Model& model,
     for (auto i = static_cast<size_t>(first); i < static_cast<size_t>(last); ++i) {
       const auto ids = model.to_tokens(texts[i]).flatten();
       check<std::invalid_argument>(ids.numel() > 0, "collect_activations: every text must have tokens, got ",
-                                   quoted(texts[i]));
+                                   excerpt(texts[i]));
       out[i].assign(ids.const_data_ptr<int64_t>(), ids.const_data_ptr<int64_t>() + ids.numel());
     }
   });
@@ -113,23 +113,6 @@ std::string to_string(const ReadPosition& position) {
   return concat("mean ", position.first, ":", position.last ? std::to_string(*position.last) : "");
 }
 
-std::string model_type(const models::Config& cfg) {
-  auto name = cfg.original_architecture;
-  for (const char* ending : {"ForCausalLM", "LMHeadModel"}) name = name.substr(0, name.find(ending));
-  if (name == "GPTNeoX") return "gpt_neox";
-  if (name == "Gemma3") return "gemma3_text";
-  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
-  return name;
-}
-
-std::string quoted(const std::string& text) {
-  constexpr size_t kMost = 60;
-  if (text.size() <= kMost) return "'" + text + "'";
-  auto end = kMost;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // whole UTF-8 characters
-  return "'" + text.substr(0, end) + "...'";
-}
-
 Activations without_values(const models::Model& model, const ReadOptions& read) {
   Activations out;
   out.layers = layers_of(model, read);
@@ -139,7 +122,7 @@ Activations without_values(const models::Model& model, const ReadOptions& read) 
   out.last_layer_after_norm = read.last_layer_after_norm;
   out.model_name = model.cfg().model_name;
   out.model_hash = model.hash();
-  out.model_type = model_type(model.cfg());
+  out.model_type = models::model_type(model.cfg());
   return out;
 }
 
@@ -217,4 +200,4 @@ Activations Activations::load(const std::filesystem::path& path) {
   return out;
 }
 
-}  // namespace introspect::steering
+}  // namespace introspect::activations

@@ -9,19 +9,13 @@
 
 #include <torch/types.h>
 
-#include "introspect/cache/kv_cache.h"
 #include "introspect/core/progress.h"
-#include "introspect/engine/plan.h"
 #include "introspect/export.h"
 #include "introspect/models/model.h"
 
-namespace introspect::engine {
+#include "engine/plan.h"
 
-/// What a capture holds: activations or attention in float32 (float64 of a float64 model) on the CPU, or a cache.
-struct Captured {
-  torch::Tensor values;
-  std::optional<cache::KVCache> cache;
-};
+namespace introspect::engine {
 
 /// Takes the captures of a finished pass, as (index among the plan's captures, what was kept).
 using OnCaptured = std::function<void(std::vector<std::pair<int64_t, Captured>>)>;
