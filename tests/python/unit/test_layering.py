@@ -85,7 +85,7 @@ def test_the_umbrella_includes_every_public_header_in_the_order_of_the_modules()
         ("src/graph/graph.cpp", '#include "introspect/introspect.h"'),
         ("src/ops/norm.cpp", '#include "introspect/models/model.h"'),
         ("src/nn/block.cpp", '#include "introspect/models/config.h"'),
-        ("include/introspect/sae/sae.h", "#include <introspect/models/model.h>"),
+        ("include/introspect/sae/sae.h", "#include <introspect/steering/train.h>"),
         ("src/core/error.cpp", "#  include <Python.h>"),
         ("src/core/error.cpp", "#include <torch/csrc/utils/pybind.h>"),
         ("include/introspect/ops/norm.h", "#include <torch/torch.h>"),
