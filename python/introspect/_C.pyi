@@ -1364,6 +1364,10 @@ class Model:
         """
         An empty cache that fits this model, or passes that stop at a layer.
         """
+    def check_hook_name(self, name: str) -> None:
+        """
+        Raises HookError, naming the nearest, where this model has no hook point of this name.
+        """
     def make_hooks(self) -> HookRegistry:
         """
         An empty registry for this model's hook points.
@@ -2869,6 +2873,7 @@ def contrast(
     Source: the model-contrastive vectors of vgel.me, "Small Models Can Introspect, Too".
     """
 
+def blocks_of_fractions(first: SupportsFloat, last: SupportsFloat, n_layers: SupportsInt) -> tuple[int, int]: ...
 def conversation_tokens(
     model: Model, protocol: Protocol, question: str | None = None, controls: str | None = None
 ) -> tuple[list[int], list[int], list[int]]:

@@ -97,6 +97,8 @@ def command(
         raise typer.BadParameter("--all-ranges and --each-layer stay in one range of --layers")
     import introspect
 
+    from ..arguments import layer_range
+
     chosen = experiment.load_protocols(protocols, controls)
     vectors = {name: introspect.ControlVector.load(path) for name, path in files.items()}
 
@@ -106,8 +108,8 @@ def command(
         first = max(min(one.layers) for one in vectors.values())
         last = min(max(one.layers) for one in vectors.values())
         if given:
-            bounds = given[0].blocks(loaded.cfg.n_layers)
-            first, last = max(first, bounds[0]), min(last, bounds[1])
+            lowest, highest = layer_range(given[0], loaded.cfg.n_layers, "--layers") or (first, last)
+            first, last = max(first, lowest), min(last, highest)
         if each_layer:
             return introspect.layer_ranges(first, last, max_width=1, step=step)
         return introspect.layer_ranges(first, last, min_width=min_width, max_width=max_width, step=step)

@@ -57,7 +57,7 @@ def tokens(model, rng):
 
 def test_return_types(model, tokens):
     logits = model(tokens)
-    assert torch.equal(logits, introspect.Model(model.engine)(tokens))
+    assert torch.equal(logits, introspect.Model(model.native)(tokens))
     loss = model(tokens, return_type="loss")
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     torch.testing.assert_close(loss, expected, **FLOOR)
@@ -426,7 +426,7 @@ def test_weights_compute_what_the_model_computes(model, tokens):
     assert model.W_E.shape == (c.d_vocab, c.d_model)
     assert model.W_U.shape == (c.d_model, c.d_vocab)
     assert model.W_gate.shape == model.W_in.shape == (c.n_layers, c.d_model, c.d_mlp)
-    assert set(model.state_dict()) == set(model.engine.weight_names())
+    assert set(model.state_dict()) == set(model.native.weight_names())
     with pytest.raises(introspect.ConfigError, match="rotary"):
         _ = model.W_pos
 

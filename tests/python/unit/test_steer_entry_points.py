@@ -11,7 +11,7 @@ from tiny_chat import write_tiny_chat
 
 import introspect
 from introspect import repeng
-from introspect.model import padded
+from introspect.generation import padded
 
 D, LAYER, N_NEW = 32, 1, 4
 PROMPTS = ["the cat", "a dog and", "yes", "some bread, no"]
@@ -60,7 +60,7 @@ def call(model, tokens, mask):
 
 
 def call_with_cache(model, tokens, mask):
-    cache = model.engine.make_cache(len(tokens))
+    cache = model.native.make_cache(len(tokens))
     first = model(tokens, attention_mask=mask, cache=cache, n_prompt=tokens.shape[1])
     return torch.cat([first, model(tokens[:, -1:], cache=cache, n_prompt=tokens.shape[1])], dim=1)
 
@@ -135,7 +135,7 @@ def same(a, b):
 )
 def test_a_condition_acts_wherever_the_model_is_run(model, prompts, vector, conditional, kind, entry):
     condition, held = conditional
-    runner = model if kind == "Model" else introspect.HookedTransformer(model.engine)
+    runner = model if kind == "Model" else introspect.HookedTransformer(model.native)
     tokens, mask = padded(prompts)
     plain = entry(runner, tokens, mask)
     with runner.steer(vector, condition=condition):
