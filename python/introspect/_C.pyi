@@ -63,6 +63,7 @@ __all__: list[str] = [
     "as_interventions",
     "auc",
     "binomial_p",
+    "blocks_of_fractions",
     "bootstrap_difference",
     "bootstrap_interval",
     "bootstrap_mean",
@@ -1264,6 +1265,10 @@ class Model:
             attention_mask: bool [batch, pos], of the tokens.
             hooks: in effect during these passes.
         """
+    def check_hook_name(self, name: str) -> None:
+        """
+        Raises HookError, naming the nearest, where this model has no hook point of this name.
+        """
     def forward(
         self,
         tokens: torch.Tensor,
@@ -1363,10 +1368,6 @@ class Model:
     ) -> KVCache:
         """
         An empty cache that fits this model, or passes that stop at a layer.
-        """
-    def check_hook_name(self, name: str) -> None:
-        """
-        Raises HookError, naming the nearest, where this model has no hook point of this name.
         """
     def make_hooks(self) -> HookRegistry:
         """
@@ -2684,6 +2685,18 @@ def binomial_p(
         ValueError: counts as in ``proportion``, or a chance not from 0 to 1.
     """
 
+def blocks_of_fractions(
+    first: typing.SupportsFloat | typing.SupportsIndex,
+    last: typing.SupportsFloat | typing.SupportsIndex,
+    n_layers: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple[int, int]:
+    """
+    The first and the last block that fractions of the depth stand for: f is block round(f n_layers), at most the last one.
+
+    Raises:
+        IndexError: fractions out of order or not from 0 to 1.
+    """
+
 def bootstrap_difference(
     values: collections.abc.Sequence[float],
     arms: collections.abc.Sequence[int],
@@ -2873,7 +2886,6 @@ def contrast(
     Source: the model-contrastive vectors of vgel.me, "Small Models Can Introspect, Too".
     """
 
-def blocks_of_fractions(first: SupportsFloat, last: SupportsFloat, n_layers: SupportsInt) -> tuple[int, int]: ...
 def conversation_tokens(
     model: Model, protocol: Protocol, question: str | None = None, controls: str | None = None
 ) -> tuple[list[int], list[int], list[int]]:

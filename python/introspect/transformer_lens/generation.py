@@ -201,7 +201,7 @@ def _decoding(
     freq_penalty: float,
     use_cache: bool,
 ) -> Decoding:
-    """TransformerLens's options as ours; those of a draw do not count where nothing is drawn."""
+    """TransformerLens's options as ours; where nothing is drawn the most probable token is taken, whatever they are."""
     if top_k is not None and top_k < 1:
         raise ValueError(f"generate: top_k must be positive, got {top_k}")
     return Decoding(
@@ -209,7 +209,7 @@ def _decoding(
         temperature=temperature if do_sample else 0.0,
         top_k=top_k,
         top_p=None if top_k is not None else top_p,
-        freq_penalty=freq_penalty if do_sample else 0.0,
+        freq_penalty=freq_penalty,
         stop_token_ids=stops,
         use_cache=use_cache,
     )

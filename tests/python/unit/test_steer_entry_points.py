@@ -114,13 +114,16 @@ def lens_generate_without_cache(model, tokens, mask):
     return lens_generate(model, tokens, mask, use_past_kv_cache=False)
 
 
+def lens_generate_stream(model, tokens, mask):
+    pieces = [list(model.generate_stream(text, return_type="tokens", **LENS)) for text in PROMPTS]
+    return [torch.cat(of_text, dim=1)[0, -N_NEW:].tolist() for of_text in pieces]
+
+
+BOTH = [run_with_cache, control_model_forward, control_model_states, control_model_generate, repeng_generate]
 ENTRIES = {
-    "Model": [
-        call, call_with_cache, run_with_cache, run_with_hooks, control_model_forward, control_model_states, generate,
-        control_model_generate, repeng_generate,
-    ],
+    "Model": [*BOTH, call, call_with_cache, run_with_hooks, generate],
     "HookedTransformer": [
-        lens_forward, run_with_cache, lens_generate, lens_generate_in_steps, lens_generate_without_cache,
+        *BOTH, lens_forward, lens_generate, lens_generate_in_steps, lens_generate_without_cache, lens_generate_stream,
     ],
 }  # fmt: skip
 
@@ -147,8 +150,10 @@ def test_a_condition_acts_wherever_the_model_is_run(model, prompts, vector, cond
         assert same(under_condition[row], plain[row]) == (row not in held), row
 
 
-def test_a_condition_acts_in_the_activations_that_repeng_trains_on(model, vector, conditional):
+@pytest.mark.parametrize("kind", ENTRIES)
+def test_a_condition_acts_in_the_activations_that_repeng_trains_on(model, vector, conditional, kind):
     condition, held = conditional
+    model = model if kind == "Model" else introspect.HookedTransformer(model)
 
     def hiddens(texts):
         return repeng.extract.batched_get_hiddens(model, None, texts, [0], batch_size=3)[0]
