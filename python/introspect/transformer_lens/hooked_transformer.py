@@ -35,7 +35,7 @@ class HookedTransformer(LensModel):
 
     def __init__(
         self,
-        cfg: _C.Model | Model | HookedTransformerConfig | Mapping[str, Any],
+        cfg: _C.Model | HookedModel | HookedTransformerConfig | Mapping[str, Any],
         tokenizer: Any = None,
         move_to_device: bool = True,
         default_padding_side: Side | None = None,

@@ -115,8 +115,9 @@ def lens_generate_without_cache(model, tokens, mask):
 
 
 def lens_generate_stream(model, tokens, mask):
-    pieces = [list(model.generate_stream(text, return_type="tokens", **LENS)) for text in PROMPTS]
-    return [torch.cat(of_text, dim=1)[0, -N_NEW:].tolist() for of_text in pieces]
+    texts = model.to_tokens(PROMPTS, padding_side="left")
+    pieces = model.generate_stream(texts, padding_side="left", max_tokens_per_yield=2, **LENS)
+    return torch.cat(list(pieces), dim=1)[:, -N_NEW:].tolist()
 
 
 BOTH = [run_with_cache, control_model_forward, control_model_states, control_model_generate, repeng_generate]
