@@ -365,6 +365,17 @@ Raises:
         "``only_plan`` nothing else happens.");
 
   m.def(
+      "blocks_of_fractions",
+      [](double first, double last, int64_t n_layers) {
+        return LayerRange::fractions(first, last).resolve(n_layers);
+      },
+      py::arg("first"), py::arg("last"), py::arg("n_layers"), R"doc(
+The first and the last block that fractions of the depth stand for: f is block round(f n_layers), at most the last one.
+
+Raises:
+    IndexError: fractions out of order or not from 0 to 1.
+)doc");
+  m.def(
       "conversation_tokens",
       [](const models::Model& model, const Protocol& protocol, const std::optional<std::string>& question,
          const std::optional<std::string>& controls) {

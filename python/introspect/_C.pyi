@@ -63,6 +63,7 @@ __all__: list[str] = [
     "as_interventions",
     "auc",
     "binomial_p",
+    "blocks_of_fractions",
     "bootstrap_difference",
     "bootstrap_interval",
     "bootstrap_mean",
@@ -1275,6 +1276,10 @@ class Model:
             tokens: int64 [batch, pos]; without a cache, passes over them find that block.
             attention_mask: bool [batch, pos], of the tokens.
             hooks: in effect during these passes.
+        """
+    def check_hook_name(self, name: str) -> None:
+        """
+        Raises HookError, naming the nearest, where this model has no hook point of this name.
         """
     def forward(
         self,
@@ -2690,6 +2695,18 @@ def binomial_p(
 
     Raises:
         ValueError: counts as in ``proportion``, or a chance not from 0 to 1.
+    """
+
+def blocks_of_fractions(
+    first: typing.SupportsFloat | typing.SupportsIndex,
+    last: typing.SupportsFloat | typing.SupportsIndex,
+    n_layers: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple[int, int]:
+    """
+    The first and the last block that fractions of the depth stand for: f is block round(f n_layers), at most the last one.
+
+    Raises:
+        IndexError: fractions out of order or not from 0 to 1.
     """
 
 def bootstrap_difference(

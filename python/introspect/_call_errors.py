@@ -76,8 +76,8 @@ def _fault(parameters: Sequence[Parameter], positional: list, named: dict[str, A
         if (got := _unfit(value, parameter.annotation)) is not None:
             wanted = _words(parameter.annotation)
             meant = _MEANT.get((wanted.split(" or ")[0].removeprefix("a list of "), type(value).__name__))
-            if wanted.startswith("Model") and hasattr(value, "engine"):
-                meant = "its engine is the native model that is wanted"
+            if wanted.startswith("Model") and hasattr(value, "native"):
+                meant = "its .native is what is wanted"
             hint = f": {meant}" if meant else ""
             return 3 + fits, f"argument {parameter.name!r} must be {wanted}, got {got}{hint}"
     return 3 + len(given), "an argument has a value that its type cannot hold"

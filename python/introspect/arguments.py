@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +58,7 @@ def layer_range(layers: Any, n_layers: int, who: str) -> tuple[int, int] | None:
     first, last = (float(end) for end in ends)
     if not 0 <= first <= last <= 1:
         raise ValueError(f"{who}: fractions of the depth must be in order and from 0 to 1, got {layers!r}")
-    return tuple(min(math.floor(end * n_layers + 0.5), n_layers - 1) for end in (first, last))  # type: ignore[return-value]
+    return _C.blocks_of_fractions(first, last, n_layers)
 
 
 def _is_number(value: Any) -> bool:
@@ -89,14 +88,14 @@ def listed(values: Any, name: str, who: str) -> list:
 
 
 def native_model(model: Any, who: str) -> _C.Model:
-    """The native model of an introspect.Model.
+    """The native model of an introspect.Model or HookedTransformer.
 
     Raises:
         TypeError: it is none.
     """
-    engine = model if isinstance(model, _C.Model) else getattr(model, "engine", None)
-    if isinstance(engine, _C.Model):
-        return engine
+    native = model if isinstance(model, _C.Model) else getattr(model, "native", None)
+    if isinstance(native, _C.Model):
+        return native
     hint = "; introspect.load_model makes one of a name or path" if isinstance(model, str | os.PathLike) else ""
     raise TypeError(f"{who}: model must be an introspect.Model, got {type(model).__name__}{hint}")
 

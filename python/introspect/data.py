@@ -1,11 +1,30 @@
 """The data files that come with the library (cpp/share). SOURCES.md there says where each comes from."""
 
 import json
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
 _CHECKOUT = _PACKAGE.parents[1] / "cpp" / "share"
-FOLDER = _CHECKOUT if (_CHECKOUT / "SOURCES.md").exists() else _PACKAGE / "share" / "introspect"
+
+
+def share_folder() -> Path:
+    """Where the data is: $INTROSPECT_SHARE, or cpp/share of a checkout, or the installed package.
+
+    As io::share_folder in C++, but without the compiled library, which what needs no model does not load.
+
+    Raises:
+        IoError: INTROSPECT_SHARE names a folder that does not hold the data.
+    """
+    if named := os.environ.get("INTROSPECT_SHARE"):
+        if not (Path(named) / "SOURCES.md").exists():
+            import torch  # noqa: F401 - _C needs libtorch
+
+            from ._C import IoError
+
+            raise IoError(f"share_folder: INTROSPECT_SHARE names {named}, which does not hold the library's data")
+        return Path(named)
+    return _CHECKOUT if (_CHECKOUT / "SOURCES.md").exists() else _PACKAGE / "share" / "introspect"
 
 
 def load_suffixes(path: str | Path | None = None) -> list[str]:
@@ -17,7 +36,7 @@ def load_suffixes(path: str | Path | None = None) -> list[str]:
     Raises:
         ValueError: the file holds something else, or nothing.
     """
-    path = Path(path) if path is not None else FOLDER / "suffixes.json"
+    path = Path(path) if path is not None else share_folder() / "suffixes.json"
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
         try:
@@ -41,7 +60,7 @@ def load_words(name: str = "concepts") -> list[str]:
     Raises:
         ValueError: no list of this name.
     """
-    lists = json.loads((FOLDER / "words.json").read_text(encoding="utf-8"))
+    lists = json.loads((share_folder() / "words.json").read_text(encoding="utf-8"))
     if name not in lists:
         raise ValueError(f"load_words: name must be one of {', '.join(lists)}, got {name!r}")
     return lists[name]
@@ -49,9 +68,9 @@ def load_words(name: str = "concepts") -> list[str]:
 
 def model_registry() -> dict[str, dict]:
     """Short name -> file name, size, SHA-256 and where the file can be had."""
-    return json.loads((FOLDER / "models.json").read_text(encoding="utf-8"))
+    return json.loads((share_folder() / "models.json").read_text(encoding="utf-8"))
 
 
 def other_models() -> list[dict]:
     """Models by short names and hub ids that this library does not run: what they are, and why not."""
-    return json.loads((FOLDER / "other_models.json").read_text(encoding="utf-8"))
+    return json.loads((share_folder() / "other_models.json").read_text(encoding="utf-8"))

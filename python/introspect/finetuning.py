@@ -64,7 +64,7 @@ def finetune(
         examples: taken in random order, each once before any comes again.
         steps: batches.
         lr: of the first step.
-        weights: which of ``model.engine.named_weights()`` are trained, by name; None is all. The others are shared
+        weights: which of ``model.native.named_weights()`` are trained, by name; None is all. The others are shared
             with ``model``.
         seed: of the order.
         on_step: called with (step, loss).
@@ -87,12 +87,12 @@ def finetune(
     rows = [_encode(model, example, i) for i, example in enumerate(examples)]
     trained = {
         name: weight.detach().clone().requires_grad_()
-        for name, weight in model.engine.named_weights()
+        for name, weight in model.native.named_weights()
         if weights is None or weights(name)
     }
     if not trained:
-        raise ValueError("finetune: no weight was chosen; model.engine.named_weights() lists them")
-    engine = model.engine.with_weights(trained)
+        raise ValueError("finetune: no weight was chosen; model.native.named_weights() lists them")
+    engine = model.native.with_weights(trained)
     optimizer = torch.optim.Adam(trained.values(), lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     rng = torch.Generator().manual_seed(seed)
@@ -115,13 +115,13 @@ def finetune(
                 tell("finetune", step + 1, steps)
     close(tell)
     finished = {name: weight.detach() for name, weight in trained.items()}
-    return Model(model.engine.with_weights(finished), name=f"{model.name}, finetuned")
+    return Model(model.native.with_weights(finished), name=f"{model.name}, finetuned")
 
 
 def _encode(model: Model, example: FinetuneExample, i: int) -> _Row:
     def ids(text: str | Sequence[int]) -> list[int]:
         if isinstance(text, str):
-            return model.engine.tokenizer.encode(text, add_special_tokens=False)
+            return model.native.tokenizer.encode(text, add_special_tokens=False)
         return listed(text, f"examples[{i}] (text, or token ids)", "finetune")
 
     if not isinstance(example, FinetuneExample):

@@ -30,11 +30,11 @@ class Graph:
         asked = [graph.segment(model, question_ids, node) for node in (plain, steered)]
         reads = [graph.read(node) for node in asked]
         resids = graph.run()                                      # a tensor a reading
-        logits = [model.engine.readout(resids[r][0, -1]) for r in reads]
+        logits = [model.native.readout(resids[r][0, -1]) for r in reads]
     """
 
     def __init__(self) -> None:
-        self.engine = _C.Graph()
+        self.native = _C.Graph()
 
     def segment(
         self,
@@ -62,7 +62,7 @@ class Graph:
         """
         who = "Graph.segment"
         ids, changes = listed(tokens, "tokens", who), listed(interventions, "interventions", who)
-        return self.engine.segment(native_model(model, who), ids, parent, changes)
+        return self.native.segment(native_model(model, who), ids, parent, changes)
 
     def splice(self, target: int, first: int, last: int, source: int) -> int:
         """``target`` with the keys and values of positions [first, last) of the sequence taken from ``source``.
@@ -71,7 +71,7 @@ class Graph:
             IndexError: positions that one of them does not have.
             ValueError: the two hold other tokens there.
         """
-        return self.engine.splice(target, first, last, source)
+        return self.native.splice(target, first, last, source)
 
     def read(
         self,
@@ -97,7 +97,7 @@ class Graph:
             ValueError: scores and patterns (``read_attention``), or activations of a splice.
         """
         at, blocks = listed(positions, "positions", "Graph.read"), listed(layers or (), "layers", "Graph.read")
-        return self.engine.read_activation(node, positions=at, layers=blocks, point=point)
+        return self.native.read_activation(node, positions=at, layers=blocks, point=point)
 
     def read_attention(
         self,
@@ -119,7 +119,7 @@ class Graph:
         if keys is not None and not (isinstance(keys, Sequence) and len(keys) == 2):
             raise TypeError(f"{who}: keys must be (first, last), got {keys!r}")
         first, last = keys or (0, None)
-        return self.engine.read_attention(
+        return self.native.read_attention(
             node,
             positions=listed(positions, "positions", who),
             layers=listed(layers or (), "layers", who),
@@ -130,22 +130,22 @@ class Graph:
 
     def read_cache(self, node: int) -> int:
         """Ask for the KVCache of the sequence down to the node's end."""
-        return self.engine.read_cache(node)
+        return self.native.read_cache(node)
 
     def __len__(self) -> int:
-        return len(self.engine)
+        return len(self.native)
 
     def length(self, node: int) -> int:
         """Number of tokens of the sequence down to a node's end."""
-        return self.engine.length(node)
+        return self.native.length(node)
 
     def tokens(self, node: int) -> list[int]:
         """The tokens of the sequence down to a node's end."""
-        return self.engine.tokens(node)
+        return self.native.tokens(node)
 
     def hash(self, node: int) -> str:
         """Identity of a node: SHA-256 of its model, tokens and interventions, and of those before it."""
-        return self.engine.hash(node)
+        return self.native.hash(node)
 
     def svg(self) -> str:
         """The graph as an SVG document, segments from left to right; notebooks show it by themselves.
@@ -153,7 +153,7 @@ class Graph:
         Raises:
             ValueError: more than 400 nodes.
         """
-        return self.engine.svg()
+        return self.native.svg()
 
     def _repr_svg_(self) -> str | None:
         return self.svg() if len(self) <= 400 else None
@@ -167,7 +167,7 @@ class Graph:
         Raises:
             ValueError: nothing to read, or a budget too small for one reading.
         """
-        return self.engine.plan(memory_budget=memory_budget)
+        return self.native.plan(memory_budget=memory_budget)
 
     def run(
         self,
@@ -186,6 +186,6 @@ class Graph:
             ValueError: nothing to read, or a budget too small for one reading.
         """
         if on_read is None:
-            return self.engine.run(memory_budget=memory_budget, progress=progress)
-        self.engine.run_each(on_read, memory_budget=memory_budget, progress=progress)
+            return self.native.run(memory_budget=memory_budget, progress=progress)
+        self.native.run_each(on_read, memory_budget=memory_budget, progress=progress)
         return []

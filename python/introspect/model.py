@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 
 from . import _C, hub
 from .arguments import Messages, as_rows, as_texts, checked_source, is_messages
 from .chat import given_chat_template, load_chat_template
+from .generation import Decoding, generate
+from .hooked_model import HookedModel
 from .hooks.activation_cache import ActivationCache
 from .hooks.manager import Hooks
 from .hooks.points import NamesFilter
 from .hooks.slices import Slice, SliceInput
 from .hub import pretrained
-from .steering.steer import SteeringMethods
 from .transformer_lens import left_out
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b-instruct"
@@ -56,12 +57,10 @@ def load_model(
         IoError: a file is missing or damaged, or no source could be reached.
         ConfigError: an architecture, quantisation or option that is not supported.
     """
-    wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(wanted, torch.dtype):
-        raise _C.ConfigError("load_model: dtype must be float32, bfloat16, float16 or float64")
+    wanted = pretrained.checked_dtype(dtype, "load_model")
     if isinstance(source, torch.nn.Module):
         where = torch.device(device)
-        engine = pretrained.copy_engine(
+        native = pretrained.copy_native(
             source,
             dtype=wanted,
             device=where,
@@ -69,11 +68,11 @@ def load_model(
             chat_template=chat_template,
             who="load_model",
         )
-        return Model(engine, name=getattr(source, "name_or_path", "") or type(source).__name__)
+        return Model(native, name=getattr(source, "name_or_path", "") or type(source).__name__)
     if tokenizer is not None:
         raise _C.ConfigError("load_model: tokenizer= goes with a transformers model; files bring their own")
     path = hub.resolve(checked_source(source, "load_model"))
-    engine = _C.Model.load(
+    native = _C.Model.load(
         path,
         dtype=wanted,
         device=torch.device(device),
@@ -81,84 +80,41 @@ def load_model(
         keep_blocks=keep_blocks,
         progress=progress,
     )
-    return Model(engine, name=os.fspath(source))
+    return Model(native, name=os.fspath(source))
 
 
-class Model(SteeringMethods):
+class Model(HookedModel):
     """A hooked decoder: the native model and what is at the moment hooked into it.
 
     ``HookedTransformer`` is the same engine under TransformerLens's names (``blocks``, ``W_U``, ``to_str_tokens``);
     ``HookedTransformer(model)`` makes one of this.
 
-    ``engine`` is the native model, which never changes; hooks and steering belong to this object. Several threads may
+    ``native`` is the native model, which never changes; hooks and steering belong to this object. Several threads may
     use it: what ``add_hook`` adds is in effect in all of them until it is removed, a ``with`` block in its own thread.
     """
 
-    def __init__(self, engine: _C.Model, *, name: str | None = None) -> None:
-        super().__init__(engine)
-        self.name = name or engine.cfg.model_name
+    other_face: ClassVar[type[HookedModel] | None] = None  # HookedTransformer says so when it is loaded
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        if hasattr(type(self), name):  # a property that failed: what it said, not that there is none
-            return object.__getattribute__(self, name)
-        raise AttributeError(hint_of_missing(name))
-
-    def __repr__(self) -> str:
-        c = self.engine.cfg
-        return (
-            f"{type(self).__name__}({self.name!r}, {c.original_architecture}, {c.n_layers} layers, "
-            f"d_model {c.d_model}, {self.engine.n_params / 1e6:.0f}M parameters, {self.dtype}, {self.device})"
-        )
+    def _missing(self, name: str) -> str:
+        if hasattr(self.other_face, name) or name in left_out.MODEL:
+            return (
+                f"Model has no attribute {name!r}: introspect.HookedTransformer(model) is this model under "
+                "TransformerLens's names"
+            )
+        known = [other for other in dir(Model) if not other.startswith("_")]
+        return left_out.missing("Model", name, left_out.MODEL, known)
 
     @property
     def cfg(self) -> _C.Config:
         """Sizes and options, under TransformerLens's names."""
-        return self.engine.cfg
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of weights and activations; readouts are float32 whatever it is."""
-        return self.engine.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights live."""
-        return self.engine.device
-
-    @property
-    def hash(self) -> str:
-        """Identity of the checkpoint, hex SHA-256, whatever dtype and device it was loaded to."""
-        return self.engine.hash
+        return self.native.cfg
 
     @property
     def tokenizer(self) -> _C.Tokenizer | None:
         """The model's tokenizer, or None if its files held none."""
-        return self.engine.tokenizer if self.engine.has_tokenizer else None
+        return self.native.tokenizer if self.native.has_tokenizer else None
 
     # Text
-
-    def apply_chat_template(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        add_generation_prompt: bool = False,
-        continue_final_message: bool = False,
-    ) -> str:
-        """The conversation as the text the model was trained on.
-
-        Args:
-            messages: ``{"role": ..., "content": ...}``, roles "system", "user" and "assistant".
-            add_generation_prompt: end with the header of the assistant's next turn.
-            continue_final_message: leave the last message open, for the model to go on with it.
-
-        Raises:
-            ConfigError: the model has no chat template, or it refuses these messages.
-        """
-        return self.engine.chat_template.render(
-            list(messages), add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
-        )
 
     def _prompt(self, messages: Messages) -> str:
         return self.apply_chat_template(messages, add_generation_prompt=True)
@@ -172,7 +128,7 @@ class Model(SteeringMethods):
             ShapeError: strings of unequal length; run them one by one, or let ``generate`` pad them.
             ConfigError: the model has no tokenizer, or no chat template for messages, or the text is not UTF-8.
         """
-        rows = [self.engine.to_tokens(t) for t in as_texts(text, self._prompt, "to_tokens")]
+        rows = [self.native.to_tokens(t) for t in as_texts(text, self._prompt, "to_tokens")]
         lengths = {row.shape[1] for row in rows}
         if len(lengths) != 1:
             raise _C.ShapeError(f"to_tokens: the strings must have equally many tokens, got {sorted(lengths)}")
@@ -185,9 +141,12 @@ class Model(SteeringMethods):
             IndexError: an id outside the vocabulary.
         """
         ids = tokens.flatten().tolist() if isinstance(tokens, torch.Tensor) else list(tokens)
-        return self.engine.tokenizer.decode(ids)
+        return self.native.tokenizer.decode(ids)
 
     # Forward passes
+
+    def _tokens(self, tokens: torch.Tensor | str) -> torch.Tensor:
+        return tokens if isinstance(tokens, torch.Tensor) else self.to_tokens(tokens)
 
     def __call__(
         self,
@@ -201,7 +160,7 @@ class Model(SteeringMethods):
     ) -> torch.Tensor | None:
         """Float32 logits [batch, pos, d_vocab] for int64 tokens [batch, pos], or for text.
 
-        Logits that are not finite are returned as they are; ``engine.check_finite`` makes an error of them that names
+        Logits that are not finite are returned as they are; ``native.check_finite`` makes an error of them that names
         the first block.
 
         Args:
@@ -217,18 +176,13 @@ class Model(SteeringMethods):
             HookError: something is steered by more of the text than is known.
         """
         return self._forward(
-            tokens,
+            self._tokens(tokens),
             attention_mask=attention_mask,
             cache=cache,
             logits_at=logits_at,
             n_prompt=n_prompt,
             history=history,
         )
-
-    def _forward(self, tokens: torch.Tensor | str, **options) -> torch.Tensor | None:
-        tokens = tokens if isinstance(tokens, torch.Tensor) else self.to_tokens(tokens)
-        hooks = self._hooks_of_pass(tokens, options.get("attention_mask"), options.get("cache"))
-        return self.engine.forward(tokens, hooks=hooks, **options)
 
     def run_with_hooks(
         self,
@@ -253,7 +207,7 @@ class Model(SteeringMethods):
             HookError: a name that does not exist (the nearest are listed), or a replacement of another shape or dtype.
         """
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
-            return self._forward(tokens, **options)
+            return self._forward(self._tokens(tokens), **options)
 
     def run_with_cache(
         self,
@@ -286,19 +240,17 @@ class Model(SteeringMethods):
             HookError: a name that does not exist (the nearest are listed), or a predicate that is true of none.
             ShapeError: remove_batch_dim for a batch of more than one.
         """
-        recording = self._recording(
+        return self._recorded(
+            lambda: self._forward(self._tokens(tokens), **options),
             names_filter,
             device=device,
             dtype=dtype,
             pos_slice=pos_slice,
             heads=heads,
+            remove_batch_dim=remove_batch_dim,
             reset_hooks_end=reset_hooks_end,
             clear_contexts=clear_contexts,
         )
-        with recording as recorded:
-            logits = self._forward(tokens, **options)
-        cache = ActivationCache(recorded.to_dict(), self)
-        return logits, cache.remove_batch_dim() if remove_batch_dim else cache
 
     # Generation
 
@@ -336,52 +288,28 @@ class Model(SteeringMethods):
 
         def to_ids(given: Any) -> list[list[int]]:
             texts = as_texts(given, self._prompt, "generate")
-            return [self.engine.to_tokens(text)[0].tolist() for text in texts]
+            return [self.native.to_tokens(text)[0].tolist() for text in texts]
 
         rows = as_rows(prompt, to_ids, "generate")
-        streams = [_C.StreamDecoder(self.engine.tokenizer) for _ in rows]
+        streams = [_C.StreamDecoder(self.native.tokenizer) for _ in rows]
 
-        def on_token(row: Any, token: Any) -> bool:
+        def on_token(row: int, token: int) -> None:
             if on_text and (text := streams[row].push(token)):
                 on_text(row, text)
-            return True
 
-        new = self.engine.generate(
-            rows,
-            max_new_tokens=max_new_tokens,
+        how = Decoding(
+            max_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             repetition_penalty=repetition_penalty,
-            seed=seed,
             stop_at_eos=stop_at_eos,
+            seed=seed,
             padding_side=padding_side,
-            hooks=self._hooks_of_pass(*padded(rows)),
-            on_token=on_token,
         )
+        new = generate(self, rows, how, on_token=on_token)
         for row, stream in enumerate(streams):
             if on_text and (rest := stream.finish()):
                 on_text(row, rest)
-        continuations = [self.engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
+        continuations = [self.native.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
         return continuations[0] if isinstance(prompt, str) or is_messages(prompt) else continuations
-
-
-def hint_of_missing(name: str) -> str:
-    """What to say of an attribute that a Model does not have."""
-    from .transformer_lens.hooked_transformer import HookedTransformer  # which is a Model
-
-    if hasattr(HookedTransformer, name) or name in left_out.MODEL:
-        return (
-            f"Model has no attribute {name!r}: introspect.HookedTransformer(model) is this model under "
-            "TransformerLens's names"
-        )
-    known = [other for other in dir(Model) if not other.startswith("_")]
-    return left_out.missing("Model", name, left_out.MODEL, known)
-
-
-def padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids as tokens [batch, pos] and their mask, with zeros at the left."""
-    width = max(map(len, rows), default=0)
-    tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
-    return tokens, mask

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from . import _C
 from .hooks.names import get_act_name
 from .hooks.slices import Slice, SliceInput
+from .sampling import sample_logits
 from .transformer_lens import left_out
 from .transformer_lens.datasets import get_dataset, keep_single_column, tokenize_and_concatenate
 from .transformer_lens.factored_matrix import FactoredMatrix, composition_scores
@@ -19,6 +19,7 @@ from .transformer_lens.helpers import (
     check_structure,
     download_file_from_hf,
     filter_dict_by_prefix,
+    get_device,
     get_nested_attr,
     is_library_available,
     override_or_use_default_value,
@@ -26,6 +27,7 @@ from .transformer_lens.helpers import (
     select_compatible_kwargs,
     set_nested_attr,
 )
+from .transformer_lens.hooked_transformer import HookedTransformer
 from .transformer_lens.initialisation import fan_in_and_out as calc_fan_in_and_fan_out
 from .transformer_lens.initialisation import (
     init_kaiming_normal_,
@@ -33,7 +35,7 @@ from .transformer_lens.initialisation import (
     init_xavier_normal_,
     init_xavier_uniform_,
 )
-from .transformer_lens.sampling import sample_logits
+from .transformer_lens.losses import lm_accuracy, lm_cross_entropy_loss
 from .transformer_lens.token_utils import (
     get_attention_mask,
     get_cumsum_along_dim,
@@ -43,9 +45,6 @@ from .transformer_lens.token_utils import (
     get_tokens_with_bos_removed,
     repeat_along_head_dimension,
 )
-
-if TYPE_CHECKING:
-    from .transformer_lens.hooked_transformer import HookedTransformer
 
 __all__ = [
     "ACTIVATION_FN_DICT",
@@ -104,11 +103,6 @@ USE_DEFAULT_VALUE = None  # an argument that is not given
 
 def __getattr__(name: str) -> Any:
     left_out.raise_missing(__name__, name, left_out.UTILS, __all__)
-
-
-def get_device() -> torch.device:
-    """The device models are loaded to unless told otherwise: CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def to_numpy(tensor: torch.Tensor | np.ndarray | Sequence | float) -> np.ndarray:
@@ -184,44 +178,6 @@ ACTIVATION_FN_DICT = {
     "gelu_pytorch_tanh": gelu_pytorch_tanh,
 }
 SUPPORTED_ACTIVATIONS = ACTIVATION_FN_DICT
-
-
-def lm_cross_entropy_loss(
-    logits: torch.Tensor,
-    tokens: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    per_token: bool = False,
-) -> torch.Tensor:
-    """Cross-entropy of each next token.
-
-    Args:
-        logits: [batch, pos, d_vocab].
-        tokens: int64 [batch, pos].
-        attention_mask: [batch, pos]; a prediction at, or of, a masked position counts zero and is not averaged over.
-        per_token: [batch, pos - 1] instead of their mean.
-
-    Raises:
-        ShapeError: a mask of another shape than the tokens.
-    """
-    log_probs = logits.log_softmax(dim=-1)[..., :-1, :]
-    nll = -log_probs.gather(-1, tokens.to(logits.device)[..., 1:, None]).squeeze(-1)
-    if attention_mask is None:
-        return nll if per_token else nll.mean()
-    if attention_mask.shape != tokens.shape:
-        raise _C.ShapeError(
-            f"lm_cross_entropy_loss: attention_mask must be {list(tokens.shape)} as the tokens are, got "
-            f"{list(attention_mask.shape)}"
-        )
-    real = attention_mask.to(nll.device, torch.bool)
-    counted = real[..., :-1] & real[..., 1:]
-    nll = nll.masked_fill(~counted, 0.0)
-    return nll if per_token else nll.sum() / counted.sum()
-
-
-def lm_accuracy(logits: torch.Tensor, tokens: torch.Tensor, per_token: bool = False) -> torch.Tensor:
-    """How often the most probable next token is the right one; per_token: bool [batch, pos - 1]."""
-    right = logits.argmax(dim=-1)[..., :-1] == tokens.to(logits.device)[..., 1:]
-    return right if per_token else right.float().mean()
 
 
 def test_prompt(

@@ -27,7 +27,7 @@ def random_tokens(batch: int, length: int) -> torch.Tensor:
 def decode_step(ours: introspect.Model, theirs: torch.nn.Module, repeats: int) -> list[Times]:
     """One token after 64 that are in the cache: introspect, transformers."""
     prompt, token = torch.arange(64)[None] + 1000, torch.tensor([[17]])
-    cache = ours.engine.make_cache(1)
+    cache = ours.native.make_cache(1)
     ours(prompt, cache=cache, logits_at="none")
     past = theirs(prompt, use_cache=True).past_key_values
 

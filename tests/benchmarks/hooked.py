@@ -143,12 +143,12 @@ def measure_memory(gguf: Path, what: str, batch: int, length: int) -> dict[str, 
     names = residuals if what == "residuals" else None
     peak, (logits, cache) = peak_bytes(lambda: model.run_with_cache(tokens, names))
     cached = {(x.data_ptr(), x.shape): x.nbytes for x in (cache[name] for name in cache)}  # names may share a tensor
-    bound = sum(cached.values()) + logits.nbytes + model.engine.nbytes / 10
+    bound = sum(cached.values()) + logits.nbytes + model.native.nbytes / 10
     return {
         "peak": peak / MB,
         "cached": sum(cached.values()) / MB,
         "logits": logits.nbytes / MB,
-        "model": model.engine.nbytes / MB,
+        "model": model.native.nbytes / MB,
         "bound": bound / MB,
     }
 

@@ -105,7 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_grad_enabled(False)
     model = introspect.load_model(args.gguf, dtype=args.dtype)
-    cache = model.engine.make_cache(1)
+    cache = model.native.make_cache(1)
     model(random_tokens(1, 64), cache=cache, logits_at="none")
 
     def decode() -> None:

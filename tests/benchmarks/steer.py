@@ -46,7 +46,7 @@ def generation(
         with steering():
             hooks = model._hooks_of_pass(torch.tensor(prompts))
             start = time.perf_counter()
-            model.engine.generate(prompts, hooks=hooks, max_new_tokens=n, stop_at_eos=False)
+            model.native.generate(prompts, hooks=hooks, max_new_tokens=n, stop_at_eos=False)
             return 1e3 * (time.perf_counter() - start)
 
     return side
@@ -86,7 +86,7 @@ def against_repeng(model: introspect.Model, args: argparse.Namespace, vector: in
         theirs, _ = worker.time_generation(*request)
         with model.steer(vector):
             hooks = model._hooks_of_pass(torch.tensor([ids]))
-            ours = model.engine.generate([ids], hooks=hooks, max_new_tokens=args.new_tokens, stop_at_eos=False)[0]
+            ours = model.native.generate([ids], hooks=hooks, max_new_tokens=args.new_tokens, stop_at_eos=False)[0]
         same = sum(a == b for a, b in zip(ours, theirs, strict=True))
         side = generation(model, [ids], args.new_tokens, lambda: model.steer(vector))
         mine, peer = [], []

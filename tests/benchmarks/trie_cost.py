@@ -50,10 +50,10 @@ def strings(count: int, n_vocab: int, seed: int = 0) -> list[list[int]]:
 def measured(model: introspect.Model, count: int, budget: int, repeats: int) -> Row:
     trie = introspect.TokenTrie(strings(count, model.cfg.d_vocab))
     layers = list(range(1, model.cfg.n_layers))
-    plan = plan_trie(model.engine, trie, memory_budget=budget)
+    plan = plan_trie(model.native, trie, memory_budget=budget)
 
     def run() -> torch.Tensor:
-        return introspect.run_trie(model.engine, trie, nodes=trie.ends, layers=layers, memory_budget=budget)
+        return introspect.run_trie(model.native, trie, nodes=trie.ends, layers=layers, memory_budget=budget)
 
     peak, result = peak_bytes(run)
     memory = max(peak - result.nbytes, 0)

@@ -22,7 +22,7 @@ def random_ids(n, seed):
 def expected_logits(model, ids, n_prompt, vector, where, op="add", **options):
     """Logits [pos, d_vocab] of one text, steered at the positions of which ``where`` is true, worked out here."""
     positions = [p for p in range(len(ids)) if where(p, ids, n_prompt)]
-    hooks = model.engine.make_hooks()
+    hooks = model.native.make_hooks()
     strength = options.pop("strength", 1.0)
     if positions and vector is not None:
         hooks.add_intervention(
@@ -30,7 +30,7 @@ def expected_logits(model, ids, n_prompt, vector, where, op="add", **options):
                 vector.directions, op=op, strength=strength, positions=positions, parameters=options
             )
         )
-    return model.engine.forward(torch.tensor([ids]), hooks=hooks)[0]
+    return model.native.forward(torch.tensor([ids]), hooks=hooks)[0]
 
 
 def greedy(model, prompt, n_new, *arguments, **options):
@@ -52,7 +52,7 @@ def padded(rows, side):
 
 def by_chunks(model, tokens, sizes, n_prompt):
     """Logits of tokens [batch, pos] that go through a cache in chunks."""
-    cache, done, out = model.engine.make_cache(len(tokens)), 0, []
+    cache, done, out = model.native.make_cache(len(tokens)), 0, []
     for size in sizes:
         chunk = tokens[:, done : done + size]
         out.append(model(chunk, cache=cache, n_prompt=n_prompt, history=tokens[:, :done]))

@@ -78,6 +78,6 @@ def random_vectors(layers: Iterable[int] = (1, 2)) -> dict[str, introspect.Contr
 
 def overflowing(model: introspect.Model, block: int) -> introspect.Model:
     """The model with weights in one block that are too large for what it adds to be a finite float16."""
-    weights = dict(model.engine.named_weights())
+    weights = dict(model.native.named_weights())
     name = f"blocks.{block}.attn.W_O"
-    return introspect.Model(model.engine.with_weights({name: torch.full_like(weights[name], 6e4)}))
+    return introspect.Model(model.native.with_weights({name: torch.full_like(weights[name], 6e4)}))

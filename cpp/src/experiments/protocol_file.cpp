@@ -328,17 +328,16 @@ std::string name_of(const std::map<std::string, T>& names, T wanted) {
   throw std::invalid_argument("to_string: not a value of this kind");
 }
 
-/// The file with what it does not give taken from the file beside it that it is based on.
-/// The file of a protocol: the path, or where nothing is there that of the protocol of this name that comes with the
-/// library.
+/// The file of a protocol: a path with a folder in it or ending in .json as it is, otherwise the protocol of this name
+/// that comes with the library, or where there is none of this name the path.
 std::filesystem::path protocol_file(const std::filesystem::path& path_or_name) {
-  if (path_or_name.has_parent_path() || std::filesystem::exists(path_or_name)) return path_or_name;
-  const auto folder = io::share_folder() / "protocols";
-  auto file = folder / path_or_name;
+  if (path_or_name.has_parent_path() || path_or_name.extension() == ".json") return path_or_name;
+  auto file = io::share_folder() / "protocols" / path_or_name;
   file += ".json";
   return std::filesystem::exists(file) ? file : path_or_name;
 }
 
+/// The file with what it does not give taken from the file beside it that it is based on.
 nlohmann::json load_json(const std::filesystem::path& path, int depth = 0) {
   auto json = parse_text(io::read_text(path), path.string());
   if (!json.is_object() || !json.contains("based_on")) return json;

@@ -40,12 +40,6 @@ class Layers(NamedTuple):
     first: int | float
     last: int | float
 
-    def blocks(self, n_layers: int) -> tuple[int, int]:
-        """As block numbers of a model."""
-        if isinstance(self.first, int) and isinstance(self.last, int):
-            return self.first, self.last
-        return tuple(min(math.floor(end * n_layers + 0.5), n_layers - 1) for end in self)  # type: ignore[return-value]
-
 
 def parse_layers(text: str) -> Layers:
     """ "8-16", "8" or "0.33-0.66"."""

@@ -125,7 +125,6 @@ def _steering(
     import introspect
 
     vector = introspect.ControlVector.load(path)
-    blocks = layers.blocks(model.cfg.n_layers) if layers else None
     if fraction is None:
-        return model.steer((1.0 if strength is None else strength) * vector, layers=blocks)
-    return model.steer(vector, layers=blocks, strength=fraction, unit="residual")
+        return model.steer((1.0 if strength is None else strength) * vector, layers=layers)
+    return model.steer(vector, layers=layers, strength=fraction, unit="residual")

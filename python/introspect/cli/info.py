@@ -32,9 +32,9 @@ def _facts(model: Any, dtype: str) -> dict[str, Any]:
         "name": model.name,
         "hash": model.hash,
         "architecture": c.original_architecture,
-        "parameters": model.engine.n_params,
+        "parameters": model.native.n_params,
         "dtype": dtype,
-        "weight_bytes": model.engine.nbytes,
+        "weight_bytes": model.native.nbytes,
         "kv_bytes_per_token": 2 * c.n_layers * c.n_key_value_heads * c.d_head * element,
         "n_layers": c.n_layers,
         "d_model": c.d_model,
@@ -48,7 +48,7 @@ def _facts(model: Any, dtype: str) -> dict[str, Any]:
         "tie_word_embeddings": c.tie_word_embeddings,
         "tokenizer": tokenizer.kind if tokenizer else None,
         "vocab_size": tokenizer.vocab_size if tokenizer else None,
-        "chat_format": model.engine.chat_template.name if model.engine.has_chat_template else None,
+        "chat_format": model.native.chat_template.name if model.native.has_chat_template else None,
     }
 
 

@@ -100,20 +100,13 @@ def command(
     chosen = experiment.load_protocols(protocols, controls)
     vectors = {name: introspect.ControlVector.load(path) for name, path in files.items()}
 
-    def ranges(loaded: Any) -> list[tuple]:
-        if not (all_ranges or each_layer):
-            return [tuple(one) for one in given]
-        first = max(min(one.layers) for one in vectors.values())
-        last = min(max(one.layers) for one in vectors.values())
-        if given:
-            bounds = given[0].blocks(loaded.cfg.n_layers)
-            first, last = max(first, bounds[0]), min(last, bounds[1])
-        if each_layer:
-            return introspect.layer_ranges(first, last, max_width=1, step=step)
-        return introspect.layer_ranges(first, last, min_width=min_width, max_width=max_width, step=step)
-
     def complete(loaded: Any) -> dict[str, Any]:
-        return {**options, "vectors": vectors, "layers": ranges(loaded)}
+        ranges: list[tuple] = [tuple(one) for one in given]
+        if all_ranges or each_layer:
+            first, last = _common_blocks(vectors, given, loaded.cfg.n_layers)
+            widths = (1, 1) if each_layer else (min_width, max_width)
+            ranges = introspect.layer_ranges(first, last, min_width=widths[0], max_width=widths[1], step=step)
+        return {**options, "vectors": vectors, "layers": ranges}
 
     results: list[Any] = []
     ran = experiment.run_protocols(
@@ -137,3 +130,13 @@ def command(
     for result in results:
         report.show_one(result)
     note(f"\nplots and the page: introspect report {output}")
+
+
+def _common_blocks(vectors: dict[str, Any], within: list[Layers], n_layers: int) -> tuple[int, int]:
+    """The first and the last block that every vector has, in the range to stay in if one is given."""
+    from ..arguments import layer_range  # here, because it loads torch
+
+    first = max(min(one.layers) for one in vectors.values())
+    last = min(max(one.layers) for one in vectors.values())
+    lowest, highest = (within and layer_range(within[0], n_layers, "--layers")) or (first, last)
+    return max(first, lowest), min(last, highest)

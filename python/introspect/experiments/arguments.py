@@ -11,7 +11,6 @@ from typing import Any
 
 from .. import _C
 from ..arguments import native_model
-from ..data import FOLDER
 from ..steering.training import ControlVector
 from ..tables import MISSING
 from .store import Store
@@ -62,11 +61,9 @@ def load_protocol(source: str | os.PathLike | _C.Protocol) -> _C.Protocol:
             "load_protocol: a shipped name, a file or a Protocol is wanted (of a dictionary: "
             f"Protocol.parse(json.dumps(it))), got {_kind(source)}"
         )
-    if source in PROTOCOLS + MORE_PROTOCOLS:
-        return _C.Protocol.load(FOLDER / "protocols" / f"{source}.json")
     path = Path(source)
-    if path.is_file():
-        return _C.Protocol.load(path)
+    if os.fspath(source) in PROTOCOLS + MORE_PROTOCOLS or path.is_file():
+        return _C.Protocol.load(source)  # which tells a name from a path
     what = "it is a folder" if path.is_dir() else f"neither a file nor one of {', '.join(PROTOCOLS + MORE_PROTOCOLS)}"
     near = difflib.get_close_matches(str(source), PROTOCOLS + MORE_PROTOCOLS, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -87,7 +84,7 @@ class Arguments:
         raise error(f"{self.who}: {name} must be {wanted}, got {_kind(got)}")
 
     def engine(self, model: Any, name: str = "model") -> Any:
-        if name != "model" and not isinstance(getattr(model, "engine", None), _C.Model):
+        if name != "model" and not isinstance(getattr(model, "native", None), _C.Model):
             self.fail(name, "an introspect.Model", model)
         return native_model(model, self.who)
 

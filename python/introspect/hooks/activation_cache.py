@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, Literal
@@ -11,13 +10,12 @@ import torch
 
 from .. import _C
 from .._C import ConfigError, HookError, ShapeError
+from .manager import Hooked
 from .names import get_act_name
 from .slices import Slice, SliceInput
 
 Stack = torch.Tensor | tuple[torch.Tensor, list[str]]
 Tokens = str | int | torch.Tensor
-
-_EVERY_POINT = dict.fromkeys(("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in"), True)
 
 
 class MissingActivationError(HookError, KeyError):
@@ -46,7 +44,7 @@ class ActivationCache(Mapping):
         has_batch_dim: whether the first dimension of each is the batch.
     """
 
-    def __init__(self, cache_dict: dict[str, torch.Tensor], model: Any, has_batch_dim: bool = True) -> None:
+    def __init__(self, cache_dict: dict[str, torch.Tensor], model: Hooked, has_batch_dim: bool = True) -> None:
         self.cache_dict = dict(cache_dict)  # tensors are shared, entries are not
         self.model = model
         self.has_batch_dim = has_batch_dim
@@ -67,16 +65,15 @@ class ActivationCache(Mapping):
             raise MissingActivationError(f"ActivationCache: a key is a name or (name, layer, layer_type), got {key!r}")
         name, layer, layer_type = (*key, None, None)[:3]
         if isinstance(layer, int) and layer < 0:
-            layer += self.model.cfg.n_layers
+            layer += self.model.native.cfg.n_layers
         return get_act_name(name, layer, layer_type)
 
     def _missing(self, name: str) -> MissingActivationError:
-        if name in self.model.engine.hook_names(**_EVERY_POINT):
-            return MissingActivationError(f"ActivationCache: '{name}' was not cached: names_filter left it out")
-        nearest = (
-            ", ".join(difflib.get_close_matches(name, self.cache_dict, n=3, cutoff=0)) or "none: the cache is empty"
-        )
-        return MissingActivationError(f"ActivationCache: there is no '{name}'; the nearest are {nearest}")
+        try:
+            self.model.native.check_hook_name(name)
+        except HookError as error:
+            return MissingActivationError(f"ActivationCache: there is no '{name}': {error}")
+        return MissingActivationError(f"ActivationCache: '{name}' was not cached: names_filter left it out")
 
     def __len__(self) -> int:
         return len(self.cache_dict)
@@ -249,10 +246,10 @@ class ActivationCache(Mapping):
 
         The methods do not need it: it is for reading the results by name.
         """
-        for layer in range(self.model.cfg.n_layers):
+        for layer in range(self.model.native.cfg.n_layers):
             name = get_act_name("result", layer)
             if name not in self.cache_dict:
-                self.cache_dict[name] = _C.head_results(self.model.engine, layer, self["z", layer])
+                self.cache_dict[name] = _C.head_results(self.model.native, layer, self["z", layer])
 
     def stack_head_results(
         self,
@@ -384,7 +381,7 @@ class ActivationCache(Mapping):
         layer = self._layer(layer)
         stack = Slice(batch_slice).apply(residual_stack, dim=1) if has_batch_dim else residual_stack
         scale = None if recompute_ln else self._scale(layer, mlp_input, pos_slice, batch_slice)
-        return _C.apply_norm(self.model.engine, stack, scale, layer=layer, mlp_input=mlp_input)
+        return _C.apply_norm(self.model.native, stack, scale, layer=layer, mlp_input=mlp_input)
 
     def logit_attrs(
         self,
@@ -427,13 +424,13 @@ class ActivationCache(Mapping):
         by_row = correct.ndim == 1 and stack.ndim == 4 and len(correct) == stack.shape[1]
         if by_row:
             correct, incorrect = correct[:, None], None if incorrect is None else incorrect[:, None]
-        scale = self._scale(self.model.cfg.n_layers, False, pos_slice, batch_slice)
-        return _C.logit_attributions(self.model.engine, stack, scale, correct, incorrect)
+        scale = self._scale(self.model.native.cfg.n_layers, False, pos_slice, batch_slice)
+        return _C.logit_attributions(self.model.native, stack, scale, correct, incorrect)
 
     # What the methods share
 
     def _layer(self, layer: int | None) -> int:
-        return self.model.cfg.n_layers if layer is None or layer == -1 else layer
+        return self.model.native.cfg.n_layers if layer is None or layer == -1 else layer
 
     def _n_positions(self) -> int:
         for name, activation in self.cache_dict.items():
@@ -442,21 +439,21 @@ class ActivationCache(Mapping):
         raise MissingActivationError("ActivationCache: the cache holds no activation with positions")
 
     def _neurons(self, neuron_slice: SliceInput | Slice) -> torch.Tensor | None:
-        return _indices(neuron_slice, self.model.cfg.d_mlp)
+        return _indices(neuron_slice, self.model.native.cfg.d_mlp)
 
     def _scale(
         self, layer: int, mlp_input: bool, pos_slice: SliceInput | Slice, batch_slice: SliceInput | Slice
     ) -> torch.Tensor:
-        name = "scale" if layer == self.model.cfg.n_layers else f"scale{layer}ln{2 if mlp_input else 1}"
+        name = "scale" if layer == self.model.native.cfg.n_layers else f"scale{layer}ln{2 if mlp_input else 1}"
         scale = Slice(pos_slice).apply(self[name], dim=-2)
         return Slice(batch_slice).apply(scale) if self.has_batch_dim else scale
 
     def _token_ids(self, tokens: Tokens) -> torch.Tensor:
         if isinstance(tokens, str):
-            ids = self.model.engine.tokenizer.encode(tokens, add_special_tokens=False)
-            if len(ids) != 1:
-                raise ValueError(f"logit_attrs: {tokens!r} must be one token, got {len(ids)}")
-            return torch.tensor(ids[0])
+            encoded = self.model.native.tokenizer.encode(tokens, add_special_tokens=False)
+            if len(encoded) != 1:
+                raise ValueError(f"logit_attrs: {tokens!r} must be one token, got {len(encoded)}")
+            return torch.tensor(encoded[0])
         ids = torch.as_tensor(tokens, dtype=torch.long)
         return ids.reshape(()) if ids.numel() == 1 else ids
 
@@ -466,7 +463,7 @@ class ActivationCache(Mapping):
         if projection is not None and projection.ndim == 1:
             options["projection"] = projection.unsqueeze(-1)
         positions = None if pos_slice is None else _indices(pos_slice, self._n_positions())
-        result = function(self.model.engine, self.cache_dict, positions=positions, **options)
+        result = function(self.model.native, self.cache_dict, positions=positions, **options)
         stack, labels = result if isinstance(result, tuple) else (result, [])
         if Slice(pos_slice).mode == "int":
             stack = stack.squeeze(-2)

@@ -85,15 +85,18 @@ class _OfThread(threading.local):
 
 
 class Hooked:
-    """A native model and what is in effect for its passes.
+    """A native model, what it is called, and what is in effect for its passes.
+
+    ``native`` is the native model: whoever runs it or asks it for something looks it up here.
 
     What ``add_hook`` adds is in effect in every thread, until it is removed. A ``with`` block (``hooks``, ``steer``),
     ``run_with_hooks`` and ``run_with_cache`` are in effect in the thread that runs them and in no other, so that many
     threads may use one model: threads started inside a block open blocks of their own.
     """
 
-    def __init__(self, engine: _C.Model) -> None:
-        self.engine = engine
+    def __init__(self, native: _C.Model, *, name: str | None = None) -> None:
+        self.native = native
+        self.name = name or native.cfg.model_name
         self._lock = threading.Lock()
         self._shared: tuple[Effect, ...] = ()  # replaced, never changed: a pass looks at it without the lock
         self._of_thread = _OfThread()
@@ -111,12 +114,12 @@ class Hooked:
     @property
     def hook_names(self) -> list[str]:
         """Every hook name, in the order in which a forward pass meets them."""
-        return self.engine.hook_names(**self._hook_flags())
+        return self.native.hook_names(**self._hook_flags())
 
     @cached_property
     def hook_dict(self) -> dict[str, HookPoint]:
         """Every point by its name, those that only a hook needs among them."""
-        names = self.engine.hook_names(
+        names = self.native.hook_names(
             use_attn_result=True, use_split_qkv_input=True, use_attn_in=True, use_hook_mlp_in=True
         )
         return {name: HookPoint(name, self) for name in names}
@@ -173,7 +176,7 @@ class Hooked:
         effects = self._effects
         if not effects:
             return None
-        registry = self.engine.make_hooks()
+        registry = self.native.make_hooks()
         of = Pass(self, tokens, attention_mask, cache)
         # A recorder keeps what those before it made of an activation.
         for effect in sorted(effects, key=lambda effect: isinstance(effect, Recording)):
@@ -196,7 +199,7 @@ class Hooked:
             names = list(named)
         for name in names:
             if name not in self.hook_dict:
-                self.engine.make_hooks().add(name, lambda tensor, name: None)  # throws, naming the nearest
+                self.native.check_hook_name(name)
         return names
 
     def _hooks(
@@ -376,12 +379,17 @@ def caching_hooks(
     device: torch.device | str | None,
     remove_batch_dim: bool,
     pos_slice: Slice,
+    copy: bool = False,
 ) -> tuple[list[tuple[str, HookFunction]], list[tuple[str, HookFunction]]]:
-    """Forward and backward hooks that put what they see into a dict, gradients under the name with ``_grad``."""
+    """Forward and backward hooks that put what they see into a dict, gradients under the name with ``_grad``.
+
+    Args:
+        copy: for tensors that may change afterwards.
+    """
 
     def keep(tensor: torch.Tensor, *, hook: HookPoint, suffix: str) -> None:
         axis = 2 if hook.name.endswith(("hook_pattern", "hook_attn_scores")) else 1
-        kept = pos_slice.apply(tensor.detach(), dim=axis).to(device)
+        kept = pos_slice.apply(tensor.detach(), dim=axis).to(device, copy=copy)
         cache[hook.name + suffix] = kept[0] if remove_batch_dim else kept
 
     forward: list[tuple[str, HookFunction]] = [(name, partial(keep, suffix="")) for name in names]

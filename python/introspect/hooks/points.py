@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-
-if TYPE_CHECKING:
-    from .manager import Hooked
 
 Direction = Literal["fwd", "bwd"]
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
@@ -35,6 +32,25 @@ class LensHandle:
     context_level: int | None = None
 
 
+class Hookable(Protocol):
+    """A model, as its hook points know it."""
+
+    def handles(self, name: str | None = None) -> list[LensHandle]: ...
+
+    def add_hook(
+        self, name: str, hook: HookFunction, dir: Direction, is_permanent: bool, level: int | None, prepend: bool
+    ) -> None: ...
+
+    def remove_all_hook_fns(
+        self,
+        direction: Literal["fwd", "bwd", "both"],
+        including_permanent: bool,
+        level: int | None,
+        *,
+        names: Collection[str] | None,
+    ) -> None: ...
+
+
 class HookPoint:
     """A named place of a model at which activations can be read and changed.
 
@@ -42,7 +58,7 @@ class HookPoint:
     ``reset_hooks(clear_contexts=True)``.
     """
 
-    def __init__(self, name: str, model: Hooked) -> None:
+    def __init__(self, name: str, model: Hookable) -> None:
         self.name = name
         self._of_thread = threading.local()
         self._model = weakref.ref(model)  # what is hooked in refers to its point; the model must not live for that
@@ -52,7 +68,7 @@ class HookPoint:
         return f"HookPoint({self.name!r}{''.join(counts)})"
 
     @property
-    def model(self) -> Hooked:
+    def model(self) -> Hookable:
         """The model this is a point of."""
         model = self._model()
         if model is None:

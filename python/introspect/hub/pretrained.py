@@ -15,7 +15,7 @@ from .. import _C, hub
 from ..chat import given_chat_template, load_chat_template
 from ..data import model_registry
 from .model_names import aliases
-from .tokenizer_adapter import TokenizerFace
+from .tokenizer_adapter import TokenizerAdapter
 
 
 def resolve(model_name: str | os.PathLike) -> Any:
@@ -32,17 +32,17 @@ def resolve(model_name: str | os.PathLike) -> Any:
     return hub.resolve(name if os.path.exists(name) else name.lower())
 
 
-def tokenizer(name: str | os.PathLike, *, n_ctx: int) -> TokenizerFace:
+def tokenizer(name: str | os.PathLike, *, n_ctx: int) -> TokenizerAdapter:
     """The tokenizer of a folder, a file, or a checkpoint under any of its names.
 
     Raises:
         ConfigError: not a name we know, or a tokenizer that cannot be read.
         IoError: as ``resolve`` does.
     """
-    return TokenizerFace(_C.Tokenizer.load(resolve(name)), name_or_path=os.fspath(name), n_ctx=n_ctx)
+    return TokenizerAdapter(_C.Tokenizer.load(resolve(name)), name_or_path=os.fspath(name), n_ctx=n_ctx)
 
 
-def load_engine(
+def load_native(
     model_name: str | os.PathLike,
     *,
     hf_model: Any = None,
@@ -61,10 +61,10 @@ def load_engine(
         template = load_chat_template(path)
         return _C.Model.load(path, dtype=dtype, device=device, chat_template=template, progress=progress)
     beside = os.fspath(model_name) if os.path.exists(model_name) else None
-    return copy_engine(hf_model, dtype=dtype, device=device, tokenizer=beside, who="from_pretrained")
+    return copy_native(hf_model, dtype=dtype, device=device, tokenizer=beside, who="from_pretrained")
 
 
-def copy_engine(
+def copy_native(
     hf_model: Any,
     *,
     dtype: torch.dtype,

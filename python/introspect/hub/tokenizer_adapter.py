@@ -24,7 +24,7 @@ class Encoding(dict):
         return Encoding({key: value.to(device) for key, value in self.items()})
 
 
-class TokenizerFace:
+class TokenizerAdapter:
     """A native Tokenizer; other attributes than these are its own.
 
     Where there is no BOS token, or no pad token, EOS stands in for it, as TransformerLens sets it up.
@@ -45,7 +45,7 @@ class TokenizerFace:
         return getattr(self.native, name)
 
     def __repr__(self) -> str:
-        return f"TokenizerFace({self.native!r}, padding_side={self.padding_side!r})"
+        return f"TokenizerAdapter({self.native!r}, padding_side={self.padding_side!r})"
 
     def __len__(self) -> int:
         return self.native.vocab_size

@@ -56,7 +56,7 @@ class ControlModel:
         self.model = as_model(model)
         self._given = model
         self._config = config_of(model)
-        n_layers = self.model.cfg.n_layers
+        n_layers = self.model.native.cfg.n_layers
         wanted = list(layer_ids)
         if outside := [layer for layer in wanted if not -n_layers <= layer < n_layers]:
             raise IndexError(f"ControlModel: layer_ids must be in [{-n_layers}, {n_layers}), got {outside}")
@@ -115,7 +115,7 @@ class ControlModel:
         if not self._controls:
             raise _C.ConfigError("ControlModel: this model was unwrapped; wrap it again to control it")
         tensors = {} if control is None else {layer: torch.as_tensor(control[layer]) for layer in self.layer_ids}
-        checked = self.model.engine.make_hooks()
+        checked = self.model.native.make_hooks()
         added: dict[int, Effect | None] = dict.fromkeys(self.layer_ids)
         for layer, tensor in tensors.items():
             if operator is None and not normalize and tensor.ndim == 1:
@@ -123,7 +123,7 @@ class ControlModel:
                 checked.add_intervention(intervention)
                 added[layer] = Steered(intervention)
             else:
-                hook = _callback(tensor, normalize, operator or torch.add, self.model.cfg.d_model)
+                hook = _callback(tensor, normalize, operator or torch.add, self.model.native.cfg.d_model)
                 added[layer] = Combined(layer, hook)
         self.model._take([old for layer in self.layer_ids if (old := self._controls.get(layer)) is not None])
         self.model._put([effect for effect in added.values() if effect is not None], everywhere=True)
@@ -174,14 +174,14 @@ class ControlModel:
             raise _C.ConfigError(f"ControlModel: not supported here: {', '.join(refused)}")
         cache = past_key_values
         if cache is None and use_cache:
-            cache = self.model.engine.make_cache(len(input_ids))
+            cache = self.model.native.make_cache(len(input_ids))
         mask = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :].bool()
         options: dict[str, Any] = {"attention_mask": mask, "cache": cache}
         if not output_hidden_states:
-            return Output(_logits(self.model(input_ids, **options)), cache, None)
-        n_layers = self.model.cfg.n_layers
+            return Output(_logits(self.model._forward(input_ids, **options)), cache, None)
+        n_layers = self.model.native.cfg.n_layers
         names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(n_layers))]
-        logits, read = self.model.run_with_cache(input_ids, names, **options)
+        logits, read = self.model._recorded(lambda: self.model._forward(input_ids, **options), names)
         states = [read[name] for name in names]
         states[-1] = after_final_norm(self.model, states[-1]).to(states[-1])
         return Output(_logits(logits), cache, tuple(states))

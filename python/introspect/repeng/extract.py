@@ -6,13 +6,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from .. import _C
-from ..model import Model
+from ..hooked_model import HookedModel
 from .wrapped import after_final_norm, as_model, config_of
 
 Hiddens = dict[int, np.ndarray]  # layer -> [texts, d_model]
@@ -208,12 +209,12 @@ def batched_get_hiddens(
     Args as for ``read_representations``; texts without hooks in the model are run as a trie, whatever batch_size is.
     """
     ours = as_model(model)
-    n_layers = ours.cfg.n_layers
+    n_layers = ours.native.cfg.n_layers
     blocks = [layer % n_layers for layer in hidden_layers]
     rows = _token_rows(ours, tokenizer, inputs)
     if not ours.is_hooked:
         trie = _C.TokenTrie(rows)
-        read = _C.run_trie(ours.engine, trie, nodes=trie.ends, layers=blocks).float()
+        read = _C.run_trie(ours.native, trie, nodes=trie.ends, layers=blocks).float()
     else:
         read = _read_in_batches(ours, rows, blocks, batch_size)
     for place, block in enumerate(blocks):
@@ -222,16 +223,16 @@ def batched_get_hiddens(
     return {layer: read[:, place].numpy().copy() for place, layer in enumerate(hidden_layers)}
 
 
-def _token_rows(model: Model, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def _token_rows(model: HookedModel, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if tokenizer is None or isinstance(tokenizer, _C.Tokenizer):
-        encode = model.engine.to_tokens if tokenizer is None else tokenizer.encode
+        encode = model.native.to_tokens if tokenizer is None else tokenizer.encode
         return [torch.as_tensor(encode(text)).flatten().tolist() for text in texts]
     return [torch.as_tensor(row).tolist() for row in tokenizer(list(texts))["input_ids"]]
 
 
-def _read_in_batches(model: Model, rows: list[list[int]], blocks: list[int], batch_size: int) -> torch.Tensor:
+def _read_in_batches(model: HookedModel, rows: list[list[int]], blocks: list[int], batch_size: int) -> torch.Tensor:
     """[texts, blocks, d_model] at the last token, with what is hooked into the model, shortest texts first."""
-    read = torch.empty(len(rows), len(blocks), model.cfg.d_model)
+    read = torch.empty(len(rows), len(blocks), model.native.cfg.d_model)
     names = [f"blocks.{block}.hook_resid_post" for block in blocks]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for first in range(0, len(order), batch_size):
@@ -240,7 +241,8 @@ def _read_in_batches(model: Model, rows: list[list[int]], blocks: list[int], bat
         mask = torch.zeros(tokens.shape, dtype=torch.bool)
         for place, i in enumerate(batch):  # padded on the left: every row's last token is in the last column
             tokens[place, -len(rows[i]) :], mask[place, -len(rows[i]) :] = torch.tensor(rows[i]), True
-        _, cache = model.run_with_cache(tokens, names, pos_slice=-1, attention_mask=mask, logits_at="none")
+        run = partial(model._forward, tokens, attention_mask=mask, logits_at="none")
+        _, cache = model._recorded(run, names, pos_slice=-1)
         for place, name in enumerate(names):
             read[batch, place] = cache[name][:, 0].float().cpu()
     return read

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from .. import _C
-from ..model import Model, padded
+from ..generation import Decoding, appended, unpadded
+from ..generation import generate as generate_rows
+from ..hooked_model import HookedModel
 
 # transformers' own where neither the call nor the model's generation config says anything.
 _DEFAULTS: dict[str, Any] = {
@@ -33,7 +35,7 @@ _HARMLESS: dict[str, Any] = {
 
 
 def generate(
-    model: Model,
+    model: HookedModel,
     inputs: torch.Tensor | str | Sequence[str] | None = None,
     *,
     input_ids: torch.Tensor | str | Sequence[str] | None = None,
@@ -72,21 +74,18 @@ def generate(
         raise ValueError("generate: inputs or input_ids are required, got neither")
     o = _options(kwargs, generation_config, defaults)
     ends = _ids(o["eos_token_id"])
-    if not ends and model.tokenizer is not None:
-        ends = model.tokenizer.stop_token_ids
+    if not ends and model.native.has_tokenizer:
+        ends = model.native.tokenizer.stop_token_ids
     pad = o["pad_token_id"]
     if isinstance(prompt, torch.Tensor):
         tokens = prompt.cpu()
         if attention_mask is not None:
-            mask = attention_mask.cpu().bool()
-        elif pad is not None and pad not in ends:
-            mask = tokens != pad
+            rows = unpadded(tokens, attention_mask.cpu().bool())
         else:
-            mask = torch.ones_like(tokens, dtype=torch.bool)
-        rows = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
+            rows = unpadded(tokens, tokens != pad if pad is not None and pad not in ends else None)
     else:
         texts = [prompt] if isinstance(prompt, str) else prompt
-        rows = [model.engine.to_tokens(text)[0].tolist() for text in texts]
+        rows = [model.native.to_tokens(text)[0].tolist() for text in texts]
     if streamer is not None and len(rows) != 1:
         raise ValueError(f"generate: a streamer takes one row, got {len(rows)}")
     n_new = o["max_new_tokens"]
@@ -96,35 +95,25 @@ def generate(
     if o["do_sample"] and not o["temperature"] > 0:
         raise ValueError(f"generate: temperature must be positive with do_sample, got {o['temperature']}")
 
-    def on_token(row: Any, token: Any) -> bool:
-        if streamer is not None:
-            streamer.put(torch.tensor([token]))
-        return True
-
-    if streamer is not None:
-        streamer.put(torch.tensor(rows))
-    new = model.engine.generate(
-        rows,
-        max_new_tokens=n_new,
+    how = Decoding(
+        n_new,
         temperature=o["temperature"] if o["do_sample"] else 0.0,
-        top_k=o["top_k"] or 0,
+        top_k=o["top_k"],
         top_p=o["top_p"],
         repetition_penalty=o["repetition_penalty"],
-        seed=int(torch.randint(2**62, ())) if o["do_sample"] else 0,
-        stop_at_eos=False,
         stop_token_ids=ends,
-        hooks=model._hooks_of_pass(*padded(rows)),
-        on_token=on_token,
+        seed=int(torch.randint(2**62, ())) if o["do_sample"] else 0,
     )
-    if streamer is not None:
+    if streamer is None:
+        new = generate_rows(model, rows, how)
+    else:
+        streamer.put(torch.tensor(rows))
+        new = generate_rows(model, rows, how, on_token=lambda row, token: streamer.put(torch.tensor([token])))
         streamer.end()
     if not isinstance(prompt, torch.Tensor):
-        continued = [model.engine.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
+        continued = [model.native.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
         return continued[0] if isinstance(prompt, str) else continued
-    fill = pad if pad is not None else ends[0] if ends else 0
-    longest = max(map(len, new))
-    filled = torch.tensor([ids + [fill] * (longest - len(ids)) for ids in new], dtype=torch.long)
-    return torch.cat([tokens, filled.reshape(len(new), longest)], dim=1).to(prompt.device)
+    return appended(prompt, new, pad if pad is not None else ends[0] if ends else 0)
 
 
 def _options(given: dict[str, Any], *configs: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data import FOLDER
+from ..data import share_folder
 from ..experiments.detections import blocks
 from ..experiments.results import Result
 from ..experiments.sweeps import is_random, is_sweep, random_direction
@@ -138,7 +138,7 @@ def definition_of(result: Result) -> dict[str, Any]:
 
 def describe(result: Result) -> str:
     """A sentence about the protocol: ours for those that are shipped, and the file's own source for others."""
-    known = json.loads((FOLDER / "descriptions.json").read_text(encoding="utf-8"))
+    known = json.loads((share_folder() / "descriptions.json").read_text(encoding="utf-8"))
     definition = definition_of(result)
     return definition.get("description") or known.get(result.protocol["name"]) or definition.get("source", "")
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .. import _C
-
-if TYPE_CHECKING:
-    from ..model import Model
+from ..hooks.manager import Hooked
 
 Text = str | torch.Tensor | Sequence[int] | Sequence[Mapping[str, str]]
 
 
 def residual_norms(
-    model: Model,
+    model: Hooked,
     text: Text,
     *,
     layers: Sequence[int] | None = None,
@@ -63,17 +61,19 @@ def residual_norms(
     )
 
 
-def _tokens(model: Model, text: Any) -> torch.Tensor:
+def _tokens(model: Hooked, text: Any) -> torch.Tensor:
     """int64 [batch, pos] of whatever stands for a text."""
     if isinstance(text, str):
-        return model.engine.to_tokens(text)
+        return model.native.to_tokens(text)
     if isinstance(text, torch.Tensor):
         return text if text.dim() == 2 else text.reshape(1, -1)
     listed = list(text)
     if listed and all(isinstance(one, Mapping) for one in listed):
         is_open = listed[-1].get("role") == "assistant"
-        written = model.apply_chat_template(listed, add_generation_prompt=not is_open, continue_final_message=is_open)
-        return torch.tensor([model.engine.tokenizer.encode(written, add_special_tokens=False)], dtype=torch.long)
+        written = model.native.chat_template.render(
+            listed, add_generation_prompt=not is_open, continue_final_message=is_open
+        )
+        return torch.tensor([model.native.tokenizer.encode(written, add_special_tokens=False)], dtype=torch.long)
     if not all(isinstance(one, int) for one in listed):
         raise TypeError(f"residual_norms: a text, tokens or messages are needed, got {type(text).__name__}")
     return torch.tensor([listed], dtype=torch.long)

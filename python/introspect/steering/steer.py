@@ -20,7 +20,7 @@ Vectors = _C.ControlVector | Sequence[_C.ControlVector | None]
 SMALLEST = 1e-30  # a direction of zeros stays one
 SPAN = ("first_position", "last_position")
 Tokens = Iterable[int] | Callable[[int], bool]
-Self = TypeVar("Self", bound="SteeringMethods")
+Steerable = TypeVar("Steerable", bound=Hooked)
 
 
 @dataclass(eq=False)
@@ -51,147 +51,148 @@ class DecidedOnPrompt:
             registry.add_intervention(intervention)
 
 
-class SteeringMethods(Hooked):
-    """What steers a model."""
+@contextlib.contextmanager
+def steer(
+    model: Steerable,
+    vector: Vectors,
+    *,
+    layers: Layers = None,
+    op: str = "add",
+    strength: float = 1.0,
+    unit: str = "absolute",
+    positions: tuple[int, int | None] | list[int] = (0, None),
+    when: str = "all",
+    tokens: Tokens | None = None,
+    after: Iterable[int] | None = None,
+    condition: _C.Condition | None = None,
+    rows: Sequence[int] | None = None,
+    second: _C.ControlVector | None = None,
+    **parameters: float,
+) -> Iterator[Steerable]:
+    """Steer the residual stream after each block of a range, inside the ``with`` block, in this thread.
 
-    name: str
+    What is steered depends on the text alone: it is the same in one pass, in chunks through a KV cache, in every
+    step of ``generate``, and in a batch padded on either side. Padding is never steered.
 
-    @contextlib.contextmanager
-    def steer(
-        self: Self,
-        vector: Vectors,
-        *,
-        layers: Layers = None,
-        op: str = "add",
-        strength: float = 1.0,
-        unit: str = "absolute",
-        positions: tuple[int, int | None] | list[int] = (0, None),
-        when: str = "all",
-        tokens: Tokens | None = None,
-        after: Iterable[int] | None = None,
-        condition: _C.Condition | None = None,
-        rows: Sequence[int] | None = None,
-        second: _C.ControlVector | None = None,
-        **parameters: float,
-    ) -> Iterator[Self]:
-        """Steer the residual stream after each block of a range, inside the ``with`` block, in this thread.
+    Args:
+        vector: added as it is: scale it (``20 * vector``), or give a strength. A list steers a batch, one vector a
+            row and None for a row as it is; rows that a list does not reach are not steered.
+        layers: first and last block, both included, or one block; floats from 0.0 to 1.0 are fractions of the depth
+            ((0.33, 0.66)); None is every layer the vector has.
+        op: an operator that takes an operand, see Intervention: "add", "norm_preserving_add", "ablate",
+            "interpolate", "project_to" (``target=``), "clamp" (``low=``, ``high=``), "rotate", "angular" and
+            "adaptive_angular" (``angle=`` in degrees), or one of ``register_operator``.
+        strength: of the operator; for "add" the same as scaling the vector.
+        unit: "absolute": directions count as they are; "residual": each counts as one of the length of the residual
+            stream after its block, the median over the prompt's tokens (``residual_norms``) of each row, unsteered.
+            0.1 to 0.5 is usual. For "add" and "norm_preserving_add".
+        positions: [first, last) positions of the text that are steered, None being open; or a list of positions.
+            Padding does not count.
+        when: "prompt" steers the prompt only; "generation" every position that a new token is predicted from: the
+            prompt's last one, so that the first new token is steered too, and the new tokens; "all" both.
+        tokens: only where such tokens stand: ids, or a predicate on ids.
+        after: only after the first of these ids.
+        condition: only the rows of which this Condition holds, decided on the unsteered prompt: in ``generate``
+            the prompts, else the tokens of a call, or of the first call that fills a cache.
+        rows: of the batch; None is all (of a list of vectors: 0, 1, ...).
+        second: the second direction of a plane, for "rotate", "angular" and "adaptive_angular".
+        parameters: of the operator, by name.
 
-        What is steered depends on the text alone: it is the same in one pass, in chunks through a KV cache, in every
-        step of ``generate``, and in a batch padded on either side. Padding is never steered.
+    Outside of ``generate``, a call without a cache takes all its tokens for the prompt; one with a cache must be
+    told ``n_prompt`` where ``when`` asks for it, and ``history`` (the tokens in the cache) for ``after``.
 
-        Args:
-            vector: added as it is: scale it (``20 * vector``), or give a strength. A list steers a batch, one vector a
-                row and None for a row as it is; rows that a list does not reach are not steered.
-            layers: first and last block, both included, or one block; floats from 0.0 to 1.0 are fractions of the depth
-                ((0.33, 0.66)); None is every layer the vector has.
-            op: an operator that takes an operand, see Intervention: "add", "norm_preserving_add", "ablate",
-                "interpolate", "project_to" (``target=``), "clamp" (``low=``, ``high=``), "rotate", "angular" and
-                "adaptive_angular" (``angle=`` in degrees), or one of ``register_operator``.
-            strength: of the operator; for "add" the same as scaling the vector.
-            unit: "absolute": directions count as they are; "residual": each counts as one of the length of the residual
-                stream after its block, the median over the prompt's tokens (``residual_norms``) of each row, unsteered.
-                0.1 to 0.5 is usual. For "add" and "norm_preserving_add".
-            positions: [first, last) positions of the text that are steered, None being open; or a list of positions.
-                Padding does not count.
-            when: "prompt" steers the prompt only; "generation" every position that a new token is predicted from: the
-                prompt's last one, so that the first new token is steered too, and the new tokens; "all" both.
-            tokens: only where such tokens stand: ids, or a predicate on ids.
-            after: only after the first of these ids.
-            condition: only the rows of which this Condition holds, decided on the unsteered prompt: in ``generate``
-                the prompts, else the tokens of a call, or of the first call that fills a cache.
-            rows: of the batch; None is all (of a list of vectors: 0, 1, ...).
-            second: the second direction of a plane, for "rotate", "angular" and "adaptive_angular".
-            parameters: of the operator, by name.
+    Warns:
+        UserWarning: the vector was trained on a model of another hash.
 
-        Outside of ``generate``, a call without a cache takes all its tokens for the prompt; one with a cache must be
-        told ``n_prompt`` where ``when`` asks for it, and ``history`` (the tokens in the cache) for ``after``.
+    Raises:
+        TypeError: an argument of another kind: a bare tensor for a vector, an int for positions.
+        IndexError: a layer the model does not have, or, at a call, a row the batch does not have.
+        ConfigError: an unknown operator, a vector without a direction in the range, or, at a call with a condition
+            or unit="residual", a cache that was filled outside of the block.
+        ShapeError: a vector of another width.
+        ValueError: parameters, a strength, a unit or a phase that the operator or ``when`` does not take.
+        HookError: at a call, a cache and no ``n_prompt`` or ``history`` where they are needed.
+    """
+    vectors = control_vectors(vector, "steer")
+    layers = layer_range(layers, model.native.cfg.n_layers, "steer")
+    positions_and_ids("steer", positions, tokens=tokens, after=after, rows=rows)
+    if second is not None:
+        control_vector(second, "steer")
+    if condition is not None and not isinstance(condition, _C.Condition):
+        raise TypeError(f"steer: condition must be an introspect.Condition, got {type(condition).__name__}")
+    if isinstance(strength, str) or not hasattr(strength, "__float__"):
+        raise TypeError(f"steer: strength must be a number, got {strength!r}")
+    _check_unit(unit, op)
+    if rows is None and not isinstance(vector, _C.ControlVector):
+        rows = range(len(vectors))
+    for one in (*vectors, second):
+        _warn_of_another_model(model, one)
+    sets = _token_sets(model.native.cfg.d_vocab, tokens)
+    span: dict[str, Any] = {"positions": positions}
+    if not isinstance(positions, list):
+        span = dict(zip(SPAN, positions, strict=True))
+    how = _C.Intervention(
+        {},
+        op=op,
+        strength=strength,
+        parameters=parameters,
+        rows=None if rows is None else list(rows),
+        text=_C.TextFilter(
+            phase=when,
+            after=None if after is None else list(after),
+            skip_padding=True,
+            **sets,
+        ),
+        **span,
+    )
+    interventions = _C.as_interventions(vectors, how, model=model, layers=layers, second=second)
+    checked = model.native.make_hooks()
+    for intervention in interventions:
+        checked.add_intervention(intervention)  # throws now what the first pass would
+    effects: list[Effect] = [Steered(intervention) for intervention in interventions]
+    if condition is not None:
+        condition.validate(model)
+    if condition is not None or unit == "residual":
 
-        Warns:
-            UserWarning: the vector was trained on a model of another hash.
+        def decide(of: Pass) -> list[_C.Intervention]:
+            chosen = interventions
+            if unit == "residual":
+                lengths = _residual_lengths(of, vectors, rows, layers)
+                chosen = _C.as_interventions(lengths, how, model=model, layers=layers)
+            if condition is not None:
+                holds = condition.rows(of.model, of.tokens, of.attention_mask)
+                chosen = [one for each in chosen if (one := each.restrict_rows(holds)) is not None]
+            return chosen
 
-        Raises:
-            TypeError: an argument of another kind: a bare tensor for a vector, an int for positions.
-            IndexError: a layer the model does not have, or, at a call, a row the batch does not have.
-            ConfigError: an unknown operator, a vector without a direction in the range, or, at a call with a condition
-                or unit="residual", a cache that was filled outside of the block.
-            ShapeError: a vector of another width.
-            ValueError: parameters, a strength, a unit or a phase that the operator or ``when`` does not take.
-            HookError: at a call, a cache and no ``n_prompt`` or ``history`` where they are needed.
-        """
-        vectors = control_vectors(vector, "steer")
-        layers = layer_range(layers, self.engine.cfg.n_layers, "steer")
-        positions_and_ids("steer", positions, tokens=tokens, after=after, rows=rows)
-        if second is not None:
-            control_vector(second, "steer")
-        if condition is not None and not isinstance(condition, _C.Condition):
-            raise TypeError(f"steer: condition must be an introspect.Condition, got {type(condition).__name__}")
-        if isinstance(strength, str) or not hasattr(strength, "__float__"):
-            raise TypeError(f"steer: strength must be a number, got {strength!r}")
-        _check_unit(unit, op)
-        if rows is None and not isinstance(vector, _C.ControlVector):
-            rows = range(len(vectors))
-        for one in (*vectors, second):
-            self._warn_of_another_model(one)
-        span: dict[str, Any] = {"positions": positions}
-        if not isinstance(positions, list):
-            span = dict(zip(SPAN, positions, strict=True))
-        how = _C.Intervention(
-            {},
-            op=op,
-            strength=strength,
-            parameters=parameters,
-            rows=None if rows is None else list(rows),
-            text=_C.TextFilter(
-                phase=when, after=None if after is None else list(after), skip_padding=True, **self._token_sets(tokens)
-            ),
-            **span,
-        )
-        interventions = _C.as_interventions(vectors, how, model=self, layers=layers, second=second)
-        checked = self.engine.make_hooks()
-        for intervention in interventions:
-            checked.add_intervention(intervention)  # throws now what the first pass would
-        effects: list[Effect] = [Steered(intervention) for intervention in interventions]
-        if condition is not None:
-            condition.validate(self)
-        if condition is not None or unit == "residual":
+        effects = [DecidedOnPrompt("a condition" if condition is not None else "unit='residual'", decide)]
+    model._put(effects, everywhere=False)
+    try:
+        yield model
+    finally:
+        model._take(effects)
 
-            def decide(of: Pass) -> list[_C.Intervention]:
-                chosen = interventions
-                if unit == "residual":
-                    lengths = _residual_lengths(of, vectors, rows, layers)
-                    chosen = _C.as_interventions(lengths, how, model=self, layers=layers)
-                if condition is not None:
-                    holds = condition.rows(of.model, of.tokens, of.attention_mask)
-                    chosen = [one for each in chosen if (one := each.restrict_rows(holds)) is not None]
-                return chosen
 
-            effects = [DecidedOnPrompt("a condition" if condition is not None else "unit='residual'", decide)]
-        self._put(effects, everywhere=False)
-        try:
-            yield self
-        finally:
-            self._take(effects)
+def _warn_of_another_model(model: Hooked, vector: _C.ControlVector | None) -> None:
+    if vector is None or vector.model_hash in ("", model.native.hash):
+        return
+    warnings.warn(
+        f"steer: the vector was trained on {vector.model_name!r} (hash {vector.model_hash[:12]}), and this "
+        f"model is {model.name!r} (hash {model.native.hash[:12]})",
+        stacklevel=4,
+    )
 
-    def _warn_of_another_model(self, vector: _C.ControlVector | None) -> None:
-        if vector is None or vector.model_hash in ("", self.engine.hash):
-            return
-        warnings.warn(
-            f"steer: the vector was trained on {vector.model_name!r} (hash {vector.model_hash[:12]}), and this "
-            f"model is {self.name!r} (hash {self.engine.hash[:12]})",
-            stacklevel=4,
-        )
 
-    def _token_sets(self, tokens: Tokens | None) -> dict[str, list[int]]:
-        """The ids of a TextFilter, those of a predicate by the shorter list."""
-        if tokens is None:
-            return {}
-        vocabulary = range(self.engine.cfg.d_vocab)
-        chosen = [id for id in vocabulary if tokens(id)] if callable(tokens) else [int(id) for id in tokens]
-        if not chosen:
-            raise ValueError("steer: tokens must name at least one token, got none")
-        if 2 * len(chosen) <= len(vocabulary):
-            return {"tokens": chosen}
-        return {"not_tokens": sorted(set(vocabulary) - set(chosen))}
+def _token_sets(d_vocab: int, tokens: Tokens | None) -> dict[str, list[int]]:
+    """The ids of a TextFilter, those of a predicate by the shorter list."""
+    if tokens is None:
+        return {}
+    vocabulary = range(d_vocab)
+    chosen = [id for id in vocabulary if tokens(id)] if callable(tokens) else [int(id) for id in tokens]
+    if not chosen:
+        raise ValueError("steer: tokens must name at least one token, got none")
+    if 2 * len(chosen) <= len(vocabulary):
+        return {"tokens": chosen}
+    return {"not_tokens": sorted(set(vocabulary) - set(chosen))}
 
 
 def _check_unit(unit: str, op: str) -> None:
@@ -222,7 +223,7 @@ def _residual_lengths(
             tokens = tokens[of.attention_mask[row].to(tokens.device, torch.bool)]
         text = (*tokens.tolist(), None, *blocks)
         if text not in measured:
-            measured[text] = residual_norms(of.model, tokens, layers=blocks)  # type: ignore[arg-type]
+            measured[text] = residual_norms(of.model, tokens, layers=blocks)
         directions: Any = {
             layer: direction * (measured[text][layer] / max(float(direction.norm()), SMALLEST))
             for layer, direction in vector.directions.items()

@@ -20,7 +20,8 @@ from .._C import (
     random_directions,
     random_rotation,
 )
-from ..model import Model, load_model
+from ..hooked_model import HookedModel
+from ..model import load_model
 
 __all__ = [
     "Activations",
@@ -39,8 +40,8 @@ __all__ = [
 
 
 def contrast_models(
-    positive: Model | str | os.PathLike,
-    negative: Model | str | os.PathLike,
+    positive: HookedModel | str | os.PathLike,
+    negative: HookedModel | str | os.PathLike,
     texts: Sequence[str],
     *,
     method: str = "pca_center",
@@ -72,9 +73,9 @@ def contrast_models(
         IoError: a model that cannot be loaded.
     """
 
-    def read(model: Model | str | os.PathLike) -> _C.Activations:
+    def read(model: HookedModel | str | os.PathLike) -> _C.Activations:
         return collect_activations(
-            model if isinstance(model, Model) else load_model(model, progress=progress, **load_options),
+            model if isinstance(model, HookedModel) else load_model(model, progress=progress, **load_options),
             list(texts),
             layers=None if layers is None else list(layers),
             read_position=read_position,
@@ -88,7 +89,7 @@ def contrast_models(
 
 
 def shuffled_vectors(
-    model: Model, pairs: Sequence[tuple[str, str]], n: int = 10, *, seed: int = 0, **options: Any
+    model: HookedModel, pairs: Sequence[tuple[str, str]], n: int = 10, *, seed: int = 0, **options: Any
 ) -> list[ControlVector]:
     """Null vectors: trained on the same texts, dealt into pairs at random.
 

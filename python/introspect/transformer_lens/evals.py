@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import _C
 from . import datasets
+from .hooked_transformer import HookedTransformer
 
 TEXT = (
     "The bridge over the river was closed in the spring, because the ice had damaged two of its piers. Engineers from "
@@ -22,7 +23,7 @@ TEXT = (
 )
 
 
-def sanity_check(model: Any) -> torch.Tensor:
+def sanity_check(model: HookedTransformer) -> torch.Tensor:
     """The loss on a paragraph of plain English: below 5 for a language model that works, above 7 for a broken one."""
     with torch.no_grad():
         return model(TEXT, return_type="loss")
@@ -30,7 +31,7 @@ def sanity_check(model: Any) -> torch.Tensor:
 
 @torch.no_grad()
 def induction_loss(
-    model: Any,
+    model: HookedTransformer,
     tokenizer: Any = None,
     batch_size: int = 4,
     subseq_len: int = 384,
@@ -164,7 +165,7 @@ class IOIDataset(Dataset):
 
 @torch.no_grad()
 def ioi_eval(
-    model: Any,
+    model: HookedTransformer,
     dataset: Iterable | None = None,
     batch_size: int = 8,
     num_samples: int = 1000,
@@ -258,7 +259,7 @@ DATASET_LOADERS = [make_wiki_data_loader, make_owt_data_loader, make_pile_data_l
 
 @torch.no_grad()
 def evaluate_on_dataset(
-    model: Any, data_loader: Iterable, truncate: int = 100, device: torch.device | str | None = None
+    model: HookedTransformer, data_loader: Iterable, truncate: int = 100, device: torch.device | str | None = None
 ) -> float:
     """The mean loss on the first batches of {"tokens": int64 [batch, pos]}.
 
@@ -280,7 +281,9 @@ def evaluate_on_dataset(
     return sum(losses) / len(losses)
 
 
-def evaluate(model: Any, truncate: int = 100, batch_size: int = 8, tokenizer: Any = None) -> dict[str, float]:
+def evaluate(
+    model: HookedTransformer, truncate: int = 100, batch_size: int = 8, tokenizer: Any = None
+) -> dict[str, float]:
     """The losses on four data sets of the hub, "wiki_loss" and so on; printed as they are known.
 
     Raises:

@@ -1,4 +1,4 @@
-"""TransformerLens's helpers for files, memory, attributes and defaults."""
+"""TransformerLens's helpers for files, devices, attributes and defaults."""
 
 from __future__ import annotations
 
@@ -62,6 +62,11 @@ def select_compatible_kwargs(kwargs_dict: Mapping[str, Any], callable: Callable)
         return dict(kwargs_dict)
     named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     return {name: value for name, value in kwargs_dict.items() if name in named}
+
+
+def get_device() -> torch.device:
+    """The device models are loaded to unless told otherwise: CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def print_gpu_mem(step_name: str = "") -> None:

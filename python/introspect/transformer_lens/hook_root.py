@@ -23,6 +23,7 @@ import torch
 
 from .. import _C
 from ..hooks import points as hook_points
+from ..hooks.manager import caching_hooks
 from ..hooks.slices import Slice, SliceInput
 
 Direction = Literal["fwd", "bwd"]
@@ -299,23 +300,17 @@ class HookedRootModule(torch.nn.Module):
         pos_slice: Slice | SliceInput = None,
     ) -> tuple[dict[str, torch.Tensor], list, list]:
         """(dict, fwd_hooks, bwd_hooks) of hooks that will fill the dict; gradients under the name with ``_grad``."""
-        into: dict[str, torch.Tensor] = {} if cache is None else cache
-        positions = Slice.unwrap(pos_slice)
-
-        def keeper(suffix: str) -> Hook:
-            def keep(tensor: torch.Tensor, *, hook: HookPoint) -> None:
-                kept = tensor.detach()
-                if positions.mode != "identity":
-                    heads_in_front = (hook.name or "").endswith(("hook_pattern", "hook_attn_scores"))
-                    kept = positions.apply(kept, dim=2 if heads_in_front else 1)
-                kept = kept.to(device) if device is not None else kept.clone()
-                into[f"{hook.name}{suffix}"] = kept[0] if remove_batch_dim else kept
-
-            return keep
-
-        names = self._select(names_filter, "get_caching_hooks")
-        backward = [(name, keeper("_grad")) for name in names] if incl_bwd else []
-        return into, [(name, keeper("")) for name in names], backward
+        cache = {} if cache is None else cache
+        forward, backward = caching_hooks(
+            self._select(names_filter, "get_caching_hooks"),
+            cache,
+            incl_bwd=incl_bwd,
+            device=device,
+            remove_batch_dim=remove_batch_dim,
+            pos_slice=Slice.unwrap(pos_slice),
+            copy=True,
+        )
+        return cache, forward, backward
 
     def add_caching_hooks(
         self,

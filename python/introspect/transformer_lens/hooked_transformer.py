@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from .. import _C
-from ..hooks.activation_cache import ActivationCache
-from ..hooks.manager import Hooks, caching_hooks
-from ..hooks.points import NamesFilter
-from ..hooks.slices import Slice, SliceInput
+from ..hooked_model import HookedModel
 from ..hub import pretrained
-from ..hub.tokenizer_adapter import TokenizerFace
+from ..hub.tokenizer_adapter import TokenizerAdapter
 from ..model import Model
-from ..utils import get_device, lm_cross_entropy_loss
-from .data_methods import DataMethods
-from .generation import GenerationMethods
-from .key_value_cache import HookedTransformerKeyValueCache
-from .new_model import new_engine
-from .settings import Settings
-from .submodules import Parts
-from .token_methods import Side, TokenMethods
+from . import generation, passes, settings, submodules, text, training_texts, weights
+from .helpers import get_device
+from .lens_model import LensModel, Side
+from .new_model import new_native
 from .transformer_config import HookedTransformerConfig, LoadedConfig
-from .weight_methods import WeightMethods, applicable
+from .weights import applicable, stacked, whole
 
 
-class Output(NamedTuple):
-    """What ``return_type="both"`` gives."""
-
-    logits: torch.Tensor
-    loss: torch.Tensor
-
-
-class HookedTransformer(TokenMethods, WeightMethods, DataMethods, GenerationMethods, Settings, Parts, Model):  # type: ignore[misc]
+class HookedTransformer(LensModel):
     """A model with TransformerLens's methods, hook names, shapes and defaults.
 
     Use it for notebooks and programs written for TransformerLens, and for ``blocks``, ``W_U`` and other weights by
@@ -49,7 +35,7 @@ class HookedTransformer(TokenMethods, WeightMethods, DataMethods, GenerationMeth
 
     def __init__(
         self,
-        cfg: _C.Model | Model | HookedTransformerConfig | Mapping[str, Any],
+        cfg: _C.Model | HookedModel | HookedTransformerConfig | Mapping[str, Any],
         tokenizer: Any = None,
         move_to_device: bool = True,
         default_padding_side: Side | None = None,
@@ -78,15 +64,15 @@ class HookedTransformer(TokenMethods, WeightMethods, DataMethods, GenerationMeth
         Raises:
             ConfigError: a field that asks for what the engine does not run, named; d_vocab missing without a tokenizer.
         """
-        engine: Any = cfg
+        native: Any = cfg
         given = None
-        if isinstance(cfg, Model):
-            engine, name = cfg.engine, name or cfg.name
+        if isinstance(cfg, HookedModel):
+            native, name = cfg.native, name or cfg.name
         elif isinstance(cfg, HookedTransformerConfig | Mapping):
             given = HookedTransformerConfig.unwrap(cfg)
             if tokenizer is None and given.tokenizer_name is not None and not isinstance(given, LoadedConfig):
                 tokenizer = pretrained.tokenizer(given.tokenizer_name, n_ctx=given.n_ctx)
-            engine = new_engine(given, tokenizer, torch.device(given.device if move_to_device else "cpu"))
+            native = new_native(given, tokenizer, torch.device(given.device if move_to_device else "cpu"))
             name = name or given.model_name
             layer_norm_folding = (given.normalization_type or "").endswith("Pre")
             if default_prepend_bos is None:
@@ -96,19 +82,17 @@ class HookedTransformer(TokenMethods, WeightMethods, DataMethods, GenerationMeth
                 f"HookedTransformer: a config or a model is required, got {type(cfg).__name__}; "
                 "HookedTransformer.from_pretrained loads a model by its name or path"
             )
-        Model.__init__(self, engine, name=name)
-        self._cfg = LoadedConfig(
-            engine,
-            tokenizer_name=self.name,
+        name = name or native.cfg.model_name
+        if tokenizer is None and native.has_tokenizer:
+            tokenizer = TokenizerAdapter(native.tokenizer, name_or_path=name, n_ctx=native.cfg.n_ctx)
+        fields = LoadedConfig(
+            native,
+            tokenizer_name=name,
             default_prepend_bos=default_prepend_bos,
             layer_norm_folding=layer_norm_folding,
             given=given,
         )
-        self.dataset: Any = None
-        self._tokenizer_in_use: Any = None
-        if tokenizer is None and engine.has_tokenizer:
-            tokenizer = TokenizerFace(engine.tokenizer, name_or_path=self.name, n_ctx=engine.cfg.n_ctx)
-        self.set_tokenizer(tokenizer, default_padding_side)
+        super().__init__(native, fields, name=name, tokenizer=tokenizer, default_padding_side=default_padding_side)
         if given is not None:
             self._let_train()
 
@@ -120,7 +104,7 @@ class HookedTransformer(TokenMethods, WeightMethods, DataMethods, GenerationMeth
 
     def init_weights(self) -> None:
         """Draws the weights again, as a new model of this ``cfg`` does."""
-        self._use(new_engine(self.cfg, self.tokenizer, self.device))
+        self._use(new_native(self.cfg, self.tokenizer, self.device))
 
     # Loading
 
@@ -191,9 +175,9 @@ class HookedTransformer(TokenMethods, WeightMethods, DataMethods, GenerationMeth
             raise _C.ConfigError(f"from_pretrained: not supported here: {', '.join(refused)}")
         where = torch.device(device) if device is not None else get_device() if move_to_device else torch.device("cpu")
         wanted = pretrained.checked_dtype(dtype, "from_pretrained")
-        engine = pretrained.load_engine(model_name, hf_model=hf_model, dtype=wanted, device=where)
+        native = pretrained.load_native(model_name, hf_model=hf_model, dtype=wanted, device=where)
         processing = applicable(
-            engine,
+            native,
             fold_ln=fold_ln,
             center_writing_weights=center_writing_weights,
             center_unembed=center_unembed,
@@ -201,9 +185,9 @@ class HookedTransformer(TokenMethods, WeightMethods, DataMethods, GenerationMeth
             refactor_factored_attn_matrices=refactor_factored_attn_matrices,
         )
         if any(processing.values()):
-            engine = engine.processed(**processing)
+            native = native.processed(**processing)
         return cls(
-            engine,
+            native,
             name=os.fspath(model_name),
             tokenizer=tokenizer,
             default_prepend_bos=default_prepend_bos,
@@ -233,261 +217,99 @@ class HookedTransformer(TokenMethods, WeightMethods, DataMethods, GenerationMeth
             **options,
         )
 
-    # What it is made of
+    # Passes
 
-    @property
-    def cfg(self) -> LoadedConfig:  # type: ignore[override]
-        """Sizes and options, under TransformerLens's names."""
-        return self._cfg
-
-    def _hook_flags(self) -> dict[str, bool]:
-        return self.cfg.hook_flags()
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer, with the methods of a transformers one, or None."""
-        return self._tokenizer_in_use
-
-    def set_tokenizer(self, tokenizer: Any, default_padding_side: Side | None = None) -> None:
-        """Uses another tokenizer: a transformers one, or anything with its ``encode``, ``decode`` and special ids."""
-        if default_padding_side not in (None, "left", "right"):
-            raise ValueError(f"padding_side must be 'left' or 'right', got {default_padding_side!r}")
-        if tokenizer is not None and (default_padding_side or getattr(tokenizer, "padding_side", None) is None):
-            tokenizer.padding_side = default_padding_side or "right"
-        self._tokenizer_in_use = tokenizer
-
-    # Forward passes
-
-    def __call__(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+    def __call__(self, *args: Any, **options: Any) -> Any:
         """As ``forward``."""
         return self.forward(*args, **options)
 
-    def forward(
-        self,
-        input: str | Sequence[str] | torch.Tensor,
-        return_type: Literal["logits", "loss", "both"] | None = "logits",
-        loss_per_token: bool = False,
-        prepend_bos: bool | None = None,
-        padding_side: Side | None = None,
-        start_at_layer: int | None = None,
-        tokens: torch.Tensor | None = None,
-        shortformer_pos_embed: None = None,
-        attention_mask: torch.Tensor | None = None,
-        stop_at_layer: int | None = None,
-        past_kv_cache: HookedTransformerKeyValueCache | None = None,
-    ) -> Any:
-        """One forward pass.
+    forward = passes.forward
+    loss_fn = passes.loss_fn
+    run_with_hooks = passes.run_with_hooks
+    run_with_cache = passes.run_with_cache
+    get_caching_hooks = passes.get_caching_hooks
+    add_caching_hooks = passes.add_caching_hooks
+    input_to_embed = passes.input_to_embed
+    generate = generation.generate
+    generate_stream = generation.generate_stream
 
-        Args:
-            input: text, a list of texts (padded where they differ in length), tokens [batch, pos] or [pos], or, with
-                ``start_at_layer``, the residual before that block [batch, pos, d_model].
-            return_type: "logits" (float32 [batch, pos, d_vocab]), "loss" (cross-entropy of the next token), "both" (a
-                pair), or None to run the blocks only.
-            loss_per_token: [batch, pos - 1] instead of the mean.
-            prepend_bos: to text; None is ``cfg.default_prepend_bos``.
-            padding_side: None is the tokenizer's.
-            start_at_layer: the first block that is run; negative ones count from the end.
-            tokens: what the loss is of, with ``start_at_layer``.
-            shortformer_pos_embed: None: no such model is supported.
-            attention_mask: [batch, pos], 0 for padding at either side; with a cache, of the new positions. If None it
-                follows from the texts, or from pad tokens at the ends of rows: those that are at the left, with that
-                padding side; and where the tokenizer has a pad token of its own, those that some rows have more of.
-                Padding counts for neither logits nor loss. (TransformerLens masks left padding only, and averages the
-                loss over padding at the right.)
-            stop_at_layer: the first block that is not run; the residual before it is returned.
-            past_kv_cache: goes before the input, and is appended to unless frozen.
+    # Text
 
-        Raises:
-            ShapeError: wrong shapes, or more than n_ctx positions.
-            IndexError: tokens or layers out of range.
-            ConfigError: text, and the model has no tokenizer.
-        """
-        if return_type not in ("logits", "loss", "both", None):
-            raise ValueError(f"forward: return_type must be 'logits', 'loss', 'both' or None, got {return_type!r}")
-        if shortformer_pos_embed is not None:
-            raise _C.ConfigError("forward: shortformer_pos_embed is not supported")
-        if start_at_layer is None:
-            input, mask = self._tokens_of(input, prepend_bos, padding_side)
-            tokens = input
-            attention_mask = mask if attention_mask is None else attention_mask
-        elif not isinstance(input, torch.Tensor):
-            raise TypeError(f"forward: start_at_layer takes a residual, got {type(input).__name__}")
-        if attention_mask is not None:
-            attention_mask = attention_mask.to(torch.bool)[..., -input.shape[1] :]  # new positions of a whole mask
-        with_loss = stop_at_layer is None and return_type in ("loss", "both")
-        if with_loss and tokens is None:
-            raise ValueError("forward: tokens must be given for a loss with start_at_layer")
-        cache: Any = None if past_kv_cache is None else past_kv_cache.for_pass()
-        out: Any = self.engine.forward(
-            input,
-            hooks=self._hooks_of_pass(input, attention_mask, cache),
-            cache=cache,
-            attention_mask=attention_mask,
-            logits_at="none" if return_type is None else "all",
-            start_at_layer=self._layer(start_at_layer, "start_at_layer"),
-            stop_at_layer=self._layer(stop_at_layer, "stop_at_layer"),
-        )
-        if not with_loss or tokens is None:
-            return out
-        loss = self.loss_fn(out, tokens, attention_mask, per_token=loss_per_token)
-        return loss if return_type == "loss" else Output(out, loss)
+    to_tokens = text.to_tokens
+    to_string = text.to_string
+    to_str_tokens = text.to_str_tokens
+    to_single_token = text.to_single_token
+    to_single_str_token = text.to_single_str_token
+    get_token_position = text.get_token_position
+    load_sample_training_dataset = training_texts.load_sample_training_dataset
+    sample_datapoint = training_texts.sample_datapoint
 
-    def _tokens_of(
-        self,
-        input: str | Sequence[str] | torch.Tensor,
-        prepend_bos: bool | None,
-        padding_side: Side | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Tokens [batch, pos] and their mask, None where all are real."""
-        side = self._side(padding_side)
-        if not isinstance(input, torch.Tensor):
-            return self._pad(self._rows(input, prepend_bos, True, "forward"), side)
-        tokens = input[None] if input.ndim == 1 else input
-        if tokens.ndim != 2 or tokens.is_floating_point():
-            raise _C.ShapeError(
-                f"forward: tokens must be int64 [batch, pos], got {tokens.dtype} {list(tokens.shape)}; a residual goes "
-                "with start_at_layer"
-            )
-        return tokens.long(), self._mask_of(tokens, side)
+    # Weights: those of one layer are in ``blocks``, stacks of all layers are copies
 
-    def _layer(self, layer: int | None, who: str) -> int | None:
-        n_layers = self.engine.cfg.n_layers
-        if layer is None:
-            return None
-        if not -n_layers <= layer <= n_layers:
-            raise IndexError(f"forward: {who} must be {-n_layers} to {n_layers}, got {layer}")
-        return layer + n_layers if layer < 0 else layer
+    W_E = whole("embed.W_E", "[d_vocab, d_model]; with Gemma's scale, so that rows are what hook_embed sees.")
+    W_U = whole("unembed.W_U", "[d_model, d_vocab].")
+    b_U = whole("unembed.b_U", "[d_vocab].")
+    W_Q = stacked("attn.W_Q", "[n_layers, n_heads, d_model, d_head].")
+    W_K = stacked("attn.W_K", "[n_layers, n_heads, d_model, d_head].")
+    W_V = stacked("attn.W_V", "[n_layers, n_heads, d_model, d_head].")
+    W_O = stacked("attn.W_O", "[n_layers, n_heads, d_head, d_model].")
+    b_Q = stacked("attn.b_Q", "[n_layers, n_heads, d_head].")
+    b_K = stacked("attn.b_K", "[n_layers, n_heads, d_head].")
+    b_V = stacked("attn.b_V", "[n_layers, n_heads, d_head].")
+    b_O = stacked("attn.b_O", "[n_layers, d_model].")
+    W_in = stacked("mlp.W_in", "[n_layers, d_model, d_mlp].")
+    W_out = stacked("mlp.W_out", "[n_layers, d_mlp, d_model].")
+    b_in = stacked("mlp.b_in", "[n_layers, d_mlp].")
+    b_out = stacked("mlp.b_out", "[n_layers, d_model].")
+    W_gate = property(weights.W_gate)
+    W_pos = property(weights.W_pos)
+    W_E_pos = property(weights.W_E_pos)
+    QK = property(weights.QK)
+    OV = property(weights.OV)
+    n_params_total = property(weights.n_params_total)
+    state_dict = weights.state_dict
+    load_state_dict = weights.load_state_dict
+    load_and_process_state_dict = weights.load_and_process_state_dict
+    process_weights_ = weights.process_weights_
+    fold_layer_norm = weights.fold_layer_norm
+    center_writing_weights = weights.center_writing_weights
+    center_unembed = weights.center_unembed
+    fold_value_biases = weights.fold_value_biases
+    refactor_factored_attn_matrices = weights.refactor_factored_attn_matrices
+    named_parameters = weights.named_parameters
+    parameters = weights.parameters
+    requires_grad_ = weights.requires_grad_
+    zero_grad = weights.zero_grad
+    tokens_to_residual_directions = weights.tokens_to_residual_directions
+    accumulated_bias = weights.accumulated_bias
+    all_composition_scores = weights.all_composition_scores
+    all_head_labels = weights.all_head_labels
 
-    def loss_fn(
-        self,
-        logits: torch.Tensor,
-        tokens: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        per_token: bool = False,
-    ) -> torch.Tensor:
-        """Cross-entropy of the next token: ``utils.lm_cross_entropy_loss``."""
-        return lm_cross_entropy_loss(logits, tokens, attention_mask, per_token)
+    # The parts that stand once in a model, its blocks, and all of them by name
 
-    def run_with_hooks(  # type: ignore[override]
-        self,
-        *model_args: Any,
-        fwd_hooks: Hooks = (),
-        bwd_hooks: Hooks = (),
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-        **model_kwargs: Any,
-    ) -> Any:
-        """A forward pass with hooks that go when it ends.
+    blocks = property(submodules.blocks)
+    embed = property(submodules.embed)
+    pos_embed = property(submodules.pos_embed)
+    ln_final = property(submodules.ln_final)
+    unembed = property(submodules.unembed)
+    mod_dict = property(submodules.mod_dict)
+    named_modules = submodules.named_modules
+    modules = submodules.modules
+    named_children = submodules.named_children
+    children = submodules.children
 
-        Args:
-            model_args: those of ``forward``, as ``model_kwargs`` are.
-            fwd_hooks: (name, hook) pairs; a name may be a list of names or a predicate on them.
-            bwd_hooks: the same for gradients: they act on the backward pass of this output, whenever it is run (in
-                TransformerLens only with ``reset_hooks_end=False``).
-            reset_hooks_end: remove these hooks after the pass.
-            clear_contexts: empty the ``ctx`` of every hook point after it.
+    # What it can be told about itself
 
-        Raises:
-            HookError: a name that does not exist (the nearest are listed), or a replacement of another shape or dtype.
-        """
-        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
-            return self.forward(*model_args, **model_kwargs)
+    set_use_attn_result = settings.set_use_attn_result
+    set_use_split_qkv_input = settings.set_use_split_qkv_input
+    set_use_attn_in = settings.set_use_attn_in
+    set_use_hook_mlp_in = settings.set_use_hook_mlp_in
+    set_ungroup_grouped_query_attention = settings.set_ungroup_grouped_query_attention
+    eval = settings.eval
+    train = settings.train
+    to = settings.to
+    cpu = settings.cpu
+    cuda = settings.cuda
 
-    def get_caching_hooks(
-        self,
-        names_filter: NamesFilter = None,
-        incl_bwd: bool = False,
-        device: torch.device | str | None = None,
-        remove_batch_dim: bool = False,
-        cache: dict[str, torch.Tensor] | None = None,
-        pos_slice: Slice | SliceInput = None,
-    ) -> tuple[dict[str, torch.Tensor], list, list]:
-        """(dict, fwd_hooks, bwd_hooks) of hooks that will fill the dict, to be added by the caller.
 
-        Arguments and errors are those of ``run_with_cache``, which records without Python.
-        """
-        cache = {} if cache is None else cache
-        forward, backward = caching_hooks(
-            self._select(names_filter, "get_caching_hooks"),
-            cache,
-            incl_bwd=incl_bwd,
-            device=device,
-            remove_batch_dim=remove_batch_dim,
-            pos_slice=Slice.unwrap(pos_slice),
-        )
-        return cache, forward, backward
-
-    def add_caching_hooks(
-        self,
-        names_filter: NamesFilter = None,
-        incl_bwd: bool = False,
-        device: torch.device | str | None = None,
-        remove_batch_dim: bool = False,
-        cache: dict[str, torch.Tensor] | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """The dict of ``get_caching_hooks``, filled by every pass until hooks are reset."""
-        cache, forward, backward = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
-        for name, hook in forward:
-            self.add_hook(name, hook)
-        for name, hook in backward:
-            self.add_hook(name, hook, "bwd")
-        return cache
-
-    def run_with_cache(  # type: ignore[override]
-        self,
-        *model_args: Any,
-        return_cache_object: bool = True,
-        remove_batch_dim: bool = False,
-        names_filter: NamesFilter = None,
-        device: torch.device | str | None = None,
-        incl_bwd: bool = False,
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-        pos_slice: Slice | SliceInput = None,
-        dtype: torch.dtype | None = None,
-        heads: Sequence[int] | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[Any, Any]:
-        """The output of a forward pass and an ActivationCache.
-
-        Args:
-            model_args: those of ``forward``, as ``model_kwargs`` are.
-            return_cache_object: False gives a dict.
-            remove_batch_dim: drop the first dimension of what is cached, for a batch of one.
-            names_filter: a name, a list of names, a predicate on names, or None for every point.
-            device: where activations are kept; the model stays where it is.
-            incl_bwd: call ``backward`` on the output, which must be a scalar (``return_type="loss"``), and cache the
-                gradients under the hook names with ``_grad`` after them.
-            reset_hooks_end: False goes on recording in later passes.
-            clear_contexts: empty the ``ctx`` of every hook point afterwards.
-            pos_slice: which positions are kept, as ``utils.Slice`` takes them; an int keeps its dimension.
-            dtype: in which activations are kept.
-            heads: which heads are kept; only points that have heads may then be asked for.
-
-        Raises:
-            HookError: a name that does not exist (the nearest are listed), or a predicate that is true of none.
-            ShapeError: remove_batch_dim for a batch of more than one.
-            ValueError: incl_bwd, and the output is not a scalar.
-        """
-        recording = self._recording(
-            names_filter,
-            incl_bwd=incl_bwd,
-            device=device,
-            dtype=dtype,
-            pos_slice=pos_slice,
-            heads=heads,
-            reset_hooks_end=reset_hooks_end,
-            clear_contexts=clear_contexts,
-        )
-        with recording as recorded:
-            if incl_bwd:
-                with torch.enable_grad():
-                    out = self.forward(*model_args, **model_kwargs)
-                    if not isinstance(out, torch.Tensor) or out.numel() != 1:
-                        raise ValueError("run_with_cache: incl_bwd needs a scalar output: return_type='loss'")
-                    out.backward()
-            else:
-                out = self.forward(*model_args, **model_kwargs)
-        cache = ActivationCache(recorded.to_dict(), self)
-        cache = cache.remove_batch_dim() if remove_batch_dim else cache
-        return out, cache if return_cache_object else cache.cache_dict
+Model.other_face = HookedTransformer

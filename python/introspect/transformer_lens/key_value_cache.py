@@ -42,7 +42,7 @@ class HookedTransformerKeyValueCache:
         """
         if device is not None and torch.device(device).type != torch.device(cfg.device).type:
             raise _C.ConfigError(f"init_cache: the cache must be where the model is, {cfg.device}, got {device}")
-        return cls(cfg.engine.make_cache(batch_size))
+        return cls(cfg.native.make_cache(batch_size))
 
     def for_pass(self) -> _C.KVCache:
         """What a pass appends to: a fork that is dropped afterwards if the cache is frozen."""

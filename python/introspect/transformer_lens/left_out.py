@@ -55,7 +55,7 @@ UTILS: dict[str, str] = {
     "warn_if_mps": "models run on the CPU or CUDA",
     "TypedModuleList": "torch.nn.ModuleList does, in modules of your own",
     "logits_to_df": "logits.softmax(-1).topk(k) and model.to_str_tokens make the columns",
-    "temporarily_swap_parameter": "engine.with_weights gives a second model that shares all other weights",
+    "temporarily_swap_parameter": "model.native.with_weights gives a second model that shares all other weights",
     "addmm": "torch.addmm does",
     "vanilla_addmm": "torch.addmm does",
     "batch_addmm": "torch.addmm does",

@@ -41,7 +41,7 @@ def native_config(cfg: HookedTransformerConfig) -> _C.Config:
         ConfigError: a field that asks for what the engine does not run, named, or sizes that no model has.
     """
     if isinstance(cfg, LoadedConfig):
-        return cfg.engine.cfg
+        return cfg.native.cfg
     who = "HookedTransformer"
     for name, (only, why) in _ONLY.items():
         if (value := getattr(cfg, name)) != only:
@@ -104,7 +104,7 @@ def native_config(cfg: HookedTransformerConfig) -> _C.Config:
     return _C.Config.from_json(json.dumps(fields))
 
 
-def new_engine(cfg: HookedTransformerConfig, tokenizer: Any, device: torch.device) -> _C.Model:
+def new_native(cfg: HookedTransformerConfig, tokenizer: Any, device: torch.device) -> _C.Model:
     """The native model that a config describes, with TransformerLens's random weights.
 
     Weights are drawn from torch's generator (seeded with ``cfg.seed`` if that is given) in the order in which
@@ -117,28 +117,28 @@ def new_engine(cfg: HookedTransformerConfig, tokenizer: Any, device: torch.devic
         if tokenizer is None:
             raise _C.ConfigError("HookedTransformer: d_vocab must be given where there is no tokenizer")
         cfg.d_vocab = cfg.d_vocab_out = max(tokenizer.get_vocab().values()) + 1
-    engine = _C.new_model(native_config(cfg), dtype=cfg.dtype, device=device)
+    native = _C.new_model(native_config(cfg), dtype=cfg.dtype, device=device)
     if not cfg.init_weights:
-        return engine
+        return native
     if cfg.seed is not None:
         torch.manual_seed(cfg.seed)
     drawn = {
-        name: _drawn(name, torch.empty(engine.weight(name).shape, dtype=cfg.dtype), cfg) for name in _in_order(engine)
+        name: _drawn(name, torch.empty(native.weight(name).shape, dtype=cfg.dtype), cfg) for name in _in_order(native)
     }
-    if engine.cfg.tie_word_embeddings:
+    if native.cfg.tie_word_embeddings:
         drawn["unembed.W_U"] = drawn["embed.W_E"].T
-    weights, _, _ = native_weights(engine, drawn, strict=False)
-    return engine.with_weights(weights)
+    weights, _, _ = native_weights(native, drawn, strict=False)
+    return native.with_weights(weights)
 
 
-def _in_order(engine: _C.Model) -> Iterator[str]:
+def _in_order(native: _C.Model) -> Iterator[str]:
     """The matrices in the order in which TransformerLens's modules declare them."""
-    names = set(engine.weight_names())
+    names = set(native.weight_names())
     inside = ("W_Q", "W_O", "W_K", "_W_K", "W_V", "_W_V")
     for name in ("embed.W_E", "pos_embed.W_pos"):
         if name in names:
             yield name
-    for layer in range(engine.cfg.n_layers):
+    for layer in range(native.cfg.n_layers):
         for part in (*(f"attn.{name}" for name in inside), "mlp.W_in", "mlp.W_out", "mlp.W_gate"):
             if (name := f"blocks.{layer}.{part}") in names:
                 yield name

@@ -13,12 +13,12 @@ _BUFFERS = ("attn.mask", "attn.IGNORE", "attn.rotary_sin", "attn.rotary_cos")
 
 
 def native_weights(
-    engine: _C.Model, state: Mapping[str, torch.Tensor], *, strict: bool = True, folded: bool = False
+    native: _C.Model, state: Mapping[str, torch.Tensor], *, strict: bool = True, folded: bool = False
 ) -> tuple[dict[str, torch.Tensor], list[str], list[str]]:
-    """Weights by TransformerLens's names as ``engine.with_weights`` takes them, copied to the model's dtype and device.
+    """Weights by TransformerLens's names as ``native.with_weights`` takes them, copied to the model's dtype and device.
 
     Args:
-        engine: the model they are for.
+        native: the model they are for.
         state: "blocks.3.attn.W_Q" [n_heads, d_model, d_head] and so on, as ``state_dict`` gives them; grouped keys
             and values under "attn._W_K" or, repeated for each query head, "attn.W_K".
         strict: names that are missing or not known are an error.
@@ -33,9 +33,9 @@ def native_weights(
         ShapeError: a weight of another shape.
     """
     state = {name: tensor for name, tensor in state.items() if not name.endswith(_BUFFERS)}
-    wanted = engine.weight_names()
-    given = {name: _as_stored(name, state, engine.cfg) for name in wanted if _present(name, state)}
-    given |= _unnamed(engine, wanted, given, folded)
+    wanted = native.weight_names()
+    given = {name: _as_stored(name, state, native.cfg) for name in wanted if _present(name, state)}
+    given |= _unnamed(native, wanted, given, folded)
     known = {*wanted, *(name.replace("attn._", "attn.") for name in wanted)}
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in state if name not in known]
@@ -44,30 +44,30 @@ def native_weights(
             f"{what} {_listed(names)}" for what, names in (("missing", missing), ("unknown", unexpected)) if names
         ]
         raise _C.ConfigError(f"load_state_dict: {'; '.join(faults)}")
-    held = dict(engine.named_weights())
-    weights = Weights(engine, given)
+    held = dict(native.named_weights())
+    weights = Weights(native, given)
     out: dict[str, torch.Tensor] = {}
     for name, old in held.items():
         new = weights.fused(name)
         if tuple(new.shape) != tuple(old.shape):
             raise _C.ShapeError(f"load_state_dict: {name} must come to {list(old.shape)}, got {list(new.shape)}")
         out[name] = new.detach().to(old.device, old.dtype, copy=True).contiguous()
-    _check_biases(engine, held, given)
+    _check_biases(native, held, given)
     return out, missing, unexpected
 
 
 class Weights:
     """The weights given, and the model's own where none is given."""
 
-    def __init__(self, engine: _C.Model, given: Mapping[str, torch.Tensor]) -> None:
-        self.engine = engine
+    def __init__(self, native: _C.Model, given: Mapping[str, torch.Tensor]) -> None:
+        self.native = native
         self.given = given
-        self.names = set(engine.weight_names())
+        self.names = set(native.weight_names())
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.given:
-            return self.engine.weight(name)
-        new, old = self.given[name], self.engine.weight(name)
+            return self.native.weight(name)
+        new, old = self.given[name], self.native.weight(name)
         if new.shape != old.shape:
             raise _C.ShapeError(f"load_state_dict: {name} must be {list(old.shape)}, got {list(new.shape)}")
         return new
@@ -95,12 +95,12 @@ class Weights:
         if last in ("W_in", "W_out", "W_U"):
             return self[name].T
         if name == "embed.W_E":
-            return self[name] / self.engine.cfg.embed_scale
+            return self[name] / self.native.cfg.embed_scale
         return self[name]
 
 
 def _unnamed(
-    engine: _C.Model, wanted: list[str], given: Mapping[str, torch.Tensor], folded: bool
+    native: _C.Model, wanted: list[str], given: Mapping[str, torch.Tensor], folded: bool
 ) -> dict[str, torch.Tensor]:
     """Weights that TransformerLens's models of this kind do not have: of folded norms, and the biases of gates."""
     out = {}
@@ -111,9 +111,9 @@ def _unnamed(
         if last == "b_gate" and (b_in := given.get(f"{block}.b_in")) is not None:
             if b_in.any():
                 raise _C.ConfigError(f"load_state_dict: {block}.b_in is not zero, and is added before the gate here")
-            out[name] = torch.zeros_like(engine.weight(name))
+            out[name] = torch.zeros_like(native.weight(name))
         elif folded and last in ("w", "b") and block.rsplit(".", 1)[-1].startswith("ln"):
-            out[name] = engine.weight(name)
+            out[name] = native.weight(name)
     return out
 
 
@@ -135,7 +135,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _check_biases(engine: _C.Model, held: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> None:
+def _check_biases(native: _C.Model, held: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> None:
     """Biases that a model does not have are zeros in its state dict, and must be zeros in what is given."""
     for name, tensor in given.items():
         kind = name.rsplit(".", 1)[1]
@@ -146,5 +146,5 @@ def _check_biases(engine: _C.Model, held: Mapping[str, torch.Tensor], given: Map
         if block + fused not in held and tensor.any():
             raise _C.ConfigError(f"load_state_dict: {name} is not zero, and this model has no such bias")
     tied = "unembed.W_U" not in held and {"unembed.W_U", "embed.W_E"} <= given.keys()
-    if tied and not torch.equal(given["unembed.W_U"].T * engine.cfg.embed_scale, given["embed.W_E"]):
+    if tied and not torch.equal(given["unembed.W_U"].T * native.cfg.embed_scale, given["embed.W_E"]):
         raise _C.ConfigError("load_state_dict: unembed.W_U must be embed.W_E transposed: in this model they are one")

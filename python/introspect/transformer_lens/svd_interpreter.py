@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+
+from .hooked_transformer import HookedTransformer
 
 
 class SVDInterpreter:
@@ -14,7 +16,7 @@ class SVDInterpreter:
     Interpretable".
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: HookedTransformer) -> None:
         self.model = model
         self.cfg = model.cfg
 

@@ -166,23 +166,23 @@ class LoadedConfig(HookedTransformerConfig):
     """
 
     _FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
-    _OWN = (*_FLAGS, "default_prepend_bos", "tokenizer_name", "layer_norm_folding", "engine", "given")
+    _OWN = (*_FLAGS, "default_prepend_bos", "tokenizer_name", "layer_norm_folding", "native", "given")
 
     def __init__(
         self,
-        engine: _C.Model,
+        native: _C.Model,
         *,
         tokenizer_name: str,
         default_prepend_bos: bool | None = None,
         layer_norm_folding: bool = False,
         given: HookedTransformerConfig | None = None,
     ) -> None:
-        self.engine = engine
+        self.native = native
         self.given = given  # what a model of random weights was made from
         for flag in self._FLAGS:
             setattr(self, flag, bool(getattr(given, flag, False)))
         if default_prepend_bos is None:
-            default_prepend_bos = engine.cfg.original_architecture not in _WITHOUT_BOS
+            default_prepend_bos = native.cfg.original_architecture not in _WITHOUT_BOS
         self.default_prepend_bos = default_prepend_bos
         self.tokenizer_name = tokenizer_name
         self.layer_norm_folding = layer_norm_folding
@@ -194,59 +194,59 @@ class LoadedConfig(HookedTransformerConfig):
     @property
     def dtype(self) -> torch.dtype:
         """Of weights and activations."""
-        return self.engine.dtype
+        return self.native.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights live."""
-        return self.engine.device
+        return self.native.device
 
     @property
     def normalization_type(self) -> str:
         """ "RMS" or "LN", with "Pre" after it once the norms' weights are folded."""
-        return self.engine.cfg.normalization_type + ("Pre" if self.layer_norm_folding else "")
+        return self.native.cfg.normalization_type + ("Pre" if self.layer_norm_folding else "")
 
     @property
     def d_vocab_out(self) -> int:  # type: ignore[override]
         """Size of the unembedding, that of the embedding."""
-        return self.engine.cfg.d_vocab
+        return self.native.cfg.d_vocab
 
     @property
     def use_local_attn(self) -> bool:
         """True if a layer sees only a window of keys."""
-        return self.engine.cfg.window_size > 0
+        return self.native.cfg.window_size > 0
 
     @property
     def window_size(self) -> int | None:
         """Keys that a local layer sees, or None."""
-        return self.engine.cfg.window_size or None
+        return self.native.cfg.window_size or None
 
     @property
     def attn_types(self) -> list[str] | None:
         """ "global" or "local" for each layer, or None where all are global."""
-        return list(self.engine.cfg.attn_types) or None
+        return list(self.native.cfg.attn_types) or None
 
     @property
     def attn_scores_soft_cap(self) -> float:
         """c of c tanh(scores / c), or -1."""
-        return self.engine.cfg.attn_scores_soft_cap or -1.0
+        return self.native.cfg.attn_scores_soft_cap or -1.0
 
     @property
     def output_logits_soft_cap(self) -> float:
         """c of c tanh(logits / c), or -1."""
-        return self.engine.cfg.output_logits_soft_cap or -1.0
+        return self.native.cfg.output_logits_soft_cap or -1.0
 
     @property
     def n_params(self) -> int:
         """Weights of attention and MLPs, without biases, norms and embeddings, as TransformerLens counts them."""
-        c = self.engine.cfg
+        c = self.native.cfg
         return c.n_layers * c.d_model * (4 * c.d_head * c.n_heads + c.d_mlp * (3 if c.gated_mlp else 2))
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("engine", "given"):
+        if name.startswith("__") or name in ("native", "given"):
             raise AttributeError(name)
         try:
-            return getattr(self.engine.cfg, name)
+            return getattr(self.native.cfg, name)
         except AttributeError:
             pass
         if name in FIELDS:
@@ -262,7 +262,7 @@ class LoadedConfig(HookedTransformerConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Every field by its name."""
-        native = [name for name in dir(self.engine.cfg) if not name.startswith("_")]
+        native = [name for name in dir(self.native.cfg) if not name.startswith("_")]
         views = [name for name, kind in vars(type(self)).items() if isinstance(kind, property)]
-        names = sorted({*native, *views, *FIELDS, *self._OWN} - {"engine", "given", "validate"})
+        names = sorted({*native, *views, *FIELDS, *self._OWN} - {"native", "given", "validate"})
         return {name: value for name in names if not callable(value := getattr(self, name))}

@@ -42,6 +42,20 @@ TEST_CASE("what comes with the library is found by name", "[io]") {
   REQUIRE_THROWS_AS(experiments::Protocol::load("no_inof"), IoError);
 }
 
+TEST_CASE("a protocol's name is the shipped one's, and a path a file's", "[io]") {
+  const testing::TemporaryFolder folder;
+  const auto shipped = experiments::Protocol::load("no_info").to_json();
+  const auto other = experiments::Protocol::load("with_info").to_json();
+  for (const auto* file : {"no_info", "no_info.json", "mine"}) std::ofstream(folder / file) << other;
+  const auto before = std::filesystem::current_path();
+  std::filesystem::current_path(folder / "");
+  CHECK(experiments::Protocol::load("no_info").to_json() == shipped);
+  CHECK(experiments::Protocol::load("no_info.json").to_json() == other);
+  CHECK(experiments::Protocol::load("./no_info").to_json() == other);
+  CHECK(experiments::Protocol::load("mine").to_json() == other);
+  std::filesystem::current_path(before);
+}
+
 TEST_CASE("INTROSPECT_SHARE must hold the library's data", "[io]") {
   const testing::TemporaryFolder folder;
   const Variable share("INTROSPECT_SHARE", (folder / "").string());

@@ -69,7 +69,7 @@ def test_a_cache_changes_nothing(pair, rng, chunks):
     tokens = tokens_of(rng)
     expected = exact_forward(theirs, tokens)
     residuals, patterns = residuals_and_patterns(ours)
-    cache, seen = ours.engine.make_cache(2), 0
+    cache, seen = ours.native.make_cache(2), 0
     for part in tokens.split(chunks, dim=1):
         now = slice(seen, seen + part.shape[1])
         seen = now.stop
@@ -106,7 +106,7 @@ def test_padding_of_a_prompt_is_kept_in_the_cache(pair, rng, side):
     ours, theirs = pair
     tokens, mask = tokens_of(rng), torch.ones(2, T, dtype=torch.bool)
     mask[1, slice(None, 9) if side == "left" else slice(2, 11)] = False  # of a prompt of 11 tokens; 13 more come after
-    cache = ours.engine.make_cache(2)
+    cache = ours.native.make_cache(2)
     parts = zip(tokens.split([11, 12, 1], dim=1), mask.split([11, 12, 1], dim=1), strict=True)
     logits = torch.cat([ours(t, attention_mask=m, cache=cache) for t, m in parts], dim=1)
     for row in range(2):
@@ -120,7 +120,7 @@ def test_greedy_continuations_equal_transformers(pair, rng):
     expected = tokens
     for _ in range(12):  # beyond the window
         expected = torch.cat([expected, exact_forward(theirs, expected).logits[:, -1:].argmax(-1)], dim=1)
-    assert ours.engine.generate(tokens.tolist(), max_new_tokens=12, stop_at_eos=False)[0] == expected[0, 9:].tolist()
+    assert ours.native.generate(tokens.tolist(), max_new_tokens=12, stop_at_eos=False)[0] == expected[0, 9:].tolist()
 
 
 def test_a_state_dict_in_memory_is_the_model_of_its_folder(pair, rng):
@@ -129,7 +129,7 @@ def test_a_state_dict_in_memory_is_the_model_of_its_folder(pair, rng):
     tokens = tokens_of(rng)
     assert torch.equal(model.forward(tokens), ours(tokens))
     if theirs.config.model_type != "gpt_neox":  # whose folders have another name for the unembedding
-        assert model.hash == ours.engine.hash
+        assert model.hash == ours.native.hash
 
 
 # What GGUF files cannot say about some of the tiny models.
@@ -281,5 +281,5 @@ def test_the_hash_tells_apart_what_no_tensor_does(tmp_path):
     theirs = tiny_transformers("gemma2")
     changes = [{}, {"sliding_window": 8}, {"query_pre_attn_scalar": 9}, {"attn_logit_softcapping": None},
                {"final_logit_softcapping": 4.0}]  # fmt: skip
-    hashes = {load(save(theirs, tmp_path / str(i), **change)).engine.hash for i, change in enumerate(changes)}
+    hashes = {load(save(theirs, tmp_path / str(i), **change)).native.hash for i, change in enumerate(changes)}
     assert len(hashes) == len(changes)

@@ -32,8 +32,8 @@ def test_a_planted_direction_is_recovered(qwen05, prompts):
     writes /= writes.norm(dim=1, keepdim=True)
     reads = torch.randn(RANK, d_mlp, generator=rng) * torch.tensor([1.0, 0.25, 0.25, 0.25])[:, None]
     name = f"blocks.{LAYER}.mlp.W_out"
-    W_out = dict(model.engine.named_weights())[name]
-    changed = introspect.Model(model.engine.with_weights({name: W_out + writes.T @ reads}))
+    W_out = dict(model.native.named_weights())[name]
+    changed = introspect.Model(model.native.with_weights({name: W_out + writes.T @ reads}))
     vectors = {}
     both = [introspect.collect_activations(m, prompts, layers=[LAYER]) for m in (changed, model)]
     neurons = introspect.collect_activations(model, prompts, layers=[LAYER], point="mlp.hook_post").values[:, 0]

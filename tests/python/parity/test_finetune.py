@@ -17,11 +17,11 @@ def test_all_weights_of_another_model_make_that_model(name, tmp_path, rng):
     )
     tokens = torch.randint(3, 101, (2, 12), generator=rng)
     before = one(tokens)
-    swapped = introspect.Model(one.engine.with_weights(dict(other.engine.named_weights())))
+    swapped = introspect.Model(one.native.with_weights(dict(other.native.named_weights())))
     torch.testing.assert_close(swapped(tokens), other(tokens), rtol=0, atol=0)
     torch.testing.assert_close(one(tokens), before, rtol=0, atol=0)
     assert not torch.allclose(before, other(tokens))
-    assert [n for n, _ in swapped.engine.named_weights()] == [n for n, _ in one.engine.named_weights()]
+    assert [n for n, _ in swapped.native.named_weights()] == [n for n, _ in one.native.named_weights()]
     assert len({one.hash, other.hash, swapped.hash}) == 3
 
 

@@ -84,19 +84,19 @@ def test_what_llama_cpp_would_run_otherwise_is_refused(keys, word, tmp_path):
 def test_a_file_without_a_base_has_ten_thousand(family, tmp_path, rng):
     theirs = tiny_transformers(family, query_pre_attn_scalar=10).float()
     path = write_tiny_gguf(tmp_path / "a.gguf", theirs)
-    stated = load(path).engine.hash
-    assert load(without(path, "rope.freq_base")).engine.hash == stated  # of a model whose base is 10000
+    stated = load(path).native.hash
+    assert load(without(path, "rope.freq_base")).native.hash == stated  # of a model whose base is 10000
 
 
 def test_a_file_without_a_base_of_gemma_3_has_it_too(tmp_path):
     rope = {"full_attention": {"rope_type": "default", "rope_theta": 10000.0},
             "sliding_attention": {"rope_type": "default", "rope_theta": 10.0}}  # fmt: skip
     path = write_tiny_gguf(tmp_path / "a.gguf", tiny_transformers("gemma3", rope_parameters=rope).float())
-    stated = load(path).engine.hash
+    stated = load(path).native.hash
     content = path.read_bytes()
     path.write_bytes(content.replace(b"rope.freq_base\x06", b"rope.freq_bas?\x06"))
     assert path.read_bytes() != content
-    assert load(path).engine.hash == stated
+    assert load(path).native.hash == stated
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_file_without_a_window_has_the_one_that_llama_cpp_takes(family, sizes,
     def written(**keys):
         theirs = tiny_transformers(family, **{**sizes, "sliding_window": None if family == "phi3" else 7}).float()
         theirs.config.sliding_window = None
-        return load(write_tiny_gguf(tmp_path / "a.gguf", theirs, **keys)).engine.hash
+        return load(write_tiny_gguf(tmp_path / "a.gguf", theirs, **keys)).native.hash
 
     assert written() == written(attention__sliding_window=window)
     assert written() != written(attention__sliding_window=3)
@@ -128,7 +128,7 @@ def test_a_file_without_a_window_has_the_one_that_llama_cpp_takes(family, sizes,
 def test_sizes_by_layer_are_read_where_they_are_equal(tmp_path, rng):
     theirs = tiny_transformers("llama").float()
     path = write_tiny_gguf(tmp_path / "a.gguf", theirs)
-    stated = load(path).engine.hash
+    stated = load(path).native.hash
     import gguf
 
     class Writer(gguf.GGUFWriter):
@@ -140,4 +140,4 @@ def test_sizes_by_layer_are_read_where_they_are_equal(tmp_path, rng):
         write_tiny_gguf(path, theirs)
     finally:
         gguf.GGUFWriter = original
-    assert load(path).engine.hash == stated
+    assert load(path).native.hash == stated

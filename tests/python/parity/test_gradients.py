@@ -69,7 +69,7 @@ def test_gradients_of_weights_when_asked_for(tmp_path, rng):
     with exact_softmax():
         metric(theirs(tokens).logits).backward()
     assert not model(tokens).requires_grad  # nothing asked for: no graph
-    weights = dict(model.engine.named_weights())
+    weights = dict(model.native.named_weights())
     for weight in weights.values():
         weight.requires_grad_()
     metric(model(tokens)).backward()

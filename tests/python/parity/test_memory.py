@@ -24,7 +24,7 @@ GRAPH_OF_TWO = """
         node = graph.segment(model, list(range(100, 140)), node)
     graph.read(node)
     total = float(graph.run()[0].double().sum())
-    print(total, resident() - before, sum(model.engine.nbytes for model in pair) / 2**20)
+    print(total, resident() - before, sum(model.native.nbytes for model in pair) / 2**20)
 """
 
 

@@ -92,13 +92,13 @@ def test_logits_of_real_models_equal_transformers(pair, prompt):
         expected = theirs(tokens).logits
     logits = ours(tokens)
     assert (logits - expected).abs().max() < 1e-3  # float32 sums in other orders; logits spread over tens
-    cache = ours.engine.make_cache(1)
+    cache = ours.native.make_cache(1)
     cached = torch.cat([ours(part, cache=cache) for part in tokens.split(7, dim=1)], dim=1)
     assert (cached - logits).abs().max() < 2e-4  # DESIGN 5: the floor of float32
     assert (cached.argmax(-1) == logits.argmax(-1)).all()
     if prompt not in CONTINUED:
         return
-    new = ours.engine.generate(tokens.tolist(), max_new_tokens=12, stop_at_eos=False)[0]
+    new = ours.native.generate(tokens.tolist(), max_new_tokens=12, stop_at_eos=False)[0]
     greedy = theirs.generate(
         tokens, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0, repetition_penalty=1.0
     )
@@ -150,5 +150,5 @@ def test_stories15m_equals_transformers_and_run_c(stories15m):
     with torch.no_grad():
         assert (ours(tokens) - theirs(tokens).logits).abs().max() < 1e-3
     n = len(golden["greedy_ids"])
-    new = ours.engine.generate([golden["prompt_ids"]], max_new_tokens=n, stop_at_eos=False)[0]
+    new = ours.native.generate([golden["prompt_ids"]], max_new_tokens=n, stop_at_eos=False)[0]
     assert new == golden["greedy_ids"]

@@ -138,7 +138,7 @@ def test_estimates_leave_no_graph_behind_and_work_without_gradients_outside(mode
     with torch.no_grad():
         estimates = introspect.estimate_ranges(model, protocol, vectors=vectors, strengths=[1.0], questions=[])
     assert all(math.isfinite(x) for part in estimates.parts for x in part.by_layer)
-    assert not any(weight.requires_grad for _, weight in model.engine.named_weights())
+    assert not any(weight.requires_grad for _, weight in model.native.named_weights())
     assert not model(torch.tensor([[1, 2]])).requires_grad
 
 

@@ -156,7 +156,7 @@ def test_a_generation_ends_where_generation_config_says(tmp_path, stubborn, gpt2
         parsed["model"] |= {"vocab": vocab, "merges": []}
         parsed["added_tokens"][0]["id"] = 256
         (folder / "tokenizer.json").write_text(json.dumps(parsed))
-    engine = introspect.load_model(folder, dtype=torch.float64).engine
+    engine = introspect.load_model(folder, dtype=torch.float64).native
     assert engine.generate([[1, 2]], max_new_tokens=6) == [[198] if stops else [198] * 6]
     assert engine.generate([[1, 2]], max_new_tokens=6, stop_at_eos=False) == [[198] * 6]
 

@@ -174,7 +174,7 @@ def stream(cache, layer, mlp_input=False):
 def norm_output(cache, layer, mlp_input=False):
     """What the norm before a block, its MLP or the unembedding made of the stream, less its bias."""
     name = "ln_final" if layer in (None, -1, N_LAYERS) else f"blocks.{layer}.ln{2 if mlp_input else 1}"
-    return cache[f"{name}.hook_normalized"] * cache.model.engine.weight(f"{name}.w")
+    return cache[f"{name}.hook_normalized"] * cache.model.native.weight(f"{name}.w")
 
 
 WHERE = [(None, False), (N_LAYERS, False), (-1, False), (2, False), (1, True), (0, True), (0, False)]
@@ -251,7 +251,7 @@ def test_accumulated_streams_and_their_labels(cache):
 def test_the_logit_lens_ends_in_the_models_own_logits(cache):
     lens = cache.accumulated_resid(apply_ln=True)
     assert torch.equal(lens[-1], cache["unembed.hook_in"])
-    engine = cache.model.engine
+    engine = cache.model.native
     logits = lens @ engine.weight("unembed.W_U") + engine.weight("unembed.b_U")
     torch.testing.assert_close(logits[-1], cache["unembed.hook_out"], **EXACT)
     stop = torch.stack([engine.readout(cache["resid_pre", layer]) for layer in range(N_LAYERS)])
@@ -266,7 +266,7 @@ def test_accumulated_streams_up_to_a_layer_are_normed_with_its_scale(cache, mlp_
 
 
 def test_heads_sum_to_what_attention_writes(cache):
-    engine, H = cache.model.engine, cache.model.cfg.n_heads
+    engine, H = cache.model.native, cache.model.cfg.n_heads
     heads = cache.stack_head_results(2)
     bias = engine.weight("blocks.2.attn.b_O")
     if cache.model.cfg.use_normalization_before_and_after:
@@ -310,7 +310,7 @@ def test_a_cached_head_result_that_a_hook_has_changed_is_what_counts(model, toke
 def test_neurons_sum_to_what_the_mlp_writes(cache):
     results = cache.get_neuron_results(1)
     assert results.shape == (2, 7, cache.model.cfg.d_mlp, cache.model.cfg.d_model)
-    out = results.sum(-2) + cache.model.engine.weight("blocks.1.mlp.b_out")  # zero where a norm stands after
+    out = results.sum(-2) + cache.model.native.weight("blocks.1.mlp.b_out")  # zero where a norm stands after
     torch.testing.assert_close(out, cache["mlp_out", 1], **summing(cache))
     stack, labels = cache.stack_neuron_results(2, return_labels=True, incl_remainder=True)
     assert labels[cache.model.cfg.d_mlp] == "L1N0"
@@ -373,7 +373,7 @@ def test_without_the_batch_dimension_all_is_the_same(cache, method, options, app
 
 def attributions(cache, stack, token_directions):
     """The definition: components through the final norm at its cached scale, times columns of the unembedding."""
-    engine = cache.model.engine
+    engine = cache.model.native
     if engine.cfg.normalization_type == "LN":
         stack = stack - stack.mean(-1, keepdim=True)
     normed = stack / cache["ln_final.hook_scale"] * engine.weight("ln_final.w")
@@ -382,7 +382,7 @@ def attributions(cache, stack, token_directions):
 
 def test_logit_attributions_are_products_with_the_unembedding(cache, tokens):
     stack = cache.decompose_resid()
-    W_U = cache.model.engine.weight("unembed.W_U").T
+    W_U = cache.model.native.weight("unembed.W_U").T
     everywhere = torch.ones(2, 7, 1, dtype=torch.float64)
     wrong = (tokens + 5) % cache.model.cfg.d_vocab
     by_row, wrong_by_row = torch.tensor([4, 9]), torch.tensor([5, 0])
@@ -398,7 +398,7 @@ def test_logit_attributions_are_products_with_the_unembedding(cache, tokens):
 
 
 def test_logit_attributions_of_everything_sum_to_the_logits(cache, tokens):
-    engine = cache.model.engine
+    engine = cache.model.native
     if engine.cfg.output_logits_soft_cap > 0:
         pytest.skip("the soft cap is not a sum")
     attrs = cache.logit_attrs(cache.get_full_resid_decomposition(), tokens)

@@ -280,7 +280,7 @@ def test_names_of_the_other_class_are_hinted_at(model):
     with pytest.raises(AttributeError, match=r"near it: .*generate"):
         model.generat  # noqa: B018
     same = introspect.HookedTransformer(model)
-    assert same.engine is model.engine and same.name == model.name
+    assert same.native is model.native and same.name == model.name
     assert "HookedTransformer" in introspect.Model.__doc__ and "load_model" in introspect.HookedTransformer.__doc__
 
 
@@ -288,10 +288,10 @@ def test_what_a_property_says_when_it_fails_is_not_lost(folder):
     class Broken(introspect.Model):
         @property
         def broken(self):
-            return self.engine.no_such_thing
+            return self.native.no_such_thing
 
     with pytest.raises(AttributeError, match="no_such_thing"):
-        Broken(introspect.load_model(folder).engine).broken  # noqa: B018
+        Broken(introspect.load_model(folder).native).broken  # noqa: B018
 
 
 def test_objects_show_themselves_in_a_line_or_a_page(model, lens, tmp_path):

@@ -47,7 +47,7 @@ def test_a_pass_is_the_same(folders, tokens):
     assert all(torch.equal(cache[name], value) for name, value in expected[1].items())
     halves = []
     for model in (kept, left):
-        cache = model.engine.make_cache(2)
+        cache = model.native.make_cache(2)
         halves.append([model(part, cache=cache) for part in (tokens[:, :5], tokens[:, 5:])])
     assert all(torch.equal(a, b) for a, b in zip(*halves, strict=True))
 
@@ -75,15 +75,15 @@ def test_activations_of_such_a_model_are_the_same(tmp_path):
 
 def test_what_the_model_is_does_not_change(folders):
     kept, left = load_both_ways(folders[0])
-    assert (left.hash, left.dtype, left.engine.n_params) == (kept.hash, kept.dtype, kept.engine.n_params)
-    named = dict(kept.engine.named_weights())
+    assert (left.hash, left.dtype, left.native.n_params) == (kept.hash, kept.dtype, kept.native.n_params)
+    named = dict(kept.native.named_weights())
     outside = sum(t.nbytes for name, t in named.items() if not name.startswith("blocks."))
-    assert left.engine.nbytes == outside < kept.engine.nbytes
+    assert left.native.nbytes == outside < kept.native.nbytes
 
 
 def test_weights_that_are_not_in_memory_are_not_handed_out(folders):
     left = load_both_ways(folders[0])[1]
     with pytest.raises(introspect.ConfigError, match=r"blocks stay in the files.*keep_blocks"):
-        left.engine.named_weights()
+        left.native.named_weights()
     with pytest.raises(introspect.ConfigError, match=r"blocks stay in the files.*keep_blocks"):
         introspect.finetune(left, [introspect.FinetuneExample([5], [6])], steps=1)

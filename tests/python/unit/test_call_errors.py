@@ -39,10 +39,10 @@ def instances(model, tmp_path_factory):
     vector = random_vectors()["cat"]
     condition = introspect.Condition(torch.ones(32), layer=1, threshold=0.0)
     objects = [
-        model.engine, model.engine.cfg, model.engine.make_cache(1), model.engine.make_hooks(), model.engine.tokenizer,
-        model.engine.chat_template, vector, introspect.Intervention({}), introspect.TextFilter(), condition,
+        model.native, model.native.cfg, model.native.make_cache(1), model.native.make_hooks(), model.native.tokenizer,
+        model.native.chat_template, vector, introspect.Intervention({}), introspect.TextFilter(), condition,
         introspect.TokenTrie([[1, 2], [1, 3]]), introspect.load_protocol("no_info"), _C.ActivationCache(),
-        _C.StreamDecoder(model.engine.tokenizer), _C.GgufWriter("controlvector"),
+        _C.StreamDecoder(model.native.tokenizer), _C.GgufWriter("controlvector"),
         _C.Store(tmp_path_factory.mktemp("store") / "s"),
     ]  # fmt: skip
     return {type(one): one for one in objects}
@@ -100,12 +100,12 @@ def test_no_call_answers_with_a_list_of_signatures(instances):
         (lambda m: introspect.ControlVector("qwen2", torch.ones(3)), "'directions'.*dict of int to Tensor, got Tensor"),
         (lambda m: introspect.ControlVector("qwen2", {"1": torch.ones(3)}), "'directions'.*key of type str"),
         (lambda m: introspect.Tokenizer.load(3), r"Tokenizer.load.*'path' must be a path, got int"),
-        (lambda m: m.engine.make_cache("two"), "Model.make_cache.*'batch' must be int, got str"),
-        (lambda m: m.engine.make_cache(1).truncate(1.5), "KVCache.truncate.*'length' must be int, got float"),
+        (lambda m: m.native.make_cache("two"), "Model.make_cache.*'batch' must be int, got str"),
+        (lambda m: m.native.make_cache(1).truncate(1.5), "KVCache.truncate.*'length' must be int, got float"),
         (lambda m: introspect.TokenTrie([1, 2]), "TokenTrie.*got int in place 0"),
         (lambda m: introspect.TextFilter(tokens=5), "TextFilter.*'tokens' must be a list of int or None, got int"),
-        (lambda m: m.engine.forward([[1, 2]]), "Model.forward.*'tokens' must be Tensor, got list"),
-        (lambda m: m.engine.forward(torch.zeros(1, 2, dtype=torch.long), hooks=3), "'hooks' must be HookReg"),
+        (lambda m: m.native.forward([[1, 2]]), "Model.forward.*'tokens' must be Tensor, got list"),
+        (lambda m: m.native.forward(torch.zeros(1, 2, dtype=torch.long), hooks=3), "'hooks' must be HookReg"),
         (lambda m: _C.KVCache.fork(3), "KVCache.fork.*must be called on a KVCache, got int"),
     ],
 )  # fmt: skip
@@ -118,23 +118,23 @@ def test_an_error_of_a_function_inside_a_callback_stays_its_own(model):
     def hook(x, name):
         introspect.Intervention({}, rows="abc")
 
-    hooks = model.engine.make_hooks()
+    hooks = model.native.make_hooks()
     hooks.add("hook_embed", hook)
     with pytest.raises(TypeError, match=r"Intervention.*'rows'"):
-        model.engine.forward(torch.zeros(1, 2, dtype=torch.long), hooks=hooks)
+        model.native.forward(torch.zeros(1, 2, dtype=torch.long), hooks=hooks)
 
     def theirs(x, name):
         torch._C._jit_get_schemas_for_operator(3)  # torch binds with pybind11, too
 
-    hooks = model.engine.make_hooks()
+    hooks = model.native.make_hooks()
     hooks.add("hook_embed", theirs)
     with pytest.raises(TypeError, match="_jit_get_schemas_for_operator"):
-        model.engine.forward(torch.zeros(1, 2, dtype=torch.long), hooks=hooks)
+        model.native.forward(torch.zeros(1, 2, dtype=torch.long), hooks=hooks)
 
 
 def test_what_a_callback_returns_is_said_if_it_does_not_fit(model):
     with pytest.raises(TypeError, match=r"Model\.generate.*returned str"):
-        model.engine.generate([[1, 2]], on_token=lambda row, token: "yes")
+        model.native.generate([[1, 2]], on_token=lambda row, token: "yes")
     template = introspect.ChatTemplate("mine", lambda messages, add_generation_prompt: 3)
     with pytest.raises(TypeError, match=r"ChatTemplate\.render.*returned int"):
         template.render([{"role": "user", "content": "a"}])
@@ -165,7 +165,7 @@ def test_nor_does_one_pass_as_an_argument_or_inside_a_list(model):
         lambda: other + vector,
         lambda: other.cosine(vector),
         lambda: _C.as_interventions([other, vector], introspect.Intervention({}), model=model),
-        lambda: model.engine.make_hooks().add_intervention(introspect.Intervention.__new__(introspect.Intervention)),
+        lambda: model.native.make_hooks().add_intervention(introspect.Intervention.__new__(introspect.Intervention)),
         lambda: introspect.Intervention({}, text=introspect.TextFilter.__new__(introspect.TextFilter)),
         lambda: _C.apply_norm(_C.Model.__new__(_C.Model), torch.ones(1, 1, 32), None, layer=0),
     ]
@@ -195,7 +195,7 @@ def values(model):
         "condition": introspect.Condition(torch.randn(32), layer=1, threshold=0.3, above=False, over="last"),
         "intervention": intervention,
         "intervention of a range": ranged,
-        "config": model.engine.cfg,
+        "config": model.native.cfg,
         "protocol": introspect.load_protocol("with_info"),
     }
 

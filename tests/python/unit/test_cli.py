@@ -16,6 +16,7 @@ import synthetic
 import typer
 from typer.testing import CliRunner
 
+from introspect.arguments import layer_range
 from introspect.cli import common
 from introspect.cli.app import app
 
@@ -171,9 +172,9 @@ def test_other_layers_are_not(text):
 
 def test_fractions_name_the_articles_blocks():
     layers = common.Layers(21 / 64, 42 / 64)
-    assert layers.blocks(64) == (21, 42)
-    assert layers.blocks(24) == (8, 16)
-    assert common.Layers(0.0, 1.0).blocks(24) == (0, 23)
+    assert layer_range(layers, 64, "--layers") == (21, 42)
+    assert layer_range(layers, 24, "--layers") == (8, 16)
+    assert layer_range(common.Layers(0.0, 1.0), 24, "--layers") == (0, 23)
 
 
 def test_a_failure_is_one_line_and_1(tmp_path):

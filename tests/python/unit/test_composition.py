@@ -11,7 +11,7 @@ from introspect import _C
 @pytest.fixture(scope="module", params=["qwen2", "llama", "mistral no window", "gpt2"])
 def engine(request, tmp_path_factory):
     folder = write_tiny_transformers(tmp_path_factory.mktemp("tiny") / "m", request.param)
-    return introspect.load_model(folder, dtype=torch.float64).engine
+    return introspect.load_model(folder, dtype=torch.float64).native
 
 
 @pytest.mark.parametrize("mode", ["Q", "K", "V"])

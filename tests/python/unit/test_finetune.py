@@ -37,7 +37,7 @@ def test_a_model_learns_an_injections_answer_and_the_original_stays(model, rng):
     assert len(losses) == 30
     assert torch.equal(model(tokens), before)
     assert model.hash == hash_before != trained.hash
-    assert not any(w.requires_grad for m in (model, trained) for _, w in m.engine.named_weights())
+    assert not any(w.requires_grad for m in (model, trained) for _, w in m.native.named_weights())
 
 
 def test_the_same_seed_gives_the_same_model(model):
@@ -50,10 +50,10 @@ def test_only_the_weights_asked_for_are_trained_and_the_others_are_shared(model)
     trained = finetune(
         model, [FinetuneExample("Why?", " yes")], steps=2, weights=lambda name: name.startswith("blocks.2.mlp.W")
     )
-    after = dict(trained.engine.named_weights())
-    changed = {name for name, weight in model.engine.named_weights() if not torch.equal(weight, after[name])}
+    after = dict(trained.native.named_weights())
+    changed = {name for name, weight in model.native.named_weights() if not torch.equal(weight, after[name])}
     assert changed == {"blocks.2.mlp.W_in", "blocks.2.mlp.W_out"}
-    for name, weight in model.engine.named_weights():
+    for name, weight in model.native.named_weights():
         assert (after[name].data_ptr() == weight.data_ptr()) == (name not in changed)
 
 
@@ -105,12 +105,12 @@ def test_a_model_of_a_small_dtype_is_refused(tmp_path):
 
 
 def test_other_weights_are_another_hash_and_equal_weights_the_same(model):
-    weight = dict(model.engine.named_weights())["blocks.0.mlp.W_in"]
+    weight = dict(model.native.named_weights())["blocks.0.mlp.W_in"]
     changed = weight.clone()
     changed[1, 1] += 1e-3
-    one, same = (model.engine.with_weights({"blocks.0.mlp.W_in": w}) for w in (changed, changed.clone()))
+    one, same = (model.native.with_weights({"blocks.0.mlp.W_in": w}) for w in (changed, changed.clone()))
     assert one.hash == same.hash != model.hash
-    assert model.engine.with_weights({}).hash == model.hash
+    assert model.native.with_weights({}).hash == model.hash
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,6 @@ def test_other_weights_are_another_hash_and_equal_weights_the_same(model):
     ],
 )
 def test_weights_that_do_not_fit_are_refused(model, error, name, make):
-    weight = dict(model.engine.named_weights())["blocks.0.mlp.W_in"]
+    weight = dict(model.native.named_weights())["blocks.0.mlp.W_in"]
     with pytest.raises(error, match=name):
-        model.engine.with_weights({name: make(weight)})
+        model.native.with_weights({name: make(weight)})

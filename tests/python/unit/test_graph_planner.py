@@ -359,7 +359,7 @@ def test_readouts_of_residuals_are_the_models_logits(models, tokens):
     read = graph.read(
         graph.segment(model, tokens[7:], graph.segment(model, tokens[:7])), layers=[model.cfg.n_layers - 1]
     )
-    logits = model.engine.readout(graph.run()[read][0, 0])
+    logits = model.native.readout(graph.run()[read][0, 0])
     torch.testing.assert_close(logits.double(), model(torch.tensor([tokens]))[0, -1], rtol=0, atol=1e-4)  # float32
 
 

@@ -30,16 +30,16 @@ def tokens(model):
 
 @pytest.fixture
 def hooks(model):
-    return model.engine.make_hooks()
+    return model.native.make_hooks()
 
 
 @pytest.fixture(scope="module")
 def everything(model, tokens):
     """Every activation of the plain pass."""
-    hooks, cache = model.engine.make_hooks(), ActivationCache()
+    hooks, cache = model.native.make_hooks(), ActivationCache()
     for name in model.hook_names:
         hooks.record(name, cache)
-    model.engine.forward(tokens, hooks=hooks)
+    model.native.forward(tokens, hooks=hooks)
     return cache.to_dict()
 
 
@@ -92,9 +92,9 @@ def test_a_recorded_part_is_plain_indexing_of_the_whole(model, tokens, everythin
     index = slice(*positions) if isinstance(positions, tuple) else slice(None) if positions is None else positions
     expected = expected[:, :, index] if by_key else expected[:, index]
 
-    hooks, cache = model.engine.make_hooks(), ActivationCache()
+    hooks, cache = model.native.make_hooks(), ActivationCache()
     hooks.record(name, cache, positions=positions, heads=heads)
-    logits = model.engine.forward(tokens, hooks=hooks)
+    logits = model.native.forward(tokens, hooks=hooks)
     torch.testing.assert_close(cache[name], expected, **FLOOR)
     torch.testing.assert_close(logits, model(tokens), **FLOOR)
     assert cache[name].untyped_storage().nbytes() == cache[name].nbytes  # nothing but what was asked for is kept
@@ -105,7 +105,7 @@ def test_recording_everything_keeps_the_order_of_the_pass_and_the_logits(model, 
     cache = ActivationCache()
     for name in reversed(model.hook_names):
         hooks.record(name, cache)
-    torch.testing.assert_close(model.engine.forward(tokens, hooks=hooks), model(tokens), **FLOOR)
+    torch.testing.assert_close(model.native.forward(tokens, hooks=hooks), model(tokens), **FLOOR)
     assert len(cache) == len(everything)
     assert all(torch.equal(value, everything[name]) for name, value in cache.items())
     assert POST in cache and "blocks.1" not in cache
@@ -119,7 +119,7 @@ def test_different_parts_at_one_pattern_are_each_what_was_asked_for(model, token
     hooks.record(name, caches[0], positions=-1, heads=[1])
     hooks.record(name, caches[1], positions=(2, 5))
     hooks.record(name, caches[2])
-    model.engine.forward(tokens, hooks=hooks)
+    model.native.forward(tokens, hooks=hooks)
     whole = everything[name]
     expected = [whole[:, 1:2, -1], whole[:, :, 2:5], whole]
     for cache, part in zip(caches, expected, strict=True):
@@ -130,7 +130,7 @@ def test_the_cache_may_live_in_another_dtype(model, tokens, everything, hooks):
     cache = ActivationCache()
     hooks.record(POST, cache, dtype=torch.float16, device=torch.device("cpu"))
     hooks.record("hook_embed", cache)
-    model.engine.forward(tokens, hooks=hooks)
+    model.native.forward(tokens, hooks=hooks)
     assert torch.equal(cache[POST], everything[POST].half())
     assert cache.nbytes == cache[POST].nbytes + cache["hook_embed"].nbytes
     halved = cache.to(dtype=torch.float32)
@@ -143,7 +143,7 @@ def test_memory_that_two_entries_share_counts_once(model, tokens, hooks):
     cache = ActivationCache()
     hooks.record(POST, cache)
     hooks.record("blocks.2.hook_resid_pre", cache)
-    model.engine.forward(tokens, hooks=hooks)
+    model.native.forward(tokens, hooks=hooks)
     assert cache.nbytes == cache[POST].nbytes
 
 
@@ -156,7 +156,7 @@ def test_recorders_and_hooks_run_in_the_order_of_addition(model, tokens, everyth
     hooks.record(POST, caches[2])
     hooks.add(POST, lambda x, name: calls.append("before") or x - 3, prepend=True)
     hooks.add_intervention(introspect.Intervention({1: torch.full((32,), 5.0)}))
-    model.engine.forward(tokens, hooks=hooks)
+    model.native.forward(tokens, hooks=hooks)
     assert calls == ["before", "first", "second"]
     x = everything[POST]
     torch.testing.assert_close(caches[0][POST], x + 2, **FLOOR)  # the intervention, then what was put before
@@ -182,7 +182,7 @@ def test_a_hook_that_writes_in_place_changes_the_pass_and_nothing_recorded(model
 
     hooks.add("blocks.1.hook_resid_pre", returning_nothing(write))
     hooks.record("blocks.1.hook_resid_pre", after)
-    logits = model.engine.forward(tokens, hooks=hooks)
+    logits = model.native.forward(tokens, hooks=hooks)
     assert torch.equal(before["blocks.0.hook_resid_post"], plain["blocks.0.hook_resid_post"])
     assert torch.equal(at["blocks.1.hook_resid_pre"], plain["blocks.0.hook_resid_post"])
     assert not after["blocks.1.hook_resid_pre"].any()
@@ -200,7 +200,7 @@ def test_a_tensor_that_a_hook_keeps_and_writes_into_later_changes_nothing(model,
     hooks.add(POST, keep)
     hooks.record(POST, cache)
     hooks.add("blocks.2.hook_resid_mid", returning_nothing(lambda x: kept[0].zero_()))
-    assert torch.equal(model.engine.forward(tokens, hooks=hooks), model(tokens))
+    assert torch.equal(model.native.forward(tokens, hooks=hooks), model(tokens))
     assert not kept[0].any()
     assert cache[POST].all()
 
@@ -209,7 +209,7 @@ def test_a_hook_that_only_looks_leaves_the_pass_as_it_was_bit_for_bit(model, tok
     for name in model.hook_names:
         if "attn.hook_" not in name:  # where the pattern is seen, it is computed by other kernels
             hooks.add(name, lambda x, name: None)
-    assert torch.equal(model.engine.forward(tokens, hooks=hooks), model(tokens))
+    assert torch.equal(model.native.forward(tokens, hooks=hooks), model(tokens))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_hook_that_only_looks_leaves_the_pass_as_it_was_bit_for_bit(model, tok
 def test_what_cannot_replace_is_a_hook_error_that_names_the_hook(model, tokens, hooks, result, match, direction):
     hooks.add(POST, lambda x, name: result(x), direction=direction)
     with pytest.raises(introspect.HookError, match=match):
-        model.engine.forward(tokens, hooks=hooks).sum().backward()
+        model.native.forward(tokens, hooks=hooks).sum().backward()
 
 
 @pytest.mark.parametrize("start", ["hook_embed", POST])
@@ -240,7 +240,7 @@ def test_a_tensor_that_a_hook_keeps_stands_in_the_graph(model, tokens, hooks, st
     hooks.record(start, cache, gradient=True)
     hooks.add(POST, keep)
     hooks.record("blocks.2.hook_resid_pre", cache, gradient=True)
-    logits = model.engine.forward(tokens, hooks=hooks)
+    logits = model.native.forward(tokens, hooks=hooks)
     torch.testing.assert_close(logits, model(tokens), **FLOOR)
     logits.square().sum().backward()
     assert torch.equal(kept[0].grad, cache["blocks.2.hook_resid_pre_grad"])
@@ -256,7 +256,7 @@ def test_errors_of_a_hook_pass_through_as_themselves(model, tokens, hooks, direc
 
     hooks.add(POST, hook, direction=direction)
     with pytest.raises(Mine, match=POST):
-        model.engine.forward(tokens, hooks=hooks).sum().backward()
+        model.native.forward(tokens, hooks=hooks).sum().backward()
 
 
 def test_names_that_do_not_exist_list_the_nearest(hooks):
@@ -285,7 +285,7 @@ def test_parts_that_cannot_be_are_refused(hooks, error, name, options):
 def test_a_position_that_the_pass_does_not_have_is_an_error(model, tokens, hooks, gradient):
     hooks.record(POST, ActivationCache(), positions=T, gradient=gradient)
     with pytest.raises(IndexError, match="-7 to 6, got 7"):
-        model.engine.forward(tokens, hooks=hooks)
+        model.native.forward(tokens, hooks=hooks)
 
 
 # Which hooks are there
@@ -297,9 +297,9 @@ def test_hooks_are_removed_one_by_one_and_a_copy_is_independent(model, tokens, h
     second = hooks.add(POST, lambda x, name: seen.append("second"))
     copy = hooks.copy()
     hooks.remove(first)
-    model.engine.forward(tokens, hooks=hooks)
+    model.native.forward(tokens, hooks=hooks)
     assert seen == ["second"]
-    model.engine.forward(tokens, hooks=copy)
+    model.native.forward(tokens, hooks=copy)
     assert seen == ["second", "first", "second"]
     copy.remove(second)
     assert copy.add("hook_embed", print) not in (first, second)
@@ -334,7 +334,7 @@ def test_a_hook_is_let_go_with_its_registry_on_any_thread(model):
         def __call__(self, x, name):
             return None
 
-    hooks, hook = model.engine.make_hooks(), Hook()
+    hooks, hook = model.native.make_hooks(), Hook()
     for direction in ("fwd", "bwd"):
         hooks.add(POST, hook, direction=direction)
     alive, held = weakref.ref(hook), [hooks.copy()]
@@ -356,9 +356,9 @@ def slope_along(model, tokens, name, value, direction):
     """
 
     def loss(x):
-        hooks = model.engine.make_hooks()
+        hooks = model.native.make_hooks()
         hooks.add(name, lambda _, __: x)
-        return float(model.engine.forward(tokens, hooks=hooks).square().sum())
+        return float(model.native.forward(tokens, hooks=hooks).square().sum())
 
     h = 4e-3
     minus2, minus1, plus1, plus2 = (loss(value + k * h * direction) for k in (-2, -1, 1, 2))
@@ -375,7 +375,7 @@ def test_recorded_gradients_are_the_slopes_of_the_pass(model, tokens, hooks, nam
     hooks.record(name, cache, gradient=True)
     hooks.record(name, cache)
     assert hooks.needs_grad
-    model.engine.forward(tokens, hooks=hooks).square().sum().backward()
+    model.native.forward(tokens, hooks=hooks).square().sum().backward()
     value, gradient = cache[name], cache[name + "_grad"]
     assert gradient.shape == value.shape
     direction = gradient / gradient.norm()
@@ -390,12 +390,12 @@ def test_each_site_sees_its_own_gradient_although_tensors_are_shared(model, toke
         hooks.record(name, cache, gradient=True)
     hooks.add("blocks.1.hook_resid_pre", lambda g, name: 2 * g, direction="bwd")
     hooks.record("blocks.1.hook_resid_pre", cache, gradient=True)
-    model.engine.forward(tokens, hooks=hooks).sum().backward()
+    model.native.forward(tokens, hooks=hooks).sum().backward()
     # After the doubling stands the recorder added last; the block before it gets what was returned.
     assert torch.equal(cache["blocks.0.hook_resid_post_grad"], cache["blocks.1.hook_resid_pre_grad"])
-    single, plain = model.engine.make_hooks(), ActivationCache()
+    single, plain = model.native.make_hooks(), ActivationCache()
     single.record("blocks.1.hook_resid_pre", plain, gradient=True)
-    model.engine.forward(tokens, hooks=single).sum().backward()
+    model.native.forward(tokens, hooks=single).sum().backward()
     torch.testing.assert_close(
         cache["blocks.1.hook_resid_pre_grad"], 2 * plain["blocks.1.hook_resid_pre_grad"], **FLOOR
     )
@@ -406,7 +406,7 @@ def test_backward_hooks_see_what_earlier_ones_made_and_may_write_in_place(model,
     hooks.record(POST, cache, gradient=True, positions=-1)
     hooks.add(POST, returning_nothing(lambda g: g.mul_(3)), direction="bwd")
     hooks.add(POST, lambda g, name: seen.append((g.clone(), name)), direction="bwd")
-    model.engine.forward(tokens, hooks=hooks).sum().backward()
+    model.native.forward(tokens, hooks=hooks).sum().backward()
     ((gradient, name),) = seen
     assert name == POST
     torch.testing.assert_close(gradient[:, -1], 3 * cache[POST + "_grad"], **FLOOR)
@@ -418,7 +418,7 @@ def test_gradients_reach_an_interventions_tensor_and_a_recorded_activation(model
     hooks.add_intervention(introspect.Intervention({0: v}))
     hooks.record(POST, cache, detach=False)
     hooks.record("blocks.1.hook_resid_pre", cache, gradient=True)
-    loss = model.engine.forward(tokens, hooks=hooks).square().mean()
+    loss = model.native.forward(tokens, hooks=hooks).square().mean()
     by_activation, by_vector = torch.autograd.grad(loss, [cache[POST], v])
     assert by_activation.shape == cache[POST].shape and by_activation.any()
     torch.testing.assert_close(by_vector, cache["blocks.1.hook_resid_pre_grad"].sum((0, 1)), **FLOOR)
@@ -427,11 +427,11 @@ def test_gradients_reach_an_interventions_tensor_and_a_recorded_activation(model
 def test_a_backward_hook_where_autograd_is_off_is_an_error(model, tokens, hooks):
     hooks.add(POST, print, direction="bwd")
     with torch.no_grad(), pytest.raises(introspect.HookError, match="no_grad"):
-        model.engine.forward(tokens, hooks=hooks)
+        model.native.forward(tokens, hooks=hooks)
 
 
 def test_an_interventions_gradient_is_not_needed_where_autograd_is_off(model, tokens, hooks):
     hooks.add_intervention(introspect.Intervention({0: torch.ones(32, requires_grad=True)}))
     assert hooks.needs_grad
     with torch.no_grad():
-        assert not model.engine.forward(tokens, hooks=hooks).requires_grad
+        assert not model.native.forward(tokens, hooks=hooks).requires_grad

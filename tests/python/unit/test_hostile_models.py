@@ -271,8 +271,8 @@ def test_a_peft_adapter_is_said_to_be_one(tmp_path):
 
 def test_a_cache_file_that_claims_more_than_it_holds_is_refused(tiny, tmp_path, little_memory):
     model = introspect.load_model(tiny)
-    cache = model.engine.make_cache(1)
-    model.engine.forward(torch.tensor([[3, 4, 5]]), cache=cache)
+    cache = model.native.make_cache(1)
+    model.native.forward(torch.tensor([[3, 4, 5]]), cache=cache)
     cache.save(tmp_path / "c.safetensors")
     tensors = load_file(tmp_path / "c.safetensors")
     from safetensors import safe_open

@@ -43,12 +43,12 @@ def full_name(point, layer):
 
 def run(model, tokens, interventions=(), names=(), **options):
     """Logits, and the activations at ``names``, of a pass under interventions."""
-    hooks, cache = model.engine.make_hooks(), introspect._C.ActivationCache()
+    hooks, cache = model.native.make_hooks(), introspect._C.ActivationCache()
     for intervention in interventions:
         hooks.add_intervention(intervention)
     for name in names:
         hooks.record(name, cache)
-    return model.engine.forward(tokens, hooks=hooks, **options), cache
+    return model.native.forward(tokens, hooks=hooks, **options), cache
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_the_identity_leaves_the_pass_as_it_was_bit_for_bit(model, tokens, op, s
     value = None if op in ("scale", "zero") else torch.ones(model.cfg.d_model)
     i = introspect.Intervention({1: value}, op=op, strength=strength)
     assert i.is_identity and i.first_change() is None
-    hooks = model.engine.make_hooks()
+    hooks = model.native.make_hooks()
     hooks.remove(hooks.add_intervention(i))  # it has an id all the same
     hooks.add_intervention(i)
     assert hooks.empty
@@ -241,7 +241,7 @@ def test_frozen_patterns_and_scales_are_those_of_the_other_prompt_in_chunks_too(
     whole, seen = run(model, tokens, frozen, names)
     for name in names:
         assert torch.equal(seen[name], stored[name])
-    cache = model.engine.make_cache(B)
+    cache = model.native.make_cache(B)
     parts = [run(model, part, frozen, cache=cache)[0] for part in tokens.split(chunks, dim=1)]
     torch.testing.assert_close(torch.cat(parts, 1), whole, **FLOOR)
     assert not torch.allclose(whole, model(tokens))
@@ -251,7 +251,7 @@ def test_positions_count_from_the_start_of_the_cache(model, tokens, rng):
     v = random_values(rng, B, T, model.cfg.d_model)
     for selection in ({"first_position": 2, "last_position": 6}, {"positions": [6, 1, 5]}):
         i = introspect.Intervention({1: v}, op="replace", **selection)
-        cache = model.engine.make_cache(B)
+        cache = model.native.make_cache(B)
         parts = [run(model, part, [i], cache=cache)[0] for part in tokens.split(3, dim=1)]
         torch.testing.assert_close(torch.cat(parts, 1), run(model, tokens, [i])[0], **FLOOR)
 
@@ -265,7 +265,7 @@ def test_a_stored_activation_that_is_too_short_is_an_error(model, tokens, rng):
 
 def test_the_mean_of_positions_in_the_cache_is_refused(model, tokens):
     i = introspect.Intervention({1: None}, op="mean")
-    cache = model.engine.make_cache(B)
+    cache = model.native.make_cache(B)
     run(model, tokens[:, :4], [i], cache=cache)
     with pytest.raises(introspect.HookError, match="one pass"):
         run(model, tokens[:, 4:], [i], cache=cache)
@@ -278,11 +278,11 @@ def test_gradients_flow_to_operands_and_through_the_activation(model, tokens, rn
     v = random_values(rng, 2, 32) if op == "project_out" else random_values(rng, 32)
     name, s, positions = "blocks.1.hook_resid_post", 1.0 if op in ("replace", "mean") else 0.7, [1, 4]
     operand = None if op == "scale" else v.requires_grad_()
-    hooks, cache = model.engine.make_hooks(), introspect._C.ActivationCache()
+    hooks, cache = model.native.make_hooks(), introspect._C.ActivationCache()
     hooks.add_intervention(introspect.Intervention({1: operand}, op=op, strength=s, positions=positions))
     hooks.record(name, cache, gradient=True)
     hooks.record("blocks.1.hook_mlp_out", cache, gradient=True)  # what arrives at x, one of whose terms it is
-    model.engine.forward(tokens, hooks=hooks).square().mean().backward()
+    model.native.forward(tokens, hooks=hooks).square().mean().backward()
 
     x = run(model, tokens, names=[name])[1][name].requires_grad_()
     w = v.detach().clone().requires_grad_()
@@ -293,7 +293,7 @@ def test_gradients_flow_to_operands_and_through_the_activation(model, tokens, rn
 
 
 def test_a_registry_says_whether_an_intervention_needs_gradients(model):
-    hooks = model.engine.make_hooks()
+    hooks = model.native.make_hooks()
     v = torch.zeros(model.cfg.d_model, requires_grad=True)
     hooks.add_intervention(introspect.Intervention({1: v}, strength=0.0))
     assert not hooks.needs_grad
@@ -330,7 +330,7 @@ def test_a_registry_says_whether_an_intervention_needs_gradients(model):
 )
 def test_what_cannot_be_is_refused_before_anything_runs(model, error, match, values, options):
     with pytest.raises(error, match=match):
-        model.engine.make_hooks().add_intervention(introspect.Intervention(values, **options))
+        model.native.make_hooks().add_intervention(introspect.Intervention(values, **options))
 
 
 def test_what_does_not_fit_the_batch_is_an_error(model, tokens):

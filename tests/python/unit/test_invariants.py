@@ -37,9 +37,9 @@ def direction(model, rng, *shape):
 
 
 def steered(model, tokens, intervention, **options):
-    hooks = model.engine.make_hooks()
+    hooks = model.native.make_hooks()
     hooks.add_intervention(intervention)
-    return model.engine.forward(tokens, hooks=hooks, **options)
+    return model.native.forward(tokens, hooks=hooks, **options)
 
 
 def keys_and_values(cache, layers):
@@ -56,7 +56,7 @@ def test_strength_zero_is_the_unsteered_run_bit_for_bit(model, tokens, rng):
 
 
 def test_kv_before_the_first_changed_layer_and_position_equals_the_baseline_bit_for_bit(model, tokens, rng):
-    base, changed = model.engine.make_cache(B), model.engine.make_cache(B)
+    base, changed = model.native.make_cache(B), model.native.make_cache(B)
     model(tokens, cache=base)
     span = introspect.Intervention({1: direction(model, rng)}, strength=5.0, first_position=4, last_position=8)
     steered(model, tokens, span, cache=changed)
@@ -69,7 +69,7 @@ def test_kv_before_the_first_changed_layer_and_position_equals_the_baseline_bit_
 
 @pytest.mark.parametrize("chunks", [[T], [5, 9], [1] * T, [T - 1, 1]], ids=["whole", "chunks", "one by one", "prefix"])
 def test_prefill_in_chunks_equals_the_whole(model, tokens, chunks):
-    cache = model.engine.make_cache(B)
+    cache = model.native.make_cache(B)
     parts = [model(part, cache=cache) for part in tokens.split(chunks, dim=1)]
     assert len(cache) == T
     torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), **FLOOR)
@@ -77,7 +77,7 @@ def test_prefill_in_chunks_equals_the_whole(model, tokens, chunks):
 
 def test_a_span_counts_from_the_start_of_the_cache(model, tokens, rng):
     span = introspect.Intervention({0: direction(model, rng)}, strength=5.0, first_position=6, last_position=9)
-    cache = model.engine.make_cache(B)
+    cache = model.native.make_cache(B)
     parts = [steered(model, part, span, cache=cache) for part in tokens.split([5, 2, 7], dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), steered(model, tokens, span), **FLOOR)
 
@@ -96,7 +96,7 @@ def test_rows_of_different_interventions_equal_single_runs(model, tokens, rng):
 
 
 def test_a_fork_leaves_its_parent_unchanged(model, tokens):
-    cache, layers = model.engine.make_cache(B), range(model.cfg.n_layers)
+    cache, layers = model.native.make_cache(B), range(model.cfg.n_layers)
     model(tokens[:, :6], cache=cache)
     before = keys_and_values(cache, layers)
     fork = cache.fork()
@@ -109,7 +109,7 @@ def test_a_fork_leaves_its_parent_unchanged(model, tokens):
 
 
 def test_splicing_a_models_own_keys_and_values_into_itself_changes_nothing_bit_for_bit(model, tokens):
-    whole, again, layers = model.engine.make_cache(B), model.engine.make_cache(B), range(model.cfg.n_layers)
+    whole, again, layers = model.native.make_cache(B), model.native.make_cache(B), range(model.cfg.n_layers)
     model(tokens, cache=whole)
     model(tokens, cache=again)  # the same in memory of its own
     more = tokens[:, :3]
@@ -126,7 +126,7 @@ def test_splicing_a_models_own_keys_and_values_into_itself_changes_nothing_bit_f
 def test_a_spliced_span_is_what_patching_keys_and_values_there_does(model, tokens):
     """Keys and values of another text at [first, last), read by later tokens: caches against hooks in one pass."""
     first, last, more = 5, 11, tokens[:, :2]
-    own, other = model.engine.make_cache(B), model.engine.make_cache(B)
+    own, other = model.native.make_cache(B), model.native.make_cache(B)
     model(tokens, cache=own)
     model(tokens.flip(1), cache=other)
     key = "hook_rot_k" if any(name.endswith("hook_rot_k") for name in model.hook_names) else "hook_k"
@@ -161,7 +161,7 @@ OPERATIONS = st.lists(
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS)
 def test_whatever_happens_to_forks_their_parent_stays_as_it_was(model, tokens, operations):
-    parent, layers = model.engine.make_cache(B), range(model.cfg.n_layers)
+    parent, layers = model.native.make_cache(B), range(model.cfg.n_layers)
     parent.reserve(20)
     model(tokens[:, :6], cache=parent)
     before = keys_and_values(parent, layers)
@@ -202,7 +202,7 @@ def test_padding_on_either_side_changes_nothing(model, tokens, rng, side):
         real = slice(n, None) if side == "left" else slice(None, T - n)
         padded[row, real], mask[row, real] = tokens[row, : T - n], True
     more = torch.randint(3, model.cfg.d_vocab, (B, 2), generator=rng)
-    cache = model.engine.make_cache(B)
+    cache = model.native.make_cache(B)
     logits = model(padded, attention_mask=mask, cache=cache)
     continued = model(more, cache=cache)  # one cache, one mask: later calls need not repeat it
     last = model(padded, attention_mask=mask, logits_at="last")
@@ -224,5 +224,5 @@ def test_reading_every_point_changes_nothing_bit_for_bit(folder, tokens, dtype):
 
 def test_resuming_at_a_layer_equals_the_whole(model, tokens):
     _, cache = model.run_with_cache(tokens, ["blocks.1.hook_resid_pre"])
-    resumed = model.engine.forward(cache["blocks.1.hook_resid_pre"], start_at_layer=1)
+    resumed = model.native.forward(cache["blocks.1.hook_resid_pre"], start_at_layer=1)
     torch.testing.assert_close(resumed, model(tokens), **FLOOR)

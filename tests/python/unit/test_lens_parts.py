@@ -73,13 +73,13 @@ def test_the_residual_of_an_input_can_be_run_on(model):
 
 
 def test_a_state_dict_goes_into_another_model(model):
-    other = HookedTransformer(model.engine)
+    other = HookedTransformer(model.native)
     state = {
         name: torch.randn(t.shape, dtype=t.dtype) if ".W_" in name else t.clone()
         for name, t in model.state_dict().items()
     }
-    if model.engine.cfg.tie_word_embeddings:
-        state["embed.W_E"] = state["unembed.W_U"].T * model.engine.cfg.embed_scale
+    if model.native.cfg.tie_word_embeddings:
+        state["embed.W_E"] = state["unembed.W_U"].T * model.native.cfg.embed_scale
     before = model(TOKENS)
     keys = other.load_state_dict(state)
     assert keys.missing_keys == [] == keys.unexpected_keys
@@ -98,7 +98,7 @@ def test_repeated_keys_are_taken_for_those_of_a_group(tmp_path):
         name.replace("attn._", "attn."): t.repeat_interleave(3, 0) if "attn._" in name else t
         for name, t in state.items()
     }
-    other = HookedTransformer(model.engine)
+    other = HookedTransformer(model.native)
     other.load_state_dict({name: t if "W_E" in name else 0.5 * t for name, t in repeated.items()})
     torch.testing.assert_close(other.W_K, 0.5 * model.W_K, **EXACT)
     repeated["blocks.1.attn.W_K"] = torch.randn(repeated["blocks.1.attn.W_K"].shape, dtype=torch.float64)
@@ -107,7 +107,7 @@ def test_repeated_keys_are_taken_for_those_of_a_group(tmp_path):
 
 
 def test_what_does_not_fit_a_state_dict_is_named(model):
-    other, state = HookedTransformer(model.engine), model.state_dict()
+    other, state = HookedTransformer(model.native), model.state_dict()
     name = "blocks.1.mlp.W_out"
     with pytest.raises(introspect.ConfigError, match=f"missing {name}"):
         other.load_state_dict({key: t for key, t in state.items() if key != name})
@@ -175,7 +175,7 @@ def test_asking_whether_a_model_has_something_never_fails(tmp_path, name):
     plain = introspect.load_model(tmp_path / "tiny")
     rotary = model.cfg.positional_embedding_type == "rotary"
     assert hasattr(model, "W_E_pos") == hasattr(model, "W_pos") == (not rotary)
-    for owner in (model, plain, model.cfg, plain.cfg, model.blocks[0], model.blocks[0].attn, plain.engine.cfg):
+    for owner in (model, plain, model.cfg, plain.cfg, model.blocks[0], model.blocks[0].attn, plain.native.cfg):
         for attribute in dir(owner):
             hasattr(owner, attribute)
     if rotary:

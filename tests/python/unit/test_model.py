@@ -43,12 +43,12 @@ def test_readouts_equal_the_full_logits(model, tokens):
     ids, positions = torch.tensor([5, 99, 0]), torch.tensor([2, 11])
     torch.testing.assert_close(model(tokens, logits_at="last"), full[:, -1:], **FLOOR)
     assert model(tokens, logits_at="none") is None
-    read = model.engine.forward(tokens, logits_at="positions", positions=positions, vocab_ids=ids)
+    read = model.native.forward(tokens, logits_at="positions", positions=positions, vocab_ids=ids)
     torch.testing.assert_close(read, full[:, positions][:, :, ids], **FLOOR)
 
 
 def test_a_pass_that_fails_leaves_the_cache_as_it_was(model, tokens):
-    cache = model.engine.make_cache(3)
+    cache = model.native.make_cache(3)
     model(tokens[:, :6], cache=cache)
 
     def fail(activation, hook):
@@ -99,24 +99,24 @@ def test_names_that_do_not_exist_are_errors_before_anything_runs(model, tokens):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_batched_generation_equals_single_generation(model, tokens, options, side):
     prompts = [tokens[0].tolist(), tokens[1, :5].tolist(), tokens[2, :1].tolist()]
-    batch = model.engine.generate(prompts, max_new_tokens=10, padding_side=side, **options)
-    first = model.engine.generate(prompts[:1], max_new_tokens=10, **options)
+    batch = model.native.generate(prompts, max_new_tokens=10, padding_side=side, **options)
+    first = model.native.generate(prompts[:1], max_new_tokens=10, **options)
     assert batch[0] == first[0]  # row 0 draws from the same stream alone and in a batch
     if not options:
-        assert [model.engine.generate([p], max_new_tokens=10)[0] for p in prompts] == batch
+        assert [model.native.generate([p], max_new_tokens=10)[0] for p in prompts] == batch
 
 
 def test_greedy_generation_is_the_argmax_of_full_passes(model, tokens):
     row = tokens[:1]
     for _ in range(8):
         row = torch.cat([row, model(row)[:, -1:].argmax(-1)], dim=1)
-    new = model.engine.generate(tokens[:1].tolist(), max_new_tokens=8, stop_at_eos=False)[0]
+    new = model.native.generate(tokens[:1].tolist(), max_new_tokens=8, stop_at_eos=False)[0]
     assert new == row[0, 12:].tolist()
 
 
 def test_sampling_follows_the_softmax(plain, tokens):
     probabilities = torch.softmax(plain(tokens[:1])[0, -1] / 2.0, -1)
-    draws = plain.engine.generate(tokens[:1].tolist() * 4000, max_new_tokens=1, temperature=2.0, seed=1)
+    draws = plain.native.generate(tokens[:1].tolist() * 4000, max_new_tokens=1, temperature=2.0, seed=1)
     counts = torch.bincount(torch.tensor(draws).flatten(), minlength=plain.cfg.d_vocab) / 4000
     # five standard deviations of a binomial share
     assert ((counts - probabilities).abs() <= 5 * (probabilities / 4000).sqrt() + 1e-3).all()
@@ -127,10 +127,10 @@ def test_repetition_penalty_and_stop_tokens(plain, tokens):
     logits = plain(prompt)[0, -1].float()
     seen = prompt[0].unique()
     logits[seen] = torch.where(logits[seen] < 0, logits[seen] * 1e6, logits[seen] / 1e6)
-    first = plain.engine.generate(prompt.tolist(), max_new_tokens=1, repetition_penalty=1e6)[0][0]
+    first = plain.native.generate(prompt.tolist(), max_new_tokens=1, repetition_penalty=1e6)[0][0]
     assert first == logits.argmax()
-    greedy = plain.engine.generate(prompt.tolist(), max_new_tokens=6)[0]
-    stopped = plain.engine.generate(prompt.tolist(), max_new_tokens=6, stop_token_ids=[greedy[2]])[0]
+    greedy = plain.native.generate(prompt.tolist(), max_new_tokens=6)[0]
+    stopped = plain.native.generate(prompt.tolist(), max_new_tokens=6, stop_token_ids=[greedy[2]])[0]
     assert stopped == greedy[: greedy.index(greedy[2]) + 1]
 
 
@@ -144,16 +144,16 @@ def test_bad_input_is_a_typed_error(plain, tokens):
     with pytest.raises(introspect.ShapeError, match="real token"):
         plain(tokens, attention_mask=torch.zeros(3, 12, dtype=torch.bool))
     with pytest.raises(introspect.ShapeError, match="batch 3"):
-        plain(tokens, cache=plain.engine.make_cache(2))
+        plain(tokens, cache=plain.native.make_cache(2))
     with pytest.raises(introspect.ConfigError, match="tokenizer"):
         plain("text without a tokenizer")
     with pytest.raises(introspect.ShapeError, match="n_ctx"):
-        plain.engine.generate(tokens.tolist(), max_new_tokens=60)
+        plain.native.generate(tokens.tolist(), max_new_tokens=60)
     for options in ({"temperature": float("nan")}, {"top_p": 0.0}, {"top_k": -1}, {"repetition_penalty": 0.0}):
         with pytest.raises(ValueError, match="generate"):
-            plain.engine.generate(tokens.tolist(), **options)
+            plain.native.generate(tokens.tolist(), **options)
     with pytest.raises(ValueError, match="at least one token"):
-        plain.engine.generate([[]])
+        plain.native.generate([[]])
 
 
 def test_a_model_without_tokenizer_files_loads_with_tokenizer_none(plain):

@@ -172,9 +172,9 @@ def test_the_vocabulary_is_as_large_as_the_tokenizers(tmp_path):
 
 
 def _face(tokenizer):
-    from introspect.hub.tokenizer_adapter import TokenizerFace
+    from introspect.hub.tokenizer_adapter import TokenizerAdapter
 
-    return TokenizerFace(tokenizer, name_or_path="tiny", n_ctx=16)
+    return TokenizerAdapter(tokenizer, name_or_path="tiny", n_ctx=16)
 
 
 def test_a_new_model_learns_with_torchs_optimisers():
@@ -287,7 +287,7 @@ def test_a_name_is_not_taken_for_a_config():
 
 
 def test_native_configs_say_what_they_do_not_take():
-    json = HookedTransformer(config()).engine.cfg.to_json()
+    json = HookedTransformer(config()).native.cfg.to_json()
     with pytest.raises(introspect.ConfigError, match="no field 'width'"):
         introspect._C.Config.from_json(json.replace('"d_model"', '"width"'))
     with pytest.raises(introspect.ConfigError, match="d_model has the wrong type"):

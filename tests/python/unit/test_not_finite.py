@@ -53,7 +53,7 @@ def test_generate_names_the_block_before_it_chooses_a_token(fault, temperature):
     model = introspect.load_model(folder, dtype=dtype)
     chosen = []
     with pytest.raises(introspect.Error, match=f"comes out of {place}, .*(bfloat16|float32)"):
-        model.engine.generate([[3, 4, 5]], temperature=temperature, on_token=lambda *token: chosen.append(token))
+        model.native.generate([[3, 4, 5]], temperature=temperature, on_token=lambda *token: chosen.append(token))
     assert chosen == []
     with pytest.raises(introspect.Error, match="not finite"):
         model.generate("cat", max_new_tokens=3)
@@ -66,7 +66,7 @@ def test_a_pass_returns_what_it_computed(fault):
     logits = model(tokens)
     assert not logits.isfinite().all()
     with pytest.raises(introspect.Error, match=f"^here: .*comes out of {place}, "):
-        model.engine.check_finite(logits, who="here", tokens=tokens)
+        model.native.check_finite(logits, who="here", tokens=tokens)
 
 
 @pytest.mark.parametrize("options", [{}, {"freq_penalty": 0.5}, {"use_past_kv_cache": False}, {"do_sample": False}])
@@ -87,29 +87,29 @@ def test_steering_that_overflows_is_told_in_the_middle_of_a_text(tmp_path):
 
 def test_only_the_rows_that_still_run_count(tmp_path):
     model = introspect.load_model(write_tiny(tmp_path), dtype=torch.float32)
-    hooks = model.engine.make_hooks()
+    hooks = model.native.make_hooks()
 
     def spoil_row_1(x, name):
         x[1] = float("nan")
 
     hooks.add("blocks.1.hook_resid_post", spoil_row_1)
     with pytest.raises(introspect.Error, match="comes out of block 1, "):
-        model.engine.generate([[3, 4], [5, 6]], max_new_tokens=2, hooks=hooks)
+        model.native.generate([[3, 4], [5, 6]], max_new_tokens=2, hooks=hooks)
 
 
 def test_forbidden_tokens_are_no_fault(tmp_path):
     model = introspect.load_model(write_tiny(tmp_path))
-    hooks = model.engine.make_hooks()
+    hooks = model.native.make_hooks()
 
     def forbid(x, name):
         x[..., 7:] = -float("inf")
 
-    hooks.add("unembed.hook_out", forbid) if "unembed.hook_out" in model.engine.hook_names() else None
-    (new,) = model.engine.generate([[3, 4]], max_new_tokens=5, temperature=1.0, hooks=hooks)
+    hooks.add("unembed.hook_out", forbid) if "unembed.hook_out" in model.native.hook_names() else None
+    (new,) = model.native.generate([[3, 4]], max_new_tokens=5, temperature=1.0, hooks=hooks)
     assert len(new) == 5
-    model.engine.check_finite(torch.tensor([[1.0, -float("inf")]]), tokens=torch.tensor([[3]]))
+    model.native.check_finite(torch.tensor([[1.0, -float("inf")]]), tokens=torch.tensor([[3]]))
     for bad in (float("nan"), float("inf")):
         with pytest.raises(introspect.Error):
-            model.engine.check_finite(torch.tensor([[1.0, bad]]), tokens=torch.tensor([[3]]))
+            model.native.check_finite(torch.tensor([[1.0, bad]]), tokens=torch.tensor([[3]]))
     with pytest.raises(introspect.Error):
-        model.engine.check_finite(torch.full((1, 3), -float("inf")), tokens=torch.tensor([[3]]))
+        model.native.check_finite(torch.full((1, 3), -float("inf")), tokens=torch.tensor([[3]]))

@@ -40,15 +40,15 @@ def tokens():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_as_tokens_masks_and_positions(model, tokens, kind):
-    forward = model.engine.forward
+    forward = model.native.forward
     ids = torch.tensor([1, 2])
     calls = [
         lambda: forward(odd(tokens)[kind]),
         lambda: model(odd(tokens)[kind]),
         lambda: forward(tokens, attention_mask=odd(torch.ones(2, 3))[kind]),
         lambda: forward(tokens, vocab_ids=odd(ids)[kind]),
-        lambda: model.engine.readout(odd(torch.ones(2, D))[kind]),
-        lambda: model.engine.readout(torch.ones(2, D), vocab_ids=odd(ids)[kind]),
+        lambda: model.native.readout(odd(torch.ones(2, D))[kind]),
+        lambda: model.native.readout(torch.ones(2, D), vocab_ids=odd(ids)[kind]),
         lambda: forward(odd(torch.ones(2, 3, D))[kind], start_at_layer=1),
         lambda: forward(tokens, logits_at="positions", positions=odd(ids)[kind]),
     ]
@@ -76,20 +76,20 @@ def test_as_tokens_masks_and_positions(model, tokens, kind):
 )
 def test_another_dtype_is_a_shape_error(model, tokens, call):
     with pytest.raises(introspect.ShapeError):
-        call(model.engine.forward, tokens)
+        call(model.native.forward, tokens)
 
 
 @pytest.mark.parametrize("dtype", [torch.long, torch.bool, torch.complex64, torch.uint8])
 def test_residuals_of_another_dtype_are_a_shape_error(model, dtype):
     with pytest.raises(introspect.ShapeError, match="floating dtype"):
-        model.engine.readout(torch.ones(2, D, dtype=dtype))
+        model.native.readout(torch.ones(2, D, dtype=dtype))
 
 
 def test_ids_beyond_the_vocabulary_are_an_index_error_everywhere(model, tokens):
     for where in ("all", "last"):
         for ids in ([101], [-1]):
             with pytest.raises(IndexError):
-                model.engine.forward(tokens, logits_at=where, vocab_ids=torch.tensor(ids))
+                model.native.forward(tokens, logits_at=where, vocab_ids=torch.tensor(ids))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,7 +128,7 @@ def test_as_an_operand(model, tokens, kind):
     operand = {"int": plain.long(), "complex": plain.to(torch.complex64)}.get(kind)
     operand = odd(plain)[kind] if operand is None else operand
     with pytest.raises(TYPED):
-        hooks = model.engine.make_hooks()
+        hooks = model.native.make_hooks()
         hooks.add_intervention(introspect.Intervention({1: operand}))
     with pytest.raises(TYPED):
         introspect.Intervention({1: odd(plain)[kind] if kind in KINDS else operand.to_sparse()}).to_json()
@@ -158,10 +158,10 @@ def test_an_operator_that_returns_what_is_no_activation_is_told(model, tokens):
         name = next(names)
         if name not in introspect.operator_names():
             introspect.register_operator(name, lambda x, v, strength, change=change: change(x))
-        hooks = model.engine.make_hooks()
+        hooks = model.native.make_hooks()
         hooks.add_intervention(introspect.Intervention({1: torch.ones(D)}, op=name))
         with pytest.raises(introspect.HookError, match=name):
-            model.engine.forward(tokens, hooks=hooks)
+            model.native.forward(tokens, hooks=hooks)
 
 
 def test_a_state_dict_may_not_hold_them(tmp_path):

@@ -36,10 +36,10 @@ def x(model, tokens):
 
 def apply(model, tokens, value, op, strength=1.0, **options):
     """The residual stream after block 1, changed there."""
-    hooks, cache = model.engine.make_hooks(), introspect._C.ActivationCache()
+    hooks, cache = model.native.make_hooks(), introspect._C.ActivationCache()
     hooks.add_intervention(introspect.Intervention({1: value}, op=op, strength=strength, **options))
     hooks.record(NAME, cache)
-    model.engine.forward(tokens, hooks=hooks)
+    model.native.forward(tokens, hooks=hooks)
     return cache[NAME]
 
 
@@ -166,9 +166,9 @@ def test_an_activation_almost_along_the_direction_keeps_its_norm(model, tokens, 
 )
 def test_what_an_operator_does_not_take_is_refused_before_anything_runs(model, op, value, parameters, error, message):
     with pytest.raises(error, match=message):
-        model.engine.make_hooks().add_intervention(introspect.Intervention({1: value}, op=op, parameters=parameters))
+        model.native.make_hooks().add_intervention(introspect.Intervention({1: value}, op=op, parameters=parameters))
     with pytest.raises(ValueError, match="no strength but 1"):
-        model.engine.make_hooks().add_intervention(
+        model.native.make_hooks().add_intervention(
             introspect.Intervention({1: torch.ones(D)}, op="angular", strength=2.0, parameters={"angle": 1.0})
         )
 
@@ -206,11 +206,11 @@ def test_an_operator_of_the_users_is_data_like_any_other(model, tokens, x, rng):
     assert "tests.towards" in introspect.operator_names()
     v = torch.randn(D, generator=rng, dtype=torch.float64)
     given = introspect.Intervention({1: v}, op="tests.towards", strength=2.0, parameters={"power": 3}, rows=[1])
-    hooks, cache = model.engine.make_hooks(), introspect._C.ActivationCache()
+    hooks, cache = model.native.make_hooks(), introspect._C.ActivationCache()
     hooks.add_intervention(introspect.Intervention.from_json(*given.to_json()))
     hooks.record("blocks.0.hook_resid_post", cache)
     hooks.record(NAME, cache)
-    model.engine.forward(tokens, hooks=hooks)
+    model.native.forward(tokens, hooks=hooks)
     torch.testing.assert_close(cache[NAME][1], x[1] + 2 * v**3, **FLOOR)
     assert torch.equal(cache[NAME][0], x[0])
     assert calls == [(1, T, D)]

@@ -15,7 +15,7 @@ CAPPED = ["gemma2"]
 @pytest.fixture(scope="module")
 def engine(request, tmp_path_factory):
     folder = write_tiny_transformers(tmp_path_factory.mktemp("tiny") / "m", request.param)
-    return introspect.load_model(folder, dtype=torch.float64).engine
+    return introspect.load_model(folder, dtype=torch.float64).native
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_capped_unembedding_is_not_centred(engine):
 @on(["qwen2"])
 def test_bfloat16_weights_are_folded_in_float32(engine, tmp_path):
     folder = write_tiny_transformers(tmp_path / "m", "qwen2")
-    model = introspect.load_model(folder, dtype=torch.bfloat16).engine
+    model = introspect.load_model(folder, dtype=torch.bfloat16).native
     folded = model.processed(fold_ln=True)
     assert folded.dtype == torch.bfloat16
     exact = model.weight("blocks.0.ln1.w").double()[:, None] * model.weight("blocks.0.attn.W_Q").double()

@@ -91,7 +91,7 @@ def test_another_model_prefills_the_injected_messages(model, other):
     (row,) = run(model, given, models={"finetune": other}).rows
     ids = chat_ids(model, TURNS)
     positions = message_positions(model, TURNS, [1, 2])
-    cache = model.engine.make_cache(1)
+    cache = model.native.make_cache(1)
     before, span, after = ids[: positions[0]], ids[positions[0] : positions[-1] + 1], ids[positions[-1] + 1 :]
     model(torch.tensor([before]), cache=cache, logits_at="none")
     other(torch.tensor([span]), cache=cache, logits_at="none")

@@ -51,7 +51,7 @@ def test_the_lens_reads_every_block_as_the_last_one_is_read(model, vectors, naiv
     base, injected = naive
     for row in result.rows:
         for side, state in (("base", base), ("injected", injected[row["concept"]])):
-            logits = model.engine.readout(state.resid)
+            logits = model.native.readout(state.resid)
             p = logits.softmax(-1)
             lens = row[side]["lens"]
             close(lens["log_odds"], logits[:, yes[0]] - logits[:, no[0]])
@@ -68,7 +68,7 @@ def test_the_lens_of_report_tokens(model, vectors, naive):
     result = run(model, vectors, protocol(read="content"), lens=True)
     table = result.token_lens_to_pandas()
     cat = table[(table.concept == "bread") & (table.token_concept == "cat") & table.spaced]
-    logits = model.engine.readout(naive[1]["bread"].resid)
+    logits = model.native.readout(naive[1]["bread"].resid)
     close(cat.log_prob.to_numpy(), logits.log_softmax(-1)[:, token(model, " cat")])
 
 

@@ -290,7 +290,7 @@ def test_keys_and_values_of_a_steered_call_are_continued(model, vector):
     wrapped.reset()
     mask = torch.ones_like(tokens)  # of the whole, as transformers wants it
     out = wrapped(tokens[:, 9:], attention_mask=mask, past_key_values=past)
-    cache = model.engine.make_cache(1)
+    cache = model.native.make_cache(1)
     with model.steer(4 * vector.native(), layers=(1, 1)):
         model(tokens[:, :9], cache=cache)
     torch.testing.assert_close(out.logits, model(tokens[:, 9:], cache=cache), rtol=0, atol=1e-5)

@@ -18,7 +18,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(folder):
-    return introspect.load_model(folder, dtype=torch.float64).engine
+    return introspect.load_model(folder, dtype=torch.float64).native
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_weights_act_on_activations_from_the_right(folder):
     model = introspect.load_model(folder, dtype=torch.float64)
     tokens = torch.arange(12).view(2, 6)
     cache = model.run_with_cache(tokens)[1]
-    weight = {n: model.engine.weight(f"blocks.2.{n}") for n in ("ln1.w", "attn.W_Q", "attn.b_Q", "attn.W_O")}
+    weight = {n: model.native.weight(f"blocks.2.{n}") for n in ("ln1.w", "attn.W_Q", "attn.b_Q", "attn.W_O")}
     x = cache["blocks.2.ln1.hook_normalized"] * weight["ln1.w"]
     q = torch.einsum("btd,hdk->bthk", x, weight["attn.W_Q"]) + weight["attn.b_Q"]
     torch.testing.assert_close(q, cache["blocks.2.attn.hook_q"], rtol=0, atol=1e-12)
@@ -133,7 +133,7 @@ FAMILIES = ["qwen3 biases", "llama", "gemma2", "gemma3 layer types", "gpt2", "gp
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_every_family_weights_act_on_activations_from_the_right(family, tmp_path):
     model = introspect.load_model(write_tiny_transformers(tmp_path / "m", family), dtype=torch.float64)
-    engine, cfg = model.engine, model.cfg
+    engine, cfg = model.native, model.cfg
     cache = model.run_with_cache(torch.arange(12).view(2, 6))[1]
     names = engine.weight_names()
 

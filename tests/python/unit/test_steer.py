@@ -101,7 +101,7 @@ def test_rows_of_a_padded_batch_are_steered_as_they_would_be_alone(model, vector
     rows = [random_ids(n, n) for n in (LONG, SHORT, 10)]
     tokens, mask = padded(rows, side)
     more = torch.tensor([random_ids(4, 7 + r) for r in range(3)])
-    cache = model.engine.make_cache(3)
+    cache = model.native.make_cache(3)
     with model.steer(vector, **arguments):
         logits = model(tokens, attention_mask=mask, cache=cache, n_prompt=LONG)
         steps = []
@@ -121,10 +121,10 @@ def test_a_padded_generation_is_that_of_each_prompt_alone_run_again_for_every_to
     prompts = [random_ids(n, n) for n in (LONG, SHORT)]
     options = {"max_new_tokens": N_NEW, "padding_side": side, "stop_at_eos": False}
     with model.steer(vector, **arguments):
-        together = model.engine.generate(prompts, hooks=model._hooks_of_pass(*padded(prompts, "left")), **options)
+        together = model.native.generate(prompts, hooks=model._hooks_of_pass(*padded(prompts, "left")), **options)
     expected = [greedy(model, prompt, N_NEW, vector, rule) for prompt in prompts]
     assert together == expected
-    assert expected != model.engine.generate(prompts, **options)
+    assert expected != model.native.generate(prompts, **options)
 
 
 @pytest.mark.parametrize("op", OPERATORS)
@@ -133,7 +133,7 @@ def test_one_batch_takes_a_vector_for_each_row(model, op):
     prompts = [random_ids(n, n) for n in (9, 7, LONG, SHORT)]
     options = {"max_new_tokens": N_NEW, "stop_at_eos": False}
     with model.steer(vectors, op=op, **OPERATORS[op]):
-        together = model.engine.generate(prompts, hooks=model._hooks_of_pass(*padded(prompts, "left")), **options)
+        together = model.native.generate(prompts, hooks=model._hooks_of_pass(*padded(prompts, "left")), **options)
     always = WHERE["everywhere"][1]
     for prompt, vector, new in zip(prompts, vectors, together, strict=True):
         assert new == greedy(model, prompt, N_NEW, vector, always, op, **OPERATORS[op])
@@ -157,13 +157,13 @@ def test_rows_say_which_of_a_batch_are_steered(model, vector):
 
 def test_what_is_no_steering_changes_nothing_bit_for_bit(model, vector, ids):
     tokens, options = torch.tensor([ids]), {"max_new_tokens": 4, "stop_at_eos": False}
-    plain, text = model(tokens), model.engine.generate([ids], **options)
+    plain, text = model(tokens), model.native.generate([ids], **options)
     for nothing in (vector * 0, vector - vector, [None]):
         for op in ("add", "norm_preserving_add", "ablate"):
             with model.steer(nothing, op=op):
                 torch.testing.assert_close(model(tokens), plain, **EXACT)
                 assert (
-                    model.engine.generate([ids], hooks=model._hooks_of_pass(*padded([ids], "left")), **options) == text
+                    model.native.generate([ids], hooks=model._hooks_of_pass(*padded([ids], "left")), **options) == text
                 )
     with model.steer(vector, strength=0.0), model.steer(vector, positions=(40, None)):
         torch.testing.assert_close(model(tokens), plain, **EXACT)
@@ -184,9 +184,9 @@ def test_padding_that_is_steered_would_not_matter(model, vector):
     rows = [random_ids(n, n) for n in (LONG, SHORT)]
     tokens, mask = padded(rows, "left")
     everything = introspect.Intervention(vector.directions)
-    hooks = model.engine.make_hooks()
+    hooks = model.native.make_hooks()
     hooks.add_intervention(everything)
-    with_padding = model.engine.forward(tokens, attention_mask=mask, hooks=hooks)
+    with_padding = model.native.forward(tokens, attention_mask=mask, hooks=hooks)
     with model.steer(vector):
         without = model(tokens, attention_mask=mask)
     torch.testing.assert_close(with_padding[mask], without[mask], **EXACT)
@@ -234,10 +234,10 @@ def test_a_graph_tells_apart_what_parameters_and_texts_make_different(model, vec
     resids = graph.run()
     name = f"blocks.{LAYERS - 1}.hook_resid_post"
     for one, read in zip(given, reads, strict=True):
-        hooks, cache = model.engine.make_hooks(), introspect._C.ActivationCache()
+        hooks, cache = model.native.make_hooks(), introspect._C.ActivationCache()
         hooks.add_intervention(one)
         hooks.record(name, cache)
-        model.engine.forward(torch.tensor([ids]), hooks=hooks)
+        model.native.forward(torch.tensor([ids]), hooks=hooks)
         torch.testing.assert_close(resids[read].reshape(-1, D), cache[name][0], **FLOOR)
     for text in ({"phase": "prompt"}, {"after": [5]}):
         unknown = introspect.Intervention(vector.directions, text=introspect.TextFilter(**text))
@@ -301,14 +301,14 @@ def test_a_condition_is_decided_on_the_prompt_and_kept_in_every_step(model, cond
     by = [vector if held else None for vector, held in zip(vectors, holds, strict=True)]
     tokens, mask = padded(prompts, "left")
     more = torch.tensor([random_ids(4, 7 + r) for r in range(4)])
-    cache = model.engine.make_cache(4)
+    cache = model.native.make_cache(4)
     with model.steer(vectors if several else vectors[0], condition=condition, **arguments):
         alone = [model(torch.tensor([ids]))[0] for ids in prompts] if not several else None
         logits = [model(tokens, attention_mask=mask, cache=cache, n_prompt=LONG)]
         for step in range(4):
             logits.append(model(more[:, step : step + 1], cache=cache, n_prompt=LONG))
         hooks = model._hooks_of_pass(tokens, mask)
-        new = model.engine.generate(prompts, hooks=hooks, max_new_tokens=N_NEW, stop_at_eos=False)
+        new = model.native.generate(prompts, hooks=hooks, max_new_tokens=N_NEW, stop_at_eos=False)
     for r, ids in enumerate(prompts):
         expected = expected_logits(model, ids + more[r].tolist(), len(ids), by[r], rule)
         got = torch.cat([logits[0][r, mask[r]], *(step[r] for step in logits[1:])])
@@ -320,7 +320,7 @@ def test_a_condition_is_decided_on_the_prompt_and_kept_in_every_step(model, cond
 
 def test_a_condition_is_not_decided_in_the_middle_of_a_text(model, vector, conditional, ids):
     _, condition, _ = conditional
-    cache = model.engine.make_cache(1)
+    cache = model.native.make_cache(1)
     model(torch.tensor([ids]), cache=cache)
     with (
         model.steer(vector, condition=condition),
@@ -337,7 +337,7 @@ def test_a_condition_is_not_decided_in_the_middle_of_a_text(model, vector, condi
 def test_a_pass_that_does_not_know_enough_of_the_text_says_so_before_it_runs(model, vector, ids):
     tokens = torch.tensor([ids])
     for arguments, missing in (({"when": "prompt"}, "n_prompt"), ({"after": [5]}, "history")):
-        cache = model.engine.make_cache(1)
+        cache = model.native.make_cache(1)
         model(tokens[:, :4], cache=cache)
         before = cache.keys(0).clone()
         with model.steer(vector, **arguments), pytest.raises(introspect.HookError, match=missing):
@@ -345,7 +345,7 @@ def test_a_pass_that_does_not_know_enough_of_the_text_says_so_before_it_runs(mod
         assert len(cache) == 4 and torch.equal(cache.keys(0), before)
     with model.steer(vector, tokens=[5]), pytest.raises(introspect.HookError, match="tokens"):
         resid = torch.zeros(1, 2, D).double()
-        model.engine.forward(resid, start_at_layer=1, hooks=model._hooks_of_pass(resid))
+        model.native.forward(resid, start_at_layer=1, hooks=model._hooks_of_pass(resid))
     with pytest.raises(introspect.ShapeError, match="history"):
         model(tokens, history=tokens)
 
@@ -428,7 +428,7 @@ def test_steering_ends_with_its_block_when_that_fails(model, vector, ids):
 
 def test_hooked_transformer_generates_under_the_same_steering(model, vector, conditional):
     prompts, condition, holds = conditional
-    lens = introspect.HookedTransformer(model.engine)
+    lens = introspect.HookedTransformer(model.native)
     options = {"max_new_tokens": N_NEW, "do_sample": False, "stop_at_eos": False, "verbose": False}
     for arguments, rule in (WHERE["generation"], WHERE["all together"]):
         with lens.steer(vector, condition=condition, **arguments):

@@ -11,7 +11,7 @@ from tiny_chat import write_tiny_chat
 
 import introspect
 from introspect import repeng
-from introspect.model import padded
+from introspect.generation import padded
 
 D, LAYER, N_NEW = 32, 1, 4
 PROMPTS = ["the cat", "a dog and", "yes", "some bread, no"]
@@ -60,7 +60,7 @@ def call(model, tokens, mask):
 
 
 def call_with_cache(model, tokens, mask):
-    cache = model.engine.make_cache(len(tokens))
+    cache = model.native.make_cache(len(tokens))
     first = model(tokens, attention_mask=mask, cache=cache, n_prompt=tokens.shape[1])
     return torch.cat([first, model(tokens[:, -1:], cache=cache, n_prompt=tokens.shape[1])], dim=1)
 
@@ -114,13 +114,17 @@ def lens_generate_without_cache(model, tokens, mask):
     return lens_generate(model, tokens, mask, use_past_kv_cache=False)
 
 
+def lens_generate_stream(model, tokens, mask):
+    texts = model.to_tokens(PROMPTS, padding_side="left")
+    pieces = model.generate_stream(texts, padding_side="left", max_tokens_per_yield=2, **LENS)
+    return torch.cat(list(pieces), dim=1)[:, -N_NEW:].tolist()
+
+
+BOTH = [run_with_cache, control_model_forward, control_model_states, control_model_generate, repeng_generate]
 ENTRIES = {
-    "Model": [
-        call, call_with_cache, run_with_cache, run_with_hooks, control_model_forward, control_model_states, generate,
-        control_model_generate, repeng_generate,
-    ],
+    "Model": [*BOTH, call, call_with_cache, run_with_hooks, generate],
     "HookedTransformer": [
-        lens_forward, run_with_cache, lens_generate, lens_generate_in_steps, lens_generate_without_cache,
+        *BOTH, lens_forward, lens_generate, lens_generate_in_steps, lens_generate_without_cache, lens_generate_stream,
     ],
 }  # fmt: skip
 
@@ -135,7 +139,7 @@ def same(a, b):
 )
 def test_a_condition_acts_wherever_the_model_is_run(model, prompts, vector, conditional, kind, entry):
     condition, held = conditional
-    runner = model if kind == "Model" else introspect.HookedTransformer(model.engine)
+    runner = model if kind == "Model" else introspect.HookedTransformer(model.native)
     tokens, mask = padded(prompts)
     plain = entry(runner, tokens, mask)
     with runner.steer(vector, condition=condition):
@@ -147,8 +151,10 @@ def test_a_condition_acts_wherever_the_model_is_run(model, prompts, vector, cond
         assert same(under_condition[row], plain[row]) == (row not in held), row
 
 
-def test_a_condition_acts_in_the_activations_that_repeng_trains_on(model, vector, conditional):
+@pytest.mark.parametrize("kind", ENTRIES)
+def test_a_condition_acts_in_the_activations_that_repeng_trains_on(model, vector, conditional, kind):
     condition, held = conditional
+    model = model if kind == "Model" else introspect.HookedTransformer(model)
 
     def hiddens(texts):
         return repeng.extract.batched_get_hiddens(model, None, texts, [0], batch_size=3)[0]

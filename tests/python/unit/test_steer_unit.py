@@ -59,7 +59,7 @@ def test_generate_keeps_what_the_prompt_decided(model, prompts):
     vectors[1] = None
     with model.steer(vectors, strength=STRENGTH, unit="residual", layers=(1, 2), when="generation"):
         hooks = model._hooks_of_pass(*padded(prompts, "left"))
-        new = model.engine.generate(prompts, hooks=hooks, max_new_tokens=N_NEW, stop_at_eos=False)
+        new = model.native.generate(prompts, hooks=hooks, max_new_tokens=N_NEW, stop_at_eos=False)
     for vector, ids, row in zip(vectors, prompts, new, strict=True):
         by = vector and scaled(model, vector, ids, layers=(1, 2))
         assert row == greedy(model, ids, N_NEW, by, lambda p, ids, n: p >= n - 1)
@@ -71,7 +71,7 @@ def test_a_cache_remembers_its_prompts_norm(model, prompts):
         logits = by_chunks(model, torch.tensor([ids]), [len(prompts[0]), 1, 4], len(prompts[0]))
     expected = expected_logits(model, ids, len(prompts[0]), scaled(model, vector, prompts[0]), everywhere)
     torch.testing.assert_close(logits[0], expected, **TOLERANCE)
-    cache = model.engine.make_cache(1)
+    cache = model.native.make_cache(1)
     model(torch.tensor([ids]), cache=cache)
     with (
         model.steer(vector, strength=STRENGTH, unit="residual"),

@@ -151,11 +151,11 @@ def test_ctx_is_of_the_thread(model, tokens):
 
 def test_one_cache_of_keys_is_not_for_two_threads(model, tokens):
     # Whoever meets another in the cache gets an Error; what it then holds is whole passes, never parts of two.
-    cache, refused = model.engine.make_cache(1), []
+    cache, refused = model.native.make_cache(1), []
 
     def grow():
         try:
-            model.engine.forward(tokens, cache=cache)
+            model.native.forward(tokens, cache=cache)
         except introspect.Error as error:
             refused.append(str(error))
             return 0
@@ -176,23 +176,23 @@ def test_one_cache_of_keys_is_not_for_two_threads(model, tokens):
 
 def test_a_cache_that_is_in_use_is_refused(model, tokens):
     # The hook stands still inside the pass of one thread while another asks for the same cache.
-    cache, inside, done = model.engine.make_cache(1), threading.Event(), threading.Event()
+    cache, inside, done = model.native.make_cache(1), threading.Event(), threading.Event()
 
     def wait(x, hook):
         inside.set()
         assert done.wait(60)
 
     def first():
-        hooks = model.engine.make_hooks()
+        hooks = model.native.make_hooks()
         hooks.add(NAME, lambda x, name: wait(x, name))
-        return model.engine.forward(tokens, cache=cache, hooks=hooks)
+        return model.native.forward(tokens, cache=cache, hooks=hooks)
 
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(first)
         assert inside.wait(60)
         try:
             for use in (
-                lambda: model.engine.forward(tokens, cache=cache),
+                lambda: model.native.forward(tokens, cache=cache),
                 lambda: len(cache),
                 cache.fork,
                 lambda: cache.keys(0),
@@ -212,12 +212,12 @@ def test_a_cache_that_is_in_use_is_refused(model, tokens):
 
 
 def test_forks_are_for_threads_of_their_own(model, tokens, rng):
-    parent = model.engine.make_cache(1)
-    model.engine.forward(tokens, cache=parent)
+    parent = model.native.make_cache(1)
+    model.native.forward(tokens, cache=parent)
     rows = [torch.randint(0, model.cfg.d_vocab, (1, 3), generator=rng) for _ in range(3)]
 
     def go_on(row):
-        return model.engine.forward(row, cache=parent_of[id(row)].fork())
+        return model.native.forward(row, cache=parent_of[id(row)].fork())
 
     parent_of = {id(row): parent.fork() for row in rows}
     expected = [go_on(row) for row in rows]
@@ -229,7 +229,7 @@ def test_forks_are_for_threads_of_their_own(model, tokens, rng):
 def test_two_threads_do_not_record_into_one_cache(model, tokens):
     # A recording that stays is in effect in every thread: the pass that comes second is refused, not mixed in.
     recorded, inside, done = _C.ActivationCache(), threading.Event(), threading.Event()
-    hooks = model.engine.make_hooks()
+    hooks = model.native.make_hooks()
     hooks.record(NAME, recorded)
     waiting = hooks.copy()
 
@@ -239,11 +239,11 @@ def test_two_threads_do_not_record_into_one_cache(model, tokens):
 
     waiting.add("blocks.0.hook_resid_pre", wait)
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(model.engine.forward, tokens, hooks=waiting)
+        running = pool.submit(model.native.forward, tokens, hooks=waiting)
         assert inside.wait(60)
         try:
             with pytest.raises(introspect.Error, match="records into it: another thread"):
-                model.engine.forward(tokens, hooks=hooks)
+                model.native.forward(tokens, hooks=hooks)
             with pytest.raises(introspect.Error, match="another thread"):
                 recorded.to_dict()
         finally:
@@ -253,7 +253,7 @@ def test_two_threads_do_not_record_into_one_cache(model, tokens):
 
 
 def test_a_registry_may_be_emptied_while_a_pass_uses_it(model, tokens):
-    registry = model.engine.make_hooks()
+    registry = model.native.make_hooks()
     registry.add(NAME, lambda x, name: None)
 
     def refill():
@@ -261,8 +261,8 @@ def test_a_registry_may_be_emptied_while_a_pass_uses_it(model, tokens):
         registry.add(NAME, lambda x, name: None)
         registry.add_intervention(_C.Intervention({0: torch.zeros(model.cfg.d_model)}, op="add"))
 
-    plain = model.engine.forward(tokens)
-    _, logits = together(refill, lambda: model.engine.forward(tokens, hooks=registry), times=100)
+    plain = model.native.forward(tokens)
+    _, logits = together(refill, lambda: model.native.forward(tokens, hooks=registry), times=100)
     assert all(torch.equal(one, plain) for one in logits)
 
 

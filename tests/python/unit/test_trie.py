@@ -15,7 +15,7 @@ LAYERS = [0, 2, 1]
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def engine(request, tmp_path_factory):
     folder = write_tiny_transformers(tmp_path_factory.mktemp("tiny"), request.param)
-    return introspect.load_model(folder, dtype=torch.float64).engine
+    return introspect.load_model(folder, dtype=torch.float64).native
 
 
 def plain(engine, sequence: list[int], point: str) -> torch.Tensor:
@@ -90,7 +90,7 @@ def plans(engine, trie, budget: int) -> bool:
 def test_the_kernel_agrees_with_the_masked_product(tmp_path, dtype, floor):
     """float32 and bfloat16 walk the tree; the plain run of each sequence is the fused product."""
     for family in ARCHITECTURES:
-        engine = introspect.load_model(write_tiny_transformers(tmp_path / family, family), dtype=dtype).engine
+        engine = introspect.load_model(write_tiny_transformers(tmp_path / family, family), dtype=dtype).native
         sequences = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [1, 2, 3, 4, 9], [2, 1], [1, 2, 3, 4, 5, 6, 7, 8, 9, 4, 4, 4]]
         trie = introspect.TokenTrie(sequences)
         read = introspect.run_trie(engine, trie, nodes=trie.ends, layers=LAYERS)
@@ -121,7 +121,7 @@ _small: list = []
 def small_engine(tmp_path_factory):
     if not _small:
         folder = write_tiny_transformers(tmp_path_factory.mktemp("tiny"), next(iter(ARCHITECTURES)))
-        _small.append(introspect.load_model(folder, dtype=torch.float64).engine)
+        _small.append(introspect.load_model(folder, dtype=torch.float64).native)
     return _small[0]
 
 

@@ -141,7 +141,8 @@ struct Protocol {
 
   /// Throws ConfigError that names the place ("protocol 'x': turns[2].role must be ..., got ...").
   INTROSPECT_EXPORT static Protocol parse(const std::string& json);
-  /// A file, or the name of a protocol that comes with the library ("no_info"; io::share_folder has them all).
+  /// The protocol of this name that comes with the library ("no_info"; io::share_folder has them all), or a file: what
+  /// has a folder in it or ends in .json is a file's path, even where a shipped protocol goes by that name.
   ///
   /// Throws IoError when the file or one that it names cannot be read, ConfigError as parse does.
   INTROSPECT_EXPORT static Protocol load(const std::filesystem::path& path_or_name);
