@@ -1,4 +1,4 @@
-#include "bindings.h"
+#include "readouts.h"
 
 #include "introspect/experiments/estimate.h"
 #include "introspect/experiments/run.h"
@@ -99,10 +99,9 @@ std::vector<std::string> run(
     std::optional<double> control_filter, int64_t nulls,
     std::map<std::string, std::vector<steering::ControlVector>> null_vectors,
     std::vector<std::string> concepts, const std::map<std::string, std::shared_ptr<models::Model>>& models,
-    const std::optional<std::string>& strength_unit, uint64_t seed, bool lens, bool attention,
-    bool divergence, int64_t top_k, NamedVectors directions, std::vector<std::string> continuations,
-    std::shared_ptr<Store> store, int64_t memory_budget, py::object progress, py::object work,
-    py::object before, bool only_plan, double pass_seconds) {
+    const std::optional<std::string>& strength_unit, uint64_t seed, const py::dict& readouts,
+    NamedVectors directions, std::shared_ptr<Store> store, int64_t memory_budget, py::object progress,
+    py::object work, py::object before, bool only_plan, double pass_seconds) {
   ExperimentOptions options;
   options.strengths = std::move(strengths);
   options.layers.clear();
@@ -118,9 +117,11 @@ std::vector<std::string> run(
   if (strength_unit) options.strength_unit = parse_strength_unit(*strength_unit);
   options.controls = std::move(controls);
   options.seed = seed;
-  options.readouts = {lens, attention, divergence, top_k};
+  for (const auto& [name, parameter] : readouts) {
+    const auto text = name.cast<std::string>();
+    options.readouts[text] = as_value(parameter, "run_experiment: " + text + " must be");
+  }
   options.directions = std::move(directions);
-  options.continuations = std::move(continuations);
   options.store = std::move(store);
   options.memory_budget = memory_budget;
   options.pass_seconds = pass_seconds;
@@ -188,7 +189,8 @@ A file is a JSON object. name, turns ([{role, content}]) and injected are needed
                     replace the spans')
     relative_strength  factor on a run's strengths
     read            "yes_no", "content" or "sample"
-    readouts        {lens, attention, divergence: true or false, top_k: number}
+    readouts        {name: parameter}: what is read besides the log-odds. lens, attention, divergence: true; top_k:
+                    number; continuations: texts; and the names of readouts that a program registers
     steer_generation   true keeps the vector on after the spans
     yes_token, no_token        one token each
     yes_variants, no_variants  spellings whose probabilities the lens sums up
@@ -356,10 +358,9 @@ Raises:
   m.def("run_experiments", &run, py::arg("model"), py::arg("protocols"), py::kw_only(), py::arg("vectors"),
         py::arg("strengths"), py::arg("layers"), py::arg("parts"), py::arg("questions"), py::arg("controls"),
         py::arg("control_filter"), py::arg("nulls"), py::arg("null_vectors"), py::arg("concepts"),
-        py::arg("models"), py::arg("strength_unit"), py::arg("seed"), py::arg("lens"), py::arg("attention"),
-        py::arg("divergence"), py::arg("top_k"), py::arg("directions"), py::arg("continuations"),
-        py::arg("store"), py::arg("memory_budget"), py::arg("progress"), py::arg("work"), py::arg("before"),
-        py::arg("only_plan"), py::arg("pass_seconds"),
+        py::arg("models"), py::arg("strength_unit"), py::arg("seed"), py::arg("readouts"),
+        py::arg("directions"), py::arg("store"), py::arg("memory_budget"), py::arg("progress"),
+        py::arg("work"), py::arg("before"), py::arg("only_plan"), py::arg("pass_seconds"),
         "The results of introspect.run_experiments as JSON; layers are (first, last, whether they are "
         "fractions). ``work`` is told the token-layers done and to do, ``before`` the RunPlan; with "
         "``only_plan`` nothing else happens.");
@@ -403,6 +404,7 @@ Raises:
         py::arg("strength_unit"), py::arg("seed"), py::arg("progress"),
         "The estimates behind introspect.estimate_ranges: one for each vector, strength, rotation and "
         "question.");
+  bind_readouts(m);
 }
 
 }  // namespace introspect::python

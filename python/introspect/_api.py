@@ -40,6 +40,7 @@ from ._C import (
 from .data import load_suffixes, load_words
 from .experiments.plans import ExperimentPlan
 from .experiments.range_search import RangeEstimates, RangeSearch, estimate_ranges, refine_ranges, screen_ranges
+from .experiments.readouts import ReadoutInputs, register_readout
 from .experiments.results import Result
 from .experiments.run import conversation_tokens, layer_ranges, load_protocol, run_experiment, run_experiments
 from .experiments.store import Store
@@ -104,6 +105,7 @@ __all__ = [
     "Protocol",
     "RangeEstimates",
     "RangeSearch",
+    "ReadoutInputs",
     "Result",
     "SVDInterpreter",
     "ShapeError",
@@ -137,6 +139,7 @@ __all__ = [
     "random_rotation",
     "refine_ranges",
     "register_operator",
+    "register_readout",
     "repeng",
     "residual_norms",
     "resolve",

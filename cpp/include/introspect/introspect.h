@@ -97,8 +97,10 @@
 #include "introspect/experiments/defaults.h"
 #include "introspect/experiments/estimate.h"
 #include "introspect/experiments/protocol.h"
+#include "introspect/experiments/readouts.h"
 #include "introspect/experiments/result.h"
 #include "introspect/experiments/run.h"
 #include "introspect/experiments/store.h"
+#include "introspect/experiments/value.h"
 
 #include "introspect/version.h"

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <optional>
+#include <type_traits>
+
+#include "core/ordered_json.h"
 
 namespace introspect {
 namespace {
@@ -40,10 +43,14 @@ std::vector<NumberOfPython> replace_numbers_of_python(std::string& text) {
   return found;
 }
 
+/// Of an object whose fields keep their order: each one is looked up among those before it.
+constexpr size_t kMaxOrderedFields = 10'000;
+
 /// Builds the value from the parser's events, and stops at what the rules forbid.
-class Builder : public nlohmann::json_sax<json> {
+template <typename Json>
+class Builder : public nlohmann::json_sax<Json> {
  public:
-  Builder(const JsonRules& rules, std::vector<NumberOfPython> numbers, json& root)
+  Builder(const JsonRules& rules, std::vector<NumberOfPython> numbers, Json& root)
       : rules_(rules), numbers_(std::move(numbers)), root_(root) {}
 
   bool null() override { return put(nullptr); }
@@ -51,14 +58,14 @@ class Builder : public nlohmann::json_sax<json> {
   bool number_integer(int64_t value) override { return put(value); }
   bool number_unsigned(uint64_t value) override { return put(value); }
   bool number_float(double value, const std::string& /*spelling*/) override { return put(value); }
-  bool binary(json::binary_t& /*value*/) override { return false; }  // JSON text has none
+  bool binary(typename Json::binary_t& /*value*/) override { return false; }  // JSON text has none
   bool string(std::string& value) override {
     const auto number = take_number();
     return number ? put(*number) : put(std::move(value));
   }
 
-  bool start_object(size_t /*size*/) override { return open(json::object()); }
-  bool start_array(size_t /*size*/) override { return open(json::array()); }
+  bool start_object(size_t /*size*/) override { return open(Json::object()); }
+  bool start_array(size_t /*size*/) override { return open(Json::array()); }
   bool end_object() override { return close(); }
   bool end_array() override { return close(); }
 
@@ -67,10 +74,12 @@ class Builder : public nlohmann::json_sax<json> {
       problem = "must be JSON, has a number for a key";
       return false;
     }
-    auto& fields = open_.back()->get_ref<json::object_t&>();
+    auto& fields = open_.back()->template get_ref<typename Json::object_t&>();
     const auto [place, is_new] = fields.emplace(name, nullptr);
     const bool may_repeat = rules_.may_repeat && rules_.may_repeat(open_.size(), name);
     if (!is_new && !may_repeat) problem = concat("JSON has the key ", excerpt(name), " twice");
+    if (!std::is_same_v<Json, json> && fields.size() > kMaxOrderedFields)
+      problem = concat("JSON must have at most ", kMaxOrderedFields, " fields in an object here");
     field_ = &place->second;
     return problem.empty();
   }
@@ -93,10 +102,10 @@ class Builder : public nlohmann::json_sax<json> {
     return numbers_[next_++].value;
   }
 
-  json& place(json value) {
+  Json& place(Json value) {
     if (open_.empty()) return root_ = std::move(value);
     if (open_.back()->is_array()) {
-      auto& elements = open_.back()->get_ref<json::array_t&>();
+      auto& elements = open_.back()->template get_ref<typename Json::array_t&>();
       elements.push_back(std::move(value));
       return elements.back();
     }
@@ -104,10 +113,10 @@ class Builder : public nlohmann::json_sax<json> {
   }
   template <typename T>
   bool put(T&& value) {
-    place(json(std::forward<T>(value)));
+    place(Json(std::forward<T>(value)));
     return true;
   }
-  bool open(json value) {
+  bool open(Json value) {
     if (open_.size() >= rules_.max_depth) {
       problem = concat("JSON must not nest deeper than ", rules_.max_depth, " levels");
       return false;
@@ -123,14 +132,13 @@ class Builder : public nlohmann::json_sax<json> {
   const JsonRules& rules_;
   std::vector<NumberOfPython> numbers_;
   size_t next_ = 0, n_strings_ = 0;
-  json& root_;
-  std::vector<json*> open_;  // an element of an open array stays where it is until it is closed
-  json* field_ = nullptr;
+  Json& root_;
+  std::vector<Json*> open_;  // an element of an open array stays where it is until it is closed
+  Json* field_ = nullptr;
 };
 
-}  // namespace
-
-std::string parse_json(std::string_view text, const JsonRules& rules, json& parsed) {
+template <typename Json>
+std::string parse(std::string_view text, const JsonRules& rules, Json& parsed) {
   if (text.size() > rules.max_bytes)
     return concat("JSON must be at most ", rules.max_bytes, " bytes, got ", text.size());
   if (text.starts_with("\xEF\xBB\xBF")) return "must be JSON, begins with a byte order mark";
@@ -145,10 +153,20 @@ std::string parse_json(std::string_view text, const JsonRules& rules, json& pars
     numbers = replace_numbers_of_python(replaced);
     text = replaced;
   }
-  Builder builder(rules, std::move(numbers), parsed);
-  if (!json::sax_parse(text.begin(), text.end(), &builder) && builder.problem.empty())
+  Builder<Json> builder(rules, std::move(numbers), parsed);
+  if (!Json::sax_parse(text.begin(), text.end(), &builder) && builder.problem.empty())
     builder.problem = "must be JSON";
   return builder.problem;
+}
+
+}  // namespace
+
+std::string parse_json(std::string_view text, const JsonRules& rules, json& parsed) {
+  return parse(text, rules, parsed);
+}
+
+std::string parse_json(std::string_view text, const JsonRules& rules, nlohmann::ordered_json& parsed) {
+  return parse(text, rules, parsed);
 }
 
 std::string describe(const json& value) {

@@ -1,9 +1,11 @@
 #include "experiments/cell_keys.h"
 
-#include <nlohmann/json.hpp>
+#include <algorithm>
 
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
+
+#include "experiments/readouts/library.h"
 
 namespace introspect::experiments {
 namespace {
@@ -50,8 +52,7 @@ std::string ids_hash(const Ids& ids) {
   return sha256_hex(Json(ids).dump());
 }
 
-CellKeys::CellKeys(const models::Model& model, const Protocol& protocol, const Plan& plan, uint64_t seed)
-    : protocol_(protocol), plan_(plan), seed_(seed) {
+CellKeys::CellKeys(const models::Model& model, const Plan& plan) : plan_(plan) {
   for (const auto& scene : plan.scenes)
     identities_[&scene] = fields({{"version", kNumerics},
                                   {"model", model.hash()},
@@ -61,30 +62,50 @@ CellKeys::CellKeys(const models::Model& model, const Protocol& protocol, const P
                                   {"injected", scene.injected}});
 }
 
+/// What was not asked for is left out, so that readings keep their keys when more can be asked for.
+Json CellKeys::readout_fields(const Scene& scene, const Ask& ask) const {
+  // As stores have hashed them; others come after these by name.
+  static const std::vector<std::string> kFirst = {
+      "read", "readouts", "variants", "spans", "answers", "directions", "continuations", "sampling", "seed"};
+  const auto& reads = plan_.reads(ask);
+  std::map<std::string, Json> found;
+  std::map<std::string, Json> first_readouts_asked;
+  for (const auto* one : reads.active) {
+    const auto& [readout, parameter, prepared] = *one;
+    if (is_first_readout(readout->name))
+      first_readouts_asked[readout->name] = json_of(parameter);
+    else if (prepared.key.empty())
+      found["readout " + readout->name] = {readout->version, json_of(parameter)};
+    for (const auto& [name, value] : prepared.key) found[name] = json_of(value);
+  }
+  if (!first_readouts_asked.empty())
+    for (const auto& [name, off] : first_readouts()) {
+      const auto asked = first_readouts_asked.find(name);
+      found["readouts"].push_back(asked == first_readouts_asked.end() ? json_of(off) : asked->second);
+    }
+  const auto looks_at_spans = [](const Need& need) { return need.read.what == graph::Read::What::attention; };
+  const auto &needs = reads.needs.steered(), &unsteered = reads.needs.unsteered();
+  if (!scene.is_whole() && (std::any_of(needs.begin(), needs.end(), looks_at_spans) ||
+                            std::any_of(unsteered.begin(), unsteered.end(), looks_at_spans)))
+    found["spans"] = scene.spans;
+  Json out = Json::object();
+  for (const auto& name : kFirst)
+    if (const auto one = found.extract(name)) out[name] = one.mapped();
+  for (const auto& [name, value] : found) out[name] = value;
+  return out;
+}
+
 std::string CellKeys::reading(const Scene& scene, const Ask& ask, const std::string& added) const {
   Json json{{"added", added.empty() ? "nothing" : added},
             {"after", ask.after},
             {"keeps_steering", ask.keeps_steering},
-            {"read", {plan_.yes_id, plan_.no_id, ask.report_ids}}};
-  // What was not asked for is left out, so that readings keep their places when more can be asked for.
-  if (!(plan_.readouts == Readouts{}))
-    json["readouts"] = {plan_.readouts.lens, plan_.readouts.attention, plan_.readouts.divergence,
-                        plan_.readouts.top_k};
-  if (plan_.yes_variants.size() + plan_.no_variants.size() > 2)
-    json["variants"] = {plan_.yes_variants, plan_.no_variants};
-  if (plan_.readouts.attention && !scene.is_whole()) json["spans"] = scene.spans;
-  if (!ask.answer_ids.empty()) json["answers"] = ask.answer_ids;
-  if (!plan_.directions.empty()) {
-    json["directions"] = Json::object();
-    for (const auto& [name, directions] : plan_.directions)
-      json["directions"][name] = directions_hash(directions);
-  }
-  if (!plan_.continuations.empty()) json["continuations"] = plan_.continuations;
-  if (ask.samples) {
-    const auto& sampling = protocol_.sampling;
-    json["sampling"] = {sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k};
-    if (sampling.temperature > 0) json["seed"] = seed_;
-  }
+            {"read", {plan_.yes_id, plan_.no_id, Json::array()}}};
+  const auto of_readouts = readout_fields(scene, ask);
+  for (const auto& [name, value] : of_readouts.items())
+    if (name == "read")
+      json["read"][2] = value;
+    else
+      json[name] = value;
   return sha256_hex(concat("{", identities_.at(&scene), ",", fields(json), "}"));
 }
 

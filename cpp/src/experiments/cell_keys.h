@@ -7,6 +7,7 @@
 #include "introspect/models/model.h"
 
 #include "experiments/plan.h"
+#include "experiments/value_json.h"
 
 namespace introspect::experiments {
 
@@ -22,7 +23,7 @@ std::string ids_hash(const Ids& ids);
 /// The places of readings in a store: hashes of everything that a reading depends on, and of nothing else.
 class CellKeys {
  public:
-  CellKeys(const models::Model& model, const Protocol& protocol, const Plan& plan, uint64_t seed);
+  CellKeys(const models::Model& model, const Plan& plan);
 
   /// `added`: the identity of what is injected; empty: nothing.
   std::string reading(const Scene& scene, const Ask& ask, const std::string& added) const;
@@ -30,10 +31,10 @@ class CellKeys {
   std::string norms(const Scene& scene) const;
 
  private:
+  nlohmann::ordered_json readout_fields(const Scene& scene, const Ask& ask) const;
+
   std::map<const Scene*, std::string> identities_;  // JSON fields
-  const Protocol& protocol_;
   const Plan& plan_;
-  uint64_t seed_;
 };
 
 }  // namespace introspect::experiments

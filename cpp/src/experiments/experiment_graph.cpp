@@ -108,49 +108,46 @@ NodeId ExperimentGraph::ask(const Scene& scene, const Ask& ask, const Injection*
 // ---- readings -----------------------------------------------------------------------------------------------------
 
 void ExperimentGraph::read(NodeId node, GraphRead read, Use use) {
-  const auto what = use.what;
-  if (what == Use::What::residual || what == Use::What::attention || what == Use::What::continuation ||
-      what == Use::What::cache)
-    ++parts_[use.place].n_missing;
+  if (use.what == Use::What::need || use.what == Use::What::cache) ++parts_[use.place].n_missing;
+  if (use.what == Use::What::base) ++measured_.base[{use.scene, use.ask}].n_missing;
   uses_[graph_.read(node, std::move(read))].push_back(std::move(use));
+}
+
+void ExperimentGraph::read_need(const Wanted& wanted, const Need& need, Use use) {
+  const auto& [scene, ask, injection, key] = wanted;
+  auto node = this->ask(*scene, *ask, injection);
+  if (!need.after.empty()) {
+    const bool steered = ask->keeps_steering && injection && protocol_.inject != Inject::patch;
+    node =
+        graph_.segment(model_, need.after, node,
+                       steered ? interventions(*scene, *injection, {}) : std::vector<hooks::Intervention>{});
+  }
+  auto what = need.read;
+  if (what.what == GraphRead::What::attention) {
+    what.first_key = scene->span_begin();
+    what.last_key = graph_.length(prefill(*scene, injection));
+  }
+  read(node, std::move(what), std::move(use));
 }
 
 void ExperimentGraph::want(const Wanted& wanted) {
   const auto place = wanted_.size();
   wanted_.push_back(wanted);
   parts_.emplace_back();
-  const auto& [scene, ask, injection, key] = wanted_.back();
-  const auto node = this->ask(*scene, *ask, injection);
-  const int64_t last_layer = model_->cfg().n_layers - 1;
-  GraphRead residual;
-  if (!plan_.readouts.lens && plan_.directions.empty()) residual.layers = {last_layer};
-  read(node, residual, {Use::What::residual, place});
-  if (plan_.readouts.attention) {
-    GraphRead attention;
-    attention.what = GraphRead::What::attention;
-    attention.first_key = scene->span_begin();
-    attention.last_key = graph_.length(prefill(*scene, injection));
-    read(node, attention, {Use::What::attention, place});
-  }
-  if (ask->samples) {
+  const auto& reads = plan_.reads(*wanted.ask);
+  const auto& needs = reads.needs.steered();
+  parts_.back().values.resize(needs.size());
+  const auto of_kind = [&](bool is_after) {
+    for (size_t i = 0; i < needs.size(); ++i)
+      if (needs[i].after.empty() != is_after) read_need(wanted, needs[i], {Use::What::need, place, i});
+  };
+  of_kind(/*is_after=*/false);
+  if (reads.samples) {
     GraphRead cache;
     cache.what = GraphRead::What::cache;
-    read(node, cache, {Use::What::cache, place});
+    read(ask(*wanted.scene, *wanted.ask, wanted.injection), cache, {Use::What::cache, place});
   }
-  parts_.back().continuations.resize(plan_.continuations.size());
-  for (size_t i = 0; i < plan_.continuations.size(); ++i) {
-    const auto n = static_cast<int64_t>(plan_.continuations[i].size()) - 1;
-    if (n == 0) continue;
-    const bool steered = ask->keeps_steering && injection && protocol_.inject != Inject::patch;
-    const auto goes_on =
-        graph_.segment(model_, slice(plan_.continuations[i], 0, n), node,
-                       steered ? interventions(*scene, *injection, {}) : std::vector<hooks::Intervention>{});
-    GraphRead behind;
-    behind.layers = {last_layer};
-    behind.positions.resize(static_cast<size_t>(n));
-    std::iota(behind.positions.begin(), behind.positions.end(), int64_t{0});
-    read(goes_on, behind, {Use::What::continuation, place, i});
-  }
+  of_kind(/*is_after=*/true);
 }
 
 void ExperimentGraph::measure_norms(const Scene& scene) {
@@ -186,25 +183,33 @@ void ExperimentGraph::measure_other(const Scene& scene, const std::string& conce
 }
 
 void ExperimentGraph::measure_base(const Scene& scene, const Ask& ask) {
-  GraphRead read;
-  read.layers = {model_->cfg().n_layers - 1};
-  Use use{Use::What::base};
-  use.scene = &scene;
-  use.ask = &ask;
-  this->read(this->ask(scene, ask, nullptr), std::move(read), std::move(use));
+  const auto& needs = plan_.reads(ask).needs.unsteered();
+  if (needs.empty() || has_base(scene, ask) || !bases_.insert({&scene, &ask}).second) return;
+  measured_.base[{&scene, &ask}] = {std::vector<torch::Tensor>(needs.size()), {}, 0};
+  for (size_t i = 0; i < needs.size(); ++i) {
+    Use use{Use::What::base};
+    use.number = i;
+    use.scene = &scene;
+    use.ask = &ask;
+    read_need({&scene, &ask, nullptr, {}}, needs[i], std::move(use));
+  }
 }
 
 /// [1, L, H, keys] -> [L, H]: the sum over the tokens of the injected spans.
-torch::Tensor ExperimentGraph::attention_to_spans(const Wanted& wanted, const torch::Tensor& values) const {
+torch::Tensor ExperimentGraph::attention_to_spans(const Scene& scene, const Injection* injection,
+                                                  const torch::Tensor& values) const {
   const auto attention_LHS = values[0];
-  if (wanted.injection && protocol_.inject == Inject::tokens) return attention_LHS.sum(-1);
+  if (injection && protocol_.inject == Inject::tokens) return attention_LHS.sum(-1);
   auto out = at::zeros({attention_LHS.size(0), attention_LHS.size(1)}, attention_LHS.options());
-  for (const auto& [first, last] : wanted.scene->spans)
-    out += attention_LHS.narrow(2, first, last - first).sum(-1);
+  for (const auto& [first, last] : scene.spans) out += attention_LHS.narrow(2, first, last - first).sum(-1);
   return out;
 }
 
 void ExperimentGraph::take(const Use& use, const engine::Captured& captured) {
+  const auto value_of = [&](const Need& need, const Scene& scene, const Injection* injection) {
+    const bool is_attention = need.read.what == GraphRead::What::attention;
+    return is_attention ? attention_to_spans(scene, injection, captured.values) : captured.values;
+  };
   switch (use.what) {
     case Use::What::norm:
       measured_.norms[use.scene][use.layer] = steering::median_norm(captured.values);
@@ -212,23 +217,29 @@ void ExperimentGraph::take(const Use& use, const engine::Captured& captured) {
     case Use::What::other:
       measured_.others[{use.scene, use.concept_name}][use.layer] = captured.values.select(1, 0).clone();
       return;
-    case Use::What::base:
-      measured_.base[{use.scene, use.ask}] = captured.values[0][0].clone();
+    case Use::What::base: {
+      auto& base = measured_.base[{use.scene, use.ask}];
+      const auto& need = plan_.reads(*use.ask).needs.unsteered()[use.number];
+      base.values[use.number] = value_of(need, *use.scene, nullptr).clone();
+      --base.n_missing;
       return;
-    case Use::What::residual:
-      parts_[use.place].resid_LD = captured.values[0];
+    }
+    case Use::What::need: {
+      const auto& [scene, ask, injection, key] = wanted_[use.place];
+      parts_[use.place].values[use.number] =
+          value_of(plan_.reads(*ask).needs.steered()[use.number], *scene, injection);
       break;
-    case Use::What::attention:
-      parts_[use.place].attention_LH = attention_to_spans(wanted_[use.place], captured.values);
-      break;
-    case Use::What::continuation:
-      parts_[use.place].continuations[use.number] = captured.values.select(1, 0);
-      break;
+    }
     case Use::What::cache:
       parts_[use.place].cache = *captured.cache;
       break;
   }
   if (--parts_[use.place].n_missing == 0) complete_.push_back(use.place);
+}
+
+bool ExperimentGraph::has_base(const Scene& scene, const Ask& ask) const {
+  const auto base = measured_.base.find({&scene, &ask});
+  return base != measured_.base.end() && base->second.n_missing == 0;
 }
 
 std::vector<std::pair<size_t, Parts>> ExperimentGraph::take(
@@ -238,7 +249,7 @@ std::vector<std::pair<size_t, Parts>> ExperimentGraph::take(
       for (const auto& use : uses->second) take(use, captured);
   const auto is_ready = [&](size_t place) {
     const auto& [scene, ask, injection, key] = wanted_[place];
-    return !injection || !plan_.is_compared() || measured_.base.count({scene, ask}) > 0;
+    return !injection || plan_.reads(*ask).needs.unsteered().empty() || has_base(*scene, *ask);
   };
   const auto waiting = std::stable_partition(complete_.begin(), complete_.end(), is_ready);
   std::vector<std::pair<size_t, Parts>> out;

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -25,22 +26,21 @@ struct Wanted {
   std::string key;                       // in the store
 };
 
+/// What a graph has read for one reading.
+struct Parts {
+  std::vector<torch::Tensor> values;  // of MergedNeeds::steered (or unsteered): [positions, layers, ...]
+  std::optional<cache::KVCache> cache;
+  int64_t n_missing = 0;
+};
+
 /// What injections need to know of other runs.
 struct Measured {
   /// Median norms of the residual stream after each block, over the injected tokens of the unsteered run.
   std::map<const Scene*, std::map<int64_t, double>> norms;
   /// Residuals [T, D] after each block at all tokens that stand in the injected ones' place, by concept.
   std::map<std::pair<const Scene*, std::string>, Directions> others;
-  /// Residuals [D] after the last block, unsteered.
-  std::map<std::pair<const Scene*, const Ask*>, torch::Tensor> base;
-};
-
-/// What was read for one reading.
-struct Parts {
-  torch::Tensor resid_LD, attention_LH;
-  std::vector<torch::Tensor> continuations;
-  std::optional<cache::KVCache> cache;
-  int64_t n_missing = 0;
+  /// What readouts need of the unsteered run, by question.
+  std::map<std::pair<const Scene*, const Ask*>, Parts> base;
 };
 
 /// What is added to each block's output: the directions times the strength in its unit.
@@ -58,6 +58,7 @@ class ExperimentGraph {
   void want(const Wanted& wanted);
   void measure_norms(const Scene& scene);
   void measure_other(const Scene& scene, const std::string& concept_name);
+  /// What readouts need of the unsteered run at a question, unless it is known or this graph reads it already.
   void measure_base(const Scene& scene, const Ask& ask);
 
   const std::vector<Wanted>& wanted() const { return wanted_; }
@@ -69,9 +70,9 @@ class ExperimentGraph {
  private:
   /// What a reading of the graph is for.
   struct Use {
-    enum class What { residual, attention, continuation, cache, norm, other, base } what;
-    size_t place = 0;   // in `wanted`, for the first four
-    size_t number = 0;  // of the continuation
+    enum class What { need, cache, norm, other, base } what;
+    size_t place = 0;   // in `wanted`, for the first two
+    size_t number = 0;  // of the need
     const Scene* scene = nullptr;
     const Ask* ask = nullptr;
     std::string concept_name{};
@@ -85,7 +86,10 @@ class ExperimentGraph {
                                                  std::pair<int64_t, int64_t> range) const;
   void read(graph::NodeId node, graph::Read read, Use use);
   void take(const Use& use, const engine::Captured& captured);
-  torch::Tensor attention_to_spans(const Wanted& wanted, const torch::Tensor& values) const;
+  void read_need(const Wanted& wanted, const Need& need, Use use);
+  bool has_base(const Scene& scene, const Ask& ask) const;
+  torch::Tensor attention_to_spans(const Scene& scene, const Injection* injection,
+                                   const torch::Tensor& values) const;
 
   const graph::ModelPtr& model_;
   const Protocol& protocol_;
@@ -97,6 +101,7 @@ class ExperimentGraph {
   std::vector<Parts> parts_;
   std::vector<size_t> complete_;  // that wait for the unsteered run they are compared with
   std::unordered_map<graph::ReadId, std::vector<Use>> uses_;
+  std::set<std::pair<const Scene*, const Ask*>> bases_;  // that this graph reads
   std::map<const Scene*, graph::NodeId> before_;
   std::map<std::pair<const Scene*, const Injection*>, graph::NodeId> prefilled_;
 };

@@ -9,6 +9,7 @@
 #include "introspect/core/sha256.h"
 
 #include "experiments/placeholders.h"
+#include "experiments/readouts/library.h"
 
 namespace introspect::experiments {
 namespace {
@@ -37,8 +38,10 @@ void check_options(const models::Model& model, const Protocol& protocol, const N
                                  first, " to ", last);
   check<std::invalid_argument>(options.nulls >= 0, "run_experiment: nulls must be 0 or more, got ",
                                options.nulls);
-  check<std::invalid_argument>(options.readouts.top_k >= 0, "run_experiment: top_k must be 0 or more, got ",
-                               options.readouts.top_k);
+  for (const auto& [name, parameter] : options.readouts) {
+    const auto problem = problem_of_parameter(name, parameter);
+    check<std::invalid_argument>(problem.empty(), "run_experiment: ", name, " ", problem);
+  }
   check<std::invalid_argument>(!options.control_filter || !std::isnan(*options.control_filter),
                                "run_experiment: control_filter must be a number, got nan");
   const auto check_width = [&](const std::string& name, const steering::ControlVector& vector) {
@@ -97,24 +100,53 @@ Ids variants(const text::Tokenizer& tokenizer, int64_t first, const std::vector<
   return out;
 }
 
-void plan_readouts(const models::Model& model, const Protocol& protocol, const ExperimentOptions& options,
-                   Plan& plan) {
+/// What is read at questions of one kind. Needs of the question itself come before those of tokens after it.
+Reads plan_reads(const models::Model& model, const Plan& plan, bool is_own) {
+  Reads out;
+  out.needs.add(Need::last_residual(model.cfg()));  // of the log-odds
+  for (const auto& one : plan.readouts) {
+    const auto& prepared = one->prepared;
+    if (prepared.own_question_only && !is_own) continue;
+    out.active.push_back(one.get());
+    auto& sources = out.sources.emplace_back();
+    for (const auto& need : prepared.needs) sources.push_back(out.needs.add(need));
+    out.compares |= prepared.compares;
+    out.samples |= prepared.reads_text;
+  }
+  if (out.compares) {
+    auto need = Need::last_residual(model.cfg());
+    need.is_unsteered = true;
+    out.unsteered_resid = out.needs.add(need);
+    out.needs.finish(out.unsteered_resid);
+  }
+  for (auto& sources : out.sources)
+    for (auto& source : sources) out.needs.finish(source);
+  return out;
+}
+
+void plan_readouts(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
+                   const ExperimentOptions& options, Plan& plan) {
   const auto& tokenizer = model.tokenizer();
   plan.yes_id = single_token(tokenizer, protocol.yes_token);
   plan.no_id = single_token(tokenizer, protocol.no_token);
-  const auto &ours = options.readouts, &its = protocol.readouts;
-  plan.readouts = {ours.lens || its.lens, ours.attention || its.attention, ours.divergence || its.divergence,
-                   std::max(ours.top_k, its.top_k)};
   plan.yes_variants = variants(tokenizer, plan.yes_id, protocol.yes_variants, plan);
   plan.no_variants = variants(tokenizer, plan.no_id, protocol.no_variants, plan);
-  for (const auto& [name, vector] : options.directions)
-    for (const auto& [layer, direction] : vector.directions())
-      plan.directions[name][layer] = direction / direction.norm().clamp_min(1e-30);
-  for (const auto& text : options.continuations) {
-    plan.continuations.push_back(tokenizer.encode(text, /*add_special_tokens=*/false));
-    check<std::invalid_argument>(!plan.continuations.back().empty(),
-                                 "run_experiment: a continuation must have a token, got '", text, "'");
+  const auto asked = asked_for(protocol.readouts, options.readouts);
+  const auto words = concepts(vectors, options);
+  for (const auto& readout : readouts()) {
+    const auto found = asked.find(readout->name);
+    const auto* const parameter = found == asked.end() ? nullptr : &found->second;
+    auto prepared =
+        readout->prepare({model, protocol, options, words, plan.yes_variants, plan.no_variants, parameter});
+    if (!prepared) continue;
+    check<std::invalid_argument>(static_cast<bool>(prepared->read), "run_experiment: readout '",
+                                 readout->name, "' must have a function read");
+    plan.warnings.insert(plan.warnings.end(), prepared->warnings.begin(), prepared->warnings.end());
+    plan.readouts.push_back(std::make_unique<const ActiveReadout>(
+        ActiveReadout{readout, parameter ? *parameter : Value(false), std::move(*prepared)}));
   }
+  plan.of_own = plan_reads(model, plan, /*is_own=*/true);
+  plan.of_controls = plan_reads(model, plan, /*is_own=*/false);
 }
 
 /// What stands in the injected messages' place in the other conversation.
@@ -176,27 +208,20 @@ std::string controls_of(const Protocol& protocol, const ExperimentOptions& optio
 
 void plan_scenes(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
                  const ExperimentOptions& options, Plan& plan) {
-  const auto& tokenizer = model.tokenizer();
-  plan_readouts(model, protocol, options, plan);
+  plan_readouts(model, protocol, vectors, options, plan);
   const auto words = concepts(vectors, options);
   Ask own;
   own.question = protocol.own_question();
   own.kind = "introspection";
   own.keeps_steering = protocol.steer_generation;
-  own.samples = protocol.read == Read::sample;
-  if (protocol.read == Read::content)
-    for (const auto& name : words) {
-      const auto word = protocol.report_tokens.count(name) ? protocol.report_tokens.at(name) : name;
-      own.report_ids.push_back(first_token(tokenizer, word));
-      own.report_ids.push_back(first_token(tokenizer, " " + word));
-    }
-  for (const auto& answer : protocol.answers) own.answer_ids.push_back(single_token(tokenizer, answer));
+  own.samples = plan.of_own.samples;
   plan_own_questions(model, protocol, own, plan);
   plan.controls = controls_of(protocol, options, plan);
   for (const auto& question : options.questions.value_or(protocol.control_questions)) {
     Ask ask;
     ask.question = question;
     ask.kind = "control";
+    ask.samples = plan.of_controls.samples;
     ask.asked_in = plan.controls;
     if (!protocol.paraphrases.empty()) ask.paraphrase = ask.kind;
     const auto& scene = add_ask(model, protocol.ask(question, plan.controls), ask, plan);
@@ -205,13 +230,14 @@ void plan_scenes(const models::Model& model, const Protocol& protocol, const Nam
   }
   if (!protocol.other_turns.empty()) plan_others(model, protocol, words, plan);
 
-  for (const auto& ids : plan.continuations)
-    for (const auto& scene : plan.scenes)
-      for (const auto& ask : scene.asks)
-        check<ShapeError>(
-            scene.span_end() + static_cast<int64_t>(ask.after.size() + ids.size()) - 1 <= model.cfg().n_ctx,
-            "run_experiment: a continuation of ", ids.size(), " tokens must fit into the model's ",
-            model.cfg().n_ctx, " positions after question '", ask.question, "'");
+  for (const auto& scene : plan.scenes)
+    for (const auto& ask : scene.asks)
+      for (const auto& need : plan.reads(ask).needs.steered())
+        check<ShapeError>(scene.span_end() + static_cast<int64_t>(ask.after.size() + need.after.size()) <=
+                              model.cfg().n_ctx,
+                          "run_experiment: a continuation of ", need.after.size() + 1,
+                          " tokens must fit into the model's ", model.cfg().n_ctx,
+                          " positions after question '", ask.question, "'");
   for (const auto& scene : plan.scenes)
     check<ShapeError>(scene.longest(protocol.sampling.max_new_tokens) <= model.cfg().n_ctx,
                       "run_experiment: protocol '", protocol.name, "' must fit into the model's ",

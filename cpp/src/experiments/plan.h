@@ -3,13 +3,17 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include <torch/types.h>
 
+#include "introspect/experiments/readouts.h"
 #include "introspect/experiments/run.h"
+
+#include "experiments/needs.h"
 
 namespace introspect::experiments {
 
@@ -25,7 +29,6 @@ struct Ask {
   Ids after;
   bool keeps_steering = false;
   bool samples = false;
-  Ids report_ids, answer_ids;
   std::string paraphrase;
   std::string asked_in = kOwnConversation;
 };
@@ -63,6 +66,22 @@ struct Injection {
   Part part;
 };
 
+/// A readout that this run asks for.
+struct ActiveReadout {
+  std::shared_ptr<const Readout> readout;
+  Value parameter;  // false where it is not asked for by name
+  PreparedReadout prepared;
+};
+
+/// What is read at one kind of question, and what it needs of the graph.
+struct Reads {
+  std::vector<const ActiveReadout*> active;
+  std::vector<std::vector<MergedNeeds::Source>> sources;  // of each one's needs
+  MergedNeeds needs;
+  MergedNeeds::Source unsteered_resid;  // after the last block, where one of them compares
+  bool compares = false, samples = false;
+};
+
 /// The options with what was left out filled in. Throws std::invalid_argument for a unit without strengths.
 ExperimentOptions with_defaults(ExperimentOptions options);
 
@@ -74,15 +93,13 @@ struct Plan {
   std::string controls;  // the conversation of the control questions
   int64_t yes_id = 0, no_id = 0;
   Ids yes_variants, no_variants;  // those that are one token, the token itself first
-  Readouts readouts;
-  std::map<std::string, Directions> directions;  // float32 unit vectors
-  std::vector<Ids> continuations;
+  std::vector<std::unique_ptr<const ActiveReadout>> readouts;  // in the order of their fields
+  Reads of_own, of_controls;
   graph::ModelPtr prefill_model;  // of Inject::model
 
   bool is_steered(const Injection& injection) const { return injection.strength != 0; }
 
-  /// True if readings are set beside what the unsteered run says in the same place.
-  bool is_compared() const { return readouts.divergence || readouts.top_k > 0; }
+  const Reads& reads(const Ask& ask) const { return ask.kind == "control" ? of_controls : of_own; }
 };
 
 /// The tokens of `scene.injected` that an injection reaches.

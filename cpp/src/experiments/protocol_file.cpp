@@ -15,6 +15,8 @@
 #include "introspect/io/share.h"
 
 #include "experiments/placeholders.h"
+#include "experiments/readouts/library.h"
+#include "experiments/value_json.h"
 
 namespace introspect::experiments {
 namespace {
@@ -126,13 +128,18 @@ void parse_inject(const Field& field, Protocol& protocol) {
 }
 
 Readouts parse_readouts(const Field& field) {
-  field.object({"lens", "attention", "divergence", "top_k"});
   Readouts out;
-  if (field.has("lens")) out.lens = field.at("lens").boolean();
-  if (field.has("attention")) out.attention = field.at("attention").boolean();
-  if (field.has("divergence")) out.divergence = field.at("divergence").boolean();
-  if (field.has("top_k")) out.top_k = field.at("top_k").integer();
-  field.require(out.top_k >= 0, "needs a top_k of 0 or more, got ", out.top_k);
+  field.for_each_field([&](const std::string& name, const Field& given) {
+    const auto parameter = value_of(given.value());
+    std::string problem;
+    try {
+      problem = problem_of_parameter(name, parameter);
+    } catch (const ConfigError& error) {
+      field.require(false, "cannot be read: ", error.what());
+    }
+    given.require(problem.empty(), problem);
+    if (!is_off(parameter)) out[name] = parameter;
+  });
   return out;
 }
 
@@ -399,11 +406,13 @@ std::string Protocol::to_json() const {
     if (!other_turns.empty()) json["inject"]["turns"] = turns_json(other_turns);
   }
   if (relative_strength != 1.0) json["relative_strength"] = relative_strength;
-  if (!(readouts == Readouts{}))
-    json["readouts"] = {{"lens", readouts.lens},
-                        {"attention", readouts.attention},
-                        {"divergence", readouts.divergence},
-                        {"top_k", readouts.top_k}};
+  if (!readouts.empty()) {
+    auto& asked = json["readouts"] = Json::object();
+    for (const auto& [name, off] : first_readouts())
+      asked[name] = json_of(readouts.count(name) ? readouts.at(name) : off);
+    for (const auto& [name, parameter] : readouts)
+      if (!is_first_readout(name)) asked[name] = json_of(parameter);
+  }
   if (!yes_variants.empty()) json["yes_variants"] = yes_variants;
   if (!no_variants.empty()) json["no_variants"] = no_variants;
   for (const auto& [question, prefix, label] : paraphrases) {

@@ -10,8 +10,8 @@
 #include <nlohmann/json.hpp>
 
 #include "experiments/finite.h"
+#include "experiments/reader.h"
 #include "experiments/reading_check.h"
-#include "experiments/readout.h"
 #include "introspect/core/check.h"
 #include "introspect/version.h"
 
@@ -37,7 +37,7 @@ ProtocolRun::ProtocolRun(const graph::ModelPtr& model, const Protocol& protocol,
               to_string(*options.strength_unit),
               INTROSPECT_VERSION,
               INTROSPECT_BUILT_WITH_TORCH},
-      cell_keys_(*model, protocol, plan_, options.seed) {
+      cell_keys_(*model, plan_) {
   check_budget();
   count();
 }
@@ -55,8 +55,9 @@ int64_t ProtocolRun::missing_tokens() const {
 }
 
 double ProtocolRun::n_logits() const {
-  const auto& what = plan_.readouts;
-  return (what.lens ? static_cast<double>(model_->cfg().n_layers) : 1.0) + (plan_.is_compared() ? 1 : 0);
+  int64_t out = plan_.of_own.compares ? 2 : 1;
+  for (const auto& readout : plan_.readouts) out += readout->prepared.n_logits;
+  return static_cast<double>(out);
 }
 
 int64_t ProtocolRun::direction_bytes() const {
@@ -142,8 +143,7 @@ void ProtocolRun::enter_next(graph::Graph& graph, int64_t& tokens, int64_t most_
   auto& view = enter(graph);
   for (; !missing_.empty() && tokens < most_tokens; missing_.pop_back()) {
     const auto& wanted = missing_.back();
-    if (wanted.injection && plan_.is_compared() && measured_.base.count({wanted.scene, wanted.ask}) == 0)
-      view.measure_base(*wanted.scene, *wanted.ask);
+    if (wanted.injection) view.measure_base(*wanted.scene, *wanted.ask);
     view.want(wanted);
     tokens += n_tokens(wanted);
   }
@@ -152,15 +152,15 @@ void ProtocolRun::enter_next(graph::Graph& graph, int64_t& tokens, int64_t most_
 void ProtocolRun::take(const std::vector<std::pair<graph::ReadId, engine::Captured>>& captured,
                        const std::function<void()>& tell) {
   if (!view_) return;
-  std::vector<ReadRow> rows;
+  std::vector<ReadRow> given;
   auto complete = view_->take(captured);
   for (auto& [place, parts] : complete) {
     const auto& wanted = view_->wanted()[place];
-    rows.push_back({wanted.ask, parts.resid_LD, parts.attention_LH, parts.continuations, {}});
-    if (wanted.injection && plan_.is_compared())
-      rows.back().base_D = measured_.base.at({wanted.scene, wanted.ask});
+    const auto base = measured_.base.find({wanted.scene, wanted.ask});
+    given.push_back(
+        {wanted.ask, &parts, wanted.injection && base != measured_.base.end() ? &base->second : nullptr});
   }
-  auto readings = read_out(*model_, plan_, rows);
+  auto readings = read_out(*model_, plan_, given);
   std::vector<Prompt> prompts;
   std::vector<size_t> prompted;  // readings whose text is sampled
   for (size_t i = 0; i < readings.size(); ++i) {
@@ -169,7 +169,7 @@ void ProtocolRun::take(const std::vector<std::pair<graph::ReadId, engine::Captur
     if (readings[i].is_finite()) {
       if (!parts.cache) continue;
       prompted.push_back(i);
-      prompts.push_back(prompt(wanted, std::move(*parts.cache), parts.resid_LD[-1]));
+      prompts.push_back(prompt(wanted, std::move(*parts.cache), parts.values.front()[0][-1]));
     } else if (!wanted.injection) {
       throw_not_finite(*model_, "run_experiment", protocol_, *wanted.scene, *wanted.ask);
     }
@@ -190,7 +190,7 @@ void ProtocolRun::take(const std::vector<std::pair<graph::ReadId, engine::Captur
                  std::vector<size_t> rows;
                  for (size_t i = 0; i < places.size(); ++i) {
                    rows.push_back(prompted[places[i]]);
-                   readings[rows.back()].text = std::move(texts[i]);
+                   read_text(*model_, plan_, given[rows.back()], texts[i], readings[rows.back()]);
                  }
                  n_texts_ += static_cast<int64_t>(rows.size());
                  finish(rows);
@@ -226,8 +226,10 @@ Result ProtocolRun::collect() const {
                   at::get_num_threads(),
                   INTROSPECT_VERSION,
                   INTROSPECT_BUILT_WITH_TORCH,
-                  options_.continuations,
+                  {},
                   options_.control_filter};
+  for (const auto& readout : plan_.readouts)
+    for (const auto& one : readout->prepared.settings) out.settings.of_readouts.push_back(one);
   if (options_.control_filter) {
     for (const auto& scene : plan_.scenes)
       out.settings.controls_asked += std::count_if(scene.asks.begin(), scene.asks.end(),

@@ -74,7 +74,7 @@ class ProtocolRun {
   /// The graph is about to go. What it has not read is missing again.
   void leave();
 
-  bool samples() const { return protocol_.read == experiments::Read::sample; }
+  bool samples() const { return plan_.of_own.samples || plan_.of_controls.samples; }
 
   Result collect() const;
 

@@ -106,9 +106,10 @@ def run_protocols(
     yes: bool,
     json: bool,
 ) -> bool:
-    """Run protocols into a folder: finished cells in its store, each protocol's result as soon as it is complete.
+    """Run protocols into a folder: finished readings in its store, and each protocol's result.
 
-    Says first how much there is to run. Results that earlier runs left there are added to.
+    They run together, so that what their conversations share runs once. Says first how much there is to run. Results
+    that earlier runs left there are added to.
 
     Args:
         note_name: the file that says what was asked for, from which an interrupted run becomes a result.
@@ -136,15 +137,14 @@ def run_protocols(
         own = {**settings, "controls": asked_in(protocol, arguments.get("controls"))}
         refuse_others(output, earlier.get(protocol.name), facts, protocol_facts(protocol), own)
     store = output / CELLS
-    plans: list[Any] = [
-        introspect.run_experiment(loaded, one, **arguments, store=store, plan=True) for one in protocols
-    ]
-    total = sum(plans[1:], plans[0])
+
+    def plan_of(some: list[Any]) -> Any:
+        return introspect.run_experiments(loaded, some, **arguments, store=store, plan=True)
+
+    total = plan_of(protocols)
     if dry_run:
         if json:
-            print_json(
-                {**asdict(total), "protocols": {p.name: asdict(q) for p, q in zip(protocols, plans, strict=True)}}
-            )
+            print_json({**asdict(total), "protocols": {one.name: asdict(plan_of([one])) for one in protocols}})
         else:
             typer.echo(total)
         return False
@@ -154,12 +154,12 @@ def run_protocols(
     output.mkdir(parents=True, exist_ok=True)
     write_note(output, note_name, facts, map(protocol_facts, protocols), settings)
     resumable(output)
-    for protocol in protocols:
-        with step_bars_or_lines() as step, warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            result = introspect.run_experiment(loaded, protocol, **arguments, store=store, progress=step, long=True)
-        for warning in caught:
-            note(f"introspect: {protocol.name}: {warning.message}")
+    with step_bars_or_lines() as step, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = introspect.run_experiments(loaded, protocols, **arguments, store=store, progress=step, long=True)
+    for warning in caught:
+        note(f"introspect: {warning.message}")
+    for protocol, result in zip(protocols, results, strict=True):
         before = earlier.get(protocol.name)
         (before.merged(result) if before else result).save(output / f"{protocol.name}.json")
         note_finished(output, note_name, protocol.name)

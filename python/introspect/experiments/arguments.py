@@ -195,6 +195,16 @@ class Arguments:
             self.fail("progress", "a function of (what, done, total), or False for nothing", given)
         return given
 
+    def readouts(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """{name: parameter}, of the arguments with names of their own and of ``readouts``."""
+        found: dict[str, Any] = {name: bool(options[name]) for name in ("lens", "attention", "divergence")}
+        found["top_k"] = self.whole("top_k", options["top_k"], least=0)
+        found["continuations"] = self.texts("continuations", options["continuations"])
+        more = {} if options["readouts"] is None else options["readouts"]
+        if not isinstance(more, Mapping) or not all(isinstance(name, str) for name in more):
+            self.fail("readouts", 'a dictionary {name: parameter}, such as {"lens": True}', more)
+        return found | dict(more)
+
     def pairs(self, name: str, given: Any) -> list[tuple[float, float]]:
         """One pair of numbers, or a list of pairs."""
         listed = self.items(name, given)

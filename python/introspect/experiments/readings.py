@@ -109,6 +109,28 @@ def continuations_table(result: Result) -> pandas.DataFrame:
     return _table(result, lines, "continuation", "continuations")
 
 
+def readout_table(result: Result, name: str) -> pandas.DataFrame:
+    """One row for each reading and element of a readout's list, or of the lists in its dictionary."""
+    n_layers = result.model["n_layers"]
+
+    def lists(reading: dict) -> dict[str, list]:
+        value = reading.get(name)
+        named = {name: value} if isinstance(value, list) else value if isinstance(value, dict) else {}
+        return {key: one for key, one in named.items() if isinstance(one, list)}
+
+    def lines(row: dict) -> Iterator[dict[str, Any]]:
+        base, injected = lists(row["base"]), lists(row["injected"])
+        for i in range(max(map(len, injected.values()), default=0)):
+            line: dict[str, Any] = {"layer" if len(next(iter(injected.values()))) == n_layers else "index": i}
+            for key, values in injected.items():
+                for column, of in ((f"{key}_base", base.get(key, ())), (key, values)):
+                    if i < len(of):
+                        line[column] = of[i]
+            yield line
+
+    return _table(result, lines, f"list of {name!r}", f"readouts={{{name!r}: True}}")
+
+
 def attention_maps(result: Result, side: str) -> np.ndarray:
     """[rows, n_layers, n_heads] as in to_pandas(): attention from the read position to the injected tokens."""
     maps = [row[side].get("attention") for row in result.rows]

@@ -38,8 +38,10 @@ from .readings import (
     lens_table,
     localise,
     projections_table,
+    readout_table,
     token_lens_table,
 )
+from .readouts import columns as readout_columns
 from .result_fields import check_fields
 
 if TYPE_CHECKING:
@@ -172,7 +174,8 @@ class Result:
 
         Beside the log-odds (nats) and probabilities: ``mass_base`` and ``mass``, p(yes) + p(no); ``leaves_format``,
         whether the injection took that mass away, so that the log-odds say nothing; ``failed``, whether a number is not
-        finite; ``asked_in``, the conversation of the question: "own", or the name of another one.
+        finite; ``asked_in``, the conversation of the question: "own", or the name of another one. Numbers and texts of
+        readouts are columns of their names.
         """
         import pandas
 
@@ -197,12 +200,7 @@ class Result:
         for key in ("paraphrase", "place", "part_first", "part_last"):
             if key in row:
                 flat[key] = row[key]
-        for name in ("set_log_odds", "entropy"):
-            if name in row["injected"]:
-                flat[f"{name}_base"], flat[name] = row["base"].get(name), row["injected"][name]
-        if "kl" in row["injected"]:
-            flat["kl"] = row["injected"]["kl"]
-        return flat
+        return flat | readout_columns(row["base"], row["injected"])
 
     def export(self, path: str | os.PathLike) -> None:
         """Write to_pandas() as .csv or, with the extra introspect[parquet], .parquet.
@@ -258,6 +256,17 @@ class Result:
     def continuations_to_pandas(self) -> pandas.DataFrame:
         """One row for each reading and continuation: its log-probability, base and injected."""
         return continuations_table(self)
+
+    def readout_to_pandas(self, name: str) -> pandas.DataFrame:
+        """One row for each reading and element of what a readout has read as a list (or a dictionary of lists).
+
+        Columns are ``layer`` (of a list with one element a layer) or ``index``, and the readout's name, or the
+        dictionary's names, base and injected.
+
+        Raises:
+            ValueError: no reading holds such a list.
+        """
+        return readout_table(self, name)
 
     def attention(self, side: str = "injected") -> numpy.ndarray:
         """Attention of every head from the read position to the injected tokens: [rows, n_layers, n_heads].

@@ -112,6 +112,7 @@ def run_experiment(
     top_k: int = 0,
     directions: Mapping[str, ControlVector] | None = None,
     continuations: Texts = (),
+    readouts: Mapping[str, Any] | None = None,
     store: str | os.PathLike | _C.Store | None = None,
     memory_budget: int = 512 << 20,
     progress: Callable[[str, int, int], None] | bool | None = None,
@@ -158,6 +159,8 @@ def run_experiment(
         top_k: also this many of the most raised and lowered tokens.
         directions: {name: vector}: also the residual at the read position on each of its unit directions.
         continuations: also the log-probability of these texts after the read position.
+        readouts: {name: parameter} of what else is read: those above by their names, and those of
+            ``register_readout``.
         store: a file that keeps every reading as it is made; readings found there are not made again.
         memory_budget: bytes of one pass, weights aside.
         progress: called with (what, done, total), counted in readings that are finished. None: bars on a terminal, a
@@ -269,10 +272,8 @@ def _native(who: str, protocols: Any, options: Mapping[str, Any]) -> dict[str, A
         "concepts": [given.concept("concepts", one) for one in given.texts("concepts", options["concepts"])],
         "models": given.models(options["models"]),
         "seed": given.whole("seed", options["seed"], least=0),
-        **{name: bool(options[name]) for name in ("lens", "attention", "divergence")},
-        "top_k": given.whole("top_k", options["top_k"], least=0),
+        "readouts": given.readouts(options),
         "directions": given.vectors({} if options["directions"] is None else options["directions"], "directions"),
-        "continuations": given.texts("continuations", options["continuations"]),
         "store": given.store(options["store"], bool(options["plan"])),
         "memory_budget": given.whole("memory_budget", options["memory_budget"]),
     }

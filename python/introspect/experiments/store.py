@@ -11,7 +11,6 @@ from .. import _C
 from .._json import parse_json
 from ..tables import check_format, write_table
 from .detections import NOT_RECORDED
-from .reading_check import check_reading
 
 if TYPE_CHECKING:
     import pandas
@@ -69,8 +68,9 @@ class Store(_C.Store):
     def reading(self, row: dict[str, Any]) -> dict[str, Any]:
         """The value of one of ``rows`` or ``asked``. Raises IoError that names the cell if it cannot be a reading."""
         try:
+            if problem := _C.reading_problem(row["value"]):
+                raise ValueError(problem)
             value = parse_json(row["value"], "a reading", ValueError)
-            check_reading(value)
         except ValueError as error:
             raise _C.IoError(
                 f"Store: {self.path}: cell {row['key'][:12]}: {error}. Sound cells can be taken into a new store: "

@@ -11,7 +11,7 @@ from .curves import layer_curves, strength_curves
 from .heads import head_maps
 from .lens import LensCurve, lens_curves
 from .ranges import range_maps
-from .readings import attention, lens, localised
+from .readings import attention, by_layer, lens, localised
 from .shifts import overview, shifts
 from .style import NothingToDraw
 from .vector import plot_vector
@@ -20,6 +20,7 @@ __all__ = [
     "LensCurve",
     "NothingToDraw",
     "attention",
+    "by_layer",
     "confusion",
     "content",
     "head_maps",

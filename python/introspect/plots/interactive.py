@@ -33,7 +33,7 @@ from .panels import (
     plain,
 )
 from .ranges import BROKEN, NOT_RUN, OUTSIDE, marked, matrix, not_finite, panels_of, thinned
-from .readings import ATTENTION, attention_maps, lens_label, lenses, localisation_title
+from .readings import ATTENTION, attention_maps, curves_by_layer, lens_label, lenses, localisation_title
 from .strips import content_drawing, distinct, overview_drawing, rank_text, shifts_drawing
 from .style import CONCEPT, CONTROL, NATS, NULL, RANDOM, THIRD, NothingToDraw
 
@@ -202,6 +202,12 @@ def lens_drawing(result: Result) -> Drawing | None:
     """The lens of each setting, or of the most striking one of each concept in a sweep."""
     found = lenses(result)
     return lens_panels(found, ylabel=lens_label(result)) if found else None
+
+
+def by_layer_drawing(result: Result, field: str) -> Drawing | None:
+    """A readout's number of each layer."""
+    found = curves_by_layer(result, field)
+    return lens_panels(found, ylabel=field) if found else None
 
 
 def lens_panels(curves: Sequence[LensCurve], *, ylabel: str) -> Drawing:

@@ -16,6 +16,7 @@ from .lens import LensCurve, lens_curves
 from .style import Figure
 
 MOST = 6  # settings of one figure
+Reader = Callable[[dict], Sequence[float | None]]  # of a reading, by layer
 
 
 def lens(result: Result) -> Figure | None:
@@ -32,16 +33,34 @@ def lens_label(result: Result) -> str:
     return "log-probability of the concept's token (nats)" if is_content else "log-odds yes : no (nats)"
 
 
+def by_layer(result: Result, field: str) -> Figure | None:
+    """A readout's number of each layer, of the settings that ``lens`` shows; None where there is none."""
+    curves = curves_by_layer(result, field)
+    if not curves:
+        return None
+    title = f"{result.protocol['name']} · {result.model['name']} · {field} at the read position"
+    return lens_curves(curves, ylabel=field, zero=False, title=title)
+
+
+def curves_by_layer(result: Result, field: str) -> list[LensCurve]:
+    return _curves(result, field, lambda setting: lambda reading: reading[field], with_controls=True)
+
+
 def lenses(result: Result) -> list[LensCurve]:
     """Log-odds by layer, or in a content report the log-probability of the concept's unspaced token."""
+    is_content = result.protocol["read"] == "content"
+    return _curves(result, "lens", lambda setting: _reader(result, setting), with_controls=not is_content)
+
+
+def _curves(result: Result, field: str, reader: Callable[[Setting], Reader], *, with_controls: bool) -> list[LensCurve]:
     found = []
     for setting in _settings(result):
-        rows = [row for row in result.select(setting) if row["injected"].get("lens") and not failed(row)]
+        rows = [row for row in result.select(setting) if row["injected"].get(field) and not failed(row)]
         own = [row for row in rows if row["kind"] == "introspection"]
         if not own:
             continue
-        read = _reader(result, setting)
-        controls = [row for row in rows if row["kind"] == "control" and result.protocol["read"] != "content"]
+        read = reader(setting)
+        controls = [row for row in rows if row["kind"] == "control" and with_controls]
         nulls: dict[tuple, list[dict]] = {}
         for row in rows:
             if is_random(row) and row["question_kind"] == "introspection":
@@ -123,7 +142,7 @@ def _settings(result: Result) -> list[Setting]:
     return result.groups[:MOST]
 
 
-def _reader(result: Result, setting: Setting) -> Callable[[dict], Sequence[float | None]]:
+def _reader(result: Result, setting: Setting) -> Reader:
     if result.protocol["read"] == "content":
         token = 2 * result.concepts.index(setting.concept)
         return lambda reading: reading["lens"]["log_probs"][token]

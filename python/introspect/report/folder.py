@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..experiments.detections import failed
+from ..experiments.readouts import VIEWS, fields_by_layer
 from ..experiments.results import SCHEMA, Compared, Result, finite, write_text
 from ..experiments.runs import load_results
 from ..experiments.sweeps import headlines, is_sweep, sweep_bests
@@ -125,7 +126,12 @@ def figures(results: list[Result]) -> dict[str, Figure]:
     """File name without suffix -> figure: "overview", a protocol's name, or that with what is drawn of it."""
     from .. import plots  # here, because matplotlib takes half a second
 
-    return _drawn(results, lambda suffix: getattr(plots, suffix))
+    found = _drawn(results, lambda suffix: getattr(plots, suffix))
+    for name, result in zip(section_names(results), results, strict=True):
+        for field, view in VIEWS.items():
+            if view.plot and (figure := view.plot(result)) is not None:
+                found[f"{name}_{field}"] = figure
+    return found
 
 
 def drawings(results: list[Result]) -> dict[str, Drawing]:
@@ -151,6 +157,8 @@ def _drawn(results: list[Result], function: Callable[[str], Callable[..., Any]])
                 found[f"{name}_{suffix}"] = function(suffix)(result, **of_three)
             except NothingToDraw:
                 continue
+        for field in fields_by_layer(result):
+            found[f"{name}_{field}"] = function("by_layer")(result, field)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 

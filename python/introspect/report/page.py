@@ -49,7 +49,7 @@ def html(results: Sequence[Result], pictures: dict[str, bytes], drawings: dict[s
 
     template = Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    figures = [_figure(name, pictures.get(name), drawings.get(name)) for name in pictures]
+    figures = [_figure(name, pictures.get(name), drawings.get(name), section_names(results)) for name in pictures]
     parts = sections(results)
     for part, result, name in zip(parts, results, section_names(results), strict=True):
         part["figures"] = [one for one in figures if one["name"] == name or one["section"] == name]
@@ -101,25 +101,20 @@ def section_names(results: Sequence[Result]) -> list[str]:
     return names
 
 
-def _figure(name: str, png: bytes | None, drawing: Drawing | None) -> dict[str, Any]:
+def _figure(name: str, png: bytes | None, drawing: Drawing | None, sections: Sequence[str]) -> dict[str, Any]:
     from ..plots.panels import page_json
 
     panels = drawing.panels if drawing else []
     return {
         "name": name,
-        "section": next((name[: -len(suffix)] for suffix in _SUFFIXES if name.endswith(suffix)), name),
+        # A figure is named after its section, with what it draws after it.
+        "section": max((one for one in sections if f"{name}_".startswith(f"{one}_")), key=len, default=name),
         "png": base64.b64encode(png or b"").decode("ascii"),
         "panels": [{"title": panel.title, "height": panel.height} for panel in panels],
         "width": drawing.width if drawing else 0,
         "legend": [asdict(swatch) for swatch in drawing.legend] if drawing else [],
         "json": "[" + ",".join(map(page_json, panels)) + "]",
     }
-
-
-_SUFFIXES = tuple(
-    f"_{suffix}"
-    for suffix in ("strength_curves", "layer_curves", "range_maps", "identified", "lens", "attention", "localised")
-)
 
 
 def definition_of(result: Result) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <string>
 
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>
@@ -9,21 +11,31 @@
 
 using introspect::experiments::Reading;
 using introspect::experiments::Result;
-using introspect::experiments::Row;
+using introspect::experiments::Value;
+
+namespace {
+
+Value token(const std::string& text, int64_t id, double log_prob, int64_t rank) {
+  return Value::Fields{{"token", text}, {"id", id}, {"log_prob", log_prob}, {"rank", rank}};
+}
+
+const Value& first_token(const Reading& reading) {
+  return reading.values.at("tokens").get_if<Value::List>()->at(0);
+}
+
+}  // namespace
 
 TEST_CASE("a reading survives its JSON to the last bit", "[experiments][result]") {
+  const std::string text = "I'm thinking about \xE7\x8C\xAB";
   const Reading reading{
-      -1.0 / 3, 0.1, 1e-300, {{" cat", 8251, -2.0 / 7, 12}}, "I'm thinking about \xE7\x8C\xAB"};
+      -1.0 / 3, 0.1, 1e-300, {{"tokens", Value::List{token(" cat", 8251, -2.0 / 7, 12)}}, {"text", text}}};
   const auto back = Reading::from_json(reading.to_json());
   CHECK(back.log_odds == reading.log_odds);
   CHECK(back.p_yes == reading.p_yes);
   CHECK(back.p_no == reading.p_no);
-  REQUIRE(back.tokens.size() == 1);
-  CHECK(back.tokens[0].token == " cat");
-  CHECK(back.tokens[0].id == 8251);
-  CHECK(back.tokens[0].log_prob == -2.0 / 7);
-  CHECK(back.tokens[0].rank == 12);
-  CHECK(back.text == reading.text);
+  REQUIRE(back.values.at("tokens").size() == 1);
+  CHECK(first_token(back) == token(" cat", 8251, -2.0 / 7, 12));
+  CHECK(back.values.at("text") == Value(text));
 }
 
 TEST_CASE("a reading that is not a number is null in JSON and NaN again", "[experiments][result]") {
@@ -38,8 +50,8 @@ TEST_CASE("a reading that is not a number is null in JSON and NaN again", "[expe
 
 TEST_CASE("part of a UTF-8 sequence in a token is replaced", "[experiments][result]") {
   Reading reading;
-  reading.tokens.push_back({"\xE7", 1, -1.0, 1});
-  CHECK(Reading::from_json(reading.to_json()).tokens[0].token == "\xEF\xBF\xBD");
+  reading.values["tokens"] = Value::List{token("\xE7", 1, -1.0, 1)};
+  CHECK(*first_token(Reading::from_json(reading.to_json())).find("token") == Value("\xEF\xBF\xBD"));
 }
 
 TEST_CASE("a result is schema 1", "[experiments][result]") {
@@ -82,7 +94,7 @@ TEST_CASE("a setting leaves the format where the mass of yes and no falls", "[ex
 TEST_CASE("where the answers are others than yes and no, the mass is theirs", "[experiments][result]") {
   Reading reading{0.0, 0.001, 0.001};
   CHECK(reading.mass() == Approx(0.002));
-  reading.answers = {{"A", 1, std::log(0.5), 1}, {"B", 2, std::log(0.25), 2}};
+  reading.values["answers"] = Value::List{token("A", 1, std::log(0.5), 1), token("B", 2, std::log(0.25), 2)};
   CHECK(reading.mass() == Approx(0.75));
 }
 

@@ -83,11 +83,11 @@ def test_a_transcoder_is_what_two_hooks_do(model, tokens, operands, source_layer
         source_layer=source_layer,
         strength=1.5,
     )
-    hooks = model.engine.make_hooks()
+    hooks = model.native.make_hooks()
     hooks.add_intervention(intervention)
     read = layer if source_layer is None else source_layer
     expected = by_hand(model, tokens, operands, MLP_IN.format(read), MLP_OUT.format(layer), 1.5)
-    torch.testing.assert_close(model.engine.forward(tokens, hooks=hooks), expected.to(torch.float64), **FLOOR)
+    torch.testing.assert_close(model.native.forward(tokens, hooks=hooks), expected.to(torch.float64), **FLOOR)
     assert not torch.allclose(expected, model(tokens))
 
 
@@ -112,11 +112,11 @@ def test_a_graph_reads_what_single_passes_read(model, tokens, operands):
     for interventions in ([], [cross], [affine], [affine, cross]):
         node = graph.segment(model, ids, interventions=interventions)
         reads.append(graph.read(node, positions=list(range(T)), layers=[model.cfg.n_layers - 1]))
-        hooks, cache = model.engine.make_hooks(), introspect._C.ActivationCache()
+        hooks, cache = model.native.make_hooks(), introspect._C.ActivationCache()
         for intervention in interventions:
             hooks.add_intervention(intervention)
         hooks.record(name, cache)
-        model.engine.forward(tokens[:1], hooks=hooks)
+        model.native.forward(tokens[:1], hooks=hooks)
         expected.append(cache[name][0])
     for got, wanted in zip(graph.run(), expected, strict=True):
         torch.testing.assert_close(got[:, 0], wanted, **FLOOR)
@@ -157,7 +157,7 @@ def test_named_operands_and_a_source_survive_json_pickle_and_copies(operands):
 def test_what_cannot_be_read_is_refused_before_anything_runs(model, operands, changes, error, match):
     options = {"op": "tests.transcode", "point": "hook_mlp_out", "source": "hook_mlp_in", **changes}
     with pytest.raises(error, match=match):
-        model.engine.make_hooks().add_intervention(introspect.Intervention({1: operands}, **options))
+        model.native.make_hooks().add_intervention(introspect.Intervention({1: operands}, **options))
 
 
 def test_operands_of_other_names_need_a_check():

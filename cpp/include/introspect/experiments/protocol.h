@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "introspect/experiments/value.h"
 #include "introspect/export.h"
 #include "introspect/text/chat.h"
 #include "introspect/text/tokenizer.h"
@@ -53,15 +54,6 @@ struct Sampling {
   int64_t top_k = 0;  ///< 0 is no limit
 };
 
-/// What is read beside the log-odds at the read position.
-struct Readouts {
-  bool lens = false;        ///< log-odds, probabilities and report tokens at every block's output
-  bool attention = false;   ///< of every head to the injected spans
-  bool divergence = false;  ///< entropy, and KL(injected || base)
-  int64_t top_k = 0;        ///< this many most raised and lowered tokens
-  bool operator==(const Readouts&) const = default;
-};
-
 /// The protocol's own question in other words, or with another beginning of the answer.
 struct Paraphrase {
   std::string question;  ///< the last message of the user
@@ -92,7 +84,11 @@ inline constexpr auto kOwnConversation = "own";
 ///                       $CONCEPT in one of them: as many messages, differing in the injected ones only
 ///     "relative_strength"  factor on the strengths of a run (default 1)
 ///     "read"            "yes_no" (default), "content" or "sample"
-///     "readouts"        {"lens", "attention", "divergence": true or false, "top_k": number}
+///     "readouts"        {name: parameter}: what is read besides the log-odds (experiments/readouts.h). Of the library are
+///                       "lens": true (log-odds, probabilities and report tokens at every block's output), "attention":
+///                       true (of every head to the injected spans), "divergence": true (entropy, and
+///                       KL(injected || base)), "top_k": number (of the most raised and lowered tokens) and
+///                       "continuations": list of texts (log-probability of each after the read position)
 ///     "steer_generation"  true keeps the vector on after the injected spans and while text is sampled (default false)
 ///     "yes_token", "no_token"  one token each; default " yes" and " no"
 ///     "yes_variants", "no_variants"  spellings whose probabilities the lens sums up, those that are one token of the

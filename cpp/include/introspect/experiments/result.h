@@ -8,60 +8,33 @@
 
 #include "introspect/experiments/defaults.h"
 #include "introspect/experiments/protocol.h"
+#include "introspect/experiments/value.h"
 #include "introspect/export.h"
 
 namespace introspect::experiments {
-
-/// One token at the read position.
-struct TokenReading {
-  std::string token;  ///< the token's text
-  int64_t id = 0;
-  double log_prob = 0.0;  ///< natural logarithm, over the whole vocabulary
-  int64_t rank = 0;       ///< 1 is the most probable
-};
-
-/// A token whose log-probability an injection changed.
-struct TokenChange {
-  std::string token;
-  int64_t id = 0;
-  double change = 0.0;  ///< injected - base, in nats
-};
-
-/// The same reading of the residual after every block, through the final norm and the unembedding (nostalgebraist 2020).
-struct Lens {
-  std::vector<double> log_odds;                ///< [L]
-  std::vector<double> p_yes, p_no;             ///< [L], summed over the spellings
-  std::vector<std::vector<double>> log_probs;  ///< of each of Reading::tokens: [L]
-};
 
 /// What was read at one position, in float32 whatever the model's dtype.
 struct Reading {
   double log_odds = 0.0;  ///< logit(yes) - logit(no), in nats
   double p_yes = 0.0;
   double p_no = 0.0;
-  std::vector<TokenReading> tokens;   ///< content protocols: unspaced and spaced token of every concept
-  std::optional<std::string> text;    ///< sample protocols: what the model went on with
-  std::vector<TokenReading> answers;  ///< localisation: the token of each passage
-
-  // Where they were asked for:
-  std::optional<double> set_log_odds;  ///< of all spellings: log of the sums of exp(logit), yes - no
-  std::optional<Lens> lens;
-  std::vector<std::vector<double>> attention;  ///< to the injected spans, summed over their tokens: [L][H]
-  std::optional<double> entropy;               ///< of the next token, in nats
-  std::optional<double> kl;                    ///< KL(injected || base), in nats; of injected readings
-  std::vector<TokenChange> raised, lowered;    ///< most changed first; of injected readings
-  std::map<std::string, std::map<int64_t, double>> projections;  ///< on unit directions, by name and block
-  std::vector<double> continuations;  ///< log-probability of each text that was given, in nats
+  /// What readouts have read, by their fields: see experiments/readouts.h, and src/experiments/readouts for what the
+  /// library's hold ("lens", "attention", "tokens", "text", ...).
+  std::map<std::string, Value> values{};
 
   /// Whether log-odds and probabilities are finite. A reading where they are not has failed.
   INTROSPECT_EXPORT bool is_finite() const;
   /// How much of the next token's probability the answers have: p_yes + p_no, or that of a localisation's answers.
   INTROSPECT_EXPORT double mass() const;
 
+  /// Fields of readouts that are registered stand in their order, and others after them.
   INTROSPECT_EXPORT std::string to_json() const;
-  /// Throws IoError for text that is not a reading.
+  /// Throws IoError for text that is not a reading, and for fields of registered readouts that cannot be theirs.
   INTROSPECT_EXPORT static Reading from_json(const std::string& json);
 };
+
+/// What is wrong with the JSON of a reading that comes from a file (no reading, a probability of 7), or nothing.
+INTROSPECT_EXPORT std::string problem_of_reading(const std::string& json);
 
 /// Whether an injection takes the probability away from the answers: see kKeptMass and kLeastMass.
 INTROSPECT_EXPORT bool leaves_format(const Reading& base, const Reading& injected);
@@ -105,7 +78,7 @@ struct Result {
     std::string controls;       ///< the conversation of the control questions, as Row::asked_in
     int64_t threads = 0;
     std::string introspect_version, torch_version;
-    std::vector<std::string> continuations;
+    Value::Fields of_readouts;  ///< what tables of readouts need to know: the "continuations"' texts
     /// Control questions are those whose base log-odds lie below this.
     std::optional<double> control_filter;
     int64_t controls_asked = 0, controls_kept = 0;

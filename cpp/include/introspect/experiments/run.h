@@ -88,9 +88,8 @@ struct ExperimentOptions {
   std::map<std::string, graph::ModelPtr> models;
   uint64_t seed = 0;  ///< of the rotations and of sampled text
 
-  Readouts readouts;                       ///< beside the protocol's
-  NamedVectors directions;                 ///< what residuals at the read position are projected on
-  std::vector<std::string> continuations;  ///< texts whose log-probability after the read position is taken
+  Readouts readouts;        ///< besides the protocol's
+  NamedVectors directions;  ///< what residuals at the read position are projected on
 
   std::shared_ptr<Store> store;
   int64_t memory_budget = int64_t{512} << 20;  ///< bytes of one pass of the graph, weights aside
