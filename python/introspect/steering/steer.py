@@ -27,28 +27,44 @@ Steerable = TypeVar("Steerable", bound=Hooked)
 class DecidedOnPrompt:
     """Interventions that depend on the unsteered prompt, found once for each prompt."""
 
-    what: str  # which argument of steer asks for it
-    decide: Callable[[Pass], list[_C.Intervention]]
+    how: _C.Intervention  # what they have in common
+    interventions: list[_C.Intervention]
+    vectors: Sequence[_C.ControlVector | None]
+    rows: Sequence[int] | None
+    layers: tuple[int, int] | None
+    in_lengths: bool  # strengths are fractions of the residual stream's length
+    condition: _C.Condition | None
     decided: WeakKeyDictionary[Any, list[_C.Intervention]] = field(default_factory=WeakKeyDictionary)  # by its cache
 
     def put_into(self, registry: _C.HookRegistry, of: Pass) -> None:
         """Puts in what is to be done to a pass: what the first pass into its cache decided."""
+        what = "a condition" if self.condition is not None else "unit='residual'"
         if of.tokens.is_floating_point():
-            raise _C.ConfigError(f"forward: {self.what} of steer is decided on tokens, not on a residual")
+            raise _C.ConfigError(f"forward: {what} of steer is decided on tokens, not on a residual")
         if of.cache is not None and len(of.cache):
             interventions = self.decided.get(of.cache)
             if interventions is None:
                 raise _C.ConfigError(
-                    f"steer: {self.what} is decided on the prompt, and this pass continues a cache that got its prompt "
+                    f"steer: {what} is decided on the prompt, and this pass continues a cache that got its prompt "
                     "elsewhere: fill the cache inside the block, or give rows=condition.rows(model, tokens) and "
                     "strengths in absolute units"
                 )
         else:
-            interventions = self.decide(of)
+            interventions = self._decide(of)
             if of.cache is not None:
                 self.decided[of.cache] = interventions
         for intervention in interventions:
             registry.add_intervention(intervention)
+
+    def _decide(self, of: Pass) -> list[_C.Intervention]:
+        chosen = self.interventions
+        if self.in_lengths:
+            lengths = _residual_lengths(of, self.vectors, self.rows, self.layers)
+            chosen = _C.as_interventions(lengths, self.how, model=of.model, layers=self.layers)
+        if self.condition is not None:
+            holds = self.condition.rows(of.model, of.tokens, of.attention_mask)
+            chosen = [one for each in chosen if (one := each.restrict_rows(holds)) is not None]
+        return chosen
 
 
 @contextlib.contextmanager
@@ -127,7 +143,7 @@ def steer(
         rows = range(len(vectors))
     for one in (*vectors, second):
         _warn_of_another_model(model, one)
-    sets = _token_sets(model.native.cfg.d_vocab, tokens)
+    sets = token_sets(model.native.cfg.d_vocab, tokens)
     span: dict[str, Any] = {"positions": positions}
     if not isinstance(positions, list):
         span = dict(zip(SPAN, positions, strict=True))
@@ -153,18 +169,7 @@ def steer(
     if condition is not None:
         condition.validate(model)
     if condition is not None or unit == "residual":
-
-        def decide(of: Pass) -> list[_C.Intervention]:
-            chosen = interventions
-            if unit == "residual":
-                lengths = _residual_lengths(of, vectors, rows, layers)
-                chosen = _C.as_interventions(lengths, how, model=model, layers=layers)
-            if condition is not None:
-                holds = condition.rows(of.model, of.tokens, of.attention_mask)
-                chosen = [one for each in chosen if (one := each.restrict_rows(holds)) is not None]
-            return chosen
-
-        effects = [DecidedOnPrompt("a condition" if condition is not None else "unit='residual'", decide)]
+        effects = [DecidedOnPrompt(how, interventions, vectors, rows, layers, unit == "residual", condition)]
     model._put(effects, everywhere=False)
     try:
         yield model
@@ -182,7 +187,7 @@ def _warn_of_another_model(model: Hooked, vector: _C.ControlVector | None) -> No
     )
 
 
-def _token_sets(d_vocab: int, tokens: Tokens | None) -> dict[str, list[int]]:
+def token_sets(d_vocab: int, tokens: Tokens | None) -> dict[str, list[int]]:
     """The ids of a TextFilter, those of a predicate by the shorter list."""
     if tokens is None:
         return {}

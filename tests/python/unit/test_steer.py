@@ -14,6 +14,7 @@ from tiny import write_tiny
 from tiny_chat import write_tiny_chat
 
 import introspect
+from introspect.steering.steer import token_sets
 
 N_PROMPT, N_NEW = 9, 6
 EXACT = {"rtol": 0, "atol": 0}
@@ -198,7 +199,7 @@ def test_a_known_text_resolves_to_positions(model, vector, where):
     arguments, rule = WHERE[where]
     rows = [random_ids(n, n) for n in (LONG, SHORT)]
     tokens, mask = padded(rows, "left")
-    sets = model._token_sets(arguments.get("tokens"))
+    sets = token_sets(model.cfg.d_vocab, arguments.get("tokens"))
     after = list(arguments["after"]) if "after" in arguments else None
     text = introspect.TextFilter(phase=arguments.get("when", "all"), after=after, skip_padding=True, **sets)
     first, last = arguments["positions"] if isinstance(arguments.get("positions"), tuple) else (0, None)
