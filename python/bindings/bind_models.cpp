@@ -191,7 +191,8 @@ Args:
       .def(
           "check_hook_name",
           [](const Model& model, const std::string& name) { models::hook_points(model.cfg()).parse(name); },
-          py::arg("name"), "Raises HookError, naming the nearest, where this model has no hook point of this name.")
+          py::arg("name"),
+          "Raises HookError, naming the nearest, where this model has no hook point of this name.")
       .def("make_hooks", &Model::make_hooks, "An empty registry for this model's hook points.")
       .def("to_tokens", &Model::to_tokens, py::arg("text"), py::call_guard<py::gil_scoped_release>(),
            "int64 [1, pos], with the tokenizer's BOS in front unless the text begins with it.")
