@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ def load_model(
     *,
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
+    device_map: Mapping[int, torch.device | str] | None = None,
     keep_blocks: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
     tokenizer: Any = None,
@@ -42,6 +45,8 @@ def load_model(
             of a transformers model are copied.
         dtype: of weights and activations: float32, bfloat16, float16 or float64, or its name.
         device: where the weights live.
+        device_map: where single blocks live instead, by number, with their keys and values: {12: "cuda:1"}. Not for a
+            transformers model.
         keep_blocks: False leaves the blocks in the files: each is read when it runs and dropped after it. Slower, and
             of this model only the embeddings and one block take memory: for the second model of an experiment, or one
             that is larger than memory. The files must stay as they are meanwhile: a block of a file that was changed
@@ -60,6 +65,10 @@ def load_model(
     if not isinstance(wanted, torch.dtype):
         raise _C.ConfigError("load_model: dtype must be float32, bfloat16, float16 or float64")
     if isinstance(source, torch.nn.Module):
+        if device_map:
+            raise _C.ConfigError(
+                "load_model: device_map= goes with files; a transformers model is copied to one device"
+            )
         where = torch.device(device)
         engine = pretrained.copy_engine(
             source,
@@ -77,11 +86,18 @@ def load_model(
         path,
         dtype=wanted,
         device=torch.device(device),
+        block_devices={layer: torch.device(where) for layer, where in (device_map or {}).items()},
         chat_template=load_chat_template(path) if chat_template is None else given_chat_template(chat_template, path),
         keep_blocks=keep_blocks,
         progress=progress,
     )
     return Model(engine, name=os.fspath(source))
+
+
+class _OfThread(threading.local):
+    """The native model that runs in one thread instead of the model's own."""
+
+    engine: _C.Model | None = None
 
 
 class Model(SteeringMethods):
@@ -95,6 +111,7 @@ class Model(SteeringMethods):
     """
 
     def __init__(self, engine: _C.Model, *, name: str | None = None) -> None:
+        self._instead = _OfThread()
         super().__init__(engine)
         self.name = name or engine.cfg.model_name
 
@@ -111,6 +128,45 @@ class Model(SteeringMethods):
             f"{type(self).__name__}({self.name!r}, {c.original_architecture}, {c.n_layers} layers, "
             f"d_model {c.d_model}, {self.engine.n_params / 1e6:.0f}M parameters, {self.dtype}, {self.device})"
         )
+
+    @property
+    def engine(self) -> _C.Model:
+        """The native model; inside ``adapted`` the one with the adapter."""
+        return self._instead.engine or self._engine
+
+    @engine.setter
+    def engine(self, engine: _C.Model) -> None:
+        if self._instead.engine is not None:
+            raise _C.ConfigError(
+                "Model: weights cannot be changed inside `with model.adapted(...)`: leave the block first"
+            )
+        self._engine = engine
+
+    @contextlib.contextmanager
+    def adapted(self, adapter: _C.Adapter, *, scale: float = 1.0) -> Iterator[Model]:
+        """A LoRA adapter in effect inside the ``with`` block, in this thread, in whatever runs this model.
+
+        Blocks inside one another add their adapters up. After it the model is as it was, bit for bit: its weights are
+        shared and never written to. Caches belong to the model that filled them, with or without the adapter.
+
+        Args:
+            adapter: ``introspect.Adapter.load(folder)``.
+            scale: how strong, against what it was trained for.
+
+        Raises:
+            ConfigError: an adapter of another model, or a model with processed weights.
+            ShapeError: matrices of other sizes than the model's.
+        """
+        before = self._instead.engine
+        self._instead.engine = self.engine.with_adapter(adapter, scale=scale)
+        try:
+            yield self
+        finally:
+            self._instead.engine = before
+
+    def with_adapter(self, adapter: _C.Adapter, *, scale: float = 1.0) -> Model:
+        """A Model with a LoRA adapter and without this one's hooks; arguments and errors are those of ``adapted``."""
+        return Model(self.engine.with_adapter(adapter, scale=scale), name=f"{self.name}, adapted")
 
     @property
     def cfg(self) -> _C.Config:

@@ -124,6 +124,11 @@ class WeightMethods:
             ConfigError: strict, and names are missing or not known; a bias that the model does not have.
             ShapeError: a weight of another shape.
         """
+        if any(".A_" in name for name, _ in self.engine.named_weights()):
+            raise _C.ConfigError(
+                "load_state_dict: this model has an adapter, which a state dict holds merged into the weights: load it "
+                "into the model without the adapter"
+            )
         folded = self.cfg.layer_norm_folding
         weights, missing, unexpected = native_weights(self.engine, state_dict, strict=strict, folded=folded)
         self._use(self.engine.with_weights(weights))
