@@ -40,7 +40,7 @@ Raises:
       .def_property_readonly(
           "d_head", [](const KVCache& c) { return c.shape().d_head; }, "Width of a head.")
       .def_property_readonly("dtype", &KVCache::dtype)
-      .def_property_readonly("device", &KVCache::device)
+      .def_property_readonly("device", py::overload_cast<>(&KVCache::device, py::const_))
       .def_property_readonly(
           "mask",
           [](const KVCache& c) {

@@ -1,6 +1,7 @@
 #include "bindings.h"
 
 #include "introspect/core/check.h"
+#include "introspect/models/adapter.h"
 #include "introspect/models/config_json.h"
 #include "introspect/models/finite.h"
 #include "introspect/models/generate.h"
@@ -89,6 +90,45 @@ Raises:
       .def(py::pickle(&models::to_json, &models::config_from_json));
 }
 
+void bind_adapter(py::module_& m) {
+  using models::Adapter;
+  py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", R"doc(
+A LoRA adapter in the form in which peft saves it (Hu et al. 2021, arXiv:2106.09685).
+
+``model.adapted(adapter)`` puts it into effect inside a ``with`` block, ``model.with_adapter(adapter)`` returns a model that
+has it, and ``Graph.segment(..., adapter=adapter)`` runs one segment with it. The base model's weights are shared.
+)doc")
+      .def_static(
+          "load",
+          [](const std::filesystem::path& folder) {
+            return std::const_pointer_cast<Adapter>(Adapter::load(folder));
+          },
+          py::arg("folder"), py::call_guard<py::gil_scoped_release>(), R"doc(
+Reads a folder with adapter_config.json and adapter_model.safetensors; nothing in it is executed.
+
+Raises:
+    IoError: a file is missing or damaged.
+    ConfigError: what plain LoRA on the products of blocks is not: another method, DoRA, biases, modules_to_save,
+        embeddings, start values that change the base model; or weights that are there only as a pickle.
+    ShapeError: matrices whose ranks are not the config's.
+)doc")
+      .def_property_readonly("base_model", &Adapter::base_model, "As the adapter's config names it, or empty.")
+      .def_property_readonly("hash", &Adapter::hash, "Hex SHA-256 of every number in it.")
+      .def_property_readonly("n_params", &Adapter::n_params)
+      .def_property_readonly(
+          "modules",
+          [](const Adapter& self) {
+            std::vector<std::string> names;
+            for (const auto& [name, module] : self.modules()) names.push_back(name);
+            return names;
+          },
+          "The modules it has a product for, by their names in the trained model.")
+      .def("__repr__", [](const Adapter& self) {
+        return concat("Adapter(", self.modules().size(), " modules, ", self.n_params(), " parameters, of '",
+                      self.base_model(), "')");
+      });
+}
+
 }  // namespace
 
 void bind_models(py::module_& m) {
@@ -97,26 +137,32 @@ void bind_models(py::module_& m) {
   using models::LoadOptions;
   using models::Model;
   bind_config(m);
+  bind_adapter(m);
 
   py::class_<Model, std::shared_ptr<Model>>(
       m, "Model", "The native model that introspect.Model drives; its state never changes.")
       .def_static(
           "load",
           [](const std::filesystem::path& path, torch::ScalarType dtype, torch::Device device,
+             std::map<int64_t, torch::Device> block_devices,
              std::optional<text::ChatTemplate> chat_template, bool keep_blocks, py::object progress) {
-            const LoadOptions options{dtype, device, std::move(chat_template), keep_blocks,
-                                      as_progress(std::move(progress))};
+            const LoadOptions options{dtype,       device,
+                                      std::move(chat_template), std::move(block_devices),
+                                      keep_blocks, as_progress(std::move(progress))};
             const py::gil_scoped_release release;
             return std::const_pointer_cast<Model>(Model::load(path, options));
           },
           py::arg("path"), py::kw_only(), py::arg("dtype") = torch::kFloat32,
-          py::arg("device") = torch::Device("cpu"), py::arg("chat_template") = py::none(),
-          py::arg("keep_blocks") = true, py::arg("progress") = py::none(), R"doc(
+          py::arg("device") = torch::Device("cpu"),
+          py::arg("block_devices") = std::map<int64_t, torch::Device>{},
+          py::arg("chat_template") = py::none(), py::arg("keep_blocks") = true,
+          py::arg("progress") = py::none(), R"doc(
 Reads a Hugging Face folder or a .gguf file; nothing in it is executed.
 
 Args:
     dtype: of the weights and activations: float32, bfloat16, float16 or float64.
     device: where the weights live.
+    block_devices: where single blocks live instead, with their keys and values.
     chat_template: instead of the one found beside the weights.
     keep_blocks: False reads each block from the files when it runs, and drops it after it.
     progress: called with (what, done, total).
@@ -160,7 +206,7 @@ Raises:
 )doc")
       .def_property_readonly("cfg", &Model::cfg, py::return_value_policy::reference_internal)
       .def_property_readonly("dtype", &Model::dtype)
-      .def_property_readonly("device", &Model::device)
+      .def_property_readonly("device", py::overload_cast<>(&Model::device, py::const_))
       .def_property_readonly("hash", &Model::hash, "Identity of the checkpoint, hex SHA-256.")
       .def_property_readonly("n_params", &Model::n_params)
       .def_property_readonly("nbytes", &Model::nbytes)
@@ -383,6 +429,26 @@ Args:
 Raises:
     ValueError: a name that the model does not have.
     ShapeError: a tensor that is not as the one it replaces.
+)doc")
+      .def(
+          "with_adapter",
+          [](const Model& model, const models::Adapter& adapter, double scale) {
+            return std::const_pointer_cast<Model>(model.with_adapter(adapter, scale));
+          },
+          py::arg("adapter"), py::kw_only(), py::arg("scale") = 1.0, py::call_guard<py::gil_scoped_release>(),
+          R"doc(
+This model with a LoRA adapter in effect; this one stays as it is, and all but the adapter is shared with it.
+
+Its products are computed in float32, as in peft (float64 for a float64 model). Adapters add up. The hash is another one.
+
+Args:
+    scale: how strong, against what it was trained for; with 0 the model is as it was.
+
+Raises:
+    ConfigError: an adapter of another model (other layers or modules than its own config asks for), an architecture
+        whose modules have no known names, or processed weights.
+    ShapeError: matrices of other sizes than the model's.
+    ValueError: a scale that is not finite.
 )doc")
       .def(
           "processed",

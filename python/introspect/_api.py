@@ -19,6 +19,7 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(
 
 from . import io, ops, repeng, statistics, utils
 from ._C import (
+    Adapter,
     ChatTemplate,
     Condition,
     ConfigError,
@@ -80,6 +81,7 @@ __version__ = _C.__version__
 __all__ = [
     "ActivationCache",
     "Activations",
+    "Adapter",
     "ChatTemplate",
     "Condition",
     "ConfigError",

@@ -35,6 +35,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.native = _C.Graph()
+        self._adapted: dict[tuple[_C.Model, _C.Adapter], _C.Model] = {}  # a model and an adapter are one other model
 
     def segment(
         self,
@@ -42,6 +43,8 @@ class Graph:
         tokens: torch.Tensor | Sequence[int],
         parent: int | None = None,
         interventions: Sequence[_C.Intervention] = (),
+        *,
+        adapter: _C.Adapter | None = None,
     ) -> int:
         """Tokens after the parent's (None: at the start of a sequence), run by ``model``.
 
@@ -50,6 +53,7 @@ class Graph:
             tokens: ids, a list or an int64 tensor of one row.
             parent: a node.
             interventions: their positions count from the segment's first token, and they end with it.
+            adapter: in effect in this segment; those after it see its keys and values, and have adapters of their own.
 
         Returns:
             The node; an equal one if it is there already.
@@ -57,12 +61,18 @@ class Graph:
         Raises:
             ShapeError: models of other shapes, or more than n_ctx positions.
             IndexError: tokens, nodes, layers or positions that are not there.
-            ConfigError: interventions after the last block.
+            ConfigError: interventions after the last block, or an adapter of another model.
             ValueError: no tokens.
         """
         who = "Graph.segment"
         ids, changes = listed(tokens, "tokens", who), listed(interventions, "interventions", who)
-        return self.native.segment(native_model(model, who), ids, parent, changes)
+        native = native_model(model, who)
+        if adapter is not None:
+            key = (native, adapter)
+            if key not in self._adapted:
+                self._adapted[key] = native.with_adapter(adapter)
+            native = self._adapted[key]
+        return self.native.segment(native, ids, parent, changes)
 
     def splice(self, target: int, first: int, last: int, source: int) -> int:
         """``target`` with the keys and values of positions [first, last) of the sequence taken from ``source``.

@@ -2,24 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from . import _C
 from .hooks.activation_cache import ActivationCache
 from .hooks.manager import Hooked
 from .hooks.points import NamesFilter
 from .steering import steer as steering
 from .transformer_lens import left_out
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 T = TypeVar("T")
+
+
+class _OfThread(threading.local):
+    """The native model that runs in one thread instead of the model's own."""
+
+    native: _C.Model | None = None
 
 
 class HookedModel(Hooked):
     """A hooked decoder under either of its names, each of which says how it is called and continued: see ``Model``."""
 
     steer = steering.steer
+
+    def __init__(self, native: _C.Model, *, name: str | None = None) -> None:
+        self._instead = _OfThread()
+        super().__init__(native, name=name)
+
+    @property
+    def native(self) -> _C.Model:
+        """The native model; inside ``adapted`` the one with the adapter."""
+        return self._instead.native or self._native
+
+    @native.setter
+    def native(self, native: _C.Model) -> None:
+        if self._instead.native is not None:
+            raise _C.ConfigError(
+                "Model: weights cannot be changed inside `with model.adapted(...)`: leave the block first"
+            )
+        self._native = native
+
+    @contextlib.contextmanager
+    def adapted(self, adapter: _C.Adapter, *, scale: float = 1.0) -> Iterator[Self]:
+        """A LoRA adapter in effect inside the ``with`` block, in this thread, in whatever runs this model.
+
+        Blocks inside one another add their adapters up. After it the model is as it was, bit for bit: its weights are
+        shared and never written to. Caches belong to the model that filled them, with or without the adapter.
+
+        Args:
+            adapter: ``introspect.Adapter.load(folder)``.
+            scale: how strong, against what it was trained for.
+
+        Raises:
+            ConfigError: an adapter of another model, or a model with processed weights.
+            ShapeError: matrices of other sizes than the model's.
+        """
+        before = self._instead.native
+        self._instead.native = self.native.with_adapter(adapter, scale=scale)
+        try:
+            yield self
+        finally:
+            self._instead.native = before
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

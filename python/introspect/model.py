@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +28,7 @@ def load_model(
     *,
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
+    device_map: Mapping[int, torch.device | str] | None = None,
     keep_blocks: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
     tokenizer: Any = None,
@@ -43,6 +44,8 @@ def load_model(
             of a transformers model are copied.
         dtype: of weights and activations: float32, bfloat16, float16 or float64, or its name.
         device: where the weights live.
+        device_map: where single blocks live instead, by number, with their keys and values: {12: "cuda:1"}. Not for a
+            transformers model.
         keep_blocks: False leaves the blocks in the files: each is read when it runs and dropped after it. Slower, and
             of this model only the embeddings and one block take memory: for the second model of an experiment, or one
             that is larger than memory. The files must stay as they are meanwhile: a block of a file that was changed
@@ -59,6 +62,10 @@ def load_model(
     """
     wanted = pretrained.checked_dtype(dtype, "load_model")
     if isinstance(source, torch.nn.Module):
+        if device_map:
+            raise _C.ConfigError(
+                "load_model: device_map= goes with files; a transformers model is copied to one device"
+            )
         where = torch.device(device)
         native = pretrained.copy_native(
             source,
@@ -76,6 +83,7 @@ def load_model(
         path,
         dtype=wanted,
         device=torch.device(device),
+        block_devices={layer: torch.device(where) for layer, where in (device_map or {}).items()},
         chat_template=load_chat_template(path) if chat_template is None else given_chat_template(chat_template, path),
         keep_blocks=keep_blocks,
         progress=progress,
@@ -103,6 +111,10 @@ class Model(HookedModel):
             )
         known = [other for other in dir(Model) if not other.startswith("_")]
         return left_out.missing("Model", name, left_out.MODEL, known)
+
+    def with_adapter(self, adapter: _C.Adapter, *, scale: float = 1.0) -> Model:
+        """A Model with a LoRA adapter and without this one's hooks; arguments and errors are those of ``adapted``."""
+        return Model(self.native.with_adapter(adapter, scale=scale), name=f"{self.name}, adapted")
 
     @property
     def cfg(self) -> _C.Config:

@@ -57,9 +57,12 @@
 #include "introspect/nn/attention.h"
 #include "introspect/nn/block.h"
 #include "introspect/nn/context.h"
+#include "introspect/nn/linear.h"
 #include "introspect/nn/mlp.h"
 #include "introspect/nn/norm.h"
+#include "introspect/nn/parts.h"
 
+#include "introspect/models/adapter.h"
 #include "introspect/models/cache_file.h"
 #include "introspect/models/config.h"
 #include "introspect/models/config_json.h"

@@ -141,7 +141,7 @@ class Assembly {
       put(through_norm(result, /*per_head=*/true).movedim(-2, 0));
     } else {
       const auto z = rows(wide(at({Point::kZ, layer}, -3)), 2);  // [N, H, K]
-      const auto& W_O = parts.attn.weights().W_O;
+      const auto W_O = parts.attn.weights().O.dense();
       const auto W_HKD = W_O.view({W_O.size(0), H, -1}).permute({1, 2, 0});
       put(at::bmm((z * reciprocal(written).unsqueeze(-1)).transpose(0, 1), writing(W_HKD, written)));
     }
@@ -152,7 +152,7 @@ class Assembly {
     const auto& parts = block(model_, layer);
     const Written written{parts.ln2_post, {Point::kLn2PostScale, layer}};
     auto post = at({Point::kMlpPost, layer}, -2);
-    auto W_MD = parts.mlp.weights().W_out.t();
+    auto W_MD = parts.mlp.weights().out.dense().t();
     const auto ids = neurons.defined() ? neurons : at::arange(W_MD.size(0), torch::kLong);
     if (neurons.defined()) {
       check<std::out_of_range>(
@@ -184,9 +184,9 @@ class Assembly {
     };
     for (int64_t layer = 0; layer < attention_layers(); ++layer) {
       const auto& parts = block(model_, layer);
-      plus(parts.attn.weights().b_O, parts.ln1_post, {Point::kLn1PostScale, layer});
+      plus(parts.attn.weights().O.bias(), parts.ln1_post, {Point::kLn1PostScale, layer});
       if (include_mlp_biases && layer < options_.layer)
-        plus(parts.mlp.weights().b_out, parts.ln2_post, {Point::kLn2PostScale, layer});
+        plus(parts.mlp.weights().out.bias(), parts.ln2_post, {Point::kLn2PostScale, layer});
     }
     auto sizes = lead_;
     sizes.push_back(model_.cfg().d_model);
@@ -367,7 +367,8 @@ torch::Tensor head_results(const Model& model, int64_t layer, const torch::Tenso
                            cfg.n_layers - 1, ", got ", layer);
   check<ShapeError>(z.dim() >= 2 && z.size(-2) == cfg.n_heads && z.size(-1) == cfg.d_head,
                     "head_results: z must be [..., ", cfg.n_heads, ", ", cfg.d_head, "], got ", z.sizes());
-  const auto W_DHK = block(model, layer).attn.weights().W_O.view({cfg.d_model, cfg.n_heads, cfg.d_head});
+  const auto W_O = block(model, layer).attn.weights().O.dense();
+  const auto W_DHK = W_O.view({cfg.d_model, cfg.n_heads, cfg.d_head});
   return at::einsum("...hk,dhk->...hd", {z, W_DHK.to(z.options())});
 }
 
@@ -383,8 +384,8 @@ torch::Tensor accumulated_bias(const Model& model, int64_t layer, bool mlp_input
   };
   const bool own = mlp_input && !block(model, layer).parallel;
   for (int64_t l = 0; l < layer + (own ? 1 : 0); ++l) {
-    plus(block(model, l).attn.weights().b_O, block(model, l).ln1_post);
-    if (include_mlp_biases && l < layer) plus(block(model, l).mlp.weights().b_out, block(model, l).ln2_post);
+    plus(block(model, l).attn.weights().O.bias(), block(model, l).ln1_post);
+    if (include_mlp_biases && l < layer) plus(block(model, l).mlp.weights().out.bias(), block(model, l).ln2_post);
   }
   return sum.to(model.dtype());
 }

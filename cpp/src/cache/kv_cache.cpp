@@ -60,11 +60,26 @@ struct KVCache::Storage {
   int64_t nbytes() const { return static_cast<int64_t>(k_BGCK.nbytes() + v_BGCK.nbytes()); }
 };
 
-KVCache::KVCache(Shape shape, torch::ScalarType dtype, torch::Device device)
-    : shape_(shape), dtype_(dtype), device_(device), layers_(static_cast<size_t>(shape.n_layers)) {
+KVCache::KVCache(Shape shape, torch::ScalarType dtype, torch::Device device,
+                 const std::vector<torch::Device>& layer_devices)
+    : shape_(shape),
+      dtype_(dtype),
+      device_(device),
+      layers_(static_cast<size_t>(std::max<int64_t>(0, shape.n_layers)), {nullptr, 0, device}) {
   check<ShapeError>(shape.n_layers > 0 && shape.batch > 0 && shape.n_key_value_heads > 0 && shape.d_head > 0,
                     "KVCache: layers, batch, heads and d_head must be positive, got ", shape.n_layers, ", ",
                     shape.batch, ", ", shape.n_key_value_heads, ", ", shape.d_head);
+  if (layer_devices.empty()) return;
+  check<ShapeError>(layer_devices.size() == layers_.size(), "KVCache: one device for each of ", shape.n_layers,
+                    " layers is required, got ", layer_devices.size());
+  for (size_t i = 0; i < layers_.size(); ++i) layers_[i].device = layer_devices[i];
+}
+
+/// A cache without positions, whose layers live where this one's do.
+KVCache KVCache::empty(Shape shape) const {
+  KVCache out(shape, dtype_, device_);
+  for (size_t i = 0; i < layers_.size(); ++i) out.layers_[i].device = layers_[i].device;
+  return out;
 }
 
 KVCache::~KVCache() {
@@ -120,7 +135,7 @@ torch::Tensor KVCache::keys(int64_t layer) const {
   const Layer& l = layers_[static_cast<size_t>(layer)];
   if (!l.storage)
     return at::empty({shape_.batch, shape_.n_key_value_heads, 0, shape_.d_head},
-                     at::device(device_).dtype(dtype_));
+                     at::device(l.device).dtype(dtype_));
   return l.storage->k_BGCK.narrow(2, 0, l.length);
 }
 
@@ -139,7 +154,7 @@ torch::Tensor KVCache::mask_of(int64_t first, int64_t last) const {
 
 void KVCache::resize_layer(Layer& layer, int64_t capacity) {
   const std::vector<int64_t> sizes = {shape_.batch, shape_.n_key_value_heads, capacity, shape_.d_head};
-  const auto options = at::device(device_).dtype(dtype_);
+  const auto options = at::device(layer.device).dtype(dtype_);
   auto storage = std::make_shared<Storage>(at::empty(sizes, options), at::empty(sizes, options));
   if (layer.storage) {
     storage->k_BGCK.narrow(2, 0, layer.length).copy_(layer.storage->k_BGCK.narrow(2, 0, layer.length));
@@ -187,7 +202,7 @@ KVCache KVCache::slice(int64_t first, int64_t last) const {
     out.truncate(last);
     return out;
   }
-  KVCache out(shape_, dtype_, device_);
+  KVCache out = empty(shape_);
   if (first == last) return out;
   for (int64_t layer = 0; layer < shape_.n_layers; ++layer)
     out.append(layer, keys(layer).narrow(2, first, last - first),
@@ -211,21 +226,21 @@ KVCache KVCache::splice(int64_t first, int64_t last, const KVCache& other) const
                            first);
   other.check_span("KVCache::splice (of the other cache)", first, last);
   const int64_t length = std::max(length_, last), tail = length - last;
-  KVCache out(shape_, dtype_, device_);
+  KVCache out = empty(shape_);
   for (int64_t i = 0; i < shape_.n_layers; ++i) {
     const Layer& mine = layers_[static_cast<size_t>(i)];
     Layer& l = out.layers_[static_cast<size_t>(i)];
     if (mine.storage && mine.storage == other.layers_[static_cast<size_t>(i)].storage) {
       // What one storage holds at a position is the same for all who see it.
       mine.storage->enter(length);
-      l = {mine.storage, length};
+      l.storage = mine.storage, l.length = length;
       continue;
     }
     out.reserve(round_up(length), i);
     const auto append_rows = [&](const KVCache& from, int64_t begin, int64_t n) {
       if (n == 0) return;
       const auto converted = [&](const torch::Tensor& x) {
-        return x.narrow(2, begin, n).to(device_, dtype_).expand({shape_.batch, -1, -1, -1});
+        return x.narrow(2, begin, n).to(l.device, dtype_).expand({shape_.batch, -1, -1, -1});
       };
       out.append(i, converted(from.keys(i)), converted(from.values(i)));
     };
@@ -265,7 +280,7 @@ KVCache KVCache::concat_rows(const std::vector<KVCache>& caches) {
     masked = masked || cache.mask_.defined();
   }
   const int64_t length = front.length_;
-  KVCache out(shape, front.dtype_, front.device_);
+  KVCache out = front.empty(shape);
   if (length == 0) return out;
   for (int64_t layer = 0; layer < shape.n_layers; ++layer) {
     Layer& l = out.layers_[static_cast<size_t>(layer)];
@@ -295,15 +310,16 @@ KVCache KVCache::select_rows(const std::vector<int64_t>& rows) const {
                              shape_.batch - 1, ", got ", row);
   Shape shape = shape_;
   shape.batch = static_cast<int64_t>(rows.size());
-  KVCache out(shape, dtype_, device_);
-  const auto index = torch::tensor(rows, torch::kLong).to(device_);
-  for (size_t l = 0; l < layers_.size(); ++l) {
-    if (!layers_[l].storage) continue;
-    out.append(static_cast<int64_t>(l), keys(static_cast<int64_t>(l)).index_select(0, index),
-               values(static_cast<int64_t>(l)).index_select(0, index));
+  KVCache out = empty(shape);
+  const auto index = torch::tensor(rows, torch::kLong);
+  for (int64_t layer = 0; layer < shape_.n_layers; ++layer) {
+    const Layer& l = layers_[static_cast<size_t>(layer)];
+    if (!l.storage) continue;
+    const auto here = index.to(l.device);
+    out.append(layer, keys(layer).index_select(0, here), values(layer).index_select(0, here));
   }
   out.length_ = length_;
-  if (mask_.defined()) out.mask_ = mask_.index_select(0, index);
+  if (mask_.defined()) out.mask_ = mask_.index_select(0, index.to(device_));
   return out;
 }
 
@@ -313,13 +329,15 @@ KVCache KVCache::select_positions(const std::vector<int64_t>& positions) const {
     check<std::out_of_range>(position >= 0 && position < length_,
                              "KVCache::select_positions: positions are 0 to ", length_ - 1, ", got ",
                              position);
-  KVCache out(shape_, dtype_, device_);
+  KVCache out = empty(shape_);
   if (positions.empty()) return out;
-  const auto index = torch::tensor(positions, torch::kLong).to(device_);
-  for (int64_t layer = 0; layer < shape_.n_layers; ++layer)
-    out.append(layer, keys(layer).index_select(2, index), values(layer).index_select(2, index));
+  const auto index = torch::tensor(positions, torch::kLong);
+  for (int64_t layer = 0; layer < shape_.n_layers; ++layer) {
+    const auto here = index.to(device(layer));
+    out.append(layer, keys(layer).index_select(2, here), values(layer).index_select(2, here));
+  }
   out.length_ = static_cast<int64_t>(positions.size());
-  if (mask_.defined()) out.mask_ = mask_.index_select(1, index);
+  if (mask_.defined()) out.mask_ = mask_.index_select(1, index.to(device_));
   return out;
 }
 
@@ -360,8 +378,8 @@ std::pair<torch::Tensor, torch::Tensor> KVCache::append(int64_t layer, const tor
   check<ShapeError>(k_BGTK.sizes() == at::IntArrayRef(sizes) && v_BGTK.sizes() == at::IntArrayRef(sizes),
                     "KVCache::append: keys and values must be ", at::IntArrayRef(sizes), ", got ",
                     k_BGTK.sizes(), " and ", v_BGTK.sizes());
-  check<ShapeError>(k_BGTK.scalar_type() == dtype_ && k_BGTK.device() == device_,
-                    "KVCache::append: keys must be ", dtype_, " on ", device_, ", got ", k_BGTK.scalar_type(),
+  check<ShapeError>(k_BGTK.scalar_type() == dtype_ && k_BGTK.device() == l.device,
+                    "KVCache::append: keys must be ", dtype_, " on ", l.device, ", got ", k_BGTK.scalar_type(),
                     " on ", k_BGTK.device());
   const int64_t end = l.length + T;
   // Room for a quarter more, so that decoding token by token copies seldom.

@@ -4,6 +4,7 @@
 
 #include "core/dense.h"
 #include "introspect/core/check.h"
+#include "introspect/nn/parts.h"
 #include "introspect/ops/linear.h"
 #include "introspect/ops/norm.h"
 #include "introspect/ops/rotary.h"
@@ -110,36 +111,35 @@ std::vector<std::pair<std::string, torch::Tensor>> named(const Weights& weights)
   const auto add = [&](std::string name, const torch::Tensor& t) {
     if (t.defined() && seen.insert(t.const_data_ptr()).second) out.emplace_back(std::move(name), t);
   };
-  const auto add_norm = [&](const std::string& name, const nn::Norm& norm) {
-    add(name + ".w", norm.weight);
-    add(name + ".b", norm.bias);
-  };
   add("embed.W_E", weights.W_E);
   add("pos_embed.W_pos", weights.W_pos);
-  for (size_t layer = 0; layer < weights.blocks.size(); ++layer) {
-    const auto& parts = weights.blocks[layer].parts();
-    const auto& attn = parts.attn.weights();
-    const auto& mlp = parts.mlp.weights();
-    const auto block = concat("blocks.", layer, ".");
-    add_norm(block + "ln1", parts.ln1);
-    add(block + "attn.W_QKV", attn.W_QKV);
-    add(block + "attn.b_QKV", attn.b_QKV);
-    if (const auto& norm = parts.attn.options().q_norm) add_norm(block + "attn.q_norm", *norm);
-    if (const auto& norm = parts.attn.options().k_norm) add_norm(block + "attn.k_norm", *norm);
-    add(block + "attn.W_O", attn.W_O);
-    add(block + "attn.b_O", attn.b_O);
-    if (parts.ln1_post) add_norm(block + "ln1_post", *parts.ln1_post);
-    add_norm(block + "ln2", parts.ln2);
-    add(block + "mlp.W_in", mlp.W_in);
-    add(block + "mlp.b_in", mlp.b_in);
-    add(block + "mlp.W_out", mlp.W_out);
-    add(block + "mlp.b_out", mlp.b_out);
-    if (parts.ln2_post) add_norm(block + "ln2_post", *parts.ln2_post);
-  }
-  add_norm("ln_final", weights.ln_final);
+  for (size_t layer = 0; layer < weights.blocks.size(); ++layer)
+    nn::for_each_tensor(weights.blocks[layer].parts(), [&](const std::string& name, const torch::Tensor& t) {
+      add(concat("blocks.", layer, ".", name), t);
+    });
+  nn::Norm::for_each_tensor(weights.ln_final, "ln_final", add);
   add("unembed.W_U", weights.W_U);
   add("unembed.b_U", weights.b_U);
   return out;
+}
+
+/// What `count` says of the parts of a block, in sum.
+template <typename Count>
+int64_t total(const nn::Block& block, const Count& count) {
+  int64_t n = 0;
+  nn::for_each_part(block.parts(), [&](const char*, const auto& part) { n += count(part); });
+  return n;
+}
+
+/// The same of all weights in memory; an unembedding that is the embedding counts once.
+template <typename Count>
+int64_t total(const Weights& weights, const Count& count) {
+  int64_t n = count(weights.ln_final);
+  for (const auto& tensor : {weights.W_E, weights.W_pos, weights.b_U})
+    if (tensor.defined()) n += count(tensor);
+  if (!weights.W_U.is_same(weights.W_E)) n += count(weights.W_U);
+  for (const auto& block : weights.blocks) n += total(block, count);
+  return n;
 }
 
 }  // namespace
@@ -152,8 +152,17 @@ Model::Model(Config cfg, Weights weights, std::optional<text::Tokenizer> tokeniz
       chat_template_(std::move(chat_template)),
       hash_(std::move(hash)) {
   cfg_.validate();
-  check<ShapeError>(weights_.read_block || static_cast<int64_t>(weights_.blocks.size()) == cfg_.n_layers,
-                    "Model: the config has ", cfg_.n_layers, " layers, the weights ", weights_.blocks.size());
+  const auto n_layers = static_cast<size_t>(cfg_.n_layers);
+  check<ShapeError>(weights_.read_block || weights_.blocks.size() == n_layers, "Model: the config has ", n_layers,
+                    " layers, the weights ", weights_.blocks.size());
+  check<ShapeError>(weights_.block_devices.empty() || weights_.block_devices.size() == n_layers,
+                    "Model: the config has ", n_layers, " layers, and devices are given for ",
+                    weights_.block_devices.size());
+}
+
+std::shared_ptr<const Model> Model::derived(Config cfg, Weights weights, std::string hash) const {
+  return std::make_shared<const Model>(std::move(cfg), std::move(weights), tokenizer_, chat_template_,
+                                       std::move(hash));
 }
 
 const Weights& Model::weights() const {
@@ -172,19 +181,13 @@ std::vector<std::pair<std::string, torch::Tensor>> Model::named_weights() const 
 }
 
 int64_t Model::n_params() const {
-  int64_t n = 0;
-  for (const auto& [name, t] : named(weights_)) n += t.numel();
-  if (keeps_blocks()) return n;
-  Weights one;
-  one.blocks.push_back(*block(0));  // they are all of one shape
-  for (const auto& [name, t] : named(one)) n += cfg_.n_layers * t.numel();
-  return n;
+  const auto numel = [](const auto& part) { return part.numel(); };
+  const int64_t n = total(weights_, numel);
+  return keeps_blocks() ? n : n + cfg_.n_layers * total(*block(0), numel);  // they are all of one shape
 }
 
 int64_t Model::nbytes() const {
-  int64_t n = 0;
-  for (const auto& [name, t] : named(weights_)) n += static_cast<int64_t>(t.nbytes());
-  return n;
+  return total(weights_, [](const auto& part) { return static_cast<int64_t>(part.nbytes()); });
 }
 
 const text::Tokenizer& Model::tokenizer() const {
@@ -210,8 +213,11 @@ torch::Tensor Model::to_tokens(const std::string& text) const {
 }
 
 cache::KVCache Model::make_cache(int64_t batch, std::optional<int64_t> stop_at_layer) const {
-  return {
-      {stop_at_layer.value_or(cfg_.n_layers), batch, cfg_.n_key_value_heads, cfg_.d_head}, dtype(), device()};
+  const int64_t n_layers = stop_at_layer.value_or(cfg_.n_layers);
+  auto devices = weights_.block_devices;
+  if (!devices.empty() && n_layers >= 0 && n_layers < cfg_.n_layers)
+    devices.erase(devices.begin() + n_layers, devices.end());
+  return {{n_layers, batch, cfg_.n_key_value_heads, cfg_.d_head}, dtype(), device(), devices};
 }
 
 void Model::check_input(const torch::Tensor& input, const ForwardOptions& options) const {
@@ -376,8 +382,15 @@ torch::Tensor Model::forward(const torch::Tensor& input, const ForwardOptions& o
   AppendGuard appended(options.cache);
   auto x_BTD = options.start_at_layer ? x : embed(x, positions_BT, ctx);
   const int64_t last_layer = options.stop_at_layer.value_or(cfg_.n_layers);
-  for (ctx.layer = options.start_at_layer.value_or(0); ctx.layer < last_layer; ++ctx.layer)
+  for (ctx.layer = options.start_at_layer.value_or(0); ctx.layer < last_layer; ++ctx.layer) {
+    if (const auto here = device(ctx.layer); here != x_BTD.device()) {
+      x_BTD = x_BTD.to(here);
+      ctx.global = ctx.global.to(here);
+      ctx.local = ctx.local.to(here);
+    }
     x_BTD = block(ctx.layer)->forward(x_BTD, ctx);
+  }
+  x_BTD = x_BTD.to(device());
   appended.commit(T, options.attention_mask);
   ctx.layer = -1;
   return options.stop_at_layer ? x_BTD : logits(x_BTD, options, ctx);

@@ -44,14 +44,14 @@ torch::Tensor without_mean(const torch::Tensor& x, int64_t dim) {
   return x - x.mean({dim}, /*keepdim=*/true);
 }
 
-/// The weight and bias of a norm, moved into the product W [rows, D], b [rows] that reads its output.
-void fold(const nn::Norm& norm, torch::Tensor& W, torch::Tensor& b) {
-  const auto dtype = W.scalar_type();
-  auto folded = wide(W);
-  if (norm.bias.defined()) b = plus(b, at::mv(folded, wide(norm.bias))).to(dtype);
-  folded = folded * wide(norm.weight);
-  if (norm.kind == nn::NormKind::kLayer) folded = without_mean(folded, 1);
-  W = folded.to(dtype);
+/// The weight and bias of a norm, moved into the product that reads its output.
+void fold(const nn::Norm& norm, nn::Linear& linear) {
+  const auto dtype = linear.dense().scalar_type();
+  auto W = wide(linear.dense()), b = linear.bias();
+  if (norm.bias.defined()) b = plus(b, at::mv(W, wide(norm.bias))).to(dtype);
+  W = W * wide(norm.weight);
+  if (norm.kind == nn::NormKind::kLayer) W = without_mean(W, 1);
+  linear = nn::Linear(W.to(dtype), b);
 }
 
 void make_neutral(nn::Norm& norm) {
@@ -59,41 +59,40 @@ void make_neutral(nn::Norm& norm) {
   if (norm.bias.defined()) norm.bias = at::zeros_like(norm.bias);
 }
 
-void fold_norms(Weights& weights) {
+/// Replaces each block by one of edited parts.
+template <typename Edit>
+void edit_blocks(Weights& weights, const Edit& edit) {
   for (auto& block : weights.blocks) {
     auto parts = block.parts();
-    auto attn = parts.attn.weights();
-    fold(parts.ln1, attn.W_QKV, attn.b_QKV);
-    make_neutral(parts.ln1);
-    parts.attn = nn::Attention(std::move(attn), parts.attn.options());
-    auto mlp = parts.mlp.weights();
-    fold(parts.ln2, mlp.W_in, mlp.b_in);
-    make_neutral(parts.ln2);
-    parts.mlp = nn::Mlp(std::move(mlp), parts.mlp.activation());
+    edit(parts, parts.attn.weights(), parts.mlp.weights());
     block = nn::Block(std::move(parts));
   }
-  fold(weights.ln_final, weights.W_U, weights.b_U);
+}
+
+void fold_norms(Weights& weights) {
+  edit_blocks(weights, [](nn::BlockParts& parts, nn::AttentionWeights& attn, nn::MlpWeights& mlp) {
+    fold(parts.ln1, attn.QKV);
+    make_neutral(parts.ln1);
+    fold(parts.ln2, mlp.in);
+    make_neutral(parts.ln2);
+  });
+  nn::Linear unembed(weights.W_U, weights.b_U);
+  fold(weights.ln_final, unembed);
+  weights.W_U = unembed.dense();
+  weights.b_U = unembed.bias();
   make_neutral(weights.ln_final);
 }
 
 void center_writing(Weights& weights) {
-  const auto center = [](torch::Tensor& x, int64_t dim) {
-    if (x.defined()) x = without_mean(wide(x), dim).to(x.scalar_type());
+  const auto centred = [](const torch::Tensor& x, int64_t dim) {
+    return x.defined() ? without_mean(wide(x), dim).to(x.scalar_type()) : x;
   };
-  center(weights.W_E, 1);
-  center(weights.W_pos, 1);
-  for (auto& block : weights.blocks) {
-    auto parts = block.parts();
-    auto attn = parts.attn.weights();
-    center(attn.W_O, 0);
-    center(attn.b_O, 0);
-    parts.attn = nn::Attention(std::move(attn), parts.attn.options());
-    auto mlp = parts.mlp.weights();
-    center(mlp.W_out, 0);
-    center(mlp.b_out, 0);
-    parts.mlp = nn::Mlp(std::move(mlp), parts.mlp.activation());
-    block = nn::Block(std::move(parts));
-  }
+  weights.W_E = centred(weights.W_E, 1);
+  weights.W_pos = centred(weights.W_pos, 1);
+  edit_blocks(weights, [&](nn::BlockParts&, nn::AttentionWeights& attn, nn::MlpWeights& mlp) {
+    for (auto* writing : {&attn.O, &mlp.out})
+      *writing = nn::Linear(centred(writing->dense(), 0), centred(writing->bias(), 0));
+  });
 }
 
 void center_unembedding(Weights& weights) {
@@ -104,13 +103,14 @@ void center_unembedding(Weights& weights) {
 
 /// b_O + W_O b_V with the biases of a group's values for each of its query heads; the value biases become zero.
 void fold_value_bias(nn::AttentionWeights& attn, const nn::AttentionOptions& options) {
-  if (!attn.b_QKV.defined()) return;
+  if (!attn.QKV.bias().defined()) return;
   const int64_t H = options.n_heads, G = options.n_key_value_heads, K = options.d_head;
-  attn.b_QKV = attn.b_QKV.clone();
-  auto b_V = attn.b_QKV.narrow(0, (H + G) * K, G * K);
+  const auto b_QKV = attn.QKV.bias().clone(), W_O = attn.O.dense();
+  auto b_V = b_QKV.narrow(0, (H + G) * K, G * K);
   const auto b_HK = wide(b_V).view({G, K}).repeat_interleave(H / G, 0).view({H * K});
-  attn.b_O = plus(attn.b_O, at::mv(wide(attn.W_O), b_HK)).to(attn.W_O.scalar_type());
+  attn.O = nn::Linear(W_O, plus(attn.O.bias(), at::mv(wide(W_O), b_HK)).to(W_O.scalar_type()));
   b_V.zero_();
+  attn.QKV = nn::Linear(attn.QKV.dense(), b_QKV);
 }
 
 struct Svd {
@@ -126,44 +126,43 @@ Svd svd_of_product(const torch::Tensor& A, const torch::Tensor& B) {
 }
 
 void refactor(nn::AttentionWeights& attn, const nn::AttentionOptions& options) {
-  const int64_t H = options.n_heads, K = options.d_head, D = attn.W_O.size(0);
-  const auto dtype = attn.W_QKV.scalar_type();
-  const auto qkv = wide(attn.W_QKV).view({3, H, K, D}).transpose(2, 3);  // [3, H, D, K]
-  const auto b_qkv = attn.b_QKV.defined() ? wide(attn.b_QKV).view({3, H, 1, K})
-                                          : at::zeros({3, H, 1, K}, qkv.options());  // values' are folded
+  const int64_t H = options.n_heads, K = options.d_head, D = attn.O.n_out();
+  const auto W_QKV = attn.QKV.dense(), b_QKV = attn.QKV.bias(), b_O = attn.O.bias();
+  const auto dtype = W_QKV.scalar_type();
+  const auto qkv = wide(W_QKV).view({3, H, K, D}).transpose(2, 3);  // [3, H, D, K]
+  const auto b_qkv = b_QKV.defined() ? wide(b_QKV).view({3, H, 1, K})
+                                     : at::zeros({3, H, 1, K}, qkv.options());  // values' are folded
   // The bias is the weight of an input that is always one.
   const auto with_bias = [&](int64_t i) { return at::cat({qkv[i], b_qkv[i]}, 1); };
   const auto qk = svd_of_product(with_bias(0), with_bias(1));
   const auto root = qk.S.sqrt().unsqueeze(1);
   const auto W_Q = qk.U * root, W_K = qk.V * root;  // [H, D + 1, K]
-  const auto ov = svd_of_product(qkv[2], wide(attn.W_O).view({D, H, K}).transpose(0, 1));
+  const auto ov = svd_of_product(qkv[2], wide(attn.O.dense()).view({D, H, K}).transpose(0, 1));
   const auto W_V = ov.U * ov.S.unsqueeze(1);
 
   const auto rows = [&](const torch::Tensor& W_HDK) { return W_HDK.transpose(1, 2).reshape({H * K, D}); };
   const auto last = [&](const torch::Tensor& W_HDK) { return W_HDK.select(1, D).reshape({H * K}); };
-  attn.W_QKV = at::cat({rows(W_Q.narrow(1, 0, D)), rows(W_K.narrow(1, 0, D)), rows(W_V)}).to(dtype);
-  if (attn.b_QKV.defined())
-    attn.b_QKV = at::cat({last(W_Q), last(W_K), at::zeros({H * K}, W_Q.options())}).to(dtype);
-  attn.W_O = ov.V.transpose(0, 1).reshape({D, H * K}).to(dtype);
+  attn.QKV = nn::Linear(
+      at::cat({rows(W_Q.narrow(1, 0, D)), rows(W_K.narrow(1, 0, D)), rows(W_V)}).to(dtype),
+      b_QKV.defined() ? at::cat({last(W_Q), last(W_K), at::zeros({H * K}, W_Q.options())}).to(dtype) : b_QKV);
+  attn.O = nn::Linear(ov.V.transpose(0, 1).reshape({D, H * K}).to(dtype), b_O);
 }
 
 void process_attention(Weights& weights, const ProcessOptions& options) {
-  for (auto& block : weights.blocks) {
-    auto parts = block.parts();
-    auto attn = parts.attn.weights();
+  edit_blocks(weights, [&](nn::BlockParts& parts, nn::AttentionWeights& attn, nn::MlpWeights&) {
     fold_value_bias(attn, parts.attn.options());
     if (options.refactor_factored_attn_matrices) refactor(attn, parts.attn.options());
-    parts.attn = nn::Attention(std::move(attn), parts.attn.options());
-    block = nn::Block(std::move(parts));
-  }
+  });
 }
 
 /// What the weights are now, so that the config of a processed model describes it.
 void describe(const Weights& weights, Config& cfg) {
   const auto& parts = weights.blocks.front().parts();
-  cfg.qkv_bias = parts.attn.weights().b_QKV.defined();
-  cfg.attn_out_bias = parts.attn.weights().b_O.defined();
-  cfg.mlp_bias = parts.mlp.weights().b_in.defined() || parts.mlp.weights().b_out.defined();
+  const auto &attn = parts.attn.weights();
+  const auto &mlp = parts.mlp.weights();
+  cfg.qkv_bias = attn.QKV.bias().defined();
+  cfg.attn_out_bias = attn.O.bias().defined();
+  cfg.mlp_bias = mlp.in.bias().defined() || mlp.out.bias().defined();
   cfg.tie_word_embeddings = weights.W_U.is_same(weights.W_E);
 }
 
@@ -187,10 +186,8 @@ std::shared_ptr<const Model> processed(const Model& model, const ProcessOptions&
            : sha256_hex(concat(model.hash(), " processed ", options.fold_ln, options.center_writing_weights,
                                options.center_unembed, options.fold_value_biases,
                                options.refactor_factored_attn_matrices));
-  return std::make_shared<const Model>(
-      std::move(cfg), std::move(weights),
-      model.has_tokenizer() ? std::optional(model.tokenizer()) : std::nullopt,
-      model.has_chat_template() ? std::optional(model.chat_template()) : std::nullopt, hash);
+  weights.is_processed = weights.is_processed || !none;
+  return model.derived(std::move(cfg), std::move(weights), hash);
 }
 
 }  // namespace introspect::models

@@ -12,45 +12,46 @@ namespace {
 
 using Parts = nn::BlockParts;
 
-torch::Tensor or_zeros(const torch::Tensor& bias, const torch::Tensor& like, at::IntArrayRef sizes) {
-  return bias.defined() ? bias.view(sizes) : at::zeros(sizes, like.options());
+torch::Tensor bias_or_zeros(const nn::Linear& linear, at::IntArrayRef sizes) {
+  const auto& bias = linear.bias();
+  return bias.defined() ? bias.view(sizes) : at::zeros(sizes, linear.dense().options());
+}
+torch::Tensor bias_or_zeros(const nn::Linear& linear) {
+  return bias_or_zeros(linear, {linear.n_out()});
 }
 
 enum class Projection { kQ, kK, kV };
 
 /// One of the three projections of the fused product, by query head or by group: W [n, D, K], b [n, K].
 struct Heads {
-  Heads(const nn::Attention& attn, Projection which) : weights(attn.weights()), K(attn.options().d_head) {
+  Heads(const nn::Attention& attn, Projection which) : K(attn.options().d_head) {
     const int64_t H = attn.options().n_heads, G = attn.options().n_key_value_heads;
-    first = which == Projection::kQ ? 0 : which == Projection::kK ? H : H + G;
+    const int64_t first = which == Projection::kQ ? 0 : which == Projection::kK ? H : H + G;
     n = which == Projection::kQ ? H : G;
     repeats = H / n;
+    linear = attn.weights().QKV.rows(first * K, n * K);
   }
-  torch::Tensor W_nDK() const {
-    return weights.W_QKV.narrow(0, first * K, n * K).view({n, K, -1}).transpose(1, 2);
-  }
-  torch::Tensor b_nK() const {
-    const auto& b = weights.b_QKV;
-    return or_zeros(b.defined() ? b.narrow(0, first * K, n * K) : b, weights.W_QKV, {n, K});
-  }
+  torch::Tensor W_nDK() const { return linear.dense().view({n, K, -1}).transpose(1, 2); }
+  torch::Tensor b_nK() const { return bias_or_zeros(linear, {n, K}); }
   torch::Tensor repeated(const torch::Tensor& x) const {
     return repeats == 1 ? x : x.repeat_interleave(repeats, 0);
   }
 
-  const nn::AttentionWeights& weights;
-  int64_t K, first, n, repeats;
+  nn::Linear linear;
+  int64_t K, n, repeats;
 };
 
 bool grouped(const Parts& p) {
   return p.attn.options().n_heads != p.attn.options().n_key_value_heads;
 }
 
-/// The gate's rows of a fused product, or the input's, which stand last.
-torch::Tensor gate_rows(const nn::Mlp& mlp, const torch::Tensor& fused) {
-  return fused.narrow(0, 0, mlp.d_mlp());
+/// The gate's rows of the fused product, and the input's, which stand last.
+nn::Linear gate_of(const Parts& p) {
+  return p.mlp.weights().in.rows(0, p.mlp.d_mlp());
 }
-torch::Tensor input_rows(const nn::Mlp& mlp, const torch::Tensor& fused) {
-  return fused.narrow(0, fused.size(0) - mlp.d_mlp(), mlp.d_mlp());
+nn::Linear input_of(const Parts& p) {
+  const int64_t M = p.mlp.d_mlp();
+  return p.mlp.weights().in.rows(p.mlp.gated() ? M : 0, M);
 }
 
 /// A weight of a block; `get` may be called where `has` is true.
@@ -82,7 +83,7 @@ bool gated(const Parts& p) {
   return p.mlp.gated();
 }
 bool gate_has_bias(const Parts& p) {
-  return gated(p) && p.mlp.weights().b_in.defined();
+  return gated(p) && p.mlp.weights().in.bias().defined();
 }
 
 constexpr auto kQ = Projection::kQ, kK = Projection::kK, kV = Projection::kV;
@@ -100,38 +101,26 @@ const BlockWeight kBlockWeights[] = {
     {"attn._b_K", always, head_bias<kK, false>, grouped},
     {"attn.b_V", always, head_bias<kV, true>, ungrouped},
     {"attn._b_V", always, head_bias<kV, false>, grouped},
-    {"attn.q_norm.w", [](const Parts& p) { return p.attn.options().q_norm.has_value(); },
-     [](const Parts& p) { return p.attn.options().q_norm->weight; }},
-    {"attn.k_norm.w", [](const Parts& p) { return p.attn.options().k_norm.has_value(); },
-     [](const Parts& p) { return p.attn.options().k_norm->weight; }},
+    {"attn.q_norm.w", [](const Parts& p) { return p.attn.weights().q_norm.has_value(); },
+     [](const Parts& p) { return p.attn.weights().q_norm->weight; }},
+    {"attn.k_norm.w", [](const Parts& p) { return p.attn.weights().k_norm.has_value(); },
+     [](const Parts& p) { return p.attn.weights().k_norm->weight; }},
     {"attn.W_O", always,
      [](const Parts& p) {
-       const auto& W_O = p.attn.weights().W_O;
+       const auto W_O = p.attn.weights().O.dense();
        return W_O.view({W_O.size(0), p.attn.options().n_heads, -1}).permute({1, 2, 0});
      }},
-    {"attn.b_O", always,
-     [](const Parts& p) {
-       const auto& w = p.attn.weights();
-       return or_zeros(w.b_O, w.W_O, {w.W_O.size(0)});
-     }},
+    {"attn.b_O", always, [](const Parts& p) { return bias_or_zeros(p.attn.weights().O); }},
     {"ln1_post.w", [](const Parts& p) { return p.ln1_post.has_value(); },
      [](const Parts& p) { return p.ln1_post->weight; }},
     {"ln2.w", always, [](const Parts& p) { return p.ln2.weight; }},
     {"ln2.b", [](const Parts& p) { return p.ln2.bias.defined(); }, [](const Parts& p) { return p.ln2.bias; }},
-    {"mlp.W_gate", gated, [](const Parts& p) { return gate_rows(p.mlp, p.mlp.weights().W_in).t(); }},
-    {"mlp.b_gate", gate_has_bias, [](const Parts& p) { return gate_rows(p.mlp, p.mlp.weights().b_in); }},
-    {"mlp.W_in", always, [](const Parts& p) { return input_rows(p.mlp, p.mlp.weights().W_in).t(); }},
-    {"mlp.b_in", always,
-     [](const Parts& p) {
-       const auto& b = p.mlp.weights().b_in;
-       return or_zeros(b.defined() ? input_rows(p.mlp, b) : b, p.mlp.weights().W_in, {p.mlp.d_mlp()});
-     }},
-    {"mlp.W_out", always, [](const Parts& p) { return p.mlp.weights().W_out.t(); }},
-    {"mlp.b_out", always,
-     [](const Parts& p) {
-       const auto& w = p.mlp.weights();
-       return or_zeros(w.b_out, w.W_out, {w.W_out.size(0)});
-     }},
+    {"mlp.W_gate", gated, [](const Parts& p) { return gate_of(p).dense().t(); }},
+    {"mlp.b_gate", gate_has_bias, [](const Parts& p) { return gate_of(p).bias(); }},
+    {"mlp.W_in", always, [](const Parts& p) { return input_of(p).dense().t(); }},
+    {"mlp.b_in", always, [](const Parts& p) { return bias_or_zeros(input_of(p)); }},
+    {"mlp.W_out", always, [](const Parts& p) { return p.mlp.weights().out.dense().t(); }},
+    {"mlp.b_out", always, [](const Parts& p) { return bias_or_zeros(p.mlp.weights().out); }},
     {"ln2_post.w", [](const Parts& p) { return p.ln2_post.has_value(); },
      [](const Parts& p) { return p.ln2_post->weight; }},
 };
@@ -154,7 +143,7 @@ torch::Tensor model_weight(const Model& model, std::string_view name) {
   if (name == "ln_final.w") return w.ln_final.weight;
   if (name == "ln_final.b") return w.ln_final.bias;
   if (name == "unembed.W_U") return w.W_U.t();
-  if (name == "unembed.b_U") return or_zeros(w.b_U, w.W_U, {w.W_U.size(0)});
+  if (name == "unembed.b_U") return bias_or_zeros(nn::Linear(w.W_U, w.b_U));
   return {};
 }
 

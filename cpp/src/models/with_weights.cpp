@@ -6,6 +6,7 @@
 
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
+#include "introspect/nn/parts.h"
 
 namespace introspect::models {
 
@@ -36,45 +37,6 @@ Replacements match(const Model& model, const std::map<std::string, torch::Tensor
   return out;
 }
 
-class Replacer {
- public:
-  explicit Replacer(const Replacements& replacements) : replacements_(replacements) {}
-
-  void operator()(torch::Tensor& tensor) const {
-    if (!tensor.defined()) return;
-    if (const auto found = replacements_.find(tensor.const_data_ptr()); found != replacements_.end())
-      tensor = found->second;
-  }
-
-  void operator()(nn::Norm& norm) const {
-    (*this)(norm.weight);
-    (*this)(norm.bias);
-  }
-
-  void operator()(std::optional<nn::Norm>& norm) const {
-    if (norm) (*this)(*norm);
-  }
-
-  void operator()(nn::Block& block) const {
-    auto parts = block.parts();
-    auto attn = parts.attn.weights();
-    auto options = parts.attn.options();
-    auto mlp = parts.mlp.weights();
-    for (auto* tensor :
-         {&attn.W_QKV, &attn.b_QKV, &attn.W_O, &attn.b_O, &mlp.W_in, &mlp.b_in, &mlp.W_out, &mlp.b_out})
-      (*this)(*tensor);
-    for (auto* norm : {&options.q_norm, &options.k_norm, &parts.ln1_post, &parts.ln2_post}) (*this)(*norm);
-    (*this)(parts.ln1);
-    (*this)(parts.ln2);
-    parts.attn = nn::Attention(std::move(attn), std::move(options));
-    parts.mlp = nn::Mlp(std::move(mlp), parts.mlp.activation());
-    block = nn::Block(std::move(parts));
-  }
-
- private:
-  const Replacements& replacements_;
-};
-
 std::string hash_of(const Model& model, const std::map<std::string, torch::Tensor>& given) {
   if (given.empty()) return model.hash();
   Sha256 hash;
@@ -91,15 +53,20 @@ std::string hash_of(const Model& model, const std::map<std::string, torch::Tenso
 std::shared_ptr<const Model> with_weights(const Model& model,
                                           const std::map<std::string, torch::Tensor>& given) {
   const auto replacements = match(model, given);
-  const Replacer replace(replacements);
+  const auto replace = [&](const auto&, torch::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    if (const auto found = replacements.find(tensor.const_data_ptr()); found != replacements.end())
+      tensor = found->second;
+  };
   auto weights = model.weights();
-  for (auto* tensor : {&weights.W_E, &weights.W_pos, &weights.W_U, &weights.b_U}) replace(*tensor);
-  for (auto& block : weights.blocks) replace(block);
-  replace(weights.ln_final);
-  return std::make_shared<const Model>(
-      model.cfg(), std::move(weights),
-      model.has_tokenizer() ? std::optional(model.tokenizer()) : std::nullopt,
-      model.has_chat_template() ? std::optional(model.chat_template()) : std::nullopt, hash_of(model, given));
+  for (auto* tensor : {&weights.W_E, &weights.W_pos, &weights.W_U, &weights.b_U}) replace("", *tensor);
+  for (auto& block : weights.blocks) {
+    auto parts = block.parts();
+    nn::for_each_tensor(parts, replace);
+    block = nn::Block(std::move(parts));
+  }
+  nn::Norm::for_each_tensor(weights.ln_final, "ln_final", replace);
+  return model.derived(model.cfg(), std::move(weights), hash_of(model, given));
 }
 
 }  // namespace introspect::models

@@ -1,7 +1,6 @@
 #include "introspect/nn/attention.h"
 
 #include "introspect/core/check.h"
-#include "introspect/ops/linear.h"
 #include "introspect/ops/rotary.h"
 
 namespace introspect::nn {
@@ -10,14 +9,14 @@ using hooks::Point;
 
 namespace {
 
-/// One product for each head: x [B, T, n, D] times the rows of W [n * K, D], plus b [n * K] -> [B, T, n, K].
+/// One product for each head: x [B, T, n, D] times the rows of a weight [n * K, D], plus its bias -> [B, T, n, K].
 ///
-/// Where n is a multiple of the heads of W, each of these serves n / heads neighbours.
-torch::Tensor project_heads(const torch::Tensor& x_BTnD, const torch::Tensor& W, const torch::Tensor& b,
-                            int64_t K) {
-  const int64_t n = x_BTnD.size(2), D = x_BTnD.size(3), heads = W.size(0) / K;
+/// Where n is a multiple of the weight's heads, each of these serves n / heads neighbours.
+torch::Tensor project_heads(const torch::Tensor& x_BTnD, const Linear& linear, int64_t K) {
+  const int64_t n = x_BTnD.size(2), D = x_BTnD.size(3), heads = linear.n_out() / K;
   const auto for_each = [&](const torch::Tensor& t) { return t.repeat_interleave(n / heads, 0); };
-  auto y_BTnK = at::einsum("btnd,nkd->btnk", {x_BTnD, for_each(W.view({heads, K, D}))});
+  auto y_BTnK = at::einsum("btnd,nkd->btnk", {x_BTnD, for_each(linear.dense().view({heads, K, D}))});
+  const auto& b = linear.bias();
   return b.defined() ? y_BTnK + for_each(b.view({heads, K})) : y_BTnK;
 }
 
@@ -43,24 +42,22 @@ Positions of_outputs(Positions positions, const torch::Tensor& outputs, int64_t 
 Attention::Attention(AttentionWeights weights, AttentionOptions options)
     : weights_(std::move(weights)), options_(std::move(options)) {
   const int64_t H = options_.n_heads, G = options_.n_key_value_heads, K = options_.d_head;
-  check<ShapeError>(weights_.W_QKV.size(0) == (H + 2 * G) * K && weights_.W_O.size(1) == H * K,
+  check<ShapeError>(weights_.QKV.n_out() == (H + 2 * G) * K && weights_.O.n_in() == H * K,
                     "Attention: W_QKV must have ", (H + 2 * G) * K, " rows and W_O ", H * K, " columns, got ",
-                    weights_.W_QKV.sizes(), " and ", weights_.W_O.sizes());
+                    weights_.QKV.n_out(), " and ", weights_.O.n_in());
 }
 
 Attention::Qkv Attention::project(const AttentionInput& x) const {
   const int64_t H = options_.n_heads, G = options_.n_key_value_heads, K = options_.d_head;
   if (x.q.dim() == 3 && x.k.is_same(x.q) && x.v.is_same(x.q)) {
     const auto sizes = {x.q.size(0), x.q.size(1), H + 2 * G, K};
-    const auto qkv_BTHK = ops::linear(x.q, weights_.W_QKV, weights_.b_QKV).view(sizes);
+    const auto qkv_BTHK = weights_.QKV.forward(x.q).view(sizes);
     return {qkv_BTHK.narrow(2, 0, H), qkv_BTHK.narrow(2, H, G), qkv_BTHK.narrow(2, H + G, G)};
   }
   const auto part = [&](const torch::Tensor& in, int64_t first, int64_t heads) {
-    const auto W = weights_.W_QKV.narrow(0, first * K, heads * K);
-    const auto b =
-        weights_.b_QKV.defined() ? weights_.b_QKV.narrow(0, first * K, heads * K) : torch::Tensor{};
-    return in.dim() == 4 ? project_heads(in, W, b, K)
-                         : ops::linear(in, W, b).view({in.size(0), in.size(1), heads, K});
+    const auto linear = weights_.QKV.rows(first * K, heads * K);
+    return in.dim() == 4 ? project_heads(in, linear, K)
+                         : linear.forward(in).view({in.size(0), in.size(1), heads, K});
   };
   return {part(x.q, 0, H), part(x.k, H, G), part(x.v, H + G, G)};
 }
@@ -74,9 +71,9 @@ torch::Tensor Attention::forward(const AttentionInput& x, const Context& ctx) co
   auto k_BTGK = ctx.hook(Point::kK, qkv.k_BTGK);
   const auto v_BTGK = ctx.hook(Point::kV, qkv.v_BTGK);
 
-  if (options_.q_norm) {
-    q_BTHK = options_.q_norm->forward(q_BTHK, ctx);
-    k_BTGK = options_.k_norm->forward(k_BTGK, ctx);
+  if (weights_.q_norm) {
+    q_BTHK = weights_.q_norm->forward(q_BTHK, ctx);
+    k_BTGK = weights_.k_norm->forward(k_BTGK, ctx);
   }
   const int64_t T = k_BTGK.size(1);
   const auto query = of_outputs(positions, ctx.outputs, T, ctx.cache ? ctx.cache->length(ctx.layer) + T : T);
@@ -144,15 +141,15 @@ void Attention::show_pattern(const torch::Tensor& q_BTHK, const torch::Tensor& k
 torch::Tensor Attention::project_out(const torch::Tensor& z_BTHK, const Context& ctx) const {
   const int64_t B = z_BTHK.size(0), T = z_BTHK.size(1), H = options_.n_heads, K = options_.d_head;
   if (ctx.wants(Point::kResult)) {
-    const auto W_O_DHK = weights_.W_O.view({-1, H, K});
+    const auto W_O_DHK = weights_.O.dense().view({-1, H, K});
     const auto result_BTHD = at::einsum("bthk,dhk->bthd", {z_BTHK, W_O_DHK});
     const auto hooked_BTHD = ctx.hook(Point::kResult, result_BTHD);
     if (!hooked_BTHD.is_same(result_BTHD) || hooked_BTHD.requires_grad()) {
       const auto out_BTD = hooked_BTHD.sum(2);
-      return weights_.b_O.defined() ? out_BTD + weights_.b_O : out_BTD;
+      return weights_.O.bias().defined() ? out_BTD + weights_.O.bias() : out_BTD;
     }
   }
-  return ops::linear(z_BTHK.reshape({B, T, H * K}), weights_.W_O, weights_.b_O);
+  return weights_.O.forward(z_BTHK.reshape({B, T, H * K}));
 }
 
 }  // namespace introspect::nn

@@ -1,7 +1,6 @@
 #include "introspect/nn/mlp.h"
 
 #include "introspect/core/check.h"
-#include "introspect/ops/linear.h"
 
 namespace introspect::nn {
 
@@ -10,13 +9,13 @@ using hooks::Point;
 Mlp::Mlp(MlpWeights weights, ops::Activation activation)
     : weights_(std::move(weights)), activation_(activation) {
   const int64_t M = d_mlp();
-  check<ShapeError>(gated() || weights_.W_in.size(0) == M, "Mlp: W_in must have ", 2 * M,
-                    " rows with a gate and ", M, " without, got ", weights_.W_in.size(0));
+  check<ShapeError>(gated() || weights_.in.n_out() == M, "Mlp: W_in must have ", 2 * M,
+                    " rows with a gate and ", M, " without, got ", weights_.in.n_out());
 }
 
 torch::Tensor Mlp::forward(const torch::Tensor& x_BTD, const Context& ctx) const {
   const int64_t M = d_mlp();
-  const auto in = ops::linear(x_BTD, weights_.W_in, weights_.b_in);
+  const auto in = weights_.in.forward(x_BTD);
   torch::Tensor post_BTM;
   if (gated()) {
     const auto pre_BTM = ctx.hook(Point::kMlpPre, in.narrow(2, 0, M));
@@ -25,7 +24,7 @@ torch::Tensor Mlp::forward(const torch::Tensor& x_BTD, const Context& ctx) const
   } else {
     post_BTM = ops::activate(activation_, ctx.hook(Point::kMlpPre, in));
   }
-  return ops::linear(ctx.hook(Point::kMlpPost, post_BTM), weights_.W_out, weights_.b_out);
+  return weights_.out.forward(ctx.hook(Point::kMlpPost, post_BTM));
 }
 
 }  // namespace introspect::nn

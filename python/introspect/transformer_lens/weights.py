@@ -106,6 +106,11 @@ def load_state_dict(model: LensModel, state_dict: Mapping[str, torch.Tensor], st
         ConfigError: strict, and names are missing or not known; a bias that the model does not have.
         ShapeError: a weight of another shape.
     """
+    if any(".A_" in name for name, _ in model.native.named_weights()):
+        raise _C.ConfigError(
+            "load_state_dict: this model has an adapter, which a state dict holds merged into the weights: load it "
+            "into the model without the adapter"
+        )
     folded = model.cfg.layer_norm_folding
     weights, missing, unexpected = native_weights(model.native, state_dict, strict=strict, folded=folded)
     model._use(model.native.with_weights(weights))

@@ -34,7 +34,11 @@ class INTROSPECT_EXPORT KVCache {
   };
 
   /// An empty cache; memory is taken when the first keys come.
-  KVCache(Shape shape, torch::ScalarType dtype, torch::Device device);
+  ///
+  /// layer_devices: where each layer's keys and values live, for a model on several devices; empty: on `device`, where
+  /// the mask is. Throws ShapeError for sizes that are not positive, or another number of devices than of layers.
+  KVCache(Shape shape, torch::ScalarType dtype, torch::Device device,
+          const std::vector<torch::Device>& layer_devices = {});
   ~KVCache();
   KVCache(const KVCache&);
   KVCache& operator=(const KVCache&);
@@ -44,6 +48,7 @@ class INTROSPECT_EXPORT KVCache {
   const Shape& shape() const { return shape_; }
   torch::ScalarType dtype() const { return dtype_; }
   torch::Device device() const { return device_; }
+  torch::Device device(int64_t layer) const { return layers_.at(static_cast<size_t>(layer)).device; }
 
   /// Positions held, the same in every layer between forward passes.
   int64_t length() const {
@@ -86,7 +91,7 @@ class INTROSPECT_EXPORT KVCache {
   ///
   /// With last beyond this cache's end it grows: slice(0, p).splice(p, n, other) is this prefix with the other's tail.
   /// The layers, heads and d_head must be equal, and rows too unless `other` has one, which then serves every row;
-  /// another dtype or device is converted to this one's. Layers in which both share memory stay shared (below the first
+  /// another dtype or device is converted to this one's, layer by layer. Layers in which both share memory stay shared (below the first
   /// changed layer, say); the others are copies.
   /// Throws ShapeError for other shapes, std::out_of_range for a span that begins after this cache's end or ends
   /// after the other's.
@@ -141,7 +146,9 @@ class INTROSPECT_EXPORT KVCache {
   struct Layer {
     std::shared_ptr<Storage> storage;
     int64_t length = 0;
+    torch::Device device = torch::kCPU;
   };
+  KVCache empty(Shape shape) const;
   void resize_layer(Layer& layer, int64_t capacity);
   void check_layer(const char* who, int64_t layer) const;
   void check_span(const char* who, int64_t first, int64_t last) const;

@@ -23,17 +23,21 @@
 
 namespace introspect::models {
 
+class Adapter;
+
 /// The tensors of a model, in the form in which the layers use them.
 struct Weights {
   torch::Tensor W_E;    // [V, D]
   torch::Tensor W_pos;  // [n_ctx, D]; undefined with rotary positions
   std::vector<nn::Block> blocks;
   std::function<nn::Block(int64_t layer)> read_block;  // instead of `blocks`, where they stay in their files
+  std::vector<torch::Device> block_devices;            // of each block; empty: W_E's
   nn::Norm ln_final;
   torch::Tensor W_U;                 // [V, D], one row a token; the same tensor as W_E where they are tied
   torch::Tensor b_U;                 // [V]; undefined unless weights were processed
   torch::Tensor rotary_frequencies;  // float32 [rotary_dim / 2]; undefined without rotary positions
   torch::Tensor rotary_frequencies_local;  // of the layers with a window, if theirs differ
+  bool is_processed = false;               // by models/process_weights.h: no longer the checkpoint's own
 };
 
 /// How a model is read from its files.
@@ -41,6 +45,10 @@ struct LoadOptions {
   torch::ScalarType dtype = torch::kFloat32;
   torch::Device device = torch::kCPU;
   std::optional<text::ChatTemplate> chat_template;  // instead of the one found beside the weights
+
+  /// Where single blocks live, with their keys and values; all else, the embedding and the unembedding too, lives on
+  /// `device`.
+  std::map<int64_t, torch::Device> block_devices;
 
   /// False: blocks stay in the files; each is read when it runs and dropped after it, so that the models of one
   /// experiment, or a model and its activations, need not fit into memory together. The files must stay as they are:
@@ -113,7 +121,10 @@ class INTROSPECT_EXPORT Model {
   std::shared_ptr<const nn::Block> block(int64_t layer) const;
   bool keeps_blocks() const { return !weights_.read_block; }
   torch::ScalarType dtype() const { return weights_.W_E.scalar_type(); }
-  torch::Device device() const { return weights_.W_E.device(); }
+  torch::Device device() const { return weights_.W_E.device(); }  ///< of tokens, the embedding and logits
+  torch::Device device(int64_t layer) const {
+    return weights_.block_devices.empty() ? device() : weights_.block_devices.at(static_cast<size_t>(layer));
+  }
 
   /// Identity of the checkpoint: hex SHA-256 of its config and of a sample of every stored tensor. It does not
   /// depend on the dtype or device it was loaded to.
@@ -127,6 +138,18 @@ class INTROSPECT_EXPORT Model {
 
   int64_t n_params() const;
   int64_t nbytes() const;  ///< in memory: without blocks that stay in the files
+
+  /// A model of other weights with this one's tokenizer and chat template: what edits of a model return.
+  std::shared_ptr<const Model> derived(Config cfg, Weights weights, std::string hash) const;
+
+  /// This model with a LoRA adapter in effect, `scale` times as strong as it was trained; what is not the adapter's is
+  /// shared. Adapters add up. The hash is another one; with a scale of 0 the model is as it was, hash included.
+  ///
+  /// The adapter's products are computed in float32, as in peft, or in float64 for a float64 model. Blocks that stay in
+  /// their files do so. Throws ConfigError for an adapter of another model (other layers or modules than its own
+  /// config asks for), for a family that has no weight map, and for processed weights, which LoRA was not trained on;
+  /// ShapeError for matrices of other sizes; std::invalid_argument for a scale that is not finite.
+  std::shared_ptr<const Model> with_adapter(const Adapter& adapter, double scale = 1) const;
 
   /// Throws ConfigError if the model's files held no tokenizer (or no chat template that is understood).
   const text::Tokenizer& tokenizer() const;

@@ -6,25 +6,23 @@
 
 #include "introspect/export.h"
 #include "introspect/nn/context.h"
+#include "introspect/nn/linear.h"
 #include "introspect/nn/norm.h"
 
 namespace introspect::nn {
 
-/// Weights of an attention layer in one product for queries, keys and values; biases undefined where there is none.
+/// Weights of an attention layer, with one product for queries, keys and values.
 struct AttentionWeights {
-  torch::Tensor
-      W_QKV;  // [(H + 2G) * K, D]: the rows of all query heads, then of all key, then of all value heads
-  torch::Tensor b_QKV;  // [(H + 2G) * K]
-  torch::Tensor W_O;    // [D, H * K]
-  torch::Tensor b_O;    // [D]
+  Linear QKV;  // [(H + 2G) * K, D]: the rows of all query heads, then of all key, then of all value heads
+  Linear O;    // [D, H * K]
+  std::optional<Norm> q_norm, k_norm;  // of each head, before the rotation
 };
 
 struct AttentionOptions {
   int64_t n_heads = 0, n_key_value_heads = 0, d_head = 0;
-  double scale = 1;                    // scores are divided by it
-  double soft_cap = 0;                 // c * tanh(scores / c); 0: none
-  bool local = false;                  // sees Context::local, not Context::global
-  std::optional<Norm> q_norm, k_norm;  // of each head, before the rotation
+  double scale = 1;     // scores are divided by it
+  double soft_cap = 0;  // c * tanh(scores / c); 0: none
+  bool local = false;   // sees Context::local, not Context::global
 };
 
 /// What the projections read: the normed residual [B, T, D], or one of its own for each head [B, T, H or G, D].
@@ -35,6 +33,7 @@ struct AttentionInput {
 /// Causal self-attention with grouped keys.
 class INTROSPECT_EXPORT Attention {
  public:
+  /// Throws ShapeError for weights that do not fit the options.
   Attention(AttentionWeights weights, AttentionOptions options);
 
   /// x -> [B, T, D]. Appends to ctx.cache if there is one. Builds the whole pattern only where a hook may change it or the
@@ -44,6 +43,7 @@ class INTROSPECT_EXPORT Attention {
   torch::Tensor forward(const AttentionInput& x, const Context& ctx) const;
 
   const AttentionWeights& weights() const { return weights_; }
+  AttentionWeights& weights() { return weights_; }  ///< for whoever edits a copy of a block's parts; shapes stay
   const AttentionOptions& options() const { return options_; }
 
  private:

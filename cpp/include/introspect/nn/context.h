@@ -14,6 +14,14 @@ namespace introspect::nn {
 struct Positions {
   torch::Tensor cos, sin;  // [B or 1, T, rotary_dim / 2]; undefined where nothing is rotated
   ops::AttentionMask mask;
+
+  /// The same on a layer's device; what a token tree is stays on the CPU.
+  Positions to(torch::Device device) const {
+    auto out = *this;
+    for (auto* tensor : {&out.cos, &out.sin, &out.mask.additive})
+      if (tensor->defined()) *tensor = tensor->to(device);
+    return out;
+  }
 };
 
 /// What one forward pass carries from layer to layer beside the residual stream.

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string>
+
 #include <torch/types.h>
 
 #include "introspect/export.h"
@@ -28,6 +30,16 @@ struct INTROSPECT_EXPORT Norm {
 
   /// The same without hook points.
   torch::Tensor apply(const torch::Tensor& x) const;
+
+  int64_t numel() const { return weight.numel() + (bias.defined() ? bias.numel() : 0); }
+  int64_t nbytes() const { return static_cast<int64_t>(weight.nbytes() + (bias.defined() ? bias.nbytes() : 0)); }
+
+  /// Calls f(name, tensor) for every tensor of a Norm or const Norm: "ln1.w" and "ln1.b" of "ln1".
+  template <typename Self, typename F>
+  static void for_each_tensor(Self& norm, const std::string& part, F&& f) {
+    f(part + ".w", norm.weight);
+    if (norm.bias.defined()) f(part + ".b", norm.bias);
+  }
 };
 
 }  // namespace introspect::nn
