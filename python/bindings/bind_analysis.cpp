@@ -40,8 +40,8 @@ void bind_decompositions(py::module_& m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def(
       "accumulated_resid",
-      [](const Model& model, const NamedActivations& activations, int64_t layer, bool incl_mid, bool mlp_input,
-         bool apply_ln, const MaybeTensor& positions) {
+      [](const Model& model, const NamedActivations& activations, int64_t layer, bool incl_mid,
+         bool mlp_input, bool apply_ln, const MaybeTensor& positions) {
         return as_pair(analysis::accumulated_resid(model, activations,
                                                    options(layer, mlp_input, apply_ln, positions), incl_mid));
       },

@@ -293,9 +293,9 @@ Args:
 Raises:
     HookError: there is no such point.
 )doc")
-      .def(py::init([](Values values, std::string op,
-                       const std::string& point, double strength, int64_t first_position,
-                       std::optional<int64_t> last_position, std::optional<std::vector<int64_t>> positions,
+      .def(py::init([](Values values, std::string op, const std::string& point, double strength,
+                       int64_t first_position, std::optional<int64_t> last_position,
+                       std::optional<std::vector<int64_t>> positions,
                        std::optional<std::vector<int64_t>> heads, std::optional<std::vector<int64_t>> rows,
                        hooks::Parameters parameters, const TextFilter& text,
                        const std::optional<std::string>& source, std::optional<int64_t> source_layer) {

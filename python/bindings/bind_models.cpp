@@ -112,7 +112,8 @@ Raises:
         embeddings, start values that change the base model; or weights that are there only as a pickle.
     ShapeError: matrices whose ranks are not the config's.
 )doc")
-      .def_property_readonly("base_model", &Adapter::base_model, "As the adapter's config names it, or empty.")
+      .def_property_readonly("base_model", &Adapter::base_model,
+                             "As the adapter's config names it, or empty.")
       .def_property_readonly("hash", &Adapter::hash, "Hex SHA-256 of every number in it.")
       .def_property_readonly("n_params", &Adapter::n_params)
       .def_property_readonly(
@@ -144,11 +145,14 @@ void bind_models(py::module_& m) {
       .def_static(
           "load",
           [](const std::filesystem::path& path, torch::ScalarType dtype, torch::Device device,
-             std::map<int64_t, torch::Device> block_devices,
-             std::optional<text::ChatTemplate> chat_template, bool keep_blocks, py::object progress) {
-            const LoadOptions options{dtype,       device,
-                                      std::move(chat_template), std::move(block_devices),
-                                      keep_blocks, as_progress(std::move(progress))};
+             std::map<int64_t, torch::Device> block_devices, std::optional<text::ChatTemplate> chat_template,
+             bool keep_blocks, py::object progress) {
+            const LoadOptions options{dtype,
+                                      device,
+                                      std::move(chat_template),
+                                      std::move(block_devices),
+                                      keep_blocks,
+                                      as_progress(std::move(progress))};
             const py::gil_scoped_release release;
             return std::const_pointer_cast<Model>(Model::load(path, options));
           },

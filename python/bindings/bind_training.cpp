@@ -38,7 +38,7 @@ py::object position_in_python(const activations::ReadPosition& position) {
 }
 
 activations::ReadOptions read_options(Layers layers, const Position& position, const std::string& point,
-                                   bool last_layer_after_norm) {
+                                      bool last_layer_after_norm) {
   return {std::move(layers), as_position(position), hooks::parse_point(point), last_layer_after_norm};
 }
 

@@ -67,7 +67,8 @@ std::pair<int64_t, int64_t> tokens_read(const ReadPosition& position, int64_t le
   const auto last = !position.is_span ? first + 1 : from_start(position.last.value_or(length));
   check<std::out_of_range>(first >= 0 && first < length && last <= length,
                            "collect_activations: the read position must lie in every text, got ",
-                           to_string(position), " for text ", row, " of ", length, " tokens, ", excerpt(text));
+                           to_string(position), " for text ", row, " of ", length, " tokens, ",
+                           excerpt(text));
   check<std::invalid_argument>(last > first, "collect_activations: the span must not be empty, got ",
                                to_string(position), " for text ", row, " of ", length, " tokens, ",
                                excerpt(text));

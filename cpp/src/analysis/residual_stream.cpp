@@ -317,8 +317,8 @@ Stack stack_head_results(const Model& model, const NamedActivations& activations
   return stack.finish();
 }
 
-Stack stack_neuron_results(const Model& model, const NamedActivations& activations, const StackOptions& options,
-                           const torch::Tensor& neurons, bool incl_remainder) {
+Stack stack_neuron_results(const Model& model, const NamedActivations& activations,
+                           const StackOptions& options, const torch::Tensor& neurons, bool incl_remainder) {
   Assembly stack(model, activations, options);
   const int64_t n = neurons.defined() ? neurons.numel() : model.cfg().d_mlp;
   stack.reserve(options.layer * n + (incl_remainder ? 1 : 0),
@@ -346,8 +346,8 @@ Stack full_resid_decomposition(const Model& model, const NamedActivations& activ
   return stack.finish();
 }
 
-torch::Tensor neuron_results(const Model& model, const NamedActivations& activations, const StackOptions& options,
-                             const torch::Tensor& neurons) {
+torch::Tensor neuron_results(const Model& model, const NamedActivations& activations,
+                             const StackOptions& options, const torch::Tensor& neurons) {
   check<std::out_of_range>(options.layer >= 0 && options.layer < model.cfg().n_layers,
                            "neuron_results: layer must be 0 to ", model.cfg().n_layers - 1, ", got ",
                            options.layer);
@@ -385,7 +385,8 @@ torch::Tensor accumulated_bias(const Model& model, int64_t layer, bool mlp_input
   const bool own = mlp_input && !block(model, layer).parallel;
   for (int64_t l = 0; l < layer + (own ? 1 : 0); ++l) {
     plus(block(model, l).attn.weights().O.bias(), block(model, l).ln1_post);
-    if (include_mlp_biases && l < layer) plus(block(model, l).mlp.weights().out.bias(), block(model, l).ln2_post);
+    if (include_mlp_biases && l < layer)
+      plus(block(model, l).mlp.weights().out.bias(), block(model, l).ln2_post);
   }
   return sum.to(model.dtype());
 }

@@ -87,7 +87,8 @@ std::vector<Pass::Kept> Pass::watch(hooks::HookRegistry& hooks, const models::Mo
 }
 
 void Pass::keep_attention(const models::Model& model, int64_t layer, const std::vector<Kept>& asked) {
-  const auto& options = block(model, layer).parts().attn.options();
+  const auto& attn = block(model, layer).parts().attn;
+  const auto& options = attn.options();
   for (const auto& kept : asked) {
     const auto& wanted = capture(kept.capture);
     const auto& slot = height(layer).slots[static_cast<size_t>(plan_.slot_of(heights_, layer, wanted.piece))];
@@ -98,8 +99,7 @@ void Pass::keep_attention(const models::Model& model, int64_t layer, const std::
     const auto k_BGSK = keys_->keys(layer).index_select(2, as_tensor(path, device()));
     ops::AttentionMask mask;
     mask.causal = false;
-    auto scores_HS = ops::attention_scores(q_BTHK, k_BGSK, 1 / options.scale, mask, options.soft_cap)
-                         .view({options.n_heads, -1});
+    auto scores_HS = attn.scores(q_BTHK, k_BGSK, mask).view({options.n_heads, -1});
     const auto n_path = static_cast<int64_t>(path.size());
     if (options.local && model.cfg().window_size > 0 && n_path > model.cfg().window_size)
       scores_HS.slice(1, 0, n_path - model.cfg().window_size).fill_(-std::numeric_limits<double>::infinity());

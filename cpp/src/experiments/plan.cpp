@@ -272,8 +272,7 @@ void plan_vectors(const models::Model& model, const Protocol& protocol, const Na
         const auto [first, last] = range.resolve(model.cfg().n_layers);
         size_t n_inside = 0;
         for (size_t version = 0; version < versions.size(); ++version) {
-          const auto inside =
-              steering::directions_in(versions[version], model.cfg().n_layers, first, last);
+          const auto inside = steering::directions_in(versions[version], model.cfg().n_layers, first, last);
           if (version == 0) n_inside = inside.size();
           for (const auto& part : options.parts)
             add_injection(protocol,

@@ -37,10 +37,9 @@ void check_intervention(const hooks::Intervention& i, const models::Model& model
   check<ConfigError>(i.point <= hooks::Point::kResidPost || i.point == hooks::Point::kEmbed,
                      "Graph::segment: interventions act in blocks or on hook_embed, got ",
                      hooks::point_name(i.point));
-  check<ConfigError>(
-      !i.source || *i.source <= hooks::Point::kResidPost || *i.source == hooks::Point::kEmbed,
-      "Graph::segment: interventions read in blocks or at hook_embed, got the source ",
-      i.source ? hooks::point_name(*i.source) : "");
+  check<ConfigError>(!i.source || *i.source <= hooks::Point::kResidPost || *i.source == hooks::Point::kEmbed,
+                     "Graph::segment: interventions read in blocks or at hook_embed, got the source ",
+                     i.source ? hooks::point_name(*i.source) : "");
   check<std::invalid_argument>(
       i.rows.empty() || i.rows == std::vector<int64_t>{0},
       "Graph::segment: a segment is one row; for several interventions make several ", "segments, got ",

@@ -97,16 +97,20 @@ torch::Tensor Attention::forward(const AttentionInput& x, const Context& ctx) co
 
   torch::Tensor z_BTHK;
   if (ctx.changes(Point::kAttnScores) || ctx.changes(Point::kPattern)) {
-    const auto scores_BHTS =
-        ctx.hook(Point::kAttnScores,
-                 ops::attention_scores(q_BTHK, k_BGSK, 1 / options_.scale, query.mask, options_.soft_cap));
+    const auto scores_BHTS = ctx.hook(Point::kAttnScores, scores(q_BTHK, k_BGSK, query.mask));
     z_BTHK = ops::attend(ctx.hook(Point::kPattern, ops::attention_pattern(scores_BHTS)), v_BGSK);
   } else {
-    z_BTHK = ops::attention(q_BTHK, k_BGSK, v_BGSK, 1 / options_.scale, query.mask, options_.soft_cap);
+    z_BTHK =
+        ops::attention(q_BTHK, k_BGSK, v_BGSK, 1 / options_.score_divisor, query.mask, options_.soft_cap);
     if (ctx.wants(Point::kAttnScores) || ctx.wants(Point::kPattern))
       show_pattern(q_BTHK, k_BGSK, query.mask, ctx);
   }
   return project_out(ctx.hook(Point::kZ, z_BTHK), ctx);
+}
+
+torch::Tensor Attention::scores(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
+                                const ops::AttentionMask& mask) const {
+  return ops::attention_scores(q_BTHK, k_BGSK, 1 / options_.score_divisor, mask, options_.soft_cap);
 }
 
 /// Computes the scores and the pattern for those who read them: of the queries and heads that they ask for.
@@ -132,8 +136,7 @@ void Attention::show_pattern(const torch::Tensor& q_BTHK, const torch::Tensor& k
     q_BtHK = q_BtHK.index_select(2, heads);
     keys = k_BGSK.index_select(1, heads.div(R, "floor"));
   }
-  const auto scores_BhtS =
-      ops::attention_scores(q_BtHK, keys, 1 / options_.scale, visible, options_.soft_cap);
+  const auto scores_BhtS = this->scores(q_BtHK, keys, visible);
   if (wants_scores) ctx.hooks->record(scores, scores_BhtS, part);
   if (wants_pattern) ctx.hooks->record(pattern, ops::attention_pattern(scores_BhtS), part);
 }

@@ -70,7 +70,7 @@ torch::Tensor mean_difference(const Pairs& pairs) {
 torch::Tensor logistic_direction(const Pairs& pairs) {
   const auto ones_N = torch::ones({pairs.size()}, torch::kFloat64);
   const auto weights_D = ops::logistic_weights(torch::cat({pairs.positive_ND, pairs.negative_ND}),
-                                          torch::cat({ones_N, torch::zeros_like(ones_N)}));
+                                               torch::cat({ones_N, torch::zeros_like(ones_N)}));
   const auto norm = weights_D.norm().item<double>();
   check<std::invalid_argument>(norm > 0,
                                "direction_of_pairs: the sides must differ in their means for a regression");

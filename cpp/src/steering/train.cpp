@@ -194,8 +194,8 @@ std::vector<ControlVector> train_many(const models::Model& model, const std::vec
   if (options.compute_hiddens)
     read = activations::without_values(model, options.read);
   else
-    read = activations::collect_activations(model, shared.texts,
-                               {options.read, options.memory_budget, options.directions.progress});
+    read = activations::collect_activations(
+        model, shared.texts, {options.read, options.memory_budget, options.directions.progress});
 
   std::vector<ControlVector> vectors;
   for (size_t s = 0; s < sets.size(); ++s) {

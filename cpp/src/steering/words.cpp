@@ -60,7 +60,8 @@ std::vector<std::string> word_prompts(const models::Model& model, const std::str
 
 std::vector<ControlVector> train_words(const models::Model& model, const std::vector<std::string>& words,
                                        const std::vector<std::string>& baseline_words,
-                                       const WordPrompts& prompts, const activations::CollectOptions& options) {
+                                       const WordPrompts& prompts,
+                                       const activations::CollectOptions& options) {
   check<std::invalid_argument>(!words.empty(), "train_words: at least one word is needed, got none");
   check<std::invalid_argument>(!baseline_words.empty(),
                                "train_words: at least one baseline word is needed, got none");

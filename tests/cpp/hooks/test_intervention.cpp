@@ -56,8 +56,9 @@ TEST_CASE("interventions are checked when they are added", "[hooks]") {
 
 TEST_CASE("operators of other modules are found by their name, and names are taken once", "[hooks]") {
   using Catch::Matchers::Contains;
-  hooks::register_operator("test.reverse", {.apply = [](const hooks::Operator::Input& in) { return in.x.flip(-1); },
-                                            .operands = {}});
+  hooks::register_operator(
+      "test.reverse",
+      {.apply = [](const hooks::Operator::Input& in) { return in.x.flip(-1); }, .operands = {}});
   const Intervention reverse{.op = "test.reverse", .values = {{1, {}}}, .positions = {1}};
   const auto x = at::arange(6.0).view({1, 2, 3});
   const auto y = hooks::apply(reverse, 1, x, 0);

@@ -67,11 +67,13 @@ INTROSPECT_EXPORT Stack stack_neuron_results(const models::Model& model, const N
                                              bool incl_remainder = false);
 
 /// Every head, every neuron (or MLP, without expand_neurons), the embeddings, and the biases in one component "bias".
-INTROSPECT_EXPORT Stack full_resid_decomposition(const models::Model& model, const NamedActivations& activations,
+INTROSPECT_EXPORT Stack full_resid_decomposition(const models::Model& model,
+                                                 const NamedActivations& activations,
                                                  const StackOptions& options, bool expand_neurons = true);
 
 /// What each neuron of one MLP writes, [n, ..., D]; of the options positions and projection are used.
-INTROSPECT_EXPORT torch::Tensor neuron_results(const models::Model& model, const NamedActivations& activations,
+INTROSPECT_EXPORT torch::Tensor neuron_results(const models::Model& model,
+                                               const NamedActivations& activations,
                                                const StackOptions& options,
                                                const torch::Tensor& neurons = {});
 

@@ -20,9 +20,9 @@ struct AttentionWeights {
 
 struct AttentionOptions {
   int64_t n_heads = 0, n_key_value_heads = 0, d_head = 0;
-  double scale = 1;     // scores are divided by it
-  double soft_cap = 0;  // c * tanh(scores / c); 0: none
-  bool local = false;   // sees Context::local, not Context::global
+  double score_divisor = 1;  // sqrt(d_head), but for some Gemmas
+  double soft_cap = 0;       // c * tanh(scores / c); 0: none
+  bool local = false;        // sees Context::local, not Context::global
 };
 
 /// What the projections read: the normed residual [B, T, D], or one of its own for each head [B, T, H or G, D].
@@ -42,8 +42,13 @@ class INTROSPECT_EXPORT Attention {
   /// Throws HookError if each query head is given a key input of its own while its group's keys are to be cached.
   torch::Tensor forward(const AttentionInput& x, const Context& ctx) const;
 
+  /// The scores of queries [B, T, H, K] for keys [B, G, S, K], divided and capped, -infinity where the mask hides a
+  /// key: [B, H, T, S].
+  torch::Tensor scores(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
+                       const ops::AttentionMask& mask) const;
+
   const AttentionWeights& weights() const { return weights_; }
-  AttentionWeights& weights() { return weights_; }  ///< for whoever edits a copy of a block's parts; shapes stay
+  AttentionWeights& weights() { return weights_; }  ///< of a copy that is edited; shapes stay
   const AttentionOptions& options() const { return options_; }
 
  private:

@@ -108,8 +108,9 @@ INTROSPECT_EXPORT ControlVector random_rotation(const ControlVector& vector, uin
 INTROSPECT_EXPORT ControlVector random_directions(const ControlVector& vector, uint64_t seed);
 
 /// The vector's directions of the blocks first_layer to last_layer (both included). Throws as as_intervention does.
-INTROSPECT_EXPORT std::map<int64_t, torch::Tensor> directions_in(const ControlVector& vector, int64_t n_layers,
-                                                                 int64_t first_layer, int64_t last_layer);
+INTROSPECT_EXPORT std::map<int64_t, torch::Tensor> directions_in(const ControlVector& vector,
+                                                                 int64_t n_layers, int64_t first_layer,
+                                                                 int64_t last_layer);
 
 /// Adds the vector's directions of the blocks first_layer to last_layer (both included) to those blocks' outputs.
 ///

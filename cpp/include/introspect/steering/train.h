@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "introspect/activations/collect.h"
 #include "introspect/core/progress.h"
 #include "introspect/export.h"
 #include "introspect/models/model.h"
-#include "introspect/activations/collect.h"
 #include "introspect/steering/control_vector.h"
 #include "introspect/steering/directions.h"
 
@@ -83,7 +83,8 @@ INTROSPECT_EXPORT std::vector<ControlVector> train_many(const models::Model& mod
 /// Throws ShapeError for activations of different widths, std::invalid_argument for those of different layers, texts,
 /// positions or points, and as direction_of_pairs does, naming the layer.
 /// Source: the "model-contrastive" vectors of vgel.me, "Small Models Can Introspect, Too".
-INTROSPECT_EXPORT ControlVector contrast(const activations::Activations& positive, const activations::Activations& negative,
+INTROSPECT_EXPORT ControlVector contrast(const activations::Activations& positive,
+                                         const activations::Activations& negative,
                                          const DirectionOptions& options = {});
 
 }  // namespace introspect::steering

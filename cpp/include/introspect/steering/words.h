@@ -3,9 +3,9 @@
 #include <string>
 #include <vector>
 
+#include "introspect/activations/collect.h"
 #include "introspect/export.h"
 #include "introspect/models/model.h"
-#include "introspect/activations/collect.h"
 #include "introspect/steering/control_vector.h"
 
 namespace introspect::steering {
