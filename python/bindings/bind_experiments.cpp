@@ -37,19 +37,8 @@ py::dict as_dict(const Origin& origin) {
 py::dict as_dict(const StoredCell& stored) {
   auto out = as_dict(stored.origin);
   const auto& cell = stored.cell;
-  out["concept"] = cell.concept_name;
-  out["strength"] = cell.strength;
-  out["first_layer"] = cell.first_layer;
-  out["last_layer"] = cell.last_layer;
-  out["question"] = cell.question;
-  out["kind"] = cell.kind;
-  out["question_kind"] = cell.question_kind;
-  out["null_index"] = cell.null_index;
-  out["paraphrase"] = cell.paraphrase;
-  out["place"] = cell.place;
-  out["part_first"] = cell.part_first;
-  out["part_last"] = cell.part_last;
-  out["asked_in"] = cell.asked_in;
+  for_each_field(static_cast<const Setting&>(cell),
+                 [&](const char* name, const auto& value) { out[name] = value; });
   out["value"] = cell.value;
   out["key"] = cell.key;
   out["base_key"] = cell.base_key;
@@ -352,6 +341,10 @@ Raises:
   m.attr("default_strength") = kDefaultStrength;
   m.attr("default_nulls") = kDefaultNulls;
   m.attr("default_layers") = py::make_tuple(kDefaultFirst, kDefaultLast);
+  py::list setting_fields;
+  Setting any;
+  for_each_field(any, [&](const char* name, const auto&) { setting_fields.append(name); });
+  m.attr("setting_fields") = py::tuple(setting_fields);
   m.attr("kept_mass") = kKeptMass;
   m.attr("least_mass") = kLeastMass;
 

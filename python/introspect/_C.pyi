@@ -102,7 +102,10 @@ __all__: list[str] = [
     "proportion",
     "random_directions",
     "random_rotation",
+    "reading_problem",
+    "readouts",
     "register_operator",
+    "register_readout",
     "residual_norms",
     "rms_norm",
     "rotary_frequencies",
@@ -111,6 +114,7 @@ __all__: list[str] = [
     "save_safetensors",
     "sensitivity",
     "set_log_odds",
+    "setting_fields",
     "sha256_hex",
     "shift_table",
     "spearman",
@@ -2151,7 +2155,8 @@ class Protocol:
                         replace the spans')
         relative_strength  factor on a run's strengths
         read            "yes_no", "content" or "sample"
-        readouts        {lens, attention, divergence: true or false, top_k: number}
+        readouts        {name: parameter}: what is read besides the log-odds. lens, attention, divergence: true; top_k:
+                        number; continuations: texts; and the names of readouts that a program registers
         steer_generation   true keeps the vector on after the spans
         yes_token, no_token        one token each
         yes_variants, no_variants  spellings whose probabilities the lens sums up
@@ -3214,6 +3219,16 @@ def random_rotation(vector: ControlVector, *, seed: typing.SupportsInt | typing.
     All layers go through the same map, so every norm and every cosine between layers stays.
     """
 
+def reading_problem(json: str) -> str:
+    """
+    What is wrong with the JSON of a reading that comes from a file, or nothing.
+    """
+
+def readouts() -> list:
+    """
+    (name, fields) of every readout, in the order of a reading's JSON.
+    """
+
 def register_operator(
     name: str,
     function: collections.abc.Callable,
@@ -3245,6 +3260,21 @@ def register_operator(
 
     Raises:
         ValueError: the name is taken, an unknown ``operand``, or operands of other names than v without a ``check``.
+    """
+
+def register_readout(
+    name: str,
+    *,
+    needs: collections.abc.Sequence[str],
+    read: typing.Any,
+    check_parameter: typing.Any,
+    check: typing.Any,
+    version: typing.SupportsInt | typing.SupportsIndex,
+    own_question_only: bool,
+    reads_text: bool,
+) -> None:
+    """
+    See introspect.register_readout.
     """
 
 def residual_norms(
@@ -3325,12 +3355,8 @@ def run_experiments(
     models: collections.abc.Mapping[str, Model],
     strength_unit: str | None,
     seed: typing.SupportsInt | typing.SupportsIndex,
-    lens: bool,
-    attention: bool,
-    divergence: bool,
-    top_k: typing.SupportsInt | typing.SupportsIndex,
+    readouts: dict,
     directions: collections.abc.Sequence[tuple[str, ControlVector]],
-    continuations: collections.abc.Sequence[str],
     store: Store,
     memory_budget: typing.SupportsInt | typing.SupportsIndex,
     progress: typing.Any,
@@ -3544,3 +3570,18 @@ default_nulls: int = 10
 default_strength: float = 0.1
 kept_mass: float = 0.5
 least_mass: float = 0.1
+setting_fields: tuple = (
+    "concept",
+    "strength",
+    "first_layer",
+    "last_layer",
+    "question",
+    "question_kind",
+    "kind",
+    "null_index",
+    "asked_in",
+    "paraphrase",
+    "place",
+    "part_first",
+    "part_last",
+)

@@ -103,6 +103,7 @@
 #include "introspect/experiments/readouts.h"
 #include "introspect/experiments/result.h"
 #include "introspect/experiments/run.h"
+#include "introspect/experiments/setting.h"
 #include "introspect/experiments/store.h"
 #include "introspect/experiments/value.h"
 

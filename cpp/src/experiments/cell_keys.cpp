@@ -12,10 +12,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// The first release that computed these numbers. Raise it when results may change: cells of another number are not
-// found, and are made again. Releases that change no number leave it as it is, so that their stores stay valid.
-constexpr auto kNumerics = "0.1.0";
-
 /// The fields of an object without its braces.
 std::string fields(const Json& object) {
   const auto text = object.dump();
@@ -54,10 +50,10 @@ std::string ids_hash(const Ids& ids) {
 
 CellKeys::CellKeys(const models::Model& model, const Plan& plan) : plan_(plan) {
   for (const auto& scene : plan.scenes)
-    identities_[&scene] = fields({{"version", kNumerics},
+    identities_[&scene] = fields({{"version", kNumericsVersion},
                                   {"model", model.hash()},
                                   {"dtype", dtype_name(model.dtype())},
-                                  {"device", model.device().str()},
+                                  {"device", c10::DeviceTypeName(model.device().type(), /*lower_case=*/true)},
                                   {"before", scene.before},
                                   {"injected", scene.injected}});
 }
@@ -74,9 +70,10 @@ Json CellKeys::readout_fields(const Scene& scene, const Ask& ask) const {
     const auto& [readout, parameter, prepared] = *one;
     if (is_first_readout(readout->name))
       first_readouts_asked[readout->name] = json_of(parameter);
-    else if (prepared.key.empty())
-      found["readout " + readout->name] = {readout->version, json_of(parameter)};
-    for (const auto& [name, value] : prepared.key) found[name] = json_of(value);
+    else if (prepared.key.empty() || !is_library_readout(readout->name))
+      found["readout " + readout->name] = {readout->version, json_of(parameter), json_of(prepared.key)};
+    else
+      for (const auto& [name, value] : prepared.key) found[name] = json_of(value);
   }
   if (!first_readouts_asked.empty())
     for (const auto& [name, off] : first_readouts()) {

@@ -119,7 +119,7 @@ std::vector<LayerEstimate> estimate_layers(const models::Model& model, const Pro
       const auto slopes = differentiate(model, plan, scene, ask, before);
       if (!std::isfinite(slopes.log_odds)) throw_not_finite(model, "estimate_layers", protocol, scene, ask);
       for (const auto& injection : plan.injections)
-        out.push_back({injection.concept_name, injection.strength, ask.question, ask.kind,
+        out.push_back({injection.concept_name, injection.strength, ask.question, ask.question_kind,
                        injection.null_index, slopes.log_odds,
                        parts(injection, slopes, *experiment.strength_unit), ask.asked_in});
     }

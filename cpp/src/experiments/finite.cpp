@@ -51,10 +51,10 @@ void warn_of_broken_settings(Result& result) {
     if (broken.size() > kNamed) text += concat("; and ", broken.size() - kNamed, " settings more");
     result.warnings.push_back(concat("protocol '", result.protocol.name, "': ", text, " ", what));
   };
-  warn([](const Row& row) { return !row.base.is_finite() || !row.injected.is_finite(); },
+  warn([](const Record& row) { return !row.base.is_finite() || !row.injected.is_finite(); },
        "gave no finite numbers: they are kept as failed and averaged nowhere. The injection is too strong "
        "for the model's dtype");
-  warn([](const Row& row) { return row.leaves_format; },
+  warn([](const Record& row) { return row.leaves_format; },
        "left the format of the answer: the probability of the answers fell below half of what it is without "
        "the injection, or nearly to nothing, so log-odds there are no sign of an effect. Take a smaller "
        "strength");

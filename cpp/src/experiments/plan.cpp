@@ -141,6 +141,14 @@ void plan_readouts(const models::Model& model, const Protocol& protocol, const N
     if (!prepared) continue;
     check<std::invalid_argument>(static_cast<bool>(prepared->read), "run_experiment: readout '",
                                  readout->name, "' must have a function read");
+    for (const auto& need : prepared->needs) {
+      using What = graph::Read::What;
+      const bool is_one = need.read.what != What::attention || need.read.positions.size() == 1;
+      check<std::invalid_argument>(need.read.what != What::cache && is_one, "run_experiment: readout '",
+                                   readout->name,
+                                   "' may need activations, and the attention of one position; it needs ",
+                                   need.read.what == What::cache ? "a cache" : "that of several");
+    }
     plan.warnings.insert(plan.warnings.end(), prepared->warnings.begin(), prepared->warnings.end());
     plan.readouts.push_back(std::make_unique<const ActiveReadout>(
         ActiveReadout{readout, parameter ? *parameter : Value(false), std::move(*prepared)}));
@@ -212,7 +220,7 @@ void plan_scenes(const models::Model& model, const Protocol& protocol, const Nam
   const auto words = concepts(vectors, options);
   Ask own;
   own.question = protocol.own_question();
-  own.kind = "introspection";
+  own.question_kind = "introspection";
   own.keeps_steering = protocol.steer_generation;
   own.samples = plan.of_own.samples;
   plan_own_questions(model, protocol, own, plan);
@@ -220,10 +228,10 @@ void plan_scenes(const models::Model& model, const Protocol& protocol, const Nam
   for (const auto& question : options.questions.value_or(protocol.control_questions)) {
     Ask ask;
     ask.question = question;
-    ask.kind = "control";
+    ask.question_kind = "control";
     ask.samples = plan.of_controls.samples;
     ask.asked_in = plan.controls;
-    if (!protocol.paraphrases.empty()) ask.paraphrase = ask.kind;
+    if (!protocol.paraphrases.empty()) ask.paraphrase = ask.question_kind;
     const auto& scene = add_ask(model, protocol.ask(question, plan.controls), ask, plan);
     check<ConfigError>(protocol.answers.empty() || scene.spans.size() == protocol.answers.size(),
                        "protocol '", protocol.name, "': its controls must have its passages");
@@ -274,11 +282,17 @@ void plan_vectors(const models::Model& model, const Protocol& protocol, const Na
         for (size_t version = 0; version < versions.size(); ++version) {
           const auto inside = steering::directions_in(versions[version], model.cfg().n_layers, first, last);
           if (version == 0) n_inside = inside.size();
-          for (const auto& part : options.parts)
-            add_injection(protocol,
-                          {name, strength * protocol.relative_strength, first, last,
-                           static_cast<int64_t>(version) - 1, inside, -1, part},
-                          plan);
+          for (const auto& part : options.parts) {
+            const Injected injected{name,
+                                    strength * protocol.relative_strength,
+                                    first,
+                                    last,
+                                    static_cast<int64_t>(version) - 1,
+                                    -1,
+                                    part.first,
+                                    part.last};
+            add_injection(protocol, {injected, inside}, plan);
+          }
         }
         if (static_cast<int64_t>(n_inside) < last - first + 1 && strength == options.strengths->front())
           plan.warnings.push_back(concat("vector '", name, "' has directions for ", n_inside, " of the ",
@@ -297,7 +311,8 @@ void plan_injections(const models::Model& model, const Protocol& protocol, const
                                  protocol.name, "' needs a model named '", protocol.prefill_model, "'");
     plan.prefill_model = found->second;
     for (const auto& part : options.parts)
-      add_injection(protocol, {protocol.prefill_model, 1.0, 0, last_layer, -1, {}, -1, part}, plan);
+      add_injection(protocol,
+                    {{protocol.prefill_model, 1.0, 0, last_layer, -1, -1, part.first, part.last}, {}}, plan);
     return;
   }
   const auto words = concepts(vectors, options);
@@ -308,7 +323,7 @@ void plan_injections(const models::Model& model, const Protocol& protocol, const
                                "' replaces whole messages: parts of them mean nothing there");
   for (const auto& word : words) {
     if (protocol.inject == Inject::tokens) {
-      plan.injections.push_back({word, 1.0, 0, last_layer, -1, {}, -1, {}});
+      plan.injections.push_back({{word, 1.0, 0, last_layer}, {}});
       continue;
     }
     for (const auto strength : *options.strengths)
@@ -316,20 +331,31 @@ void plan_injections(const models::Model& model, const Protocol& protocol, const
         const auto [first, last] = range.resolve(model.cfg().n_layers);
         for (const auto& part : options.parts)
           plan.injections.push_back(
-              {word, strength * protocol.relative_strength, first, last, -1, {}, -1, part});
+              {{word, strength * protocol.relative_strength, first, last, -1, -1, part.first, part.last},
+               {}});
       }
   }
 }
 
 }  // namespace
 
+Setting setting_of(const Ask& ask, const Injection* injection) {
+  Setting out;
+  static_cast<Asked&>(out) = ask;
+  out.kind = "base";
+  if (!injection) return out;
+  static_cast<Injected&>(out) = *injection;
+  out.kind = injection->null_index < 0 ? ask.question_kind : "random";
+  return out;
+}
+
 Ranges reached(const Scene& scene, const Injection& injection) {
   const auto spans =
       injection.place < 0 ? scene.spans : Ranges{scene.spans.at(static_cast<size_t>(injection.place))};
   int64_t n = 0;
   for (const auto& [first, last] : spans) n += last - first;
-  const auto from = static_cast<int64_t>(std::floor(injection.part.first * static_cast<double>(n) + 1e-9));
-  const auto to = static_cast<int64_t>(std::ceil(injection.part.last * static_cast<double>(n) - 1e-9));
+  const auto from = static_cast<int64_t>(std::floor(injection.part_first * static_cast<double>(n) + 1e-9));
+  const auto to = static_cast<int64_t>(std::ceil(injection.part_last * static_cast<double>(n) - 1e-9));
   Ranges out;
   int64_t passed = 0;  // tokens of the spans before
   for (const auto& [first, last] : spans) {

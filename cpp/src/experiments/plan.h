@@ -23,14 +23,12 @@ using Directions = std::map<int64_t, torch::Tensor>;  // block -> float32 [D]
 using Ranges = std::vector<std::pair<int64_t, int64_t>>;  // [first, last)
 
 /// One question: what follows the injected spans, and what is read at its end.
-struct Ask {
-  std::string question;
-  std::string kind;  // "introspection" or "control"
+struct Ask : Asked {
   Ids after;
   bool keeps_steering = false;
   bool samples = false;
-  std::string paraphrase;
-  std::string asked_in = kOwnConversation;
+
+  bool is_control() const { return question_kind == "control"; }
 };
 
 /// Questions that share everything up to the end of the injected spans.
@@ -56,15 +54,12 @@ struct Scene {
 };
 
 /// One vector, or rotation of it, at one strength over one range; or what stands in its place.
-struct Injection {
-  std::string concept_name;
-  double strength = 0.0;
-  int64_t first_layer = 0, last_layer = 0;
-  int64_t null_index = -1;
+struct Injection : Injected {
   Directions directions;  // of the blocks in the range, strength not applied
-  int64_t place = -1;     // of the scene's spans; -1: all of them
-  Part part;
 };
+
+/// What a reading is of. Nothing is injected for nullptr.
+Setting setting_of(const Ask& ask, const Injection* injection);
 
 /// A readout that this run asks for.
 struct ActiveReadout {
@@ -99,7 +94,7 @@ struct Plan {
 
   bool is_steered(const Injection& injection) const { return injection.strength != 0; }
 
-  const Reads& reads(const Ask& ask) const { return ask.kind == "control" ? of_controls : of_own; }
+  const Reads& reads(const Ask& ask) const { return ask.is_control() ? of_controls : of_own; }
 };
 
 /// The tokens of `scene.injected` that an injection reaches.

@@ -233,7 +233,7 @@ Result ProtocolRun::collect() const {
   if (options_.control_filter) {
     for (const auto& scene : plan_.scenes)
       out.settings.controls_asked += std::count_if(scene.asks.begin(), scene.asks.end(),
-                                                   [](const auto& ask) { return ask.kind == "control"; });
+                                                   [](const auto& ask) { return ask.is_control(); });
     out.settings.controls_kept = out.settings.controls_asked - static_cast<int64_t>(dropped_.size());
   }
   out.warnings = plan_.warnings;
@@ -244,11 +244,8 @@ Result ProtocolRun::collect() const {
         const auto& base = readings_.at(keys_.at({&scene, &ask, nullptr}));
         const auto& injected =
             plan_.is_steered(injection) ? readings_.at(keys_.at({&scene, &ask, &injection})) : base;
-        out.rows.push_back(
-            {injection.concept_name, injection.strength, injection.first_layer, injection.last_layer,
-             ask.question, ask.kind, injection.null_index < 0 ? ask.kind : "random", injection.null_index,
-             base, injected, ask.paraphrase, injection.place, injection.part.first, injection.part.last,
-             ask.asked_in, protocol_.read == experiments::Read::yes_no && leaves_format(base, injected)});
+        const auto leaves = protocol_.read == experiments::Read::yes_no && leaves_format(base, injected);
+        out.rows.push_back({setting_of(ask, &injection), base, injected, leaves});
       }
   warn_of_broken_settings(out);
   return out;
@@ -295,24 +292,8 @@ void ProtocolRun::keep(std::vector<std::pair<const Wanted*, Reading>> finished) 
 
 Cell ProtocolRun::make_cell(const Wanted& wanted, std::string value) const {
   const auto& [scene, ask, injection, key] = wanted;
-  Cell cell{key, std::move(value)};
-  cell.question = ask->question;
-  cell.question_kind = ask->kind;
-  cell.kind = "base";
-  cell.paraphrase = ask->paraphrase;
-  cell.asked_in = ask->asked_in;
-  if (!injection) return cell;
-  cell.base_key = keys_.at({scene, ask, nullptr});
-  cell.concept_name = injection->concept_name;
-  cell.strength = injection->strength;
-  cell.first_layer = injection->first_layer;
-  cell.last_layer = injection->last_layer;
-  cell.kind = injection->null_index < 0 ? ask->kind : "random";
-  cell.null_index = injection->null_index;
-  cell.place = injection->place;
-  cell.part_first = injection->part.first;
-  cell.part_last = injection->part.last;
-  return cell;
+  auto base_key = injection ? keys_.at({scene, ask, nullptr}) : std::string();
+  return {key, std::move(value), std::move(base_key), setting_of(*ask, injection)};
 }
 
 std::string ProtocolRun::added_hash(const Scene& scene, const Injection& injection) const {
@@ -348,7 +329,7 @@ bool ProtocolRun::find_norms(const Scene& scene) {
 void ProtocolRun::filter_controls() {
   for (const auto& scene : plan_.scenes)
     for (const auto& ask : scene.asks)
-      if (ask.kind == "control" &&
+      if (ask.is_control() &&
           !(readings_.at(keys_.at({&scene, &ask, nullptr})).log_odds < *options_.control_filter))
         dropped_.insert(&ask);
   count();

@@ -28,13 +28,13 @@ class Reader {
     out.log_odds = at(logits_V, plan_.yes_id) - at(logits_V, plan_.no_id);
     out.p_yes = std::exp(at(logits_V, plan_.yes_id) - log_total);
     out.p_no = std::exp(at(logits_V, plan_.no_id) - log_total);
-    ReadoutInputs inputs{model_, {}, logits_V, log_total, row.ask->kind != "control", {}, {}};
+    ReadoutInputs inputs{model_, {}, logits_V, log_total, !row.ask->is_control(), {}, {}};
     read(row, /*of_text=*/false, inputs, out);
     return out;
   }
 
   void read_text(const ReadRow& row, const std::string& text, Reading& out) {
-    ReadoutInputs inputs{model_, {}, {}, 0.0, row.ask->kind != "control", {}, text};
+    ReadoutInputs inputs{model_, {}, {}, 0.0, !row.ask->is_control(), {}, text};
     read(row, /*of_text=*/true, inputs, out);
   }
 

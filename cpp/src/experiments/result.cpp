@@ -8,6 +8,7 @@
 #include "introspect/core/check.h"
 #include "introspect/experiments/readouts.h"
 
+#include "experiments/readouts/library.h"
 #include "experiments/value_json.h"
 
 namespace introspect::experiments {
@@ -37,6 +38,14 @@ Json reading_json(const Reading& reading, const std::vector<std::string>& order)
   for (const auto& [field, value] : reading.values)
     if (!out.contains(field)) out[field] = json_of(value);
   return out;
+}
+
+/// What says nothing of most results: a paraphrase, a place and a part where there is none.
+bool is_left_out(const Setting& setting, const std::string& name) {
+  if (name == "paraphrase") return setting.paraphrase.empty();
+  if (name == "place") return setting.place < 0;
+  const bool is_whole = setting.part_first == 0.0 && setting.part_last == 1.0;
+  return is_whole && (name == "part_first" || name == "part_last");
 }
 
 }  // namespace
@@ -74,7 +83,7 @@ Reading Reading::from_json(const std::string& text) {
     const auto found = json.find(field);
     check<IoError>(found != json.end(), kWho, ": ", field, " is missing");
     const auto value = value_of(*found);
-    check<IoError>(value.is_number(), kWho, ": ", field, " must be a number");
+    check<IoError>(value.is_number(), kWho, ": ", problem_of_number(value, field));
     *number = value.number();
   }
   for (const auto& [field, value] : json.items())
@@ -93,22 +102,11 @@ std::string Result::to_json() const {
   const auto order = field_order();
   Json rows_json = Json::array();
   for (const auto& row : rows) {
-    Json one{{"concept", row.concept_name},
-             {"strength", number(row.strength)},
-             {"first_layer", row.first_layer},
-             {"last_layer", row.last_layer},
-             {"question", row.question},
-             {"question_kind", row.question_kind},
-             {"kind", row.kind},
-             {"null_index", row.null_index},
-             {"asked_in", row.asked_in},
-             {"leaves_format", row.leaves_format}};
-    if (!row.paraphrase.empty()) one["paraphrase"] = row.paraphrase;
-    if (row.place >= 0) one["place"] = row.place;
-    if (row.part_first != 0.0 || row.part_last != 1.0) {
-      one["part_first"] = row.part_first;
-      one["part_last"] = row.part_last;
-    }
+    Json one = Json::object();
+    for_each_field(row, [&](const std::string& name, const auto& value) {
+      if (!is_left_out(row, name)) one[name] = value;
+      if (name == "asked_in") one["leaves_format"] = row.leaves_format;
+    });
     for (const auto& [side, reading] : {std::pair{"base", &row.base}, {"injected", &row.injected}}) {
       one[side] = reading_json(*reading, order);
       one[side]["mass"] = number(reading->p_yes + reading->p_no);

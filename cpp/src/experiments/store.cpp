@@ -18,7 +18,7 @@ namespace {
 constexpr auto kRow = "SELECT key, value, written, ";  // then the setting's and the origin's columns
 
 std::string all_rows(const Database& database) {
-  return concat(kRow, setting_columns(database, "cells", "cells"), ", ", kOriginColumns,
+  return concat(kRow, setting_columns(database, "cells"), ", ", kOriginColumns,
                 " FROM cells JOIN runs ON runs.id = cells.run ORDER BY cells.rowid");
 }
 
@@ -45,23 +45,22 @@ int64_t run_of(const Database& database, const Origin& origin) {
 /// What is asked for by a run, as one number.
 int64_t hash_of(int64_t run, const Cell& cell) {
   constexpr char s = 31;  // between fields
-  return static_cast<int64_t>(std::stoull(
-      sha256_hex(concat(run, s, cell.key, s, cell.base_key, s, cell.concept_name, s, cell.strength, s,
-                        cell.first_layer, s, cell.last_layer, s, cell.question, s, cell.question_kind, s,
-                        cell.kind, s, cell.null_index, s, cell.paraphrase.empty() ? "-1" : cell.paraphrase, s,
-                        cell.place, s, cell.part_first, s, cell.part_last,
-                        cell.asked_in == kOwnConversation ? "" : concat(s, cell.asked_in)))
-          .substr(0, 16),
-      nullptr, 16));
+  auto text = concat(run, s, cell.key, s, cell.base_key);
+  // As stores have hashed it since before questions could be asked elsewhere.
+  for_each_field(static_cast<const Setting&>(cell), [&](const std::string& name, const auto& value) {
+    if (name == "asked_in") return;
+    text += name == "paraphrase" && cell.paraphrase.empty() ? concat(s, -1) : concat(s, value);
+  });
+  if (cell.asked_in != kOwnConversation) text += concat(s, cell.asked_in);
+  return static_cast<int64_t>(std::stoull(sha256_hex(text).substr(0, 16), nullptr, 16));
 }
 
 /// Adds to what runs have asked for; to be used in a transaction.
 class Asking {
  public:
   explicit Asking(const Database& database)
-      : statement_((make_asked(database), make_asked_in(database), database),
-                   concat("INSERT INTO asked(hash, run, key, ", kSettingColumns,
-                          ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING")) {}
+      : statement_(database, concat("INSERT INTO asked(hash, run, key, ", setting_columns(), ") VALUES(",
+                                    setting_marks(3), ") ON CONFLICT DO NOTHING")) {}
   void add(int64_t run, const Cell& cell) {
     statement_.bind(hash_of(run, cell)).bind(run).bind(cell.key).bind(cell).step();
     statement_.reset();
@@ -97,7 +96,7 @@ std::vector<StoredCell> read_asked(const Database& database) {
   if (!has_asked(database)) return out;
   Statement found(
       database, concat("SELECT asked.key, coalesce(theirs.value, ''), coalesce(theirs.written, ''), ",
-                       setting_columns(database, "asked", "asked"), ", ", kOriginColumns,
+                       setting_columns(database, "asked"), ", ", kOriginColumns,
                        " FROM asked JOIN runs ON runs.id = asked.run LEFT JOIN (SELECT key, value, written ",
                        "FROM cells) theirs ON theirs.key = asked.key ORDER BY asked.rowid"));
   while (found.step()) out.push_back(row(found));
@@ -136,12 +135,9 @@ int64_t Store::put_many(const std::vector<Cell>& cells, const Origin& origin) {
   int64_t added = 0;
   database().in_transaction([&] {
     const auto id = run_of(database(), origin);
-    make_asked_in(database());
-    Statement insert(
-        database(),
-        concat("INSERT INTO cells(run, key, value, ", kSettingColumns, ", written) ",
-               "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) ",
-               "ON CONFLICT DO NOTHING"));
+    Statement insert(database(), concat("INSERT INTO cells(run, key, value, ", setting_columns(),
+                                        ", written) VALUES(", setting_marks(3),
+                                        ", strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) ON CONFLICT DO NOTHING"));
     for (const auto& cell : cells) {
       insert.bind(id).bind(cell.key).bind(cell.value).bind(cell).step();
       added += sqlite3_changes(database().handle);
@@ -211,10 +207,9 @@ Merged Store::merge(const std::filesystem::path& other, bool sound_only) {
   Merged out;
   database().in_transaction([&] {
     Runs runs(database());
-    make_asked_in(database());
     Statement here(database(), "SELECT value FROM cells WHERE key = ?");
-    Statement insert(database(), concat("INSERT INTO cells(run, key, value, ", kSettingColumns, ", written) ",
-                                        "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"));
+    Statement insert(database(), concat("INSERT INTO cells(run, key, value, ", setting_columns(),
+                                        ", written) VALUES(", setting_marks(4), ")"));
     Statement found(*theirs, all_rows(*theirs));
     while (found.step()) {
       const auto [cell, made, written] = row(found);

@@ -7,6 +7,7 @@
 #include <map>
 #include <set>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -232,6 +233,21 @@ std::unique_ptr<Database> open_where_nothing_can_be_written(const std::filesyste
   return database;
 }
 
+/// Adds what stores of 0.1.0 do not hold, all of it or nothing.
+void bring_up_to_date(const Database& database) {
+  const auto is_whole = [&] {
+    return has_asked(database) && has_asked_in(database, "cells") && has_asked_in(database, "asked");
+  };
+  if (is_whole()) return;
+  database.in_transaction([&] {
+    if (!has_asked(database)) database.run(kTables.at("asked"));
+    for (const std::string table : {"cells", "asked"})
+      if (!has_asked_in(database, table))
+        database.run(
+            concat("ALTER TABLE ", table, " ADD COLUMN asked_in TEXT NOT NULL DEFAULT '", kNotRecorded, "'"));
+  });
+}
+
 }  // namespace
 
 Database::~Database() {
@@ -289,12 +305,14 @@ std::unique_ptr<Database> open_to_write(const std::filesystem::path& path) {
     if (is_new)
       database->in_transaction([&] {
         if (!is_empty(*database)) return;  // another process was quicker
-        for (const auto* name : {"runs", "cells"}) database->run(kTables.at(name));
+        for (const auto& [name, table] : kTables) database->run(table);
         database->run(concat("PRAGMA application_id=", kApplicationId));
         database->run(concat("PRAGMA user_version=", kLayout));
       });
     else if (sqlite3_db_readonly(database->handle, "main") == 1)
       database->why_read_only = "the file or its folder cannot be written";
+    else
+      bring_up_to_date(*database);
     return database;
   } catch (const DatabaseError& error) {
     if (!was_there || !is_of_the_place(error)) throw;
@@ -332,27 +350,30 @@ bool has_asked(const Database& database) {
   return number(database, "SELECT count(*) FROM sqlite_master WHERE name = 'asked'") > 0;
 }
 
-void make_asked(const Database& database) {
-  if (!has_asked(database)) database.run(kTables.at("asked"));
+std::string setting_columns() {
+  std::string out = "base_key";
+  Setting any;
+  for_each_field(any, [&](const char* name, const auto&) { out += concat(", ", name); });
+  return out;
 }
 
-std::string setting_columns(const Database& database, const std::string& table, const std::string& alias) {
-  const std::string columns = kSettingColumns;
-  std::string out;
-  for (size_t from = 0; from < columns.size();) {
-    const auto comma = std::min(columns.find(", ", from), columns.size());
-    out += concat(out.empty() ? "" : ", ", alias, ".", columns.substr(from, comma - from));
-    from = comma + 2;
-  }
-  if (has_asked_in(database, table)) return out;
-  return concat(out.substr(0, out.rfind(", ") + 2), "'", kNotRecorded, "'");
+std::string setting_columns(const Database& database, const std::string& table) {
+  std::string out = table + ".base_key";
+  const bool says_where = has_asked_in(database, table);
+  Setting any;
+  for_each_field(any, [&](const std::string& name, const auto&) {
+    out +=
+        name != "asked_in" || says_where ? concat(", ", table, ".", name) : concat(", '", kNotRecorded, "'");
+  });
+  return out;
 }
 
-void make_asked_in(const Database& database) {
-  for (const std::string table : {"cells", "asked"})
-    if ((table == "cells" || has_asked(database)) && !has_asked_in(database, table))
-      database.run(
-          concat("ALTER TABLE ", table, " ADD COLUMN asked_in TEXT NOT NULL DEFAULT '", kNotRecorded, "'"));
+std::string setting_marks(int more) {
+  Setting any;
+  for_each_field(any, [&](const char*, const auto&) { ++more; });
+  std::string out = "?";
+  for (; more > 0; --more) out += ",?";  // and one for base_key
+  return out;
 }
 
 // ---- statements -----------------------------------------------------------------------------------------------------
@@ -394,20 +415,14 @@ Statement& Statement::bind(const Origin& origin) {
 }
 
 Statement& Statement::bind(const Cell& cell) {
-  return bind(cell.base_key)
-      .bind(cell.concept_name)
-      .bind(cell.strength)
-      .bind(cell.first_layer)
-      .bind(cell.last_layer)
-      .bind(cell.question)
-      .bind(cell.question_kind)
-      .bind(cell.kind)
-      .bind(cell.null_index)
-      .bind(cell.paraphrase.empty() ? kNoParaphrase : cell.paraphrase)
-      .bind(cell.place)
-      .bind(cell.part_first)
-      .bind(cell.part_last)
-      .bind(cell.asked_in);
+  bind(cell.base_key);
+  for_each_field(static_cast<const Setting&>(cell), [&](const std::string& name, const auto& value) {
+    if constexpr (std::is_same_v<decltype(value), const std::string&>)
+      bind(name == "paraphrase" && value.empty() ? kNoParaphrase : value);
+    else
+      bind(value);
+  });
+  return *this;
 }
 
 bool Statement::step() {
@@ -442,19 +457,17 @@ Origin Statement::origin() {
 Cell Statement::setting() {
   Cell out;
   out.base_key = text();
-  out.concept_name = text();
-  out.strength = real();
-  out.first_layer = integer();
-  out.last_layer = integer();
-  for (auto* field : {&out.question, &out.question_kind, &out.kind}) *field = text();
+  for_each_field(static_cast<Setting&>(out), [&](const char*, auto& value) {
+    using Field = std::remove_reference_t<decltype(value)>;
+    if constexpr (std::is_same_v<Field, std::string>)
+      value = text();
+    else if constexpr (std::is_same_v<Field, double>)
+      value = real();
+    else
+      value = integer();
+  });
   if (out.kind == "null") out.kind = "random";  // as it was called once
-  out.null_index = integer();
-  out.paraphrase = text();
   if (out.paraphrase == kNoParaphrase) out.paraphrase.clear();
-  out.place = integer();
-  out.part_first = real();
-  out.part_last = real();
-  out.asked_in = text();
   return out;
 }
 

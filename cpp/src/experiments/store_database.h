@@ -19,10 +19,6 @@ constexpr auto kOriginColumns =
     "model_name, model_hash, dtype, device, protocol, protocol_hash, seed, strength_unit, "
     "introspect_version, "
     "torch_version";
-// Of what is written; setting_columns says what can be read.
-constexpr auto kSettingColumns =
-    "base_key, concept, strength, first_layer, last_layer, question, question_kind, kind, null_index, "
-    "paraphrase, place, part_first, part_last, asked_in";
 
 /// What SQLite could not do, with its code.
 class DatabaseError : public IoError {
@@ -77,15 +73,16 @@ std::unique_ptr<Database> open_to_write(const std::filesystem::path& path);
 /// or as a copy where a write-ahead log belongs to it.
 std::unique_ptr<Database> open_to_read(const std::filesystem::path& path);
 
-/// The table of what runs have asked for, which older stores do not have.
+/// Whether there is the table of what runs have asked for: older stores that can only be read do not have it.
 bool has_asked(const Database& database);
-void make_asked(const Database& database);
 
-/// kSettingColumns as they can be read of a table "cells" or "asked", by its name or an alias of it: older stores do not
-/// hold where a question was asked.
-std::string setting_columns(const Database& database, const std::string& table, const std::string& alias);
-/// Adds what older stores do not hold; to be used in a transaction.
-void make_asked_in(const Database& database);
+/// The columns of a cell's base_key and setting, as they are written: "base_key, concept, ...".
+std::string setting_columns();
+/// As they can be read of the table "cells" or "asked": older stores that can only be read do not say where a question was
+/// asked.
+std::string setting_columns(const Database& database, const std::string& table);
+/// "?,?,?" for as many values as a setting's columns and `more`.
+std::string setting_marks(int more);
 
 /// A prepared statement; parameters and columns are taken in order.
 class Statement {
@@ -97,7 +94,7 @@ class Statement {
   Statement& bind(int64_t number);
   Statement& bind(double number);
   Statement& bind(const Origin& origin);
-  /// The setting's columns: all of a cell but key and value.
+  /// Its base_key and setting.
   Statement& bind(const Cell& cell);
 
   /// The next row, if there is one.

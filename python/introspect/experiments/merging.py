@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .fields import SETTING
+
 # What runs whose results become one may differ in: these are kept by row, or say nothing of the numbers.
 FREE = {"seed", "nulls", "threads", "versions", "incomplete", "control_filter"}
-_PLACE = ("concept", "strength", "first_layer", "last_layer", "question", "question_kind", "kind", "null_index")
-_MORE = ("paraphrase", "place", "part_first", "part_last", "asked_in")
 
 
 def difference(
@@ -84,4 +84,4 @@ def _depends_on_seed(row: Mapping[str, Any], protocol: Mapping[str, Any]) -> boo
 
 
 def _key(row: Mapping[str, Any], seed: Any) -> tuple:
-    return (*(row.get(name) for name in (*_PLACE, *_MORE)), row.get("seed", seed))
+    return (*(row.get(name) for name in SETTING), row.get("seed", seed))

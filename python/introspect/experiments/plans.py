@@ -37,17 +37,6 @@ class ExperimentPlan:
     def of(cls, plan: _C.RunPlan) -> ExperimentPlan:
         return cls(*(getattr(plan, name) for name in cls.__dataclass_fields__))
 
-    def __add__(self, other: ExperimentPlan) -> ExperimentPlan:
-        """Of two runs, one after the other."""
-        return ExperimentPlan(
-            self.readings + other.readings,
-            self.found + other.found,
-            self.token_layers_asked + other.token_layers_asked,
-            self.token_layers_to_run + other.token_layers_to_run,
-            self.seconds + other.seconds,
-            max(self.peak_bytes, other.peak_bytes),
-        )
-
     def __str__(self) -> str:
         found = f" ({self.found:,} of them in the store)" if self.found else ""
         if self.found == self.readings:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .fields import SETTING
+
 if TYPE_CHECKING:
     import pandas
 
     from .results import Result
-
-KEYS = ("concept", "strength", "first_layer", "last_layer", "question", "kind", "question_kind", "null_index")
-OPTIONAL = ("asked_in", "paraphrase", "place", "part_first", "part_last")
 
 
 def _table(
@@ -24,11 +23,7 @@ def _table(
     """The lines of every row after its keys. ValueError where nothing of the kind was read."""
     import pandas
 
-    table = [
-        {**{key: row[key] for key in (*KEYS, *OPTIONAL) if key in row}, **line}
-        for row in result.rows
-        for line in lines(row)
-    ]
+    table = [{**{key: row[key] for key in SETTING if key in row}, **line} for row in result.rows for line in lines(row)]
     if not table:
         raise ValueError(f"Result: no {what} was read; run_experiment reads it with {option}")
     return pandas.DataFrame(table)

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from .results import Result
 
 CORE = ("log_odds", "p_yes", "p_no", "mass")  # what every reading holds
-SHOWN = {"tokens", "text", "lens", "attention", "answers"}  # fields that results and plots have functions for
+PLOTS = {"tokens": "identified", "lens": "lens", "attention": "attention", "answers": "localised"}
+"""Of the library's readouts the functions of ``plots`` that draw them; in ``plots.interactive`` with "_drawing"."""
+SHOWN = {*PLOTS, "text"}  # fields that results and plots have functions for
 
 Named = TypeVar("Named")
 

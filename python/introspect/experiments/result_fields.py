@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .fields import KEYS, KINDS, OPTIONAL
+
 Check = Callable[[Any], bool]
 
 
@@ -13,6 +15,7 @@ def _is(*kinds: type) -> Check:
 
 
 text, whole, number = _is(str), _is(int), _is(int, float, type(None))  # JSON has null for NaN and infinities
+_CHECKS: dict[type, Check] = {str: text, int: whole, float: _is(int, float)}
 READINGS = ("yes_no", "content", "sample")
 
 MODEL: dict[str, Check] = {
@@ -31,18 +34,15 @@ SETTINGS: dict[str, Check] = {
     ),
 }
 ROW: dict[str, Check] = {
-    **dict.fromkeys(("concept", "question", "question_kind", "kind"), text),
-    **dict.fromkeys(("first_layer", "last_layer", "null_index"), whole),
-    "strength": _is(int, float),
+    **{name: _CHECKS[KINDS[name]] for name in KEYS},
     "base": _is(dict),
     "injected": _is(dict),
 }
 # What rows have from some version on, or in some protocols.
 MORE_OF_ROW: dict[str, Check] = {
-    "asked_in": text,
+    **{name: _CHECKS[KINDS[name]] for name in OPTIONAL},
     "paraphrase": _is(str, int),  # its number in older files
-    **dict.fromkeys(("seed", "place"), whole),
-    **dict.fromkeys(("part_first", "part_last"), _is(int, float)),
+    "seed": whole,
     "leaves_format": lambda value: isinstance(value, bool),
 }
 READING: dict[str, Check] = dict.fromkeys(("log_odds", "p_yes", "p_no"), number)

@@ -29,6 +29,7 @@ from .detections import (
     mass,
     token_pairs,
 )
+from .fields import KEYS, OPTIONAL
 from .merging import merged
 from .readings import (
     Localisation,
@@ -182,8 +183,7 @@ class Result:
         return pandas.DataFrame([self._flat(row) for row in self.rows])
 
     def _flat(self, row: dict) -> dict[str, Any]:
-        keys = ("concept", "strength", "first_layer", "last_layer", "question", "kind", "question_kind", "null_index")
-        flat = {key: row[key] for key in keys}
+        flat = {key: row[key] for key in KEYS}
         for name in ("log_odds", "p_yes", "p_no"):
             flat[f"{name}_base"], flat[name] = row["base"][name], row["injected"][name]
         flat["mass_base"], flat["mass"] = mass(row["base"]), mass(row["injected"])
@@ -197,9 +197,7 @@ class Result:
                     flat[f"{prefix}{name}_base"], flat[f"{prefix}{name}"] = base[i][name], injected[i][name]
         if row["injected"].get("text") is not None:
             flat["text_base"], flat["text"] = row["base"].get("text"), row["injected"]["text"]
-        for key in ("paraphrase", "place", "part_first", "part_last"):
-            if key in row:
-                flat[key] = row[key]
+        flat |= {key: row[key] for key in OPTIONAL if key in row}  # asked_in keeps its column
         return flat | readout_columns(row["base"], row["injected"])
 
     def export(self, path: str | os.PathLike) -> None:
@@ -217,10 +215,9 @@ class Result:
 
         def table() -> Iterator[dict[str, Any]]:
             for row in self.rows:
-                keys = (*Setting._fields, "question", "kind", "question_kind", "null_index")
                 for i, (base, injected) in enumerate(token_pairs(row)):
                     yield {
-                        **{key: row[key] for key in keys},
+                        **{key: row[key] for key in KEYS},
                         "token_concept": self.concepts[i // 2],
                         "spaced": i % 2 == 1,
                         "token": injected["token"],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .._json import parse_json
 from ..output_files import RESERVED, check_file_name, write_text
 from .detections import mass
+from .fields import DEFAULTS, SETTING
 from .merging import difference as difference
 from .results import SCHEMA, Result, finite
 
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
 
 CELLS = "cells.sqlite"  # the store
 NOTES = ("run.json", "sweep.json")  # by the command
-_SETTING = (
-    *("concept", "strength", "first_layer", "last_layer", "question", "question_kind", "kind", "null_index"),
-    *("paraphrase", "place", "part_first", "part_last", "asked_in"),
-)
-_DEFAULTS = {"place": -1, "part_first": 0.0, "part_last": 1.0}  # left out of a result's rows
 
 
 def model_facts(model: Model) -> dict[str, Any]:
@@ -149,7 +145,7 @@ def unfinished(
         base, injected = values.get(row["base_key"]), values.get(row["key"])
         if row["kind"] == "base" or base is None or injected is None:
             continue
-        setting = {name: row[name] for name in _SETTING if name in row and row[name] != _DEFAULTS.get(name)}
+        setting = {name: row[name] for name in SETTING if name in row and row[name] != DEFAULTS.get(name)}
         if setting["paraphrase"] in (-1, ""):
             del setting["paraphrase"]
         rows.append({**setting, "base": base, "injected": injected})

@@ -11,15 +11,13 @@ from .. import _C
 from .._json import parse_json
 from ..tables import check_format, write_table
 from .detections import NOT_RECORDED
+from .fields import KEYS, OPTIONAL
 
 if TYPE_CHECKING:
     import pandas
 
 NUMBERS = ("log_odds", "p_yes", "p_no")
-_SETTING = (
-    *("concept", "strength", "first_layer", "last_layer", "question", "kind", "question_kind", "null_index"),
-    *("paraphrase", "asked_in", "place", "part_first", "part_last"),
-)
+_SETTING = (*KEYS, "paraphrase", *(name for name in OPTIONAL if name != "paraphrase"))  # as its columns stand
 NOTHING = "(none)"  # the concept of readings without steering: an empty field would be a missing value to table readers
 _BOOKKEEPING = ("value", "key", "base_key", "written")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..experiments.detections import failed
-from ..experiments.readouts import VIEWS, fields_by_layer
+from ..experiments.readouts import PLOTS, VIEWS, fields_by_layer
 from ..experiments.results import SCHEMA, Compared, Result, finite, write_text
 from ..experiments.runs import load_results
 from ..experiments.sweeps import headlines, is_sweep, sweep_bests
@@ -50,7 +50,6 @@ __all__ = [
 # The order in which the article asks; protocols of one's own come after these.
 ORDER = ["no_info", "with_info", "inaccurate_location", "lorem_ipsum", "content_report", "top_of_mind"]
 DPI = 150
-READ = ("identified", "lens", "attention", "localised")  # of plots
 SWEPT = ("strength_curves", "layer_curves", "range_maps")  # functions of plots, and of plots.interactive
 UNLIMITED = 160  # columns of a table that goes to a file
 
@@ -151,7 +150,7 @@ def _drawn(results: list[Result], function: Callable[[str], Callable[..., Any]])
             found[name] = function("shifts")(result)
         elif not is_sweep(result) and read == "content":
             found[name] = function("content")(result)
-        for suffix in (*(SWEPT if read == "yes_no" else ()), *READ):
+        for suffix in (*(SWEPT if read == "yes_no" else ()), *PLOTS.values()):
             of_three = {"least": 3} if suffix.endswith("curves") else {}
             try:
                 found[f"{name}_{suffix}"] = function(suffix)(result, **of_three)

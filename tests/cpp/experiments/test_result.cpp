@@ -58,7 +58,7 @@ TEST_CASE("a result is schema 1", "[experiments][result]") {
   Result result;
   result.model.name = "m";
   result.settings.seed = 7;
-  result.rows.push_back({"cat", 20, 8, 16, "Are you a human?", "control", "random", 3, {}, {}});
+  result.rows.push_back({{{"cat", 20, 8, 16, 3}, {"Are you a human?", "control"}, "random"}, {}, {}});
   const auto json = nlohmann::json::parse(result.to_json());
   CHECK(json["schema"] == 1);
   CHECK(json["model"]["name"] == "m");

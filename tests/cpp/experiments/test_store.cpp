@@ -77,8 +77,12 @@ TEST_CASE("a store gives back what was put, and the first of two values for one 
 TEST_CASE("a row says what was asked and what made it", "[experiments][store]") {
   const Folder folder;
   const auto store = Store::open(folder.path / "cells.sqlite");
-  const Cell cell{"k",       "{}",     "b", "cat",         -2.5, 3,    7,   "Is ice hot?",
-                  "control", "random", 4,   "in one word", 2,    0.25, 0.5, "with_info"};
+  const Cell cell{"k",
+                  "{}",
+                  "b",
+                  {{"cat", -2.5, 3, 7, 4, 2, 0.25, 0.5},
+                   {"Is ice hot?", "control", "in one word", "with_info"},
+                   "random"}};
   const auto made = origin(UINT64_MAX);
   REQUIRE(store->put_many({cell, {"b", "{}"}, {"k", "other"}}, made) == 2);
   const auto rows = store->rows();

@@ -216,6 +216,25 @@ def test_what_cannot_be_added_is_refused_before_anything_runs(tiny, tmp_path, ar
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_protocols_of_one_command_share_what_they_have_in_common(tiny, tmp_path):
+    (tiny / "yours.json").write_text(protocol_text("yours", readouts={"divergence": True}))
+    out = tmp_path / "out"
+    given = ["run", tiny / "model", tiny / "mine.json", tiny / "yours.json", "--vector", tiny / "cat.gguf", "-o", out]
+    given = [*map(str, given), "--strength", "1", "--layers", "1-2", "--nulls", "1"]
+    plan = json.loads(CliRunner().invoke(app, [*given, "--dry-run", "--json"]).stdout)
+    alone = plan["protocols"]["mine"]
+    assert plan["readings"] == 2 * alone["readings"] == 2 * QUESTIONS * 3
+    assert plan["token_layers_to_run"] == alone["token_layers_to_run"]  # the same conversations
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.index("mine") < done.stdout.index("yours")
+    mine, yours = (Result.load(out / f"{name}.json") for name in ("mine", "yours"))
+    assert "kl" in yours.rows[0]["injected"] and "kl" not in mine.rows[0]["injected"]
+    for one, other in zip(mine.rows, yours.rows, strict=True):
+        assert one["injected"]["log_odds"] == pytest.approx(other["injected"]["log_odds"], abs=1e-4)  # float32
+    assert json.loads((out / "run.json").read_text())["finished"] == ["mine", "yours"]
+
+
 def by_setting(rows):
     return sorted(rows, key=lambda row: (row["concept"], row["first_layer"], row["last_layer"], row["null_index"]))
 

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "introspect/experiments/setting.h"
 #include "introspect/experiments/value.h"
 #include "introspect/export.h"
 #include "introspect/text/chat.h"
@@ -65,9 +66,6 @@ struct Paraphrase {
 
 /// What the last user message itself is called among the paraphrases.
 inline constexpr auto kOwnQuestion = "own";
-
-/// The conversation in which control questions are asked unless something else is chosen: the protocol's own.
-inline constexpr auto kOwnConversation = "own";
 
 /// One introspection experiment as data: turns, the injected spans, what is read, and control questions.
 ///

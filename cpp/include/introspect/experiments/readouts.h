@@ -47,18 +47,19 @@ struct ReadoutRequest {
   const Protocol& protocol;
   const ExperimentOptions& options;
   const std::vector<std::string>& concepts;  ///< in the order of the run
-  const std::vector<int64_t>&yes_ids,
-      &no_ids;             ///< the answers' tokens first, then their spellings that are one token
+  /// The answers' tokens first, then their spellings that are one token.
+  const std::vector<int64_t>& yes_ids;
+  const std::vector<int64_t>& no_ids;
   const Value* parameter;  ///< nullptr: nobody has asked for it by name
 };
 
 /// What is there of one reading. Tensors are on the CPU, in float32 (float64 of a float64 model).
 struct ReadoutInputs {
   const models::Model& model;
-  std::vector<torch::Tensor>
-      needed;              ///< of PreparedReadout::needs; of the unsteered run undefined in that run itself
-  torch::Tensor logits_V;  ///< at the read position; undefined for a readout that reads the text
-  double log_total = 0.0;  ///< the logarithm of the sum of their exponentials
+  /// Of PreparedReadout::needs; what is of the unsteered run is undefined in that run itself.
+  std::vector<torch::Tensor> needed;
+  torch::Tensor logits_V;       ///< at the read position; undefined for a readout that reads the text
+  double log_total = 0.0;       ///< the logarithm of the sum of their exponentials
   bool is_own_question = true;  ///< false: a control question
   /// Of the unsteered run in the same place; undefined in that run itself, and unless the readout compares.
   torch::Tensor unsteered_logits_V;
@@ -80,8 +81,8 @@ struct PreparedReadout {
   int64_t n_logits = 0;            ///< positions whose logits it computes, which a plan counts
   /// What a reading in a store must hold to be found there.
   std::vector<ReadoutField> fields;
-  /// What the numbers hang on besides the run itself, as part of a reading's key in stores. Empty: the readout's name,
-  /// version and parameter.
+  /// What the numbers hang on besides the run itself and the readout's name, version and parameter, as part of a reading's
+  /// key in stores.
   Value::Fields key;
   Value::Fields settings;             ///< for Result::Settings: what its tables need to know
   std::vector<std::string> warnings;  ///< for Result::warnings

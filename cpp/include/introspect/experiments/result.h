@@ -8,6 +8,7 @@
 
 #include "introspect/experiments/defaults.h"
 #include "introspect/experiments/protocol.h"
+#include "introspect/experiments/setting.h"
 #include "introspect/experiments/value.h"
 #include "introspect/export.h"
 
@@ -40,23 +41,9 @@ INTROSPECT_EXPORT std::string problem_of_reading(const std::string& json);
 INTROSPECT_EXPORT bool leaves_format(const Reading& base, const Reading& injected);
 
 /// One question asked with and without one injection.
-struct Row {
-  std::string concept_name;
-  double strength = 0.0;
-  int64_t first_layer = 0;
-  int64_t last_layer = 0;     ///< inclusive
-  std::string question;       ///< the protocol's own: its last user message
-  std::string question_kind;  ///< "introspection" or "control"
-  std::string kind;           ///< question_kind, or "random" for a random rotation of the vector
-  int64_t null_index = -1;    ///< 0, 1, ... for a random one
+struct Record : Setting {
   Reading base;
   Reading injected;
-  /// Paraphrase::label or kOwnQuestion, "control" for control questions; empty: the protocol has no paraphrases.
-  std::string paraphrase{};
-  int64_t place = -1;                        ///< which passage was injected alone; -1: all spans
-  double part_first = 0.0, part_last = 1.0;  ///< which part of the injected tokens, as fractions
-  /// The conversation that the question was asked in: kOwnConversation, or the name of another one.
-  std::string asked_in = kOwnConversation;
   bool leaves_format = false;  ///< of protocols that read yes or no: the function of this name
 };
 
@@ -75,7 +62,7 @@ struct Result {
     int64_t nulls = 0;
     std::string strength_unit;
     std::string residual_norm;  ///< of StrengthUnit::residual: "median", over the injected tokens
-    std::string controls;       ///< the conversation of the control questions, as Row::asked_in
+    std::string controls;       ///< the conversation of the control questions, as Asked::asked_in
     int64_t threads = 0;
     std::string introspect_version, torch_version;
     Value::Fields of_readouts;  ///< what tables of readouts need to know: the "continuations"' texts
@@ -84,7 +71,7 @@ struct Result {
     int64_t controls_asked = 0, controls_kept = 0;
   } settings;
   std::vector<std::string> warnings;  ///< what a reader of the numbers should know
-  std::vector<Row> rows;
+  std::vector<Record> rows;
 
   /// The result as a JSON object of schema 1: "model", "protocol", "settings", "warnings", "rows", fields named as
   /// here (a row's `concept_name` as "concept"); fields that were not asked for are left out. NaN and infinity are null.

@@ -5,9 +5,10 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "introspect/experiments/protocol.h"
+#include "introspect/experiments/setting.h"
 #include "introspect/export.h"
 
 namespace introspect::experiments {
@@ -24,23 +25,18 @@ struct Origin {
 /// The conversation of a question in stores that were written before it was noted.
 inline constexpr auto kNotRecorded = "not recorded";
 
-/// One finished reading and the setting it belongs to.
-struct Cell {
-  std::string key;         ///< hash of everything that decides the value
-  std::string value;       ///< JSON (Reading::to_json)
-  std::string base_key{};  ///< of the same reading without steering; empty where this is that one
-  std::string concept_name{};
-  double strength = 0.0;
-  int64_t first_layer = -1, last_layer = -1;  ///< inclusive; -1 where nothing was added
-  std::string question{};
-  std::string question_kind{};  ///< "introspection" or "control"
-  std::string
-      kind{};  ///< question_kind, "random", "base" (nothing added) or "norms" (of the residual stream)
-  int64_t null_index = -1;
-  std::string paraphrase{};  ///< as in Row, and so what follows
-  int64_t place = -1;
-  double part_first = 0.0, part_last = 1.0;
-  std::string asked_in = kOwnConversation;  ///< or kNotRecorded, of stores that were written before
+/// One finished reading and its setting.
+struct Cell : Setting {
+  std::string key;       ///< hash of everything that decides the value
+  std::string value;     ///< JSON (Reading::to_json)
+  std::string base_key;  ///< of the same reading without an injection; empty where this is that one
+
+  Cell() = default;
+  Cell(std::string key, std::string value, std::string base_key = {}, Setting setting = {})
+      : Setting(std::move(setting)),
+        key(std::move(key)),
+        value(std::move(value)),
+        base_key(std::move(base_key)) {}
 };
 
 /// A cell as it lies in a store.

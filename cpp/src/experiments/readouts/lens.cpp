@@ -62,18 +62,19 @@ std::optional<PreparedReadout> prepare(const ReadoutRequest& request) {
 }
 
 std::string problem(const std::string& field, const Value& value) {
-  for (const auto* name : {"log_odds", "p_yes", "p_no"}) {
+  if (auto what = problem_of_fields(value, field, {}); !what.empty()) return what;
+  for (const std::string name : {"log_odds", "p_yes", "p_no", "log_probs"}) {
     const auto* const part = value.find(name);
-    if (!part) return concat(field, ".", name, " is missing");
-    if (auto what = problem_of_numbers(*part, concat(field, ".", name)); !what.empty()) return what;
+    const auto place = field + "." + name;
+    if (!part) return place + " is missing";
+    auto what = name == "log_probs" ? problem_of_table(*part, place) : problem_of_numbers(*part, place);
+    if (!what.empty()) return what;
   }
   for (const auto* name : {"p_yes", "p_no"})
     if (const auto* const layers = value.find(name)->get_if<Value::Numbers>())
       for (const double p : *layers)
         if (!is_probability(p)) return concat("the lens' probabilities must be from 0 to 1, got ", p);
-  const auto* const tokens = value.find("log_probs");
-  return tokens ? problem_of_table(*tokens, concat(field, ".log_probs"))
-                : concat(field, ".log_probs is missing");
+  return "";
 }
 
 const bool registered = register_library_readout({

@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/json.h"
 #include "introspect/core/check.h"
 #include "introspect/models/model.h"
+
+#include "experiments/value_json.h"
 
 namespace introspect::experiments {
 namespace {
@@ -52,25 +55,45 @@ bool is_probability(double p) {
   return std::isnan(p) || (p >= 0 && p <= 1 + kRounding);
 }
 
+std::string wrong(const std::string& where, const std::string& required, const Value& got) {
+  return concat(where, " must be ", required, ", got ", describe(nlohmann::json(json_of(got))));
+}
+
 std::string problem_of_number(const Value& value, const std::string& where) {
-  return value.is_number() ? "" : concat(where, " must be a number");
+  return value.is_number() ? "" : wrong(where, "a number", value);
 }
 
 std::string problem_of_numbers(const Value& value, const std::string& where) {
   if (value.get_if<Value::Numbers>()) return "";
-  const auto* const list = value.get_if<Value::List>();
-  const bool fits =
-      list && std::all_of(list->begin(), list->end(), [](const auto& one) { return one.is_number(); });
-  return fits ? "" : concat(where, " must be a list of numbers");
+  return problem_of_list(value, where, problem_of_number);
 }
 
 std::string problem_of_table(const Value& value, const std::string& where) {
-  if (const auto* const rows = value.get_if<Value::List>()) {
-    for (const auto& row : *rows)
-      if (auto problem = problem_of_numbers(row, where); !problem.empty()) return problem;
-    return "";
+  return problem_of_list(value, where, problem_of_numbers);
+}
+
+std::string problem_of_list(const Value& value, const std::string& where, const CheckElement& check) {
+  if (const auto* const numbers = value.get_if<Value::Numbers>())  // one is like another
+    return numbers->empty() ? "" : check(numbers->front(), where + "[0]");
+  const auto* const list = value.get_if<Value::List>();
+  if (!list) return wrong(where, "a list", value);
+  for (size_t i = 0; i < list->size(); ++i)
+    if (auto problem = check((*list)[i], concat(where, "[", i, "]")); !problem.empty()) return problem;
+  return "";
+}
+
+std::string problem_of_fields(const Value& value, const std::string& where,
+                              const std::vector<std::pair<std::string, Kind>>& fields) {
+  if (!value.get_if<Value::Fields>()) return wrong(where, "an object", value);
+  for (const auto& [name, kind] : fields) {
+    const auto* const field = value.find(name);
+    const auto place = where + "." + name;
+    if (!field) return place + " is missing";
+    if (kind == Kind::text && !field->get_if<std::string>()) return wrong(place, "text", *field);
+    if (kind == Kind::whole && !field->get_if<int64_t>()) return wrong(place, "a whole number", *field);
+    if (kind == Kind::number && !field->is_number()) return wrong(place, "a number", *field);
   }
-  return concat(where, " must be a list of lists of numbers");
+  return "";
 }
 
 std::vector<int64_t> report_ids(const ReadoutRequest& request) {
@@ -104,24 +127,20 @@ Value::List read_tokens(const ReadoutInputs& inputs, const std::vector<int64_t>&
 }
 
 std::string problem_of_tokens(const Value& value, const std::string& where) {
-  if (value.size() == 0) return value.get_if<Value::List>() ? "" : concat(where, " must be a list of tokens");
-  const auto* const list = value.get_if<Value::List>();
-  if (!list) return concat(where, " must be a list of tokens");
-  for (const auto& one : *list) {
-    const auto *token = one.find("token"), *id = one.find("id"), *log_prob = one.find("log_prob"),
-               *rank = one.find("rank");
-    if (!token || !id || !log_prob || !rank || !token->get_if<std::string>() || !id->get_if<int64_t>() ||
-        !log_prob->is_number() || !rank->get_if<int64_t>())
-      return concat(where, " must be of a token, id, log_prob and rank each");
-    const auto& text = *token->get_if<std::string>();
-    if (*rank->get_if<int64_t>() < 1 && std::isfinite(log_prob->number()))
-      return concat("rank of '", text, "' must be 1 or more, got ", *rank->get_if<int64_t>());
-    if (*id->get_if<int64_t>() < 0)
-      return concat("id of '", text, "' must be 0 or more, got ", *id->get_if<int64_t>());
-    if (log_prob->number() > kRounding)
-      return concat("log_prob of '", text, "' must be 0 or less, got ", log_prob->number());
-  }
-  return "";
+  return problem_of_list(value, where, [](const Value& one, const std::string& place) -> std::string {
+    auto problem = problem_of_fields(
+        one, place,
+        {{"token", Kind::text}, {"id", Kind::whole}, {"log_prob", Kind::number}, {"rank", Kind::whole}});
+    if (!problem.empty()) return problem;
+    const auto& text = *one.find("token")->get_if<std::string>();
+    const auto id = *one.find("id")->get_if<int64_t>(), rank = *one.find("rank")->get_if<int64_t>();
+    const auto log_prob = one.find("log_prob")->number();
+    if (rank < 1 && std::isfinite(log_prob))
+      return concat("rank of '", text, "' must be 1 or more, got ", rank);
+    if (id < 0) return concat("id of '", text, "' must be 0 or more, got ", id);
+    if (log_prob > kRounding) return concat("log_prob of '", text, "' must be 0 or less, got ", log_prob);
+    return "";
+  });
 }
 
 }  // namespace introspect::experiments

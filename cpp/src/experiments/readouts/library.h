@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,6 +25,9 @@ bool is_off(const Value& parameter);
 /// What is wrong with a readout's parameter, or nothing. Throws ConfigError for a name that is not there.
 std::string problem_of_parameter(const std::string& name, const Value& parameter);
 
+/// Whether it is one of the library's, not of a program that uses it.
+bool is_library_readout(const std::string& name);
+
 /// Whether a readout with the parameter true or false is on.
 bool is_on(const ReadoutRequest& request);
 
@@ -44,10 +48,19 @@ constexpr double kRounding = 1e-3;  // of a probability made from float32 logits
 
 /// NaN stands for what was not finite when it was read.
 bool is_probability(double p);
+/// "WHERE must be REQUIRED, got ...".
+std::string wrong(const std::string& where, const std::string& required, const Value& got);
 std::string problem_of_number(const Value& value, const std::string& where);
 std::string problem_of_numbers(const Value& value, const std::string& where);
 /// A list of such lists.
 std::string problem_of_table(const Value& value, const std::string& where);
+
+using CheckElement = std::function<std::string(const Value&, const std::string&)>;
+std::string problem_of_list(const Value& value, const std::string& where, const CheckElement& check);
+
+enum class Kind { text, whole, number };
+std::string problem_of_fields(const Value& value, const std::string& where,
+                              const std::vector<std::pair<std::string, Kind>>& fields);
 
 // ---- tokens at the read position ----
 

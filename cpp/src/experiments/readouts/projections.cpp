@@ -42,10 +42,10 @@ std::optional<PreparedReadout> prepare(const ReadoutRequest& request) {
 
 std::string problem(const std::string& field, const Value& value) {
   const auto* const by_name = value.get_if<Value::Fields>();
-  if (!by_name) return field + " must be an object";
+  if (!by_name) return wrong(field, "an object", value);
   for (const auto& [name, layers] : *by_name) {
     const auto* const by_layer = layers.get_if<Value::Fields>();
-    if (!by_layer) return field + "." + name + " must be an object";
+    if (!by_layer) return wrong(field + "." + name, "an object", layers);
     for (const auto& [layer, number] : *by_layer) {
       if (layer.empty() || layer.find_first_not_of("0123456789") != std::string::npos)
         return concat("a layer of projections must be a whole number, got '", layer, "'");

@@ -85,6 +85,13 @@ Registered find_readout(const std::string& name) {
                            nearest_names(name, names), ". There are: ", all));
 }
 
+bool is_library_readout(const std::string& name) {
+  auto& all = registry();
+  const std::lock_guard lock(all.mutex);
+  const auto found = all.by_name.find(name);
+  return found != all.by_name.end() && found->second.second;
+}
+
 Readouts asked_for(const Readouts& of_protocol, const Readouts& of_run) {
   auto out = of_protocol;
   for (const auto& [name, parameter] : of_run) {

@@ -23,7 +23,7 @@ const bool registered = register_library_readout({
     .prepare = prepare,
     .fields = {"text"},
     .check = [](const std::string& field, const Value& value) -> std::string {
-      return value.get_if<std::string>() ? "" : field + " must be text";
+      return value.get_if<std::string>() ? "" : wrong(field, "text", value);
     },
     .by_name = false,
     .order = 30,

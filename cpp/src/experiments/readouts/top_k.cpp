@@ -35,15 +35,10 @@ std::optional<PreparedReadout> prepare(const ReadoutRequest& request) {
 }
 
 std::string problem(const std::string& field, const Value& value) {
-  const auto* const list = value.get_if<Value::List>();
-  if (!list) return field + " must be a list of tokens";
-  for (const auto& one : *list) {
-    const auto *token = one.find("token"), *id = one.find("id"), *change = one.find("change");
-    if (!token || !id || !change || !token->get_if<std::string>() || !id->get_if<int64_t>() ||
-        !change->is_number())
-      return field + " must be of a token, id and change each";
-  }
-  return "";
+  return problem_of_list(value, field, [](const Value& one, const std::string& place) {
+    return problem_of_fields(one, place,
+                             {{"token", Kind::text}, {"id", Kind::whole}, {"change", Kind::number}});
+  });
 }
 
 std::string problem_of_parameter(const Value& value) {
