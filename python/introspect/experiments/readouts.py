@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-    from .results import Result
-
 CORE = ("log_odds", "p_yes", "p_no", "mass")  # what every reading holds
 PLOTS = {"tokens": "identified", "lens": "lens", "attention": "attention", "answers": "localised"}
 """Of the library's readouts the functions of ``plots`` that draw them; in ``plots.interactive`` with "_drawing"."""
@@ -57,7 +55,7 @@ class View:
     """
 
     columns: Callable[[Any, Any], Mapping[str, Any]] | None = None
-    plot: Callable[[Result], Figure | None] | None = None
+    plot: Callable[[Any], Figure | None] | None = None
 
 
 VIEWS: dict[str, View] = {}
@@ -151,8 +149,8 @@ def columns(base: Mapping[str, Any], injected: Mapping[str, Any]) -> dict[str, A
     return found
 
 
-def fields_by_layer(result: Result) -> list[str]:
-    """The fields, beyond those with plots of their own, that hold one number a layer."""
+def fields_by_layer(result: Any) -> list[str]:
+    """The fields of a Result, beyond those with plots of their own, that hold one number a layer."""
     n_layers = result.model["n_layers"]
     found: dict[str, None] = {}
     for row in result.rows:
