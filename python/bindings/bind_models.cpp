@@ -112,7 +112,8 @@ Raises:
         embeddings, start values that change the base model; or weights that are there only as a pickle.
     ShapeError: matrices whose ranks are not the config's.
 )doc")
-      .def_property_readonly("base_model", &Adapter::base_model, "As the adapter's config names it, or empty.")
+      .def_property_readonly("base_model", &Adapter::base_model,
+                             "As the adapter's config names it, or empty.")
       .def_property_readonly("hash", &Adapter::hash, "Hex SHA-256 of every number in it.")
       .def_property_readonly("n_params", &Adapter::n_params)
       .def_property_readonly(
@@ -144,11 +145,14 @@ void bind_models(py::module_& m) {
       .def_static(
           "load",
           [](const std::filesystem::path& path, torch::ScalarType dtype, torch::Device device,
-             std::map<int64_t, torch::Device> block_devices,
-             std::optional<text::ChatTemplate> chat_template, bool keep_blocks, py::object progress) {
-            const LoadOptions options{dtype,       device,
-                                      std::move(chat_template), std::move(block_devices),
-                                      keep_blocks, as_progress(std::move(progress))};
+             std::map<int64_t, torch::Device> block_devices, std::optional<text::ChatTemplate> chat_template,
+             bool keep_blocks, py::object progress) {
+            const LoadOptions options{dtype,
+                                      device,
+                                      std::move(chat_template),
+                                      std::move(block_devices),
+                                      keep_blocks,
+                                      as_progress(std::move(progress))};
             const py::gil_scoped_release release;
             return std::const_pointer_cast<Model>(Model::load(path, options));
           },
@@ -290,7 +294,8 @@ Raises:
     HookError: hooks that need gradients while they are switched off, or more of the text than is known.
 )doc")
       .def("named_weights", &Model::named_weights, R"doc(
-Every tensor once, by name, in the form in which the layers use it: "embed.W_E", "blocks.3.attn.W_QKV".
+Every tensor once, by name, in the form in which the layers use it: "embed.W_E", "blocks.3.attn.W_QKV"; an adapter's too:
+"blocks.3.attn.A_QKV.0" and "blocks.3.attn.B_QKV.0" are its matrices for queries.
 
 They are the live weights: never to be written to, but ``requires_grad_()`` on one makes a pass differentiable in it.
 )doc")
@@ -396,7 +401,7 @@ A weight under TransformerLens's name and in its shape: "embed.W_E" [d_vocab, d_
 
 "attn.W_K" repeats a group's keys for each of its query heads, "attn._W_K" holds each group once; so for W_V, b_K and
 b_V. What the model has is a view of the tensor in use: never write to it, other models may share it. Missing biases
-(zeros), repeated groups and a scaled embedding (Gemma's) are copies.
+(zeros), repeated groups, a scaled embedding (Gemma's) and weights that an adapter is added to are copies.
 
 Raises:
     ValueError: a name that the model does not have.

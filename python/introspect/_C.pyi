@@ -12,6 +12,7 @@ import typing
 __all__: list[str] = [
     "ActivationCache",
     "Activations",
+    "Adapter",
     "ChatSource",
     "ChatTemplate",
     "Condition",
@@ -1185,6 +1186,43 @@ class Config:
     @property
     def window_size(self) -> int: ...
 
+class Adapter:
+    """
+    A LoRA adapter in the form in which peft saves it (Hu et al. 2021, arXiv:2106.09685).
+
+    ``model.adapted(adapter)`` puts it into effect inside a ``with`` block, ``model.with_adapter(adapter)`` returns a model that
+    has it, and ``Graph.segment(..., adapter=adapter)`` runs one segment with it. The base model's weights are shared.
+    """
+    @staticmethod
+    def load(folder: os.PathLike | str | bytes) -> Adapter:
+        """
+        Reads a folder with adapter_config.json and adapter_model.safetensors; nothing in it is executed.
+
+        Raises:
+            IoError: a file is missing or damaged.
+            ConfigError: what plain LoRA on the products of blocks is not: another method, DoRA, biases, modules_to_save,
+                embeddings, start values that change the base model; or weights that are there only as a pickle.
+            ShapeError: matrices whose ranks are not the config's.
+        """
+    def __repr__(self) -> str: ...
+    @property
+    def base_model(self) -> str:
+        """
+        As the adapter's config names it, or empty.
+        """
+    @property
+    def hash(self) -> str:
+        """
+        Hex SHA-256 of every number in it.
+        """
+    @property
+    def modules(self) -> list[str]:
+        """
+        The modules it has a product for, by their names in the trained model.
+        """
+    @property
+    def n_params(self) -> int: ...
+
 class Model:
     """
     The native model that introspect.Model drives; its state never changes.
@@ -1221,6 +1259,7 @@ class Model:
         *,
         dtype: torch.dtype = ...,
         device: torch.device = ...,
+        block_devices: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, torch.device] = {},
         chat_template: ChatTemplate | None = None,
         keep_blocks: bool = True,
         progress: typing.Any = None,
@@ -1231,6 +1270,7 @@ class Model:
         Args:
             dtype: of the weights and activations: float32, bfloat16, float16 or float64.
             device: where the weights live.
+            block_devices: where single blocks live instead, with their keys and values.
             chat_template: instead of the one found beside the weights.
             keep_blocks: False reads each block from the files when it runs, and drops it after it.
             progress: called with (what, done, total).
@@ -1370,7 +1410,8 @@ class Model:
         """
     def named_weights(self) -> list[tuple[str, torch.Tensor]]:
         """
-        Every tensor once, by name, in the form in which the layers use it: "embed.W_E", "blocks.3.attn.W_QKV".
+        Every tensor once, by name, in the form in which the layers use it: "embed.W_E", "blocks.3.attn.W_QKV"; an adapter's too:
+        "blocks.3.attn.A_QKV.0" and "blocks.3.attn.B_QKV.0" are its matrices for queries.
 
         They are the live weights: never to be written to, but ``requires_grad_()`` on one makes a pass differentiable in it.
         """
@@ -1422,7 +1463,7 @@ class Model:
 
         "attn.W_K" repeats a group's keys for each of its query heads, "attn._W_K" holds each group once; so for W_V, b_K and
         b_V. What the model has is a view of the tensor in use: never write to it, other models may share it. Missing biases
-        (zeros), repeated groups and a scaled embedding (Gemma's) are copies.
+        (zeros), repeated groups, a scaled embedding (Gemma's) and weights that an adapter is added to are copies.
 
         Raises:
             ValueError: a name that the model does not have.
@@ -1430,6 +1471,21 @@ class Model:
     def weight_names(self) -> list[str]:
         """
         Names of TransformerLens's state dict of this model; keys and values of grouped attention by the group.
+        """
+    def with_adapter(self, adapter: Adapter, *, scale: typing.SupportsFloat | typing.SupportsIndex = 1.0) -> Model:
+        """
+        This model with a LoRA adapter in effect; this one stays as it is, and all but the adapter is shared with it.
+
+        Its products are computed in float32, as in peft (float64 for a float64 model). Adapters add up. The hash is another one.
+
+        Args:
+            scale: how strong, against what it was trained for; with 0 the model is as it was.
+
+        Raises:
+            ConfigError: an adapter of another model (other layers or modules than its own config asks for), an architecture
+                whose modules have no known names, or processed weights.
+            ShapeError: matrices of other sizes than the model's.
+            ValueError: a scale that is not finite.
         """
     def with_weights(self, weights: collections.abc.Mapping[str, torch.Tensor]) -> Model:
         """

@@ -385,7 +385,8 @@ torch::Tensor accumulated_bias(const Model& model, int64_t layer, bool mlp_input
   const bool own = mlp_input && !block(model, layer).parallel;
   for (int64_t l = 0; l < layer + (own ? 1 : 0); ++l) {
     plus(block(model, l).attn.weights().O.bias(), block(model, l).ln1_post);
-    if (include_mlp_biases && l < layer) plus(block(model, l).mlp.weights().out.bias(), block(model, l).ln2_post);
+    if (include_mlp_biases && l < layer)
+      plus(block(model, l).mlp.weights().out.bias(), block(model, l).ln2_post);
   }
   return sum.to(model.dtype());
 }

@@ -70,8 +70,8 @@ KVCache::KVCache(Shape shape, torch::ScalarType dtype, torch::Device device,
                     "KVCache: layers, batch, heads and d_head must be positive, got ", shape.n_layers, ", ",
                     shape.batch, ", ", shape.n_key_value_heads, ", ", shape.d_head);
   if (layer_devices.empty()) return;
-  check<ShapeError>(layer_devices.size() == layers_.size(), "KVCache: one device for each of ", shape.n_layers,
-                    " layers is required, got ", layer_devices.size());
+  check<ShapeError>(layer_devices.size() == layers_.size(), "KVCache: one device for each of ",
+                    shape.n_layers, " layers is required, got ", layer_devices.size());
   for (size_t i = 0; i < layers_.size(); ++i) layers_[i].device = layer_devices[i];
 }
 
@@ -379,8 +379,8 @@ std::pair<torch::Tensor, torch::Tensor> KVCache::append(int64_t layer, const tor
                     "KVCache::append: keys and values must be ", at::IntArrayRef(sizes), ", got ",
                     k_BGTK.sizes(), " and ", v_BGTK.sizes());
   check<ShapeError>(k_BGTK.scalar_type() == dtype_ && k_BGTK.device() == l.device,
-                    "KVCache::append: keys must be ", dtype_, " on ", l.device, ", got ", k_BGTK.scalar_type(),
-                    " on ", k_BGTK.device());
+                    "KVCache::append: keys must be ", dtype_, " on ", l.device, ", got ",
+                    k_BGTK.scalar_type(), " on ", k_BGTK.device());
   const int64_t end = l.length + T;
   // Room for a quarter more, so that decoding token by token copies seldom.
   if (!l.storage) resize_layer(l, round_up(end));

@@ -35,8 +35,8 @@ std::shared_ptr<const io::SafetensorsFile> open_weights(const std::filesystem::p
 /// "base_model.model.h.0.attn.c_attn.lora_A.weight" -> "h.0.attn.c_attn" and true for A.
 std::pair<std::string, bool> parse_name(std::string_view name, const std::string& where) {
   constexpr std::string_view kA = ".lora_A.weight", kB = ".lora_B.weight";
-  check<ConfigError>(name.starts_with(kBase) && (name.ends_with(kA) || name.ends_with(kB)), where, ": the tensor '",
-                     name, "' is not supported: only LoRA matrices of modules are");
+  check<ConfigError>(name.starts_with(kBase) && (name.ends_with(kA) || name.ends_with(kB)), where,
+                     ": the tensor '", name, "' is not supported: only LoRA matrices of modules are");
   const bool is_A = name.ends_with(kA);
   name.remove_prefix(kBase.size());
   name.remove_suffix(kA.size());
@@ -74,8 +74,10 @@ class Placing {
   static const WeightMap& weight_map(const Config& cfg) {
     const auto& all = families();
     const auto found = std::ranges::find(all, cfg.original_architecture, &Family::hf);
-    check<ConfigError>(found != all.end(), "with_adapter: adapters name the modules of a known architecture, this "
-                       "model's is '", cfg.original_architecture, "'");
+    check<ConfigError>(found != all.end(),
+                       "with_adapter: adapters name the modules of a known architecture, this "
+                       "model's is '",
+                       cfg.original_architecture, "'");
     return found->hf_names;
   }
 
@@ -88,8 +90,9 @@ class Placing {
     for (const auto& prefix : prefixes)
       for (const auto& [name, module] : adapter_.modules())
         if (name.starts_with(prefix + stem)) return prefix;
-    throw ConfigError(concat("with_adapter: the adapter is for other modules than a ", cfg_.original_architecture,
-                             " model's: '", adapter_.modules().begin()->first, "'"));
+    throw ConfigError(concat("with_adapter: the adapter is for other modules than a ",
+                             cfg_.original_architecture, " model's: '", adapter_.modules().begin()->first,
+                             "'"));
   }
 
   int64_t n_in(std::string_view part) const {
@@ -109,8 +112,8 @@ class Placing {
         if (!is_there) continue;
         const auto& [A, B, scaling] = found->second;
         check<ShapeError>(A.size(1) == n_in(part) && B.size(0) == rows.n, "with_adapter: '", name,
-                          "' must be A [r, ", n_in(part), "] and B [", rows.n, ", r] for this model, got ", A.sizes(),
-                          " and ", B.sizes());
+                          "' must be A [r, ", n_in(part), "] and B [", rows.n, ", r] for this model, got ",
+                          A.sizes(), " and ", B.sizes());
         out.emplace_back(part, nn::LowRank{A, in_order(B, rows.order, cfg_), scaling, rows.first});
         placed_.insert(name);
       }
@@ -143,8 +146,8 @@ std::shared_ptr<const Adapter> Adapter::load(const std::filesystem::path& folder
   check<ConfigError>(!out->modules_.empty(), where, " holds no LoRA matrices");
   for (auto& [name, module] : out->modules_) {
     const int64_t r = config->rank_of(name);
-    check<ShapeError>(module.A.defined() && module.B.defined() && module.A.dim() == 2 && module.B.dim() == 2 &&
-                          module.A.size(0) == r && module.B.size(1) == r,
+    check<ShapeError>(module.A.defined() && module.B.defined() && module.A.dim() == 2 &&
+                          module.B.dim() == 2 && module.A.size(0) == r && module.B.size(1) == r,
                       where, ": '", name, "' must have lora_A [", r, ", in] and lora_B [out, ", r, "], got ",
                       module.A.defined() ? module.A.sizes() : at::IntArrayRef{}, " and ",
                       module.B.defined() ? module.B.sizes() : at::IntArrayRef{});
@@ -156,7 +159,9 @@ std::shared_ptr<const Adapter> Adapter::load(const std::filesystem::path& folder
   return out;
 }
 
-bool Adapter::targets(const std::string& module, int64_t layer) const { return config_->is_target(module, layer); }
+bool Adapter::targets(const std::string& module, int64_t layer) const {
+  return config_->is_target(module, layer);
+}
 
 int64_t Adapter::n_params() const {
   int64_t n = 0;
@@ -165,10 +170,12 @@ int64_t Adapter::n_params() const {
 }
 
 std::shared_ptr<const Model> Model::with_adapter(const Adapter& adapter, double scale) const {
-  check<std::invalid_argument>(std::isfinite(scale), "with_adapter: scale must be a finite number, got ", scale);
-  check<ConfigError>(!weights_.is_processed,
-                     "with_adapter: LoRA was trained on the checkpoint's own weights, and this model's are processed "
-                     "(fold_ln and others): take the adapter first, and process what comes of it");
+  check<std::invalid_argument>(std::isfinite(scale), "with_adapter: scale must be a finite number, got ",
+                               scale);
+  check<ConfigError>(
+      !weights_.is_processed,
+      "with_adapter: LoRA was trained on the checkpoint's own weights, and this model's are processed "
+      "(fold_ln and others): take the adapter first, and process what comes of it");
   const at::NoGradGuard no_grad;
   const Placing placing(adapter, *this);
   if (scale == 0) return derived(cfg_, weights_, hash_);

@@ -49,8 +49,8 @@ T value_of(const std::vector<std::pair<text::Pattern, T>>& table, const std::str
   std::set<T> found;
   for (const auto& [pattern, value] : table)
     if (matches_all(pattern, module)) found.insert(value);
-  check<ConfigError>(found.size() < 2, "adapter: rank_pattern or alpha_pattern has several values for '", module,
-                     "'");
+  check<ConfigError>(found.size() < 2, "adapter: rank_pattern or alpha_pattern has several values for '",
+                     module, "'");
   return found.empty() ? otherwise : *found.begin();
 }
 
@@ -61,26 +61,51 @@ bool is_off(const nlohmann::json& value) {
 /// Throws ConfigError unless every field of the file is one that is read here, changes nothing, or is off.
 void check_fields(const Field& config) {
   // What is read below, then what only training, saving or other kinds of models depend on.
-  static const std::set<std::string> known = {
-      "peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "rank_pattern",
-      "alpha_pattern", "layers_to_transform", "bias", "base_model_name_or_path", "init_lora_weights",
-      "layers_pattern", "fan_in_fan_out", "task_type", "peft_version", "auto_mapping", "revision",
-      "inference_mode", "lora_dropout", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-      "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"};
+  static const std::set<std::string> known = {"peft_type",
+                                              "r",
+                                              "lora_alpha",
+                                              "use_rslora",
+                                              "target_modules",
+                                              "exclude_modules",
+                                              "rank_pattern",
+                                              "alpha_pattern",
+                                              "layers_to_transform",
+                                              "bias",
+                                              "base_model_name_or_path",
+                                              "init_lora_weights",
+                                              "layers_pattern",
+                                              "fan_in_fan_out",
+                                              "task_type",
+                                              "peft_version",
+                                              "auto_mapping",
+                                              "revision",
+                                              "inference_mode",
+                                              "lora_dropout",
+                                              "loftq_config",
+                                              "eva_config",
+                                              "corda_config",
+                                              "lora_ga_config",
+                                              "megatron_core",
+                                              "qalora_group_size",
+                                              "runtime_config",
+                                              "ensure_weight_tying"};
   config.for_each_field([&](const std::string& name, const Field& field) {
-    field.require(known.contains(name) || is_off(field.value()),
-                  "is not supported: only plain LoRA is, got ", describe(field.value()));
+    field.require(known.contains(name) || is_off(field.value()), "is not supported: only plain LoRA is, got ",
+                  describe(field.value()));
   });
-  config.at("peft_type").require(config.at("peft_type").text() == "LORA", "must be LORA, got ",
-                                 describe(config.at("peft_type").value()));
+  config.at("peft_type")
+      .require(config.at("peft_type").text() == "LORA", "must be LORA, got ",
+               describe(config.at("peft_type").value()));
   if (config.has("bias") && !config.at("bias").is_null())
     config.at("bias").require(config.at("bias").text() == "none", "must be none, got ",
                               describe(config.at("bias").value()));
   if (!config.has("init_lora_weights") || config.at("init_lora_weights").value().is_boolean()) return;
   const auto start = config.at("init_lora_weights");
   static const std::set<std::string> harmless = {"gaussian", "eva", "orthogonal"};
-  start.require(start.is_null() || harmless.contains(start.text()), "is not supported: peft changes the base model "
-                "for it, got ", describe(start.value()));
+  start.require(start.is_null() || harmless.contains(start.text()),
+                "is not supported: peft changes the base model "
+                "for it, got ",
+                describe(start.value()));
 }
 
 }  // namespace
@@ -88,7 +113,8 @@ void check_fields(const Field& config) {
 bool ModuleChoice::has(const std::string& module) const {
   const auto is_end = [&](const std::string& end) { return module == end || module.ends_with("." + end); };
   return all || std::ranges::any_of(ends, is_end) ||
-         std::ranges::any_of(patterns, [&](const text::Pattern& pattern) { return matches_all(pattern, module); });
+         std::ranges::any_of(patterns,
+                             [&](const text::Pattern& pattern) { return matches_all(pattern, module); });
 }
 
 bool AdapterConfig::is_target(const std::string& module, int64_t layer) const {
@@ -96,7 +122,9 @@ bool AdapterConfig::is_target(const std::string& module, int64_t layer) const {
   return layers.empty() || std::ranges::find(layers, layer) != layers.end();
 }
 
-int64_t AdapterConfig::rank_of(const std::string& module) const { return value_of(ranks, module, rank); }
+int64_t AdapterConfig::rank_of(const std::string& module) const {
+  return value_of(ranks, module, rank);
+}
 
 double AdapterConfig::scaling_of(const std::string& module) const {
   const auto r = static_cast<double>(rank_of(module));
@@ -115,7 +143,8 @@ AdapterConfig read_adapter_config(const std::filesystem::path& path) {
   out.alpha = config.at("lora_alpha").number();
   out.rank_stabilised = given("use_rslora") && config.at("use_rslora").boolean();
   out.targets = read_choice(config.at("target_modules"), who + "target_modules");
-  if (given("exclude_modules")) out.excluded = read_choice(config.at("exclude_modules"), who + "exclude_modules");
+  if (given("exclude_modules"))
+    out.excluded = read_choice(config.at("exclude_modules"), who + "exclude_modules");
   if (given("layers_to_transform")) {
     const auto layers = config.at("layers_to_transform");
     out.layers = layers.value().is_array() ? layers.integers() : std::vector{layers.integer()};

@@ -47,7 +47,8 @@ nn::Block make_block(const Config& cfg, int64_t layer, const Source& source) {
            {.QKV = source.linear("attn.QKV", (H + 2 * G) * K, D, cfg.qkv_bias),
             .O = source.linear("attn.O", D, H * K, cfg.attn_out_bias),
             .q_norm = norm_if(cfg.use_qk_norm, "attn.q_norm", K, Point::kQNormScale, Point::kQNormNormalized),
-            .k_norm = norm_if(cfg.use_qk_norm, "attn.k_norm", K, Point::kKNormScale, Point::kKNormNormalized)},
+            .k_norm =
+                norm_if(cfg.use_qk_norm, "attn.k_norm", K, Point::kKNormScale, Point::kKNormNormalized)},
            {.n_heads = H,
             .n_key_value_heads = G,
             .d_head = K,

@@ -153,8 +153,8 @@ Model::Model(Config cfg, Weights weights, std::optional<text::Tokenizer> tokeniz
       hash_(std::move(hash)) {
   cfg_.validate();
   const auto n_layers = static_cast<size_t>(cfg_.n_layers);
-  check<ShapeError>(weights_.read_block || weights_.blocks.size() == n_layers, "Model: the config has ", n_layers,
-                    " layers, the weights ", weights_.blocks.size());
+  check<ShapeError>(weights_.read_block || weights_.blocks.size() == n_layers, "Model: the config has ",
+                    n_layers, " layers, the weights ", weights_.blocks.size());
   check<ShapeError>(weights_.block_devices.empty() || weights_.block_devices.size() == n_layers,
                     "Model: the config has ", n_layers, " layers, and devices are given for ",
                     weights_.block_devices.size());

@@ -158,8 +158,8 @@ void process_attention(Weights& weights, const ProcessOptions& options) {
 /// What the weights are now, so that the config of a processed model describes it.
 void describe(const Weights& weights, Config& cfg) {
   const auto& parts = weights.blocks.front().parts();
-  const auto &attn = parts.attn.weights();
-  const auto &mlp = parts.mlp.weights();
+  const auto& attn = parts.attn.weights();
+  const auto& mlp = parts.mlp.weights();
   cfg.qkv_bias = attn.QKV.bias().defined();
   cfg.attn_out_bias = attn.O.bias().defined();
   cfg.mlp_bias = mlp.in.bias().defined() || mlp.out.bias().defined();

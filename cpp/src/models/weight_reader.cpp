@@ -67,7 +67,8 @@ class WeightReader {
                       has_bias ? fused(modules, ".bias", {rows}) : torch::Tensor{});
   }
 
-  std::pair<torch::Tensor, torch::Tensor> norm(std::string_view part, int64_t width, nn::NormKind kind) const {
+  std::pair<torch::Tensor, torch::Tensor> norm(std::string_view part, int64_t width,
+                                               nn::NormKind kind) const {
     const auto name = named(norm_module(map_, part));
     if (kind != nn::NormKind::kGemmaRms)
       return {tensor(name + ".weight", {width}),

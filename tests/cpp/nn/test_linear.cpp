@@ -18,7 +18,7 @@ using testing::random_tensor;
 namespace {
 
 const auto kW = random_tensor({7, 5}, 1), kB = random_tensor({7}, 2), kX = random_tensor({2, 3, 5}, 3);
-const nn::LowRank kTop{random_tensor({2, 5}, 4), random_tensor({4, 2}, 5), 0.5, 0};     // rows 0 to 3
+const nn::LowRank kTop{random_tensor({2, 5}, 4), random_tensor({4, 2}, 5), 0.5, 0};      // rows 0 to 3
 const nn::LowRank kBottom{random_tensor({1, 5}, 6), random_tensor({3, 1}, 7), -2.0, 3};  // rows 3 to 5
 
 /// The weight that the two additions and kW make together, written out.
@@ -73,9 +73,8 @@ TEST_CASE("gradients reach the matrices of an addition", "[nn]") {
 TEST_CASE("a Linear names and counts its tensors", "[nn]") {
   const auto linear = Linear(kW, kB).plus(kTop);
   std::vector<std::string> names;
-  Linear::for_each_tensor(linear, "attn.QKV", [&](const std::string& name, const torch::Tensor&) {
-    names.push_back(name);
-  });
+  Linear::for_each_tensor(linear, "attn.QKV",
+                          [&](const std::string& name, const torch::Tensor&) { names.push_back(name); });
   REQUIRE(names == std::vector<std::string>{"attn.W_QKV", "attn.b_QKV", "attn.A_QKV.0", "attn.B_QKV.0"});
   REQUIRE(linear.numel() == 7 * 5 + 7 + 2 * 5 + 4 * 2);
   REQUIRE(linear.nbytes() == 8 * linear.numel());
@@ -96,7 +95,7 @@ TEST_CASE("the visitor meets every tensor of a block once, in the order of the p
     names.push_back(name);
     n += t.numel();
   });
-  REQUIRE(names == std::vector<std::string>{"ln1.w", "attn.W_QKV", "attn.b_QKV", "attn.W_O", "ln2.w", "mlp.W_in",
-                                            "mlp.W_out"});
+  REQUIRE(names == std::vector<std::string>{"ln1.w", "attn.W_QKV", "attn.b_QKV", "attn.W_O", "ln2.w",
+                                            "mlp.W_in", "mlp.W_out"});
   REQUIRE(n == 16 + 32 * 16 + 32 + 16 * 16 + 16 + 48 * 16 + 16 * 24);  // the sizes of tiny_model
 }

@@ -43,7 +43,7 @@ class INTROSPECT_EXPORT Attention {
   torch::Tensor forward(const AttentionInput& x, const Context& ctx) const;
 
   const AttentionWeights& weights() const { return weights_; }
-  AttentionWeights& weights() { return weights_; }  ///< for whoever edits a copy of a block's parts; shapes stay
+  AttentionWeights& weights() { return weights_; }  ///< of a copy that is edited; shapes stay
   const AttentionOptions& options() const { return options_; }
 
  private:

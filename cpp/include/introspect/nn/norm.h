@@ -32,7 +32,9 @@ struct INTROSPECT_EXPORT Norm {
   torch::Tensor apply(const torch::Tensor& x) const;
 
   int64_t numel() const { return weight.numel() + (bias.defined() ? bias.numel() : 0); }
-  int64_t nbytes() const { return static_cast<int64_t>(weight.nbytes() + (bias.defined() ? bias.nbytes() : 0)); }
+  int64_t nbytes() const {
+    return static_cast<int64_t>(weight.nbytes() + (bias.defined() ? bias.nbytes() : 0));
+  }
 
   /// Calls f(name, tensor) for every tensor of a Norm or const Norm: "ln1.w" and "ln1.b" of "ln1".
   template <typename Self, typename F>
