@@ -299,7 +299,8 @@ Raises:
     HookError: hooks that need gradients while they are switched off, or more of the text than is known.
 )doc")
       .def("named_weights", &Model::named_weights, R"doc(
-Every tensor once, by name, in the form in which the layers use it: "embed.W_E", "blocks.3.attn.W_QKV".
+Every tensor once, by name, in the form in which the layers use it: "embed.W_E", "blocks.3.attn.W_QKV"; an adapter's too:
+"blocks.3.attn.A_QKV.0" and "blocks.3.attn.B_QKV.0" are its matrices for queries.
 
 They are the live weights: never to be written to, but ``requires_grad_()`` on one makes a pass differentiable in it.
 )doc")
@@ -405,7 +406,7 @@ A weight under TransformerLens's name and in its shape: "embed.W_E" [d_vocab, d_
 
 "attn.W_K" repeats a group's keys for each of its query heads, "attn._W_K" holds each group once; so for W_V, b_K and
 b_V. What the model has is a view of the tensor in use: never write to it, other models may share it. Missing biases
-(zeros), repeated groups and a scaled embedding (Gemma's) are copies.
+(zeros), repeated groups, a scaled embedding (Gemma's) and weights that an adapter is added to are copies.
 
 Raises:
     ValueError: a name that the model does not have.

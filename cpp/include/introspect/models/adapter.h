@@ -39,10 +39,11 @@ class INTROSPECT_EXPORT Adapter {
   /// Whether the adapter's config asks for a product in this module of this block.
   bool targets(const std::string& module, int64_t layer) const;
 
-  const std::string& base_model() const {
-    return base_model_;
-  }                                                  ///< as the config names it; empty: not at all
-  const std::string& hash() const { return hash_; }  ///< hex SHA-256 of every number in it
+  /// As the config names it; empty: not at all.
+  const std::string& base_model() const { return base_model_; }
+
+  /// Hex SHA-256 of every number in it.
+  const std::string& hash() const { return hash_; }
   int64_t n_params() const;
 
  private:

@@ -130,7 +130,8 @@ class INTROSPECT_EXPORT Model {
   /// depend on the dtype or device it was loaded to.
   const std::string& hash() const { return hash_; }
 
-  /// Every tensor once, in the form in which the layers use it: "embed.W_E", "blocks.3.attn.W_QKV".
+  /// Every tensor once, in the form in which the layers use it: "embed.W_E", "blocks.3.attn.W_QKV"; an adapter's too
+  /// ("blocks.3.attn.A_QKV.0").
   ///
   /// They are the live weights: never to be written to, but requires_grad_() on one makes a forward pass differentiable
   /// in it.

@@ -21,8 +21,8 @@ namespace introspect::models {
 /// "ln2_post", "attn.q_norm" and "attn.k_norm" of a block, and "ln_final".
 ///
 /// What the model has is returned as a view of the tensor in use and must not be written to: the model is immutable,
-/// and other models may share it. Repeated groups, missing biases and a scaled embedding (Gemma: W_E holds the scale,
-/// so that its rows are what hook_embed sees) are copies.
+/// and other models may share it. Repeated groups, missing biases, a scaled embedding (Gemma: W_E holds the scale, so
+/// that its rows are what hook_embed sees) and weights with an adapter, whose product is added in, are copies.
 /// Throws std::invalid_argument for a name that the model does not have.
 INTROSPECT_EXPORT torch::Tensor weight(const Model& model, std::string_view name);
 

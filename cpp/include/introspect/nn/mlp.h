@@ -25,7 +25,7 @@ class INTROSPECT_EXPORT Mlp {
   torch::Tensor forward(const torch::Tensor& x_BTD, const Context& ctx) const;
 
   const MlpWeights& weights() const { return weights_; }
-  MlpWeights& weights() { return weights_; }  ///< for whoever edits a copy of a block's parts; shapes stay
+  MlpWeights& weights() { return weights_; }  ///< of a copy that is edited; shapes stay
   ops::Activation activation() const { return activation_; }
   int64_t d_mlp() const { return weights_.out.n_in(); }
   bool gated() const { return weights_.in.n_out() == 2 * d_mlp(); }
