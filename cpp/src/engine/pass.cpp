@@ -270,7 +270,7 @@ Indices Pass::path_to(int64_t key) const {
 }
 
 void Pass::append_keys(cache::KVCache& to, int64_t layer, const Indices& path) const {
-  const auto rows = as_tensor(path, device());
+  const auto rows = as_tensor(path, device(layer));
   to.append(layer, keys_->keys(layer).index_select(2, rows), keys_->values(layer).index_select(2, rows));
 }
 
@@ -295,7 +295,7 @@ nn::Context Pass::context(const models::Model& model, int64_t layer, const torch
   ctx.layer = layer;
   const bool local = model.cfg().is_local(layer);
   auto& positions = local ? ctx.local : ctx.global;
-  positions = model.positions_in_tree(depths_T.to(device()), parents_S, local);
+  positions = model.positions_in_tree(depths_T.to(device()), parents_S, local).to(device(layer));
   return ctx;
 }
 
@@ -314,11 +314,11 @@ torch::Tensor Pass::run_rows(const models::Model& model, int64_t layer, int64_t 
   stash_within(hooks, layer, first, n);
   ctx.hooks = hooks.empty() ? nullptr : &hooks;
   const auto outputs = outputs_of(layer, first, n);
-  if (outputs && hooks.empty()) ctx.outputs = as_tensor(*outputs, device());
-  const auto x_BTD = x_MD_.narrow(0, first, n).unsqueeze(0);
+  if (outputs && hooks.empty()) ctx.outputs = as_tensor(*outputs, device(layer));
+  const auto x_BTD = x_MD_.narrow(0, first, n).unsqueeze(0).to(device(layer));
   auto y_MD = block(model, layer).forward(x_BTD, ctx).squeeze(0);
   keep_attention(model, layer, watched);
-  return outputs && !hooks.empty() ? y_MD.index_select(0, as_tensor(*outputs, device())) : y_MD;
+  return outputs && !hooks.empty() ? y_MD.index_select(0, as_tensor(*outputs, device(layer))) : y_MD;
 }
 
 std::optional<Indices> Pass::outputs_of(int64_t layer, int64_t first, int64_t n) const {
@@ -368,13 +368,13 @@ torch::Tensor Pass::run_alone(const models::Model& model, int64_t layer, size_t 
   const auto watched = watch(hooks, model, layer, slot.first_row, slot.n_rows, pattern_is_built);
   stash_within(hooks, layer, slot.first_row, slot.n_rows);
   ctx.hooks = &hooks;
-  const auto x_BTD = x_MD_.narrow(0, slot.first_row, slot.n_rows).unsqueeze(0);
+  const auto x_BTD = x_MD_.narrow(0, slot.first_row, slot.n_rows).unsqueeze(0).to(device(layer));
   auto y_MD = block(model, layer).forward(x_BTD, ctx).squeeze(0);
   keys_->append(layer, own.keys(layer).narrow(2, n_path, slot.n_rows),
                 own.values(layer).narrow(2, n_path, slot.n_rows));
   keep_attention(model, layer, watched);
   const auto outputs = outputs_of(layer, slot.first_row, slot.n_rows);
-  return outputs ? y_MD.index_select(0, as_tensor(*outputs, device())) : y_MD;
+  return outputs ? y_MD.index_select(0, as_tensor(*outputs, device(layer))) : y_MD;
 }
 
 }  // namespace introspect::engine

@@ -55,7 +55,8 @@ class Pass {
     return *models_[static_cast<size_t>(piece(slot).model)];
   }
   const models::Model& first_model() const { return *models_.front(); }
-  torch::Device device() const { return first_model().device(); }
+  torch::Device device() const { return first_model().device(); }  // of the residuals between blocks
+  torch::Device device(int64_t layer) const { return first_model().device(layer); }
   torch::ScalarType wide() const {
     return first_model().dtype() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
   }

@@ -96,7 +96,7 @@ void Pass::keep_attention(const models::Model& model, int64_t layer, const std::
     const auto path = path_to(slot.first_key + row);
     const auto q_BTHK =
         queries_.at({kept.capture, kept.position}).view({1, 1, options.n_heads, options.d_head});
-    const auto k_BGSK = keys_->keys(layer).index_select(2, as_tensor(path, device()));
+    const auto k_BGSK = keys_->keys(layer).index_select(2, as_tensor(path, device(layer)));
     ops::AttentionMask mask;
     mask.causal = false;
     auto scores_HS = attn.scores(q_BTHK, k_BGSK, mask).view({options.n_heads, -1});
@@ -110,7 +110,8 @@ void Pass::keep_attention(const models::Model& model, int64_t layer, const std::
 
 void Pass::keep_pattern(const Kept& kept, torch::Tensor pattern_HS) {
   const auto& wanted = capture(kept.capture);
-  if (!wanted.heads.empty()) pattern_HS = pattern_HS.index_select(0, as_tensor(wanted.heads, device()));
+  if (!wanted.heads.empty())
+    pattern_HS = pattern_HS.index_select(0, as_tensor(wanted.heads, pattern_HS.device()));
   // Keys after the query are not seen: zero.
   auto out = at::zeros({pattern_HS.size(0), wanted.last_key - wanted.first_key}, pattern_HS.options());
   const int64_t seen = std::min(wanted.last_key, pattern_HS.size(1)) - wanted.first_key;

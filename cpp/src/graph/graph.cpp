@@ -22,14 +22,16 @@ std::string joined(const Range& list) {
 
 void check_model(const models::Model& first, const models::Model& model) {
   const auto &a = first.cfg(), &b = model.cfg();
-  check<ShapeError>(a.n_layers == b.n_layers && a.n_key_value_heads == b.n_key_value_heads &&
-                        a.d_head == b.d_head && a.d_model == b.d_model && a.n_heads == b.n_heads &&
-                        first.dtype() == model.dtype() && first.device() == model.device(),
-                    "Graph::segment: the models of a graph must have the same shape, dtype and device; '",
-                    a.model_name, "' has ", a.n_layers, " layers, ", a.n_key_value_heads, " key heads of ",
-                    a.d_head, ", d_model ", a.d_model, ", ", first.dtype(), "; '", b.model_name, "' has ",
-                    b.n_layers, " layers, ", b.n_key_value_heads, " key heads of ", b.d_head, ", d_model ",
-                    b.d_model, ", ", model.dtype());
+  bool same_devices = first.device() == model.device();
+  for (int64_t layer = 0; same_devices && layer < std::min(a.n_layers, b.n_layers); ++layer)
+    same_devices = first.device(layer) == model.device(layer);
+  check<ShapeError>(
+      a.n_layers == b.n_layers && a.n_key_value_heads == b.n_key_value_heads && a.d_head == b.d_head &&
+          a.d_model == b.d_model && a.n_heads == b.n_heads && first.dtype() == model.dtype() && same_devices,
+      "Graph::segment: the models of a graph must have the same shape, dtype and device; '", a.model_name,
+      "' has ", a.n_layers, " layers, ", a.n_key_value_heads, " key heads of ", a.d_head, ", d_model ",
+      a.d_model, ", ", first.dtype(), "; '", b.model_name, "' has ", b.n_layers, " layers, ",
+      b.n_key_value_heads, " key heads of ", b.d_head, ", d_model ", b.d_model, ", ", model.dtype());
 }
 
 void check_intervention(const hooks::Intervention& i, const models::Model& model, int64_t n_tokens) {

@@ -42,11 +42,14 @@ models::Model tiny_model() {
   for (int64_t layer = 0; layer < L; ++layer)
     weights.blocks.emplace_back(nn::BlockParts{
         .ln1 = layer_norm(D, hooks::Point::kLn1Scale, hooks::Point::kLn1Normalized),
-        .attn = nn::Attention({random({3 * H * K, D}), random({3 * H * K}), random({D, H * K}), random({D})},
+        .attn = nn::Attention({.QKV = nn::Linear{random({3 * H * K, D}), random({3 * H * K})},
+                               .O = nn::Linear{random({D, H * K}), random({D})}},
                               {.n_heads = H, .n_key_value_heads = H, .d_head = K, .score_divisor = 2}),
         .ln1_post = {},
         .ln2 = layer_norm(D, hooks::Point::kLn2Scale, hooks::Point::kLn2Normalized),
-        .mlp = nn::Mlp({random({M, D}), random({M}), random({D, M}), random({D})}, ops::Activation::kGeluNew),
+        .mlp = nn::Mlp(
+            {.in = nn::Linear{random({M, D}), random({M})}, .out = nn::Linear{random({D, M}), random({D})}},
+            ops::Activation::kGeluNew),
         .ln2_post = {}});
   return {cfg, std::move(weights), std::nullopt, std::nullopt, "hash"};
 }
