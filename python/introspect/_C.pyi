@@ -999,7 +999,7 @@ class KVCache:
 
         Args:
             path: tensors keys.{layer}, values.{layer} and, with padding, mask; shape, length and model in the metadata.
-            model_hash: ``model.engine.hash`` of the model that made it.
+            model_hash: ``model.native.hash`` of the model that made it.
 
         Raises:
             IoError: the file cannot be written.

@@ -11,11 +11,11 @@ TOKENS = torch.tensor([[5, 6, 7, 8]])
 
 def seen_on_the_way(model):
     """The activations of a pass, which ends where numbers are asked for that a block on "meta" does not have."""
-    seen, hooks = introspect._C.ActivationCache(), model.engine.make_hooks()
+    seen, hooks = introspect._C.ActivationCache(), model.native.make_hooks()
     for name in model.hook_names:
         hooks.record(name, seen)
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
-        model.engine.forward(TOKENS, hooks=hooks)
+        model.native.forward(TOKENS, hooks=hooks)
     return seen.to_dict()
 
 

@@ -63,6 +63,19 @@ def test_the_defaults_are_those_of_the_command_line_and_stand_in_one_place(model
         assert inspect.signature(command).parameters["nulls"].default in (None, _C.default_nulls)
 
 
+@pytest.mark.parametrize("hooked", ["steer", "hook"])
+def test_steering_and_hooks_that_an_experiment_would_leave_out_are_refused(model, vectors, hooked):
+    before = run(model, vectors).rows
+    name = "blocks.1.hook_resid_post"
+    in_effect = model.steer(vectors["cat"]) if hooked == "steer" else model.hooks([(name, lambda x, hook: x)])
+    with (
+        in_effect,
+        pytest.raises(introspect.ConfigError, match="run_experiment: model must have nothing hooked into it"),
+    ):
+        run(model, vectors)
+    assert run(model, vectors).rows == before
+
+
 def test_a_strength_that_is_given_is_absolute_unless_told(model, vectors):
     assert run(model, vectors, strengths=[2.0]).settings["strength_unit"] == "absolute"
     assert "residual_norm" not in run(model, vectors, strengths=[2.0]).settings
