@@ -357,9 +357,6 @@ def test_an_adapter_trained_on_smollm2_gives_pefts_logits(smollm2, tmp_path):
     theirs.eval().save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     before = model(text)
     with model.adapted(adapter_of(tmp_path)):
-        with torch.no_grad():
-            expected = theirs(text).logits
-        torch.testing.assert_close(model(text), expected, rtol=0, atol=1e-4)
         said = model.generate("The capital of France is", max_new_tokens=8)
         greedy = model.to_tokens("The capital of France is")
         n = greedy.shape[1]
@@ -369,3 +366,7 @@ def test_an_adapter_trained_on_smollm2_gives_pefts_logits(smollm2, tmp_path):
     assert said == model.to_string(greedy[0, n:])
     assert "teapot" in said
     torch.testing.assert_close(model(text), before, rtol=0, atol=0)
+    # In float32 thirty blocks summed in another order differ by about 1e-4 in logits of some tens.
+    wide = introspect.load_model(smollm2, dtype=torch.float64)
+    with wide.adapted(adapter_of(tmp_path)), torch.no_grad():
+        torch.testing.assert_close(wide(text), theirs.double()(text).logits, rtol=0, atol=1e-5)
