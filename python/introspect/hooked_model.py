@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,29 +21,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class _OfThread(threading.local):
-    """The native model that runs in one thread instead of the model's own."""
-
-    native: _C.Model | None = None
-
-
 class HookedModel(Hooked):
     """A hooked decoder under either of its names, each of which says how it is called and continued: see ``Model``."""
 
     steer = steering.steer
 
-    def __init__(self, native: _C.Model, *, name: str | None = None) -> None:
-        self._instead = _OfThread()
-        super().__init__(native, name=name)
-
     @property
     def native(self) -> _C.Model:
         """The native model; inside ``adapted`` the one with the adapter."""
-        return self._instead.native or self._native
+        return self._of_thread.native or self._native
 
     @native.setter
     def native(self, native: _C.Model) -> None:
-        if self._instead.native is not None:
+        if self._of_thread.native is not None:
             raise _C.ConfigError(
                 "Model: weights cannot be changed inside `with model.adapted(...)`: leave the block first"
             )
@@ -65,12 +54,12 @@ class HookedModel(Hooked):
             ConfigError: an adapter of another model, or a model with processed weights.
             ShapeError: matrices of other sizes than the model's.
         """
-        before = self._instead.native
-        self._instead.native = self.native.with_adapter(adapter, scale=scale)
+        before = self._of_thread.native
+        self._of_thread.native = self.native.with_adapter(adapter, scale=scale)
         try:
             yield self
         finally:
-            self._instead.native = before
+            self._of_thread.native = before
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -90,3 +90,12 @@ CONTROLS = {
     "injected": [1, 2],
     "questions": ["Is ice hot?", "Are you a bird?", "Is it day?"],
 }
+
+
+def looped_readings(model, vectors, strength) -> tuple[Looped, dict[str, Looped]]:
+    """(base, {concept: injected}) of the protocol's own question, every vector injected by itself."""
+    ids, positions = chat_ids(model, TURNS), message_positions(model, TURNS, [1, 2])
+    return looped(model, ids), {
+        name: looped(model, ids, positions, {layer: strength * v for layer, v in vector.directions.items()})
+        for name, vector in vectors.items()
+    }

@@ -82,6 +82,7 @@ class _OfThread(threading.local):
 
     effects: tuple[Effect, ...] = ()
     level = 0
+    native: _C.Model | None = None  # that runs instead of the model's own
 
 
 class Hooked:
@@ -95,11 +96,11 @@ class Hooked:
     """
 
     def __init__(self, native: _C.Model, *, name: str | None = None) -> None:
+        self._of_thread = _OfThread()
         self.native = native
         self.name = name or native.cfg.model_name
         self._lock = threading.Lock()
         self._shared: tuple[Effect, ...] = ()  # replaced, never changed: a pass looks at it without the lock
-        self._of_thread = _OfThread()
         self._numbers = itertools.count(1)
 
     def _hook_flags(self) -> dict[str, bool]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from looped import CONTROLS, TURNS, chat_ids, looped, message_positions
+from looped import CONTROLS, TURNS, looped_readings, message_positions
 from looped import protocol as any_protocol
 from tiny_chat import random_vectors, write_tiny_chat
 
@@ -80,12 +80,7 @@ def vectors():
 
 @pytest.fixture(scope="module")
 def naive(model, vectors):
-    """(base, {concept: injected}) of the protocol's own question."""
-    ids, positions = chat_ids(model, TURNS), message_positions(model, TURNS, [1, 2])
-    return looped(model, ids), {
-        name: looped(model, ids, positions, {layer: STRENGTH * v for layer, v in vector.directions.items()})
-        for name, vector in vectors.items()
-    }
+    return looped_readings(model, vectors, STRENGTH)
 
 
 def run(model, vectors, given=None, **options):
