@@ -283,11 +283,15 @@ Raises:
 The points of a sweep against the highest point of each null's sweep.
 
 ``p`` is of each point, adjusted for looking at all of them; ``p_any`` of the highest; ``threshold`` is what a null's
-highest point exceeds with 1 - confidence.
+highest point exceeds with 1 - confidence. In its units: ``scores`` of the curve's points, their ``highest``, and
+``null_highest`` of each null's sweep.
 )doc")
       .def_readonly("p", &MaxNullBand::p)
       .def_readonly("p_any", &MaxNullBand::p_any)
-      .def_readonly("threshold", &MaxNullBand::threshold);
+      .def_readonly("threshold", &MaxNullBand::threshold)
+      .def_readonly("scores", &MaxNullBand::scores)
+      .def_readonly("highest", &MaxNullBand::highest)
+      .def_readonly("null_highest", &MaxNullBand::null_highest);
   m.def("max_null_band", &max_null_band, py::arg("values"), py::arg("nulls"), py::kw_only(),
         py::arg("confidence") = 0.95, py::arg("studentise") = true, R"doc(
 p-values of the points of a sweep from the nulls' maxima, adjusted for looking at all points.

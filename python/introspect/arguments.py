@@ -87,14 +87,20 @@ def listed(values: Any, name: str, who: str) -> list:
     return list(values)
 
 
-def native_model(model: Any, who: str) -> _C.Model:
-    """The native model of an introspect.Model or HookedTransformer.
+def native_model(model: Any, who: str, name: str = "model") -> _C.Model:
+    """The native model of an introspect.Model or HookedTransformer, for work that knows nothing of its hooks.
 
     Raises:
         TypeError: it is none.
+        ConfigError: it is hooked or steered, which would be left out.
     """
     native = model if isinstance(model, _C.Model) else getattr(model, "native", None)
     if isinstance(native, _C.Model):
+        if getattr(model, "is_hooked", False):
+            raise _C.ConfigError(
+                f"{who}: {name} must have nothing hooked into it and no steering, which would be left out: "
+                "leave the with block, or call reset_hooks()"
+            )
         return native
     hint = "; introspect.load_model makes one of a name or path" if isinstance(model, str | os.PathLike) else ""
     raise TypeError(f"{who}: model must be an introspect.Model, got {type(model).__name__}{hint}")

@@ -61,7 +61,8 @@ class Graph:
         Raises:
             ShapeError: models of other shapes, or more than n_ctx positions.
             IndexError: tokens, nodes, layers or positions that are not there.
-            ConfigError: interventions after the last block, or an adapter of another model.
+            ConfigError: interventions after the last block, an adapter of another model, or a model that is hooked or
+                steered (interventions are what a graph runs).
             ValueError: no tokens.
         """
         who = "Graph.segment"

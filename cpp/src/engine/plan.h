@@ -45,16 +45,9 @@ struct SourceRead {
 };
 
 /// What is kept of a piece.
-struct Capture {
-  using What = engine::What;
-  What what = What::activation;
+struct Capture : Read {
   int64_t piece = 0;
-  std::vector<int64_t> positions;  ///< of the piece's tokens
-  std::vector<int64_t> layers;
-  hooks::Point point = hooks::Point::kResidPost;
-  std::vector<int64_t> heads;           ///< empty: all
-  int64_t first_key = 0, last_key = 0;  ///< of attention: positions [first, last) of the sequence
-  int64_t group = 0;                    ///< captures of one group are made in the same pass; ascending
+  int64_t group = 0;  ///< captures of one group are made in the same pass; ascending
 };
 
 /// A piece at one height of one pass: it stands for all that equal it up to there.

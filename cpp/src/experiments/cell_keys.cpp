@@ -48,8 +48,8 @@ std::string ids_hash(const Ids& ids) {
   return sha256_hex(Json(ids).dump());
 }
 
-CellKeys::CellKeys(const models::Model& model, const Plan& plan) : plan_(plan) {
-  for (const auto& scene : plan.scenes)
+CellKeys::CellKeys(const models::Model& model, const Design& design) : design_(design) {
+  for (const auto& scene : design.scenes)
     identities_[&scene] = fields({{"version", kNumericsVersion},
                                   {"model", model.hash()},
                                   {"dtype", dtype_name(model.dtype())},
@@ -63,7 +63,7 @@ Json CellKeys::readout_fields(const Scene& scene, const Ask& ask) const {
   // As stores have hashed them; others come after these by name.
   static const std::vector<std::string> kFirst = {
       "read", "readouts", "variants", "spans", "answers", "directions", "continuations", "sampling", "seed"};
-  const auto& reads = plan_.reads(ask);
+  const auto& reads = design_.reads(ask);
   std::map<std::string, Json> found;
   std::map<std::string, Json> first_readouts_asked;
   for (const auto* one : reads.active) {
@@ -96,7 +96,7 @@ std::string CellKeys::reading(const Scene& scene, const Ask& ask, const std::str
   Json json{{"added", added.empty() ? "nothing" : added},
             {"after", ask.after},
             {"keeps_steering", ask.keeps_steering},
-            {"read", {plan_.yes_id, plan_.no_id, Json::array()}}};
+            {"read", {design_.yes_id, design_.no_id, Json::array()}}};
   const auto of_readouts = readout_fields(scene, ask);
   for (const auto& [name, value] : of_readouts.items())
     if (name == "read")

@@ -6,7 +6,7 @@
 
 #include "introspect/models/model.h"
 
-#include "experiments/plan.h"
+#include "experiments/design.h"
 #include "experiments/value_json.h"
 
 namespace introspect::experiments {
@@ -27,7 +27,7 @@ std::string ids_hash(const Ids& ids);
 /// The places of readings in a store: hashes of everything that a reading depends on, and of nothing else.
 class CellKeys {
  public:
-  CellKeys(const models::Model& model, const Plan& plan);
+  CellKeys(const models::Model& model, const Design& design);
 
   /// `added`: the identity of what is injected; empty: nothing.
   std::string reading(const Scene& scene, const Ask& ask, const std::string& added) const;
@@ -38,7 +38,7 @@ class CellKeys {
   nlohmann::ordered_json readout_fields(const Scene& scene, const Ask& ask) const;
 
   std::map<const Scene*, std::string> identities_;  // JSON fields
-  const Plan& plan_;
+  const Design& design_;
 };
 
 }  // namespace introspect::experiments

@@ -10,7 +10,7 @@
 #include "introspect/cache/kv_cache.h"
 #include "introspect/models/model.h"
 
-#include "experiments/plan.h"
+#include "experiments/design.h"
 
 namespace introspect::experiments {
 

@@ -12,7 +12,7 @@
 #include "introspect/steering/residual_norms.h"
 
 #include "experiments/finite.h"
-#include "experiments/plan.h"
+#include "experiments/design.h"
 
 namespace introspect::experiments {
 namespace {
@@ -39,7 +39,7 @@ cache::KVCache prefill(const models::Model& model, const Ids& ids) {
 /// One forward pass over the injected tokens and the question, and one backward pass.
 ///
 /// What is differentiated by is an injection of zeros: its gradient is the sum over the positions that it is added to.
-Slopes differentiate(const models::Model& model, const Plan& plan, const Scene& scene, const Ask& ask,
+Slopes differentiate(const models::Model& model, const Design& design, const Scene& scene, const Ask& ask,
                      const cache::KVCache& before) {
   const at::AutoGradMode with_gradients(true);
   const auto n_layers = model.cfg().n_layers;
@@ -71,7 +71,7 @@ Slopes differentiate(const models::Model& model, const Plan& plan, const Scene& 
   pass.cache = &cache;
   pass.hooks = &registry;
   pass.logits_at = models::LogitsAt::kLast;
-  pass.vocab_ids = torch::tensor({plan.yes_id, plan.no_id}, torch::kInt64);
+  pass.vocab_ids = torch::tensor({design.yes_id, design.no_id}, torch::kInt64);
   const auto logits = model.forward(torch::tensor(ids, torch::kInt64).unsqueeze(0), pass).flatten();
   const auto log_odds = logits[0] - logits[1];
   const auto gradients = torch::autograd::grad({log_odds}, zeros);
@@ -104,21 +104,21 @@ std::vector<LayerEstimate> estimate_layers(const models::Model& model, const Pro
   experiment.strength_unit = options.strength_unit;
   experiment.seed = options.seed;
   experiment = with_defaults(std::move(experiment));
-  const auto plan = make_plan(model, protocol, vectors, experiment);
+  const auto design = make_design(model, protocol, vectors, experiment);
 
   std::vector<LayerEstimate> out;
   int64_t n_asks = 0, done = 0;
-  for (const auto& scene : plan.scenes) n_asks += static_cast<int64_t>(scene.asks.size());
-  for (const auto& scene : plan.scenes)
+  for (const auto& scene : design.scenes) n_asks += static_cast<int64_t>(scene.asks.size());
+  for (const auto& scene : design.scenes)
     check<ConfigError>(scene.is_whole() && protocol.inject == Inject::vector, "estimate_layers: protocol '",
                        protocol.name, "' must inject vectors into whole messages that are neighbours");
-  for (const auto& scene : plan.scenes) {
+  for (const auto& scene : design.scenes) {
     const auto before = prefill(model, scene.before);
     for (const auto& ask : scene.asks) {
       report(options.progress, "estimates", done++, n_asks);
-      const auto slopes = differentiate(model, plan, scene, ask, before);
+      const auto slopes = differentiate(model, design, scene, ask, before);
       if (!std::isfinite(slopes.log_odds)) throw_not_finite(model, "estimate_layers", protocol, scene, ask);
-      for (const auto& injection : plan.injections)
+      for (const auto& injection : design.injections)
         out.push_back({injection.concept_name, injection.strength, ask.question, ask.question_kind,
                        injection.null_index, slopes.log_odds,
                        parts(injection, slopes, *experiment.strength_unit), ask.asked_in});

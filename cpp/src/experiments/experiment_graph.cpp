@@ -41,8 +41,8 @@ Directions scaled(const Scene& scene, const Injection& injection, StrengthUnit u
 }
 
 ExperimentGraph::ExperimentGraph(graph::Graph& graph, const graph::ModelPtr& model, const Protocol& protocol,
-                                 const Plan& plan, StrengthUnit unit, Measured& measured)
-    : model_(model), protocol_(protocol), plan_(plan), unit_(unit), measured_(measured), graph_(graph) {}
+                                 const Design& design, StrengthUnit unit, Measured& measured)
+    : model_(model), protocol_(protocol), design_(design), unit_(unit), measured_(measured), graph_(graph) {}
 
 // ---- nodes --------------------------------------------------------------------------------------------------------
 
@@ -83,7 +83,7 @@ NodeId ExperimentGraph::prefill(const Scene& scene, const Injection* injection) 
   } else if (protocol_.inject == Inject::tokens) {
     at = graph_.segment(model_, scene.others.at(injection->concept_name), at);
   } else {
-    const auto& spans_model = protocol_.inject == Inject::model ? plan_.prefill_model : model_;
+    const auto& spans_model = protocol_.inject == Inject::model ? design_.prefill_model : model_;
     const auto end = static_cast<int64_t>(scene.injected.size());
     int64_t done = 0;
     for (const auto& [first, last] : reached(scene, *injection)) {
@@ -134,7 +134,7 @@ void ExperimentGraph::want(const Wanted& wanted) {
   const auto place = wanted_.size();
   wanted_.push_back(wanted);
   parts_.emplace_back();
-  const auto& reads = plan_.reads(*wanted.ask);
+  const auto& reads = design_.reads(*wanted.ask);
   const auto& needs = reads.needs.steered();
   parts_.back().values.resize(needs.size());
   const auto of_kind = [&](bool is_after) {
@@ -183,7 +183,7 @@ void ExperimentGraph::measure_other(const Scene& scene, const std::string& conce
 }
 
 void ExperimentGraph::measure_base(const Scene& scene, const Ask& ask) {
-  const auto& needs = plan_.reads(ask).needs.unsteered();
+  const auto& needs = design_.reads(ask).needs.unsteered();
   if (needs.empty() || has_base(scene, ask) || !bases_.insert({&scene, &ask}).second) return;
   measured_.base[{&scene, &ask}] = {std::vector<torch::Tensor>(needs.size()), {}, 0};
   for (size_t i = 0; i < needs.size(); ++i) {
@@ -219,7 +219,7 @@ void ExperimentGraph::take(const Use& use, const engine::Captured& captured) {
       return;
     case Use::What::base: {
       auto& base = measured_.base[{use.scene, use.ask}];
-      const auto& need = plan_.reads(*use.ask).needs.unsteered()[use.number];
+      const auto& need = design_.reads(*use.ask).needs.unsteered()[use.number];
       base.values[use.number] = value_of(need, *use.scene, nullptr).clone();
       --base.n_missing;
       return;
@@ -227,7 +227,7 @@ void ExperimentGraph::take(const Use& use, const engine::Captured& captured) {
     case Use::What::need: {
       const auto& [scene, ask, injection, key] = wanted_[use.place];
       parts_[use.place].values[use.number] =
-          value_of(plan_.reads(*ask).needs.steered()[use.number], *scene, injection);
+          value_of(design_.reads(*ask).needs.steered()[use.number], *scene, injection);
       break;
     }
     case Use::What::cache:
@@ -249,7 +249,7 @@ std::vector<std::pair<size_t, Parts>> ExperimentGraph::take(
       for (const auto& use : uses->second) take(use, captured);
   const auto is_ready = [&](size_t place) {
     const auto& [scene, ask, injection, key] = wanted_[place];
-    return !injection || plan_.reads(*ask).needs.unsteered().empty() || has_base(*scene, *ask);
+    return !injection || design_.reads(*ask).needs.unsteered().empty() || has_base(*scene, *ask);
   };
   const auto waiting = std::stable_partition(complete_.begin(), complete_.end(), is_ready);
   std::vector<std::pair<size_t, Parts>> out;

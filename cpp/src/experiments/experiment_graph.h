@@ -14,7 +14,7 @@
 #include "introspect/cache/kv_cache.h"
 #include "introspect/graph/graph.h"
 
-#include "experiments/plan.h"
+#include "experiments/design.h"
 
 namespace introspect::experiments {
 
@@ -53,7 +53,7 @@ Directions scaled(const Scene& scene, const Injection& injection, StrengthUnit u
 class ExperimentGraph {
  public:
   ExperimentGraph(graph::Graph& graph, const graph::ModelPtr& model, const Protocol& protocol,
-                  const Plan& plan, StrengthUnit unit, Measured& measured);
+                  const Design& design, StrengthUnit unit, Measured& measured);
 
   void want(const Wanted& wanted);
   void measure_norms(const Scene& scene);
@@ -93,7 +93,7 @@ class ExperimentGraph {
 
   const graph::ModelPtr& model_;
   const Protocol& protocol_;
-  const Plan& plan_;
+  const Design& design_;
   const StrengthUnit unit_;
   Measured& measured_;
   graph::Graph& graph_;

@@ -5,7 +5,7 @@
 #include "introspect/experiments/result.h"
 #include "introspect/models/model.h"
 
-#include "experiments/plan.h"
+#include "experiments/design.h"
 
 namespace introspect::experiments {
 

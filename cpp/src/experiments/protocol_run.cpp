@@ -26,7 +26,7 @@ ProtocolRun::ProtocolRun(const graph::ModelPtr& model, const Protocol& protocol,
     : model_(model),
       protocol_(protocol),
       options_(options),
-      plan_(make_plan(*model, protocol, vectors, options)),
+      design_(make_design(*model, protocol, vectors, options)),
       origin_{model->cfg().model_name,
               model->hash(),
               dtype_name(model->dtype()),
@@ -37,14 +37,14 @@ ProtocolRun::ProtocolRun(const graph::ModelPtr& model, const Protocol& protocol,
               to_string(*options.strength_unit),
               INTROSPECT_VERSION,
               INTROSPECT_BUILT_WITH_TORCH},
-      cell_keys_(*model, plan_) {
+      cell_keys_(*model, design_) {
   check_budget();
   count();
 }
 
 int64_t ProtocolRun::n_asks() const {
   int64_t out = 0;
-  for (const auto& scene : plan_.scenes) out += static_cast<int64_t>(scene.asks.size());
+  for (const auto& scene : design_.scenes) out += static_cast<int64_t>(scene.asks.size());
   return out;
 }
 
@@ -55,15 +55,15 @@ int64_t ProtocolRun::missing_tokens() const {
 }
 
 double ProtocolRun::n_logits() const {
-  int64_t out = plan_.of_own.compares ? 2 : 1;
-  for (const auto& readout : plan_.readouts) out += readout->prepared.n_logits;
+  int64_t out = design_.of_own.compares ? 2 : 1;
+  for (const auto& readout : design_.readouts) out += readout->prepared.n_logits;
   return static_cast<double>(out);
 }
 
 int64_t ProtocolRun::direction_bytes() const {
   std::unordered_set<const void*> seen;
   int64_t out = 0;
-  for (const auto& injection : plan_.injections)
+  for (const auto& injection : design_.injections)
     for (const auto& [layer, direction] : injection.directions)
       if (seen.insert(direction.unsafeGetTensorImpl()).second)
         out += static_cast<int64_t>(direction.nbytes());
@@ -71,14 +71,14 @@ int64_t ProtocolRun::direction_bytes() const {
 }
 
 void ProtocolRun::enter_first(graph::Graph& graph) {
-  for (const auto& scene : plan_.scenes)
+  for (const auto& scene : design_.scenes)
     for (const auto& ask : scene.asks) want(scene, ask, nullptr);
   if (!needs_more_first()) return;
   auto& view = enter(graph);
   for (const auto* scene : unmeasured_) view.measure_norms(*scene);
   if (protocol_.inject == Inject::patch)
-    for (const auto& [concept_name, ids] : plan_.scenes.front().others)
-      view.measure_other(plan_.scenes.front(), concept_name);
+    for (const auto& [concept_name, ids] : design_.scenes.front().others)
+      view.measure_other(design_.scenes.front(), concept_name);
   for (const auto& wanted : std::exchange(missing_, {})) view.want(wanted);
 }
 
@@ -97,7 +97,7 @@ void ProtocolRun::keep_first() {
 void ProtocolRun::stand_in() {
   for (const auto* scene : unmeasured_)
     for (int64_t layer = 0; layer < model_->cfg().n_layers; ++layer) measured_.norms[scene][layer] = 1.0;
-  for (const auto& scene : plan_.scenes)
+  for (const auto& scene : design_.scenes)
     for (const auto& [concept_name, ids] : scene.others) {
       const auto differs = static_cast<double>(measured_.others.size());
       auto& other = measured_.others[{&scene, concept_name}];
@@ -107,9 +107,9 @@ void ProtocolRun::stand_in() {
 }
 
 void ProtocolRun::plan_injections() {
-  for (const auto& injection : plan_.injections)
-    for (const auto& scene : plan_.scenes) {
-      if (!plan_.is_steered(injection)) continue;
+  for (const auto& injection : design_.injections)
+    for (const auto& scene : design_.scenes) {
+      if (!design_.is_steered(injection)) continue;
       added_[{&scene, &injection}] = added_hash(scene, injection);
       for (const auto& ask : scene.asks)
         if (dropped_.count(&ask) == 0) want(scene, ask, &injection);
@@ -125,15 +125,15 @@ void ProtocolRun::note_asked() const {
   };
   const auto add = [&](const Scene& scene, const Ask& ask, const Injection* injection) {
     if (dropped_.count(&ask) > 0) return;
-    const bool is_steered = injection && plan_.is_steered(*injection);
+    const bool is_steered = injection && design_.is_steered(*injection);
     cells.push_back(
         make_cell({&scene, &ask, injection, keys_.at({&scene, &ask, is_steered ? injection : nullptr})}, {}));
     if (cells.size() == 10'000) flush();
   };
-  for (const auto& scene : plan_.scenes)
+  for (const auto& scene : design_.scenes)
     for (const auto& ask : scene.asks) add(scene, ask, nullptr);
-  for (const auto& injection : plan_.injections)
-    for (const auto& scene : plan_.scenes)
+  for (const auto& injection : design_.injections)
+    for (const auto& scene : design_.scenes)
       for (const auto& ask : scene.asks) add(scene, ask, &injection);
   flush();
 }
@@ -160,7 +160,7 @@ void ProtocolRun::take(const std::vector<std::pair<graph::ReadId, engine::Captur
     given.push_back(
         {wanted.ask, &parts, wanted.injection && base != measured_.base.end() ? &base->second : nullptr});
   }
-  auto readings = read_out(*model_, plan_, given);
+  auto readings = read_out(*model_, design_, given);
   std::vector<Prompt> prompts;
   std::vector<size_t> prompted;  // readings whose text is sampled
   for (size_t i = 0; i < readings.size(); ++i) {
@@ -190,7 +190,7 @@ void ProtocolRun::take(const std::vector<std::pair<graph::ReadId, engine::Captur
                  std::vector<size_t> rows;
                  for (size_t i = 0; i < places.size(); ++i) {
                    rows.push_back(prompted[places[i]]);
-                   read_text(*model_, plan_, given[rows.back()], texts[i], readings[rows.back()]);
+                   read_text(*model_, design_, given[rows.back()], texts[i], readings[rows.back()]);
                  }
                  n_texts_ += static_cast<int64_t>(rows.size());
                  finish(rows);
@@ -222,28 +222,28 @@ Result ProtocolRun::collect() const {
                   options_.nulls,
                   to_string(*options_.strength_unit),
                   is_residual ? "median" : "",
-                  plan_.controls,
+                  design_.controls,
                   at::get_num_threads(),
                   INTROSPECT_VERSION,
                   INTROSPECT_BUILT_WITH_TORCH,
                   {},
                   options_.control_filter};
-  for (const auto& readout : plan_.readouts)
+  for (const auto& readout : design_.readouts)
     for (const auto& one : readout->prepared.settings) out.settings.of_readouts.push_back(one);
   if (options_.control_filter) {
-    for (const auto& scene : plan_.scenes)
+    for (const auto& scene : design_.scenes)
       out.settings.controls_asked += std::count_if(scene.asks.begin(), scene.asks.end(),
                                                    [](const auto& ask) { return ask.is_control(); });
     out.settings.controls_kept = out.settings.controls_asked - static_cast<int64_t>(dropped_.size());
   }
-  out.warnings = plan_.warnings;
-  for (const auto& injection : plan_.injections)
-    for (const auto& scene : plan_.scenes)
+  out.warnings = design_.warnings;
+  for (const auto& injection : design_.injections)
+    for (const auto& scene : design_.scenes)
       for (const auto& ask : scene.asks) {
         if (dropped_.count(&ask) > 0) continue;
         const auto& base = readings_.at(keys_.at({&scene, &ask, nullptr}));
         const auto& injected =
-            plan_.is_steered(injection) ? readings_.at(keys_.at({&scene, &ask, &injection})) : base;
+            design_.is_steered(injection) ? readings_.at(keys_.at({&scene, &ask, &injection})) : base;
         const auto leaves = protocol_.read == experiments::Read::yes_no && leaves_format(base, injected);
         out.rows.push_back({setting_of(ask, &injection), base, injected, leaves});
       }
@@ -252,10 +252,10 @@ Result ProtocolRun::collect() const {
 }
 
 void ProtocolRun::count() {
-  const auto steered = std::count_if(plan_.injections.begin(), plan_.injections.end(),
-                                     [&](const auto& injection) { return plan_.is_steered(injection); });
+  const auto steered = std::count_if(design_.injections.begin(), design_.injections.end(),
+                                     [&](const auto& injection) { return design_.is_steered(injection); });
   total_ = 0;
-  for (const auto& scene : plan_.scenes)
+  for (const auto& scene : design_.scenes)
     for (const auto& ask : scene.asks) total_ += dropped_.count(&ask) ? 1 : 1 + steered;
 }
 
@@ -268,7 +268,7 @@ void ProtocolRun::want(const Scene& scene, const Ask& ask, const Injection* inje
   }
   if (readings_.count(key) == 0)
     if (const auto stored = options_.store ? options_.store->get(key) : std::nullopt)
-      readings_.emplace(key, stored_reading(*options_.store, key, *stored, plan_, ask));
+      readings_.emplace(key, stored_reading(*options_.store, key, *stored, design_, ask));
   if (readings_.count(key) > 0) {
     ++done_;
     return;
@@ -304,7 +304,7 @@ std::string ProtocolRun::added_hash(const Scene& scene, const Injection& injecti
       out = directions_hash(scaled(scene, injection, *options_.strength_unit, measured_));
       break;
     case Inject::model:
-      out = "model " + plan_.prefill_model->hash();
+      out = "model " + design_.prefill_model->hash();
       break;
     case Inject::tokens:
       return "tokens " + ids_hash(scene.others.at(injection.concept_name));
@@ -327,7 +327,7 @@ bool ProtocolRun::find_norms(const Scene& scene) {
 }
 
 void ProtocolRun::filter_controls() {
-  for (const auto& scene : plan_.scenes)
+  for (const auto& scene : design_.scenes)
     for (const auto& ask : scene.asks)
       if (ask.is_control() &&
           !(readings_.at(keys_.at({&scene, &ask, nullptr})).log_odds < *options_.control_filter))
@@ -337,7 +337,7 @@ void ProtocolRun::filter_controls() {
 
 bool ProtocolRun::needs_more_first() {
   if (*options_.strength_unit == StrengthUnit::residual)
-    for (const auto& scene : plan_.scenes)
+    for (const auto& scene : design_.scenes)
       if (!find_norms(scene)) unmeasured_.push_back(&scene);
   return !unmeasured_.empty() || options_.control_filter || protocol_.inject == Inject::patch;
 }
@@ -358,16 +358,16 @@ Prompt ProtocolRun::prompt(const Wanted& wanted, cache::KVCache cache, torch::Te
 }
 
 void ProtocolRun::check_budget() {
-  for (const auto& scene : plan_.scenes) {
+  for (const auto& scene : design_.scenes) {
     const auto& longest =
         *std::max_element(scene.asks.begin(), scene.asks.end(),
                           [](const auto& a, const auto& b) { return a.after.size() < b.after.size(); });
     graph::Graph graph;
     Measured none;
-    ExperimentGraph view(graph, model_, protocol_, plan_, *options_.strength_unit, none);
+    ExperimentGraph view(graph, model_, protocol_, design_, *options_.strength_unit, none);
     view.want({&scene, &longest, nullptr, ""});
     if (*options_.strength_unit == StrengthUnit::residual) view.measure_norms(scene);
-    if (protocol_.inject == Inject::model) view.want({&scene, &longest, &plan_.injections.front(), ""});
+    if (protocol_.inject == Inject::model) view.want({&scene, &longest, &design_.injections.front(), ""});
     for (const auto& [concept_name, ids] : scene.others) view.measure_other(scene, concept_name);
     try {
       graph::RunOptions options;

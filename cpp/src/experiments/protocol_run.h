@@ -15,7 +15,7 @@
 #include "experiments/cell_keys.h"
 #include "experiments/continuation.h"
 #include "experiments/experiment_graph.h"
-#include "experiments/plan.h"
+#include "experiments/design.h"
 #include "introspect/experiments/run.h"
 #include "introspect/experiments/store.h"
 
@@ -74,13 +74,13 @@ class ProtocolRun {
   /// The graph is about to go. What it has not read is missing again.
   void leave();
 
-  bool samples() const { return plan_.of_own.samples || plan_.of_controls.samples; }
+  bool samples() const { return design_.of_own.samples || design_.of_controls.samples; }
 
   Result collect() const;
 
  private:
   ExperimentGraph& enter(graph::Graph& graph) {
-    return view_.emplace(graph, model_, protocol_, plan_, *options_.strength_unit, measured_);
+    return view_.emplace(graph, model_, protocol_, design_, *options_.strength_unit, measured_);
   }
 
   void count();
@@ -111,7 +111,7 @@ class ProtocolRun {
   const graph::ModelPtr& model_;
   const Protocol& protocol_;
   const ExperimentOptions& options_;
-  const Plan plan_;
+  const Design design_;
   const Origin origin_;
   const CellKeys cell_keys_;
   std::map<std::tuple<const Scene*, const Ask*, const Injection*>, std::string> keys_;  // of every reading

@@ -20,14 +20,14 @@ double at(const torch::Tensor& logits_V, int64_t id) {
 
 class Reader {
  public:
-  Reader(const models::Model& model, const Plan& plan) : model_(model), plan_(plan) {}
+  Reader(const models::Model& model, const Design& design) : model_(model), design_(design) {}
 
   /// `logits_V` [V] at the read position, `log_total` the log of the sum of their exponentials.
   Reading read(const ReadRow& row, const torch::Tensor& logits_V, double log_total) {
     Reading out;
-    out.log_odds = at(logits_V, plan_.yes_id) - at(logits_V, plan_.no_id);
-    out.p_yes = std::exp(at(logits_V, plan_.yes_id) - log_total);
-    out.p_no = std::exp(at(logits_V, plan_.no_id) - log_total);
+    out.log_odds = at(logits_V, design_.yes_id) - at(logits_V, design_.no_id);
+    out.p_yes = std::exp(at(logits_V, design_.yes_id) - log_total);
+    out.p_no = std::exp(at(logits_V, design_.no_id) - log_total);
     ReadoutInputs inputs{model_, {}, logits_V, log_total, !row.ask->is_control(), {}, {}};
     read(row, /*of_text=*/false, inputs, out);
     return out;
@@ -41,7 +41,7 @@ class Reader {
  private:
   void read(const ReadRow& row, bool of_text, ReadoutInputs& inputs, Reading& out) {
     static const std::vector<torch::Tensor> kNothing;
-    const auto& reads = plan_.reads(*row.ask);
+    const auto& reads = design_.reads(*row.ask);
     const auto& base = row.base ? row.base->values : kNothing;
     for (size_t i = 0; i < reads.active.size(); ++i) {
       const auto& prepared = reads.active[i]->prepared;
@@ -65,23 +65,23 @@ class Reader {
   }
 
   const models::Model& model_;
-  const Plan& plan_;
+  const Design& design_;
   std::unordered_map<const Parts*, torch::Tensor> logits_;  // of unsteered readings
 };
 
 }  // namespace
 
-std::vector<Reading> read_out(const models::Model& model, const Plan& plan,
+std::vector<Reading> read_out(const models::Model& model, const Design& design,
                               const std::vector<ReadRow>& rows) {
   const auto element = model.dtype() == torch::kFloat64 ? sizeof(double) : sizeof(float);
   const auto n_at_once = static_cast<size_t>(
       std::clamp<int64_t>(kLogitBytes / (model.cfg().d_vocab * static_cast<int64_t>(element)), 1, 256));
-  Reader reader(model, plan);
+  Reader reader(model, design);
   std::vector<Reading> out;
   for (size_t first = 0; first < rows.size(); first += n_at_once) {
     std::vector<torch::Tensor> resids;
     for (size_t i = first; i < std::min(first + n_at_once, rows.size()); ++i)
-      resids.push_back(rows[i].parts->values.front()[0][-1]);  // the first need: see plan_reads
+      resids.push_back(rows[i].parts->values.front()[0][-1]);  // the first need: see reads_of
     const auto logits_NV = model.readout(torch::stack(resids)).to(torch::kCPU).contiguous();
     const auto log_totals = logits_NV.logsumexp({1}).to(torch::kFloat64);
     for (size_t i = 0; i < resids.size(); ++i) {
@@ -92,9 +92,9 @@ std::vector<Reading> read_out(const models::Model& model, const Plan& plan,
   return out;
 }
 
-void read_text(const models::Model& model, const Plan& plan, const ReadRow& row, const std::string& text,
+void read_text(const models::Model& model, const Design& design, const ReadRow& row, const std::string& text,
                Reading& reading) {
-  Reader(model, plan).read_text(row, text, reading);
+  Reader(model, design).read_text(row, text, reading);
 }
 
 }  // namespace introspect::experiments

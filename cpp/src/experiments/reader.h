@@ -7,7 +7,7 @@
 #include "introspect/models/model.h"
 
 #include "experiments/experiment_graph.h"
-#include "experiments/plan.h"
+#include "experiments/design.h"
 
 namespace introspect::experiments {
 
@@ -20,10 +20,10 @@ struct ReadRow {
 
 /// Reads everything but texts in float32 over the whole vocabulary, as many rows at once as leaves logits within some tens
 /// of MiB.
-std::vector<Reading> read_out(const models::Model& model, const Plan& plan, const std::vector<ReadRow>& rows);
+std::vector<Reading> read_out(const models::Model& model, const Design& design, const std::vector<ReadRow>& rows);
 
 /// Adds what readouts make of the text that was sampled.
-void read_text(const models::Model& model, const Plan& plan, const ReadRow& row, const std::string& text,
+void read_text(const models::Model& model, const Design& design, const ReadRow& row, const std::string& text,
                Reading& reading);
 
 }  // namespace introspect::experiments

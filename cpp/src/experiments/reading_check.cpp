@@ -64,13 +64,13 @@ std::string problem_of(const Cell& cell) {
   }
 }
 
-Reading stored_reading(const Store& store, const std::string& key, const std::string& value, const Plan& plan,
+Reading stored_reading(const Store& store, const std::string& key, const std::string& value, const Design& design,
                        const Ask& ask) {
   return named(store, key, [&] {
     auto reading = Reading::from_json(value);
     const auto problem = problem_of(reading);
     check<IoError>(problem.empty(), problem);
-    for (const auto* one : plan.reads(ask).active) {
+    for (const auto* one : design.reads(ask).active) {
       // Nothing is sampled from numbers that are not finite.
       if (one->prepared.reads_text && !reading.is_finite()) continue;
       for (const auto& [field, size] : one->prepared.fields) {

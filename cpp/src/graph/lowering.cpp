@@ -235,15 +235,8 @@ void Lowering::add_captures() {
   for (size_t r = 0; r < graph_.reads_.size(); ++r) {
     const auto& [id, read] = graph_.reads_[r];
     const auto& node = graph_.nodes_[static_cast<size_t>(id)];
-    engine::Capture capture{read.what,
-                            0,
-                            {},
-                            read.layers,
-                            read.point,
-                            read.heads,
-                            read.first_key,
-                            read.last_key,
-                            static_cast<int64_t>(r)};
+    engine::Capture capture{read, 0, static_cast<int64_t>(r)};
+    capture.positions.clear();
     if (read.what == Read::What::cache) {
       capture.piece = piece_of_[static_cast<size_t>(ends_[static_cast<size_t>(id)])];
       parts_of_[r].emplace_back(static_cast<int64_t>(captures.size()), 0);

@@ -72,6 +72,9 @@ MaxNullBand max_null_band(std::span<const double> values, const Matrix& nulls, d
     for (size_t i = 0; i < nulls.rows; ++i) maxima[i] = std::max(maxima[i], here[i]);
   }
   MaxNullBand out;
+  out.scores = scores;
+  out.highest = std::ranges::max(scores);
+  out.null_highest = maxima;
   std::ranges::sort(maxima);
   for (const double score : scores) {
     const auto not_below = maxima.end() - std::ranges::lower_bound(maxima, score);

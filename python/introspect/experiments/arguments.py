@@ -86,13 +86,7 @@ class Arguments:
     def engine(self, model: Any, name: str = "model") -> Any:
         if name != "model" and not isinstance(getattr(model, "native", None), _C.Model):
             self.fail(name, "an introspect.Model", model)
-        native = native_model(model, self.who)
-        if getattr(model, "is_hooked", False):
-            raise _C.ConfigError(
-                f"{self.who}: {name} must have nothing hooked into it and no steering, which would be left out: "
-                "leave the with block, or call reset_hooks()"
-            )
-        return native
+        return native_model(model, self.who, name)
 
     def protocol(self, given: Any) -> _C.Protocol:
         """A Protocol, of itself, a shipped name or a file."""

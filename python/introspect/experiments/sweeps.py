@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
+from ..statistics import max_null_band
 from .detections import blocks
 from .results import Compared, Detection, Result, Setting
 
@@ -58,16 +60,10 @@ def furthest(listed: Iterable[tuple[Setting, Compared]]) -> Furthest | None:
     counts = {len(compared.nulls) for _, compared in usable}
     if len(counts) != 1:
         return None
-    standardised = [_standardised((compared.value, *compared.nulls)) for _, compared in usable]
-    best = max(range(len(usable)), key=lambda i: standardised[i][0])
-    concept, *nulls = (max(column) for column in zip(*standardised, strict=True))
-    setting, compared = usable[best]
-    return Furthest(setting, compared.value, len(usable), Compared(concept, tuple(nulls)))
-
-
-def _standardised(values: Sequence[float]) -> list[float]:
-    mean, std = statistics.fmean(values), statistics.pstdev(values)
-    return [(value - mean) / std if std else 0.0 for value in values]
+    curve = [compared.value for _, compared in usable]
+    band = max_null_band(curve, np.array([compared.nulls for _, compared in usable]).T)
+    setting, compared = usable[band.scores.index(band.highest)]
+    return Furthest(setting, compared.value, len(usable), Compared(band.highest, tuple(band.null_highest)))
 
 
 def headlines(result: Result) -> dict[str, list[tuple[Setting, Compared]]]:

@@ -269,10 +269,10 @@ TEST_CASE("nothing is planned above what is read", "[engine]") {
   REQUIRE(cost({residual(0, 3), residual(1, 0)}) == 3 * 4 + 2 * 1);
   REQUIRE(cost({residual(0, 0), residual(1, 2)}) ==
           5 * 3);  // the prefix is needed as high as what follows it
-  auto cache = Capture{.what = Capture::What::cache};
+  auto cache = Capture{{.what = Capture::What::cache}};
   cache.piece = 1;
   REQUIRE(cost({cache}) == 5 * 4);
-  auto attention = Capture{.what = Capture::What::attention};
+  auto attention = Capture{{.what = Capture::What::attention}};
   attention.piece = 1, attention.positions = {1}, attention.layers = {2}, attention.last_key = 5;
   REQUIRE(cost({attention}) == 5 * 3);
 }

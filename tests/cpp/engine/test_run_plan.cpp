@@ -67,7 +67,7 @@ TEST_CASE("pieces run side by side are what each is by itself", "[engine]") {
   copy.copied = 1;
   const std::vector<Piece> pieces = {piece(-1, 1, {5, 6}), steered, piece(0, 4, {8, 9, 10}, 1), copy,
                                      piece(3, 5, {11})};
-  Capture cache{.what = Capture::What::cache};
+  Capture cache{{.what = Capture::What::cache}};
   cache.piece = 4, cache.group = 5;
   const auto plan = plan_of(models, pieces,
                             {activation(1, point, {0, 3}, {2, 0}, 1), activation(2, point, {3}, {1}, 2),
@@ -87,9 +87,9 @@ TEST_CASE("pieces run side by side are what each is by itself", "[engine]") {
 
 TEST_CASE("captures of a narrow model are float32, its caches of its own dtype", "[engine]") {
   const Models models = {tiny_model(0, torch::kBFloat16)};
-  Capture attention{.what = Capture::What::attention};
+  Capture attention{{.what = Capture::What::attention}};
   attention.layers = {1}, attention.positions = {2}, attention.last_key = 3, attention.group = 1;
-  Capture cache{.what = Capture::What::cache};
+  Capture cache{{.what = Capture::What::cache}};
   cache.group = 2;
   const auto got = run(plan_of(models, {piece(-1, 1, {5, 6, 7})},
                                {activation(0, hooks::Point::kResidPost, {3}, {2}, 0), attention, cache}),

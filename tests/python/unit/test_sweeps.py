@@ -86,7 +86,7 @@ def test_the_furthest_is_standardised_with_its_rotations():
     settings = [Setting("cat", 1.0, 1, 1), Setting("cat", 1.0, 2, 2)]
     compared = [Compared(3.0, (1.0, 2.0)), Compared(10.0, (0.0, 20.0))]
     best = furthest(zip(settings, compared, strict=True))
-    one, two = (statistics.pstdev((c.value, *c.nulls)) for c in compared)
+    one, two = (statistics.stdev((c.value, *c.nulls)) for c in compared)
     assert best.setting == settings[0] and best.value == 3.0 and best.n_settings == 2
     assert best.place.value == pytest.approx((3.0 - 2.0) / one)
     # each rotation at its own best setting: (1 - 2) / one against (0 - 10) / two, and 0 against (20 - 10) / two

@@ -26,18 +26,7 @@ using NodeId = int64_t;
 using ReadId = int64_t;
 using ModelPtr = std::shared_ptr<const models::Model>;
 
-/// What is read of a node once it has run.
-struct Read {
-  using What = engine::What;
-
-  What what = What::activation;
-  std::vector<int64_t> positions{-1};  ///< of the segment's tokens; negative ones count from its end
-  std::vector<int64_t> layers;         ///< empty: all, and for caches
-  hooks::Point point = hooks::Point::kResidPost;
-  std::vector<int64_t> heads;  ///< of attention; empty: all
-  /// Of attention: positions [first, last) of the whole sequence that are looked at.
-  int64_t first_key = 0, last_key = std::numeric_limits<int64_t>::max();
-};
+using engine::Read;
 
 struct RunOptions {
   int64_t memory_budget = int64_t{1} << 30;  ///< bytes of one pass, weights aside

@@ -31,7 +31,6 @@ class INTROSPECT_EXPORT Block {
   torch::Tensor forward(const torch::Tensor& resid_pre_BTD, const Context& ctx) const;
 
   const BlockParts& parts() const { return parts_; }
-  torch::Device device() const { return parts_.attn.weights().QKV.device(); }
 
  private:
   AttentionInput attention_input(const torch::Tensor& x_BTD, const Context& ctx) const;

@@ -1,4 +1,4 @@
-#include "experiments/plan.h"
+#include "experiments/design.h"
 
 #include <algorithm>
 #include <cmath>
@@ -73,26 +73,26 @@ std::vector<std::string> concepts(const NamedVectors& vectors, const ExperimentO
 }
 
 /// Puts the question into the scene it shares its beginning with, or into one of its own.
-Scene& add_ask(const models::Model& model, const Conversation& conversation, Ask ask, Plan& plan) {
+Scene& add_ask(const models::Model& model, const Conversation& conversation, Ask ask, Design& design) {
   auto tokens = tokenize(conversation, model.tokenizer(), model.chat_template());
   ask.after = std::move(tokens.after);
-  for (auto& scene : plan.scenes)
+  for (auto& scene : design.scenes)
     if (scene.before == tokens.before && scene.injected == tokens.injected && scene.spans == tokens.spans) {
       scene.asks.push_back(std::move(ask));
       return scene;
     }
-  plan.scenes.push_back(
+  design.scenes.push_back(
       {std::move(tokens.before), std::move(tokens.injected), std::move(tokens.spans), {std::move(ask)}, {}});
-  return plan.scenes.back();
+  return design.scenes.back();
 }
 
 Ids variants(const text::Tokenizer& tokenizer, int64_t first, const std::vector<std::string>& texts,
-             Plan& plan) {
+             Design& design) {
   Ids out{first};
   for (const auto& text : texts) {
     const auto ids = tokenizer.encode(text, /*add_special_tokens=*/false);
     if (ids.size() != 1)
-      plan.warnings.push_back(
+      design.warnings.push_back(
           concat("'", text, "' is ", ids.size(), " tokens of this model, so the lens does not count it"));
     else if (std::find(out.begin(), out.end(), ids[0]) == out.end())
       out.push_back(ids[0]);
@@ -101,10 +101,10 @@ Ids variants(const text::Tokenizer& tokenizer, int64_t first, const std::vector<
 }
 
 /// What is read at questions of one kind. Needs of the question itself come before those of tokens after it.
-Reads plan_reads(const models::Model& model, const Plan& plan, bool is_own) {
+Reads reads_of(const models::Model& model, const Design& design, bool is_own) {
   Reads out;
   out.needs.add(Need::last_residual(model.cfg()));  // of the log-odds
-  for (const auto& one : plan.readouts) {
+  for (const auto& one : design.readouts) {
     const auto& prepared = one->prepared;
     if (prepared.own_question_only && !is_own) continue;
     out.active.push_back(one.get());
@@ -124,20 +124,20 @@ Reads plan_reads(const models::Model& model, const Plan& plan, bool is_own) {
   return out;
 }
 
-void plan_readouts(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
-                   const ExperimentOptions& options, Plan& plan) {
+void add_readouts(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
+                   const ExperimentOptions& options, Design& design) {
   const auto& tokenizer = model.tokenizer();
-  plan.yes_id = single_token(tokenizer, protocol.yes_token);
-  plan.no_id = single_token(tokenizer, protocol.no_token);
-  plan.yes_variants = variants(tokenizer, plan.yes_id, protocol.yes_variants, plan);
-  plan.no_variants = variants(tokenizer, plan.no_id, protocol.no_variants, plan);
+  design.yes_id = single_token(tokenizer, protocol.yes_token);
+  design.no_id = single_token(tokenizer, protocol.no_token);
+  design.yes_variants = variants(tokenizer, design.yes_id, protocol.yes_variants, design);
+  design.no_variants = variants(tokenizer, design.no_id, protocol.no_variants, design);
   const auto asked = asked_for(protocol.readouts, options.readouts);
   const auto words = concepts(vectors, options);
   for (const auto& readout : readouts()) {
     const auto found = asked.find(readout->name);
     const auto* const parameter = found == asked.end() ? nullptr : &found->second;
     auto prepared =
-        readout->prepare({model, protocol, options, words, plan.yes_variants, plan.no_variants, parameter});
+        readout->prepare({model, protocol, options, words, design.yes_variants, design.no_variants, parameter});
     if (!prepared) continue;
     check<std::invalid_argument>(static_cast<bool>(prepared->read), "run_experiment: readout '",
                                  readout->name, "' must have a function read");
@@ -149,18 +149,18 @@ void plan_readouts(const models::Model& model, const Protocol& protocol, const N
                                    "' may need activations, and the attention of one position; it needs ",
                                    need.read.what == What::cache ? "a cache" : "that of several");
     }
-    plan.warnings.insert(plan.warnings.end(), prepared->warnings.begin(), prepared->warnings.end());
-    plan.readouts.push_back(std::make_unique<const ActiveReadout>(
+    design.warnings.insert(design.warnings.end(), prepared->warnings.begin(), prepared->warnings.end());
+    design.readouts.push_back(std::make_unique<const ActiveReadout>(
         ActiveReadout{readout, parameter ? *parameter : Value(false), std::move(*prepared)}));
   }
-  plan.of_own = plan_reads(model, plan, /*is_own=*/true);
-  plan.of_controls = plan_reads(model, plan, /*is_own=*/false);
+  design.of_own = reads_of(model, design, /*is_own=*/true);
+  design.of_controls = reads_of(model, design, /*is_own=*/false);
 }
 
 /// What stands in the injected messages' place in the other conversation.
-void plan_others(const models::Model& model, const Protocol& protocol, const std::vector<std::string>& words,
-                 Plan& plan) {
-  const auto& own = plan.scenes.front();
+void add_others(const models::Model& model, const Protocol& protocol, const std::vector<std::string>& words,
+                 Design& design) {
+  const auto& own = design.scenes.front();
   for (const auto& word : words) {
     const auto other = tokenize(protocol.other(word), model.tokenizer(), model.chat_template());
     check<ConfigError>(other.before == own.before && other.after == own.asks.front().after, "protocol '",
@@ -170,15 +170,15 @@ void plan_others(const models::Model& model, const Protocol& protocol, const std
                        "protocol '", protocol.name, "': inject.turns with '", word,
                        "' must have as many tokens as ", "the turns (", own.injected.size(),
                        ") where activations are patched, got ", other.injected.size());
-    plan.scenes.front().others[word] = other.injected;
+    design.scenes.front().others[word] = other.injected;
   }
-  check<ConfigError>(plan.scenes.size() == 1, "protocol '", protocol.name,
+  check<ConfigError>(design.scenes.size() == 1, "protocol '", protocol.name,
                      "': its controls must share the injected messages, or be left out, where it injects by ",
                      to_string(protocol.inject));
 }
 
 /// The last user message, and the paraphrases of it; one that says the same is not asked twice.
-void plan_own_questions(const models::Model& model, const Protocol& protocol, Ask own, Plan& plan) {
+void add_own_questions(const models::Model& model, const Protocol& protocol, Ask own, Design& design) {
   const auto repeats_it = [&](const Paraphrase& paraphrase) {
     const auto put = protocol.put(paraphrase).turns;
     return std::equal(put.begin(), put.end(), protocol.conversation.turns.begin(),
@@ -187,16 +187,16 @@ void plan_own_questions(const models::Model& model, const Protocol& protocol, As
   const auto& paraphrases = protocol.paraphrases;
   if (!paraphrases.empty()) own.paraphrase = kOwnQuestion;
   if (protocol.asks_own_question && std::none_of(paraphrases.begin(), paraphrases.end(), repeats_it))
-    add_ask(model, protocol.conversation, own, plan);
+    add_ask(model, protocol.conversation, own, design);
   for (const auto& paraphrase : paraphrases) {
     own.question = paraphrase.question;
     own.paraphrase = paraphrase.label();
-    add_ask(model, protocol.put(paraphrase), own, plan);
+    add_ask(model, protocol.put(paraphrase), own, design);
   }
 }
 
 /// The name of the conversation that control questions are asked in.
-std::string controls_of(const Protocol& protocol, const ExperimentOptions& options, Plan& plan) {
+std::string controls_of(const Protocol& protocol, const ExperimentOptions& options, Design& design) {
   const auto chosen = options.controls ? options.controls : protocol.controls_in;
   const auto where = chosen.value_or(kOwnConversation);
   check<ConfigError>(where == kOwnConversation || (protocol.control && where == protocol.control_name),
@@ -206,7 +206,7 @@ std::string controls_of(const Protocol& protocol, const ExperimentOptions& optio
   const bool asks = !options.questions.value_or(protocol.control_questions).empty();
   const bool has_unnamed_turns = protocol.control && protocol.control_name == Protocol{}.control_name;
   if (asks && !chosen && has_unnamed_turns && !protocol.is_own(protocol.control_name))
-    plan.warnings.push_back(
+    design.warnings.push_back(
         concat("protocol '", protocol.name,
                "' gives its controls turns of another conversation than its own; they are asked ",
                "in its own, and in those only with controls='", protocol.control_name,
@@ -214,58 +214,58 @@ std::string controls_of(const Protocol& protocol, const ExperimentOptions& optio
   return kOwnConversation;
 }
 
-void plan_scenes(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
-                 const ExperimentOptions& options, Plan& plan) {
-  plan_readouts(model, protocol, vectors, options, plan);
+void add_scenes(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
+                 const ExperimentOptions& options, Design& design) {
+  add_readouts(model, protocol, vectors, options, design);
   const auto words = concepts(vectors, options);
   Ask own;
   own.question = protocol.own_question();
   own.question_kind = "introspection";
   own.keeps_steering = protocol.steer_generation;
-  own.samples = plan.of_own.samples;
-  plan_own_questions(model, protocol, own, plan);
-  plan.controls = controls_of(protocol, options, plan);
+  own.samples = design.of_own.samples;
+  add_own_questions(model, protocol, own, design);
+  design.controls = controls_of(protocol, options, design);
   for (const auto& question : options.questions.value_or(protocol.control_questions)) {
     Ask ask;
     ask.question = question;
     ask.question_kind = "control";
-    ask.samples = plan.of_controls.samples;
-    ask.asked_in = plan.controls;
+    ask.samples = design.of_controls.samples;
+    ask.asked_in = design.controls;
     if (!protocol.paraphrases.empty()) ask.paraphrase = ask.question_kind;
-    const auto& scene = add_ask(model, protocol.ask(question, plan.controls), ask, plan);
+    const auto& scene = add_ask(model, protocol.ask(question, design.controls), ask, design);
     check<ConfigError>(protocol.answers.empty() || scene.spans.size() == protocol.answers.size(),
                        "protocol '", protocol.name, "': its controls must have its passages");
   }
-  if (!protocol.other_turns.empty()) plan_others(model, protocol, words, plan);
+  if (!protocol.other_turns.empty()) add_others(model, protocol, words, design);
 
-  for (const auto& scene : plan.scenes)
+  for (const auto& scene : design.scenes)
     for (const auto& ask : scene.asks)
-      for (const auto& need : plan.reads(ask).needs.steered())
+      for (const auto& need : design.reads(ask).needs.steered())
         check<ShapeError>(scene.span_end() + static_cast<int64_t>(ask.after.size() + need.after.size()) <=
                               model.cfg().n_ctx,
                           "run_experiment: a continuation of ", need.after.size() + 1,
                           " tokens must fit into the model's ", model.cfg().n_ctx,
                           " positions after question '", ask.question, "'");
-  for (const auto& scene : plan.scenes)
+  for (const auto& scene : design.scenes)
     check<ShapeError>(scene.longest(protocol.sampling.max_new_tokens) <= model.cfg().n_ctx,
                       "run_experiment: protocol '", protocol.name, "' must fit into the model's ",
                       model.cfg().n_ctx, " positions, got ", scene.longest(protocol.sampling.max_new_tokens));
 }
 
 /// The same injection at every place that the protocol injects alone.
-void add_injection(const Protocol& protocol, Injection injection, Plan& plan) {
+void add_injection(const Protocol& protocol, Injection injection, Design& design) {
   const auto n_places = static_cast<int64_t>(protocol.answers.size());
-  if (n_places == 0) plan.injections.push_back(injection);
+  if (n_places == 0) design.injections.push_back(injection);
   for (injection.place = 0; injection.place < n_places; ++injection.place)
-    plan.injections.push_back(injection);
+    design.injections.push_back(injection);
 }
 
-void plan_vectors(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
-                  const ExperimentOptions& options, Plan& plan) {
+void add_vectors(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
+                  const ExperimentOptions& options, Design& design) {
   for (const auto& [name, vector] : vectors) {
     const auto& origin = vector.origin();
     if (!origin.model_hash.empty() && origin.model_hash != model.hash())
-      plan.warnings.push_back(concat("vector '", name, "' was trained on other weights (", origin.model_name,
+      design.warnings.push_back(concat("vector '", name, "' was trained on other weights (", origin.model_name,
                                      ") than this model's (", model.cfg().model_name, ")"));
     std::vector<steering::ControlVector> versions{
         protocol.inject == Inject::random
@@ -291,28 +291,28 @@ void plan_vectors(const models::Model& model, const Protocol& protocol, const Na
                                     -1,
                                     part.first,
                                     part.last};
-            add_injection(protocol, {injected, inside}, plan);
+            add_injection(protocol, {injected, inside}, design);
           }
         }
         if (static_cast<int64_t>(n_inside) < last - first + 1 && strength == options.strengths->front())
-          plan.warnings.push_back(concat("vector '", name, "' has directions for ", n_inside, " of the ",
+          design.warnings.push_back(concat("vector '", name, "' has directions for ", n_inside, " of the ",
                                          last - first + 1, " layers ", first, " to ", last));
       }
   }
 }
 
-void plan_injections(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
-                     const ExperimentOptions& options, Plan& plan) {
-  if (adds_vectors(protocol)) return plan_vectors(model, protocol, vectors, options, plan);
+void add_injections(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
+                     const ExperimentOptions& options, Design& design) {
+  if (adds_vectors(protocol)) return add_vectors(model, protocol, vectors, options, design);
   const int64_t last_layer = model.cfg().n_layers - 1;
   if (protocol.inject == Inject::model) {
     const auto found = options.models.find(protocol.prefill_model);
     check<std::invalid_argument>(found != options.models.end() && found->second, "run_experiment: protocol '",
                                  protocol.name, "' needs a model named '", protocol.prefill_model, "'");
-    plan.prefill_model = found->second;
+    design.prefill_model = found->second;
     for (const auto& part : options.parts)
       add_injection(protocol,
-                    {{protocol.prefill_model, 1.0, 0, last_layer, -1, -1, part.first, part.last}, {}}, plan);
+                    {{protocol.prefill_model, 1.0, 0, last_layer, -1, -1, part.first, part.last}, {}}, design);
     return;
   }
   const auto words = concepts(vectors, options);
@@ -323,14 +323,14 @@ void plan_injections(const models::Model& model, const Protocol& protocol, const
                                "' replaces whole messages: parts of them mean nothing there");
   for (const auto& word : words) {
     if (protocol.inject == Inject::tokens) {
-      plan.injections.push_back({{word, 1.0, 0, last_layer}, {}});
+      design.injections.push_back({{word, 1.0, 0, last_layer}, {}});
       continue;
     }
     for (const auto strength : *options.strengths)
       for (const auto& range : options.layers) {
         const auto [first, last] = range.resolve(model.cfg().n_layers);
         for (const auto& part : options.parts)
-          plan.injections.push_back(
+          design.injections.push_back(
               {{word, strength * protocol.relative_strength, first, last, -1, -1, part.first, part.last},
                {}});
       }
@@ -398,20 +398,20 @@ double count_readings(const models::Model& model, const Protocol& protocol, cons
   if (protocol.inject != Inject::tokens)
     versions *= static_cast<double>(options.parts.size()) *
                 static_cast<double>(std::max<size_t>(1, protocol.answers.size()));
-  Plan plan;
-  plan_scenes(model, protocol, vectors, options, plan);
+  Design design;
+  add_scenes(model, protocol, vectors, options, design);
   double asks = 0;
-  for (const auto& scene : plan.scenes) asks += static_cast<double>(scene.asks.size());
+  for (const auto& scene : design.scenes) asks += static_cast<double>(scene.asks.size());
   return asks * (1.0 + versions);
 }
 
-Plan make_plan(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
+Design make_design(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
                const ExperimentOptions& options) {
-  Plan plan;
+  Design design;
   check_options(model, protocol, vectors, options);
-  plan_scenes(model, protocol, vectors, options, plan);
-  plan_injections(model, protocol, vectors, options, plan);
-  return plan;
+  add_scenes(model, protocol, vectors, options, design);
+  add_injections(model, protocol, vectors, options, design);
+  return design;
 }
 
 }  // namespace introspect::experiments

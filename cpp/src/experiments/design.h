@@ -81,7 +81,7 @@ struct Reads {
 ExperimentOptions with_defaults(ExperimentOptions options);
 
 /// Everything a run does, worked out and checked before its first forward pass.
-struct Plan {
+struct Design {
   std::vector<Scene> scenes;  // the protocol's own first
   std::vector<Injection> injections;
   std::vector<std::string> warnings;
@@ -101,12 +101,12 @@ struct Plan {
 Ranges reached(const Scene& scene, const Injection& injection);
 
 /// How many readings a run has, before anything is made of them. Throws as run_experiment does. The options are those of
-/// with_defaults, and so for make_plan.
+/// with_defaults, and so for make_design.
 double count_readings(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
                       const ExperimentOptions& options);
 
 /// Throws as run_experiment does.
-Plan make_plan(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
+Design make_design(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
                const ExperimentOptions& options);
 
 }  // namespace introspect::experiments
