@@ -29,6 +29,7 @@ void bind_statistics(py::module_& m);
 void bind_operators(py::module_& m);
 void bind_interventions(py::module_& m);
 void bind_apply(py::module_& m);
+void bind_metrics(py::module_& m);
 
 /// A Progress that calls `callback(what, done, total)` unless it is None, and lets Ctrl-C end the work either way.
 Progress as_progress(py::object callback);

@@ -50,6 +50,7 @@ PYBIND11_MODULE(_C, m) {
   python::bind_cache(m);
   python::bind_models(m);
   python::bind_analysis(m);
+  python::bind_metrics(m);
   python::bind_engine(m);
   python::bind_graph(m);
   python::bind_steering(m);

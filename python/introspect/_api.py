@@ -17,7 +17,7 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(
         f"{_REBUILD}"
     )
 
-from . import io, ops, repeng, statistics, utils
+from . import analysis, circuits, io, ops, repeng, statistics, utils
 from ._C import (
     Adapter,
     ChatTemplate,
@@ -37,6 +37,16 @@ from ._C import (
     operator_names,
     register_operator,
     run_trie,
+)
+from .analysis.metrics import (
+    Accuracy,
+    Divergence,
+    JSDivergence,
+    LogitDifference,
+    LogProbability,
+    Probability,
+    ProbabilityDifference,
+    Rank,
 )
 from .data import load_suffixes, load_words
 from .experiments.plans import ExperimentPlan
@@ -79,6 +89,7 @@ TransformerLensKeyValueCache = HookedTransformerKeyValueCache
 
 __version__ = _C.__version__
 __all__ = [
+    "Accuracy",
     "ActivationCache",
     "Activations",
     "Adapter",
@@ -86,6 +97,7 @@ __all__ = [
     "Condition",
     "ConfigError",
     "ControlVector",
+    "Divergence",
     "EasyTransformer",
     "EasyTransformerConfig",
     "Error",
@@ -101,12 +113,18 @@ __all__ = [
     "HookedTransformerKeyValueCache",
     "Intervention",
     "IoError",
+    "JSDivergence",
     "KVCache",
     "LayerDiagnostics",
+    "LogProbability",
+    "LogitDifference",
     "Model",
+    "Probability",
+    "ProbabilityDifference",
     "Protocol",
     "RangeEstimates",
     "RangeSearch",
+    "Rank",
     "ReadoutInputs",
     "Result",
     "SVDInterpreter",
@@ -117,6 +135,8 @@ __all__ = [
     "TokenTrie",
     "Tokenizer",
     "TransformerLensKeyValueCache",
+    "analysis",
+    "circuits",
     "collect_activations",
     "concept_pairs",
     "contrast",

@@ -95,6 +95,7 @@
 #include "introspect/steering/words.h"
 
 #include "introspect/analysis/composition.h"
+#include "introspect/analysis/metric.h"
 #include "introspect/analysis/residual_stream.h"
 
 #include "introspect/experiments/defaults.h"

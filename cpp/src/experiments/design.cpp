@@ -125,7 +125,7 @@ Reads reads_of(const models::Model& model, const Design& design, bool is_own) {
 }
 
 void add_readouts(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
-                   const ExperimentOptions& options, Design& design) {
+                  const ExperimentOptions& options, Design& design) {
   const auto& tokenizer = model.tokenizer();
   design.yes_id = single_token(tokenizer, protocol.yes_token);
   design.no_id = single_token(tokenizer, protocol.no_token);
@@ -136,8 +136,8 @@ void add_readouts(const models::Model& model, const Protocol& protocol, const Na
   for (const auto& readout : readouts()) {
     const auto found = asked.find(readout->name);
     const auto* const parameter = found == asked.end() ? nullptr : &found->second;
-    auto prepared =
-        readout->prepare({model, protocol, options, words, design.yes_variants, design.no_variants, parameter});
+    auto prepared = readout->prepare(
+        {model, protocol, options, words, design.yes_variants, design.no_variants, parameter});
     if (!prepared) continue;
     check<std::invalid_argument>(static_cast<bool>(prepared->read), "run_experiment: readout '",
                                  readout->name, "' must have a function read");
@@ -159,7 +159,7 @@ void add_readouts(const models::Model& model, const Protocol& protocol, const Na
 
 /// What stands in the injected messages' place in the other conversation.
 void add_others(const models::Model& model, const Protocol& protocol, const std::vector<std::string>& words,
-                 Design& design) {
+                Design& design) {
   const auto& own = design.scenes.front();
   for (const auto& word : words) {
     const auto other = tokenize(protocol.other(word), model.tokenizer(), model.chat_template());
@@ -215,7 +215,7 @@ std::string controls_of(const Protocol& protocol, const ExperimentOptions& optio
 }
 
 void add_scenes(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
-                 const ExperimentOptions& options, Design& design) {
+                const ExperimentOptions& options, Design& design) {
   add_readouts(model, protocol, vectors, options, design);
   const auto words = concepts(vectors, options);
   Ask own;
@@ -261,12 +261,13 @@ void add_injection(const Protocol& protocol, Injection injection, Design& design
 }
 
 void add_vectors(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
-                  const ExperimentOptions& options, Design& design) {
+                 const ExperimentOptions& options, Design& design) {
   for (const auto& [name, vector] : vectors) {
     const auto& origin = vector.origin();
     if (!origin.model_hash.empty() && origin.model_hash != model.hash())
-      design.warnings.push_back(concat("vector '", name, "' was trained on other weights (", origin.model_name,
-                                     ") than this model's (", model.cfg().model_name, ")"));
+      design.warnings.push_back(concat("vector '", name, "' was trained on other weights (",
+                                       origin.model_name, ") than this model's (", model.cfg().model_name,
+                                       ")"));
     std::vector<steering::ControlVector> versions{
         protocol.inject == Inject::random
             ? steering::random_directions(vector, rotation_seed(options.seed, name, -1))
@@ -296,13 +297,13 @@ void add_vectors(const models::Model& model, const Protocol& protocol, const Nam
         }
         if (static_cast<int64_t>(n_inside) < last - first + 1 && strength == options.strengths->front())
           design.warnings.push_back(concat("vector '", name, "' has directions for ", n_inside, " of the ",
-                                         last - first + 1, " layers ", first, " to ", last));
+                                           last - first + 1, " layers ", first, " to ", last));
       }
   }
 }
 
 void add_injections(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
-                     const ExperimentOptions& options, Design& design) {
+                    const ExperimentOptions& options, Design& design) {
   if (adds_vectors(protocol)) return add_vectors(model, protocol, vectors, options, design);
   const int64_t last_layer = model.cfg().n_layers - 1;
   if (protocol.inject == Inject::model) {
@@ -312,7 +313,8 @@ void add_injections(const models::Model& model, const Protocol& protocol, const 
     design.prefill_model = found->second;
     for (const auto& part : options.parts)
       add_injection(protocol,
-                    {{protocol.prefill_model, 1.0, 0, last_layer, -1, -1, part.first, part.last}, {}}, design);
+                    {{protocol.prefill_model, 1.0, 0, last_layer, -1, -1, part.first, part.last}, {}},
+                    design);
     return;
   }
   const auto words = concepts(vectors, options);
@@ -406,7 +408,7 @@ double count_readings(const models::Model& model, const Protocol& protocol, cons
 }
 
 Design make_design(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
-               const ExperimentOptions& options) {
+                   const ExperimentOptions& options) {
   Design design;
   check_options(model, protocol, vectors, options);
   add_scenes(model, protocol, vectors, options, design);

@@ -107,6 +107,6 @@ double count_readings(const models::Model& model, const Protocol& protocol, cons
 
 /// Throws as run_experiment does.
 Design make_design(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
-               const ExperimentOptions& options);
+                   const ExperimentOptions& options);
 
 }  // namespace introspect::experiments

@@ -11,8 +11,8 @@
 #include "introspect/core/check.h"
 #include "introspect/steering/residual_norms.h"
 
-#include "experiments/finite.h"
 #include "experiments/design.h"
+#include "experiments/finite.h"
 
 namespace introspect::experiments {
 namespace {

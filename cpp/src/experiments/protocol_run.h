@@ -14,8 +14,8 @@
 
 #include "experiments/cell_keys.h"
 #include "experiments/continuation.h"
-#include "experiments/experiment_graph.h"
 #include "experiments/design.h"
+#include "experiments/experiment_graph.h"
 #include "introspect/experiments/run.h"
 #include "introspect/experiments/store.h"
 

@@ -6,8 +6,8 @@
 #include "introspect/experiments/result.h"
 #include "introspect/models/model.h"
 
-#include "experiments/experiment_graph.h"
 #include "experiments/design.h"
+#include "experiments/experiment_graph.h"
 
 namespace introspect::experiments {
 
@@ -20,7 +20,8 @@ struct ReadRow {
 
 /// Reads everything but texts in float32 over the whole vocabulary, as many rows at once as leaves logits within some tens
 /// of MiB.
-std::vector<Reading> read_out(const models::Model& model, const Design& design, const std::vector<ReadRow>& rows);
+std::vector<Reading> read_out(const models::Model& model, const Design& design,
+                              const std::vector<ReadRow>& rows);
 
 /// Adds what readouts make of the text that was sampled.
 void read_text(const models::Model& model, const Design& design, const ReadRow& row, const std::string& text,

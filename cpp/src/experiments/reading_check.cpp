@@ -64,8 +64,8 @@ std::string problem_of(const Cell& cell) {
   }
 }
 
-Reading stored_reading(const Store& store, const std::string& key, const std::string& value, const Design& design,
-                       const Ask& ask) {
+Reading stored_reading(const Store& store, const std::string& key, const std::string& value,
+                       const Design& design, const Ask& ask) {
   return named(store, key, [&] {
     auto reading = Reading::from_json(value);
     const auto problem = problem_of(reading);

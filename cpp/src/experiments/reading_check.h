@@ -18,8 +18,8 @@ std::string problem_of(const Cell& cell);
 
 /// What a question has been read as, and the norms of every block. Throws IoError that names file and cell for what cannot
 /// be that.
-Reading stored_reading(const Store& store, const std::string& key, const std::string& value, const Design& design,
-                       const Ask& ask);
+Reading stored_reading(const Store& store, const std::string& key, const std::string& value,
+                       const Design& design, const Ask& ask);
 std::map<int64_t, double> stored_norms(const Store& store, const std::string& key, const std::string& value,
                                        int64_t n_layers);
 

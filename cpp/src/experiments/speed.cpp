@@ -93,12 +93,12 @@ void Speed::scale(double factor) {
 }
 
 Speed measure_speed(const graph::ModelPtr& model) {
-  struct Speed {
+  struct Known {
     std::chrono::steady_clock::time_point when;
     Speed speed;
   };
   static std::mutex mutex;
-  static std::map<std::string, Speed> known;
+  static std::map<std::string, Known> known;
   const auto what = concat(model->hash(), " ", c10::toString(model->dtype()), " ", model->device().str(), " ",
                            at::get_num_threads());
   {

@@ -1,3 +1,25 @@
 """What a model computes: metrics, patching, lenses, heads, probes, erasure. The native part is cpp's analysis module."""
 
-__all__: list[str] = []
+from .metrics import (
+    Accuracy,
+    Divergence,
+    JSDivergence,
+    LogitDifference,
+    LogProbability,
+    Metric,
+    Probability,
+    ProbabilityDifference,
+    Rank,
+)
+
+__all__ = [
+    "Accuracy",
+    "Divergence",
+    "JSDivergence",
+    "LogProbability",
+    "LogitDifference",
+    "Metric",
+    "Probability",
+    "ProbabilityDifference",
+    "Rank",
+]

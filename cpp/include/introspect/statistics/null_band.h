@@ -46,8 +46,8 @@ struct MaxNullBand {
   std::vector<double> p;  // of each point, adjusted for looking at all of them
   double p_any = 0;       // of the highest point
   double threshold = 0;  // what the highest point of a null's sweep exceeds with 1 - confidence, in its units
-  std::vector<double> scores;  // of the curve's points, in these units
-  double highest = 0;          // of them
+  std::vector<double> scores;        // of the curve's points, in these units
+  double highest = 0;                // of them
   std::vector<double> null_highest;  // of each null's sweep
 };
 
