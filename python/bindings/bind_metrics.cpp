@@ -44,6 +44,30 @@ Raises:
       .def(py::init<std::vector<MetricTerm>>(), py::arg("terms"))
       .def_readonly("terms", &Metric::terms)
       .def(
+          "reads",
+          [](const Metric& self, int64_t n_tokens, int64_t d_vocab) {
+            const auto reads = analysis::reads_of(self, n_tokens, d_vocab);
+            const auto ids = reads.vocab_ids.defined() ? py::cast(reads.vocab_ids) : py::none();
+            return py::make_tuple(reads.positions, ids, reads.needs_reference);
+          },
+          py::arg("n_tokens"), py::arg("d_vocab"), R"doc(
+(positions, vocab_ids, needs_reference): what is read of a run of n_tokens; vocab_ids None: the whole vocabulary.
+
+Raises:
+    ValueError: no terms, or tokens that are missing or not used.
+    IndexError: tokens or positions that are not there.
+)doc")
+      .def(
+          "evaluate",
+          [](const Metric& self, const torch::Tensor& logits, int64_t n_tokens, int64_t d_vocab,
+             const std::optional<torch::Tensor>& reference) {
+            return analysis::evaluate(self, analysis::reads_of(self, n_tokens, d_vocab), logits,
+                                      reference.value_or(torch::Tensor{}));
+          },
+          py::arg("logits"), py::kw_only(), py::arg("n_tokens"), py::arg("d_vocab"),
+          py::arg("reference") = py::none(), py::call_guard<py::gil_scoped_release>(),
+          "The metric of logits [..., P, n] at the positions and rows that ``reads`` names: [...].")
+      .def(
           "of_logits",
           [](const Metric& self, const torch::Tensor& logits, const std::optional<torch::Tensor>& reference) {
             return analysis::of_logits(self, logits, reference.value_or(torch::Tensor{}));

@@ -30,6 +30,13 @@ void bind_operators(py::module_& m);
 void bind_interventions(py::module_& m);
 void bind_apply(py::module_& m);
 void bind_metrics(py::module_& m);
+void bind_patching(py::module_& m);
+void bind_attribution(py::module_& m);
+void bind_circuits(py::module_& m);
+void bind_erasure(py::module_& m);
+void bind_probes(py::module_& m);
+void bind_heads(py::module_& m);
+void bind_lenses(py::module_& m);
 
 /// A Progress that calls `callback(what, done, total)` unless it is None, and lets Ctrl-C end the work either way.
 Progress as_progress(py::object callback);

@@ -53,6 +53,7 @@ PYBIND11_MODULE(_C, m) {
   python::bind_metrics(m);
   python::bind_engine(m);
   python::bind_graph(m);
+  python::bind_patching(m);
   python::bind_steering(m);
   python::bind_apply(m);
   python::bind_experiments(m);

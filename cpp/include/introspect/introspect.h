@@ -96,6 +96,7 @@
 
 #include "introspect/analysis/composition.h"
 #include "introspect/analysis/metric.h"
+#include "introspect/analysis/patching.h"
 #include "introspect/analysis/residual_stream.h"
 
 #include "introspect/experiments/defaults.h"

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "analysis/frozen_norm.h"
 #include "introspect/core/check.h"
 
 namespace introspect::analysis {
@@ -10,11 +11,6 @@ namespace {
 
 using hooks::Point;
 using models::Model;
-
-/// Float32, or float64 for float64: what sums are made in.
-torch::Tensor wide(const torch::Tensor& x) {
-  return x.scalar_type() == torch::kFloat64 ? x : x.to(torch::kFloat32);
-}
 
 const nn::BlockParts& block(const Model& model, int64_t layer) {
   return model.weights().blocks[static_cast<size_t>(layer)].parts();
@@ -38,18 +34,6 @@ const nn::Norm& norm_before(const Model& model, int64_t layer, bool mlp_input) {
 hooks::Site scale_before(const Model& model, int64_t layer, bool mlp_input) {
   if (layer == model.cfg().n_layers) return {Point::kLnFinalScale};
   return {mlp_input ? Point::kLn2Scale : Point::kLn1Scale, layer};
-}
-
-/// A norm without its division, on rows [..., D]: linear, as is the division by a scale that is held fixed.
-torch::Tensor undivided(const nn::Norm& norm, const torch::Tensor& x) {
-  const auto centred = norm.kind == nn::NormKind::kLayer ? x - x.mean({-1}, /*keepdim=*/true) : x;
-  return centred * norm.weight.to(x.options());
-}
-
-/// The transpose of `undivided`, on columns [D, n]: what a projection after the norm is before it.
-torch::Tensor undivided_transpose(const nn::Norm& norm, const torch::Tensor& P) {
-  const auto weighted = norm.weight.to(P.options()).unsqueeze(1) * P;
-  return norm.kind == nn::NormKind::kLayer ? weighted - weighted.mean({0}, /*keepdim=*/true) : weighted;
 }
 
 /// Throws ShapeError unless `sizes` broadcasts to `lead`, the dimensions of a stack between n and D.

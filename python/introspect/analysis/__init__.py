@@ -1,4 +1,4 @@
-"""What a model computes: metrics, patching, lenses, heads, probes, erasure. The native part is cpp's analysis module."""
+"""What a model computes: metrics, patching, lenses, heads, probes, erasure; native in cpp's analysis module."""
 
 from .metrics import (
     Accuracy,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,7 +85,7 @@ class Term:
             return [self._ids(answers, model)] * n_prompts
         if len(answers) != n_prompts:
             raise ValueError(
-                f"{self.kind}: a list has one answer for each prompt, of which there are {n_prompts}; got {len(answers)} "
+                f"{self.kind}: a list has one answer for each of the {n_prompts} prompts, got {len(answers)} "
                 "(a tuple is one answer written in several ways)"
             )
         return [self._ids(answer, model) for answer in answers]
@@ -164,36 +164,3 @@ def JSDivergence(to: torch.Tensor | None = None, *, position: int = -1) -> Metri
 
 
 MetricLike = Metric | Callable[[torch.Tensor], torch.Tensor]
-
-
-def tokens_of(model: Any, prompts: Any, who: str, name: str) -> list[list[int]]:
-    """Prompts as token ids, one list each: texts, lists of ids, or a tensor [batch, pos] or [pos].
-
-    Raises:
-        TypeError: something else.
-        ValueError: none.
-    """
-    if isinstance(prompts, torch.Tensor):
-        return [row.tolist() for row in (prompts if prompts.dim() == 2 else prompts.unsqueeze(0))]
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    if not isinstance(prompts, Sequence) or not prompts:
-        raise TypeError(f"{who}: {name} must be a text, token ids, or a list of them, got {prompts!r}")
-    if isinstance(prompts[0], int):
-        prompts = [prompts]
-    return [model.to_tokens(one)[0].tolist() if isinstance(one, str) else [int(id) for id in one] for one in prompts]
-
-
-def check_aligned(clean: Sequence[int], corrupted: Sequence[int], model: Any, who: str, pair: int = 0) -> None:
-    """Raises ValueError, naming both lengths and the first tokens that differ, unless two prompts are as long."""
-    if len(clean) == len(corrupted):
-        return
-    shorter = min(len(clean), len(corrupted))
-    first = next((i for i in range(shorter) if clean[i] != corrupted[i]), shorter)
-    shown = [
-        repr(model.tokenizer.decode([ids[first]])) if first < len(ids) else "its end" for ids in (clean, corrupted)
-    ]
-    raise ValueError(
-        f"{who}: clean and corrupted prompts must have as many tokens; pair {pair} has {len(clean)} and {len(corrupted)}, "
-        f"and differs first at token {first}: {shown[0]} against {shown[1]}"
-    )

@@ -1,0 +1,42 @@
+#include "circuits/norms.h"
+
+namespace introspect::circuits {
+
+namespace {
+
+bool centres(const nn::Norm& norm) {
+  return norm.kind == nn::NormKind::kLayer;
+}
+
+/// One over the norm's denominator [..., 1], of an input that is already centred where the norm centres.
+torch::Tensor inverse_scale(const nn::Norm& norm, const torch::Tensor& centred) {
+  return centred.square().mean({-1}, /*keepdim=*/true).add(norm.eps).rsqrt();
+}
+
+torch::Tensor centred(const nn::Norm& norm, const torch::Tensor& x) {
+  return centres(norm) ? x - x.mean({-1}, /*keepdim=*/true) : x;
+}
+
+}  // namespace
+
+torch::Tensor normed(const nn::Norm& norm, const torch::Tensor& x) {
+  if (x.scalar_type() != torch::kFloat64 || centres(norm)) return norm.apply(x);
+  return x * inverse_scale(norm, x) * norm.weight.to(x.scalar_type());
+}
+
+torch::Tensor normed_part(const nn::Norm& norm, const torch::Tensor& part, const torch::Tensor& whole) {
+  const auto scale = inverse_scale(norm, centred(norm, whole));
+  return centred(norm, part) * scale * norm.weight.to(part.scalar_type());
+}
+
+torch::Tensor norm_gradient(const nn::Norm& norm, const torch::Tensor& x, const torch::Tensor& y) {
+  const auto in = centred(norm, x);
+  const auto scale = inverse_scale(norm, in);
+  const auto unit = in * scale;
+  auto g = y * norm.weight.to(y.scalar_type());
+  const auto along = (g * unit).mean({-1}, /*keepdim=*/true);
+  if (centres(norm)) g.sub_(g.mean({-1}, /*keepdim=*/true));
+  return g.addcmul_(unit, along, -1).mul_(scale);
+}
+
+}  // namespace introspect::circuits

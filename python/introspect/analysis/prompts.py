@@ -1,0 +1,47 @@
+"""Prompts in the forms in which people give them, as token ids; pairs that must be aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | torch.Tensor
+
+
+def tokens_of(model: Any, prompts: Prompts, who: str, name: str) -> list[list[int]]:
+    """Prompts as token ids, one list each: texts, lists of ids, or a tensor [batch, pos] or [pos].
+
+    Raises:
+        TypeError: something else, or none.
+    """
+    if isinstance(prompts, torch.Tensor):
+        return [row.tolist() for row in (prompts if prompts.dim() == 2 else prompts.unsqueeze(0))]
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if not isinstance(prompts, Sequence) or not prompts:
+        raise TypeError(f"{who}: {name} must be a text, token ids, or a list of them, got {prompts!r}")
+    if isinstance(prompts[0], int):
+        prompts = [prompts]  # type: ignore[list-item]
+    return [model.to_tokens(one)[0].tolist() if isinstance(one, str) else [int(id) for id in one] for one in prompts]
+
+
+def check_aligned(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], who: str) -> None:
+    """Raises ValueError, with both lengths and where they differ first, unless prompts of a pair are as long."""
+    for number, (clean, corrupted) in enumerate(pairs):
+        if len(clean) == len(corrupted):
+            continue
+        shorter = min(len(clean), len(corrupted))
+        first = next((i for i in range(shorter) if clean[i] != corrupted[i]), shorter)
+        here, there = (_shown(model, ids, first) for ids in (clean, corrupted))
+        raise ValueError(
+            f"{who}: clean and corrupted prompts must have as many tokens; those of pair {number} have {len(clean)} "
+            f"and {len(corrupted)}, and differ first at token {first}: {here} against {there}"
+        )
+
+
+def _shown(model: Any, ids: Sequence[int], place: int) -> str:
+    if place >= len(ids):
+        return "its end"
+    return repr(model.tokenizer.decode([ids[place]])) if getattr(model, "tokenizer", None) else str(ids[place])
