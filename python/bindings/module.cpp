@@ -50,10 +50,15 @@ PYBIND11_MODULE(_C, m) {
   python::bind_cache(m);
   python::bind_models(m);
   python::bind_analysis(m);
+  python::bind_attribution(m);
+  python::bind_heads(m);
   python::bind_metrics(m);
   python::bind_engine(m);
   python::bind_graph(m);
   python::bind_patching(m);
+  python::bind_path_patching(m);
+  python::bind_attribution_patching(m);
+  python::bind_circuits(m);
   python::bind_steering(m);
   python::bind_apply(m);
   python::bind_experiments(m);

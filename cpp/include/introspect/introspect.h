@@ -94,9 +94,15 @@
 #include "introspect/steering/train.h"
 #include "introspect/steering/words.h"
 
+#include "introspect/analysis/attribution.h"
+#include "introspect/analysis/attribution_patching.h"
 #include "introspect/analysis/composition.h"
+#include "introspect/analysis/heads.h"
 #include "introspect/analysis/metric.h"
+#include "introspect/analysis/ov_copying.h"
 #include "introspect/analysis/patching.h"
+#include "introspect/analysis/path_patching.h"
+#include "introspect/analysis/prediction.h"
 #include "introspect/analysis/residual_stream.h"
 
 #include "introspect/experiments/defaults.h"

@@ -10,7 +10,9 @@ namespace {
 using hooks::Point;
 using models::Model;
 
-hooks::Site final_residual(const Model& model) { return {Point::kResidPost, model.cfg().n_layers - 1}; }
+hooks::Site final_residual(const Model& model) {
+  return {Point::kResidPost, model.cfg().n_layers - 1};
+}
 
 /// One row of the batch of every activation.
 NamedActivations row_of(const NamedActivations& activations, int64_t row) {

@@ -17,11 +17,13 @@ using models::Model;
 
 constexpr int64_t kEntries = int64_t{1} << 26;  // of one block's attention at a time
 
-torch::Tensor as_float64(const torch::Tensor& x) { return x.to(torch::kCPU, torch::kFloat64); }
+torch::Tensor as_float64(const torch::Tensor& x) {
+  return x.to(torch::kCPU, torch::kFloat64);
+}
 
 void check_pattern(const char* who, const torch::Tensor& D, int64_t T) {
-  check<ShapeError>(D.dim() == 2 && D.size(0) == T && D.size(1) == T, who, ": a pattern must be [", T, ", ", T,
-                    "] as the text has ", T, " tokens, got ", D.sizes());
+  check<ShapeError>(D.dim() == 2 && D.size(0) == T && D.size(1) == T, who, ": a pattern must be [", T, ", ",
+                    T, "] as the text has ", T, " tokens, got ", D.sizes());
   check<std::invalid_argument>(D.equal(D.tril()), who,
                                ": a pattern must be zero above the diagonal, as attention is");
 }
@@ -59,8 +61,8 @@ class InductionLogit {
     const auto next_N = tokens_BT.gather(1, last_BT).flatten().index_select(0, places_N_).to(model.device());
     places_N_ = places_N_.to(model.device());
     const auto& weights = model.weights();
-    direction_DN_ = undivided_transpose(weights.ln_final,
-                                        (wide(weights.W_U.index_select(0, next_N)) - mean_W_U).t());
+    direction_DN_ =
+        undivided_transpose(weights.ln_final, (wide(weights.W_U.index_select(0, next_N)) - mean_W_U).t());
     per_layer_NH_.resize(static_cast<size_t>(model.cfg().n_layers));
   }
 
@@ -117,7 +119,8 @@ torch::Tensor entropy_sum(const torch::Tensor& A_BHTT, std::optional<int64_t> wi
 
 Sums sums_of(const Model& model, const torch::Tensor& tokens_BT, const HeadScoreOptions& options,
              const torch::Tensor& mean_W_U) {
-  const int64_t B = tokens_BT.size(0), T = tokens_BT.size(1), L = model.cfg().n_layers, H = model.cfg().n_heads;
+  const int64_t B = tokens_BT.size(0), T = tokens_BT.size(1), L = model.cfg().n_layers,
+                H = model.cfg().n_heads;
   const auto dtype = model.dtype() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
   const auto same = duplicates(tokens_BT), after = after_duplicates(same);
   Wanted wanted;
@@ -146,7 +149,8 @@ Sums sums_of(const Model& model, const torch::Tensor& tokens_BT, const HeadScore
       put(kPrevious, A.diagonal(-1, 2, 3).sum({0, 2}));
       put(kFirst, A.select(3, 0).narrow(2, 1, T - 1).sum({0, 2}));
       put(kDiagonal, A.diagonal(0, 2, 3).narrow(2, 1, T - 1).sum({0, 2}));
-      const auto window = model.cfg().is_local(site.layer) ? std::optional(model.cfg().window_size) : std::nullopt;
+      const auto window =
+          model.cfg().is_local(site.layer) ? std::optional(model.cfg().window_size) : std::nullopt;
       put(kEntropy, entropy_sum(A, window));
       const auto sums_nH = at::bmm(weights_BnTT.to(A.device()), A.flatten(2).transpose(1, 2)).sum({0});
       put(kDuplicate, sums_nH[0]);
@@ -171,7 +175,8 @@ Sums sums_of(const Model& model, const torch::Tensor& tokens_BT, const HeadScore
   return out;
 }
 
-void check_texts(const Model& model, const std::vector<torch::Tensor>& texts, const HeadScoreOptions& options) {
+void check_texts(const Model& model, const std::vector<torch::Tensor>& texts,
+                 const HeadScoreOptions& options) {
   const int64_t n_ctx = model.cfg().n_ctx, V = model.cfg().d_vocab;
   check<std::invalid_argument>(!texts.empty(), "head_scores: a text is required, got none");
   for (const auto& tokens : texts) {
@@ -235,7 +240,8 @@ HeadScores head_scores(const Model& model, const std::vector<torch::Tensor>& tex
   out.n_positions.assign(out.names.size(), 0);
   auto sums = at::zeros({static_cast<int64_t>(out.names.size()), model.cfg().n_layers, model.cfg().n_heads},
                         torch::kFloat64);
-  const auto mean_W_U = model.weights().W_U.mean({0}, false, wide(model.weights().W_U.narrow(0, 0, 1)).scalar_type());
+  const auto mean_W_U =
+      model.weights().W_U.mean({0}, false, wide(model.weights().W_U.narrow(0, 0, 1)).scalar_type());
   int64_t n_texts = 0, done = 0;
   for (const auto& tokens_BT : texts) n_texts += tokens_BT.size(0);
   for (const auto& tokens_BT : texts) {

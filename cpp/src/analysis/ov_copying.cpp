@@ -17,7 +17,8 @@ using models::Model;
 /// The value projection of a layer's key heads, [G * K, D].
 nn::Linear values(const nn::Attention& attn) {
   const auto& o = attn.options();
-  return attn.weights().QKV.rows((o.n_heads + o.n_key_value_heads) * o.d_head, o.n_key_value_heads * o.d_head);
+  return attn.weights().QKV.rows((o.n_heads + o.n_key_value_heads) * o.d_head,
+                                 o.n_key_value_heads * o.d_head);
 }
 
 /// [G, ...] repeated for every query head of the group, [H, ...].
@@ -33,7 +34,8 @@ torch::Tensor written(const nn::Attention& attn, const torch::Tensor& v_NGK) {
 }
 
 /// How many tokens have a larger logit than a row's own, up to `limit`; rows y [R, D] are after the final norm.
-torch::Tensor n_above(const Model& model, const torch::Tensor& y_RD, const torch::Tensor& own_R, int64_t limit) {
+torch::Tensor n_above(const Model& model, const torch::Tensor& y_RD, const torch::Tensor& own_R,
+                      int64_t limit) {
   const auto& weights = model.weights();
   const auto logits_of = [&](const torch::Tensor& y, int64_t first, int64_t n) {
     const auto logits = at::matmul(y, wide(weights.W_U.narrow(0, first, n)).t());
@@ -46,11 +48,13 @@ torch::Tensor n_above(const Model& model, const torch::Tensor& y_RD, const torch
   auto above_R = at::zeros({y_RD.size(0)}, own_R.options());
   auto left = at::arange(y_RD.size(0), own_R.options());
   const int64_t V = model.cfg().d_vocab;
-  for (int64_t first = 0, n = 1024; first < V && left.numel() > 0; first += n, n = std::min<int64_t>(2 * n, 16384)) {
+  for (int64_t first = 0, n = 1024; first < V && left.numel() > 0;
+       first += n, n = std::min<int64_t>(2 * n, 16384)) {
     n = std::min(n, V - first);
     const auto logits = logits_of(y_RD.index_select(0, left), first, n);
     auto larger = logits > own_logit_R.index_select(0, left).unsqueeze(1);
-    const auto own = own_R.index_select(0, left).unsqueeze(1) - first;  // never above itself, whatever is rounded
+    const auto own =
+        own_R.index_select(0, left).unsqueeze(1) - first;  // never above itself, whatever is rounded
     larger = larger.logical_and(at::arange(n, own.options()).unsqueeze(0).ne(own));
     const auto n_above = above_R.index_select(0, left) + larger.sum({1});
     above_R.index_copy_(0, left, n_above);
@@ -96,7 +100,8 @@ torch::Tensor ov_copying_scores(const Model& model, OvCircuit circuit) {
   return scores;
 }
 
-CopyScores copy_scores(const Model& model, const torch::Tensor& tokens, int64_t top_k, const Progress& progress) {
+CopyScores copy_scores(const Model& model, const torch::Tensor& tokens, int64_t top_k,
+                       const Progress& progress) {
   check<std::invalid_argument>(top_k > 0, "copy_scores: top_k must be at least 1, got ", top_k);
   check<ShapeError>(tokens.dim() == 2 && tokens.scalar_type() == torch::kLong && tokens.numel() > 0,
                     "copy_scores: tokens must be int64 [batch, pos], got ", tokens.scalar_type(), " ",
@@ -112,7 +117,11 @@ CopyScores copy_scores(const Model& model, const torch::Tensor& tokens, int64_t 
   const auto resid_ND = resid_BTD.flatten(0, 1).index_select(0, places);
   const auto own_N = tokens.to(resid_BTD.device()).flatten().index_select(0, places);
   const auto own_NH = own_N.unsqueeze(1).expand({-1, H}).flatten();
-  const auto mean_W_U = weights.W_U.mean({0}, false, wide(resid_ND).scalar_type());
+  const auto dtype = wide(resid_ND).scalar_type();
+  const auto mean_W_U = weights.W_U.mean({0}, false, dtype);
+  auto ln_final = weights.ln_final;
+  if (ln_final.kind != nn::NormKind::kGemmaRms) ln_final.weight = ln_final.weight.to(dtype);
+  if (ln_final.bias.defined()) ln_final.bias = ln_final.bias.to(dtype);
   const auto share = [&](const torch::Tensor& above_NH) {
     return (above_NH < top_k).view({-1, H}).to(torch::kFloat64).mean({0}).to(torch::kCPU);
   };
@@ -130,7 +139,7 @@ CopyScores copy_scores(const Model& model, const torch::Tensor& tokens, int64_t 
     auto o_NHD = written(parts.attn, v_NGK);
     if (parts.ln1_post) o_NHD = parts.ln1_post->apply(o_NHD);
     const auto o_RD = o_NHD.flatten(0, 1).to(model.device());
-    const auto normed = [&](const torch::Tensor& x) { return wide(weights.ln_final.apply(x)); };
+    const auto normed = [&](const torch::Tensor& x) { return ln_final.apply(x); };
     const auto y_RD = normed(o_RD);
     out.name_mover[layer].copy_(share(n_above(model, y_RD, own_NH, top_k)));
     out.copy_suppression[layer].copy_(share(n_above(model, normed(-o_RD), own_NH, top_k)));

@@ -9,7 +9,9 @@ namespace {
 using hooks::Point;
 using models::Model;
 
-bool has_mid(const Model& model) { return models::hook_points(model.cfg()).has({Point::kResidMid, 0}); }
+bool has_mid(const Model& model) {
+  return models::hook_points(model.cfg()).has({Point::kResidMid, 0});
+}
 
 }  // namespace
 

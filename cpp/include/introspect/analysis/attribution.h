@@ -21,9 +21,10 @@ enum class Unit {
 
 /// What each part of a model adds to logits, or to differences of logits.
 struct Attribution {
-  std::vector<std::string> labels;  // "embed", "3_attn_out", "L3H7", "L3N100", "bias", "ln_final.b", "b_U", ...
-  torch::Tensor values;             // [parts, B, n], float32 at least
-  torch::Tensor logits;             // [B, n]: what they sum to, before a soft cap
+  std::vector<std::string>
+      labels;            // "embed", "3_attn_out", "L3H7", "L3N100", "bias", "ln_final.b", "b_U", ...
+  torch::Tensor values;  // [parts, B, n], float32 at least
+  torch::Tensor logits;  // [B, n]: what they sum to, before a soft cap
 };
 
 /// The hook names that direct_logit_attribution needs, to be recorded at the positions that are asked about.

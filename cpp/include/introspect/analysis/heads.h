@@ -17,7 +17,8 @@ namespace introspect::analysis {
 struct MatchOptions {
   bool exclude_bos = false;            // attention to the first position counts for nothing
   bool exclude_current_token = false;  // nor does that of a position to itself
-  bool absolute = false;  // 1 - sum |A - D| / T, the sum rounded to three digits, instead of sum (A D) / sum A
+  bool absolute =
+      false;  // 1 - sum |A - D| / T, the sum rounded to three digits, instead of sum (A D) / sum A
 };
 
 /// How well attention A [..., T, T] shows a pattern D [T, T], lower triangular: [...], float64 on the CPU.
@@ -35,14 +36,15 @@ INTROSPECT_EXPORT torch::Tensor match_heads(const models::Model& model, const to
                                             int64_t n_layers);
 
 struct HeadScoreOptions {
-  std::map<std::string, torch::Tensor> patterns;  // further ones, each [T, T] and lower triangular, for texts of T tokens
+  std::map<std::string, torch::Tensor>
+      patterns;  // further ones, each [T, T] and lower triangular, for texts of T tokens
   Progress progress;
 };
 
 /// Numbers of every head.
 struct HeadScores {
   std::vector<std::string> names;
-  torch::Tensor values;              // float64 [names, L, H] on the CPU; NaN where no position of the texts counts
+  torch::Tensor values;  // float64 [names, L, H] on the CPU; NaN where no position of the texts counts
   std::vector<int64_t> n_positions;  // that each is a mean over
 };
 

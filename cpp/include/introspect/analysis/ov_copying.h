@@ -29,7 +29,8 @@ INTROSPECT_EXPORT torch::Tensor ov_copying_scores(const models::Model& model, Ov
 struct CopyScores {
   torch::Tensor name_mover;        // [L, H] share of tokens that are among the top_k of what the head writes
   torch::Tensor copy_suppression;  // [L, H] share that are among the top_k of its negative
-  torch::Tensor ov_diagonal;       // [L, H] logit of the token less its mean over the vocabulary, mean of the tokens
+  torch::Tensor
+      ov_diagonal;  // [L, H] logit of the token less its mean over the vocabulary, mean of the tokens
 };
 
 /// Reads each token's residual after block 0, lets every head move it (ln1, W_V, b_V, W_O, the norm after attention if

@@ -15,13 +15,14 @@ namespace introspect::analysis {
 
 /// Why a model prefers one token to another, from one position of one text.
 struct Prediction {
-  Attribution exact;                // to the difference of logits, expected less actual: values [parts, 1, 1]
-  torch::Tensor naive;              // [components]: each through the whole final norm alone; no bias, no remainder
+  Attribution exact;    // to the difference of logits, expected less actual: values [parts, 1, 1]
+  torch::Tensor naive;  // [components]: each through the whole final norm alone; no bias, no remainder
   std::vector<std::string> streams;  // "0_pre", "0_mid", ..., "final_post"
-  torch::Tensor logits;             // [streams, 2]: expected and actual through the logit lens, float32 at least
-  torch::Tensor log_probs;          // [streams, 2], in nats
-  torch::Tensor ranks;              // int64 [streams, 2]: tokens with a larger logit
-  std::optional<int64_t> turn;      // the last stream in which `expected` was not behind; none: it always was, or wins
+  torch::Tensor logits;     // [streams, 2]: expected and actual through the logit lens, float32 at least
+  torch::Tensor log_probs;  // [streams, 2], in nats
+  torch::Tensor ranks;      // int64 [streams, 2]: tokens with a larger logit
+  std::optional<int64_t>
+      turn;  // the last stream in which `expected` was not behind; none: it always was, or wins
 };
 
 /// The hook names that debug_prediction needs of its position, beside those of attribution_points.
