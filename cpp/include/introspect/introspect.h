@@ -105,6 +105,11 @@
 #include "introspect/analysis/prediction.h"
 #include "introspect/analysis/residual_stream.h"
 
+#include "introspect/circuits/acdc.h"
+#include "introspect/circuits/circuit.h"
+#include "introspect/circuits/edge_attribution.h"
+#include "introspect/circuits/nodes.h"
+#include "introspect/circuits/run_circuit.h"
 #include "introspect/experiments/defaults.h"
 #include "introspect/experiments/estimate.h"
 #include "introspect/experiments/protocol.h"

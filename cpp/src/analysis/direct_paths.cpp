@@ -21,7 +21,8 @@ class DirectRun {
             const std::vector<SenderRow>& rows, bool freeze_mlps)
       : model_(model), to_(to), from_(from), rows_(rows), freeze_mlps_(freeze_mlps) {
     std::vector<int64_t> positions;
-    for (const auto& row : rows) positions.insert(positions.end(), row.positions.begin(), row.positions.end());
+    for (const auto& row : rows)
+      positions.insert(positions.end(), row.positions.begin(), row.positions.end());
     positions_E_ = torch::tensor(positions, torch::kLong);
     const auto dtype = model.dtype() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
     change_ED_ = torch::zeros({positions_E_.size(0), model.cfg().d_model}, dtype);
@@ -45,8 +46,8 @@ class DirectRun {
       send_heads(layer, block.get());
       const auto mlp_in_ED = model_.cfg().parallel_attn_mlp ? before_ED : change_ED_;
       read([](Point p) { return p == Point::kMlpIn; }, mlp_in_ED);
-      const auto mlps = entries_of(
-          [&](const Sender& s) { return s.kind == Sender::Kind::mlp && s.layer == layer; });
+      const auto mlps =
+          entries_of([&](const Sender& s) { return s.kind == Sender::Kind::mlp && s.layer == layer; });
       write(mlps, Point::kMlpOut, layer);
       if (!freeze_mlps_) answer(layer, block.get(), mlp_in_ED, mlps);
       read([](Point p) { return p == Point::kResidPost; }, change_ED_);
@@ -60,9 +61,8 @@ class DirectRun {
       return s.layer == layer && s.point != Point::kMlpIn && s.point != Point::kResidPost;
     };
     const auto sends = [&](const SenderRow& row) {
-      return std::any_of(row.senders.begin(), row.senders.end(), [&](const Sender& s) {
-        return s.kind == Sender::Kind::head && s.layer == layer;
-      });
+      return std::any_of(row.senders.begin(), row.senders.end(),
+                         [&](const Sender& s) { return s.kind == Sender::Kind::head && s.layer == layer; });
     };
     return !freeze_mlps_ || std::any_of(sites.begin(), sites.end(), at_block) ||
            std::any_of(rows_.begin(), rows_.end(), sends);
@@ -83,7 +83,8 @@ class DirectRun {
   }
 
   /// What was recorded at the positions of some entries (undefined: all), as the model's blocks take it.
-  torch::Tensor at(const Recording& run, Point point, int64_t layer, const torch::Tensor& entries = {}) const {
+  torch::Tensor at(const Recording& run, Point point, int64_t layer,
+                   const torch::Tensor& entries = {}) const {
     const auto positions = entries.defined() ? positions_E_.index_select(0, entries) : positions_E_;
     const auto& recorded = run.at(point);
     return recorded[point == Point::kResidPost ? 0 : layer]
@@ -96,8 +97,8 @@ class DirectRun {
   }
 
   void add(const torch::Tensor& entries, const torch::Tensor& change_nD) {
-    change_ED_ = change_ED_.index_add(0, entries.to(change_ED_.device()),
-                                      change_nD.to(change_ED_.scalar_type()));
+    change_ED_ =
+        change_ED_.index_add(0, entries.to(change_ED_.device()), change_nD.to(change_ED_.scalar_type()));
   }
 
   /// Adds what stands at a point of the other run less what stood there.
@@ -126,7 +127,9 @@ class DirectRun {
     const auto& O = parts.attn.weights().O;
     if (!parts.ln1_post) return add(entries, at::linear(change_nHK.flatten(1), O.dense()));
     // A norm after attention answers to all heads together.
-    const auto written = [&](const torch::Tensor& z) { return parts.ln1_post->apply(O.forward(z.flatten(1))); };
+    const auto written = [&](const torch::Tensor& z) {
+      return parts.ln1_post->apply(O.forward(z.flatten(1)));
+    };
     add(entries, wide(written(z_nHK + change_nHK)) - wide(written(z_nHK)));
   }
 
@@ -173,7 +176,7 @@ std::vector<Point> points_to_record(const PathPatchingOptions& options) {
   std::set<Point> out = {Point::kResidPost};
   for (const auto& together : options.senders)
     for (const auto& sender : together)
-      out.insert(sender.kind == Sender::Kind::head    ? Point::kZ
+      out.insert(sender.kind == Sender::Kind::head  ? Point::kZ
                  : sender.kind == Sender::Kind::mlp ? Point::kMlpOut
                                                     : Point::kResidPre);
   for (const auto& together : options.receivers)

@@ -127,7 +127,8 @@ Size size_of(const std::vector<PatchPair>& pairs, const PathPatchingOptions& opt
         int64_t first_layer = std::numeric_limits<int64_t>::max();
         for (const auto& receiver : receivers)
           if (hears(receiver, row.senders, cfg))
-            first_layer = std::min(first_layer, receiver.kind == Kind::logits ? cfg.n_layers : receiver.layer);
+            first_layer =
+                std::min(first_layer, receiver.kind == Kind::logits ? cfg.n_layers : receiver.layer);
         if (first_layer > cfg.n_layers) continue;
         ++out.cells;
         out.token_layers += (cfg.n_layers - first_layer) * (T - *std::ranges::min_element(row.positions));
@@ -237,14 +238,13 @@ class PairOfRuns {
   /// As many as a quarter of the budget has room for: what all receivers read, once as read and once as interventions.
   int64_t rows_of_chunk(const std::vector<Site>& sites) const {
     const auto points = models::hook_points(model_->cfg());
-    const auto width = [&](Point point) {
-      return points.width(point).value_or(0) * points.heads(point).value_or(1);
-    };
     int64_t numbers = 8 * model_->cfg().d_model;
-    for (const auto site : sites) numbers += width(site.point);
+    for (const auto site : sites)
+      numbers += points.width(site.point).value_or(0) * points.heads(site.point).value_or(1);
     for (const auto& receivers : options_.receivers)
       for (const auto& receiver : receivers)
-        numbers += receiver.kind == Kind::logits ? 0 : width(site_of(receiver, model_->cfg()).point);
+        if (receiver.kind != Kind::logits)
+          numbers += points.width(site_of(receiver, model_->cfg()).point).value_or(0);
     const int64_t entries = options_.by_position ? 1 : n_tokens();
     return std::max<int64_t>(1, options_.memory_budget / 4 / (numbers * entries * 8));
   }
@@ -268,7 +268,8 @@ class PairOfRuns {
   }
 
   /// Paths to the logits need no run D.
-  void read_logits(const std::vector<SenderRow>& rows, const ReceiverInput& input, torch::Tensor values) const {
+  void read_logits(const std::vector<SenderRow>& rows, const ReceiverInput& input,
+                   torch::Tensor values) const {
     const auto n = static_cast<int64_t>(rows.size());
     const auto to_PD = at_reads(recorded_.to.at(Point::kResidPost)[0]);
     const auto value_ED = input.value_E.to(torch::kCPU, to_PD.scalar_type());
@@ -387,8 +388,8 @@ PatchGrid path_patching(const graph::ModelPtr& model, const std::vector<PatchPai
     check<std::invalid_argument>(pair.to.interventions.empty() && pair.from.interventions.empty(),
                                  "path_patching: the runs themselves take no interventions");
     check<std::invalid_argument>(!options.by_position || n == T,
-                                 "path_patching: by position, pairs must have as many tokens, got ", T, " and ",
-                                 n);
+                                 "path_patching: by position, pairs must have as many tokens, got ", T,
+                                 " and ", n);
     sender_positions(options, static_cast<int64_t>(n));
     reads_of(pair.metric, static_cast<int64_t>(n), cfg.d_vocab);
   }
@@ -397,7 +398,8 @@ PatchGrid path_patching(const graph::ModelPtr& model, const std::vector<PatchPai
 
   const auto n_pairs = static_cast<int64_t>(pairs.size());
   const auto n_positions =
-      options.by_position ? static_cast<int64_t>(sender_positions(options, static_cast<int64_t>(T)).size()) : 1;
+      options.by_position ? static_cast<int64_t>(sender_positions(options, static_cast<int64_t>(T)).size())
+                          : 1;
   const auto n_senders = static_cast<int64_t>(options.senders.size());
   const auto n_receivers = static_cast<int64_t>(options.receivers.size());
   PatchGrid out;
@@ -407,13 +409,14 @@ PatchGrid path_patching(const graph::ModelPtr& model, const std::vector<PatchPai
     const auto& pair = pairs[static_cast<size_t>(p)];
     auto recorded = record(model, pair, points, options.memory_budget);
     if (p == 0) {
-      const double per_token_layer = recorded.seconds / static_cast<double>(2 * T) / static_cast<double>(cfg.n_layers);
-      check<std::invalid_argument>(
-          size.cells <= options.most_cells, "path_patching: ", size.cells, " cells (", n_pairs, " pairs, ",
-          n_senders * n_positions, " senders, ", n_receivers, " receivers) are more than most_cells = ",
-          options.most_cells, ": up to ", size.token_layers, " tokens times layers, ",
-          duration(per_token_layer * static_cast<double>(size.token_layers)),
-          " at the speed of the two runs of the first pair");
+      const double per_token_layer =
+          recorded.seconds / static_cast<double>(2 * T) / static_cast<double>(cfg.n_layers);
+      check<std::invalid_argument>(size.cells <= options.most_cells, "path_patching: ", size.cells,
+                                   " cells (", n_pairs, " pairs, ", n_senders * n_positions, " senders, ",
+                                   n_receivers, " receivers) are more than most_cells = ", options.most_cells,
+                                   ": up to ", size.token_layers, " tokens times layers, ",
+                                   duration(per_token_layer * static_cast<double>(size.token_layers)),
+                                   " at the speed of the two runs of the first pair");
       out.values = torch::zeros({n_pairs, n_receivers, n_senders * n_positions}, torch::kFloat64);
       out.to = torch::zeros({n_pairs}, torch::kFloat64);
       out.from = torch::zeros({n_pairs}, torch::kFloat64);

@@ -26,10 +26,11 @@ struct AttributionPatchingOptions {
   /// backward pass a layer, as far as below it.
   bool grad_drop = false;
 
-  bool sum_positions = false;     ///< a node is a whole layer, head or neuron: positions are summed
-  bool reference_is_to = false;   ///< divergences are from the patched run as it was, not from the other one
-  int64_t memory_budget = int64_t{1} << 30;  ///< bytes of a batch of pairs with its graph of gradients, weights aside
-  Progress progress;                         ///< counts pairs
+  bool sum_positions = false;    ///< a node is a whole layer, head or neuron: positions are summed
+  bool reference_is_to = false;  ///< divergences are from the patched run as it was, not from the other one
+  int64_t memory_budget =
+      int64_t{1} << 30;  ///< bytes of a batch of pairs with its graph of gradients, weights aside
+  Progress progress;     ///< counts pairs
 };
 
 /// Estimates of what patching each node would add to the metric, float64 on the CPU.

@@ -28,7 +28,7 @@ struct PathReceiver {
 };
 
 struct PathPatchingOptions {
-  std::vector<std::vector<PathSender>> senders;      ///< each entry is patched by itself; its senders together
+  std::vector<std::vector<PathSender>> senders;  ///< each entry is patched by itself; its senders together
   std::vector<std::vector<PathReceiver>> receivers;  ///< likewise; logits stand alone
 
   /// MLPs keep the patched run's output, so that paths lead through nothing at all; false: they are computed anew, and
