@@ -16,8 +16,9 @@ namespace {
 nn::Positions positions_of(const models::Model& model, int64_t T, bool local) {
   const auto& cfg = model.cfg();
   const auto& weights = model.weights();
-  const auto& frequencies = local && weights.rotary_frequencies_local.defined() ? weights.rotary_frequencies_local
-                                                                                : weights.rotary_frequencies;
+  const auto& frequencies = local && weights.rotary_frequencies_local.defined()
+                                ? weights.rotary_frequencies_local
+                                : weights.rotary_frequencies;
   nn::Positions out;
   if (frequencies.defined()) {
     const auto numbers = at::arange(T, at::device(model.device()).dtype(torch::kLong)).unsqueeze(0);
@@ -42,7 +43,9 @@ Reading reading(const nn::Attention& attention, int64_t n_groups) {
   const auto each = [&](const torch::Tensor& rows) {
     auto heads = rows.view({H + 2 * G, K, -1});
     if (n_groups == G) return heads;
-    const auto repeated = [&](int64_t first) { return heads.narrow(0, first, G).repeat_interleave(n_groups / G, 0); };
+    const auto repeated = [&](int64_t first) {
+      return heads.narrow(0, first, G).repeat_interleave(n_groups / G, 0);
+    };
     return at::cat({heads.narrow(0, 0, H), repeated(H), repeated(H + G)});
   };
   Reading out{each(linear.dense()), {}};
@@ -89,10 +92,11 @@ torch::Tensor before_norm(const std::optional<nn::Norm>& norm, const torch::Tens
 Decoder::Decoder(const models::Model& model, const Nodes& nodes, int64_t n_tokens)
     : model_(model), nodes_(nodes) {
   for (int64_t layer = 0; layer < nodes.n_layers; ++layer)
-    check<ConfigError>(model.device(layer) == model.device(), "circuits: the blocks of the model must live on one device, got ",
-                       model.device(layer), " and ", model.device());
-  check<ShapeError>(n_tokens <= model.cfg().n_ctx, "circuits: a prompt has at most n_ctx = ", model.cfg().n_ctx,
-                    " tokens, got ", n_tokens);
+    check<ConfigError>(model.device(layer) == model.device(),
+                       "circuits: the blocks of the model must live on one device, got ", model.device(layer),
+                       " and ", model.device());
+  check<ShapeError>(n_tokens <= model.cfg().n_ctx,
+                    "circuits: a prompt has at most n_ctx = ", model.cfg().n_ctx, " tokens, got ", n_tokens);
   global_ = positions_of(model, n_tokens, /*local=*/false);
   if (!model.cfg().attn_types.empty()) local_ = positions_of(model, n_tokens, /*local=*/true);
   if (model.weights().W_pos.defined()) positions_embedding_TD_ = model.weights().W_pos.narrow(0, 0, n_tokens);
@@ -130,7 +134,8 @@ torch::Tensor Decoder::project_each(int64_t layer, const torch::Tensor& x_RBTD) 
   return project_rows(x, with).unflatten(0, {x_RBTD.size(1), x_RBTD.size(2)});
 }
 
-torch::Tensor Decoder::project_some(int64_t layer, const torch::Tensor& x_BTD, int64_t first, int64_t n) const {
+torch::Tensor Decoder::project_some(int64_t layer, const torch::Tensor& x_BTD, int64_t first,
+                                    int64_t n) const {
   const auto block = parts(layer);
   auto with = reading(block->parts().attn, nodes_.n_groups);
   with.W_RKD = with.W_RKD.narrow(0, first, n);
@@ -184,7 +189,8 @@ torch::Tensor Decoder::mlp_out(int64_t layer, const torch::Tensor& x_BTD) const 
   return after(block->parts().ln2_post, mlp.weights().out.forward(activated(mlp, hidden)));
 }
 
-torch::Tensor Decoder::mlp_half(int64_t layer, const torch::Tensor& x_pre_BTD, const torch::Tensor& x_mid_BTD) const {
+torch::Tensor Decoder::mlp_half(int64_t layer, const torch::Tensor& x_pre_BTD,
+                                const torch::Tensor& x_mid_BTD) const {
   return x_mid_BTD + mlp_out(layer, nodes_.parallel ? x_pre_BTD : x_mid_BTD);
 }
 
@@ -239,8 +245,8 @@ Decoder::Trace Decoder::trace(const torch::Tensor& x_BTD, int64_t first_layer, b
     kept.hidden = mlp.weights().in.forward(normed(ln2, kept.x_mlp));
     kept.mlp = mlp.weights().out.forward(activated(mlp, kept.hidden));
     x = mid + after(ln2_post, kept.mlp);
-    if (!ln1_post) kept.attention = {};
-    if (!ln2_post) kept.mlp = {};
+    if (!ln1_post) kept.attention = torch::Tensor();
+    if (!ln2_post) kept.mlp = torch::Tensor();
     out.layers.push_back(std::move(kept));
   }
   out.last_BTD = x;
@@ -261,7 +267,8 @@ void Decoder::backward(Trace& trace, const torch::Tensor& g_BTD,
     const auto& [ln1, attn, ln1_post, ln2, mlp, ln2_post, parallel] = block->parts();
 
     const auto g_active = at::matmul(before_norm(ln2_post, kept.mlp, g), wide(mlp.weights().out.dense()));
-    const auto g_hidden = gradient_through([&](const auto& h) { return activated(mlp, h); }, kept.hidden, g_active);
+    const auto g_hidden =
+        gradient_through([&](const auto& h) { return activated(mlp, h); }, kept.hidden, g_active);
     const auto g_mlp =
         norm_gradient(ln2, wide(kept.x_mlp), at::matmul(g_hidden, wide(mlp.weights().in.dense())));
     visit(nodes_.mlp_reader(layer), g_mlp.unsqueeze(0));
@@ -271,7 +278,8 @@ void Decoder::backward(Trace& trace, const torch::Tensor& g_BTD,
     const auto g_z = at::matmul(g_out, wide(attn.weights().O.dense())).unflatten(2, {nodes_.n_heads, -1});
     const auto g_qkv = gradient_through([&](const auto& qkv) { return attend(layer, qkv); }, kept.qkv, g_z);
     const auto W_RKD = wide(reading(attn, nodes_.n_groups).W_RKD);
-    const auto g_normed = at::bmm(g_qkv.flatten(0, 1).transpose(0, 1), W_RKD).unflatten(1, {g.size(0), g.size(1)});
+    const auto g_normed =
+        at::bmm(g_qkv.flatten(0, 1).transpose(0, 1), W_RKD).unflatten(1, {g.size(0), g.size(1)});
     const auto g_read = norm_gradient(ln1, wide(kept.x_attention), g_normed);
     visit(nodes_.first_reader(layer), g_read);
     g = g + g_mlp + g_read.sum(0);

@@ -65,12 +65,13 @@ int64_t Nodes::n_edges() const {
   return n;
 }
 
-int64_t Nodes::node_of(int64_t receiver) const {
+Nodes::Fed Nodes::fed_by(int64_t receiver) const {
   const int64_t layer = layer_of(receiver), reader = receiver % n_readers();
-  if (layer == n_layers) return -1;
-  if (reader == n_readers() - 1) return mlp(layer);
-  if (reader < n_heads) return head(layer, reader);
-  return head(layer, (reader - n_heads) % n_groups * (n_heads / n_groups));
+  if (layer == n_layers) return {};
+  if (reader == n_readers() - 1) return {mlp(layer), 1};
+  if (reader < n_heads) return {head(layer, reader), 1};
+  const int64_t in_group = n_heads / n_groups;
+  return {head(layer, (reader - n_heads) % n_groups * in_group), in_group};
 }
 
 int64_t Nodes::n_before(int64_t receiver) const {
@@ -134,8 +135,8 @@ std::pair<int64_t, int64_t> Nodes::parse_edge(const std::string& name) const {
     check<std::invalid_argument>(
         node.kind != 0 && (is_mlp ? rest.empty() : letter != std::string_view::npos) &&
             (node.kind != 'g' || (letter > 0 && n_groups != n_heads)),
-        "circuit: an edge goes to a{layer}.h{head}<q|k|v>, ", n_groups != n_heads ? "a{layer}.g{group}<k|v>, " : "",
-        "m{layer} or logits, got ", excerpt(name));
+        "circuit: an edge goes to a{layer}.h{head}<q|k|v>, ",
+        n_groups != n_heads ? "a{layer}.g{group}<k|v>, " : "", "m{layer} or logits, got ", excerpt(name));
     const int64_t among = node.kind == 'g' ? n_groups : n_heads;
     check<std::invalid_argument>(node.layer < n_layers && node.index < among, "circuit: there is no node ",
                                  excerpt(target), ": the model has ", n_layers, " layers of ", n_heads,

@@ -10,7 +10,9 @@ namespace introspect::circuits {
 inline torch::ScalarType wide(torch::ScalarType dtype) {
   return dtype == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
 }
-inline torch::Tensor wide(const torch::Tensor& x) { return x.to(wide(x.scalar_type())); }
+inline torch::Tensor wide(const torch::Tensor& x) {
+  return x.to(wide(x.scalar_type()));
+}
 
 /// A norm over the last dimension. In float64 it is float64 all through, where Model::forward rounds an RMS norm to
 /// float32 as transformers does: identities of a decomposition then hold to float64's digits. Differentiable.

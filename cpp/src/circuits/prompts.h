@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include <torch/types.h>
@@ -14,6 +15,8 @@ namespace introspect::circuits {
 /// no prompts, corrupted prompts that are needed and not there, or another number of metrics than one or one each.
 void check_prompts(const char* who, const models::Model& model, const Prompts& prompts, bool needs_corrupted);
 
+inline constexpr int64_t kBatchBytes = int64_t{1} << 29;  ///< of what is kept of a batch at a time
+
 /// Prompts of one length that run together.
 struct Batch {
   std::vector<size_t> which;  // among the prompts
@@ -23,20 +26,23 @@ struct Batch {
   int64_t n_tokens() const { return clean_BT.size(1); }
 };
 
-/// The prompts in batches, shortest first, each of at most most_bytes / bytes_per_token tokens (at least one prompt). A
-/// metric of whole logits wants them all in one.
+/// The prompts in batches, shortest first, each of at most most_bytes / bytes_per_token tokens (at least one prompt).
 std::vector<Batch> batches(const Prompts& prompts, int64_t bytes_per_token, int64_t most_bytes);
 
 /// Bytes of what every sender writes for one token, in float32 or float64.
 int64_t senders_bytes(const models::Model& model, const Nodes& nodes);
 
+/// Bytes that a Decoder::Trace keeps of one token, likewise.
+int64_t trace_bytes(const models::Model& model, const Nodes& nodes);
+
 /// What takes the place of a sender's output, for one batch after another.
 class Alternatives {
  public:
-  Alternatives(const models::Model& model, const Nodes& nodes, const Prompts& prompts, const AblationOptions& options);
+  Alternatives(const models::Model& model, const Nodes& nodes, const Prompts& prompts,
+               const AblationOptions& options);
 
-  /// [senders, B or 1, T or 1, D], in the model's dtype.
-  torch::Tensor of(const Decoder& decoder, const Batch& batch) const;
+  /// [senders, B or 1, T or 1, D], in the model's dtype; `corrupted` is the batch's, for patching.
+  torch::Tensor of(const Batch& batch, const std::optional<Decoder::Run>& corrupted) const;
 
  private:
   Ablation ablation_;
@@ -64,7 +70,7 @@ class Measure {
 
   const Decoder& decoder_;
   const LogitsMetric& of_logits_;
-  std::vector<const analysis::Metric*> metrics_;    // of each prompt
+  std::vector<const analysis::Metric*> metrics_;  // of each prompt
   std::vector<analysis::MetricReads> reads_;
   std::vector<torch::Tensor> positions_, references_;
 };

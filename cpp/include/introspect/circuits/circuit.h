@@ -80,7 +80,8 @@ struct INTROSPECT_EXPORT Circuit {
   ///
   /// Edges between nodes that are in are all kept: for single edges there is run_circuit. Throws std::invalid_argument for
   /// activations that are needed and not there.
-  std::vector<hooks::Intervention> outside(const std::map<std::string, torch::Tensor>& activations = {}) const;
+  std::vector<hooks::Intervention> outside(
+      const std::map<std::string, torch::Tensor>& activations = {}) const;
 
   /// A picture: layers from below, edges as lines whose width is their |score| and whose colour is its sign.
   ///

@@ -16,20 +16,20 @@
 
 namespace introspect::circuits {
 
-/// A metric of whole logits [B, T, V] of all prompts, in order: [B], differentiable. Slower than metrics as data.
-using LogitsMetric = std::function<torch::Tensor(const torch::Tensor& logits_BTV)>;
+/// A metric of one prompt's whole logits [1, T, V]: one number, differentiable. Slower than metrics as data.
+using LogitsMetric = std::function<torch::Tensor(const torch::Tensor& logits_1TV)>;
 
 /// Prompts and what is measured of a run of each.
 struct Prompts {
-  std::vector<torch::Tensor> clean;        // int64 [T] each
-  std::vector<torch::Tensor> corrupted;    // of the same lengths; empty where nothing needs them
-  std::vector<analysis::Metric> metrics;   // one for each, or one for all
-  LogitsMetric of_logits;                  // instead; all prompts are then of one length
+  std::vector<torch::Tensor> clean;       // int64 [T] each
+  std::vector<torch::Tensor> corrupted;   // of the same lengths; empty where nothing needs them
+  std::vector<analysis::Metric> metrics;  // one for each, or one for all
+  LogitsMetric of_logits;                 // instead of them
 };
 
 /// What takes the place of a sender's output.
 enum class Ablation {
-  patching,         // its output in the corrupted run
+  patching,  // its output in the corrupted run
   zero,
   mean,             // its mean over prompts and positions
   mean_positional,  // its mean over prompts, at each position
@@ -37,7 +37,8 @@ enum class Ablation {
 
 struct AblationOptions {
   Ablation ablation = Ablation::patching;
-  std::vector<torch::Tensor> mean_over;  // prompts of the means; empty: the corrupted ones, or else the clean ones
+  std::vector<torch::Tensor>
+      mean_over;  // prompts of the means; empty: the corrupted ones, or else the clean ones
 };
 
 enum class EdgeMethod {
@@ -56,8 +57,8 @@ struct EdgeAttributionOptions : AblationOptions {
   /// corrupted end), or those of Gauss and Legendre, with which few steps come close to the integral.
   bool gauss = false;
 
-  bool per_position = false;  // scores of each position as well; prompts are then of one length
-  bool ungrouped = false;     // a key and a value receiver for each query head
+  bool per_position = false;       // scores of each position as well; prompts are then of one length
+  bool ungrouped = false;          // a key and a value receiver for each query head
   std::vector<std::string> edges;  // exact: only these; empty: all
   Progress progress;
 };
@@ -65,7 +66,8 @@ struct EdgeAttributionOptions : AblationOptions {
 struct EdgeAttribution {
   Circuit circuit;            // every edge, with its score: the mean over prompts
   torch::Tensor by_position;  // float64 [T, senders, receivers]; undefined unless asked for
-  torch::Tensor clean, corrupted;  // float64 [prompts]: the metric in both runs; corrupted undefined without such prompts
+  torch::Tensor clean,
+      corrupted;  // float64 [prompts]: the metric in both runs; corrupted undefined without such prompts
 };
 
 /// What patching each edge does to the metric, by first order (or exactly): how much the metric changes when the

@@ -48,8 +48,11 @@ struct INTROSPECT_EXPORT Nodes {
   /// The layer of a receiver; n_layers for the logits.
   int64_t layer_of(int64_t receiver) const { return receiver / n_readers(); }
 
-  /// The sender that a receiver is the input of: a head, or the first of a group's; -1 for the logits.
-  int64_t node_of(int64_t receiver) const;
+  /// The senders that a receiver is an input of, [first, first + n): a head, a group's heads, an MLP; n = 0 for the logits.
+  struct Fed {
+    int64_t first = 0, n = 0;
+  };
+  Fed fed_by(int64_t receiver) const;
 
   /// How many senders come before a receiver: those of smaller numbers feed it.
   int64_t n_before(int64_t receiver) const;
