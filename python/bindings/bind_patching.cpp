@@ -116,12 +116,14 @@ What the runs begin with is run once, so that equal activations of two runs are 
   m.def(
       "patched_residuals",
       [](const ModelHandle& model, const Ids& tokens, const torch::Tensor& source, const PatchAxes& axes,
-         const Ids& positions, int64_t memory_budget, py::object progress) {
+         const Ids& positions, const Ids& patched, int64_t memory_budget, py::object progress) {
         const auto shown = as_shown_progress(std::move(progress));
         const py::gil_scoped_release release;
         const auto present = analysis::activations_at(model, {{tokens, {}}}, axes.point).front();
         std::vector<Place> places;
-        for (int64_t p = 0; p < static_cast<int64_t>(tokens.size()); ++p) places.push_back({{p}, {p}});
+        for (const int64_t p : patched) places.push_back({{p}, {p}});
+        for (int64_t p = 0; patched.empty() && p < static_cast<int64_t>(tokens.size()); ++p)
+          places.push_back({{p}, {p}});
         const auto cells = analysis::patch_cells(axes, places, present, source.to(present.options()));
         torch::Tensor out;
         analysis::run_cells(
@@ -135,9 +137,11 @@ What the runs begin with is run once, so that equal activations of two runs are 
         return out;
       },
       py::arg("model"), py::arg("tokens"), py::arg("source"), py::arg("axes"), py::kw_only(),
-      py::arg("positions"), py::arg("memory_budget") = analysis::PatchOptions{}.memory_budget,
-      py::arg("progress") = py::none(), R"doc(
-The last residual [cells, positions, d_model] of a run for each cell of a grid that puts in ``source`` [layers, T, ...].
+      py::arg("positions"), py::arg("patched") = Ids(),
+      py::arg("memory_budget") = analysis::PatchOptions{}.memory_budget, py::arg("progress") = py::none(),
+      R"doc(
+The last residual [cells, positions, d_model] of a run for each cell of a grid that puts in ``source`` [layers, T, ...]
+at each of the ``patched`` positions, or at all.
 
 Raises:
     ShapeError: a source of another shape than the run's own activations.

@@ -17,7 +17,7 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(
         f"{_REBUILD}"
     )
 
-from . import analysis, circuits, io, ops, repeng, statistics, utils
+from . import analysis, circuits, io, ops, patching, repeng, statistics, utils
 from ._C import (
     Adapter,
     ChatTemplate,
@@ -156,6 +156,7 @@ __all__ = [
     "loading",
     "operator_names",
     "ops",
+    "patching",
     "pull",
     "random_directions",
     "random_rotation",

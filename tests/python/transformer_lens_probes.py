@@ -206,3 +206,36 @@ def weights(model, tokens):
     results["accumulated_bias"] = model.accumulated_bias(2)
     results["accumulated_bias, mlp input"] = model.accumulated_bias(1, mlp_input=True, include_mlp_biases=False)
     return results
+
+
+def patching(model, tokens):
+    """Every grid of the patching module, denoising, with a metric of all logits."""
+    try:
+        from introspect import patching as grids
+    except ImportError:
+        from transformer_lens import patching as grids
+    clean = torch.tensor(tokens)
+    corrupted = clean.clone()
+    corrupted[:, 3:] = (corrupted[:, 3:] * 7 + 5) % 101
+    _, cache = model.run_with_cache(clean)
+
+    def metric(logits):
+        return (logits[:, -1, 5] - logits[:, -1, 6]).mean() + logits[:, 4, 7].mean()
+
+    names = [name for name in dir(grids) if name.startswith("get_act_patch_") and name not in SLOW_GRIDS]
+    out = {}
+    for name in names:
+        try:
+            out[name] = getattr(grids, name)(model, corrupted, cache, metric)
+        except Exception as error:  # theirs under grouped queries
+            out[name] = f"{type(error).__name__}"
+    first = grids.make_df_from_ranges([2, 4], ["layer", "pos"])
+    out["index_df"], rows = grids.generic_activation_patch(
+        model, corrupted, cache, metric, grids.layer_pos_patch_setter, "resid_pre", index_df=first, return_index_df=True
+    )
+    out["rows"] = torch.tensor(rows.values)
+    return out
+
+
+# 3 x 6 x 9 x 9 passes.
+SLOW_GRIDS = {"get_act_patch_attn_head_pattern_dest_src_pos"}

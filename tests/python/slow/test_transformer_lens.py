@@ -175,6 +175,14 @@ def test_processed_weights_give_their_activations(processed):
     assert_equal(*ask(processed, probes.every_point))
 
 
+def test_patching_grids_are_theirs(pair):
+    """Where theirs fails (grouped queries, whose grids are of two widths) ours are compared with hooks elsewhere."""
+    ours, theirs = ask(pair, probes.patching)
+    failed = {name for name, grid in theirs.items() if isinstance(grid, str)}
+    assert failed <= {"get_act_patch_attn_head_all_pos_every", "get_act_patch_attn_head_by_pos_every"}
+    assert_equal(*({name: grid for name, grid in side.items() if name not in failed} for side in (ours, theirs)))
+
+
 def test_a_notebook_for_transformer_lens_computes_the_same_there(smollm2, peer, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     transformers_model(smollm2).save_pretrained(folder)
