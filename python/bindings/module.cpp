@@ -44,6 +44,7 @@ PYBIND11_MODULE(_C, m) {
   // In the order in which the modules use one another's types.
   namespace python = introspect::python;
   python::bind_io(m);
+  python::bind_torch_zip(m);
   python::bind_text(m);
   python::bind_ops(m);
   python::bind_hooks(m);
@@ -55,6 +56,7 @@ PYBIND11_MODULE(_C, m) {
   python::bind_metrics(m);
   python::bind_engine(m);
   python::bind_graph(m);
+  python::bind_lenses(m);
   python::bind_patching(m);
   python::bind_path_patching(m);
   python::bind_attribution_patching(m);
@@ -63,5 +65,7 @@ PYBIND11_MODULE(_C, m) {
   python::bind_apply(m);
   python::bind_experiments(m);
   python::bind_statistics(m);
+  python::bind_probes(m);
+  python::bind_erasure(m);
   python::explain_call_errors(m);
 }

@@ -9,6 +9,7 @@
 #include <torch/types.h>
 #include <nlohmann/json.hpp>
 
+#include "introspect/activations/collect_positions.h"
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
 #include "introspect/engine/run_trie.h"
@@ -127,27 +128,49 @@ Activations without_values(const models::Model& model, const ReadOptions& read) 
   return out;
 }
 
-Activations collect_activations(const models::Model& model, const std::vector<std::string>& texts,
-                                const CollectOptions& options) {
+std::vector<Activations> collect_positions(const models::Model& model, const std::vector<std::string>& texts,
+                                           const std::vector<ReadPosition>& positions,
+                                           const CollectOptions& options) {
   check<std::invalid_argument>(!texts.empty(), "collect_activations: at least one text is needed, got none");
+  check<std::invalid_argument>(!positions.empty(),
+                               "collect_activations: at least one position is needed, got none");
   const auto& read = options.read;
-  auto out = without_values(model, read);
-  out.texts_hash = hash_of(texts);
+  auto common = without_values(model, read);
+  common.texts_hash = hash_of(texts);
   const auto once = distinct(texts);
   const engine::TokenTrie trie(tokenized(model, once.texts));
-  engine::TrieReads reads{{}, out.layers, read.point, {}, read.last_layer_after_norm};
+  engine::TrieReads reads{{}, common.layers, read.point, {}, read.last_layer_after_norm};
+  int64_t place = 0;  // of the result: every position of the first text, then of the second
   for (size_t row = 0; row < once.texts.size(); ++row) {
     const auto path = trie.path(trie.ends()[row]);
-    const auto [first, last] =
-        tokens_read(read.position, static_cast<int64_t>(path.size()), row, once.texts[row]);
-    reads.nodes.insert(reads.nodes.end(), path.begin() + first, path.begin() + last);
-    if (read.position.is_span)
-      reads.rows.insert(reads.rows.end(), static_cast<size_t>(last - first), static_cast<int64_t>(row));
+    for (const auto& position : positions) {
+      const auto [first, last] =
+          tokens_read(position, static_cast<int64_t>(path.size()), row, once.texts[row]);
+      reads.nodes.insert(reads.nodes.end(), path.begin() + first, path.begin() + last);
+      reads.rows.insert(reads.rows.end(), static_cast<size_t>(last - first), place++);
+    }
   }
-  out.values_NLD = engine::run_trie(model, trie, reads, {options.memory_budget, options.progress}).flatten(2);
-  if (once.texts.size() < texts.size())
-    out.values_NLD = out.values_NLD.index_select(0, torch::tensor(once.places, torch::kInt64));
+  // Rows of one node each need no means.
+  if (static_cast<int64_t>(reads.nodes.size()) == place) reads.rows.clear();
+  const auto values =
+      engine::run_trie(model, trie, reads, {options.memory_budget, options.progress}).flatten(2);
+  const auto places = torch::tensor(once.places, torch::kInt64);
+  std::vector<Activations> out;
+  for (size_t i = 0; i < positions.size(); ++i) {
+    out.push_back(common);
+    out.back().position = positions[i];
+    if (positions.size() == 1 && once.texts.size() == texts.size())
+      out.back().values_NLD = values;
+    else
+      out.back().values_NLD =
+          values.index_select(0, places * static_cast<int64_t>(positions.size()) + static_cast<int64_t>(i));
+  }
   return out;
+}
+
+Activations collect_activations(const models::Model& model, const std::vector<std::string>& texts,
+                                const CollectOptions& options) {
+  return std::move(collect_positions(model, texts, {options.read.position}, options).front());
 }
 
 void Activations::save(const std::filesystem::path& path) const {

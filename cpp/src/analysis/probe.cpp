@@ -155,7 +155,8 @@ Probe Probe::load(const std::filesystem::path& path) {
   out.position.first = position.at("first").integer();
   out.position.is_span = position.at("is_span").boolean();
   if (position.has("last")) out.position.last = position.at("last").integer();
-  out.classes = field.at("classes").texts();
+  const auto classes = field.at("classes");
+  for (size_t i = 0; i < classes.list(); ++i) out.classes.push_back(classes.at(i).text());
   out.name = field.at("name").text();
   out.layer = field.at("layer").integer();
   out.last_layer_after_norm = field.at("last_layer_after_norm").boolean();
