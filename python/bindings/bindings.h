@@ -41,6 +41,7 @@ void bind_erasure(py::module_& m);
 void bind_probes(py::module_& m);
 void bind_heads(py::module_& m);
 void bind_lenses(py::module_& m);
+void bind_torch_zip(py::module_& m);
 
 /// A Progress that calls `callback(what, done, total)` unless it is None, and lets Ctrl-C end the work either way.
 Progress as_progress(py::object callback);

@@ -1,10 +1,12 @@
-// The same reading of the residual after every block, through the final norm and the unembedding (nostalgebraist 2020):
-// {"log_odds", "p_yes", "p_no" (summed over the spellings): [L], "log_probs": of each report token [L]}.
+// The same reading of the residual after every block, through a lens: true is the logit lens, text the path of another one
+// (analysis/lens.h). {"log_odds", "p_yes", "p_no" (summed over the spellings): [L], "log_probs": of each report token [L]}.
 
 #include <algorithm>
+#include <memory>
 
 #include <ATen/ATen.h>
 
+#include "introspect/analysis/lens.h"
 #include "introspect/core/check.h"
 
 #include "experiments/readouts/library.h"
@@ -14,7 +16,7 @@ namespace {
 
 constexpr int64_t kLogitBytes = int64_t{48} << 20;  // of the logits that are there at once
 
-Value::Fields read(const ReadoutInputs& inputs, const std::vector<int64_t>& yes,
+Value::Fields read(const ReadoutInputs& inputs, const analysis::Lens& lens, const std::vector<int64_t>& yes,
                    const std::vector<int64_t>& no, const std::vector<int64_t>& report) {
   const auto& resid_LD = inputs.needed[0][0];
   Value::Numbers log_odds, p_yes, p_no;
@@ -22,8 +24,10 @@ Value::Fields read(const ReadoutInputs& inputs, const std::vector<int64_t>& yes,
   const auto V = inputs.model.cfg().d_vocab, L = resid_LD.size(0);
   const int64_t n_at_once = std::clamp<int64_t>(kLogitBytes / (4 * V), 1, L);
   for (int64_t first = 0; first < L; first += n_at_once) {
-    const auto logits_LV =
-        inputs.model.readout(resid_LD.narrow(0, first, std::min(n_at_once, L - first))).to(torch::kCPU);
+    std::vector<torch::Tensor> translated;
+    for (int64_t layer = first; layer < std::min(first + n_at_once, L); ++layer)
+      translated.push_back(lens.translate(resid_LD[layer], layer));
+    const auto logits_LV = inputs.model.readout(at::stack(translated)).to(torch::kCPU);
     const auto totals_L = logits_LV.logsumexp({1}).to(torch::kFloat64);
     const auto log_probs = [&](const std::vector<int64_t>& ids) {
       return logits_LV.index_select(1, torch::tensor(ids, torch::kLong)).to(torch::kFloat64) -
@@ -48,17 +52,41 @@ Value::Fields read(const ReadoutInputs& inputs, const std::vector<int64_t>& yes,
                                  {"log_probs", Value::List(of_tokens.begin(), of_tokens.end())}}}};
 }
 
+/// The lens that is asked for, whose every layer must be there.
+analysis::Lens lens_of(const ReadoutRequest& request) {
+  const auto* const path = request.parameter->get_if<std::string>();
+  if (!path) return analysis::Lens::logit(request.model);
+  auto lens = analysis::Lens::load(*path);
+  lens.check_model(request.model);
+  const auto layers = lens.layers();
+  for (int64_t layer = 0; layer < request.model.cfg().n_layers; ++layer)
+    check<ConfigError>(std::ranges::find(layers, layer) != layers.end(), "readout 'lens': ", *path,
+                       " must read every layer, and does not read layer ", layer);
+  return lens;
+}
+
 std::optional<PreparedReadout> prepare(const ReadoutRequest& request) {
-  if (!is_on(request)) return std::nullopt;
+  if (!request.parameter || is_off(*request.parameter)) return std::nullopt;
+  const auto lens = std::make_shared<const analysis::Lens>(lens_of(request));
   PreparedReadout out;
   out.needs = {Need::residuals()};
   out.n_logits = request.model.cfg().n_layers - 1;  // those after the last block are there
   out.fields = {{"lens"}};
-  out.read = [yes = request.yes_ids, no = request.no_ids,
+  if (lens->kind() != analysis::LensKind::logit) {
+    out.key = {{"lens", lens->hash()}};  // instead of the path
+    out.settings = {{"lens", Value::Fields{{"kind", to_string(lens->kind())}, {"hash", lens->hash()}}}};
+  }
+  out.read = [lens, yes = request.yes_ids, no = request.no_ids,
               report = report_ids(request)](const ReadoutInputs& inputs) {
-    return read(inputs, yes, no, inputs.is_own_question ? report : std::vector<int64_t>{});
+    return read(inputs, *lens, yes, no, inputs.is_own_question ? report : std::vector<int64_t>{});
   };
   return out;
+}
+
+std::string problem_of_lens(const Value& parameter) {
+  const auto* const path = parameter.get_if<std::string>();
+  if (parameter.get_if<bool>() || (path && !path->empty())) return "";
+  return concat("must be true, false or the path of a lens, got ", parameter.to_json());
 }
 
 std::string problem(const std::string& field, const Value& value) {
@@ -79,6 +107,7 @@ std::string problem(const std::string& field, const Value& value) {
 
 const bool registered = register_library_readout({
     .name = "lens",
+    .check_parameter = problem_of_lens,
     .prepare = prepare,
     .fields = {"lens"},
     .check = problem,

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <torch/types.h>
+
+#include "introspect/models/model.h"
+
+namespace introspect::analysis {
+
+/// Texts as pieces of at most `context` tokens. Throws std::invalid_argument and std::out_of_range, naming `who`.
+std::vector<std::vector<int64_t>> pieces_of(const models::Model& model,
+                                            const std::vector<std::vector<int64_t>>& texts, int64_t context,
+                                            const char* who);
+
+/// The residual stream before each block and after the last one, [T, D] each, of one text.
+std::vector<torch::Tensor> residual_streams(const models::Model& model, const std::vector<int64_t>& tokens);
+
+/// Float32, or float64 of a float64 model.
+inline torch::ScalarType lens_dtype(const models::Model& model) {
+  return model.dtype() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
+}
+
+}  // namespace introspect::analysis
