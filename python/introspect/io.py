@@ -1,6 +1,7 @@
 """Model files: safetensors and GGUF as named tensors, Hugging Face folders, and writing that leaves nothing half-done.
 
-``open_tensors(path)`` opens any of them; nothing in a model file is ever executed.
+``open_tensors(path)`` opens any of them; nothing in a model file is ever executed. ``read_torch_zip(path)`` reads what
+torch.save wrote of tensors and plain values, without executing anything either.
 """
 
 from ._C import (
@@ -10,7 +11,9 @@ from ._C import (
     SafetensorsFile,
     TensorSource,
     open_tensors,
+    read_torch_zip,
     save_safetensors,
+    save_torch_zip,
     sha256_hex,
     write_atomically,
 )
@@ -22,7 +25,9 @@ __all__ = [
     "SafetensorsFile",
     "TensorSource",
     "open_tensors",
+    "read_torch_zip",
     "save_safetensors",
+    "save_torch_zip",
     "sha256_hex",
     "write_atomically",
 ]

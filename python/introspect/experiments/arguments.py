@@ -197,7 +197,9 @@ class Arguments:
 
     def readouts(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """{name: parameter}, of the arguments with names of their own and of ``readouts``."""
-        found: dict[str, Any] = {name: bool(options[name]) for name in ("lens", "attention", "divergence")}
+        found: dict[str, Any] = {name: bool(options[name]) for name in ("attention", "divergence")}
+        lens = options["lens"]
+        found["lens"] = os.fspath(lens) if isinstance(lens, str | os.PathLike) else bool(lens)
         found["top_k"] = self.whole("top_k", options["top_k"], least=0)
         found["continuations"] = self.texts("continuations", options["continuations"])
         more = {} if options["readouts"] is None else options["readouts"]

@@ -106,7 +106,7 @@ def run_experiment(
     concepts: Texts = (),
     models: Mapping[str, Model] | None = None,
     seed: int = 0,
-    lens: bool = False,
+    lens: bool | str | os.PathLike = False,
     attention: bool = False,
     divergence: bool = False,
     top_k: int = 0,
@@ -154,6 +154,7 @@ def run_experiment(
         models: {name: model} for protocols in which another model prefills; of the model's shape, dtype and device.
         seed: of the rotations and of sampled text.
         lens: also read every block's output: log-odds, probabilities of the spellings of yes and no, report tokens.
+            True is the logit lens, a path another one (``TunedLens``); stores know it by its content.
         attention: also the attention of every head from the read position to the injected tokens.
         divergence: also the next token's entropy, and KL(injected || base).
         top_k: also this many of the most raised and lowered tokens.

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 
-from .style import CONCEPT, CONTROL, NULL, RANDOM, Figure, frame, legend_below
+from .style import CONCEPT, CONTROL, NULL, RANDOM, Figure, bare, frame, legend_below
 
 ByLayer = Mapping[int, float]
 
@@ -87,3 +89,60 @@ def null_layers(curve: LensCurve) -> list[int]:
     if not curve.nulls:
         return []
     return sorted(set.intersection(*(set(null) for null in curve.nulls)))
+
+
+def lens_map(
+    values: Sequence[Sequence[float]],
+    texts: Sequence[Sequence[str]],
+    *,
+    streams: Sequence[str],
+    tokens: Sequence[str],
+    label: str,
+    title: str = "",
+) -> Figure:
+    """A lens as a map: streams upwards, the text's tokens along, in each cell what is read there.
+
+    Args:
+        values, texts: [stream][token]; the colour and what is written. Texts are left out where cells are too small.
+    """
+    finite = [v for row in values for v in row if math.isfinite(v)]
+    norm = Normalize(min(finite, default=0.0), max(finite, default=1.0))
+    columns, rows = len(tokens), len(streams)
+    figure = Figure(
+        figsize=(min(16.0, 2.4 + 0.78 * columns), min(12.0, 1.5 + 0.24 * rows)), dpi=110, layout="constrained"
+    )
+    axes = figure.subplots()
+    axes.imshow(values, cmap="viridis", norm=norm, origin="lower", aspect="auto", interpolation="nearest")
+    if columns <= 18 and rows <= 45:
+        for i, row in enumerate(texts):
+            for j, text in enumerate(row):
+                dark = norm(values[i][j]) < 0.6
+                axes.text(
+                    j, i, _cell(text), ha="center", va="center", fontsize=6.5, color="white" if dark else "black",
+                    parse_math=False,
+                )  # fmt: skip
+    step = math.ceil(rows / 40)
+    axes.set_yticks(range(0, rows, step), [streams[i] for i in range(0, rows, step)])
+    step = math.ceil(columns / 40)
+    axes.set_xticks(
+        range(0, columns, step), [_cell(tokens[i]) for i in range(0, columns, step)], rotation=45, ha="right"
+    )
+    for tick in axes.get_xticklabels():
+        tick.set_parse_math(False)
+    axes.set_ylabel("output of block", fontsize=9)
+    axes.tick_params(labelsize=8, length=2)
+    bare(axes)
+    bar = figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, shrink=0.85, pad=0.015)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    if title:
+        axes.set_title(title, fontsize=10, loc="left")
+    return figure
+
+
+def _cell(text: str) -> str:
+    """A token as a cell shows it: spaces and line ends visible, and what no font has left to it."""
+    shown = text.replace("\n", "\\n").replace("\t", "\\t")
+    shown = "␣" + shown[1:] if shown.startswith(" ") else shown
+    return shown if len(shown) <= 11 else shown[:10] + "…"

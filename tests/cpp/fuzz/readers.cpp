@@ -326,6 +326,27 @@ std::vector<Reader> readers(const fs::path& work, const fs::path& data) {
   out.push_back({"reading", "reading.json", {kReading}, [](const fs::path& path) {
                    experiments::Reading::from_json(experiments::Reading::from_json(bytes_of(path)).to_json());
                  }});
+  out.push_back(
+      {"torch-zip",
+       "x.pt",
+       {made("x.pt",
+             [](const fs::path& path) {
+               using io::TorchValue;
+               const auto list = TorchValue::list({{int64_t{3}}, {2.5}, {std::monostate()}, {true}});
+               io::save_torch_zip(path, TorchValue::dict({{{std::string("a")}, {random_tensor({3, 4}, 1)}},
+                                                          {{int64_t{7}}, list}}));
+             })},
+       [](const fs::path& path) { io::read_torch_zip(path); }});
+  out.push_back({"lens",
+                 "lens.pt",
+                 {made("lens.pt",
+                       [](const fs::path& path) {
+                         analysis::Lens(
+                             analysis::LensKind::jacobian, {"tiny", "ab", "", 3, 4},
+                             {{0, {random_tensor({4, 4}, 1), {}}}, {1, {random_tensor({4, 4}, 2), {}}}})
+                             .save(path);
+                       })},
+                 [](const fs::path& path) { analysis::Lens::load(path); }});
   out.push_back({"store",
                  "cells.sqlite",
                  {made("cells.sqlite",
