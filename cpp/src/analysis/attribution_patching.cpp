@@ -91,6 +91,8 @@ class Batch {
     points_.erase(std::unique(points_.begin(), points_.end()), points_.end());
     from_ = run(/*is_to=*/false);
     to_ = run(/*is_to=*/true);
+    from_.metrics_B = metrics_of(from_);
+    to_.metrics_B = metrics_of(to_);
   }
 
   /// float64 [B] of both runs.
@@ -136,8 +138,9 @@ class Batch {
 
   const PatchPair& pair(size_t row) const { return pairs_[static_cast<size_t>(rows_[row])]; }
 
-  RunOfBatch run(bool is_to) {
-    const at::AutoGradMode gradients(is_to);
+  /// Both runs go the same way, so that what is equal in them is so bit for bit; the graph of `from` ends with the run.
+  RunOfBatch run(bool is_to) const {
+    const at::AutoGradMode gradients(true);
     RunOfBatch out;
     std::vector<Tensor> tokens;
     for (size_t b = 0; b < rows_.size(); ++b)
@@ -152,52 +155,36 @@ class Batch {
         record.detach = !is_to;
         registry.record(name, out.cache, record);
         // A pattern that is only read is none that the output comes from.
-        if (is_to && point == Point::kPattern)
+        if (point == Point::kPattern)
           registry.observe(name, [](const Tensor&, Site) {}, {hooks::Direction::kBackward});
       }
     models::ForwardOptions pass;
     pass.hooks = &registry;
     pass.start_at_layer = 0;
     pass.stop_at_layer = n_layers_;
-    auto x_BTD = model_.embed(tokens_BT, positions_BT).detach();
-    if (is_to) x_BTD.requires_grad_();
+    const auto x_BTD = model_.embed(tokens_BT, positions_BT).detach().requires_grad_();
     const auto resid_BTD = model_.forward(x_BTD, pass);
-    std::vector<Tensor> metrics;
     for (size_t b = 0; b < rows_.size(); ++b) {
-      const auto& metric = pair(b).metric;
-      const auto reads = reads_of(metric, T_, model_.cfg().d_vocab);
+      const auto reads = reads_of(pair(b).metric, T_, model_.cfg().d_vocab);
       const auto positions = torch::tensor(reads.positions, torch::kLong).to(resid_BTD.device());
       const auto resid_PD = resid_BTD[static_cast<int64_t>(b)].index_select(0, positions);
-      out.resid_PD.push_back(resid_PD.detach());
-      Tensor reference_PV;
-      if (reads.needs_reference) {
-        // The run `from` comes first, and may have to be compared with `to`, whose metrics follow it.
-        const bool own = options_.reference_is_to == is_to;
-        if (!own && !is_to) {
-          metrics.push_back({});
-          continue;
-        }
-        reference_PV = model_.readout(own ? resid_PD.detach() : from_.resid_PD[b]).detach();
-      }
-      metrics.push_back(evaluate(metric, reads, model_.readout(resid_PD, reads.vocab_ids), reference_PV));
+      out.resid_PD.push_back(is_to ? resid_PD : resid_PD.detach());
     }
-    if (is_to) finish_from(metrics, out);
-    if (is_to || std::ranges::all_of(metrics, [](const Tensor& m) { return m.defined(); }))
-      out.metrics_B = torch::stack(metrics);
     return out;
   }
 
-  /// Metrics of the run `from` that are measured against `to`.
-  void finish_from(const std::vector<Tensor>& to_metrics, const RunOfBatch& to) {
-    if (from_.metrics_B.defined()) return;
-    const at::NoGradGuard no_grad;
-    std::vector<Tensor> metrics;
-    for (size_t b = 0; b < to_metrics.size(); ++b) {
-      const auto reads = reads_of(pair(b).metric, T_, model_.cfg().d_vocab);
-      metrics.push_back(evaluate(pair(b).metric, reads, model_.readout(from_.resid_PD[b], reads.vocab_ids),
-                                 model_.readout(to.resid_PD[b])));
+  Tensor metrics_of(const RunOfBatch& run) const {
+    const at::AutoGradMode gradients(true);
+    std::vector<Tensor> out;
+    for (size_t b = 0; b < rows_.size(); ++b) {
+      const auto& metric = pair(b).metric;
+      const auto reads = reads_of(metric, T_, model_.cfg().d_vocab);
+      Tensor reference_PV;
+      if (reads.needs_reference)
+        reference_PV = model_.readout((options_.reference_is_to ? to_ : from_).resid_PD[b].detach());
+      out.push_back(evaluate(metric, reads, model_.readout(run.resid_PD[b], reads.vocab_ids), reference_PV));
     }
-    from_.metrics_B = torch::stack(metrics);
+    return torch::stack(out);
   }
 
   Tensor to_value(Point point, int64_t layer) const { return to_.cache->at(Site{point, layer}); }

@@ -84,9 +84,10 @@ class EffectGrid(PatchGrid):
 
         values = self.normalised().nanmean(0) if normalised else self.mean()
         axes = list(self.axes)
-        while len(axes) == 3 and "position" in axes:
-            values = values.sum(axes.index("position"))
-            axes.remove("position")
+        for axis in ("position", "dest", "src"):
+            if len(axes) > 2 and axis in axes:
+                values = values.sum(axes.index(axis))
+                axes.remove(axis)
         label = "share of clean - corrupted" if normalised else "effect on the metric"
         return effect_plot(values, axes, self.labels, label=label, title=title or self.point)
 
