@@ -97,22 +97,23 @@ Args:
 )doc");
   m.def(
       "copy_scores",
-      [](const Model& model, const torch::Tensor& tokens, int64_t top_k, py::object progress) {
-        const auto shown = as_shown_progress(std::move(progress));
+      [](const Model& model, const std::vector<torch::Tensor>& texts, int64_t top_k, int64_t max_tokens,
+         py::object progress) {
+        const analysis::CopyOptions options{top_k, max_tokens, as_shown_progress(std::move(progress))};
         const py::gil_scoped_release unlocked;
-        auto scores = analysis::copy_scores(model, tokens, top_k, shown);
+        auto scores = analysis::copy_scores(model, texts, options);
         return std::make_tuple(scores.name_mover, scores.copy_suppression, scores.ov_diagonal);
       },
-      py::arg("model"), py::arg("tokens"), py::kw_only(), py::arg("top_k") = 5,
-      py::arg("progress") = py::none(),
-      R"doc(
+      py::arg("model"), py::arg("texts"), py::kw_only(), py::arg("top_k") = 5, py::arg("max_tokens") = 100,
+      py::arg("progress") = py::none(), R"doc(
 What heads would do to the logit of a token that they attend to with all their weight.
 
 Each distinct token's residual after block 0 goes through the head's values and output, the final norm and the
 unembedding.
 
 Args:
-    tokens: int64 [batch, pos]; position 0 is left out.
+    texts: int64 [batch, pos] each; position 0 is left out.
+    max_tokens: how many distinct tokens are read, the first of the texts.
 
 Returns:
     Three float64 [n_layers, n_heads]: the share of tokens that are among the ``top_k`` of what the head writes (the

@@ -214,6 +214,7 @@ torch::Tensor match_pattern(const torch::Tensor& attention, const torch::Tensor&
 
 torch::Tensor match_heads(const Model& model, const torch::Tensor& tokens, const torch::Tensor& detection,
                           const MatchOptions& options, int64_t n_layers) {
+  const at::NoGradGuard no_grad;
   check<ShapeError>(tokens.dim() == 1, "match_heads: tokens must be int64 [pos], got ", tokens.sizes());
   check_pattern("match_heads", detection, tokens.size(0));
   check<std::out_of_range>(n_layers >= 0 && n_layers <= model.cfg().n_layers,
@@ -233,6 +234,7 @@ torch::Tensor match_heads(const Model& model, const torch::Tensor& tokens, const
 
 HeadScores head_scores(const Model& model, const std::vector<torch::Tensor>& texts,
                        const HeadScoreOptions& options) {
+  const at::NoGradGuard no_grad;
   check_texts(model, texts, options);
   HeadScores out;
   out.names = kNames;

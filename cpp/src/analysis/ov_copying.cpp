@@ -63,20 +63,39 @@ torch::Tensor n_above(const Model& model, const torch::Tensor& y_RD, const torch
   return above_R;
 }
 
-/// Where each distinct token of [B, T] stands first, position 0 left out: indices into B * T.
-std::vector<int64_t> first_places(const torch::Tensor& tokens_BT) {
-  const auto tokens = tokens_BT.to(torch::kCPU).contiguous();
-  const auto* ids = tokens.const_data_ptr<int64_t>();
+/// Distinct tokens and the residual of each after block 0, where it stands first.
+struct Read {
+  torch::Tensor tokens_N, resid_ND;
+};
+
+Read read_tokens(const Model& model, const std::vector<torch::Tensor>& texts, int64_t max_tokens) {
   std::set<int64_t> seen;
-  std::vector<int64_t> places;
-  for (int64_t i = 0; i < tokens.numel(); ++i)
-    if (i % tokens.size(1) != 0 && seen.insert(ids[i]).second) places.push_back(i);
-  return places;
+  std::vector<int64_t> tokens;
+  std::vector<torch::Tensor> resid;
+  models::ForwardOptions pass;
+  pass.stop_at_layer = 1;
+  for (const auto& tokens_BT : texts) {
+    const auto here = tokens_BT.to(torch::kCPU).contiguous();
+    const auto* ids = here.const_data_ptr<int64_t>();
+    std::vector<int64_t> places;
+    for (int64_t i = 0; i < here.numel() && static_cast<int64_t>(tokens.size()) < max_tokens; ++i)
+      if (i % here.size(1) != 0 && seen.insert(ids[i]).second) {
+        places.push_back(i);
+        tokens.push_back(ids[i]);
+      }
+    if (places.empty()) continue;
+    const auto resid_BTD = model.forward(tokens_BT, pass).to(model.device());
+    resid.push_back(
+        resid_BTD.flatten(0, 1).index_select(0, torch::tensor(places, torch::kLong).to(model.device())));
+  }
+  check<ShapeError>(!resid.empty(), "copy_scores: texts must have two tokens at least");
+  return {torch::tensor(tokens, torch::kLong).to(model.device()), at::cat(resid)};
 }
 
 }  // namespace
 
 torch::Tensor ov_copying_scores(const Model& model, OvCircuit circuit) {
+  const at::NoGradGuard no_grad;
   const int64_t L = model.cfg().n_layers, H = model.cfg().n_heads;
   const auto& weights = model.weights();
   torch::Tensor through_tokens_DD;  // from the stream to logits, and from these as tokens to the stream
@@ -100,22 +119,19 @@ torch::Tensor ov_copying_scores(const Model& model, OvCircuit circuit) {
   return scores;
 }
 
-CopyScores copy_scores(const Model& model, const torch::Tensor& tokens, int64_t top_k,
-                       const Progress& progress) {
-  check<std::invalid_argument>(top_k > 0, "copy_scores: top_k must be at least 1, got ", top_k);
-  check<ShapeError>(tokens.dim() == 2 && tokens.scalar_type() == torch::kLong && tokens.numel() > 0,
-                    "copy_scores: tokens must be int64 [batch, pos], got ", tokens.scalar_type(), " ",
-                    tokens.sizes());
-  const auto first = first_places(tokens);
-  check<ShapeError>(!first.empty(), "copy_scores: texts must have two tokens at least, got ", tokens.sizes());
+CopyScores copy_scores(const Model& model, const std::vector<torch::Tensor>& texts,
+                       const CopyOptions& options) {
+  const at::NoGradGuard no_grad;
+  const int64_t top_k = options.top_k, L = model.cfg().n_layers, H = model.cfg().n_heads;
+  check<std::invalid_argument>(top_k > 0 && options.max_tokens > 0,
+                               "copy_scores: top_k and max_tokens must be at least 1, got ", top_k, " and ",
+                               options.max_tokens);
+  for (const auto& tokens : texts)
+    check<ShapeError>(tokens.dim() == 2 && tokens.scalar_type() == torch::kLong && tokens.numel() > 0,
+                      "copy_scores: texts must be int64 [batch, pos], got ", tokens.scalar_type(), " ",
+                      tokens.sizes());
   const auto& weights = model.weights();
-  const int64_t L = model.cfg().n_layers, H = model.cfg().n_heads;
-  models::ForwardOptions pass;
-  pass.stop_at_layer = 1;
-  const auto resid_BTD = model.forward(tokens, pass);
-  const auto places = torch::tensor(first, torch::kLong).to(resid_BTD.device());
-  const auto resid_ND = resid_BTD.flatten(0, 1).index_select(0, places);
-  const auto own_N = tokens.to(resid_BTD.device()).flatten().index_select(0, places);
+  const auto [own_N, resid_ND] = read_tokens(model, texts, options.max_tokens);
   const auto own_NH = own_N.unsqueeze(1).expand({-1, H}).flatten();
   const auto dtype = wide(resid_ND).scalar_type();
   const auto mean_W_U = weights.W_U.mean({0}, false, dtype);
@@ -131,7 +147,7 @@ CopyScores copy_scores(const Model& model, const torch::Tensor& tokens, int64_t 
   out.copy_suppression = at::zeros_like(out.name_mover);
   out.ov_diagonal = at::zeros_like(out.name_mover);
   for (int64_t layer = 0; layer < L; ++layer) {
-    report(progress, "heads' copying, by block", layer, L);
+    report(options.progress, "heads' copying, by block", layer, L);
     const auto block = model.block(layer);
     const auto& parts = block->parts();
     const auto x_ND = parts.ln1.apply(resid_ND.to(model.device(layer)));
@@ -147,7 +163,7 @@ CopyScores copy_scores(const Model& model, const torch::Tensor& tokens, int64_t 
     if (weights.b_U.defined()) diagonal = diagonal + weights.b_U.index_select(0, own_NH) - weights.b_U.mean();
     out.ov_diagonal[layer].copy_(diagonal.view({-1, H}).mean({0}));
   }
-  report(progress, "heads' copying, by block", L, L);
+  report(options.progress, "heads' copying, by block", L, L);
   return out;
 }
 

@@ -144,9 +144,7 @@ def _scores(
 def _heads_by_layer(heads: Heads | None, cfg: Any) -> dict[int, list[int]]:
     if heads is None:
         return {layer: list(range(cfg.n_heads)) for layer in range(cfg.n_layers)}
-    pairs = (
-        [(layer, head) for layer, those in heads.items() for head in those] if isinstance(heads, Mapping) else heads
-    )
+    pairs = [(layer, head) for layer, those in heads.items() for head in those] if isinstance(heads, Mapping) else heads
     found: dict[int, list[int]] = {}
     for layer, head in pairs:
         if not (0 <= layer < cfg.n_layers and 0 <= head < cfg.n_heads):

@@ -53,7 +53,9 @@ class HeadTable:
     def largest(self, score: str, n: int = 5, *, smallest: bool = False) -> list[tuple[tuple[int, int], float]]:
         """((layer, head), score) of the n heads with the largest score, or the smallest."""
         values = self.scores[score]
-        order = values.flatten().nan_to_num(float("inf") if smallest else -float("inf")).argsort(descending=not smallest)
+        order = (
+            values.flatten().nan_to_num(float("inf") if smallest else -float("inf")).argsort(descending=not smallest)
+        )
         places = [divmod(int(i), values.shape[1]) for i in order[:n]]
         return [(at, float(values[at])) for at in places]
 
@@ -115,7 +117,8 @@ def repeated_tokens(model: Any, *, n_tokens: int = 50, n_sequences: int = 4, see
     most = min(n_vocab, (native.cfg.n_ctx - len(first)) // 2)
     if not 2 <= n_tokens <= most or n_sequences < 1:
         raise ValueError(
-            f"repeated_tokens: n_tokens must be 2 to {most} and n_sequences at least 1, got {n_tokens} and {n_sequences}"
+            f"repeated_tokens: n_tokens must be 2 to {most} and n_sequences at least 1, got {n_tokens} and "
+            f"{n_sequences}"
         )
     rng = torch.Generator().manual_seed(seed)
     rows = []
@@ -152,8 +155,8 @@ def classify_heads(
             the vocabulary, in nats, with the final norm's scale held fixed.
         ov_copying_head, ov_copying: Re(sum of eigenvalues) / sum of moduli of W_V W_O, and of the full circuit
             W_E W_V W_O W_U. 1 copies, -1 suppresses.
-        name_mover, copy_suppression: share of the texts' tokens that are among the ``top_k`` of what the head writes
-            when it attends to them alone, and of its negative.
+        name_mover, copy_suppression: share of the texts' first 100 tokens that are among the ``top_k`` of what the head
+            writes when it attends to them alone, and of its negative.
         ov_diagonal: logit of the token less the mean over the vocabulary, there.
 
     A head's type is the largest of induction, duplicate_token, previous_token and diagonal where that reaches
@@ -193,9 +196,7 @@ def classify_heads(
     if copying:
         scores["ov_copying_head"] = _C.ov_copying_scores(native, "head")
         scores["ov_copying"] = _C.ov_copying_scores(native, "full")
-        once = [batch[:, : len(batch[0]) // 2 + 1] for batch in batches] if texts is None else batches
-        longest = max(once, key=lambda batch: batch.numel())
-        written = _C.copy_scores(native, longest, top_k=top_k, progress=progress)
+        written = _C.copy_scores(native, batches, top_k=top_k, progress=progress)
         scores |= dict(zip(("name_mover", "copy_suppression", "ov_diagonal"), written, strict=True))
     return HeadTable(scores, types, dict(zip(names, n_positions, strict=True)), model_name(model), threshold)
 

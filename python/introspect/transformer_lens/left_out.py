@@ -69,7 +69,6 @@ PACKAGE: dict[str, str] = {
     "BertNextSentencePrediction": "encoders such as BERT are not run: models here read from left to right",
     "TransformerBridge": "use introspect.HookedTransformer, which has the methods of TransformerLens 2 and 3",
     "ActivationCacheBridge": "use introspect.ActivationCache",
-    "head_detector": "run_with_cache and 'pattern' give the patterns that heads are told apart by",
     "train": "a torch optimiser on model.parameters() trains a model of your own, introspect.finetune a checkpoint",
     "components": "model.blocks[i] and its parts can be called; nn.Modules of your own go into a HookedRootModule",
     "factories": "model.blocks[i] has the parts of a block",

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include <torch/types.h>
 
@@ -25,6 +26,12 @@ enum class OvCircuit {
 /// Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
 INTROSPECT_EXPORT torch::Tensor ov_copying_scores(const models::Model& model, OvCircuit circuit);
 
+struct CopyOptions {
+  int64_t top_k = 5;
+  int64_t max_tokens = 100;  // that are read, the first of the texts
+  Progress progress;
+};
+
 /// What heads would do to the logit of a token that they attend to with all their weight.
 struct CopyScores {
   torch::Tensor name_mover;        // [L, H] share of tokens that are among the top_k of what the head writes
@@ -36,13 +43,13 @@ struct CopyScores {
 /// Reads each token's residual after block 0, lets every head move it (ln1, W_V, b_V, W_O, the norm after attention if
 /// there is one), and reads the result through the final norm and the unembedding.
 ///
-/// tokens: int64 [B, T]; each distinct one is read where it stands first, but position 0 is left out, whose residual is
-/// no token's. Ranks are exact: a token is dropped when top_k others are above it, so that most of the vocabulary is
+/// texts: int64 [B, T] each. Each distinct token is read where it stands first, but position 0 is left out, whose residual
+/// is no token's. Ranks are exact: a token is dropped when top_k others are above it, so that most of the vocabulary is
 /// never multiplied. float64 on the CPU.
-/// Throws ShapeError for other shapes or without a token to read, std::invalid_argument for a top_k below 1.
+/// Throws ShapeError for other shapes or without a token to read, std::invalid_argument for options below 1.
 /// Sources: Wang et al. 2022, Interpretability in the Wild (copy score, top_k 5); McDougall et al. 2023, Copy
 /// Suppression.
-INTROSPECT_EXPORT CopyScores copy_scores(const models::Model& model, const torch::Tensor& tokens,
-                                         int64_t top_k = 5, const Progress& progress = {});
+INTROSPECT_EXPORT CopyScores copy_scores(const models::Model& model, const std::vector<torch::Tensor>& texts,
+                                         const CopyOptions& options = {});
 
 }  // namespace introspect::analysis
