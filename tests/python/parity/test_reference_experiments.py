@@ -34,7 +34,7 @@ def assert_equal(mine, other):
             torch.testing.assert_close(a, b, **FLOOR, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_our_hooks_and_transformers_modules_give_the_same_states(pairs, data):
     ours, theirs = pairs

@@ -1,7 +1,6 @@
 """What must be true of introspect.statistics whatever the numbers, and what it refuses."""
 
 import math
-import time
 
 import hypothesis.strategies as st
 import numpy as np
@@ -25,13 +24,6 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others():
     values = np.random.default_rng(0).normal(size=50)
     first, again, other = (ends(statistics.bootstrap_mean(values, seed=seed).interval) for seed in (3, 3, 4))
     assert first == again != other
-
-
-def test_ten_thousand_resamples_of_a_hundred_values_take_well_under_a_second():
-    values = np.random.default_rng(0).normal(size=100)
-    start = time.process_time()
-    statistics.bootstrap_mean(values, resamples=10_000)
-    assert time.process_time() - start < 0.5
 
 
 @quick

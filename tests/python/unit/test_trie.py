@@ -106,9 +106,7 @@ def test_the_kernel_agrees_with_the_masked_product(tmp_path, dtype, floor):
 def test_any_set_of_sequences_under_any_budget(tmp_path_factory, sequences, nodes_per_pass):
     engine = small_engine(tmp_path_factory)
     trie = introspect.TokenTrie(sequences)
-    one, two = (needed(engine, trie, n) for n in (1, 2))
-    budget = one + (nodes_per_pass - 1) * (two - one)
-    assert introspect._C.plan_trie(engine, trie, memory_budget=budget).nodes_per_pass <= nodes_per_pass
+    budget = smallest_budget(engine, trie, nodes_per_pass)
     read = introspect.run_trie(engine, trie, nodes=trie.ends, layers=LAYERS, memory_budget=budget)
     for row, sequence in enumerate(sequences):
         expected = plain(engine, sequence, "hook_resid_post")[-1]
@@ -125,13 +123,21 @@ def small_engine(tmp_path_factory):
     return _small[0]
 
 
-def needed(engine, trie, nodes: int) -> int:
-    """Bytes of a budget for passes of `nodes` nodes, from the documented parts: activations, and the path's keys."""
-    c = engine.cfg
-    kv = 2 * c.n_layers * c.n_key_value_heads * c.d_head
-    qkv = (c.n_heads + 2 * c.n_key_value_heads) * c.d_head
-    path = max(trie.depths) + 1
-    return 8 * (path * kv + nodes * (4 * c.d_model + 3 * qkv + 4 * c.d_mlp + kv))
+def smallest_budget(engine, trie, nodes: int) -> int:
+    """The fewest bytes with which passes take `nodes` nodes, or as many as there are."""
+
+    def nodes_with(budget: int) -> int:
+        try:
+            return introspect._C.plan_trie(engine, trie, memory_budget=budget).nodes_per_pass
+        except ValueError:
+            return 0
+
+    low, high = 0, 1 << 26
+    wanted = min(nodes, nodes_with(high))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if nodes_with(middle) >= wanted else (middle, high)
+    return high
 
 
 @pytest.mark.parametrize(
