@@ -105,6 +105,7 @@ Nodes and edges of a model: see introspect.circuits.Circuit.
       .def("greedy", &Circuit::greedy, py::arg("n"), py::kw_only(), py::arg("absolute") = true,
            py::arg("prune") = true)
       .def("pruned", &Circuit::pruned)
+      .def("with_scores", &Circuit::with_scores, py::arg("scores"))
       .def("sender_scores", &Circuit::sender_scores)
       .def("ungrouped", &Circuit::ungrouped)
       .def("to_json", &Circuit::to_json)

@@ -158,6 +158,13 @@ Circuit Circuit::pruned() const {
   return with_flags(*this, in.tensor);
 }
 
+Circuit Circuit::with_scores(const torch::Tensor& other) const {
+  check<ShapeError>(other.sizes() == scores.sizes(), "circuit: scores must be ", scores.sizes(), ", got ",
+                    other.sizes());
+  const auto wide = other.to(torch::kCPU, torch::kFloat64);
+  return {nodes, at::where(nodes.edges(), wide, at::zeros({}, wide.options())), in_graph};
+}
+
 torch::Tensor Circuit::sender_scores() const {
   return scores.sum(1);
 }

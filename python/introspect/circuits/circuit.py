@@ -132,6 +132,14 @@ class Circuit:
         """With a key and a value receiver for each query head; a group's score is split evenly among its heads."""
         return Circuit(self.native.ungrouped())
 
+    def with_scores(self, scores: torch.Tensor) -> Circuit:
+        """The same edges with other scores, [senders, receivers]: random ones as a baseline, or those of another method.
+
+        Raises:
+            ShapeError: another shape.
+        """
+        return Circuit(self.native.with_scores(scores))
+
     def node_scores(self) -> dict[str, float]:
         """The sum of each sender's edges' scores: of EAP this is attribution patching."""
         return dict(zip(self.senders, self.native.sender_scores().tolist(), strict=True))

@@ -5,6 +5,7 @@ Every function returns a matplotlib Figure, which notebooks show, and needs no d
 from the lowest to the highest, in every picture.
 """
 
+from .circuits import faithfulness_curve
 from .confusion import confusion
 from .content import content, identified
 from .curves import layer_curves, strength_curves
@@ -23,6 +24,7 @@ __all__ = [
     "by_layer",
     "confusion",
     "content",
+    "faithfulness_curve",
     "head_maps",
     "identified",
     "layer_curves",

@@ -53,6 +53,11 @@ struct INTROSPECT_EXPORT Circuit {
   /// Without the edges that are on no way from input to logits.
   Circuit pruned() const;
 
+  /// The same edges with other scores, [senders, receivers] of any dtype; where there is no edge they become 0.
+  ///
+  /// Throws ShapeError for another shape.
+  Circuit with_scores(const torch::Tensor& scores) const;
+
   /// The score of each sender: the sum of those of its edges, float64 [senders]. Of EAP this is attribution patching.
   torch::Tensor sender_scores() const;
 
