@@ -45,7 +45,9 @@ def command(
         list[str] | None,
         typer.Option("--target", metavar="T", help="A text of one token to follow; give it several times."),
     ] = None,
-    position: Annotated[int, typer.Option(help="Whose table is shown; negative ones count from the end.")] = -1,
+    position: Annotated[
+        int, typer.Option(min=-MOST, max=MOST, help="Whose table is shown; negative ones count from the end.")
+    ] = -1,
     top: Annotated[int, typer.Option(min=1, max=MOST, help="Tokens that are shown of each layer.")] = 5,
     output: Annotated[
         list[Path] | None,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..output_files import write_bytes, write_text
-from ..report.table_page import table_page
 from ..tables import FORMATS, write_table
 from .common import note, output_file
 
@@ -50,6 +49,8 @@ def write_outputs(
         if path.suffix in FORMATS:
             write_table(table(), path)
         elif path.suffix in PAGES:
+            from ..report.table_page import table_page
+
             pictures = {name: drawn(figure, "png") for name, figure in figures().items()}
             write_text(path, table_page(title, lines, pictures, table()))
         else:

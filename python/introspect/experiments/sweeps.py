@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..statistics import max_null_band
 from .detections import blocks
 from .results import Compared, Detection, Result, Setting
 
@@ -60,6 +59,8 @@ def furthest(listed: Iterable[tuple[Setting, Compared]]) -> Furthest | None:
     counts = {len(compared.nulls) for _, compared in usable}
     if len(counts) != 1:
         return None
+    from ..statistics import max_null_band  # loads torch
+
     curve = [compared.value for _, compared in usable]
     band = max_null_band(curve, np.array([compared.nulls for _, compared in usable]).T)
     setting, compared = usable[band.scores.index(band.highest)]
