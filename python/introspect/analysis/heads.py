@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 ATTENTION = ("induction", "duplicate_token", "previous_token", "diagonal")  # that a head is named after
 TYPES = ("anti_induction", *ATTENTION, "first_token", "uniform", "mixed")
-SHOWN = ("previous_token", "duplicate_token", "induction", "first_token", "entropy", "ov_copying")
+SHOWN = ("previous_token", "duplicate_token", "induction", "first_token", "diagonal", "entropy")
+WRITTEN = ("induction_logit", "ov_copying_head", "ov_copying", "name_mover", "copy_suppression", "ov_diagonal")
 UNIFORM = 0.9  # of the largest entropy
+LOWERS = -0.1  # nats: from which on a head that attends as induction heads do is one of anti-induction
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,7 @@ class HeadTable:
         return pandas.DataFrame(rows)
 
     def plot(self, scores: Sequence[str] | None = None, *, title: str | None = None) -> Figure:
-        """A map of heads by layers for each score; None: attention, entropy and copying.
+        """A map of heads by layers for each score, on one scale; None: attention and entropy.
 
         Raises:
             ValueError: a score that the table does not have.
@@ -160,9 +162,9 @@ def classify_heads(
         ov_diagonal: logit of the token less the mean over the vocabulary, there.
 
     A head's type is the largest of induction, duplicate_token, previous_token and diagonal where that reaches
-    ``threshold`` (anti_induction where it attends as an induction head and lowers the logit), then first_token where
-    that does, "uniform" from an entropy of 0.9 on, and otherwise "mixed". Names are a screening: they say what a head
-    attends to in these texts.
+    ``threshold`` (anti_induction where a head attends as induction heads do and lowers the logit by 0.1 nats or more),
+    then first_token where that does, "uniform" from an entropy of 0.9 on, and otherwise "mixed". Names are a screening:
+    they say what a head attends to in these texts.
 
     Args:
         model: a ``Model`` or ``HookedTransformer``.
@@ -184,7 +186,7 @@ def classify_heads(
     native = native_model(model, who)
     if not 0 < threshold <= 1 or top_k < 1:
         raise ValueError(f"{who}: threshold must be in (0, 1] and top_k at least 1, got {threshold} and {top_k}")
-    if clash := set(patterns or {}) & {*TYPES, *SHOWN, "induction_logit"}:
+    if clash := set(patterns or {}) & {*TYPES, *SHOWN, *WRITTEN}:
         raise ValueError(f"{who}: a pattern needs a name of its own, got {sorted(clash)}")
     if texts is None:
         batches = [repeated_tokens(model, n_tokens=n_tokens, n_sequences=n_sequences, seed=seed)]
@@ -194,10 +196,9 @@ def classify_heads(
     scores = dict(zip(names, values, strict=True))
     types = [[_type(scores, (i, h), threshold) for h in range(values.shape[2])] for i in range(values.shape[1])]
     if copying:
-        scores["ov_copying_head"] = _C.ov_copying_scores(native, "head")
-        scores["ov_copying"] = _C.ov_copying_scores(native, "full")
-        written = _C.copy_scores(native, batches, top_k=top_k, progress=progress)
-        scores |= dict(zip(("name_mover", "copy_suppression", "ov_diagonal"), written, strict=True))
+        eigenvalues = (_C.ov_copying_scores(native, circuit) for circuit in ("head", "full"))
+        copied = _C.copy_scores(native, batches, top_k=top_k, progress=progress)
+        scores |= dict(zip(WRITTEN[1:], (*eigenvalues, *copied), strict=True))
     return HeadTable(scores, types, dict(zip(names, n_positions, strict=True)), model_name(model), threshold)
 
 
@@ -227,7 +228,7 @@ def _type(scores: Mapping[str, torch.Tensor], at: tuple[int, int], threshold: fl
     found = {name: float(scores[name][at]) for name in ATTENTION}
     name = max(found, key=lambda one: found[one] if found[one] == found[one] else -1.0)
     if found[name] >= threshold:
-        return "anti_induction" if name == "induction" and float(scores["induction_logit"][at]) < 0 else name
+        return "anti_induction" if name == "induction" and float(scores["induction_logit"][at]) < LOWERS else name
     if float(scores["first_token"][at]) >= threshold:
         return "first_token"
     return "uniform" if float(scores["entropy"][at]) >= UNIFORM else "mixed"

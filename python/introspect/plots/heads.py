@@ -19,6 +19,7 @@ NAMED = 4  # heads of a panel that are named
 def head_maps(maps: Mapping[str, Map], *, label: str = "attention to the injected span", title: str = "") -> Figure:
     """One panel a map, layers upwards and heads along; the heads with the largest values are named (L39H5).
 
+    Of neighbours in a layer only the larger one is, where two names would overlap.
     Panels share one scale; where a value is negative, as in a difference of two conditions, it is symmetric about zero.
 
     Raises:
@@ -74,9 +75,13 @@ def largest(values: Map, n: int = NAMED) -> list[tuple[int, int]]:
 
 def _name_heads(axes: Axes, values: Map, *, dark: bool, limit: float) -> None:
     n_heads = len(values[0])
+    named: list[tuple[int, int]] = []
     for layer, head in largest(values):
         if abs(values[layer][head]) < limit / 4:  # nothing stands out on the common scale
             continue
+        if any(layer == row and abs(head - other) < n_heads / 3 for row, other in named):  # the names would overlap
+            continue
+        named.append((layer, head))
         leftwards = head > n_heads / 2
         axes.annotate(
             f"L{layer}H{head}",

@@ -19,12 +19,12 @@ def classify_attention_heads(model, tokens, half, threshold=0.4):
     _, cache = model.run_with_cache(tokens, return_type=None, names_filter=lambda name: name.endswith("pattern"))
     heads = {}
     for layer in range(model.cfg.n_layers):
-        pattern = cache["pattern", layer].mean(0)
-        n = pattern.shape[-1]
+        every = cache["pattern", layer]
+        pattern, n = every.mean(0), every.shape[-1]
         second = torch.arange(n - half, n)
         for head in range(model.cfg.n_heads):
             A = pattern[head]
-            entropy = torch.special.entr(A[1:]).sum(-1) / torch.arange(2, n + 1).log()
+            entropy = torch.special.entr(every[:, head, 1:]).sum(-1) / torch.arange(2, n + 1).log()
             scores = {
                 "previous_token": A.diagonal(-1).mean().item(),
                 "first_token": A[1:, 0].mean().item(),

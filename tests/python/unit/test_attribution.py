@@ -1,5 +1,7 @@
 """Direct logit attribution and debug_prediction against the residual stream's algebra, in every family."""
 
+import itertools
+
 import pytest
 import torch
 from tiny import ARCHITECTURES, write_tiny_transformers
@@ -183,9 +185,9 @@ def test_the_turn_is_the_last_change_of_the_lens(model):
             readings.append(model.native.readout(cache[name, i][0, -1]))
         writers += [f"{i}_attn_out", f"{i}_mlp_out"] if len(points) == 2 else [f"{i}_block"]
     readings.append(model.native.readout(cache["resid_post", -1][0, -1]))
-    first = int(readings[0].argmax())  # ahead of all others at the start
+    likely = {int(id) for reading in (readings[0], readings[-1]) for id in reading.topk(3).indices}
     turns = set()
-    for other in {*range(0, 101, 6), int(readings[-1].argmax())} - {first}:
+    for first, other in itertools.permutations(sorted(likely), 2):
         found = analysis.debug_prediction(model, TEXT, first, other)
         ahead = [bool(r[first] >= r[other]) for r in readings]
         last = max((i for i, yes in enumerate(ahead) if yes), default=None)
