@@ -64,9 +64,9 @@ Lens jacobian_lens(const Model& model, const std::vector<std::vector<int64_t>>& 
       "jacobian_lens: skip_first must not be negative and directions be positive, got ", options.skip_first,
       " and ", options.directions);
   auto texts = prompts;
+  const auto context = std::min(options.context, model.cfg().n_ctx);
   for (auto& text : texts)
-    if (static_cast<int64_t>(text.size()) > options.context && options.context > 0)
-      text.resize(static_cast<size_t>(options.context));
+    if (static_cast<int64_t>(text.size()) > context && context > 0) text.resize(static_cast<size_t>(context));
   pieces_of(model, texts, options.context, "jacobian_lens");
   for (size_t i = 0; i < texts.size(); ++i)
     check<std::invalid_argument>(static_cast<int64_t>(texts[i].size()) > options.skip_first + 1,

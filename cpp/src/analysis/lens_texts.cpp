@@ -14,8 +14,8 @@ std::vector<std::vector<int64_t>> pieces_of(const models::Model& model,
                                             const char* who) {
   const auto& cfg = model.cfg();
   check<std::invalid_argument>(!texts.empty(), who, ": at least one text is needed, got none");
-  check<std::invalid_argument>(context >= 1 && context <= cfg.n_ctx, who,
-                               ": context must be 1 to n_ctx = ", cfg.n_ctx, ", got ", context);
+  check<std::invalid_argument>(context >= 1, who, ": context must be positive, got ", context);
+  context = std::min(context, cfg.n_ctx);
   std::vector<std::vector<int64_t>> out;
   for (size_t i = 0; i < texts.size(); ++i) {
     const auto& text = texts[i];
@@ -32,15 +32,39 @@ std::vector<std::vector<int64_t>> pieces_of(const models::Model& model,
   return out;
 }
 
-std::vector<torch::Tensor> residual_streams(const models::Model& model, const std::vector<int64_t>& tokens) {
+std::vector<std::vector<std::vector<int64_t>>> groups_of(std::vector<std::vector<int64_t>> pieces,
+                                                         int64_t most) {
+  std::vector<std::vector<std::vector<int64_t>>> out;
+  int64_t size = most;
+  for (auto& piece : pieces) {
+    const auto n = static_cast<int64_t>(piece.size());
+    if (out.empty() || size + n > most) {
+      out.emplace_back();
+      size = 0;
+    }
+    size += n;
+    out.back().push_back(std::move(piece));
+  }
+  return out;
+}
+
+std::vector<torch::Tensor> residual_streams(const models::Model& model,
+                                            const std::vector<std::vector<int64_t>>& pieces) {
   auto registry = model.make_hooks();
   const auto cache = std::make_shared<hooks::ActivationCache>();
   const int64_t L = model.cfg().n_layers;
   for (int64_t layer = 0; layer < L; ++layer)
     registry.record(hooks::hook_name({Point::kResidPre, layer}), cache);
+  std::vector<int64_t> tokens, parents;
+  for (const auto& piece : pieces)
+    for (size_t i = 0; i < piece.size(); ++i) {
+      parents.push_back(i == 0 ? -1 : static_cast<int64_t>(tokens.size()) - 1);
+      tokens.push_back(piece[i]);
+    }
   models::ForwardOptions pass;
   pass.hooks = &registry;
   pass.stop_at_layer = L;
+  if (pieces.size() > 1) pass.parents = torch::tensor(parents, torch::kLong);
   const auto last = model.forward(torch::tensor(tokens, torch::kLong).unsqueeze(0), pass);
   std::vector<torch::Tensor> out;
   for (int64_t layer = 0; layer < L; ++layer)

@@ -21,7 +21,8 @@ namespace {
 using models::Model;
 using Texts = std::vector<std::vector<int64_t>>;
 
-constexpr int64_t kTensors = 5;  // of the size of the logits, at a time
+constexpr int64_t kRegressionRows = 512;  // tokens that run at once
+constexpr int64_t kTensors = 5;           // of the size of the logits, at a time
 
 /// The translators of all layers as they are trained: one tensor of matrices, one of biases.
 struct Parameters {
@@ -230,40 +231,26 @@ Lens train_tuned_lens(const Model& model, const Texts& texts, const TunedLensOpt
   torch::Tensor first_kl, last_kl;
   int64_t n_tokens = 0;
   for (int64_t step = 0; step < options.steps; ++step) {
-    std::vector<size_t> taken;
+    Texts taken;
     int64_t size = 0;
-    for (; size < options.tokens_per_step; size += static_cast<int64_t>(pieces[taken.back()].size()))
-      taken.push_back(order.next());
+    for (; size < options.tokens_per_step; size += static_cast<int64_t>(taken.back().size()))
+      taken.push_back(pieces[order.next()]);
     Parameters gradient{at::zeros_like(parameters.W_LDD),
                         options.bias ? at::zeros_like(parameters.b_LD) : torch::Tensor{}};
     auto kl_L = at::zeros({L}, torch::kFloat64);
-    std::vector<std::vector<torch::Tensor>> waiting;  // streams of pieces, until their tokens fill the budget
-    int64_t n_waiting = 0;
-    const auto flush = [&] {
-      const auto joined = [&](int64_t stream) {
-        std::vector<torch::Tensor> parts;
-        for (const auto& streams : waiting) parts.push_back(streams[static_cast<size_t>(stream)]);
-        return at::cat(parts);
-      };
-      const auto last = joined(L);
-      for (int64_t row = 0; row < last.size(0); row += most_rows) {
-        const auto n = std::min(most_rows, last.size(0) - row);
-        const auto target = target_of(unembedding, last.narrow(0, row, n));
+    for (const auto& group : groups_of(std::move(taken), most_rows)) {
+      const auto streams = residual_streams(model, group);
+      for (int64_t row = 0; row < streams[0].size(0); row += most_rows) {
+        const auto n = std::min(most_rows, streams[0].size(0) - row);
+        const auto target = target_of(unembedding, streams.back().narrow(0, row, n));
         for (int64_t layer = 0; layer < L; ++layer) {
           report(options.progress, "training a tuned lens", step, options.steps);
-          kl_L[layer] += add_layer(unembedding, parameters, layer, joined(layer).narrow(0, row, n), target,
-                                   1.0 / static_cast<double>(size), gradient);
+          const auto h = streams[static_cast<size_t>(layer)].narrow(0, row, n);
+          kl_L[layer] +=
+              add_layer(unembedding, parameters, layer, h, target, 1.0 / static_cast<double>(size), gradient);
         }
       }
-      waiting.clear();
-      n_waiting = 0;
-    };
-    for (const auto piece : taken) {
-      waiting.push_back(residual_streams(model, pieces[piece]));
-      n_waiting += static_cast<int64_t>(pieces[piece].size());
-      if (n_waiting >= most_rows) flush();
     }
-    if (n_waiting > 0) flush();
     kl_L /= static_cast<double>(size);
     check<Error>(at::isfinite(kl_L).all().item<bool>(), "train_tuned_lens: step ", step,
                  ": the KL is not finite; a smaller lr may help, or the model's activations are not finite");
@@ -297,12 +284,12 @@ Lens regression_lens(const Model& model, const Texts& texts, double ridge, int64
   const auto L = model.cfg().n_layers, D = model.cfg().d_model, columns = D + (bias ? 1 : 0);
   const auto like = at::device(model.device()).dtype(torch::kFloat64);
   const auto squares = at::zeros({L, columns, columns}, like), products = at::zeros({L, columns, D}, like);
-  int64_t n_tokens = 0;
-  for (size_t i = 0; i < pieces.size(); ++i) {
-    report(progress, "regression of the last residual", static_cast<int64_t>(i),
-           static_cast<int64_t>(pieces.size()));
-    const auto streams = residual_streams(model, pieces[i]);
-    n_tokens += static_cast<int64_t>(pieces[i].size());
+  int64_t n_tokens = 0, n_all = 0;
+  for (const auto& piece : pieces) n_all += static_cast<int64_t>(piece.size());
+  for (const auto& group : groups_of(pieces, kRegressionRows)) {
+    report(progress, "regression of the last residual", n_tokens, n_all);
+    const auto streams = residual_streams(model, group);
+    n_tokens += streams[0].size(0);
     const auto weight = streams.back().square().mean({-1}, /*keepdim=*/true).clamp_min(1e-30).rsqrt();
     for (int64_t layer = 0; layer < L; ++layer) {
       const auto& h = streams[static_cast<size_t>(layer)];

@@ -42,7 +42,7 @@ struct TunedLensOptions {
 
 /// A tuned lens of every layer, trained on texts by the mean KL(model || lens) of their tokens, in nats.
 ///
-/// One forward pass a piece gives the residuals of all layers, nothing is kept from step to step, and the gradient is
+/// One forward pass of some pieces gives the residuals of all layers, nothing is kept from step to step, and the gradient is
 /// that of the formula: softmax of the lens less the model's, back through unembedding and norm. In float32 (float64 of
 /// a float64 model). After steps == 0 it is what it starts from.
 ///
