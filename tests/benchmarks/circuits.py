@@ -2,10 +2,11 @@
 
     python tests/benchmarks/circuits.py [GGUF] [--prompts 4] [--tokens 16] [--steps 5] [--repeats 3] [--json FILE]
 
-The package is not on PyPI: peers/edge_attribution.py is its algorithm, written from the formula. Both sides score the same
-edges (keys and values of each query head) and the scores are compared; grouped keys, which the package cannot score, and
-bfloat16 stand beside it. The floor is the arithmetic of two forward passes, of a forward and a backward pass to activations
-a step, and of the products of senders and receivers, at the rate that torch.mm reaches here for a block's products.
+The package is not on PyPI: peers/edge_attribution.py is its algorithm, written from the formula. Both sides score the
+same edges (keys and values of each query head) and the scores are compared; grouped keys, which the package cannot
+score, and bfloat16 stand beside it. The floor is the arithmetic of two forward passes, of a forward and a backward pass
+to activations a step, and of the products of senders and receivers, at the rate that torch.mm reaches here for a
+block's products.
 """
 
 import argparse
@@ -44,9 +45,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     model, theirs = introspect.load_model(options.gguf), transformers_model(options.gguf)
     narrow = introspect.load_model(options.gguf, dtype="bfloat16")
     blocks = [p for p in theirs.model.layers[0].parameters() if p.dim() == 2]
@@ -68,7 +70,9 @@ def main() -> None:
     figures = {}
     memory, found = peak_bytes(lambda: ours(model, True))
     sides = [timed(lambda: ours(model, True)), timed(lambda: ours(model, False)), timed(lambda: ours(narrow, False))]
-    for name, times in zip(("ungrouped", "grouped", "grouped, bfloat16"), take_turns(options.repeats, *sides), strict=True):
+    for name, times in zip(
+        ("ungrouped", "grouped", "grouped, bfloat16"), take_turns(options.repeats, *sides), strict=True
+    ):
         circuit = ours(model, name == "ungrouped").circuit if name != "grouped, bfloat16" else None
         figures[name] = {"seconds": times.best / 1e3}
         if circuit is not None:
@@ -76,7 +80,7 @@ def main() -> None:
             figures[name] |= {"floor": flop / rate / 1e9, "edges": circuit.n_edges}
     figures["memory"] = memory
     if TRANSFORMER_LENS.python():
-        with Peer() as peer, tempfile.TemporaryDirectory(prefix="hooked") as folder:
+        with Peer(threads=options.threads) as peer, tempfile.TemporaryDirectory(prefix="hooked") as folder:
             theirs.save_pretrained(folder)
             peer.load(Path(folder))
             for name, weight_gradients in (("peer", True), ("peer, activations' gradients only", False)):

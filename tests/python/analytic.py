@@ -1,7 +1,8 @@
-"""Models whose weights are written by hand, so that their circuits are known: an OR gate, an induction head, a fraction.
+"""Models whose weights are written by hand, so that their circuits are known: a gate, an induction head, a fraction.
 
-The library has no model without norms and no ReLU. Both are made of what it has, to float64's digits: beside an eps of 1
-a stream that is TINY counts for nothing in an RMS norm, whose weight makes it large again; gelu(STEEP x) / STEEP is ReLU.
+The library has no model without norms and no ReLU. Both are made of what it has, to float64's digits: beside an eps of
+1 a stream that is TINY counts for nothing in an RMS norm, whose weight makes it large again; gelu(STEEP x) / STEEP is
+ReLU.
 """
 
 import json
@@ -78,8 +79,8 @@ INDUCTION_EDGES = {
 def induction_head(sharpness: float, vocab: int = 6, n_ctx: int = 8) -> introspect.Model:
     """Two attention layers that continue `A B ... A` with B; INDUCTION_EDGES are all that matter.
 
-    Slots of the stream: token | position | previous token | out. Token 0 is the beginning, to which a head attends where
-    nothing matches. Positions stand in the stream from the start and belong to no node.
+    Slots of the stream: token | position | previous token | out. Token 0 is the beginning, to which a head attends
+    where nothing matches. Positions stand in the stream from the start and belong to no node.
     """
     V, N = vocab, n_ctx
     K = max(V, N)
@@ -143,7 +144,7 @@ def fraction_of_previous() -> introspect.Model:
 
 
 def linear(rng: torch.Generator) -> introspect.Model:
-    """Random embeddings, values and outputs, uniform attention and no MLP: logits are linear in every sender's output."""
+    """Random embeddings, values and outputs, uniform attention, no MLP: logits are linear in every sender's output."""
     sizes = {"n_layers": 3, "d_model": 8, "n_heads": 2, "d_head": 4, "d_mlp": 1, "d_vocab": 11, "n_ctx": 8}
     draw = lambda *shape: torch.randn(*shape, generator=rng, dtype=torch.float64)  # noqa: E731
     weights = {"embed.W_E": draw(11, 8), "pos_embed.W_pos": draw(8, 8), "unembed.W_U": draw(11, 8)}

@@ -69,11 +69,11 @@ def edge_attribution(
     edges: Sequence[str] | None = None,
     progress: Any = None,
 ) -> EdgeAttribution:
-    """How much the metric changes when an edge carries what its sender writes in the corrupted run, for all edges at once.
+    """How much the metric changes when an edge carries what its sender writes in the corrupted run: all edges at once.
 
-    The score of an edge is the mean over prompts of (alternative - clean output of the sender) times the gradient of the
-    metric at the receiver's input; positive: replacing it raises the metric. Gradients of all receivers come from one
-    backward pass a point.
+    The score of an edge is the mean over prompts of (alternative - clean output of the sender) times the gradient of
+    the metric at the receiver's input; positive: replacing it raises the metric. Gradients of all receivers come from
+    one backward pass a point.
     Source: Syed et al. 2023 (arXiv:2310.10348), Hanna et al. 2024 (arXiv:2403.17806).
 
     Args:
@@ -126,7 +126,7 @@ def run_circuit(
     mean_over: Prompts | None = None,
     progress: Any = None,
 ) -> torch.Tensor:
-    """The metric [prompts] of runs in which every edge outside of the circuit carries its sender's alternative, exactly.
+    """The metric [prompts] of runs in which edges outside of the circuit carry their sender's alternative, exactly.
 
     Args:
         circuit: one, or a list, which gives [circuits, prompts]; taken as it is, not pruned.
@@ -169,7 +169,9 @@ class Faithfulness:
         import pandas as pd
 
         columns = ("shares", "n_edges", "metric", "faithfulness")
-        return pd.DataFrame({name.removesuffix("s") if name == "shares" else name: getattr(self, name) for name in columns})
+        return pd.DataFrame(
+            {name.removesuffix("s") if name == "shares" else name: getattr(self, name) for name in columns}
+        )
 
     def plot(self, *, title: str = "") -> Figure:
         """Faithfulness over the share of edges, on a logarithmic axis."""
@@ -196,8 +198,8 @@ def faithfulness(
     Args:
         circuit: whose scores rank the edges.
         shares: None is MIB's: .001, .002, .005, .01, .02, .05, .1, .2, .5, 1.
-        absolute: edges of the largest |score|, as CMD wants; False takes those whose replacement lowers the metric most,
-            as CPR does of a metric that is high where the model does the task.
+        absolute: edges of the largest |score|, as CMD wants; False takes those whose replacement lowers the metric
+            most, as CPR does of a metric that is high where the model does the task.
 
     Other arguments and errors are those of ``run_circuit``.
 
@@ -242,8 +244,8 @@ def acdc(
 ) -> Discovery:
     """Take edges out one by one, from the logits down, while the metric rises by less than the threshold.
 
-    A run computes only the layers from the edge's receiver on, and several edges are tried ahead in one pass; results are
-    those of one after another. Source: Conmy et al. 2023, arXiv:2304.14997.
+    A run computes only the layers from the edge's receiver on, and several edges are tried ahead in one pass; results
+    are those of one after another. Source: Conmy et al. 2023, arXiv:2304.14997.
 
     Args:
         metric: what is to stay low: None is Divergence(), from the clean run; ``-LogitDifference(...)``.
@@ -283,13 +285,12 @@ def _prompts(
                 f"{who}: as many clean as corrupted prompts are needed, got {len(cleans)} and {len(others)}"
             )
         check_aligned(model, list(zip(cleans, others, strict=True)), who)
-    is_data = isinstance(metric, Metric)
     return {
         "model": native,
         "clean": [torch.tensor(ids) for ids in cleans],
         "corrupted": [torch.tensor(ids) for ids in others],
-        "metrics": metric.resolve(model, len(cleans)) if is_data else [],
-        "of_logits": None if is_data else metric,
+        "metrics": metric.resolve(model, len(cleans)) if isinstance(metric, Metric) else [],
+        "of_logits": None if isinstance(metric, Metric) else metric,
     }
 
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Circuit:
     """Edges between the nodes of a model, each with a score and whether it is in the circuit.
 
-    Senders are ``input``, heads ``a3.h2`` and MLPs ``m3``; receivers are queries, keys and values ``a3.h2<q>``, MLPs and
-    ``logits``. Keys and values of grouped heads are one receiver, ``a3.g0<k>``; ``ungrouped`` has one for each query head,
-    as the EAP-IG package does. What selects or prunes returns another circuit.
+    Senders are ``input``, heads ``a3.h2`` and MLPs ``m3``; receivers are queries, keys and values ``a3.h2<q>``, MLPs
+    and ``logits``. Keys and values of grouped heads are one receiver, ``a3.g0<k>``; ``ungrouped`` has one for each
+    query head, as the EAP-IG package does. What selects or prunes returns another circuit.
     """
 
     native: _C.Circuit
@@ -57,7 +57,7 @@ class Circuit:
         return cls(_C.Circuit.from_json(text))
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write it in the format of the EAP-IG package; one of grouped keys should be ``ungrouped`` first for that package.
+        """Write it in the format of the EAP-IG package, which needs one of grouped keys to be ``ungrouped`` first.
 
         Raises:
             IoError: the file cannot be written.
@@ -113,7 +113,11 @@ class Circuit:
         return float(self.native.scores[self.native.parse_edge(edge)])
 
     def top(self, n: int, *, absolute: bool = True, prune: bool = True) -> Circuit:
-        """The n edges of the largest |score| (score, if not absolute), without those that are then on no way from input to logits.
+        """The n edges of the largest |score|, without those that are then on no way from input to logits.
+
+        Args:
+            absolute: False takes those of the largest score.
+            prune: False keeps what dangles.
 
         Raises:
             ValueError: more edges than there are.
@@ -133,7 +137,7 @@ class Circuit:
         return Circuit(self.native.ungrouped())
 
     def with_scores(self, scores: torch.Tensor) -> Circuit:
-        """The same edges with other scores, [senders, receivers]: random ones as a baseline, or those of another method.
+        """The same edges with other scores [senders, receivers]: random ones as a baseline, or another method's.
 
         Raises:
             ShapeError: another shape.
@@ -155,8 +159,8 @@ class Circuit:
     def outside(self, activations: Mapping[str, torch.Tensor] | None = None) -> list[_C.Intervention]:
         """Interventions that leave a run only the nodes of the circuit, for graphs and hooks.
 
-        Heads and MLPs outside write zero, or what ``activations`` holds at their attn.hook_z and hook_mlp_out. All edges
-        between nodes that are in are kept: ``run_circuit`` is for single edges.
+        Heads and MLPs outside write zero, or what ``activations`` holds at their attn.hook_z and hook_mlp_out. All
+        edges between nodes that are in are kept: ``run_circuit`` is for single edges.
 
         Raises:
             ValueError: an activation that is needed and not there.
@@ -164,16 +168,14 @@ class Circuit:
         return self.native.outside(dict(activations or {}))
 
     def to_pandas(self, *, all_edges: bool = False) -> pd.DataFrame:
-        """One row an edge in the circuit (of the model, with ``all_edges``): edge, sender, receiver, score, in_graph."""
+        """One row an edge in the circuit, or of the model: edge, sender, receiver, score, in_graph."""
         import pandas as pd
 
         whole = self.native
         if all_edges:
             whole = whole.top(whole.n_possible_edges, prune=False)
         inside = set(self.edges) if all_edges else None
-        rows = [
-            (f"{s}->{r}", s, r, score, inside is None or f"{s}->{r}" in inside) for s, r, score in whole.edges()
-        ]
+        rows = [(f"{s}->{r}", s, r, score, inside is None or f"{s}->{r}" in inside) for s, r, score in whole.edges()]
         return pd.DataFrame(rows, columns=["edge", "sender", "receiver", "score", "in_graph"])
 
     def svg(self) -> str:

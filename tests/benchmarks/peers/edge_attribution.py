@@ -1,8 +1,8 @@
 """Runs in the peers' environment: EAP-IG of all edges as the EAP-IG package does it, written from its formula.
 
-The package itself is not on PyPI. As there, one tensor [batch, pos, senders, d_model] holds the differences of what senders
-write, hooks fill it, and backward hooks at the receivers multiply it with gradients, one forward and backward pass a step.
-Keys and values are ungrouped, which it requires.
+The package itself is not on PyPI. As there, one tensor [batch, pos, senders, d_model] holds the differences of what
+senders write, hooks fill it, and backward hooks at the receivers multiply it with gradients, one forward and backward
+pass a step. Keys and values are ungrouped, which it requires.
 """
 
 import time

@@ -234,10 +234,11 @@ def exact_norms(model):
         name = type(module).__name__
         if name.endswith("RMSNorm"):
             # Gemma's 1 + weight is float32 in every dtype.
-            weight = (1 + module.weight).float().double() if name.startswith("Gemma") else module.weight
+            weight = (1 + module.weight.float()).double() if name.startswith("Gemma") else module.weight
+            weight = weight.detach()
             eps = getattr(module, "eps", None) or module.variance_epsilon
 
-            def forward(x, weight=weight.detach(), eps=eps):
+            def forward(x, weight=weight, eps=eps):
                 return x * (x.pow(2).mean(-1, keepdim=True) + eps).rsqrt() * weight
 
             module.forward = forward
@@ -265,7 +266,7 @@ def transformers_parts(model, name):
 
 
 def transformers_outputs(model, name, tokens, metric=None):
-    """What every sender writes, in the order of Circuit.senders, in transformers, and dmetric/doutput of each, or None."""
+    """What every sender writes in transformers, in the order of Circuit.senders, and the metric's gradient at each."""
     parts, embedding = transformers_parts(model, name)
     kept, handles = {}, []
 
@@ -299,7 +300,11 @@ def transformers_outputs(model, name, tokens, metric=None):
             out = (z @ W.T).detach()
             if norm is not None:  # with the scale of the whole
                 raw = kept[f"raw{layer}"].detach()
-                out = out * (raw.pow(2).mean(-1, keepdim=True) + norm.eps).rsqrt() * (1 + norm.weight.detach()).float()
+                out = (
+                    out
+                    * (raw.pow(2).mean(-1, keepdim=True) + norm.eps).rsqrt()
+                    * (1 + norm.weight.detach().float()).double()
+                )
             outputs.append(out)
             gradients.append(gradient(f"a{layer}"))
         outputs.append(kept[f"m{layer}"].detach())
@@ -330,11 +335,11 @@ def test_sums_over_receivers_are_attribution_patching_through_transformers(name,
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_integrated_gradients_are_complete(name, tmp_path, rng):
-    """The edges of the input sum to m(corrupted) - m(clean), those of a component to the effect of replacing it: 1e-9."""
+    """Edges of the input sum to m(corrupted) - m(clean), those of a component to the effect of replacing it: 1e-9."""
     folder = write_tiny_transformers(tmp_path, name)
     model = introspect.load_model(folder, dtype=torch.float64)
     clean, corrupted = pair(rng)
-    # Embeddings of the tokens that differ lie close to one another, so that the way is smooth and few points are enough.
+    # Embeddings of tokens that differ lie close to one another, so that the way is smooth and few points are enough.
     W_E = dict(model.native.named_weights())["embed.W_E"].clone()
     for ours, theirs in zip(clean.flatten().tolist(), corrupted.flatten().tolist(), strict=True):
         if ours != theirs:
@@ -571,12 +576,11 @@ def test_interventions_outside_of_a_circuit_of_nodes_equal_its_run(tmp_path, rng
     metric = LogitDifference(5, 6)
     inside = {"input", "a0.h1", "a1.h4", "a2.h0", "m0", "m2"}
     heads = {node for node in inside if node.startswith("a")}
-    fed = lambda receiver: (
-        receiver.split("<")[0] in inside | {"logits"}
-        or any(  # noqa: E731
-            receiver.startswith(head.split(".")[0] + f".g{int(head.split('h')[1]) // 3}<") for head in heads
-        )
-    )
+
+    def fed(receiver):
+        groups = {f"{layer}.g{int(head) // 3}" for layer, head in (node.split(".h") for node in heads)}
+        return receiver.split("<")[0] in inside | groups | {"logits"}
+
     edges = [e for e in Circuit.whole(model).edges if e.split("->")[0] in inside and fed(e.split("->")[1])]
     circuit = Circuit.of_edges(model, edges)
     assert set(circuit.nodes) == inside
@@ -624,7 +628,9 @@ def test_a_file_is_read_as_it_was_written_and_has_eap_ig_s_fields(tmp_path, rng)
 def test_a_circuit_of_another_model_is_refused(tmp_path, rng):
     model, other = load("llama", tmp_path / "a"), load("gpt2", tmp_path / "b", n_layer=2)
     clean, corrupted = pair(rng)
-    with pytest.raises(introspect.ConfigError, match=r"2 layers, 6 heads in 6 groups.*the model has 3 layers, 6 heads in 2"):
+    with pytest.raises(
+        introspect.ConfigError, match=r"2 layers, 6 heads in 6 groups.*the model has 3 layers, 6 heads in 2"
+    ):
         run_circuit(model, Circuit.whole(other), clean, corrupted, LogitDifference(5, 6))
     with pytest.raises(introspect.ConfigError, match="of different models"):
         Circuit.whole(model).compare(Circuit.whole(other))
