@@ -4,7 +4,7 @@
 #include <stdexcept>
 
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/autograd.h>
+#include <torch/autograd.h>
 #include <nlohmann/json.hpp>
 
 #include "introspect/core/check.h"

@@ -8,7 +8,7 @@
 #include <utility>
 
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/autograd.h>
+#include <torch/autograd.h>
 #include <nlohmann/json.hpp>
 
 #include "introspect/core/check.h"
