@@ -42,14 +42,14 @@ class DirectRun {
             out[i] = {input(sites[i], block.get(), change_ED), changed(change_ED)};
       };
       read([](Point p) { return p == Point::kQ || p == Point::kK || p == Point::kV; }, change_ED_);
-      const auto before_ED = change_ED_;
+      // What the MLP hears: in parallel blocks without the heads beside it, else with them.
+      const auto mlp_in_ED = model_.cfg().parallel_attn_mlp ? change_ED_.clone() : change_ED_;
       send_heads(layer, block.get());
-      const auto mlp_in_ED = model_.cfg().parallel_attn_mlp ? before_ED : change_ED_;
       read([](Point p) { return p == Point::kMlpIn; }, mlp_in_ED);
       const auto mlps =
           entries_of([&](const Sender& s) { return s.kind == Sender::Kind::mlp && s.layer == layer; });
-      write(mlps, Point::kMlpOut, layer);
       if (!freeze_mlps_) answer(layer, block.get(), mlp_in_ED, mlps);
+      write(mlps, Point::kMlpOut, layer);
       read([](Point p) { return p == Point::kResidPost; }, change_ED_);
     }
     return out;
@@ -97,8 +97,7 @@ class DirectRun {
   }
 
   void add(const torch::Tensor& entries, const torch::Tensor& change_nD) {
-    change_ED_ =
-        change_ED_.index_add(0, entries.to(change_ED_.device()), change_nD.to(change_ED_.scalar_type()));
+    change_ED_.index_add_(0, entries.to(change_ED_.device()), change_nD.to(change_ED_.scalar_type()));
   }
 
   /// Adds what stands at a point of the other run less what stood there.
@@ -182,7 +181,8 @@ std::vector<Point> points_to_record(const PathPatchingOptions& options) {
   for (const auto& together : options.receivers)
     for (const auto& receiver : together)
       if (receiver.kind != PathReceiver::Kind::logits)
-        out.insert(receiver.kind == PathReceiver::Kind::mlp ? Point::kMlpIn : Point::kResidPre);
+        out.insert(
+            {Point::kResidPre, receiver.kind == PathReceiver::Kind::mlp ? Point::kMlpIn : Point::kResidPre});
   if (!options.freeze_mlps) out.insert({Point::kMlpIn, Point::kMlpOut});
   return {out.begin(), out.end()};
 }

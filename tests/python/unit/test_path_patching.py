@@ -90,11 +90,9 @@ def node(kind, layer, head):
 
 
 RECEIVERS = {
-    "queries": ["a2.h1<q>"],
-    "keys of two layers": ["a1.g1<k>", "a2.g0<k>"],
-    "values": ["a2.g1<v>"],
+    "queries and keys of two layers": ["a2.h1<q>", "a1.g1<k>", "a2.g0<k>"],
     "an MLP": ["m1"],
-    "an MLP and a head": ["m1", "a2.h4<q>", "a2.g0<v>"],
+    "an MLP, a head and a value": ["m1", "a2.h4<q>", "a2.g0<v>"],
     "logits": ["logits"],
 }
 
@@ -247,9 +245,9 @@ def test_a_divergence_is_from_the_clean_run(models, prompts, direction):
 
 def test_less_is_run_than_cell_by_cell(models, prompts):
     grid = path_patching(models["llama"], *prompts, METRIC, receivers="a2.h1<q>")
-    # 12 heads a pair below layer 2, of which the last layer runs for five changed tokens and the shared run once.
+    # 12 heads a pair are below layer 2, which is run for each of them; the run itself once.
     assert grid.token_layers_asked == 2 * 12 * T * 3
-    assert grid.token_layers_to_run <= 2 * (12 * 5 + 3 * T)
+    assert grid.token_layers_to_run <= 2 * (12 * T + 3 * T)
     assert path_patching(models["llama"], *prompts, METRIC).token_layers_to_run == 0  # paths to the logits are readouts
 
 
@@ -264,11 +262,12 @@ def test_tables_intervals_and_pictures(models, prompts):
     assert row.normalised == pytest.approx((cell / (grid.clean - grid.corrupted)).mean().item())
     top = grid.top(3)
     assert top.effect.abs().tolist() == sorted(table.effect.abs(), reverse=True)[:3]
-    for drawn in (grid, path_patching(model, *prompts, METRIC, senders=["m0", ["a0.h1", "m1"]]),
-                  path_patching(model, *prompts, METRIC, senders="mlps"),
-                  path_patching(model, *prompts, METRIC, by_position=True),
-                  direct_path_grid(model, *prompts, METRIC)):  # fmt: skip
+    bars = path_patching(model, *prompts, METRIC, senders=["m0", ["a0.h1", "m1"]])
+    for drawn in (grid, bars, direct_path_grid(model, *prompts, METRIC)):
         assert len(drawn.plot()._repr_png_()) > 5000
+    by_position = path_patching(model, *prompts, METRIC, by_position=True)
+    assert by_position.axes == ("layer", "head", "position")
+    torch.testing.assert_close(by_position.values[..., -1], grid.values - by_position.values[..., 3], **FLOOR)
 
 
 @pytest.mark.parametrize(
