@@ -13,16 +13,24 @@ __all__: list[str] = [
     "ActivationCache",
     "Activations",
     "Adapter",
+    "Attribution",
+    "AttributionAtPoint",
+    "AttributionPatching",
     "ChatSource",
     "ChatTemplate",
+    "Circuit",
+    "CircuitComparison",
     "Condition",
     "Config",
     "ConfigError",
     "Confusion",
     "ControlVector",
+    "DirectionScores",
+    "EdgeAttribution",
     "Error",
     "Estimate",
     "Factor",
+    "Faithfulness",
     "GgufFile",
     "GgufWriter",
     "Graph",
@@ -35,11 +43,27 @@ __all__: list[str] = [
     "KVCache",
     "LayerDiagnostics",
     "LayerEstimate",
+    "LeaceEraser",
+    "LeaceFitter",
+    "Lens",
+    "LensReading",
     "MatchedRate",
     "MaxNullBand",
+    "Metric",
+    "MetricTerm",
     "Model",
+    "MonitorReport",
     "NullBand",
+    "PatchAxes",
+    "PatchGrid",
+    "PatchPair",
+    "PathReceiver",
+    "PathSender",
     "PlanSummary",
+    "Prediction",
+    "Probe",
+    "ProbeScores",
+    "ProbeStudy",
     "Proportion",
     "Protocol",
     "RunPlan",
@@ -57,62 +81,102 @@ __all__: list[str] = [
     "TokenTrie",
     "Tokenizer",
     "TriePlan",
+    "ablation_everywhere",
     "accumulated_bias",
     "accumulated_resid",
+    "acdc",
+    "activations_at",
     "adjusted_p",
     "apply_norm",
     "as_interventions",
+    "attribution_patching",
+    "attribution_points",
     "auc",
+    "behaviour_score",
     "binomial_p",
     "blocks_of_fractions",
     "bootstrap_difference",
     "bootstrap_interval",
     "bootstrap_mean",
     "built_with_torch",
+    "calibration_error",
+    "check_folds",
+    "check_probe",
     "collect_activations",
+    "collect_positions",
     "composition_scores",
     "concept_pairs",
     "confusion",
     "contrast",
     "conversation_tokens",
+    "copy_scores",
+    "debug_prediction",
     "decompose_resid",
     "default_layers",
     "default_nulls",
     "default_strength",
     "diagnose",
+    "direct_logit_attribution",
     "direction_of_pairs",
+    "edge_attribution",
     "entropy",
     "estimate_layers",
+    "evaluate_probe",
+    "faithfulness",
     "false_alarms_at",
+    "fit_probe",
     "full_resid_decomposition",
     "head_results",
+    "head_scores",
+    "jacobian_lens",
     "kendall_tau",
     "kept_mass",
     "kl_divergence",
     "least_mass",
+    "logistic_regressions",
     "logit_attributions",
+    "match_heads",
+    "match_pattern",
     "max_null_band",
+    "mean_differences",
+    "monitor_report",
     "most_changed",
+    "n_tokens_after_instruction",
     "neuron_results",
     "new_model",
     "null_band",
     "null_bands",
     "open_tensors",
     "operator_names",
+    "orthogonalised",
+    "ov_copying_scores",
+    "patch_grid",
+    "patched_residuals",
+    "patchscope",
+    "path_patching",
     "plan_trie",
+    "prediction_points",
+    "probe_of_direction",
     "proportion",
     "random_directions",
     "random_rotation",
+    "read_lens",
+    "read_torch_zip",
     "reading_problem",
     "readouts",
     "register_operator",
     "register_readout",
+    "regression_lens",
     "residual_norms",
     "rms_norm",
     "rotary_frequencies",
+    "run_circuits",
     "run_experiments",
     "run_trie",
     "save_safetensors",
+    "save_torch_zip",
+    "score_directions",
+    "select_direction",
     "sensitivity",
     "set_log_odds",
     "setting_fields",
@@ -121,7 +185,13 @@ __all__: list[str] = [
     "spearman",
     "stack_head_results",
     "stack_neuron_results",
+    "stratified_folds",
+    "stratified_group_folds",
+    "study_probes",
+    "threshold_at",
     "top_k_overlap",
+    "train_tuned_lens",
+    "unembedding_hash",
     "write_atomically",
 ]
 
@@ -1544,6 +1614,143 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer: ...
 
+class Attribution:
+    """
+    What each part of a model adds to logits.
+    """
+    @property
+    def labels(self) -> list[str]: ...
+    @property
+    def logits(self) -> torch.Tensor:
+        """
+        [batch, n], what the parts sum to, before a soft cap.
+        """
+    @property
+    def values(self) -> torch.Tensor:
+        """
+        [parts, batch, n].
+        """
+
+class Prediction:
+    """
+    Why a model prefers one token to another.
+    """
+    @property
+    def exact(self) -> Attribution:
+        """
+        The Attribution of the difference by component.
+        """
+    @property
+    def log_probs(self) -> torch.Tensor:
+        """
+        [streams, 2], in nats.
+        """
+    @property
+    def logits(self) -> torch.Tensor:
+        """
+        [streams, 2], expected and actual through the logit lens.
+        """
+    @property
+    def naive(self) -> torch.Tensor:
+        """
+        [components], each with a norm of its own.
+        """
+    @property
+    def ranks(self) -> torch.Tensor:
+        """
+        int64 [streams, 2], tokens with a larger logit.
+        """
+    @property
+    def streams(self) -> list[str]:
+        """
+        Labels of the residual streams.
+        """
+    @property
+    def turn(self) -> int | None:
+        """
+        The last stream in which the expected token was not behind, or None.
+        """
+
+class MetricTerm:
+    """
+    One number of a run's logits at one position: see introspect.LogitDifference and its neighbours.
+
+    Args:
+        kind: logit_difference, log_probability, probability, probability_difference, rank, accuracy, divergence or
+            js_divergence.
+        right, wrong: token ids.
+        position: of the prompt; a negative one counts from its end.
+        reference: logits or log-probabilities [d_vocab] of the divergences; None: those of the clean run.
+        weight: in the sum that a metric is.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    def __init__(
+        self,
+        kind: str,
+        right: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        wrong: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        *,
+        position: typing.SupportsInt | typing.SupportsIndex = -1,
+        reference: torch.Tensor | None = None,
+        weight: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+    ) -> None: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def right(self) -> list[int]: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def wrong(self) -> list[int]: ...
+
+class Metric:
+    """
+    A metric of one prompt's run: the weighted sum of its terms.
+    """
+    def __init__(self, terms: collections.abc.Sequence[MetricTerm]) -> None: ...
+    def evaluate(
+        self,
+        logits: torch.Tensor,
+        *,
+        n_tokens: typing.SupportsInt | typing.SupportsIndex,
+        d_vocab: typing.SupportsInt | typing.SupportsIndex,
+        reference: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        The metric of logits [..., P, n] at the positions and rows that ``reads`` names: [...].
+        """
+    def of_logits(self, logits: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        The metric of a prompt's logits [..., pos, d_vocab]; gradients flow through all kinds but rank and accuracy.
+
+        Args:
+            reference: the clean run's logits [pos, d_vocab], of divergences that have none of their own.
+
+        Returns:
+            [...], in the dtype of the logits.
+
+        Raises:
+            ValueError: no terms, tokens that are missing or not used, or a reference that is needed and not there.
+            IndexError: tokens or positions that are not there.
+            ShapeError: logits or references of other shapes.
+        """
+    def reads(
+        self, n_tokens: typing.SupportsInt | typing.SupportsIndex, d_vocab: typing.SupportsInt | typing.SupportsIndex
+    ) -> tuple[list[int], typing.Any, bool]:
+        """
+        (positions, vocab_ids, needs_reference): what is read of a run of n_tokens; vocab_ids None: the whole vocabulary.
+
+        Raises:
+            ValueError: no terms, or tokens that are missing or not used.
+            IndexError: tokens or positions that are not there.
+        """
+    @property
+    def terms(self) -> list[MetricTerm]: ...
+
 class TokenTrie:
     """
     A set of token sequences as a tree in which equal prefixes are one path.
@@ -1695,6 +1902,377 @@ class Graph:
     def tokens(self, node: typing.SupportsInt | typing.SupportsIndex) -> list[int]: ...
     @property
     def n_reads(self) -> int: ...
+
+class Lens:
+    """
+    Residuals of every layer as the next token's logits: a logit, tuned or Jacobian lens, as one value.
+
+    Layers are numbers of blocks, whose output is read; -1 is the stream before the first block. After the last block every
+    lens is the model's own readout. Statistics of the final norm are those of what it is given, at every layer.
+    """
+    @staticmethod
+    def load(path: os.PathLike | str | bytes) -> Lens:
+        """
+        Read a lens: a folder of the tuned-lens package, the .pt of a Jacobian lens, or a .safetensors file of ours.
+
+        Nothing in the files is executed.
+
+        Raises:
+            IoError: a file is missing or damaged.
+            ConfigError: it holds something else.
+        """
+    @staticmethod
+    def logit(model: typing.Any) -> Lens:
+        """
+        The logit lens of a model: nothing stands before its own norm and unembedding.
+        """
+    def __copy__(self) -> Lens: ...
+    def __deepcopy__(self, memo: dict) -> Lens: ...
+    def __init__(
+        self,
+        kind: str,
+        model: typing.Any,
+        translators: collections.abc.Mapping[
+            typing.SupportsInt | typing.SupportsIndex, tuple[torch.Tensor, torch.Tensor | None]
+        ],
+    ) -> None:
+        """
+        Args:
+            kind: tuned (h + W h + b) or jacobian (W h); ``Lens.logit(model)`` makes a logit lens.
+            translators: (W [d_model, d_model], b [d_model] or None) by layer.
+
+        Raises:
+            ShapeError: other shapes.
+            IndexError: a layer that has none: the last one, and -1 of a Jacobian lens.
+            ValueError: values that are not finite.
+        """
+    def check_model(self, model: typing.Any) -> None:
+        """
+        Raises:
+            ShapeError: a model of another width or depth.
+            ConfigError: another checkpoint or, where the lens does not know its own, another unembedding.
+        """
+    def logits(
+        self,
+        model: typing.Any,
+        resid: torch.Tensor,
+        layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        *,
+        vocab_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Logits of residuals.
+
+        Args:
+            resid: [..., layers, d_model].
+            layers: of each of them.
+            vocab_ids: int64 [n], of these tokens only.
+
+        Returns:
+            [..., layers, d_vocab], float32 (float64 of a float64 model).
+
+        Raises:
+            ConfigError: the lens is of another model.
+            IndexError: a layer that the lens does not read.
+        """
+    def rebound(self, model: typing.Any) -> Lens:
+        """
+        The same lens for another model of its sizes: one that was fine-tuned, say.
+        """
+    def save(self, path: os.PathLike | str | bytes) -> None:
+        """
+        Write the lens, whole or not at all.
+
+        Args:
+            path: a name in .safetensors; in .pt, for a Jacobian lens, in float16 as published; or else a folder as the tuned-lens
+                package has it (params.pt, config.json), for a tuned lens of all layers.
+
+        Raises:
+            ConfigError: the format does not hold such a lens.
+            IoError: it cannot be written.
+        """
+    def translate(self, resid: torch.Tensor, layer: typing.SupportsInt | typing.SupportsIndex) -> torch.Tensor:
+        """
+        Residuals [..., d_model] of a layer as the final norm is given them, float32.
+        """
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def hash(self) -> str:
+        """
+        Hex SHA-256 of kind and translators.
+        """
+    @property
+    def kind(self) -> str:
+        """
+        logit, tuned or jacobian.
+        """
+    @property
+    def layers(self) -> list[int]:
+        """
+        The layers that it reads, ascending, the last block among them.
+        """
+    @property
+    def model_hash(self) -> str:
+        """
+        Of the checkpoint it is of; empty where a file of another package does not say.
+        """
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def notes(self) -> typing.Any:
+        """
+        How it was made, and what training saw.
+        """
+    @property
+    def translators(self) -> dict:
+        """
+        (W, b or None) by layer.
+        """
+    @property
+    def unembed_hash(self) -> str:
+        """
+        Of the unembedding, as the tuned-lens package makes it; empty if not known.
+        """
+
+class LensReading:
+    """
+    What a lens reads of one text: see introspect.analysis.logit_lens.
+    """
+    @property
+    def labels(self) -> list[str]: ...
+    @property
+    def layers(self) -> list[int]: ...
+    @property
+    def measures(self) -> dict[str, torch.Tensor]: ...
+    @property
+    def positions(self) -> list[int]: ...
+    @property
+    def target_log_probs(self) -> torch.Tensor: ...
+    @property
+    def target_ranks(self) -> torch.Tensor: ...
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def top_ids(self) -> torch.Tensor: ...
+    @property
+    def top_log_probs(self) -> torch.Tensor: ...
+
+class PatchAxes:
+    """
+    The axes of a grid of patches at one point: see analysis.patch_grid.
+    """
+    def __init__(
+        self,
+        point: str,
+        *,
+        layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        heads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        by_position: bool = True,
+        by_head: bool = False,
+        by_key: bool = False,
+        window: typing.SupportsInt | typing.SupportsIndex = 1,
+    ) -> None: ...
+
+class PatchPair:
+    """
+    A patched run, the run that activations are taken of, and what is measured: see analysis.patch_grid.
+
+    Args:
+        to, from_: token ids.
+        metric: of the patched run.
+        to_interventions, from_interventions: under which they run.
+        places: pairs of lists of positions, patched together, of ``to`` and ``from_``; none: every position.
+    """
+    def __init__(
+        self,
+        to: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        from_: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        metric: Metric,
+        *,
+        to_interventions: collections.abc.Sequence[Intervention] = [],
+        from_interventions: collections.abc.Sequence[Intervention] = [],
+        places: collections.abc.Sequence[
+            tuple[
+                collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+                collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+            ]
+        ] = [],
+    ) -> None: ...
+
+class PatchGrid:
+    """
+    Metrics of a grid of patches, float64: see analysis.patch_grid.
+    """
+    @property
+    def axes(self) -> list[str]: ...
+    @property
+    def from_(self) -> torch.Tensor: ...
+    @property
+    def to(self) -> torch.Tensor: ...
+    @property
+    def token_layers_asked(self) -> int: ...
+    @property
+    def token_layers_to_run(self) -> int: ...
+    @property
+    def values(self) -> torch.Tensor: ...
+
+class PathSender:
+    """
+    What writes to the residual stream: input, head or mlp.
+    """
+    def __init__(
+        self,
+        kind: str,
+        layer: typing.SupportsInt | typing.SupportsIndex = -1,
+        head: typing.SupportsInt | typing.SupportsIndex = -1,
+    ) -> None: ...
+
+class PathReceiver:
+    """
+    What reads the residual stream: q, k, v, mlp or logits.
+    """
+    def __init__(
+        self,
+        kind: str,
+        layer: typing.SupportsInt | typing.SupportsIndex = -1,
+        head: typing.SupportsInt | typing.SupportsIndex = -1,
+    ) -> None: ...
+
+class AttributionAtPoint:
+    """
+    Estimates at one point, [pairs, axes].
+    """
+    @property
+    def axes(self) -> list[str]: ...
+    @property
+    def point(self) -> str: ...
+    @property
+    def values(self) -> torch.Tensor: ...
+
+class AttributionPatching:
+    """
+    See analysis.attribution_patch.
+    """
+    @property
+    def from_(self) -> torch.Tensor: ...
+    @property
+    def points(self) -> list[AttributionAtPoint]: ...
+    @property
+    def to(self) -> torch.Tensor: ...
+
+class CircuitComparison:
+    """
+    How two circuits of one model agree.
+    """
+    @property
+    def jaccard(self) -> float:
+        """
+        edges in both, of those in either
+        """
+    @property
+    def n_both(self) -> int: ...
+    @property
+    def n_first(self) -> int:
+        """
+        edges of the first
+        """
+    @property
+    def n_second(self) -> int: ...
+    @property
+    def node_jaccard(self) -> float:
+        """
+        likewise of heads and MLPs
+        """
+    @property
+    def spearman(self) -> float:
+        """
+        rank correlation of |scores| over all edges of the model
+        """
+
+class Circuit:
+    """
+    Nodes and edges of a model: see introspect.circuits.Circuit.
+    """
+    @staticmethod
+    def from_json(text: str) -> Circuit: ...
+    @staticmethod
+    def load(path: os.PathLike | str | bytes) -> Circuit: ...
+    @staticmethod
+    def of_edges(cfg: Config, names: collections.abc.Sequence[str], *, ungrouped: bool = False) -> Circuit: ...
+    @staticmethod
+    def whole(cfg: Config, *, ungrouped: bool = False) -> Circuit: ...
+    def __copy__(self) -> Circuit: ...
+    def __deepcopy__(self, memo: dict) -> Circuit: ...
+    def check_fits(self, cfg: Config) -> None: ...
+    def compare(self, other: Circuit) -> CircuitComparison: ...
+    def edges(self) -> list[tuple[str, str, float]]: ...
+    def greedy(
+        self, n: typing.SupportsInt | typing.SupportsIndex, *, absolute: bool = True, prune: bool = True
+    ) -> Circuit: ...
+    def outside(self, activations: collections.abc.Mapping[str, torch.Tensor] = {}) -> list[Intervention]: ...
+    def parse_edge(self, name: str) -> tuple[int, int]: ...
+    def pruned(self) -> Circuit: ...
+    def save(self, path: os.PathLike | str | bytes) -> None: ...
+    def sender_scores(self) -> torch.Tensor: ...
+    def senders(self) -> list[int]: ...
+    def svg(self) -> str: ...
+    def to_json(self) -> str: ...
+    def top(
+        self, n: typing.SupportsInt | typing.SupportsIndex, *, absolute: bool = True, prune: bool = True
+    ) -> Circuit: ...
+    def ungrouped(self) -> Circuit: ...
+    def with_scores(self, scores: torch.Tensor) -> Circuit: ...
+    @property
+    def in_graph(self) -> torch.Tensor: ...
+    @property
+    def n_edges(self) -> int: ...
+    @property
+    def n_groups(self) -> int: ...
+    @property
+    def n_possible_edges(self) -> int: ...
+    @property
+    def receiver_names(self) -> list[str]: ...
+    @property
+    def scores(self) -> torch.Tensor: ...
+    @property
+    def sender_names(self) -> list[str]: ...
+
+class EdgeAttribution:
+    """
+    Scores of every edge, and the metric of both runs.
+    """
+    @property
+    def by_position(self) -> torch.Tensor | None: ...
+    @property
+    def circuit(self) -> Circuit: ...
+    @property
+    def clean(self) -> torch.Tensor: ...
+    @property
+    def corrupted(self) -> torch.Tensor | None: ...
+
+class Faithfulness:
+    """
+    How much of the metric the best edges keep.
+    """
+    @property
+    def cmd(self) -> float: ...
+    @property
+    def cpr(self) -> float: ...
+    @property
+    def empty(self) -> float: ...
+    @property
+    def faithfulness(self) -> list[float]: ...
+    @property
+    def full(self) -> float: ...
+    @property
+    def metric(self) -> list[float]: ...
+    @property
+    def n_edges(self) -> list[int]: ...
+    @property
+    def shares(self) -> list[float]: ...
 
 class LayerDiagnostics:
     """
@@ -2581,12 +3159,19 @@ class MaxNullBand:
     The points of a sweep against the highest point of each null's sweep.
 
     ``p`` is of each point, adjusted for looking at all of them; ``p_any`` of the highest; ``threshold`` is what a null's
-    highest point exceeds with 1 - confidence.
+    highest point exceeds with 1 - confidence. In its units: ``scores`` of the curve's points, their ``highest``, and
+    ``null_highest`` of each null's sweep.
     """
+    @property
+    def highest(self) -> float: ...
+    @property
+    def null_highest(self) -> list[float]: ...
     @property
     def p(self) -> list[float]: ...
     @property
     def p_any(self) -> float: ...
+    @property
+    def scores(self) -> list[float]: ...
     @property
     def threshold(self) -> float: ...
 
@@ -2638,6 +3223,332 @@ class Confusion:
     @property
     def p_information(self) -> float: ...
 
+class Probe:
+    """
+    A linear readout of activations at one place of one model: scores are w.(x - mean) / scale + b.
+
+    Two classes have one row of weights, whose score is of the second class: above 0 it is predicted. More classes have one
+    row each, and the highest is predicted. ``fit_probe`` and ``probe_layers`` make them, and ``probe_of_direction``.
+
+    Attributes:
+        kind: "logistic", "mass_mean", "mass_mean_covariance", "ridge" or "direction".
+        classes: names of the classes.
+        name: what it reads.
+        threshold: of the score, of a monitor; None: not set.
+        layer, point, position: where it reads; a position is a token's index or (first, last) of a span.
+        model_name, model_hash, model_type, data_hash, n_texts, C: what it was made of.
+    """
+    @staticmethod
+    def load(path: os.PathLike | str | bytes) -> Probe:
+        """
+        Raises IoError.
+        """
+    def __copy__(self) -> Probe: ...
+    def __deepcopy__(self, memo: dict) -> Probe: ...
+    def __getstate__(self) -> dict: ...
+    def __init__(self, **kwargs) -> None:
+        """
+        From its fields by name. Raises ShapeError, ConfigError or ValueError for fields that do not go together.
+        """
+    def __repr__(self) -> str: ...
+    def __setstate__(self, arg0: dict) -> None: ...
+    def direction(self) -> ControlVector:
+        """
+        The ControlVector of its layer: the weights in the units of the activations, of length 1.
+
+        Raises:
+            ConfigError: more than two classes, or another point than hook_resid_post.
+        """
+    def probabilities(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        The classes' probabilities [..., classes]. Raises ConfigError for kinds whose score is no log-odds.
+        """
+    def save(self, path: os.PathLike | str | bytes) -> None:
+        """
+        One .safetensors file. Raises IoError.
+        """
+    def scores(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Scores [...] of activations [..., d], or [..., K] for more than two classes, in float64.
+
+        Raises:
+            ShapeError: activations of another width.
+            ValueError: activations that are not finite.
+        """
+    def with_(self, **kwargs) -> Probe:
+        """
+        The same probe with some fields changed: ``probe.with_(name='truth', threshold=2.0)``.
+        """
+    @property
+    def C(self) -> float: ...
+    @property
+    def bias(self) -> torch.Tensor:
+        """
+        float64 [K].
+        """
+    @property
+    def classes(self) -> list[str]: ...
+    @property
+    def data_hash(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def last_layer_after_norm(self) -> bool: ...
+    @property
+    def layer(self) -> int: ...
+    @property
+    def mean(self) -> torch.Tensor:
+        """
+        float64 [d], of the scaler.
+        """
+    @property
+    def model_hash(self) -> str: ...
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def model_type(self) -> str: ...
+    @property
+    def n_texts(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def point(self) -> str: ...
+    @property
+    def position(self) -> typing.Any: ...
+    @property
+    def scale(self) -> torch.Tensor:
+        """
+        float64 [d], of the scaler.
+        """
+    @property
+    def threshold(self) -> float | None: ...
+    @property
+    def weights(self) -> torch.Tensor:
+        """
+        float64 [K, d]; not to be written to.
+        """
+
+class ProbeScores:
+    """
+    What held-out texts say of a probe.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def accuracy(self) -> Estimate:
+        """
+        Share of the texts whose class is predicted.
+        """
+    @property
+    def auc(self) -> Estimate:
+        """
+        Mean over folds; of more classes the mean of one against the rest.
+        """
+    @property
+    def log_loss(self) -> float:
+        """
+        Nats a text; NaN for kinds without probabilities.
+        """
+
+class ProbeStudy:
+    """
+    One layer's probe and how well it does: see study_probes.
+    """
+    @property
+    def compression(self) -> float | None: ...
+    @property
+    def control_accuracy(self) -> float | None: ...
+    @property
+    def description_bits(self) -> float | None: ...
+    @property
+    def held_out(self) -> torch.Tensor:
+        """
+        float64 [n], or [n, K]: scores by the probe that has not seen the text's fold.
+        """
+    @property
+    def null_accuracy(self) -> list[float]: ...
+    @property
+    def null_auc(self) -> list[float]: ...
+    @property
+    def probe(self) -> Probe:
+        """
+        Fitted on all texts.
+        """
+    @property
+    def scores(self) -> ProbeScores: ...
+
+class MonitorReport:
+    """
+    How well scores with a threshold find what they are to find.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def auc(self) -> Estimate:
+        """
+        Whatever the threshold, with its interval.
+        """
+    @property
+    def false_alarms(self) -> Proportion:
+        """
+        The same of negatives.
+        """
+    @property
+    def recall(self) -> Proportion:
+        """
+        Share of positives at or above the threshold, exact interval.
+        """
+    @property
+    def threshold(self) -> float: ...
+
+class LeaceEraser:
+    """
+    Removes a concept from activations: x - proj_left proj_right (x - bias). ``LeaceFitter`` makes one.
+
+    After it no linear classifier of the activations it was fitted on does better than a constant one.
+    """
+    @staticmethod
+    def fit(
+        x: torch.Tensor,
+        z: torch.Tensor,
+        *,
+        method: str = "leace",
+        affine: bool = True,
+        shrinkage: bool = False,
+        constrain_cov_trace: bool = True,
+        svd_tol: typing.SupportsFloat | typing.SupportsIndex = 0.01,
+    ) -> LeaceEraser:
+        """
+        An eraser of one batch: LeaceFitter, update and eraser in one.
+        """
+    @staticmethod
+    def load(path: os.PathLike | str | bytes) -> LeaceEraser:
+        """
+        Raises IoError.
+        """
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Activations [..., d] without the concept, in their dtype. Raises ShapeError for another width.
+        """
+    def __init__(self, proj_left: torch.Tensor, proj_right: torch.Tensor, bias: torch.Tensor | None = None) -> None: ...
+    def __repr__(self) -> str: ...
+    def intervention(
+        self, layer: typing.SupportsInt | typing.SupportsIndex, *, point: str = "hook_resid_post"
+    ) -> Intervention:
+        """
+        The erasure at a point of one block, as operator "leace" of the planner.
+        """
+    def save(self, path: os.PathLike | str | bytes) -> None:
+        """
+        One .safetensors file. Raises IoError.
+        """
+    @property
+    def P(self) -> torch.Tensor:
+        """
+        The projection [d, d] of x - bias.
+        """
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """
+        float64 [d], the mean of x; None unless affine.
+        """
+    @property
+    def proj_left(self) -> torch.Tensor:
+        """
+        float64 [d, k].
+        """
+    @property
+    def proj_right(self) -> torch.Tensor:
+        """
+        float64 [k, d].
+        """
+
+class LeaceFitter:
+    """
+    Least-squares concept erasure from batches of activations, of which only means and covariances are kept, in float64.
+
+    Args:
+        x_dim: width of the activations.
+        z_dim: width of the concept: 1 for a number or two classes, the number of classes for one-hot labels.
+        method: "leace", or "orth": the orthogonal projection off the cross-covariance.
+        affine: the mean stays where it is.
+        shrinkage: shrink the covariance of x; the guarantee is then not of the activations seen. concept-erasure does.
+        constrain_cov_trace: the trace of the covariance may not grow.
+        svd_tol: singular values of the whitened cross-covariance up to it are taken for noise.
+
+    Raises:
+        ValueError: sizes below 1, an unknown method, or a tolerance that is not above 0.
+
+    Source: Belrose et al. 2023, arXiv:2306.03819.
+    """
+    def __init__(
+        self,
+        x_dim: typing.SupportsInt | typing.SupportsIndex,
+        z_dim: typing.SupportsInt | typing.SupportsIndex = 1,
+        *,
+        method: str = "leace",
+        affine: bool = True,
+        shrinkage: bool = False,
+        constrain_cov_trace: bool = True,
+        svd_tol: typing.SupportsFloat | typing.SupportsIndex = 0.01,
+    ) -> None: ...
+    def update(self, x: torch.Tensor, z: torch.Tensor) -> LeaceFitter:
+        """
+        Takes in a batch.
+
+        Args:
+            x: [..., x_dim], any float dtype.
+            z: [..., z_dim], or [...] for z_dim 1.
+
+        Raises:
+            ShapeError: other shapes.
+            ValueError: values that are not finite.
+        """
+    @property
+    def eraser(self) -> LeaceEraser:
+        """
+        The eraser of what was seen. Raises ValueError for fewer than two rows or a concept that does not vary.
+        """
+    @property
+    def mean_x(self) -> torch.Tensor: ...
+    @property
+    def n(self) -> int:
+        """
+        Rows seen.
+        """
+    @property
+    def sigma_xz(self) -> torch.Tensor:
+        """
+        float64 [x_dim, z_dim].
+        """
+
+class DirectionScores:
+    """
+    What a direction does to a behaviour, whose p is the probability that one of its tokens comes next.
+
+    Attributes:
+        layer, position: where it was read.
+        bypass: mean of log p - log(1 - p) over positives with the direction ablated everywhere.
+        induce: the same over negatives with it added before its layer.
+        kl: nats over negatives, of the next token's distribution from that with the direction ablated.
+    """
+    @property
+    def bypass(self) -> float: ...
+    @property
+    def induce(self) -> float: ...
+    @property
+    def kl(self) -> float: ...
+    @property
+    def layer(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+
+def ablation_everywhere(model: typing.Any, direction: torch.Tensor) -> list[Intervention]:
+    """
+    The direction [d_model] taken off all that is written to the residual stream, as three interventions.
+
+    Raises:
+        ShapeError, ValueError: a direction that is none.
+    """
+
 def accumulated_bias(
     model: Model,
     layer: typing.SupportsInt | typing.SupportsIndex,
@@ -2674,6 +3585,38 @@ def accumulated_resid(
     Raises:
         HookError: an activation that is needed is not there.
         IndexError: a layer or position the model does not have.
+    """
+
+def acdc(
+    model: Model,
+    clean: collections.abc.Sequence[torch.Tensor],
+    corrupted: collections.abc.Sequence[torch.Tensor],
+    metrics: collections.abc.Sequence[Metric],
+    threshold: typing.SupportsFloat | typing.SupportsIndex,
+    *,
+    of_logits: collections.abc.Callable[[torch.Tensor], torch.Tensor] = None,
+    start: Circuit | None = None,
+    ungrouped: bool = False,
+    ablation: str = "patching",
+    mean_over: collections.abc.Sequence[torch.Tensor] = [],
+    progress: typing.Any = None,
+) -> tuple[Circuit, int, float]:
+    """
+    Automatic circuit discovery: the circuit, how many were run, and its metric. See introspect.circuits.acdc.
+    """
+
+def activations_at(
+    model: Model,
+    tokens: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+    point: str,
+    *,
+    layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    interventions: collections.abc.Sequence[collections.abc.Sequence[Intervention]] = [],
+) -> list[torch.Tensor]:
+    """
+    Activations of runs at one point, [layers, T, ...] each (patterns [layers, T, heads, T]), in float32 at least.
+
+    What the runs begin with is run once, so that equal activations of two runs are equal bit for bit.
     """
 
 def adjusted_p(p_values: collections.abc.Sequence[float], method: str = "holm") -> list[float]:
@@ -2730,6 +3673,27 @@ def as_interventions(
         ConfigError: a vector has no direction in the range, or ``second`` none for a layer.
     """
 
+def attribution_patching(
+    model: Model,
+    pairs: collections.abc.Sequence[PatchPair],
+    *,
+    points: collections.abc.Sequence[str],
+    correct_qk: bool = False,
+    grad_drop: bool = False,
+    sum_positions: bool = False,
+    reference_is_to: bool = False,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+    progress: typing.Any = None,
+) -> AttributionPatching:
+    """
+    See analysis.attribution_patch.
+    """
+
+def attribution_points(model: Model, unit: str = "component") -> list[str]:
+    """
+    The hook names that direct_logit_attribution needs, at the positions that are asked about.
+    """
+
 def auc(
     positives: collections.abc.Sequence[float],
     negatives: collections.abc.Sequence[float],
@@ -2744,6 +3708,16 @@ def auc(
 
     Raises:
         ValueError: fewer than two of either, or scores that are not finite.
+    """
+
+def behaviour_score(
+    model: typing.Any,
+    texts: collections.abc.Sequence[str],
+    *,
+    tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+) -> float:
+    """
+    Mean of log p - log(1 - p) over texts, p the probability that one of the tokens comes next.
     """
 
 def binomial_p(
@@ -2848,6 +3822,33 @@ def bootstrap_mean(
             levels to draw from, or options out of range.
     """
 
+def calibration_error(
+    probabilities: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    labels: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    bins: typing.SupportsInt | typing.SupportsIndex = 10,
+) -> float:
+    """
+    Expected calibration error: the mean distance of stated probability and observed share over bins of equal width.
+
+    Raises:
+        ValueError: lists of other lengths, or numbers out of range.
+
+    Source: Naeini et al. 2015; Guo et al. 2017.
+    """
+
+def check_folds(
+    folds: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    labels: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+) -> None:
+    """
+    Raises ValueError unless every class has texts outside of each fold.
+    """
+
+def check_probe(who: str, probe: Probe, model: typing.Any) -> None:
+    """
+    Raises ConfigError for a probe of another model.
+    """
+
 def collect_activations(
     model: typing.Any,
     texts: collections.abc.Sequence[str],
@@ -2876,6 +3877,25 @@ def collect_activations(
 
     Raises:
         As ControlVector.train does before its first forward pass.
+    """
+
+def collect_positions(
+    model: typing.Any,
+    texts: collections.abc.Sequence[str],
+    positions: collections.abc.Sequence[
+        typing.SupportsInt
+        | typing.SupportsIndex
+        | tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex | None]
+    ],
+    *,
+    layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+    point: str = "hook_resid_post",
+    last_layer_after_norm: bool = False,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+    progress: typing.Any = None,
+) -> list[Activations]:
+    """
+    collect_activations at several positions of each text in one pass: a list of Activations.
     """
 
 def composition_scores(model: Model, mode: str) -> torch.Tensor:
@@ -2966,6 +3986,40 @@ def conversation_tokens(
     Token ids before, in and after the injected messages: see introspect.conversation_tokens.
     """
 
+def copy_scores(
+    model: Model,
+    texts: collections.abc.Sequence[torch.Tensor],
+    *,
+    top_k: typing.SupportsInt | typing.SupportsIndex = 5,
+    max_tokens: typing.SupportsInt | typing.SupportsIndex = 100,
+    progress: typing.Any = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    What heads would do to the logit of a token that they attend to with all their weight.
+
+    Each distinct token's residual after block 0 goes through the head's values and output, the final norm and the
+    unembedding.
+
+    Args:
+        texts: int64 [batch, pos] each; position 0 is left out.
+        max_tokens: how many distinct tokens are read, the first of the texts.
+
+    Returns:
+        Three float64 [n_layers, n_heads]: the share of tokens that are among the ``top_k`` of what the head writes (the
+        copy score of name movers: Wang et al. 2022), among those of its negative (copy suppression: McDougall et al. 2023),
+        and the mean logit of the token less its mean over the vocabulary.
+    """
+
+def debug_prediction(
+    model: Model,
+    activations: collections.abc.Mapping[str, torch.Tensor],
+    expected: typing.SupportsInt | typing.SupportsIndex,
+    actual: typing.SupportsInt | typing.SupportsIndex,
+) -> Prediction:
+    """
+    A Prediction from the activations of one position of one text: see introspect.analysis.debug_prediction.
+    """
+
 def decompose_resid(
     model: Model,
     activations: collections.abc.Mapping[str, torch.Tensor],
@@ -3011,6 +4065,28 @@ def diagnose(
         ValueError: one fold, or a negative number.
     """
 
+def direct_logit_attribution(
+    model: Model,
+    activations: collections.abc.Mapping[str, torch.Tensor],
+    tokens: torch.Tensor,
+    *,
+    wrong: torch.Tensor | None = None,
+    unit: str = "component",
+) -> Attribution:
+    """
+    What each part of a model adds to the logits of tokens: see introspect.analysis.direct_logit_attribution.
+
+    Args:
+        activations: full hook name -> [batch, 1, ...], of one position of every row.
+        tokens: int64 [batch, n].
+        wrong: of the same shape; their logits are subtracted.
+
+    Raises:
+        HookError: an activation that is needed is not there.
+        ShapeError: other shapes.
+        IndexError: tokens outside the vocabulary.
+    """
+
 def direction_of_pairs(
     positive: torch.Tensor,
     negative: torch.Tensor,
@@ -3044,6 +4120,27 @@ def direction_of_pairs(
         ValueError: an unknown method, activations that are not finite, pairs that do not differ.
     """
 
+def edge_attribution(
+    model: Model,
+    clean: collections.abc.Sequence[torch.Tensor],
+    corrupted: collections.abc.Sequence[torch.Tensor],
+    metrics: collections.abc.Sequence[Metric],
+    *,
+    of_logits: collections.abc.Callable[[torch.Tensor], torch.Tensor] = None,
+    method: str = "eap",
+    ig_steps: typing.SupportsInt | typing.SupportsIndex = 5,
+    gauss: bool = False,
+    ablation: str = "patching",
+    mean_over: collections.abc.Sequence[torch.Tensor] = [],
+    per_position: bool = False,
+    ungrouped: bool = False,
+    edges: collections.abc.Sequence[str] = [],
+    progress: typing.Any = None,
+) -> EdgeAttribution:
+    """
+    Scores of edges: see introspect.circuits.edge_attribution. Prompts are int64 [pos] each.
+    """
+
 def entropy(logits: torch.Tensor) -> torch.Tensor:
     """
     Entropy of the next token in nats: [..., d_vocab] -> float64 [...].
@@ -3066,6 +4163,40 @@ def estimate_layers(
     The estimates behind introspect.estimate_ranges: one for each vector, strength, rotation and question.
     """
 
+def evaluate_probe(
+    probe: Probe,
+    activations: torch.Tensor,
+    labels: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    groups: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+    resamples: typing.SupportsInt | typing.SupportsIndex = 1000,
+    seed: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> ProbeScores:
+    """
+    A probe on other activations [n, d]: ProbeScores with intervals.
+
+    Raises:
+        ShapeError, ValueError: inputs that do not go together, or labels of one class.
+    """
+
+def faithfulness(
+    model: Model,
+    clean: collections.abc.Sequence[torch.Tensor],
+    corrupted: collections.abc.Sequence[torch.Tensor],
+    metrics: collections.abc.Sequence[Metric],
+    circuit: Circuit,
+    *,
+    of_logits: collections.abc.Callable[[torch.Tensor], torch.Tensor] = None,
+    shares: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
+    absolute: bool = True,
+    ablation: str = "patching",
+    mean_over: collections.abc.Sequence[torch.Tensor] = [],
+    progress: typing.Any = None,
+) -> Faithfulness:
+    """
+    The curve of a circuit's scores: see introspect.circuits.faithfulness.
+    """
+
 def false_alarms_at(
     positives: collections.abc.Sequence[float],
     negatives: collections.abc.Sequence[float],
@@ -3076,6 +4207,19 @@ def false_alarms_at(
 
     Raises:
         ValueError: no positives or negatives, scores that are not finite, or a hit rate not above 0 and at most 1.
+    """
+
+def fit_probe(
+    x: torch.Tensor,
+    labels: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    classes: collections.abc.Sequence[str],
+    *,
+    kind: str = "logistic",
+    C: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+    standardise: bool | None = None,
+) -> Probe:
+    """
+    A probe of activations [n, d]: see introspect.analysis.fit_probe.
     """
 
 def full_resid_decomposition(
@@ -3098,6 +4242,38 @@ def head_results(model: Model, layer: typing.SupportsInt | typing.SupportsIndex,
     attn.hook_result of a layer, [..., n_heads, d_model], from its attn.hook_z [..., n_heads, d_head].
     """
 
+def head_scores(
+    model: Model,
+    texts: collections.abc.Sequence[torch.Tensor],
+    *,
+    patterns: collections.abc.Mapping[str, torch.Tensor] = {},
+    progress: typing.Any = None,
+) -> tuple[list[str], torch.Tensor, list[int]]:
+    """
+    What every head attends to in texts: see introspect.analysis.head_scores.
+
+    Args:
+        texts: int64 [batch, pos] each.
+        patterns: further ones, [pos, pos] and lower triangular.
+
+    Returns:
+        Names, float64 [names, n_layers, n_heads] (NaN where no position counts), and the positions each is a mean over.
+    """
+
+def jacobian_lens(
+    model: typing.Any,
+    prompts: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+    *,
+    layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    skip_first: typing.SupportsInt | typing.SupportsIndex,
+    context: typing.SupportsInt | typing.SupportsIndex,
+    directions: typing.SupportsInt | typing.SupportsIndex,
+    progress: typing.Any,
+) -> Lens:
+    """
+    See introspect.analysis.JacobianLens.compute.
+    """
+
 def kendall_tau(a: collections.abc.Sequence[float], b: collections.abc.Sequence[float]) -> float:
     """
     Kendall's tau-b (1945), computed as Knight 1966; NaN where one list is constant.
@@ -3109,6 +4285,33 @@ def kendall_tau(a: collections.abc.Sequence[float], b: collections.abc.Sequence[
 def kl_divergence(logits: torch.Tensor, base_logits: torch.Tensor) -> torch.Tensor:
     """
     KL(p || base) in nats of two sets of logits [..., d_vocab] -> float64 [...]. Raises ShapeError for other sizes.
+    """
+
+def logistic_regressions(
+    rows: torch.Tensor,
+    labels: torch.Tensor,
+    C: torch.Tensor,
+    *,
+    scale: torch.Tensor | None = None,
+    n_classes: typing.SupportsInt | typing.SupportsIndex = 2,
+    tolerance: typing.SupportsFloat | typing.SupportsIndex = 1e-09,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    L2-regularised logistic regressions of several sets of labels on the same rows, all at once.
+
+    Args:
+        rows: float32 or float64 [n, d].
+        labels: int64 [p, n], classes from 0; -1 leaves the row out.
+        C: float64 [p], as in scikit-learn.
+        scale: float64 [p, d], the scaler of each; None: ones.
+        n_classes: two have one row of weights, more one each (softmax).
+        tolerance: of the gradient, as a share of that at zero.
+
+    Returns:
+        weights [p, K, d] and biases [p, K], float64: logits of rows x are x w + b.
+
+    Raises:
+        ShapeError, ValueError: other shapes, numbers out of range, or no convergence.
     """
 
 def logit_attributions(
@@ -3128,6 +4331,41 @@ def logit_attributions(
 
     Returns:
         [n, ...], float32 at least.
+    """
+
+def match_heads(
+    model: Model,
+    tokens: torch.Tensor,
+    detection: torch.Tensor,
+    *,
+    n_layers: typing.SupportsInt | typing.SupportsIndex,
+    exclude_bos: bool = False,
+    exclude_current_token: bool = False,
+    error_measure: str = "mul",
+) -> torch.Tensor:
+    """
+    match_pattern of every head of the first n_layers blocks on tokens [pos]: float64 [n_layers, n_heads].
+    """
+
+def match_pattern(
+    attention: torch.Tensor,
+    detection: torch.Tensor,
+    *,
+    exclude_bos: bool = False,
+    exclude_current_token: bool = False,
+    error_measure: str = "mul",
+) -> torch.Tensor:
+    """
+    How well attention [..., pos, pos] shows a lower triangular pattern [pos, pos]: float64 [...].
+
+    Args:
+        exclude_bos: attention to position 0 counts for nothing.
+        exclude_current_token: nor does that of a position to itself.
+        error_measure: "mul", sum(A D) / sum(A), or "abs", 1 - sum|A - D| / pos with the sum rounded to three digits.
+
+    Raises:
+        ShapeError: other shapes.
+        ValueError: a pattern that is not zero above the diagonal.
     """
 
 def max_null_band(
@@ -3153,6 +4391,31 @@ def max_null_band(
         ValueError: as ``null_bands``.
     """
 
+def mean_differences(
+    model: typing.Any,
+    positives: collections.abc.Sequence[str],
+    negatives: collections.abc.Sequence[str],
+    *,
+    positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+    progress: typing.Any = None,
+) -> torch.Tensor:
+    """
+    Mean activations of some texts less those of others before every block: float64 [positions, layers, d_model].
+    """
+
+def monitor_report(
+    positives: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    negatives: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    *,
+    threshold: typing.SupportsFloat | typing.SupportsIndex,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+) -> MonitorReport:
+    """
+    Recall, false alarms and AUC of scores, with intervals. Raises ValueError for fewer than two of either.
+    """
+
 def most_changed(
     logits: torch.Tensor,
     base_logits: torch.Tensor,
@@ -3162,6 +4425,11 @@ def most_changed(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The k tokens whose log-probability rose (or fell) most: (changes in nats, ids), for logits [d_vocab].
+    """
+
+def n_tokens_after_instruction(model: typing.Any) -> int:
+    """
+    How many tokens the chat template puts after the user's message, the generation prompt included.
     """
 
 def neuron_results(
@@ -3240,6 +4508,87 @@ def operator_names() -> list[str]:
     The operators an Intervention may name, sorted.
     """
 
+def orthogonalised(model: typing.Any, direction: torch.Tensor) -> Model:
+    """
+    The native model with weights that cannot write a direction: see introspect.analysis.orthogonalised.
+    """
+
+def ov_copying_scores(model: Model, circuit: str = "full") -> torch.Tensor:
+    """
+    How much each head copies what it attends to, from eigenvalues: Re(sum) / sum of moduli, float64 [n_layers, n_heads].
+
+    1: the head raises what it reads, -1: it lowers that. Weights of norms count as parts of the matrices; divisions by
+    their scales and biases are left out. Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+
+    Args:
+        circuit: "head", of W_V W_O, or "full", of W_E W_V W_O W_U, from tokens to logits.
+    """
+
+def patch_grid(
+    model: Model,
+    pairs: collections.abc.Sequence[PatchPair],
+    axes: PatchAxes,
+    *,
+    with_: str = "run",
+    mean: torch.Tensor | None = None,
+    reference_is_to: bool = False,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+    progress: typing.Any = None,
+) -> PatchGrid: ...
+def patched_residuals(
+    model: Model,
+    tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    source: torch.Tensor,
+    axes: PatchAxes,
+    *,
+    positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    patched: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+    progress: typing.Any = None,
+) -> torch.Tensor:
+    """
+    The last residual [cells, positions, d_model] of a run for each cell of a grid that puts in ``source`` [layers, T, ...]
+    at each of the ``patched`` positions, or at all.
+
+    Raises:
+        ShapeError: a source of another shape than the run's own activations.
+    """
+
+def patchscope(
+    model: typing.Any,
+    source: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    target: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    *,
+    layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    source_positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    target_position: typing.SupportsInt | typing.SupportsIndex,
+    target_layer: typing.SupportsInt | typing.SupportsIndex | None,
+    read_position: typing.SupportsInt | typing.SupportsIndex,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex,
+    progress: typing.Any,
+) -> torch.Tensor:
+    """
+    See introspect.analysis.patchscope.
+    """
+
+def path_patching(
+    model: Model,
+    pairs: collections.abc.Sequence[PatchPair],
+    *,
+    senders: collections.abc.Sequence[collections.abc.Sequence[PathSender]],
+    receivers: collections.abc.Sequence[collections.abc.Sequence[PathReceiver]],
+    freeze_mlps: bool = True,
+    positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    by_position: bool = False,
+    reference_is_to: bool = False,
+    most_cells: typing.SupportsInt | typing.SupportsIndex = 100000,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+    progress: typing.Any = None,
+) -> PatchGrid:
+    """
+    Values [pairs, receivers, senders (, positions)]: see analysis.path_patching.
+    """
+
 def plan_trie(
     model: Model, trie: TokenTrie, *, memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824
 ) -> TriePlan:
@@ -3248,6 +4597,31 @@ def plan_trie(
 
     Raises:
         ValueError: the budget (bytes) does not hold a pass of one node.
+    """
+
+def prediction_points(model: Model) -> list[str]:
+    """
+    The hook names that debug_prediction needs beside attribution_points.
+    """
+
+def probe_of_direction(
+    direction: torch.Tensor,
+    *,
+    layer: typing.SupportsInt | typing.SupportsIndex,
+    name: str = "",
+    point: str = "hook_resid_post",
+) -> Probe:
+    """
+    A probe whose score is the projection on a direction, x.v / |v|.
+
+    Args:
+        direction: [d], any float dtype.
+        layer: where it is read.
+        name: what it reads.
+        point: a hook point of a block.
+
+    Raises:
+        ShapeError, ValueError: a direction that is none.
     """
 
 def proportion(
@@ -3273,6 +4647,41 @@ def random_rotation(vector: ControlVector, *, seed: typing.SupportsInt | typing.
     The vector under one random orthogonal map of the residual stream: the null for "any vector of this shape".
 
     All layers go through the same map, so every norm and every cosine between layers stays.
+    """
+
+def read_lens(
+    model: typing.Any,
+    lens: Lens,
+    tokens: torch.Tensor,
+    *,
+    layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    incl_mid: bool = False,
+    top_k: typing.SupportsInt | typing.SupportsIndex = 5,
+    targets: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    measures: bool = False,
+    hooks: HookRegistry = None,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 268435456,
+    progress: typing.Any = None,
+) -> LensReading:
+    """
+    Read a text through a lens in one forward pass: see introspect.analysis.logit_lens.
+    """
+
+def read_torch_zip(path: os.PathLike | str | bytes) -> typing.Any:
+    """
+    Read a file of torch.save (torch 1.6 and later); nothing in it is executed.
+
+    A pickle is a program; this knows only what tensors, parameters and plain containers need of it.
+
+    Args:
+        path: a .pt, .pth or .bin file.
+
+    Returns:
+        Nested dicts, lists and tuples of CPU tensors and plain values. An OrderedDict is a dict.
+
+    Raises:
+        IoError: the file is missing, truncated or corrupt, is compressed, or names anything else, which is named.
     """
 
 def reading_problem(json: str) -> str:
@@ -3333,6 +4742,19 @@ def register_readout(
     See introspect.register_readout.
     """
 
+def regression_lens(
+    model: typing.Any,
+    texts: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+    *,
+    ridge: typing.SupportsFloat | typing.SupportsIndex,
+    context: typing.SupportsInt | typing.SupportsIndex,
+    bias: bool,
+    progress: typing.Any,
+) -> Lens:
+    """
+    See introspect.analysis.TunedLens.regression.
+    """
+
 def residual_norms(
     model: typing.Any,
     tokens: torch.Tensor,
@@ -3388,6 +4810,22 @@ def rotary_frequencies(
         ConfigError: unknown scaling, or an odd width.
 
     Source: Su et al. 2021, arXiv:2104.09864.
+    """
+
+def run_circuits(
+    model: Model,
+    clean: collections.abc.Sequence[torch.Tensor],
+    corrupted: collections.abc.Sequence[torch.Tensor],
+    metrics: collections.abc.Sequence[Metric],
+    circuits: collections.abc.Sequence[Circuit],
+    *,
+    of_logits: collections.abc.Callable[[torch.Tensor], torch.Tensor] = None,
+    ablation: str = "patching",
+    mean_over: collections.abc.Sequence[torch.Tensor] = [],
+    progress: typing.Any = None,
+) -> torch.Tensor:
+    """
+    The metric of each circuit and prompt, float64 [circuits, prompts]: see introspect.circuits.run_circuit.
     """
 
 def run_experiments(
@@ -3479,6 +4917,48 @@ def save_safetensors(
         ValueError: a name is empty, repeated or ``__metadata__``.
         ShapeError: a tensor's dtype is not one of the format's.
         IoError: the file cannot be written, on a full disk for example.
+    """
+
+def save_torch_zip(path: os.PathLike | str | bytes, value: typing.Any) -> None:
+    """
+    Write a file that ``torch.load(path, weights_only=True)`` reads, whole or not at all.
+
+    Args:
+        value: tensors, plain values, and dicts, lists and tuples of them.
+
+    Raises:
+        TypeError: anything else is in it.
+        ShapeError: a tensor's dtype has no class of storages.
+        ValueError: the file would have 4 GiB or more; save_safetensors writes larger ones.
+        IoError: the file cannot be written.
+    """
+
+def score_directions(
+    model: typing.Any,
+    candidates: torch.Tensor,
+    *,
+    positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    positives: collections.abc.Sequence[str],
+    negatives: collections.abc.Sequence[str],
+    tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+    progress: typing.Any = None,
+) -> list[DirectionScores]:
+    """
+    DirectionScores of mean differences [positions, layers, d_model], in the order [layer, position].
+    """
+
+def select_direction(
+    scores: collections.abc.Sequence[DirectionScores],
+    *,
+    n_layers: typing.SupportsInt | typing.SupportsIndex,
+    most_kl: typing.SupportsFloat | typing.SupportsIndex = 0.1,
+    least_induce: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+    depth: typing.SupportsFloat | typing.SupportsIndex = 0.8,
+) -> int | None:
+    """
+    The place of the lowest bypass score within the limits, or None.
     """
 
 def sensitivity(
@@ -3596,6 +5076,72 @@ def stack_neuron_results(
     What each neuron adds to the stream: see ActivationCache.stack_neuron_results.
     """
 
+def stratified_folds(
+    labels: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    n_folds: typing.SupportsInt | typing.SupportsIndex,
+) -> list[int]:
+    """
+    The fold of each text, 0 to n_folds - 1, with every class spread evenly: scikit-learn's StratifiedKFold(n_folds).
+
+    Raises:
+        ValueError: labels of one class, a class with fewer texts than folds, or fewer than two folds.
+    """
+
+def stratified_group_folds(
+    labels: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    groups: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    n_folds: typing.SupportsInt | typing.SupportsIndex,
+) -> list[int]:
+    """
+    The same with each group whole in one fold: scikit-learn's StratifiedGroupKFold(n_folds).
+
+    Raises:
+        ValueError: labels of one class, fewer groups than folds, or fewer than two folds.
+    """
+
+def study_probes(
+    values: torch.Tensor,
+    classes: collections.abc.Sequence[str],
+    labels: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    *,
+    folds: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    groups: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    types: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    kind: str = "logistic",
+    standardise: bool | None = None,
+    C: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [1.0],
+    nulls: typing.SupportsInt | typing.SupportsIndex = 20,
+    description: bool = True,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+    resamples: typing.SupportsInt | typing.SupportsIndex = 1000,
+    seed: typing.SupportsInt | typing.SupportsIndex = 0,
+    progress: typing.Any = None,
+) -> list[ProbeStudy]:
+    """
+    Probes of activations [texts, layers, d], cross-validated, with what chance gives in the same place.
+
+    ``introspect.analysis.probe_layers`` reads a model and makes a table of it; this takes activations that are there.
+
+    Returns:
+        One ProbeStudy a layer.
+
+    Raises:
+        ShapeError, ValueError: inputs that do not go together, activations that are not finite (naming text and layer).
+    """
+
+def threshold_at(
+    harmless: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    false_positive_rate: typing.SupportsFloat | typing.SupportsIndex = 0.01,
+) -> float:
+    """
+    The lowest threshold that at most this share of harmless texts reaches, from their scores.
+
+    They must be other texts than those that the monitor is judged on; 1 % wants a thousand to be known well.
+
+    Raises:
+        ValueError: no scores, scores that are not finite, or a rate out of range.
+    """
+
 def top_k_overlap(
     a: collections.abc.Sequence[float], b: collections.abc.Sequence[float], k: typing.SupportsInt | typing.SupportsIndex
 ) -> float:
@@ -3604,6 +5150,34 @@ def top_k_overlap(
 
     Raises:
         ValueError: lists as in ``spearman``, or k not from 1 to their length.
+    """
+
+def train_tuned_lens(
+    model: typing.Any,
+    texts: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+    *,
+    steps: typing.SupportsInt | typing.SupportsIndex,
+    tokens_per_step: typing.SupportsInt | typing.SupportsIndex,
+    context: typing.SupportsInt | typing.SupportsIndex,
+    optimizer: str,
+    lr: typing.SupportsFloat | typing.SupportsIndex,
+    momentum: typing.SupportsFloat | typing.SupportsIndex,
+    weight_decay: typing.SupportsFloat | typing.SupportsIndex,
+    clip: typing.SupportsFloat | typing.SupportsIndex,
+    bias: bool,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    start: Lens | None,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex,
+    progress: typing.Any,
+    on_step: collections.abc.Callable[[typing.SupportsInt | typing.SupportsIndex, torch.Tensor], None],
+) -> Lens:
+    """
+    See introspect.analysis.TunedLens.train.
+    """
+
+def unembedding_hash(model: typing.Any) -> str:
+    """
+    The hash of an unembedding in the config.json of the tuned-lens package.
     """
 
 def write_atomically(path: os.PathLike | str | bytes, bytes: bytes) -> None:

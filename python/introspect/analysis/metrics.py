@@ -77,7 +77,7 @@ class Term:
     def resolve(self, model: Any, n_prompts: int) -> list[_C.MetricTerm]:
         """The native term of each prompt."""
         right, wrong = (self._of_prompts(answers, model, n_prompts) for answers in (self.right, self.wrong))
-        given = {"position": self.position, "reference": self.reference, "weight": self.weight}
+        given: dict[str, Any] = {"position": self.position, "reference": self.reference, "weight": self.weight}
         return [_C.MetricTerm(self.kind, r, w, **given) for r, w in zip(right, wrong, strict=True)]
 
     def _of_prompts(self, answers: Answers, model: Any, n_prompts: int) -> list[list[int]]:

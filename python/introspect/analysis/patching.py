@@ -290,7 +290,10 @@ def causal_trace(
         axes = _C.PatchAxes(point, window=window if point in ("hook_mlp_out", "hook_attn_out") else 1)
         pairs = [_C.PatchPair(ids, ids, ours, to_interventions=[_noise(draw * scale, span)]) for draw in draws]
         found = _C.patch_grid(native, pairs, axes, memory_budget=memory_budget, progress=progress)
-        labels = {"layer": list(range(native.cfg.n_layers)), "position": token_labels(model, ids)}
+        labels: dict[str, list] = {
+            "layer": list(range(native.cfg.n_layers)),
+            "position": token_labels(model, ids),
+        }
         cost = (found.token_layers_asked, found.token_layers_to_run)
         grids[point] = PatchGrid(point, found.values, tuple(found.axes), labels, found.from_, found.to, *cost)
     return PatchGrids(grids)

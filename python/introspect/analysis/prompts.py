@@ -24,7 +24,8 @@ def tokens_of(model: Any, prompts: Prompts, who: str, name: str) -> list[list[in
         raise TypeError(f"{who}: {name} must be a text, token ids, or a list of them, got {prompts!r}")
     if isinstance(prompts[0], int):
         prompts = [prompts]  # type: ignore[list-item]
-    return [model.to_tokens(one)[0].tolist() if isinstance(one, str) else [int(id) for id in one] for one in prompts]
+    listed: Sequence[Any] = prompts
+    return [model.to_tokens(one)[0].tolist() if isinstance(one, str) else [int(id) for id in one] for one in listed]
 
 
 def check_aligned(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], who: str) -> None:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from .detections import blocks
 from .results import Compared, Detection, Result, Setting
 
@@ -62,7 +60,7 @@ def furthest(listed: Iterable[tuple[Setting, Compared]]) -> Furthest | None:
     from ..statistics import max_null_band  # loads torch
 
     curve = [compared.value for _, compared in usable]
-    band = max_null_band(curve, np.array([compared.nulls for _, compared in usable]).T)
+    band = max_null_band(curve, list(zip(*(compared.nulls for _, compared in usable), strict=True)))
     setting, compared = usable[band.scores.index(band.highest)]
     return Furthest(setting, compared.value, len(usable), Compared(band.highest, tuple(band.null_highest)))
 

@@ -14,7 +14,7 @@ from .style import Figure, bare
 def patch_map(
     values: Sequence[Sequence[float]],
     *,
-    layers: Sequence[int],
+    layers: Sequence[int | str],
     columns: Sequence[str],
     along: str = "position",
     label: str = "0 corrupted, 1 clean",
