@@ -2,7 +2,7 @@
 
 #include <torch/types.h>
 
-#include "introspect/nn/norm.h"
+#include "introspect/models/model.h"
 
 // A norm whose division is held fixed is linear: what is left of it acts on what is written to a stream and on what
 // reads it.

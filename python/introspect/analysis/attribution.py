@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
     kind: str  # embedding, block, attention, mlp, head, neuron, bias or remainder
     layer: int | None = None
-    index: int | None = None  # of a head or neuron
+    number: int | None = None  # of a head or neuron
 
 
 def part_of(label: str) -> Part:
@@ -84,7 +84,7 @@ class LogitAttribution:
         places = [i for i, label in enumerate(self.labels) if part_of(label).kind == "head"]
         if not places:
             raise ValueError(f"LogitAttribution.by_head: unit must be 'head' or 'neuron', got {self.unit!r}")
-        n_heads = 1 + max(part_of(self.labels[i]).index or 0 for i in places)
+        n_heads = 1 + max(part_of(self.labels[i]).number or 0 for i in places)
         return self.values[places].unflatten(0, (-1, n_heads))
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -98,7 +98,7 @@ class LogitAttribution:
                 "part": self.labels,
                 "kind": [part.kind for part in parts],
                 "layer": pandas.array([part.layer for part in parts], dtype="Int64"),
-                "index": pandas.array([part.index for part in parts], dtype="Int64"),
+                "index": pandas.array([part.number for part in parts], dtype="Int64"),
             }
         )
         return pandas.concat([frame, pandas.DataFrame(values, columns=self.columns)], axis=1)
@@ -160,6 +160,7 @@ def direct_logit_attribution(
     Raises:
         ValueError: text that is not one token, another unit, or lists of other lengths.
         IndexError: a position that a text does not have, or a token outside the vocabulary.
+        Error: logits that are not finite; it names the first block.
     """
     who = "direct_logit_attribution"
     model = hooked_model(model, who)
@@ -178,6 +179,7 @@ def direct_logit_attribution(
         kept = activations_at(model, ids, points, position, who)
         pair = [None if tokens is None else torch.tensor([tokens[of]]) for tokens in (right, wrongs)]
         found.append(_C.direct_logit_attribution(model.native, kept, pair[0], wrong=pair[1], unit=unit))
+        check_finite(model, found[-1].logits, ids, who)
     single = len(prompts) == 1 and all(given is None or _is_token(given) for given in (targets, wrong))
     values = torch.cat([one.values[:, 0] for one in found], 1).detach()
     logits = torch.cat([one.logits[0] for one in found]).detach()
@@ -212,6 +214,12 @@ def activations_at(
     tokens = torch.tensor([list(ids)])
     _, cache = model._recorded(lambda: model._forward(tokens, logits_at="none"), list(points), pos_slice=position)
     return cache.cache_dict
+
+
+def check_finite(model: HookedModel, logits: torch.Tensor, ids: Sequence[int], who: str) -> None:
+    """Raises Error, naming the first block that is not finite, unless the logits of a text are."""
+    tokens = torch.tensor([list(ids)])
+    model.native.check_finite(logits, who=who, tokens=tokens, hooks=model._hooks_of_pass(tokens))
 
 
 def token_text(model: Any, id: int) -> str:

@@ -97,8 +97,9 @@ def detect_head(
     for tokens in texts:
         if len(tokens) < 2:
             raise _C.ShapeError(f"{who}: a text must have at least two tokens, got {len(tokens)}")
-        named = isinstance(detection_pattern, str)
-        pattern = _PATTERNS[detection_pattern](tokens) if named else detection_pattern  # type: ignore[index]
+        pattern = detection_pattern
+        if isinstance(pattern, str):
+            pattern = _PATTERNS[pattern](tokens)
         if error_measure == "mul" and not bool(((pattern == 0) | (pattern == 1)).all()):
             warnings.warn(f"{who}: with 'mul' a pattern should hold zeros and ones only", stacklevel=2)
         scores.append(_scores(model, tokens, pattern, cache, max(wanted, default=-1) + 1, how))

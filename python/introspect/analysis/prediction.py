@@ -13,6 +13,7 @@ from .. import _C
 from .attribution import (
     LogitAttribution,
     activations_at,
+    check_finite,
     direct_logit_attribution,
     hooked_model,
     part_of,
@@ -193,6 +194,7 @@ def debug_prediction(
     Raises:
         ValueError: text that is not one token, several texts, or two equal tokens.
         IndexError: a position that the text does not have, or a token outside the vocabulary.
+        Error: logits that are not finite; it names the first block.
     """
     who = "debug_prediction"
     model = hooked_model(model, who)
@@ -205,6 +207,7 @@ def debug_prediction(
     kept = activations_at(model, ids, sorted(points), position, who)
     final = kept[f"blocks.{model.native.cfg.n_layers - 1}.hook_resid_post"]
     likely = model.native.readout(final).detach().flatten().softmax(0)
+    check_finite(model, likely, ids, who)
     if actual is None:
         wrong = next(int(id) for id in likely.topk(2).indices if int(id) != right)
     else:

@@ -149,6 +149,16 @@ def test_wrong_arguments_are_named(lens):
         analysis.direct_logit_attribution(lens, TEXT, 5).by_head()
 
 
+def test_logits_that_are_not_finite_name_the_block(lens):
+    weight = dict(lens.native.named_weights())["blocks.1.mlp.W_out"]
+    native = lens.native.with_weights({"blocks.1.mlp.W_out": torch.full_like(weight, torch.nan)})
+    broken = introspect.Model(native)
+    with pytest.raises(introspect.Error, match="block 1"):
+        analysis.direct_logit_attribution(broken, TEXT, 5)
+    with pytest.raises(introspect.Error, match="block 1"):
+        analysis.debug_prediction(broken, TEXT, 5)
+
+
 # debug_prediction
 
 
