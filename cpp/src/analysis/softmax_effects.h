@@ -4,7 +4,7 @@
 
 #include <torch/types.h>
 
-#include "introspect/nn/attention.h"
+#include "introspect/models/model.h"
 
 // What a softmax does when one of its queries or keys is another one, to first order in what follows the pattern.
 // Source: Kramar et al. 2024, arXiv:2403.00745, section 3.1.1.

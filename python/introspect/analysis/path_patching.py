@@ -69,9 +69,9 @@ def path_patching(
     who = "path_patching"
     native = native_model(model, who)
     cfg = native.cfg
-    heads = [[(layer, head)] for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
-    mlps = [[f"m{layer}"] for layer in range(cfg.n_layers)]
-    named = {"heads": heads, "mlps": mlps, "all": [["input"], *heads, *mlps]}
+    heads: list[list[Node]] = [[(layer, head)] for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
+    mlps: list[list[Node]] = [[f"m{layer}"] for layer in range(cfg.n_layers)]
+    named: dict[str, list[list[Node]]] = {"heads": heads, "mlps": mlps, "all": [["input"], *heads, *mlps]}
     if isinstance(senders, str) and senders not in named:
         raise ValueError(f"{who}: senders are heads, mlps, all, or a list of nodes, got {senders!r}")
     groups = named[senders] if isinstance(senders, str) else [_together(entry) for entry in senders]
@@ -168,7 +168,7 @@ def _grid(title, found, values, labels, direction) -> EffectGrid:
     return EffectGrid(title, effects, tuple(labels), labels, *ends, *cost, direction=direction)
 
 
-def _together(entry: Any) -> list:
+def _together(entry: Any) -> list[Node]:
     """The nodes of an entry: one node, or a list of them."""
     return [entry] if isinstance(entry, str | tuple) else list(entry)
 
