@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 #include <sstream>
 
 #include "introspect/circuits/circuit.h"
@@ -10,7 +11,7 @@ namespace introspect::circuits {
 
 namespace {
 
-constexpr int64_t kWidth = 52, kHeight = 22, kGapX = 14, kGapY = 34, kMargin = 16;
+constexpr int64_t kWidth = 52, kHeight = 22, kGapX = 22, kGapY = 34, kMargin = 16, kAside = 16, kSteps = 3;
 constexpr int64_t kMostEdges = 2000;
 constexpr double kThickest = 4.5;
 
@@ -47,19 +48,24 @@ std::string Circuit::svg() const {
                                "Circuit::svg: a picture has at most ", kMostEdges, " edges, got ",
                                drawn.size(), "; take fewer with top");
   const auto rows = rows_of(*this);
-  size_t widest = 1;
-  for (const auto& row : rows) widest = std::max(widest, row.size());
-  const auto width = 2 * kMargin + static_cast<int64_t>(widest) * (kWidth + kGapX);
+  // A column for each number that a head has, and one for MLPs; each row a little aside, so that lines pass between boxes.
+  const auto column_of = [&](int64_t s) { return (s - 1) % (nodes.n_heads + 1); };
+  std::set<int64_t> columns;
+  for (const int64_t s : senders())
+    if (s > 0) columns.insert(column_of(s));
+  const auto n_columns = std::max<int64_t>(1, static_cast<int64_t>(columns.size()));
+  const int64_t width = 2 * kMargin + n_columns * (kWidth + kGapX) + kSteps * kAside;
   const auto height = 2 * kMargin + static_cast<int64_t>(rows.size()) * (kHeight + kGapY) - kGapY;
   std::map<int64_t, Box> boxes;
-  for (size_t at = 0; at < rows.size(); ++at) {
-    const auto n = static_cast<int64_t>(rows[at].size());
-    int64_t x = (width - n * kWidth - (n - 1) * kGapX) / 2;
+  for (size_t at = 0; at < rows.size(); ++at)
     for (const int64_t s : rows[at]) {
+      const bool is_end = s == 0 || s == nodes.n_senders();
+      const auto column = std::distance(columns.begin(), columns.lower_bound(column_of(s)));
+      const int64_t x =
+          is_end ? (width - kWidth) / 2
+                 : kMargin + column * (kWidth + kGapX) + static_cast<int64_t>(at) % (kSteps + 1) * kAside;
       boxes[s] = {x, height - kMargin - kHeight - static_cast<int64_t>(at) * (kHeight + kGapY)};
-      x += kWidth + kGapX;
     }
-  }
 
   std::ostringstream out;
   out << R"(<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="11" width=")" << width
