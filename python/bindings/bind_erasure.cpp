@@ -27,21 +27,20 @@ After it no linear classifier of the activations it was fitted on does better th
       .def_static(
           "fit",
           [](const torch::Tensor& x, const torch::Tensor& z, const std::string& method, bool affine,
-             bool shrinkage, bool constrain_cov_trace, double svd_tol) {
+             bool shrinkage, double svd_tol) {
             check<std::invalid_argument>(method == "leace" || method == "orth",
                                          "LeaceEraser: method must be leace or orth, got ", method);
             check<ShapeError>(x.dim() >= 1 && x.numel() > 0, "LeaceEraser.fit: x must be [n, d]");
             const int64_t rows = x.numel() / x.size(-1);
             check<ShapeError>(z.numel() > 0 && z.numel() % rows == 0, "LeaceEraser.fit: z must be [", rows,
                               ", k] or [", rows, "], got ", z.sizes());
-            LeaceFitter fitter(x.size(-1), z.numel() / rows,
-                               {method == "orth", affine, shrinkage, constrain_cov_trace, svd_tol});
+            LeaceFitter fitter(x.size(-1), z.numel() / rows, {method == "orth", affine, shrinkage, svd_tol});
             fitter.update(x, z);
             return fitter.eraser();
           },
           py::arg("x"), py::arg("z"), py::kw_only(), py::arg("method") = "leace", py::arg("affine") = true,
-          py::arg("shrinkage") = false, py::arg("constrain_cov_trace") = true, py::arg("svd_tol") = 0.01,
-          release, "An eraser of one batch: LeaceFitter, update and eraser in one.")
+          py::arg("shrinkage") = false, py::arg("svd_tol") = 0.01, release,
+          "An eraser of one batch: LeaceFitter, update and eraser in one.")
       .def_property_readonly(
           "proj_left", [](const LeaceEraser& e) { return e.proj_left; }, "float64 [d, k].")
       .def_property_readonly(
@@ -79,7 +78,6 @@ Args:
     method: "leace", or "orth": the orthogonal projection off the cross-covariance.
     affine: the mean stays where it is.
     shrinkage: shrink the covariance of x; the guarantee is then not of the activations seen. concept-erasure does.
-    constrain_cov_trace: the trace of the covariance may not grow.
     svd_tol: singular values of the whitened cross-covariance up to it are taken for noise.
 
 Raises:
@@ -88,15 +86,13 @@ Raises:
 Source: Belrose et al. 2023, arXiv:2306.03819.
 )doc")
       .def(py::init([](int64_t x_dim, int64_t z_dim, const std::string& method, bool affine, bool shrinkage,
-                       bool constrain_cov_trace, double svd_tol) {
+                       double svd_tol) {
              check<std::invalid_argument>(method == "leace" || method == "orth",
                                           "LeaceFitter: method must be leace or orth, got ", method);
-             return LeaceFitter(x_dim, z_dim,
-                                {method == "orth", affine, shrinkage, constrain_cov_trace, svd_tol});
+             return LeaceFitter(x_dim, z_dim, {method == "orth", affine, shrinkage, svd_tol});
            }),
            py::arg("x_dim"), py::arg("z_dim") = 1, py::kw_only(), py::arg("method") = "leace",
-           py::arg("affine") = true, py::arg("shrinkage") = false, py::arg("constrain_cov_trace") = true,
-           py::arg("svd_tol") = 0.01)
+           py::arg("affine") = true, py::arg("shrinkage") = false, py::arg("svd_tol") = 0.01)
       .def(
           "update",
           [](LeaceFitter& f, const torch::Tensor& x, const torch::Tensor& z) -> LeaceFitter& {

@@ -63,10 +63,6 @@ Tensor column_basis(const Tensor& A, double tolerance) {
   return U.index_select(1, (S > tolerance).nonzero().flatten());
 }
 
-double trace_after(const Tensor& map_DD, const Tensor& covariance_DD, const Tensor& other_DD) {
-  return (map_DD.mm(covariance_DD) * other_DD).sum().item<double>();
-}
-
 [[maybe_unused]] const bool kRegistered = (register_erasure(), true);
 
 }  // namespace
@@ -180,22 +176,9 @@ LeaceEraser LeaceFitter::eraser() const {
   const auto inverse_D = at::where(kept_D, values_D.clamp_min(0).rsqrt(), 0.0);
   const auto W_DD = (vectors_DD * inverse_D).mm(vectors_DD.t());
   const auto u_Dk = column_basis(W_DD.mm(cross_Dk), options_.svd_tol);
-  auto left_Dk = (vectors_DD * root_D).mm(vectors_DD.t().mm(u_Dk));
-  auto right_kD = u_Dk.t().mm(W_DD);
-  if (!options_.constrain_cov_trace) return {left_Dk, right_kD, bias};
-
-  const auto one_DD = torch::eye(values_D.size(0), torch::kFloat64);
-  const auto P_DD = one_DD - left_Dk.mm(right_kD);
-  const double before = covariance_DD.trace().item<double>();
-  const double after = trace_after(P_DD, covariance_DD, P_DD);
-  if (after <= before) return {left_Dk, right_kD, bias};
-  // a P + (1 - a) Q erases for every a, both being zero on the cross-covariance; a is the one that keeps the trace.
-  const auto q_Dk = column_basis(cross_Dk, std::numeric_limits<double>::min());
-  const auto Q_DD = one_DD - q_Dk.mm(q_Dk.t());
-  const double both = trace_after(P_DD, covariance_DD, Q_DD), orth = trace_after(Q_DD, covariance_DD, Q_DD);
-  const double square = after - 2 * both + orth, linear = 2 * (both - orth), constant = orth - before;
-  const double a = (-linear + std::sqrt(linear * linear - 4 * square * constant)) / (2 * square);
-  return {at::cat({a * left_Dk, (1 - a) * q_Dk}, 1), at::cat({right_kD, q_Dk.t()}, 0), bias};
+  const auto left_Dk = (vectors_DD * root_D).mm(vectors_DD.t().mm(u_Dk));
+  const auto right_kD = u_Dk.t().mm(W_DD);
+  return {left_Dk, right_kD, bias};
 }
 
 void register_erasure() {

@@ -74,6 +74,8 @@ steering::ControlVector Probe::direction() const {
                      "Probe::direction: a control vector is added to hook_resid_post, and this probe reads ",
                      hooks::point_name(point));
   const auto raw_D = raw_weights(*this)[0];
+  check<ConfigError>((raw_D != 0).any().item<bool>(),
+                     "Probe::direction: the activations said nothing of the classes: all weights are zero");
   steering::VectorOrigin origin;
   origin.model_name = model_name;
   origin.model_hash = model_hash;
@@ -102,8 +104,7 @@ void Probe::validate() const {
     check<std::invalid_argument>(one->scalar_type() == torch::kFloat64 && one->isfinite().all().item<bool>(),
                                  "Probe: weights, bias, mean and scale must be finite float64");
   check<std::invalid_argument>((scale_D > 0).all().item<bool>(), "Probe: scale must be above 0");
-  check<std::invalid_argument>((weights_KD != 0).any().item<bool>(),
-                               "Probe: the weights must not all be zero");
+
   check<std::invalid_argument>(!threshold || !std::isnan(*threshold),
                                "Probe: the threshold must be a number");
   check<std::out_of_range>(layer >= 0, "Probe: the layer must not be negative, got ", layer);

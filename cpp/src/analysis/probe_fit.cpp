@@ -32,7 +32,7 @@ std::pair<Tensor, Tensor> scaler(const Tensor& x_ND, bool standardise) {
 
 /// Standard deviations [M, D] over sets of rows.
 Tensor scales_of(const Tensor& x_ND, const Tensor& rows_MN) {
-  const auto mask_MN = rows_MN.to(torch::kFloat64);
+  const auto mask_MN = rows_MN.to(x_ND.scalar_type());
   const auto n_M1 = mask_MN.sum(1, /*keepdim=*/true);
   const auto centred_ND = x_ND - x_ND.mean(0, /*keepdim=*/true);
   const auto mean_MD = mask_MN.mm(centred_ND) / n_M1;
@@ -42,7 +42,7 @@ Tensor scales_of(const Tensor& x_ND, const Tensor& rows_MN) {
 }
 
 ProbeWeights logistic(const Tensor& x_ND, const ProbeProblems& of, const ProbeFitOptions& options,
-                      double tolerance) {
+                      double tolerance, const ProbeWeights& start) {
   std::vector<int64_t> rows, labels;
   std::vector<double> C;
   for (const auto& problem : of.problems) {
@@ -54,10 +54,9 @@ ProbeWeights logistic(const Tensor& x_ND, const ProbeProblems& of, const ProbeFi
   const auto labels_PN = of.labels_YN.index_select(0, torch::tensor(labels, torch::kInt64))
                              .masked_fill(of.rows_MN.index_select(0, rows_P).logical_not(), -1);
   Tensor scale_PD;
-  if (standardises(options))
-    scale_PD = scales_of(x_ND.to(torch::kFloat64), of.rows_MN).index_select(0, rows_P);
+  if (standardises(options)) scale_PD = scales_of(x_ND, of.rows_MN).index_select(0, rows_P);
   auto fits = ops::logistic_regressions(x_ND, labels_PN, torch::tensor(C, torch::kFloat64), scale_PD,
-                                        {of.n_classes, tolerance});
+                                        {of.n_classes, tolerance}, {start.weights_PKD, start.bias_PK});
   return {fits.weights_PKD, fits.bias_PK};
 }
 
@@ -142,14 +141,14 @@ ProbeWeights mass_mean(const Tensor& x_ND, const ProbeProblems& of, const ProbeF
 }  // namespace
 
 ProbeWeights fit_problems(const Tensor& activations_ND, const ProbeProblems& problems,
-                          const ProbeFitOptions& options, double tolerance) {
+                          const ProbeFitOptions& options, double tolerance, const ProbeWeights& start) {
   const torch::NoGradGuard no_grad;
   for (const auto& problem : problems.problems)
     check<std::invalid_argument>(std::isfinite(problem.C) && problem.C > 0,
                                  "probe: C must be finite and above 0, got ", problem.C);
   switch (options.kind) {
     case ProbeKind::kLogistic:
-      return logistic(activations_ND, problems, options, tolerance);
+      return logistic(activations_ND, problems, options, tolerance, start);
     case ProbeKind::kRidge:
       return ridge(activations_ND.to(torch::kFloat64), problems, options);
     case ProbeKind::kMassMean:
@@ -162,7 +161,8 @@ ProbeWeights fit_problems(const Tensor& activations_ND, const ProbeProblems& pro
 }
 
 Probe fit_probe(const Tensor& activations_ND, const std::vector<int64_t>& labels,
-                const std::vector<std::string>& classes, const ProbeFitOptions& options) {
+                const std::vector<std::string>& classes, const ProbeFitOptions& options,
+                const ProbeWeights& start) {
   const torch::NoGradGuard no_grad;
   check<ShapeError>(activations_ND.dim() == 2 && activations_ND.is_floating_point(),
                     "fit_probe: activations must be [N, D] of a float dtype, got ", activations_ND.sizes());
@@ -189,7 +189,7 @@ Probe fit_probe(const Tensor& activations_ND, const std::vector<int64_t>& labels
                                torch::tensor(labels, torch::kInt64).unsqueeze(0),
                                {{0, 0, options.C}},
                                n_classes};
-  const auto fit = fit_problems(x_ND, problems, options);
+  const auto fit = fit_problems(x_ND, problems, options, 1e-9, start);
   Probe out;
   out.kind = options.kind;
   std::tie(out.mean_D, out.scale_D) = scaler(x_ND, standardises(options));

@@ -25,11 +25,14 @@ using torch::Tensor;
 using Labels = std::vector<int64_t>;
 
 constexpr double kSearchTolerance = 1e-4;  // of cross-validated logistic fits: scores move by less than 1e-3
-constexpr double kFinalTolerance = 1e-9;
-constexpr int64_t kMostColumns = 1024;  // of one solution: [N, columns] must stay in the cache
-constexpr int kMostShuffles = 100;      // that leave some fold without a class, one after another
+constexpr int64_t kMostColumns = 1024;     // of one solution: [N, columns] must stay in the cache
+constexpr int kMostShuffles = 100;         // that leave some fold without a class, one after another
 constexpr std::array kBlocks = {.001,  .002, .004, .008, .016, .032,
                                 .0625, .125, .25,  .5,   1.0};  // Voita & Titov
+
+double tolerance_for(const Tensor& x_ND) {
+  return x_ND.scalar_type() == torch::kFloat64 ? 1e-8 : kSearchTolerance;
+}
 
 void shuffle(std::vector<size_t>& places, std::mt19937_64& generator) {
   for (size_t i = places.size(); i > 1; --i)
@@ -190,17 +193,18 @@ ProbeWeights fit(const Tensor& x_ND, const Setup& setup, const ProbeProblems& al
                              {all.problems.begin() + static_cast<std::ptrdiff_t>(first),
                               all.problems.begin() + static_cast<std::ptrdiff_t>(last)},
                              all.n_classes};
-    auto fitted = fit_problems(x_ND, some, setup.fit, kSearchTolerance);
+    auto fitted = fit_problems(x_ND, some, setup.fit, tolerance_for(x_ND));
     weights.push_back(fitted.weights_PKD);
     bias.push_back(fitted.bias_PK);
   }
   return {at::cat(weights), at::cat(bias)};
 }
 
-/// Held-out scores of every set of labels [Y, N, K], and the C that all texts choose.
+/// Held-out scores of every set of labels [Y, N, K], the C that all texts choose, and the fit on all of them.
 struct HeldOut {
   Tensor scores_YNK;
   double C = 0;
+  ProbeWeights all;
 };
 
 HeldOut cross_validate(const Tensor& x_ND, const Setup& setup, int64_t n_classes, const Labels& folds,
@@ -212,12 +216,17 @@ HeldOut cross_validate(const Tensor& x_ND, const Setup& setup, int64_t n_classes
   for (const double one : C)
     for (int64_t m = 0; m < M; ++m)
       for (int64_t y = 0; y < Y; ++y) problems.problems.push_back({m, y, one});
+  // Then the true labels on all texts, which the fit in float64 begins with.
+  problems.rows_MN = at::cat({setup.rows_MN, torch::ones({1, N}, torch::kBool)});
+  for (const double one : C) problems.problems.push_back({M, 0, one});
   const auto fitted = fit(x_ND, setup, problems);
   const auto folds_N = torch::tensor(folds, torch::kInt64);
   const auto mean_D = x_ND.to(torch::kFloat64).mean(0);
   const auto centred_ND = x_ND - mean_D.to(x_ND.scalar_type());
-  const auto weights_CMYKD = fitted.weights_PKD.view({n_C, M, Y, -1, x_ND.size(1)});
-  const auto bias_CMYK = (fitted.bias_PK + fitted.weights_PKD.matmul(mean_D)).view({n_C, M, Y, -1});
+  const auto cross = fitted.weights_PKD.slice(0, 0, n_C * M * Y);
+  const auto weights_CMYKD = cross.view({n_C, M, Y, -1, x_ND.size(1)});
+  const auto bias_CMYK =
+      (fitted.bias_PK.slice(0, 0, n_C * M * Y) + cross.matmul(mean_D)).view({n_C, M, Y, -1});
   const int64_t K = bias_CMYK.size(3);
 
   /// Scores [C, Y, n, K] of a fold's texts by the probes of a set of rows.
@@ -236,7 +245,7 @@ HeldOut cross_validate(const Tensor& x_ND, const Setup& setup, int64_t n_classes
     return flat.view({n_C, Y, -1}).sum(2);
   };
 
-  HeldOut out{torch::zeros({Y, N, K}, torch::kFloat64), C.front()};
+  HeldOut out{torch::zeros({Y, N, K}, torch::kFloat64), C.front(), {}};
   auto total_C = torch::zeros({n_C}, torch::kFloat64);
   for (int64_t f = 0; f < F; ++f) {
     const auto scores_CYnK = scores(f, f);
@@ -251,7 +260,10 @@ HeldOut cross_validate(const Tensor& x_ND, const Setup& setup, int64_t n_classes
     const auto place = best_Y.view({1, Y, 1, 1}).expand({1, Y, scores_CYnK.size(2), K});
     out.scores_YNK.index_copy_(1, texts_of[static_cast<size_t>(f)], scores_CYnK.gather(0, place).squeeze(0));
   }
-  if (n_C > 1) out.C = C[static_cast<size_t>(total_C.argmin().item<int64_t>())];
+  const int64_t best = n_C > 1 ? total_C.argmin().item<int64_t>() : 0;
+  out.C = C[static_cast<size_t>(best)];
+  const int64_t place = n_C * M * Y + best;
+  out.all = {fitted.weights_PKD.slice(0, place, place + 1), fitted.bias_PK.slice(0, place, place + 1)};
   return out;
 }
 
@@ -278,7 +290,7 @@ double description_bits(const Tensor& x_ND, const Setup& setup, const Labels& la
       const auto x_nD = x_sorted.slice(0, 0, known);
       const auto fitted = fit_problems(
           x_nD, {torch::ones({1, known}, torch::kBool), y_n.unsqueeze(0), {{0, 0, C}}, n_classes}, options,
-          kSearchTolerance);
+          tolerance_for(x_ND));
       const auto block = x_sorted.slice(0, known, last).to(torch::kFloat64);
       const auto scores = block.mm(fitted.weights_PKD[0].t()) + fitted.bias_PK[0];
       bits += losses(scores, y_N.slice(0, known, last), options.kind).sum().item<double>() / std::log(2.0);
@@ -313,7 +325,7 @@ ProbeStudy study(const Tensor& x_ND, const Setup& setup, const std::vector<std::
   }
   auto fit_all = setup.fit;
   fit_all.C = held_out.C;
-  out.probe = fit_probe(x_ND, of.labels, classes, fit_all);
+  out.probe = fit_probe(x_ND, of.labels, classes, fit_all, held_out.all);
   return out;
 }
 

@@ -55,7 +55,7 @@ def fit_leace(
         layers: block numbers; None is all.
         position: see ``probe_layers``.
         point: a hook point of a block.
-        options: those of ``LeaceFitter``: method, affine, shrinkage, constrain_cov_trace, svd_tol.
+        options: those of ``LeaceFitter``: method, affine, shrinkage, svd_tol.
 
     Returns:
         {layer: LeaceEraser}; ``intervened(model, [eraser.intervention(layer)])`` puts one to work.

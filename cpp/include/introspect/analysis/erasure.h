@@ -35,9 +35,6 @@ struct LeaceOptions {
   /// Of the whole of the activations' covariance towards a multiple of one (Bodnar et al. 2014). The guarantee is then
   /// of the shrunken covariance, no longer of the activations seen.
   bool shrinkage = false;
-  /// The trace of the covariance may not grow: where it would, the projection is mixed with the orthogonal one off the
-  /// cross-covariance, which erases as well.
-  bool constrain_cov_trace = true;
   double svd_tol = 0.01;  ///< singular values of the whitened cross-covariance up to it are taken for noise
 };
 
@@ -46,8 +43,8 @@ struct LeaceOptions {
 /// No linear classifier of the activations seen does better than a constant one after erasure, and of all affine maps
 /// with this property it changes them least. L = W^+ U and R = U^T W, W the inverse square root of the covariance of x
 /// and U a basis of the columns of W times the cross-covariance of x and z.
-/// Source: Belrose et al. 2023, arXiv:2306.03819; concept-erasure's LeaceFitter, whose trace constraint mixes with a
-/// projection off the whitened cross-covariance, after which the concept can be read again.
+/// The covariance after it is that before it less L L^T, so that its trace never grows.
+/// Source: Belrose et al. 2023, arXiv:2306.03819; concept-erasure's LeaceFitter.
 class INTROSPECT_EXPORT LeaceFitter {
  public:
   /// Throws std::invalid_argument for sizes below 1 or a tolerance that is not above 0.

@@ -37,13 +37,14 @@ struct ProbeWeights {
   torch::Tensor weights_PKD, bias_PK;  // float64; K = 1 for two classes
 };
 
-/// All the problems, by one solver. `tolerance` is ops::LogisticOptions'; the others are exact.
+/// All the problems, by one solver. `tolerance` is ops::LogisticOptions', and `start` where its search begins; other kinds
+/// are exact.
 ///
 /// Throws std::invalid_argument for a kind that is not fitted, and as ops::logistic_regressions does. Every set of rows
 /// must hold every class.
 INTROSPECT_EXPORT ProbeWeights fit_problems(const torch::Tensor& activations_ND,
                                             const ProbeProblems& problems, const ProbeFitOptions& options,
-                                            double tolerance = 1e-9);
+                                            double tolerance = 1e-9, const ProbeWeights& start = {});
 
 /// A probe fitted on all rows; classes get their names, and where it reads is the caller's to say.
 ///
@@ -52,6 +53,6 @@ INTROSPECT_EXPORT ProbeWeights fit_problems(const torch::Tensor& activations_ND,
 /// (naming the text), and as fit_problems.
 INTROSPECT_EXPORT Probe fit_probe(const torch::Tensor& activations_ND, const std::vector<int64_t>& labels,
                                   const std::vector<std::string>& classes,
-                                  const ProbeFitOptions& options = {});
+                                  const ProbeFitOptions& options = {}, const ProbeWeights& start = {});
 
 }  // namespace introspect::analysis
