@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..analysis import HeadTable
 
 PICTURES = (".png", ".svg", ".pdf")
-LOWEST = ("induction_logit", "ov_copying")  # whose other end is of interest too
+LOWEST = ("induction_logit", "ov_copying", "ov_diagonal")  # whose other end is of interest too
 
 
 @guarded
