@@ -5,9 +5,9 @@
 1,000 true and false statements about capitals (real labels), probed at every layer with five folds by country.
 "cached": both sides get the same activations; scikit-learn runs StandardScaler and LogisticRegression in a loop over
 layers and folds, and once more on all texts. "with nulls": the same for shuffled labels, of which scikit-learn runs
-one and is multiplied. "from texts": the statements stand after a prompt that they share; transformers runs
-every whole text, in batches of equal length, on a random sample whose time is scaled, and scikit-learn's time is added. The same labels,
-folds and C on both sides; their AUCs are compared.
+one, and its time is multiplied. "from texts": the statements stand after a prompt that they share; transformers runs
+every whole text, in batches of equal length, on a random sample whose time is scaled, and scikit-learn's time is
+added. The same labels, folds and C on both sides; their AUCs are compared.
 
 --study prints instead the table of a probe study with nulls and saves its picture.
 """
@@ -62,12 +62,13 @@ TEMPLATES = [
     "Of all cities of {country}, {city} is the capital.",
 ]
 PROMPT = (
-    "You are given one statement about the geography of the world, taken from a long list of such statements. Some of "
-    "them are true and some of them are false; they were written by different people at different times, and nobody "
-    "has checked them before. Read the statement slowly, remember what you know about the countries of the world, "
-    "about their largest towns, and about where their governments and parliaments have their seats, and then decide "
-    "whether what it says is right or wrong. Do not be misled by the way in which it is put: a false statement can sound "
-    "as sure as a true one, and every country and every town is in as many true as false ones. The statement is:\n"
+    "You are given one statement about the geography of the world, taken from a long list of such statements. "
+    "Some of them are true and some of them are false; they were written by different people at different times, "
+    "and nobody has checked them before. Read the statement slowly, remember what you know about the countries of "
+    "the world, about their largest towns, and about where their governments and parliaments have their seats, "
+    "and then decide whether what it says is right or wrong. Do not be misled by the way in which it is put: a "
+    "false statement can sound as sure as a true one, and every country and every town is in as many true as "
+    "false ones. The statement is:\n"
 )
 
 
