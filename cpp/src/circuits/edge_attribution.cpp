@@ -179,6 +179,12 @@ void put(torch::Tensor& into, const Batch& batch, const torch::Tensor& values_B)
         values_B[static_cast<int64_t>(b)].to(torch::kCPU, torch::kFloat64);
 }
 
+void check_scores(const torch::Tensor& scores) {
+  check<Error>(scores.isfinite().all().item<bool>(),
+               "edge_attribution: scores are not finite: activations or the metric of some prompt are not; "
+               "models::check_finite names the first block");
+}
+
 }  // namespace
 
 EdgeAttribution edge_attribution(const models::Model& model, const Prompts& prompts,
@@ -228,10 +234,12 @@ EdgeAttribution edge_attribution(const models::Model& model, const Prompts& prom
   report(options.progress, "edges", done, n_prompts);
   if (options.method == EdgeMethod::exact) {
     out.circuit.scores = exact / static_cast<double>(n_prompts);
+    check_scores(out.circuit.scores);
     return out;
   }
   const auto mean = scores.mean(n_prompts);
   out.circuit.scores = mean.sum(0);
+  check_scores(out.circuit.scores);
   if (options.per_position) out.by_position = mean;
   return out;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..plots.style import Figure
 
+MAX_EXACT = 20_000  # edges times prompts
 Ablation = Literal["patching", "zero", "mean", "mean-positional"]
 Method = Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact"]
 
@@ -67,6 +69,7 @@ def edge_attribution(
     per_position: bool = False,
     ungrouped: bool = False,
     edges: Sequence[str] | None = None,
+    max_edges: int | None = MAX_EXACT,
     progress: Any = None,
 ) -> EdgeAttribution:
     """How much the metric changes when an edge carries what its sender writes in the corrupted run: all edges at once.
@@ -91,15 +94,21 @@ def edge_attribution(
         per_position: scores of each position as well.
         ungrouped: a key and a value receiver for each query head, not for each group, as EAP-IG has them.
         edges: of the exact method, only these; None is all.
+        max_edges: of the exact method, times prompts; more are an error that says how many and how long. None is any
+            number.
 
     Raises:
         ValueError: pairs of unequal length (both are named, and the first token that differs), no metric, a metric
-            without a gradient unless exact, names of no edge, an answer that is not one token.
+            without a gradient unless exact, names of no edge, too many of them, an answer that is not one token.
+        Error: scores that are not finite.
         ShapeError: per_position with prompts of several lengths.
         IndexError: tokens or positions that are not there.
         ConfigError: a model that is hooked or steered, or lives on several devices.
     """
     prompts = _prompts(model, clean, corrupted, metric, "edge_attribution")
+    if method == "exact" and max_edges is not None:
+        n_edges = len(edges) if edges else Circuit.whole(model, ungrouped=ungrouped).n_edges
+        _check_size(prompts["model"], prompts["clean"], n_edges, max_edges)
     found = _C.edge_attribution(
         **prompts,
         method=method,
@@ -292,6 +301,19 @@ def _prompts(
         "metrics": metric.resolve(model, len(cleans)) if isinstance(metric, Metric) else [],
         "of_logits": None if isinstance(metric, Metric) else metric,
     }
+
+
+def _check_size(native: _C.Model, clean: Sequence[torch.Tensor], n_edges: int, max_edges: int) -> None:
+    n = n_edges * len(clean)
+    if n <= max_edges:
+        return
+    began = time.perf_counter()
+    native.forward(clean[0].unsqueeze(0), logits_at="none")
+    hours = (time.perf_counter() - began) * n / 2 / 3600  # a run begins at the edge's receiver, halfway up
+    raise ValueError(
+        f"edge_attribution: {n:,} exact runs ({n_edges:,} edges of {len(clean)} prompts) are more than "
+        f"max_edges={max_edges:,}; they would take some {hours:.1f} hours. Choose edges, or give max_edges=None"
+    )
 
 
 def _means(model: Any, mean_over: Prompts | None, who: str) -> list[torch.Tensor]:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from .style import CONCEPT, CONTROL, THIRD, Figure, frame
-
-if TYPE_CHECKING:
-    from ..circuits.attribution import Faithfulness
 
 COLOURS = (CONCEPT, CONTROL, THIRD, "#CC79A7", "#56B4E9", "#E69F00")
 
 
-def faithfulness_curve(curves: Mapping[str, Faithfulness], *, title: str = "") -> Figure:
+class Curve(Protocol):
+    """What is drawn of an introspect.circuits.Faithfulness."""
+
+    @property
+    def shares(self) -> list[float]: ...
+    @property
+    def faithfulness(self) -> list[float]: ...
+    @property
+    def cmd(self) -> float: ...
+    @property
+    def cpr(self) -> float: ...
+
+
+def faithfulness_curve(curves: Mapping[str, Curve], *, title: str = "") -> Figure:
     """Faithfulness against the share of edges, on a logarithmic axis; 0 is no edge, 1 is the whole model.
 
     Args:

@@ -333,6 +333,23 @@ def test_sums_over_receivers_are_attribution_patching_through_transformers(name,
     torch.testing.assert_close(found.circuit.scores.sum(1), expected, rtol=0, atol=1e-9 * scale)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
+def test_sums_over_receivers_are_this_library_s_attribution_patching(name, tmp_path, rng):
+    model = load(name, tmp_path)
+    clean, corrupted = pair(rng)
+    metric = LogitDifference(5, 6)
+    scores = edge_attribution(model, clean, corrupted, metric).circuit.node_scores()
+    found = introspect.analysis.attribution_patch(
+        model, clean, corrupted, metric, ["z", "mlp_out"], direction="noising", sum_positions=True
+    )
+    for node, score in scores.items():
+        if node != "input":
+            layer, _, head = node[1:].partition(".h")
+            point = "mlp_out" if node.startswith("m") else "z"
+            values = found[point].mean()[int(layer)]
+            assert score == pytest.approx(float(values[int(head)] if head else values), abs=1e-9)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_integrated_gradients_are_complete(name, tmp_path, rng):
     """Edges of the input sum to m(corrupted) - m(clean), those of a component to the effect of replacing it: 1e-9."""
@@ -699,6 +716,15 @@ def test_bad_input_is_refused_before_anything_runs(tmp_path):
         edge_attribution(model, [4, 500], [4, 6], metric)
     with pytest.raises(ValueError, match="the metric is 1 with all edges and with none"):
         faithfulness(model, Circuit.whole(model), [4, 5], [4, 6], introspect.Probability(tuple(range(101))))
+    with pytest.raises(
+        ValueError, match=r"304 exact runs \(304 edges of 1 prompts\) are more than max_edges=200.*hours"
+    ):
+        edge_attribution(model, [4, 5], [4, 6], metric, method="exact", max_edges=200)
+    W_U = dict(model.native.named_weights())["unembed.W_U"].clone()
+    W_U[5] = math.nan
+    broken = introspect.Model(model.native.with_weights({"unembed.W_U": W_U}), name="broken")
+    with pytest.raises(introspect.Error, match="scores are not finite"):
+        edge_attribution(broken, [4, 5], [4, 6], metric)
     with pytest.raises(ValueError, match="shares must ascend"):
         faithfulness(model, Circuit.whole(model), [4, 5], [4, 6], metric, shares=[0.5, 0.1])
     with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda x, hook: x)]), pytest.raises(introspect.ConfigError):

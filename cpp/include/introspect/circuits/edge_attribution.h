@@ -81,7 +81,7 @@ struct EdgeAttribution {
 /// Norms of float64 models are float64 here (Model::forward rounds RMS norms to float32 as transformers does).
 /// Throws what prompts and options give cause to, before anything runs: see Prompts; std::invalid_argument for
 /// ig_steps below 1, per_position with prompts of several lengths, metrics without gradients (rank, accuracy) unless
-/// exact; ShapeError for pairs of unequal length, both lengths and the first token that differs named.
+/// exact; Error for scores that are not finite, once they are known; ShapeError for pairs of unequal length, both lengths and the first token that differs named.
 /// Source: Syed et al. 2023, arXiv:2310.10348; Hanna et al. 2024, arXiv:2403.17806. The package's activations method
 /// averages every edge's gradient over the ways of all components; here an edge's is of its own sender's way.
 INTROSPECT_EXPORT EdgeAttribution edge_attribution(const models::Model& model, const Prompts& prompts,
