@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..output_files import write_bytes
 from ..progress import step_bars
-from ..tables import FORMATS, print_table, write_table
+from ..tables import print_table
 from .common import (
     MOST,
     DeviceOption,
@@ -20,15 +18,13 @@ from .common import (
     SeedOption,
     guarded,
     load_model,
-    note,
-    output_file,
     print_json,
 )
+from .outputs import OutputOption, output_files, write_outputs
 
 if TYPE_CHECKING:
     from ..analysis import HeadTable
 
-PICTURES = (".png", ".svg", ".pdf")
 LOWEST = ("induction_logit", "ov_copying", "ov_diagonal")  # whose other end is of interest too
 
 
@@ -47,16 +43,13 @@ def command(
     ] = 0.4,
     top: Annotated[int, typer.Option(min=1, max=MOST, help="Heads that are shown of each score.")] = 5,
     copying: Annotated[bool, typer.Option(help="Read from the weights what heads copy; it takes longest.")] = True,
-    output: Annotated[
-        list[Path] | None,
-        typer.Option("--output", "-o", metavar="F", help="A picture (.png, .svg, .pdf) or table (.csv, .parquet)."),
-    ] = None,
+    output: OutputOption = None,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
     json: Json = False,
 ) -> None:
     """Score and name every head: induction, duplicate, previous and first token, entropy, copying and suppression."""
-    files = [output_file(path, PICTURES + FORMATS) for path in output or []]
+    files = output_files(output)
     loaded = load_model(model, dtype, device)
     from ..analysis import classify_heads
 
@@ -71,25 +64,12 @@ def command(
             copying=copying,
             progress=step,
         )
-    for path in files:
-        _write(table, path)
     if json:
         print_json(_facts(loaded, table, text, {"tokens": tokens, "sequences": sequences, "seed": seed}))
     else:
         _show(table, top)
-    for path in files:
-        note(f"wrote {path}")
-
-
-def _write(table: HeadTable, path: Path) -> None:
-    if path.suffix in FORMATS:
-        write_table(table.to_pandas(), path)
-        return
-    import io
-
-    picture = io.BytesIO()
-    table.plot().savefig(picture, format=path.suffix[1:], dpi=150)
-    write_bytes(path, picture.getvalue())
+    lines = [f"{n} heads: {name}" for name, n in table.counts().items()]
+    write_outputs(files, f"Heads of {loaded.name}", table.to_pandas, lambda: {"heads": table.plot()}, lines)
 
 
 def _facts(model: Any, table: HeadTable, text: list[str] | None, drawn: dict[str, int]) -> dict[str, Any]:
