@@ -3,6 +3,7 @@
 #include "introspect/analysis/erasure.h"
 #include "introspect/analysis/refusal_direction.h"
 #include "introspect/core/check.h"
+#include "introspect/models/orthogonalise.h"
 #include "native_model.h"
 
 namespace introspect::python {
@@ -208,7 +209,7 @@ Attributes:
       [](const py::object& model, const torch::Tensor& direction) {
         const auto native = native_model(model);
         const py::gil_scoped_release unlocked;
-        return std::const_pointer_cast<models::Model>(orthogonalised(*native, direction));
+        return std::const_pointer_cast<models::Model>(models::orthogonalised(*native, direction));
       },
       py::arg("model"), py::arg("direction"),
       "The native model with weights that cannot write a direction: see introspect.analysis.orthogonalised.");

@@ -73,6 +73,7 @@
 #include "introspect/models/generate.h"
 #include "introspect/models/model.h"
 #include "introspect/models/new_model.h"
+#include "introspect/models/orthogonalise.h"
 #include "introspect/models/process_weights.h"
 #include "introspect/models/stacked_weights.h"
 #include "introspect/models/with_weights.h"

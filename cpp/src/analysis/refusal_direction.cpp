@@ -8,9 +8,7 @@
 
 #include "introspect/activations/collect_positions.h"
 #include "introspect/core/check.h"
-#include "introspect/core/sha256.h"
 #include "introspect/graph/graph.h"
-#include "introspect/nn/parts.h"
 
 namespace introspect::analysis {
 namespace {
@@ -203,39 +201,6 @@ int64_t n_tokens_after_instruction(const models::Model& model) {
   const auto [a, b] =
       std::mismatch(tokens[0].rbegin(), tokens[0].rend(), tokens[1].rbegin(), tokens[1].rend());
   return a - tokens[0].rbegin();
-}
-
-std::shared_ptr<const models::Model> orthogonalised(const models::Model& model, const Tensor& direction_D) {
-  const torch::NoGradGuard no_grad;
-  const auto unit_D = unit_direction("orthogonalised", model, direction_D);
-  check<ConfigError>(
-      !model.cfg().use_normalization_before_and_after, "orthogonalised: ", model.cfg().original_architecture,
-      " norms what attention and MLP write, after their weights: no weights write nothing along a "
-      "direction there; ablation_everywhere does it in the pass");
-  // x [..., D] less its part along the direction.
-  const auto without = [&](const Tensor& x) {
-    const auto u_D = unit_D.to(x.device());
-    const auto wide = x.to(torch::kFloat64);
-    return (wide - wide.matmul(u_D).unsqueeze(-1) * u_D).to(x.scalar_type());
-  };
-  auto weights = model.weights();
-  weights.W_E = without(weights.W_E);
-  if (weights.W_pos.defined()) weights.W_pos = without(weights.W_pos);
-  for (auto& block : weights.blocks) {
-    auto parts = block.parts();
-    nn::for_each_part(parts, [&](const std::string& name, auto& part) {
-      if constexpr (std::is_same_v<std::remove_cvref_t<decltype(part)>, nn::Linear>)
-        if (name == "attn.O" || name == "mlp.out")
-          part = nn::Linear(without(part.dense().t()).t().contiguous(),
-                            part.bias().defined() ? without(part.bias()) : Tensor());
-    });
-    block = nn::Block(std::move(parts));
-  }
-  auto cfg = model.cfg();
-  cfg.tie_word_embeddings = false;
-  Sha256 hash;
-  hash.update(model.hash()).update(" orthogonalised ").update(unit_D.const_data_ptr(), unit_D.nbytes());
-  return model.derived(std::move(cfg), std::move(weights), hash.hex());
 }
 
 }  // namespace introspect::analysis

@@ -37,7 +37,7 @@ def probe_layers(
     labels: Labels,
     *,
     layers: Sequence[int] | None = None,
-    position: Position | Sequence[Position] = -1,
+    position: Position | list[Position] = -1,
     point: str = "hook_resid_post",
     kind: str = "logistic",
     C: float | Sequence[float] = 1.0,
@@ -105,7 +105,7 @@ def probe_layers(
     check_options(kind, penalties, nulls)
     group_numbers, n_groups = numbered(groups) if groups is not None else ([], None)
     each = folds_of(folds, numbers, group_numbers)
-    positions = list(position) if isinstance(position, list) else [position]
+    positions: list[Any] = list(position) if isinstance(position, list) else [position]
     layers = list(range(native.cfg.n_layers)) if layers is None else sorted(set(layers))
     activations = collect(native, texts, layers, positions, point, last_layer_after_norm, memory_budget, progress)
     data_hash = hashlib.sha256(f"{activations[0].texts_hash} {classes} {numbers}".encode()).hexdigest()
@@ -118,7 +118,7 @@ def probe_layers(
         "last_layer_after_norm": last_layer_after_norm,
         "name": name,
     }
-    common = {
+    common: dict[str, Any] = {
         "classes": list(classes),
         "labels": numbers,
         "folds": each,

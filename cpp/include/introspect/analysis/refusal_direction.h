@@ -75,13 +75,4 @@ INTROSPECT_EXPORT double behaviour_score(const std::shared_ptr<const models::Mod
 /// Throws ConfigError for a model without one.
 INTROSPECT_EXPORT int64_t n_tokens_after_instruction(const models::Model& model);
 
-/// The model with weights that cannot write a direction [D]: equal to ablation_everywhere.
-///
-/// Embeddings, positions, W_O, W_out and their biases lose their part along it; the unembedding keeps it, also where it
-/// was the embedding. Computed in float64 and rounded to the model's dtype.
-/// Throws ConfigError for families that norm what a block writes (Gemma 2 and 3): no weight can do it there; ShapeError
-/// or std::invalid_argument for a direction that is none.
-INTROSPECT_EXPORT std::shared_ptr<const models::Model> orthogonalised(const models::Model& model,
-                                                                      const torch::Tensor& direction_D);
-
 }  // namespace introspect::analysis

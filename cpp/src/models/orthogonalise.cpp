@@ -1,0 +1,56 @@
+#include "introspect/models/orthogonalise.h"
+
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include <torch/types.h>
+
+#include "introspect/core/check.h"
+#include "introspect/core/sha256.h"
+#include "introspect/nn/parts.h"
+
+namespace introspect::models {
+
+std::shared_ptr<const Model> orthogonalised(const Model& model, const torch::Tensor& direction_D) {
+  const torch::NoGradGuard no_grad;
+  check<ShapeError>(
+      direction_D.dim() == 1 && direction_D.size(0) == model.cfg().d_model && direction_D.is_floating_point(),
+      "orthogonalised: the direction must be [", model.cfg().d_model, "] of a float dtype, got ",
+      direction_D.sizes());
+  const auto v_D = direction_D.detach().to(torch::TensorOptions(torch::kCPU).dtype(torch::kFloat64));
+  check<std::invalid_argument>(v_D.isfinite().all().item<bool>() && (v_D != 0).any().item<bool>(),
+                               "orthogonalised: the direction must be finite and not zero");
+  const auto unit_D = v_D / v_D.norm();
+  check<ConfigError>(
+      !model.cfg().use_normalization_before_and_after, "orthogonalised: ", model.cfg().original_architecture,
+      " norms what attention and MLP write, after their weights: no weights write nothing along a "
+      "direction there; ablation_everywhere does it in the pass");
+  // x [..., D] less its part along the direction.
+  const auto without = [&](const torch::Tensor& x) {
+    const auto u_D = unit_D.to(x.device());
+    const auto wide = x.to(torch::kFloat64);
+    return (wide - wide.matmul(u_D).unsqueeze(-1) * u_D).to(x.scalar_type());
+  };
+  auto weights = model.weights();
+  weights.W_E = without(weights.W_E);
+  if (weights.W_pos.defined()) weights.W_pos = without(weights.W_pos);
+  for (auto& block : weights.blocks) {
+    auto parts = block.parts();
+    nn::for_each_part(parts, [&](const std::string& name, auto& part) {
+      if constexpr (std::is_same_v<std::remove_cvref_t<decltype(part)>, nn::Linear>)
+        if (name == "attn.O" || name == "mlp.out")
+          part = nn::Linear(without(part.dense().t()).t().contiguous(),
+                            part.bias().defined() ? without(part.bias()) : torch::Tensor());
+    });
+    block = nn::Block(std::move(parts));
+  }
+  auto cfg = model.cfg();
+  cfg.tie_word_embeddings = false;
+  Sha256 hash;
+  hash.update(model.hash()).update(" orthogonalised ").update(unit_D.const_data_ptr(), unit_D.nbytes());
+  return model.derived(std::move(cfg), std::move(weights), hash.hex());
+}
+
+}  // namespace introspect::models
