@@ -68,7 +68,8 @@ Json CellKeys::readout_fields(const Scene& scene, const Ask& ask) const {
   std::map<std::string, Json> first_readouts_asked;
   for (const auto* one : reads.active) {
     const auto& [readout, parameter, prepared] = *one;
-    if (is_first_readout(readout->name))  // a key stands for what the parameter only names: a lens' hash for its path
+    if (is_first_readout(
+            readout->name))  // a key stands for what the parameter only names: a lens' hash for its path
       first_readouts_asked[readout->name] = prepared.key.empty() ? json_of(parameter) : json_of(prepared.key);
     else if (prepared.key.empty() || !is_library_readout(readout->name))
       found["readout " + readout->name] = {readout->version, json_of(parameter), json_of(prepared.key)};
