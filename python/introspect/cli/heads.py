@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..progress import step_bars
-from ..tables import print_table
+from ..tables import print_lines, print_table
 from .common import (
     MOST,
     DeviceOption,
@@ -68,8 +68,8 @@ def command(
         print_json(_facts(loaded, table, text, {"tokens": tokens, "sequences": sequences, "seed": seed}))
     else:
         _show(table, top)
-    lines = [f"{n} heads: {name}" for name, n in table.counts().items()]
-    write_outputs(files, f"Heads of {loaded.name}", table.to_pandas, lambda: {"heads": table.plot()}, lines)
+    pictures = lambda: {"heads": table.plot()}  # noqa: E731
+    write_outputs(files, f"Heads of {loaded.name}", table.to_pandas, pictures, [_by_type(table)])
 
 
 def _facts(model: Any, table: HeadTable, text: list[str] | None, drawn: dict[str, int]) -> dict[str, Any]:
@@ -95,5 +95,9 @@ def _show(table: HeadTable, top: int) -> None:
             rows.append([f"{score}, lowest" if lowest else score, *cells])
     console = Console()
     print_table(console, ["score", *(f"{i + 1}." for i in range(len(rows[0]) - 1))], rows)
+    print_lines(console, ["", _by_type(table)])
+
+
+def _by_type(table: HeadTable) -> str:
     counts = sorted(table.counts().items(), key=lambda item: -item[1])
-    console.print("\nheads by type: " + ", ".join(f"{n} {name}" for name, n in counts), highlight=False)
+    return "Heads by type: " + ", ".join(f"{n} {name}" for name, n in counts)
