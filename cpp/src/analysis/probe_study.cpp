@@ -24,9 +24,10 @@ namespace {
 using torch::Tensor;
 using Labels = std::vector<int64_t>;
 
-constexpr double kSearchTolerance = 1e-4;  // of cross-validated logistic fits: scores move by less than 1e-3
-constexpr int64_t kMostColumns = 1024;     // of one solution: [N, columns] must stay in the cache
-constexpr int kMostShuffles = 100;         // that leave some fold without a class, one after another
+constexpr double kSearchTolerance =
+    1e-4;  // of cross-validated fits in float32: scores move by hundredths, AUCs by 1e-3
+constexpr int64_t kMostColumns = 1024;  // of one solution: [N, columns] must stay in the cache
+constexpr int kMostShuffles = 100;      // that leave some fold without a class, one after another
 constexpr std::array kBlocks = {.001,  .002, .004, .008, .016, .032,
                                 .0625, .125, .25,  .5,   1.0};  // Voita & Titov
 
