@@ -422,8 +422,9 @@ PatchGrid path_patching(const graph::ModelPtr& model, const std::vector<PatchPai
           recorded.seconds / static_cast<double>(2 * T) / static_cast<double>(cfg.n_layers);
       check<std::invalid_argument>(size.cells <= options.most_cells, "path_patching: ", size.cells,
                                    " cells (", n_pairs, " pairs, ", n_senders * n_positions, " senders, ",
-                                   n_receivers, " receivers) are more than most_cells = ", options.most_cells,
-                                   ": up to ", size.token_layers, " tokens times layers, ",
+                                   n_receivers, " receivers) are more than the limit (max_cells) of ",
+                                   options.most_cells, ": up to ", size.token_layers,
+                                   " tokens times layers, ",
                                    duration(per_token_layer * static_cast<double>(size.token_layers)),
                                    " at the speed of the two runs of the first pair");
       out.values = torch::zeros({n_pairs, n_receivers, n_senders * n_positions}, torch::kFloat64);
