@@ -98,7 +98,7 @@ torch::Tensor value_of(const MetricTerm& term, const MetricReads& reads, const t
       return at(p, term.right).sum(-1) - at(p, term.wrong).sum(-1);
     }
     case Kind::rank:
-      return (logits > at(logits, term.right)).sum(-1).to(logits.scalar_type());
+      return 1 + (logits > at(logits, term.right)).sum(-1).to(logits.scalar_type());
     case Kind::accuracy:
       return (at(logits, term.right).amax(-1) > at(logits, term.wrong).amax(-1)).to(logits.scalar_type());
     case Kind::divergence: {

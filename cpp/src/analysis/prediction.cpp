@@ -44,9 +44,9 @@ Prediction debug_prediction(const Model& model, const NamedActivations& activati
   const auto logits_SV = model.readout(streams.components).flatten(0, -2);
   out.logits = logits_SV.index_select(1, pair.to(logits_SV.device()));
   out.log_probs = out.logits - logits_SV.logsumexp({1}, /*keepdim=*/true);
-  out.ranks = at::stack(
-      {(logits_SV > out.logits.narrow(1, 0, 1)).sum({1}), (logits_SV > out.logits.narrow(1, 1, 1)).sum({1})},
-      1);
+  out.ranks = 1 + at::stack({(logits_SV > out.logits.narrow(1, 0, 1)).sum({1}),
+                             (logits_SV > out.logits.narrow(1, 1, 1)).sum({1})},
+                            1);
   const auto ahead = (out.logits.select(1, 0) >= out.logits.select(1, 1)).to(torch::kCPU).contiguous();
   if (!ahead[-1].item<bool>())
     for (int64_t s = ahead.size(0) - 1; s >= 0 && !out.turn; --s)

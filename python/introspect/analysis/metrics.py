@@ -140,7 +140,7 @@ def ProbabilityDifference(right: Answers, wrong: Answers, *, position: int = -1)
 
 
 def Rank(right: Answers, *, position: int = -1) -> Metric:
-    """Number of tokens that are likelier than the answer: 0 for the most likely one."""
+    """Rank of the answer, from 1, the most likely token."""
     return Metric((Term("rank", right, (), position),))
 
 

@@ -41,7 +41,7 @@ class DebuggedPrediction:
         heads, neurons: the exact parts by head and by neuron, where they were asked for.
         streams: "0_pre", "0_mid", ..., "final_post": where along the residual stream the lens reads.
         logits, log_probs: [streams, 2], of expected and actual through the logit lens.
-        ranks: int64 [streams, 2]: how many tokens have a larger logit.
+        ranks: int64 [streams, 2]: from 1, the most likely token.
         turn: the component that puts the expected token behind for good, "12_mlp_out" ("12_block" where attention and
             MLP stand side by side); None where it was never ahead, or is at the end.
         top: the likeliest token of all, and its probability.

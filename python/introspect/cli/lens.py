@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..output_files import write_bytes
-from ..tables import FORMATS, print_table, write_table
+from ..tables import print_table
 from .common import (
     MOST,
     DeviceOption,
@@ -18,15 +17,12 @@ from .common import (
     Model,
     guarded,
     load_model,
-    note,
-    output_file,
     print_json,
 )
+from .outputs import OutputOption, output_files, write_outputs
 
 if TYPE_CHECKING:
     from ..analysis import LensTable
-
-PICTURES = (".png", ".svg", ".pdf")
 
 
 @guarded
@@ -49,42 +45,27 @@ def command(
         int, typer.Option(min=-MOST, max=MOST, help="Whose table is shown; negative ones count from the end.")
     ] = -1,
     top: Annotated[int, typer.Option(min=1, max=MOST, help="Tokens that are shown of each layer.")] = 5,
-    output: Annotated[
-        list[Path] | None,
-        typer.Option("--output", "-o", metavar="F", help="A picture (.png, .svg, .pdf) or table (.csv, .parquet)."),
-    ] = None,
+    output: OutputOption = None,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
     json: Json = False,
 ) -> None:
     """Read every layer's next token through the logit lens, or a trained one, with its distance from the model's."""
-    files = [output_file(path, PICTURES + FORMATS) for path in output or []]
+    files = output_files(output)
     loaded = load_model(model, dtype, device)
     from ..analysis import Lens, trajectory
 
     lens = Lens.load(tuned) if tuned else None
     shown = trajectory(loaded, text, lens=lens, positions=[position], targets=target or [], top_k=top)
-    if files:
-        whole = trajectory(loaded, text, lens=lens, targets=target or [], top_k=top)
-    for path in files:
-        _write(whole, path)
     if json:
         print_json(_facts(loaded, text, shown))
     else:
         _show(shown)
-    for path in files:
-        note(f"wrote {path}")
-
-
-def _write(table: LensTable, path: Path) -> None:
-    if path.suffix in FORMATS:
-        write_table(table.to_pandas(), path)
-        return
-    import io
-
-    picture = io.BytesIO()
-    table.plot().savefig(picture, format=path.suffix[1:], dpi=150)
-    write_bytes(path, picture.getvalue())
+    if files:
+        whole = trajectory(loaded, text, lens=lens, targets=target or [], top_k=top)
+        pictures = lambda: {"lens": whole.plot()}  # noqa: E731
+        title = f"{loaded.name} through the {whole.lens} lens"
+        write_outputs(files, title, whole.to_pandas, pictures, [text])
 
 
 def _facts(model: Any, text: str, table: LensTable) -> dict[str, Any]:

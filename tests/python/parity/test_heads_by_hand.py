@@ -61,7 +61,7 @@ def logit_lens(model, prompt, token):
     read = []
     for layer in range(model.cfg.n_layers):
         logits = (model.ln_final(cache["resid_post", layer][:, -1:]) @ model.W_U + model.b_U)[0, 0]
-        read.append((int((logits > logits[token]).sum()), float(logits.softmax(0)[token])))
+        read.append((1 + int((logits > logits[token]).sum()), float(logits.softmax(0)[token])))
     return read
 
 

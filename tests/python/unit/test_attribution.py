@@ -177,7 +177,7 @@ def test_a_prediction_is_followed_through_the_layers(model):
     for i in range(cfg.n_layers):
         lens = model.native.readout(cache["resid_post", i][0, -1])
         row = frame.iloc[i]
-        assert row["rank_expected"] == (lens > lens[5]).sum() and row["rank_actual"] == (lens > lens[6]).sum()
+        assert row["rank_expected"] == 1 + (lens > lens[5]).sum() and row["rank_actual"] == 1 + (lens > lens[6]).sum()
         assert row["p_expected"] == pytest.approx(lens.softmax(0)[5].item(), abs=1e-9)
         assert row["lens_difference"] == pytest.approx((lens[5] - lens[6]).item(), abs=1e-9)
         naive = model.native.readout(cache["attn_out", i][0, -1])

@@ -41,7 +41,7 @@ FORMULAS = {
         introspect.ProbabilityDifference((5, 6), (7, 8)),
         lambda x: log_softmax(x)[:, -1, 5:7].exp().sum(-1) - log_softmax(x)[:, -1, 7:9].exp().sum(-1),
     ),
-    "rank": (introspect.Rank(5), lambda x: (x[:, -1] > x[:, -1, 5:6]).double().sum(-1)),
+    "rank": (introspect.Rank(5), lambda x: 1 + (x[:, -1] > x[:, -1, 5:6]).double().sum(-1)),
     "accuracy": (introspect.Accuracy(5, (6, 7)), lambda x: (x[:, -1, 5] > x[:, -1, 6:8].amax(-1)).double()),
     "a sum": (
         introspect.LogitDifference(5, 6) - 0.5 * introspect.LogProbability(3, position=-2),

@@ -17,7 +17,7 @@ namespace introspect::analysis {
 ///     log_probability         log of the sum of p over `right`, in nats
 ///     probability             sum of p over `right`
 ///     probability_difference  sum of p over `right` - sum of p over `wrong` (Hanna et al. 2023's greater-than)
-///     rank                    number of tokens with a larger logit than the one in `right`: 0 is the most likely
+///     rank                    of the token in `right`, from 1, the most likely one
 ///     accuracy                1 if the largest logit of `right` and `wrong` is one of `right`, or else 0
 ///     divergence              KL(reference || p) over the vocabulary, in nats (Conmy et al. 2023 minimise it)
 ///     js_divergence           Jensen-Shannon divergence of reference and p, in nats: at most log 2

@@ -20,7 +20,7 @@ struct Prediction {
   std::vector<std::string> streams;  // "0_pre", "0_mid", ..., "final_post"
   torch::Tensor logits;     // [streams, 2]: expected and actual through the logit lens, float32 at least
   torch::Tensor log_probs;  // [streams, 2], in nats
-  torch::Tensor ranks;      // int64 [streams, 2]: tokens with a larger logit
+  torch::Tensor ranks;      // int64 [streams, 2]: from 1, the most likely token
   std::optional<int64_t>
       turn;  // the last stream in which `expected` was not behind; none: it always was, or wins
 };
