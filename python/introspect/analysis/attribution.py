@@ -177,7 +177,7 @@ def direct_logit_attribution(
     for row, ids in enumerate(prompts):
         of = slice(row, row + 1) if len(prompts) > 1 else slice(None)
         kept = activations_at(model, ids, points, position, who)
-        pair = [None if tokens is None else torch.tensor([tokens[of]]) for tokens in (right, wrongs)]
+        pair: list[Any] = [None if tokens is None else torch.tensor([tokens[of]]) for tokens in (right, wrongs)]
         found.append(_C.direct_logit_attribution(model.native, kept, pair[0], wrong=pair[1], unit=unit))
         check_finite(model, found[-1].logits, ids, who)
     single = len(prompts) == 1 and all(given is None or _is_token(given) for given in (targets, wrong))

@@ -117,7 +117,7 @@ def _read(
     native = getattr(model, "native", model)
     lens = lens if lens is not None else Lens.logit(native)
     ids = [single_token(model, target, who) for target in targets]
-    hooks = model._hooks_of_pass(tokens) if hasattr(model, "_hooks_of_pass") else None
+    hooks: Any = model._hooks_of_pass(tokens) if hasattr(model, "_hooks_of_pass") else None
     read = _C.read_lens(native, lens, tokens, targets=ids, hooks=hooks, **options)
     tokenizer = _tokenizer(model)
     names = [target if isinstance(target, str) else str(target) for target in targets]
@@ -275,7 +275,7 @@ class TunedLens:
             start=start,
             memory_budget=memory_budget,
             progress=progress,
-            on_step=on_step,
+            on_step=on_step,  # type: ignore[arg-type]  # None is none
         )
 
     @staticmethod

@@ -168,7 +168,8 @@ class ProbeTable:
                     confidence=confidence,
                     seed=seed,
                 )
-                rows.append(ProbeRow(layer, position, **figures_of(scores), C=self.probes[(layer, position)].C))
+                figures: dict[str, Any] = figures_of(scores)
+                rows.append(ProbeRow(layer, position, **figures, C=self.probes[(layer, position)].C))
         n_groups = None if groups is None else len(set(groups))
         return ProbeTable(
             tuple(rows), self.probes, {}, {}, (), self.classes, self.model_name, self.kind, n_groups, 0, self.point

@@ -18,13 +18,11 @@ def tokens_of(model: Any, prompts: Prompts, who: str, name: str) -> list[list[in
     """
     if isinstance(prompts, torch.Tensor):
         return [row.tolist() for row in (prompts if prompts.dim() == 2 else prompts.unsqueeze(0))]
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    if not isinstance(prompts, Sequence) or not prompts:
+    listed: Any = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(listed, Sequence) or not listed:
         raise TypeError(f"{who}: {name} must be a text, token ids, or a list of them, got {prompts!r}")
-    if isinstance(prompts[0], int):
-        prompts = [prompts]  # type: ignore[list-item]
-    listed: Sequence[Any] = prompts
+    if isinstance(listed[0], int):
+        listed = [listed]
     return [model.to_tokens(one)[0].tolist() if isinstance(one, str) else [int(id) for id in one] for one in listed]
 
 
