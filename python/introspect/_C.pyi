@@ -3413,7 +3413,6 @@ class LeaceEraser:
         method: str = "leace",
         affine: bool = True,
         shrinkage: bool = False,
-        constrain_cov_trace: bool = True,
         svd_tol: typing.SupportsFloat | typing.SupportsIndex = 0.01,
     ) -> LeaceEraser:
         """
@@ -3471,7 +3470,6 @@ class LeaceFitter:
         method: "leace", or "orth": the orthogonal projection off the cross-covariance.
         affine: the mean stays where it is.
         shrinkage: shrink the covariance of x; the guarantee is then not of the activations seen. concept-erasure does.
-        constrain_cov_trace: the trace of the covariance may not grow.
         svd_tol: singular values of the whitened cross-covariance up to it are taken for noise.
 
     Raises:
@@ -3487,7 +3485,6 @@ class LeaceFitter:
         method: str = "leace",
         affine: bool = True,
         shrinkage: bool = False,
-        constrain_cov_trace: bool = True,
         svd_tol: typing.SupportsFloat | typing.SupportsIndex = 0.01,
     ) -> None: ...
     def update(self, x: torch.Tensor, z: torch.Tensor) -> LeaceFitter:
