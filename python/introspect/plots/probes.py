@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 from .style import CONCEPT, CONTROL, NULL, THIRD, Figure, frame, legend_below
-
-if TYPE_CHECKING:
-    from ..analysis.probes import ProbeTable
 
 COLOURS = (CONCEPT, CONTROL, THIRD, "#CC79A7", "#E69F00", "#56B4E9")
 NAMES = {"auc": "AUC on held-out texts", "accuracy": "accuracy on held-out texts"}
 SURFACE = {"length": "their length", "words": "their words"}
 
 
-def probe_curves(table: ProbeTable, metric: str = "auc", *, title: str | None = None) -> Figure:
-    """The metric by layer, a line for each position with its interval.
+def probe_curves(table: Any, metric: str = "auc", *, title: str | None = None) -> Figure:
+    """The metric by layer of a ProbeTable, a line for each position with its interval.
 
     Grey: from the lowest to the highest shuffle of the labels. Dashed: what the texts' surface gives.
 

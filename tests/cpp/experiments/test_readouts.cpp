@@ -265,7 +265,7 @@ TEST_CASE("an unknown readout is named with the nearest and all names", "[experi
                                                       Catch::Contains("continuations"));
   json["readouts"] = {{"lens", 3}};
   CHECK_THROWS_WITH(Protocol::parse(json.dump()),
-                    Catch::Contains("readouts.lens must be true or false, got 3"));
+                    Catch::Contains("readouts.lens must be true, false or the path of a lens, got 3"));
   json["readouts"] = {{"top_k", -1}};
   CHECK_THROWS_WITH(Protocol::parse(json.dump()),
                     Catch::Contains("readouts.top_k must be 0 or more, got -1"));
