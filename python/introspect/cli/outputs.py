@@ -26,9 +26,9 @@ OutputOption = Annotated[
 ]
 
 
-def output_files(paths: Sequence[Path] | None) -> list[Path]:
-    """The paths, once it is clear that each can be written and what it is to be."""
-    return [output_file(path, PICTURES + FORMATS + PAGES) for path in paths or []]
+def output_files(paths: Sequence[Path] | None, others: tuple[str, ...] = ()) -> list[Path]:
+    """The paths, once it is clear that each can be written and what it is to be; others: further suffixes."""
+    return [output_file(path, PICTURES + FORMATS + PAGES + others) for path in paths or []]
 
 
 def write_outputs(

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..output_files import write_bytes
 from ..progress import step_bars
-from ..tables import FORMATS, print_table, write_table
+from ..tables import print_lines, print_table
 from .common import (
     MOST,
     DeviceOption,
@@ -25,16 +24,15 @@ from .common import (
     guarded,
     load_model,
     note,
-    output_file,
     parse_layers,
     parse_number,
     print_json,
 )
+from .outputs import output_files, write_outputs
 
 if TYPE_CHECKING:
     from ..analysis import ProbeTable
 
-PICTURES = (".png", ".svg", ".pdf")
 PROBES = (".safetensors",)
 
 
@@ -84,7 +82,7 @@ def command(
             "--output",
             "-o",
             metavar="F",
-            help="A picture (.png, .svg, .pdf), table (.csv, .parquet) or the best probe (.safetensors).",
+            help="A picture (.png, .svg, .pdf), table (.csv, .parquet), page (.html) or the best probe (.safetensors).",
         ),
     ] = None,
     dtype: DtypeOption = Dtype.float32,
@@ -92,7 +90,7 @@ def command(
     json: Json = False,
 ) -> None:
     """Probe every layer for what texts are labelled with, beside shuffled labels and what the surface gives."""
-    files = [output_file(path, PICTURES + FORMATS + PROBES) for path in output or []]
+    files = output_files(output, PROBES)
     choices = [parse_number(one) for one in penalty or ["1"]]
     span = None if layers is None else parse_layers(layers)
     columns = read_columns(data, [text, label, *([] if group is None else [group])])
@@ -120,14 +118,17 @@ def command(
             name=label,
             progress=step,
         )
-    for path in files:
-        _write(table, path)
     if json:
         print_json(_facts(loaded, table, len(columns[text])))
     else:
         _show(table, len(columns[text]))
-    for path in files:
+    for path in [path for path in files if path.suffix in PROBES]:
+        table.probe().save(path)
         note(f"wrote {path}")
+    others = [path for path in files if path.suffix not in PROBES]
+    pictures = lambda: {"layers": table.plot()}  # noqa: E731
+    title = f"Probing {loaded.name} for {label}"
+    write_outputs(others, title, table.to_pandas, pictures, [_said(table, len(columns[text]))])
 
 
 def read_columns(path: Path, names: list[str]) -> dict[str, list[str]]:
@@ -162,17 +163,6 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-def _write(table: ProbeTable, path: Path) -> None:
-    if path.suffix in FORMATS:
-        write_table(table.to_pandas(), path)
-    elif path.suffix in PROBES:
-        table.probe().save(path)
-    else:
-        picture = io.BytesIO()
-        table.plot().savefig(picture, format=path.suffix[1:], dpi=150)
-        write_bytes(path, picture.getvalue())
-
-
 def _facts(model: Any, table: ProbeTable, n_texts: int) -> dict[str, Any]:
     return {
         "model": model.name,
@@ -205,9 +195,13 @@ def _show(table: ProbeTable, n_texts: int) -> None:
     lines += [(names[what], row) for what, row in table.baselines.items()]
     console = Console()
     print_table(console, ["layer", *shown], [[name, *(cell(row) for cell in shown.values())] for name, row in lines])
+    print_lines(console, ["", _said(table, n_texts)])
+
+
+def _said(table: ProbeTable, n_texts: int) -> str:
     best = table.best
     groups = "" if table.n_groups is None else f" in {table.n_groups} groups"
     said = f"{n_texts} texts{groups}, {' against '.join(table.classes)}: best at layer {best.layer}, AUC {best.auc:.3f}"
     if best.p_auc is not None:
         said += f"; p = {best.p_auc:.3f} of as much at any layer under {table.nulls} shuffles of the labels"
-    console.print("\n" + said, highlight=False, markup=False)
+    return said
