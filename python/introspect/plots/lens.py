@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
+from ..tables import printable
 from .style import CONCEPT, CONTROL, NULL, RANDOM, Figure, bare, frame, legend_below
 
 ByLayer = Mapping[int, float]
@@ -143,6 +144,6 @@ def lens_map(
 
 def _cell(text: str) -> str:
     """A token as a cell shows it: spaces and line ends visible, and what no font has left to it."""
-    shown = text.replace("\n", "\\n").replace("\t", "\\t")
+    shown = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
     shown = "␣" + shown[1:] if shown.startswith(" ") else shown
     return shown if len(shown) <= 11 else shown[:10] + "…"
