@@ -385,7 +385,7 @@ def test_the_command_prints_a_table_json_and_writes_files(tmp_path):
         app, [*options, "--top", "2", "-o", str(tmp_path / "h.png"), "-o", str(tmp_path / "h.csv")]
     )
     assert shown.exit_code == 0, shown.output
-    assert "previous_token" in shown.stdout and "heads by type:" in shown.stdout
+    assert "previous_token" in shown.stdout and "Heads by type:" in shown.stdout
     assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "h.csv").read_text().startswith("layer,head,type,previous_token")
     facts = json.loads(CliRunner().invoke(app, [*options, "--json", "--no-copying"]).stdout)
