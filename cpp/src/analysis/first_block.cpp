@@ -20,6 +20,34 @@ int64_t first_layer(const Cell& cell) {
   return out;
 }
 
+/// True if what is changed at a position there shows in the block's output at later ones: by way of keys and values.
+bool reaches_later(hooks::Point point) {
+  using hooks::Point;
+  switch (point) {
+    case Point::kQInput:
+    case Point::kQ:
+    case Point::kQNormScale:
+    case Point::kQNormNormalized:
+    case Point::kRotQ:
+      return false;
+    default:
+      return point < Point::kAttnScores;
+  }
+}
+
+/// The only positions at which a cell changes the output of a block, ascending; none: from the first one on, all.
+std::vector<int64_t> only_positions(const Cell& cell, int64_t layer) {
+  std::vector<int64_t> out;
+  for (const auto& i : cell) {
+    if (!i.values.contains(layer)) continue;
+    if (i.positions.empty() || reaches_later(i.point)) return {};
+    out.insert(out.end(), i.positions.begin(), i.positions.end());
+  }
+  std::ranges::sort(out);
+  out.erase(std::ranges::unique(out).begin(), out.end());
+  return out;
+}
+
 /// The residual after a block [N, T, D] of cells that change it inside.
 torch::Tensor run_block(const models::Model& model, int64_t layer, const torch::Tensor& resid_pre_TD,
                         const std::vector<const Cell*>& cells) {
@@ -50,7 +78,9 @@ Cell above(const Cell& cell, int64_t layer, const torch::Tensor& resid_TD) {
   Intervention changed;
   changed.op = "replace";
   changed.point = hooks::Point::kResidPost;
-  changed.values[layer] = resid_TD.unsqueeze(0).clone();
+  changed.positions = only_positions(cell, layer);
+  changed.values[layer] =
+      changed.positions.size() == 1 ? resid_TD[changed.positions[0]].clone() : resid_TD.unsqueeze(0).clone();
   changed.first_position = std::numeric_limits<int64_t>::max();
   Cell out;
   for (auto i : cell) {
@@ -61,6 +91,7 @@ Cell above(const Cell& cell, int64_t layer, const torch::Tensor& resid_TD) {
     }
     if (!i.values.empty()) out.push_back(std::move(i));
   }
+  if (!changed.positions.empty()) changed.first_position = 0;
   out.push_back(std::move(changed));
   return out;
 }
@@ -77,20 +108,26 @@ AfterFirstBlock run_first_blocks(const models::Model& model, const torch::Tensor
   const auto of_pass =
       static_cast<size_t>(std::max<int64_t>(1, std::min(kTokensOfPass, memory_budget / 4 / of_token) / T));
 
-  std::map<int64_t, std::vector<size_t>> by_layer;
-  for (size_t c = 0; c < cells.size(); ++c) by_layer[first_layer(cells[c])].push_back(c);
+  std::map<std::pair<int64_t, int64_t>, std::vector<size_t>> by_size;  // layer, positions that are run
+  for (size_t c = 0; c < cells.size(); ++c) {
+    const int64_t layer = first_layer(cells[c]);
+    const auto only = only_positions(cells[c], layer);
+    by_size[{layer, only.empty() ? T : only.back() + 1}].push_back(c);
+  }
   AfterFirstBlock out;
   out.cells.resize(cells.size());
-  for (const auto& [layer, members] : by_layer)
+  for (const auto& [size, members] : by_size) {
+    const auto [layer, n_rows] = size;
     for (size_t first = 0; first < members.size(); first += of_pass) {
       const auto n = std::min(of_pass, members.size() - first);
       std::vector<const Cell*> some;
       for (size_t i = 0; i < n; ++i) some.push_back(&cells[members[first + i]]);
-      const auto resid_NTD = run_block(model, layer, resid_pre_LTD[layer], some);
+      const auto resid_NTD = run_block(model, layer, resid_pre_LTD[layer].narrow(0, 0, n_rows), some);
       for (size_t i = 0; i < n; ++i)
         out.cells[members[first + i]] = above(*some[i], layer, resid_NTD[static_cast<int64_t>(i)]);
-      out.token_layers += static_cast<int64_t>(n) * T;
+      out.token_layers += static_cast<int64_t>(n) * n_rows;
     }
+  }
   return out;
 }
 

@@ -5,6 +5,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "analysis/first_block.h"
 #include "introspect/core/check.h"
 
 namespace introspect::analysis {
@@ -157,6 +158,32 @@ graph::Read last_residual(const models::Config& cfg, const Ids& positions) {
   return out;
 }
 
+/// The cells with the first block that each changes inside run already, many at a time: the graph would run it for each
+/// cell by itself. `token_layers` grows by what that took.
+Cells after_first_blocks(const graph::ModelPtr& model, const Run& run, Cells cells, int64_t memory_budget,
+                         int64_t& token_layers) {
+  const auto is_early = [](const Intervention& i) { return i.point == Point::kEmbed; };
+  if (!std::ranges::all_of(run.interventions, is_early)) return cells;
+  std::vector<size_t> changed;
+  Cells those;
+  for (size_t c = 0; c < cells.size(); ++c)
+    if (!cells[c].empty()) {
+      changed.push_back(c);
+      those.push_back(std::move(cells[c]));
+    }
+  if (those.empty()) return cells;
+  const auto resid_pre_LTD = activations_at(model, {run}, Point::kResidPre).front();
+  auto after = run_first_blocks(*model, resid_pre_LTD, those, memory_budget);
+  for (size_t i = 0; i < changed.size(); ++i) cells[changed[i]] = std::move(after.cells[i]);
+  token_layers += after.token_layers;
+  return cells;
+}
+
+bool is_inside_block(Point point) {
+  return static_cast<int>(point) < hooks::kBlockPoints && point != Point::kResidPre &&
+         point != Point::kResidPost;
+}
+
 /// Metrics of cells from their residuals, some at a time.
 class CellMetrics {
  public:
@@ -301,8 +328,10 @@ PatchGrid patch_grid(const graph::ModelPtr& model, const std::vector<PatchPair>&
     const auto& pair = pairs[i];
     const auto at = static_cast<int64_t>(i);
     const auto activations = activations_at(model, {pair.to, pair.from}, axes.point);
-    const auto cells =
-        patch_cells(axes, places_of(pair), activations[0], patched_in(options, activations[1]));
+    auto cells = patch_cells(axes, places_of(pair), activations[0], patched_in(options, activations[1]));
+    if (is_inside_block(axes.point))
+      cells = after_first_blocks(model, pair.to, std::move(cells), options.memory_budget,
+                                 out.token_layers_to_run);
     if (!out.values.defined()) {
       Ids sizes = {static_cast<int64_t>(pairs.size())};
       const auto add = [&](const char* name, int64_t size) {
