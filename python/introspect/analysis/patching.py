@@ -185,6 +185,10 @@ def patch_grid(
     """
     who = "patch_grid"
     native = native_model(model, who)
+    if not callable(metric):  # metrics that are data are callable too
+        raise TypeError(f"{who}: metric must be LogitDifference or the like, or a function of logits, got {metric!r}")
+    if not points:
+        raise ValueError(f"{who}: at least one point is needed, got none")
     cleans = tokens_of(model, clean, who, "clean")
     if corrupted is None and patch == "run":
         raise ValueError(f"{who}: without a corrupted prompt, say what is put in: patch='zero' or 'mean'")

@@ -287,6 +287,8 @@ def test_every_grid_has_its_shape(model, prompts):
         ({"by_key": True}, ValueError, "keys are an axis of patterns"),
         ({"max_cells": 5}, ValueError, "12 cells .* more than max_cells=5; they would take some 0.0 hours"),
         ({"direction": "both"}, ValueError, "denoising or noising"),
+        ({"metric": "logits"}, TypeError, "or a function of logits, got 'logits'"),
+        ({"points": []}, ValueError, "at least one point"),
         ({"clean": [[5, 6, 7, 8]] * 2}, ValueError, "as many clean as corrupted prompts"),
     ],
 )
