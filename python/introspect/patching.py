@@ -17,7 +17,7 @@ import torch
 
 from . import _C
 from .analysis.metrics import Metric
-from .analysis.patching import HEADS, PATTERNS, point_name
+from .analysis.patching import HEADS, PATTERNS, n_heads_at, point_name
 from .arguments import native_model
 from .hooks.names import get_act_name
 
@@ -173,8 +173,7 @@ def generic_activation_patch(
 
 
 def _ends(native: _C.Model, point: str, n_tokens: int) -> dict[str, int]:
-    grouped = point in ("attn.hook_k", "attn.hook_v", "attn.hook_rot_k")
-    heads = native.cfg.n_key_value_heads if grouped else native.cfg.n_heads
+    heads = n_heads_at(native, point)
     positions = dict.fromkeys(("pos", "src_pos", "dest_pos"), n_tokens)
     return {"layer": native.cfg.n_layers, "head": heads, "head_index": heads, **positions}
 

@@ -28,7 +28,7 @@ struct NodeKind {
   std::string_view name;
   Point point;
   std::array<const char*, 3> axes;  // after the layer
-  bool is_stream = false;           // no layer writes it: every layer can be dropped behind it
+  bool is_stream = false;           // no layer writes it: every layer after it can be dropped
   bool by_number = false;           // every number is a node: nothing is summed over
 };
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 
 from .. import _C
-from ..statistics import bootstrap_mean
 from .metrics import Metric
 from .patching import PatchGrid
 from .prompts import Prompts, check_aligned, tokens_of
@@ -33,6 +31,7 @@ class EffectGrid(PatchGrid):
     """
 
     direction: Direction = "denoising"
+    _column: ClassVar[str] = "effect"
 
     @property
     def patched(self) -> torch.Tensor:
@@ -47,27 +46,6 @@ class EffectGrid(PatchGrid):
         """Of each pair: effects as a share of the clean run's metric less the corrupted one's; NaN where it is 0."""
         gap = self._of_pairs(self.clean - self.corrupted)
         return torch.where(gap == 0, torch.nan, self.values / gap)
-
-    def to_pandas(self, *, intervals: bool = False, confidence: float = 0.95) -> pd.DataFrame:
-        """One row a cell: its labels, the mean effect over pairs, and the mean of what is normalised.
-
-        Args:
-            intervals: adds ``low`` and ``high``, the bootstrap interval of the mean effect over pairs.
-        """
-        import pandas as pd
-
-        shape = self.values.shape[1:]
-        flat = self.values.flatten(1)
-        places = list(np.ndindex(*shape))
-        table: dict[str, Any] = {
-            axis: [self.labels[axis][place[i]] for place in places] for i, axis in enumerate(self.axes)
-        }
-        table["effect"] = flat.mean(0).tolist()
-        table["normalised"] = self.normalised().flatten(1).nanmean(0).tolist()
-        if intervals:
-            found = [bootstrap_mean(cell, confidence=confidence).interval for cell in flat.T.tolist()]
-            table["low"], table["high"] = [one.low for one in found], [one.high for one in found]
-        return pd.DataFrame(table)
 
     def top(self, n: int = 10) -> pd.DataFrame:
         """The rows of the ``n`` largest mean effects, of either sign."""

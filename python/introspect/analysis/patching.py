@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class PatchGrid:
     corrupted: torch.Tensor
     token_layers_asked: int = 0
     token_layers_to_run: int = 0
+    _column: ClassVar[str] = "value"  # of what the table calls the values
 
     def mean(self) -> torch.Tensor:
         """The mean over pairs."""
@@ -71,17 +72,17 @@ class PatchGrid:
         """
         import pandas as pd
 
-        columns = [*self.axes, "value", "normalised", *(["low", "high"] if intervals else [])]
-        flat, normalised = self.values.flatten(1), self.normalised().flatten(1)
-        rows = []
-        for cell, index in enumerate(np.ndindex(*self.values.shape[1:])):
-            labels = [self.labels[axis][i] for axis, i in zip(self.axes, index, strict=True)]
-            row = [*labels, float(flat[:, cell].mean()), float(normalised[:, cell].nanmean())]
-            if intervals:
-                interval = bootstrap_mean(flat[:, cell].tolist(), confidence=confidence).interval
-                row += [interval.low, interval.high]
-            rows.append(row)
-        return pd.DataFrame(rows, columns=columns)
+        places = list(np.ndindex(*self.values.shape[1:]))
+        flat = self.values.flatten(1)
+        table: dict[str, Any] = {
+            axis: [self.labels[axis][place[i]] for place in places] for i, axis in enumerate(self.axes)
+        }
+        table[self._column] = flat.mean(0).tolist()
+        table["normalised"] = self.normalised().flatten(1).nanmean(0).tolist()
+        if intervals:
+            found = [bootstrap_mean(cell, confidence=confidence).interval for cell in flat.T.tolist()]
+            table["low"], table["high"] = [one.low for one in found], [one.high for one in found]
+        return pd.DataFrame(table)
 
     def plot(self, *, normalised: bool = True, title: str = "") -> Figure:
         """A map with layers upwards; of a grid with positions and heads, one map a position is too many: the mean over
@@ -371,7 +372,8 @@ def _places(who, runs, positions, spans, noising):
     return out, list(spans)
 
 
-def _n_heads(native: _C.Model, point: str) -> int:
+def n_heads_at(native: _C.Model, point: str) -> int:
+    """How many heads stand at a point with heads: groups of keys and values, or query heads."""
     grouped = point in ("attn.hook_k", "attn.hook_v", "attn.hook_rot_k")
     return native.cfg.n_key_value_heads if grouped else native.cfg.n_heads
 
@@ -382,7 +384,7 @@ def _shape(native, point, layers, names, positions, heads, by_key) -> dict[str, 
     if not isinstance(positions, str):
         out["position"] = len(names)
     if point in HEADS + PATTERNS and heads != "all":
-        out["head"] = len(heads) if heads else _n_heads(native, point)
+        out["head"] = len(heads) if heads else n_heads_at(native, point)
     if by_key:
         out["key"] = len(names)
     return out

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from pairs import alike
 from tiny import write_tiny_transformers
 
 import introspect
@@ -31,11 +32,7 @@ def model(request, models):
 
 @pytest.fixture(scope="module")
 def prompts():
-    """Two pairs that begin alike."""
-    clean = torch.randint(3, 101, (2, T), generator=torch.Generator().manual_seed(0))
-    corrupted = clean.clone()
-    corrupted[:, 2:] = (corrupted[:, 2:] * 7 + 5) % 101
-    return clean, corrupted
+    return alike(T)
 
 
 def site_of(model, receiver):
