@@ -1,6 +1,7 @@
 #include "introspect/analysis/patching.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <unordered_map>
 #include <utility>
@@ -158,6 +159,17 @@ graph::Read last_residual(const models::Config& cfg, const Ids& positions) {
   return out;
 }
 
+/// True if all that a cell changes in the first block that it changes is inside that block.
+bool starts_inside_block(const std::vector<Intervention>& cell) {
+  int64_t first = std::numeric_limits<int64_t>::max();
+  for (const auto& i : cell) first = std::min(first, i.values.begin()->first);
+  return !cell.empty() && std::ranges::all_of(cell, [&](const Intervention& i) {
+    const bool inside = static_cast<int>(i.point) < hooks::kBlockPoints && i.point != Point::kResidPre &&
+                        i.point != Point::kResidPost;
+    return inside || !i.values.contains(first);
+  });
+}
+
 /// The cells with the first block that each changes inside run already, many at a time: the graph would run it for each
 /// cell by itself. `token_layers` grows by what that took.
 Cells after_first_blocks(const graph::ModelPtr& model, const Run& run, Cells cells, int64_t memory_budget,
@@ -167,7 +179,7 @@ Cells after_first_blocks(const graph::ModelPtr& model, const Run& run, Cells cel
   std::vector<size_t> changed;
   Cells those;
   for (size_t c = 0; c < cells.size(); ++c)
-    if (!cells[c].empty()) {
+    if (starts_inside_block(cells[c])) {
       changed.push_back(c);
       those.push_back(std::move(cells[c]));
     }
@@ -177,11 +189,6 @@ Cells after_first_blocks(const graph::ModelPtr& model, const Run& run, Cells cel
   for (size_t i = 0; i < changed.size(); ++i) cells[changed[i]] = std::move(after.cells[i]);
   token_layers += after.token_layers;
   return cells;
-}
-
-bool is_inside_block(Point point) {
-  return static_cast<int>(point) < hooks::kBlockPoints && point != Point::kResidPre &&
-         point != Point::kResidPost;
 }
 
 /// Metrics of cells from their residuals, some at a time.
@@ -262,10 +269,11 @@ std::vector<std::vector<Intervention>> patch_cells(const PatchAxes& axes, const 
   return CellBuilder(axes, places, to, from).build();
 }
 
-engine::PlanSummary run_cells(const graph::ModelPtr& model, const Run& run, const Cells& cells,
+engine::PlanSummary run_cells(const graph::ModelPtr& model, const Run& run, const Cells& given,
                               const Ids& positions, int64_t memory_budget, const Progress& progress,
                               const OnCells& on_cells) {
   engine::PlanSummary total;
+  const auto cells = after_first_blocks(model, run, given, memory_budget, total.token_layers_to_run);
   const auto n_cells = static_cast<int64_t>(cells.size());
   const int64_t of_graph =
       std::max<int64_t>(1, kTokensOfGraph / std::max<int64_t>(1, static_cast<int64_t>(run.tokens.size())));
@@ -328,10 +336,8 @@ PatchGrid patch_grid(const graph::ModelPtr& model, const std::vector<PatchPair>&
     const auto& pair = pairs[i];
     const auto at = static_cast<int64_t>(i);
     const auto activations = activations_at(model, {pair.to, pair.from}, axes.point);
-    auto cells = patch_cells(axes, places_of(pair), activations[0], patched_in(options, activations[1]));
-    if (is_inside_block(axes.point))
-      cells = after_first_blocks(model, pair.to, std::move(cells), options.memory_budget,
-                                 out.token_layers_to_run);
+    const auto cells =
+        patch_cells(axes, places_of(pair), activations[0], patched_in(options, activations[1]));
     if (!out.values.defined()) {
       Ids sizes = {static_cast<int64_t>(pairs.size())};
       const auto add = [&](const char* name, int64_t size) {

@@ -9,7 +9,6 @@
 #include "introspect/core/check.h"
 
 #include "analysis/direct_paths.h"
-#include "analysis/first_block.h"
 
 namespace introspect::analysis {
 namespace {
@@ -316,13 +315,11 @@ class PairOfRuns {
       }
     }
     if (cells.empty()) return;
-    const auto after =
-        run_first_blocks(*model_, recorded_.to.at(Point::kResidPre), cells, options_.memory_budget);
     const auto progress = [&](const std::string&, int64_t done, int64_t whole) {
       tick(whole > 0 ? static_cast<int64_t>(rows.size() * options_.receivers.size()) * done / whole : 0);
     };
-    const auto plan = run_cells(model_, pair_.to, after.cells, reads_.positions, options_.memory_budget,
-                                progress, [&](const Ids& numbers, const torch::Tensor& resid_NPD) {
+    const auto plan = run_cells(model_, pair_.to, cells, reads_.positions, options_.memory_budget, progress,
+                                [&](const Ids& numbers, const torch::Tensor& resid_NPD) {
                                   const auto metrics = metric(resid_NPD);
                                   for (size_t i = 0; i < numbers.size(); ++i) {
                                     const auto [r, s] = places[static_cast<size_t>(numbers[i])];
@@ -330,7 +327,7 @@ class PairOfRuns {
                                   }
                                 });
     cost.token_layers_asked += plan.token_layers_asked;
-    cost.token_layers_to_run += plan.token_layers_to_run + after.token_layers;
+    cost.token_layers_to_run += plan.token_layers_to_run;
   }
 
   /// What is put in in run D: entries of a row from `first` on; none if nothing has reached the receivers.
