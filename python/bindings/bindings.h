@@ -35,13 +35,23 @@ void bind_metrics(py::module_& m);
 void bind_patching(py::module_& m);
 void bind_path_patching(py::module_& m);
 void bind_attribution_patching(py::module_& m);
-void bind_attribution(py::module_& m);
 void bind_circuits(py::module_& m);
 void bind_erasure(py::module_& m);
 void bind_probes(py::module_& m);
-void bind_heads(py::module_& m);
 void bind_lenses(py::module_& m);
 void bind_torch_zip(py::module_& m);
+void bind_dictionary(py::module_& m);
+void bind_cross_layer_transcoder(py::module_& m);
+void bind_dictionary_files(py::module_& m);
+void bind_dictionary_training(py::module_& m);
+void bind_dictionary_evaluation(py::module_& m);
+void bind_feature_statistics(py::module_& m);
+void bind_activation_streams(py::module_& m);
+void bind_splice(py::module_& m);
+void bind_attribution_graph(py::module_& m);
+void bind_qk_attribution(py::module_& m);
+void bind_dose(py::module_& m);
+void bind_claims(py::module_& m);
 
 /// A Progress that calls `callback(what, done, total)` unless it is None, and lets Ctrl-C end the work either way.
 Progress as_progress(py::object callback);
