@@ -34,6 +34,7 @@
 #include "introspect/ops/pca.h"
 #include "introspect/ops/rotary.h"
 
+#include "introspect/sae/dictionary.h"
 #include "introspect/statistics/bootstrap.h"
 #include "introspect/statistics/confusion.h"
 #include "introspect/statistics/detection.h"

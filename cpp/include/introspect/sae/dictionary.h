@@ -45,8 +45,8 @@ struct DictionaryConfig {
       0;  ///< of topk, abstopk, batchtopk (the mean a row), groupmax and the most steps of matching_pursuit
   bool relu = true;            ///< topk: false keeps negative ones of the k largest p, as Qwen Scope has it
   bool subtract_b_dec = true;  ///< p is of x - b_dec ("apply_b_dec_to_input"); false for transcoders
-  bool rank_by_decoder_norm =
-      false;  ///< p is times |W_dec_i| before its choice, f after it by that less ("rescale_acts_by_decoder_norm")
+  /// p is times |W_dec_i| before the choice, which f keeps, and decode divides by it ("rescale_acts_by_decoder_norm").
+  bool rank_by_decoder_norm = false;
   InputNorm input_norm = InputNorm::none;
   double input_scale = 1;
   double layer_norm_eps = 1e-5;
