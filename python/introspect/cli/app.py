@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import generate, heads, info, lens, patch, probe, pull, report, run, store, sweep, train, vector
+from . import generate, heads, info, lens, patch, probe, pull, report, run, sae, store, sweep, train, vector
 
 app = typer.Typer(
     name="introspect",
@@ -23,6 +23,7 @@ for command in (pull, info, lens, patch, heads, probe, generate, train, run, swe
     app.command(name=command.__name__.rpartition(".")[2])(command.command)
 app.add_typer(vector.app, name="vector")
 app.add_typer(store.app, name="store")
+app.add_typer(sae.app, name="sae")
 
 
 def _version(asked: bool) -> None:
