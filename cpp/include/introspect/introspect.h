@@ -35,6 +35,7 @@
 #include "introspect/ops/rotary.h"
 
 #include "introspect/sae/dictionary.h"
+#include "introspect/sae/trainer.h"
 #include "introspect/statistics/bootstrap.h"
 #include "introspect/statistics/confusion.h"
 #include "introspect/statistics/detection.h"
