@@ -35,6 +35,8 @@
 #include "introspect/ops/rotary.h"
 
 #include "introspect/sae/dictionary.h"
+#include "introspect/sae/feature_effects.h"
+#include "introspect/sae/splice.h"
 #include "introspect/sae/trainer.h"
 #include "introspect/statistics/bootstrap.h"
 #include "introspect/statistics/confusion.h"

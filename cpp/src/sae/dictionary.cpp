@@ -180,6 +180,14 @@ Dictionary::Dictionary(DictionaryConfig config, DictionaryWeights weights, Dicti
   decoder_norms_F_ = weights_.W_dec_FD.norm(2, -1);
 }
 
+Dictionary Dictionary::of_checked(DictionaryConfig config, DictionaryWeights weights) {
+  Dictionary out;
+  out.config_ = std::move(config);
+  out.weights_ = std::move(weights);
+  if (out.config_.rank_by_decoder_norm) out.decoder_norms_F_ = out.weights_.W_dec_FD.norm(2, -1);
+  return out;
+}
+
 int64_t Dictionary::d_in() const {
   return config_.architecture == Architecture::matching_pursuit ? d_out() : weights_.W_enc_FD.size(1);
 }

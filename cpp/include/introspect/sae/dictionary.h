@@ -122,6 +122,9 @@ class INTROSPECT_EXPORT Dictionary {
   /// architecture, std::invalid_argument for values that are not finite, k out of 1 to F and a norm or number out of range.
   Dictionary(DictionaryConfig config, DictionaryWeights weights, DictionaryOrigin origin = {});
 
+  /// Of tensors that were checked before, without another look at their values: an operator's, at every step.
+  static Dictionary of_checked(DictionaryConfig config, DictionaryWeights weights);
+
   const DictionaryConfig& config() const { return config_; }
   const DictionaryWeights& weights() const { return weights_; }
   const DictionaryOrigin& origin() const { return origin_; }
@@ -181,9 +184,13 @@ class INTROSPECT_EXPORT Dictionary {
   Dictionary with_origin(DictionaryOrigin origin) const;
 
   /// Length of each decoder row, [F].
-  torch::Tensor decoder_norms() const { return decoder_norms_F_; }
+  torch::Tensor decoder_norms() const {
+    return decoder_norms_F_.defined() ? decoder_norms_F_ : weights_.W_dec_FD.norm(2, -1);
+  }
 
  private:
+  Dictionary() = default;
+
   DictionaryConfig config_;
   DictionaryWeights weights_;
   DictionaryOrigin origin_;
