@@ -34,8 +34,11 @@
 #include "introspect/ops/pca.h"
 #include "introspect/ops/rotary.h"
 
+#include "introspect/sae/contexts.h"
 #include "introspect/sae/dictionary.h"
+#include "introspect/sae/evaluation.h"
 #include "introspect/sae/feature_effects.h"
+#include "introspect/sae/feature_statistics.h"
 #include "introspect/sae/splice.h"
 #include "introspect/sae/trainer.h"
 #include "introspect/statistics/bootstrap.h"
