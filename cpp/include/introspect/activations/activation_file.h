@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <torch/types.h>
+
+#include "introspect/activations/activation_source.h"
+#include "introspect/core/progress.h"
+#include "introspect/export.h"
+#include "introspect/io/file.h"
+
+namespace introspect::activations {
+
+/// Rows of activations at several sites on disk, so that many dictionaries are trained from one pass over a text.
+///
+/// A folder of two files: rows.bin, the rows one after another, all sites of a token side by side, in bfloat16, float32 or
+/// float64 as the machine has them; and activations.json: sites, dtype, number of rows, SHA-256 of pieces of rows.bin, and
+/// where writing stands. A value; the rows are mapped, and read as they are used.
+class INTROSPECT_EXPORT ActivationFile {
+ public:
+  /// Throws IoError for a folder that holds no activations, is shorter than it says or, with `verify`, whose bytes are not
+  /// those that were written (the whole file is read).
+  static ActivationFile open(const std::filesystem::path& folder, bool verify = true);
+
+  const std::filesystem::path& path() const { return path_; }
+  const std::vector<StreamSite>& sites() const { return sites_; }
+  torch::ScalarType dtype() const { return dtype_; }
+  int64_t rows() const { return rows_; }
+  bool is_complete() const {
+    return complete_;
+  }  ///< false: writing was broken off; the rows that there are are good
+  const std::string& notes() const { return notes_; }  ///< JSON: what the writer said of them
+
+  /// Rows first to last of a site, [last - first, width], a view of the file: never to be written to.
+  torch::Tensor read(size_t site, int64_t first, int64_t last) const;
+  /// Rows int64 [N] at all sites.
+  SiteRows read(const torch::Tensor& rows_N) const;
+
+ private:
+  ActivationFile() = default;
+
+  std::filesystem::path path_;
+  std::vector<StreamSite> sites_;
+  torch::ScalarType dtype_ = torch::kFloat32;
+  int64_t rows_ = 0;
+  bool complete_ = false;
+  std::string notes_ = "{}";
+  std::shared_ptr<const io::MappedFile> file_;
+  torch::Tensor all_NW_;  // over the mapping
+};
+
+struct WriteActivationsOptions {
+  int64_t rows = 0;               ///< to write; 0: to the source's end
+  int64_t commit_rows = 1 << 15;  ///< after so many rows what is written is safe
+  bool resume = false;            ///< goes on with what a broken-off run left in the folder
+  std::string notes = "{}";       ///< JSON, kept in the file
+  Progress progress;
+};
+
+/// Writes rows of a source into a folder, made if it is not there. What a killed run has committed stays readable, marked as
+/// partial; `resume` goes on there, from the same source and options, to the same bytes.
+///
+/// Throws IoError for a folder that holds activations already (or, with `resume`, others), and for a full disk.
+INTROSPECT_EXPORT ActivationFile write_activations(ActivationSource& source,
+                                                   const std::filesystem::path& folder,
+                                                   const WriteActivationsOptions& options = {});
+
+/// The rows of a file in their order as a source. With `repeat` the first row follows the last.
+INTROSPECT_EXPORT std::unique_ptr<ActivationSource> file_activations(ActivationFile file,
+                                                                     bool repeat = false);
+
+}  // namespace introspect::activations

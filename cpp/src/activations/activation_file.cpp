@@ -1,0 +1,317 @@
+#include "introspect/activations/activation_file.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <map>
+#include <numeric>
+#include <system_error>
+#include <utility>
+
+#include <ATen/ATen.h>
+#include <nlohmann/json.hpp>
+
+#include "introspect/core/check.h"
+#include "introspect/core/sha256.h"
+
+#include "core/json.h"
+
+namespace introspect::activations {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr auto kWho = "ActivationFile: ";
+constexpr auto kHead = "activations.json";
+constexpr auto kRows = "rows.bin";
+constexpr auto kFormat = "introspect activations 1";
+constexpr int64_t kRowsAtATime = 4096;  // that a source over a file hands out together
+
+const std::map<std::string, torch::ScalarType> kDtypes = {
+    {"bfloat16", torch::kBFloat16}, {"float32", torch::kFloat32}, {"float64", torch::kFloat64}};
+
+std::string dtype_name(torch::ScalarType dtype) {
+  for (const auto& [name, type] : kDtypes)
+    if (type == dtype) return name;
+  throw IoError(concat(kWho, "rows must be bfloat16, float32 or float64, got ", dtype));
+}
+
+int64_t width_of(const std::vector<StreamSite>& sites) {
+  return std::accumulate(sites.begin(), sites.end(), int64_t{0},
+                         [](int64_t sum, const StreamSite& site) { return sum + site.width; });
+}
+
+/// Rows committed together, and the digest of their bytes.
+struct Piece {
+  int64_t rows = 0;
+  std::string sha256;
+};
+
+/// What activations.json says.
+struct Head {
+  std::vector<StreamSite> sites;
+  torch::ScalarType dtype = torch::kFloat32;
+  std::vector<Piece> pieces;
+  bool complete = false;
+  std::string notes = "{}", source_state;
+
+  int64_t rows() const {
+    return std::accumulate(pieces.begin(), pieces.end(), int64_t{0},
+                           [](int64_t sum, const Piece& piece) { return sum + piece.rows; });
+  }
+  int64_t row_bytes() const { return width_of(sites) * static_cast<int64_t>(c10::elementSize(dtype)); }
+
+  void write(const fs::path& folder) const {
+    nlohmann::json json = {{"format", kFormat}, {"dtype", dtype_name(dtype)},
+                           {"rows", rows()},    {"complete", complete},
+                           {"notes", notes},    {"source_state", source_state}};
+    for (const auto& site : sites)
+      json["sites"].push_back({{"hook_name", site.hook_name}, {"width", site.width}, {"model", site.model}});
+    json["pieces"] = nlohmann::json::array();
+    for (const auto& piece : pieces)
+      json["pieces"].push_back({{"rows", piece.rows}, {"sha256", piece.sha256}});
+    io::write_atomically(folder / kHead, json.dump(1));
+  }
+
+  static Head read(const fs::path& folder) {
+    const auto who = concat(kWho, (folder / kHead).string());
+    const auto text = io::read_text(folder / kHead);
+    const auto json = parse_json<IoError>(text, who);
+    const JsonField<IoError> field(json, who + ": ");
+    const auto format = field.at("format").text();
+    field.at("format").require(format == kFormat, "must be '", kFormat, "', got '", format, "'");
+    Head out;
+    const auto dtype = kDtypes.find(field.at("dtype").text());
+    field.at("dtype").require(dtype != kDtypes.end(), "must be bfloat16, float32 or float64");
+    out.dtype = dtype->second;
+    const auto sites = field.at("sites");
+    for (size_t i = 0; i < sites.some_list(); ++i) {
+      const auto site = sites.at(i);
+      out.sites.push_back(
+          {site.at("hook_name").text(), site.at("width").integer(), site.at("model").integer()});
+      site.at("width").require(out.sites.back().width > 0 && out.sites.back().width < models::kLargestSize,
+                               "must be positive");
+    }
+    const auto pieces = field.at("pieces");
+    for (size_t i = 0; i < pieces.list(); ++i) {
+      const auto piece = pieces.at(i);
+      out.pieces.push_back({piece.at("rows").integer(), piece.at("sha256").text()});
+      piece.at("rows").require(out.pieces.back().rows > 0 && out.pieces.back().rows < (int64_t{1} << 40),
+                               "must be positive");
+    }
+    out.complete = field.at("complete").boolean();
+    out.notes = field.at("notes").text();
+    out.source_state = field.at("source_state").text();
+    field.at("rows").require(field.at("rows").integer() == out.rows(), "must be those of the pieces, ",
+                             out.rows());
+    return out;
+  }
+};
+
+/// rows.bin, to which rows are appended.
+class RowsFile {
+ public:
+  RowsFile(const fs::path& path, int64_t bytes) : path_(path) {
+    descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    require(descriptor_ >= 0 && ::ftruncate(descriptor_, bytes) == 0 &&
+                ::lseek(descriptor_, bytes, SEEK_SET) == bytes,
+            "opened");
+  }
+  ~RowsFile() {
+    if (descriptor_ >= 0) ::close(descriptor_);
+  }
+  RowsFile(const RowsFile&) = delete;
+  RowsFile& operator=(const RowsFile&) = delete;
+
+  void write(const torch::Tensor& x) {
+    const auto* bytes = static_cast<const char*>(x.const_data_ptr());
+    size_t left = x.nbytes();
+    while (left > 0) {
+      const auto n = ::write(descriptor_, bytes, left);
+      if (n < 0 && errno == EINTR) continue;
+      require(n > 0, "written");
+      bytes += n, left -= static_cast<size_t>(n);
+    }
+  }
+  void flush() { require(::fdatasync(descriptor_) == 0, "flushed"); }
+
+ private:
+  void require(bool ok, const char* what) const {
+    check<IoError>(ok, kWho, path_.string(), ": cannot be ", what, ": ",
+                   std::generic_category().message(errno));
+  }
+
+  fs::path path_;
+  int descriptor_ = -1;
+};
+
+class FileActivations final : public ActivationSource {
+ public:
+  FileActivations(ActivationFile file, bool repeat) : file_(std::move(file)), repeat_(repeat) {
+    check<IoError>(file_.rows() > 0, kWho, file_.path().string(), ": must hold a row, got none");
+  }
+
+  const std::vector<StreamSite>& sites() const override { return file_.sites(); }
+  torch::ScalarType dtype() const override { return file_.dtype(); }
+
+  SiteRows hold_out(int64_t n) override {
+    check<std::invalid_argument>(n >= 0 && n < file_.rows(), kWho, file_.path().string(),
+                                 ": must have more than the ", n, " rows that are held out, has ",
+                                 file_.rows());
+    first_ = at_ = n;
+    SiteRows out;
+    if (n > 0)
+      for (size_t site = 0; site < sites().size(); ++site) out.push_back(file_.read(site, 0, n).clone());
+    return out;
+  }
+
+  std::vector<torch::Tensor> next() override {
+    if (at_ == file_.rows()) {
+      if (!repeat_) return {};
+      at_ = first_;
+    }
+    const auto last = std::min(at_ + kRowsAtATime, file_.rows());
+    return {at::arange(std::exchange(at_, last), last, torch::kLong)};
+  }
+
+  SiteRows rows(const std::vector<torch::Tensor>& columns) const override {
+    return file_.read(columns.at(0));
+  }
+
+  std::string state() const override {
+    return nlohmann::json{{"file_rows", file_.rows()}, {"row", at_}}.dump();
+  }
+  void restore(const std::string& state) override {
+    const auto who = concat(kWho, "the state to go on from");
+    const auto json = parse_json<IoError>(state, who);
+    const JsonField<IoError> field(json, who + ": ");
+    const auto rows = field.at("file_rows").integer();
+    field.at("file_rows").require(rows == file_.rows(), "must be ", file_.rows(), " as now, got ", rows);
+    at_ = field.at("row").integer();
+    field.at("row").require(at_ >= first_ && at_ <= rows, "must be ", first_, " to ", rows, ", got ", at_);
+  }
+
+ private:
+  ActivationFile file_;
+  bool repeat_;
+  int64_t first_ = 0, at_ = 0;
+};
+
+}  // namespace
+
+ActivationFile ActivationFile::open(const fs::path& folder, bool verify) {
+  auto head = Head::read(folder);
+  ActivationFile out;
+  out.path_ = folder;
+  out.dtype_ = head.dtype;
+  out.rows_ = head.rows();
+  out.complete_ = head.complete;
+  out.notes_ = std::move(head.notes);
+  out.file_ = io::MappedFile::open(folder / kRows);
+  const auto bytes = out.file_->bytes();
+  const auto row_bytes = head.row_bytes();
+  check<IoError>(static_cast<int64_t>(bytes.size()) / row_bytes >= out.rows_, kWho, (folder / kRows).string(),
+                 ": must have ", out.rows_, " rows of ", row_bytes, " bytes, has ", bytes.size(), " bytes");
+  size_t at = 0;
+  for (const auto& piece : head.pieces) {
+    if (!verify) break;
+    const auto n = static_cast<size_t>(piece.rows * row_bytes);
+    const auto digest = sha256_hex({reinterpret_cast<const char*>(bytes.data()) + at, n});
+    check<IoError>(digest == piece.sha256, kWho, (folder / kRows).string(), ": bytes ", at, " to ", at + n,
+                   " are not those that were written");
+    at += n;
+  }
+  out.sites_ = std::move(head.sites);
+  if (out.rows_ > 0)
+    out.all_NW_ = at::from_blob(const_cast<std::byte*>(bytes.data()), {out.rows_, width_of(out.sites_)},
+                                at::TensorOptions(head.dtype));
+  return out;
+}
+
+torch::Tensor ActivationFile::read(size_t site, int64_t first, int64_t last) const {
+  check<std::out_of_range>(site < sites_.size() && first >= 0 && first <= last && last <= rows_, kWho,
+                           path_.string(), ": has ", sites_.size(), " sites and ", rows_,
+                           " rows, asked for rows ", first, " to ", last, " of site ", site);
+  if (rows_ == 0) return at::empty({0, sites_[site].width}, dtype_);
+  file_->check_unchanged();
+  const auto column = width_of({sites_.begin(), sites_.begin() + static_cast<std::ptrdiff_t>(site)});
+  return all_NW_.narrow(0, first, last - first).narrow(1, column, sites_[site].width);
+}
+
+SiteRows ActivationFile::read(const torch::Tensor& rows_N) const {
+  check<std::out_of_range>(rows_ > 0, kWho, path_.string(), ": has no rows");
+  file_->check_unchanged();
+  const auto whole = all_NW_.index_select(0, rows_N);
+  if (sites_.size() == 1) return {whole};
+  SiteRows out;
+  int64_t column = 0;
+  for (const auto& site : sites_) {
+    out.push_back(whole.narrow(1, column, site.width).contiguous());
+    column += site.width;
+  }
+  return out;
+}
+
+ActivationFile write_activations(ActivationSource& source, const fs::path& folder,
+                                 const WriteActivationsOptions& options) {
+  check<std::invalid_argument>(options.rows >= 0 && options.commit_rows > 0,
+                               "write_activations: rows must be 0 or more and commit_rows positive, got ",
+                               options.rows, " and ", options.commit_rows);
+  Head head;
+  if (fs::exists(folder / kHead)) {
+    check<IoError>(options.resume, "write_activations: ", folder.string(),
+                   ": holds activations already; resume goes on with a broken-off run");
+    head = Head::read(folder);
+    if (head.complete) return ActivationFile::open(folder);
+    check<IoError>(head.sites == source.sites() && head.dtype == source.dtype(),
+                   "write_activations: ", folder.string(),
+                   ": holds activations of other sites or another dtype");
+    source.restore(head.source_state);
+  } else {
+    std::error_code error;
+    fs::create_directories(folder, error);
+    check<IoError>(!error, "write_activations: ", folder.string(), ": cannot be made: ", error.message());
+    head.sites = source.sites();
+    head.dtype = source.dtype();
+    head.notes = options.notes;
+    head.source_state = source.state();
+    head.write(folder);
+  }
+  RowsFile file(folder / kRows, head.rows() * head.row_bytes());
+  int64_t written = head.rows(), pending = 0;
+  Sha256 hash;
+  const auto commit = [&] {
+    file.flush();
+    if (pending > 0) head.pieces.push_back({pending, hash.hex()});
+    head.source_state = source.state();
+    head.write(folder);
+    hash = Sha256();
+    pending = 0;
+  };
+  while (options.rows == 0 || written < options.rows) {
+    report(options.progress, "activations", written, options.rows);
+    const auto columns = source.next();
+    if (columns.empty()) break;
+    auto rows = at::cat(source.rows(columns), 1);
+    if (options.rows > 0) rows = rows.narrow(0, 0, std::min(rows.size(0), options.rows - written));
+    rows = rows.contiguous();
+    file.write(rows);
+    hash.update(rows.const_data_ptr(), rows.nbytes());
+    written += rows.size(0);
+    pending += rows.size(0);
+    if (pending >= options.commit_rows) commit();
+  }
+  head.complete = true;
+  commit();
+  report(options.progress, "activations", written, written);
+  return ActivationFile::open(folder, /*verify=*/false);
+}
+
+std::unique_ptr<ActivationSource> file_activations(ActivationFile file, bool repeat) {
+  return std::make_unique<FileActivations>(std::move(file), repeat);
+}
+
+}  // namespace introspect::activations
