@@ -57,9 +57,7 @@ class Chosen {
     offsets_.push_back(static_cast<int64_t>(columns_.size()));
   }
 
-  SparseRows rows(torch::ScalarType dtype) const {
-    return {as_tensor(offsets_), as_tensor(columns_), as_tensor(values_).to(dtype)};
-  }
+  SparseRows rows() const { return {as_tensor(offsets_), as_tensor(columns_), as_tensor(values_)}; }
 
  private:
   template <typename E>
@@ -137,7 +135,7 @@ SparseRows topk(const torch::Tensor& x_ND, const LinearRows& linear, int64_t k) 
     });
     for (int64_t r = 0; r < count; ++r) chosen.add(rows[r].chosen());
   }
-  return chosen.rows(linear.W_FD.scalar_type());
+  return chosen.rows();
 }
 
 template <typename T, typename Limit>
@@ -160,7 +158,7 @@ SparseRows above(const torch::Tensor& x_ND, const LinearRows& linear, const Limi
         [] {});
     for (int64_t r = 0; r < count; ++r) chosen.add(rows[r]);
   }
-  return chosen.rows(linear.W_FD.scalar_type());
+  return chosen.rows();
 }
 
 template <typename T>
@@ -208,7 +206,7 @@ SparseRows topk_of_all(const torch::Tensor& x_ND, const LinearRows& linear, int6
       row.push_back({next->value, next->column - n * F});
     chosen.add(row);
   }
-  return chosen.rows(linear.W_FD.scalar_type());
+  return chosen.rows();
 }
 
 template <typename T>
@@ -231,7 +229,7 @@ SparseRows group_max(const torch::Tensor& x_ND, const LinearRows& linear, int64_
         [] {});
     for (int64_t r = 0; r < count; ++r) chosen.add(rows[r]);
   }
-  return chosen.rows(linear.W_FD.scalar_type());
+  return chosen.rows();
 }
 
 /// Throws unless x [N, D], W [F, D], b [F] and scale [F] fit one another.

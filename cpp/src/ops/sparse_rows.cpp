@@ -150,7 +150,7 @@ torch::Tensor gather_decode(const SparseRows& f, const torch::Tensor& W_FD) {
       }
     });
   });
-  return y_ND.to(W_FD.scalar_type());
+  return y_ND;
 }
 
 torch::Tensor dot_rows(const torch::Tensor& g_ND, const torch::Tensor& W_FD, const SparseRows& at) {

@@ -20,14 +20,14 @@ struct SparseRows {
 /// p = (x W^T + b) scale of rows x [N, D]: what an activation chooses from. One floating dtype on the CPU.
 struct LinearRows {
   torch::Tensor W_FD;
-  torch::Tensor b_F;      ///< undefined: 0
-  torch::Tensor scale_F;  ///< undefined: 1
+  torch::Tensor b_F = {};      ///< undefined: 0
+  torch::Tensor scale_F = {};  ///< undefined: 1
 };
 
 // The next four multiply a tile of rows at a time and choose from it while it is in the cache, so that no [N, F] is
-// kept. p is summed in float32 (float64 of float64 weights) and ranked as it is; the values are in the weights' dtype.
-// Equal ones: the first column, for any number of threads. NaN ranks above every number. Nothing has a gradient.
-// x [N, D] in any floating dtype. They throw ShapeError, and std::invalid_argument for a number out of range.
+// kept. p is summed in float32 (float64 of float64 weights), and values are in that dtype. Equal ones: the first column,
+// for any number of threads. NaN ranks above every number. Nothing has a gradient. x [N, D] in any floating dtype. They
+// throw ShapeError, and std::invalid_argument for a number out of range.
 
 /// Where p > threshold_F; undefined: above 0.
 INTROSPECT_EXPORT SparseRows rows_above(const torch::Tensor& x_ND, const LinearRows& linear,
@@ -52,9 +52,9 @@ INTROSPECT_EXPORT SparseRows group_max_rows(const torch::Tensor& x_ND, const Lin
                                             int64_t groups);
 
 // What follows reads rows of a matrix that entries name: sums in float32 (float64 of float64), in an order that does not
-// depend on threads, the result in W's dtype. bfloat16 and float16 rows are widened as they are read. No gradients.
+// depend on threads. bfloat16 and float16 rows are widened as they are read. No gradients.
 
-/// f W [N, D] of f [N, F] and W [F, D]. Throws ShapeError, and std::out_of_range for an index that W has no row for.
+/// f W [N, D] of f [N, F] and W [F, D], in float32 or float64. Throws ShapeError, and std::out_of_range for an index that W has no row for.
 INTROSPECT_EXPORT torch::Tensor gather_decode(const SparseRows& f, const torch::Tensor& W_FD);
 
 /// g[n] . W[f] for each entry (n, f) of `at` [E], in g's dtype: the gradient of f in f W, where g [N, D] is that of f W.

@@ -9,6 +9,7 @@
 
 #include "introspect/export.h"
 #include "introspect/hooks/operands.h"
+#include "introspect/ops/sparse_rows.h"
 
 namespace introspect::sae {
 
@@ -95,14 +96,11 @@ struct DictionaryOrigin {
   bool operator==(const DictionaryOrigin&) const = default;
 };
 
-/// Features that are not 0, row by row.
-struct SparseFeatures {
-  torch::Tensor offsets;  ///< int64 [N + 1]: row n has entries offsets[n] to offsets[n + 1]
-  torch::Tensor indices;  ///< int64 [entries], ascending within a row
-  torch::Tensor values;   ///< [entries], of the dictionary's dtype
+/// Features that are not 0, row by row: offsets int64 [N + 1], indices int64 [entries] ascending within a row, and values
+/// [entries] of the dictionary's dtype.
+struct SparseFeatures : ops::SparseRows {
   int64_t d_sae = 0;
 
-  int64_t rows() const { return offsets.size(0) - 1; }
   /// [N, F] with zeros.
   INTROSPECT_EXPORT torch::Tensor dense() const;
   /// Those of f [N, F] that are not 0.
@@ -112,7 +110,8 @@ struct SparseFeatures {
 /// A sparse autoencoder, transcoder or crosscoder: an overcomplete set of directions, and how inputs are read in it.
 ///
 /// A value: nothing changes it, copies share its tensors. A transcoder writes another width or point than it reads; a
-/// crosscoder reads and writes several sites side by side.
+/// crosscoder reads and writes several sites side by side. Of bfloat16 and float16 weights everything is computed in
+/// float32 and rounded last: features and what is decoded are those of the same weights in float32.
 ///
 ///     const auto sae = Dictionary::load("sae/smollm2-resid-15");
 ///     const auto f_NF = sae.encode(x_ND), x_hat = sae.decode(f_NF);
@@ -141,18 +140,19 @@ class INTROSPECT_EXPORT Dictionary {
   struct Input {
     torch::Tensor x, scale, shift;
   };
-  /// x [.., d_in] in the dictionary's dtype, normalised, without b_dec if that is subtracted. Throws ShapeError.
+  /// x [.., d_in] in the dtype it computes in, normalised, without b_dec if that is subtracted. Throws ShapeError.
   Input input(const torch::Tensor& x) const;
 
-  /// p [.., F]: what the architecture makes features of (of gated: q). Throws ShapeError, and ConfigError for matching
-  /// pursuit, which has none.
+  /// p [.., F]: what the architecture makes features of (of gated: q), in the dtype it computes in. Throws ShapeError,
+  /// and ConfigError for matching pursuit, which has none.
   torch::Tensor pre_activations(const torch::Tensor& x) const;
 
   /// Features f [.., F] of x [.., d_in]. With a gradient where x or the weights want one; without, as encode_sparse.
   /// Rows of batchtopk are ranked together.
   torch::Tensor encode(const torch::Tensor& x) const;
 
-  /// encode for features `ids` int64 [n] only: [.., n], the others not computed where the architecture allows it.
+  /// encode for features `ids` int64 [n] only: [.., n]. Standard, gated and jumprelu ones compute no others.
+  /// Throws ShapeError, and std::out_of_range.
   torch::Tensor encode(const torch::Tensor& x, const torch::Tensor& ids) const;
 
   /// The features of rows [N, d_in] that are not 0, without a matrix [N, F]: encoder and choice go tile by tile.
@@ -175,7 +175,8 @@ class INTROSPECT_EXPORT Dictionary {
   Dictionary to(torch::Device device) const;
 
   /// The same function with |W_dec_i| = 1: features, thresholds and biases are times the norms. Throws ConfigError for
-  /// matching pursuit, whose rows are of length 1.
+  /// matching pursuit, whose rows are of length 1, and for a choice of the largest p, which would be another, unless they
+  /// are ranked by norm already.
   Dictionary fold_decoder_norm() const;
 
   /// The same function with input_norm none, of one with `scale`; itself if there is none. Throws ConfigError for others.
@@ -184,17 +185,16 @@ class INTROSPECT_EXPORT Dictionary {
   Dictionary with_origin(DictionaryOrigin origin) const;
 
   /// Length of each decoder row, [F].
-  torch::Tensor decoder_norms() const {
-    return decoder_norms_F_.defined() ? decoder_norms_F_ : weights_.W_dec_FD.norm(2, -1);
-  }
+  torch::Tensor decoder_norms() const;
 
  private:
   Dictionary() = default;
+  torch::Tensor decoded(const SparseFeatures& f) const;
+  torch::Tensor finish(torch::Tensor y, const torch::Tensor& x) const;
 
   DictionaryConfig config_;
   DictionaryWeights weights_;
   DictionaryOrigin origin_;
-  torch::Tensor decoder_norms_F_;
   mutable std::string hash_;
 };
 
