@@ -128,6 +128,25 @@ Raises:
     ValueError: no tokens, or more entries than fit the budget.
 )doc");
   m.def(
+      "read_contexts",
+      [](const py::object& model, const std::vector<std::string>& hook_names, const torch::Tensor& tokens,
+         const OptionalTensor& lengths, int64_t batch_tokens, py::object progress) {
+        const auto native = native_model(model);
+        const auto shown = as_shown_progress(std::move(progress));
+        const py::gil_scoped_release released;
+        return read_contexts(*native, hook_names, {tokens, lengths.value_or(torch::Tensor()), {}},
+                             batch_tokens, shown);
+      },
+      py::arg("model"), py::arg("hook_names"), py::arg("tokens"), py::kw_only(),
+      py::arg("lengths") = py::none(), py::arg("batch_tokens") = defaults.batch_tokens,
+      py::arg("progress") = py::none(), R"doc(
+What stands at hook points over token contexts, side by side: [contexts, tokens, width] in the model's dtype, 0 at padding.
+
+Raises:
+    HookError, ConfigError: a point that the model does not have, after the last block, or without a width.
+    ShapeError: contexts that are too long.
+)doc");
+  m.def(
       "feature_activations_of_rows",
       [](const Dictionary& dictionary, const torch::Tensor& tokens, const torch::Tensor& x,
          const OptionalTensor& lengths, std::vector<int64_t> special_tokens, const OptionalTensor& ids,

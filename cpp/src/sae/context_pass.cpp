@@ -123,4 +123,33 @@ void Sites::replace(hooks::HookRegistry& hooks, const torch::Tensor& y_BTD) cons
   }
 }
 
+torch::Tensor read_contexts(const models::Model& model, const std::vector<std::string>& hook_names,
+                            const Contexts& contexts, int64_t batch_tokens, const Progress& progress) {
+  constexpr auto who = "read_contexts";
+  const at::NoGradGuard no_grad;
+  std::vector<DictionarySite> named;
+  for (const auto& name : hook_names) named.push_back({name});
+  const Sites sites(who, model, named);
+  const auto all = batches(who, model.cfg(), contexts, batch_tokens);
+  torch::Tensor out;
+  for (size_t i = 0; i < all.size(); ++i) {
+    const auto& batch = all[i];
+    report(progress, "reading activations", static_cast<int64_t>(i), static_cast<int64_t>(all.size()));
+    const auto cache = std::make_shared<hooks::ActivationCache>();
+    auto hooks = model.make_hooks();
+    sites.record(hooks, cache);
+    models::ForwardOptions pass;
+    pass.hooks = &hooks;
+    pass.stop_at_layer = sites.last_layer() + 1;
+    model.forward(batch.tokens_BT.to(model.device()), pass);
+    const auto x_BTD = sites.joined(*cache).to(torch::kCPU);
+    const int64_t N = contexts.tokens_NT.size(0), T = contexts.tokens_NT.size(1);
+    if (!out.defined()) out = at::zeros({N, T, x_BTD.size(2)}, x_BTD.options());
+    out.narrow(1, 0, x_BTD.size(1))
+        .index_copy_(0, batch.rows_B, x_BTD * batch.real_BT.unsqueeze(-1).to(x_BTD.scalar_type()));
+  }
+  report(progress, "reading activations", static_cast<int64_t>(all.size()), static_cast<int64_t>(all.size()));
+  return out;
+}
+
 }  // namespace introspect::sae

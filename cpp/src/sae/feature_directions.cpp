@@ -85,9 +85,13 @@ torch::Tensor logit_effects(const models::Model& model, const Dictionary& dictio
   const bool is_double = model.dtype() == torch::kFloat64;
   const auto options =
       torch::TensorOptions(is_double ? torch::kFloat64 : torch::kFloat32).device(model.device());
-  const auto rows =
-      dictionary.weights().W_dec_FD.index_select(0, ids.to(dictionary.device())).narrow(1, first, width);
-  auto v_nD = in_stream(model, outputs[chosen], rows.to(options));
+  const auto at = ids.to(dictionary.device());
+  auto rows = dictionary.weights().W_dec_FD.index_select(0, at).narrow(1, first, width).to(options);
+  const auto& config = dictionary.config();
+  if (config.rank_by_decoder_norm)
+    rows = rows / dictionary.decoder_norms().index_select(0, at).to(options).unsqueeze(1);
+  if (config.input_norm == InputNorm::scale) rows = rows / config.input_scale;
+  auto v_nD = in_stream(model, outputs[chosen], rows);
   const auto& norm = model.ln_final();
   if (norm.kind == nn::NormKind::kLayer) v_nD = v_nD - v_nD.mean(-1, /*keepdim=*/true);
   return at::linear(v_nD * norm.weight.to(options), model.weights().W_U.to(options)).to(torch::kCPU);

@@ -1,9 +1,14 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include <torch/types.h>
+
+#include "introspect/core/progress.h"
+#include "introspect/export.h"
+#include "introspect/models/model.h"
 
 namespace introspect::sae {
 
@@ -16,5 +21,15 @@ struct Contexts {
   torch::Tensor lengths_N;              ///< int64 [N], from 1 to T; undefined: T
   std::vector<int64_t> special_tokens;  ///< ids
 };
+
+/// What stands at hook points (full names, heads one after another) over contexts, side by side: [N, T, width] in the
+/// model's dtype, on the CPU, 0 at padding. No block above the highest point is run.
+///
+/// Throws before the first pass HookError for a point that the model does not have, ConfigError for one after the last
+/// block or without a width, ShapeError for contexts that are longer than n_ctx, std::out_of_range for token ids.
+INTROSPECT_EXPORT torch::Tensor read_contexts(const models::Model& model,
+                                              const std::vector<std::string>& hook_names,
+                                              const Contexts& contexts, int64_t batch_tokens = 4096,
+                                              const Progress& progress = {});
 
 }  // namespace introspect::sae

@@ -117,7 +117,8 @@ INTROSPECT_EXPORT Neighbours coactive_features(const FeatureActivations& activat
 INTROSPECT_EXPORT Neighbours decoder_neighbours(const Dictionary& dictionary, int64_t feature,
                                                 int64_t k = 10);
 
-/// What a unit of each feature adds to the logits on the direct path: W_dec through the final norm's weight, the
+/// What a unit of each feature adds to the logits on the direct path: W_dec (in the units of the model, an input norm of
+/// each row aside) through the final norm's weight, its
 /// denominator left out, and W_U. [n, V], float32 (float64 of a float64 model).
 ///
 /// LayerNorm takes the mean off a direction first. To have logits divide by the norm's denominator at the token; a soft cap
