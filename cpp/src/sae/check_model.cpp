@@ -123,6 +123,11 @@ std::pair<std::string, std::string> named_sites(const char* who, const Dictionar
   return {input, moved ? input : one(sites.hook_name_out, origin.outputs, input, "writes")};
 }
 
+torch::Tensor decoder_divisors(const Dictionary& dictionary, torch::ScalarType dtype) {
+  const auto norms_F = dictionary.decoder_norms().to(dtype);
+  return at::where(norms_F > 0, norms_F, at::ones_like(norms_F));
+}
+
 torch::Tensor side_by_side(const torch::Tensor& x, int64_t width, const char* does) {
   const auto out = x.dim() == 4 ? x.flatten(-2) : x;
   check<ShapeError>(out.size(-1) == width, "splice: the dictionary ", does, " ", width,

@@ -7,6 +7,9 @@
 
 #include "introspect/core/check.h"
 
+#include "sae/arithmetic.h"
+#include "sae/sites.h"
+
 namespace introspect::sae {
 namespace {
 
@@ -23,7 +26,8 @@ FeatureEffects feature_effects(const Dictionary& d, const torch::Tensor& x_ND,
   check<ShapeError>(!transcodes || (source_ND.dim() == 2 && source_ND.size(0) == x_ND.size(0)),
                     "feature_effects: the source must have a row for each of x's ", x_ND.size(0));
   const at::NoGradGuard no_grad;
-  const auto options = d.weights().W_dec_FD.options();
+  const auto type = arithmetic(d.dtype());
+  const auto options = d.weights().W_dec_FD.options().dtype(type);
   const auto g_ND = gradient_ND.to(options), x = x_ND.to(options);
   const auto read = transcodes ? source_ND.to(options) : x;
 
@@ -34,12 +38,12 @@ FeatureEffects feature_effects(const Dictionary& d, const torch::Tensor& x_ND,
   std::vector<torch::Tensor> parts;
   for (int64_t first = 0; first < f.indices.numel(); first += kChunk) {
     const int64_t n = std::min(kChunk, f.indices.numel() - first);
-    const auto W_ED = d.weights().W_dec_FD.index_select(0, f.indices.narrow(0, first, n));
+    const auto W_ED = d.weights().W_dec_FD.index_select(0, f.indices.narrow(0, first, n)).to(type);
     parts.push_back((W_ED * g_ND.index_select(0, rows.narrow(0, first, n))).sum(-1));
   }
-  out.effects = parts.empty() ? at::zeros({0}, options) : f.values * at::cat(parts);
+  out.effects = parts.empty() ? at::zeros({0}, options) : f.values.to(type) * at::cat(parts);
   if (d.config().rank_by_decoder_norm)
-    out.effects = out.effects / d.decoder_norms().index_select(0, f.indices);
+    out.effects = out.effects / decoder_divisors(d, type).index_select(0, f.indices);
   if (d.config().input_norm != InputNorm::none) {
     const auto scale = d.input(read).scale;
     const auto scale_N = scale.dim() == 0 ? scale.expand({f.rows()}) : scale.squeeze(-1);

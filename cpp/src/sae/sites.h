@@ -20,6 +20,10 @@ hooks::Site parse_site(std::string_view name);
 std::pair<std::string, std::string> named_sites(const char* who, const Dictionary& dictionary,
                                                 const SpliceSites& sites);
 
+/// What features of a dictionary that ranks by decoder norm are divided by before they are decoded: the norms, and 1 for
+/// rows of zeros, which write nothing.
+torch::Tensor decoder_divisors(const Dictionary& dictionary, torch::ScalarType dtype);
+
 /// x [.., heads, K] at a point with heads as [.., heads K], `width`; without heads x itself. Throws ShapeError.
 torch::Tensor side_by_side(const torch::Tensor& x, int64_t width, const char* does);
 

@@ -10,6 +10,7 @@
 #include "introspect/core/check.h"
 #include "introspect/hooks/operators.h"
 
+#include "sae/arithmetic.h"
 #include "sae/sites.h"
 
 namespace introspect::sae {
@@ -170,11 +171,11 @@ void check_operands(const Operands& operands, const Widths& widths) {
 
 /// What the edits add to the decoded: sum_i (f'_i - f_i) W_dec_i, of x in its own units.
 Tensor edited_part(const Dictionary& d, const Tensor& f_n, const Input& in, const Tensor& read) {
-  const auto options = d.weights().W_dec_FD.options();
+  const auto type = arithmetic(d.dtype());
   const auto ids = in.operands.get("features");
-  auto change_n = f_n * (in.operands.get("gains").to(options) - 1) + in.operands.get("values").to(options);
-  if (d.config().rank_by_decoder_norm) change_n = change_n / d.decoder_norms().index_select(0, ids);
-  auto out = at::matmul(change_n, d.weights().W_dec_FD.index_select(0, ids));
+  auto change_n = f_n.to(type) * (in.operands.get("gains").to(type) - 1) + in.operands.get("values").to(type);
+  if (d.config().rank_by_decoder_norm) change_n = change_n / decoder_divisors(d, type).index_select(0, ids);
+  auto out = at::matmul(change_n, d.weights().W_dec_FD.index_select(0, ids).to(type));
   if (d.config().input_norm != InputNorm::none) out = out * d.input(read).scale;
   return out;
 }

@@ -2,6 +2,7 @@
 
 #include "introspect/sae/splice.h"
 
+#include "sae/arithmetic.h"
 #include "sae/sites.h"
 
 namespace introspect::sae {
@@ -13,27 +14,29 @@ using torch::Tensor;
 Tensor decoded(const Dictionary& d, const Tensor& x, const SeePoint& see) {
   const auto& w = d.weights();
   const auto& config = d.config();
-  const auto read = see("hook_sae_input", x.to(w.W_dec_FD.options()));
+  const auto type = arithmetic(d.dtype());
+  const auto in_type = [type](const Tensor& t) { return t.defined() ? t.to(type) : t; };
+  const auto read = see("hook_sae_input", x.to(d.device(), type));
   const auto in = d.input(read);
   Tensor f;
   if (config.architecture == Architecture::matching_pursuit) {
-    f = d.encode(read);
+    f = in_type(d.encode(read));
   } else if (config.architecture == Architecture::gated) {  // SAELens shows the magnitudes' pre-activations
-    const auto q = at::linear(in.x, w.W_enc_FD);
-    const auto p = see("hook_sae_acts_pre", q * w.r_mag_F.exp() + w.b_mag_F);
-    f = (q + w.b_gate_F > 0).to(p.scalar_type()) * at::relu(p);
-    if (config.rank_by_decoder_norm) f = f * d.decoder_norms();
+    const auto q = d.pre_activations(read);
+    const auto p = see("hook_sae_acts_pre", q * in_type(w.r_mag_F).exp() + in_type(w.b_mag_F));
+    f = (q > -in_type(w.b_gate_F)).to(type) * at::relu(p);
+    if (config.rank_by_decoder_norm) f = f * in_type(d.decoder_norms());
   } else {
-    f = activate(config, w, see("hook_sae_acts_pre", at::linear(in.x, w.W_enc_FD, w.b_enc_F)));
+    f = activate(config, w, see("hook_sae_acts_pre", d.pre_activations(read)));
   }
   f = see("hook_sae_acts_post", f);
-  if (config.rank_by_decoder_norm) f = f / d.decoder_norms();
-  auto y = at::matmul(f, w.W_dec_FD);
+  if (config.rank_by_decoder_norm) f = f / decoder_divisors(d, type);
+  auto y = at::matmul(f, in_type(w.W_dec_FD));
   if (w.b_dec_D.defined()) y = y + w.b_dec_D;
   y = see("hook_sae_recons", y);
   if (in.scale.defined()) y = y * in.scale;
   if (in.shift.defined()) y = y + in.shift;
-  return w.W_skip_DD.defined() ? y + at::linear(read, w.W_skip_DD) : y;
+  return w.W_skip_DD.defined() ? y + at::linear(read, in_type(w.W_skip_DD)) : y;
 }
 
 }  // namespace

@@ -6,8 +6,9 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import filterfalse
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -47,6 +48,8 @@ class Hook:
     prepend: bool
 
     def put_into(self, registry: _C.HookRegistry, of: Pass) -> None:
+        if is_inner(self.handle.name):  # called by whoever has the point
+            return
         callback = _as_callback(self.handle.user_hook, self.point, self.handle.direction)
         registry.add(self.handle.name, callback, direction=self.handle.direction, prepend=self.prepend)
 
@@ -65,16 +68,41 @@ class Steered:
 class Recording:
     """What every pass records."""
 
+    turn = 1  # after all else
+
     names: list[str]
     cache: _C.ActivationCache
     incl_bwd: bool
     options: dict[str, Any]
+    pos_slice: Slice = field(default_factory=Slice)
+    inner: dict[str, torch.Tensor] = field(default_factory=dict)  # what inner points have shown
 
     def put_into(self, registry: _C.HookRegistry, of: Pass) -> None:
-        for name in self.names:
+        for name in filterfalse(is_inner, self.names):
             registry.record(name, self.cache, **self.options)
             if self.incl_bwd:
                 registry.record(name, self.cache, gradient=True, **self.options)
+
+    def see(self, name: str, value: torch.Tensor) -> None:
+        """Keeps what an inner point shows, or its gradient."""
+        if self.options["heads"] is not None:
+            raise ValueError(f"run_with_cache: '{name}' has no heads to choose among")
+        kept = self.pos_slice.apply(value.detach(), dim=1)
+        self.inner[name] = kept.to(device=self.options["device"], dtype=self.options["dtype"])
+
+    def to_dict(self, order: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What was recorded, in the order of the pass, which is that of these names; then gradients."""
+        found = self.cache.to_dict()
+        if not self.inner:
+            return found
+        places = {name: place for place, name in enumerate(order)}
+        found |= self.inner
+        return {name: found[name] for name in sorted(found, key=lambda name: places.get(name, len(places)))}
+
+
+def is_inner(name: str) -> bool:
+    """True of a point within what stands at a hook point: "blocks.3.hook_resid_post.hook_sae_acts_post"."""
+    return ".hook_sae_" in name
 
 
 class _OfThread(threading.local):
@@ -112,14 +140,25 @@ class Hooked:
         """How many ``with`` blocks of this thread stand inside one another."""
         return self._of_thread.level
 
+    def _inner_points(self) -> dict[str, dict[str, HookPoint]]:
+        """Points within what stands at a hook point: the hook point -> {full name: point}, in their order."""
+        return {}
+
     @property
     def hook_names(self) -> list[str]:
         """Every hook name, in the order in which a forward pass meets them."""
-        return self.native.hook_names(**self._hook_flags())
+        names = self.native.hook_names(**self._hook_flags())
+        inner = self._inner_points()
+        return [each for name in names for each in (*inner.get(name, ()), name)] if inner else names
 
-    @cached_property
+    @property
     def hook_dict(self) -> dict[str, HookPoint]:
         """Every point by its name, those that only a hook needs among them."""
+        inner = self._inner_points().values()
+        return {**self._own_points, **dict(pair for of in inner for pair in of.items())} if inner else self._own_points
+
+    @cached_property
+    def _own_points(self) -> dict[str, HookPoint]:
         names = self.native.hook_names(
             use_attn_result=True, use_split_qkv_input=True, use_attn_in=True, use_hook_mlp_in=True
         )
@@ -180,7 +219,7 @@ class Hooked:
         registry = self.native.make_hooks()
         of = Pass(self, tokens, attention_mask, cache)
         # A recorder keeps what those before it made of an activation.
-        for effect in sorted(effects, key=lambda effect: isinstance(effect, Recording)):
+        for effect in sorted(effects, key=lambda effect: getattr(effect, "turn", 0)):
             effect.put_into(registry, of)
         return registry
 
@@ -356,20 +395,21 @@ class Hooked:
         heads: Sequence[int] | None = None,
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
-    ) -> Iterator[_C.ActivationCache]:
-        """A native cache into which the passes inside the block record the activations asked for."""
-        cache = _C.ActivationCache()
+    ) -> Iterator[Recording]:
+        """What the passes inside the block record of the activations asked for."""
+        chosen = Slice.unwrap(pos_slice)
         options: dict[str, Any] = {
-            "positions": _as_positions(Slice.unwrap(pos_slice)),
+            "positions": _as_positions(chosen),
             "heads": None if heads is None else list(heads),
             "device": None if device is None else torch.device(device),
             "dtype": dtype,
         }
-        recording = Recording(self._select(names_filter, "run_with_cache"), cache, incl_bwd, options)
+        names = self._select(names_filter, "run_with_cache")
+        recording = Recording(names, _C.ActivationCache(), incl_bwd, options, chosen)
         with self._context(reset_hooks_end, clear_contexts) as effects:
             effects.append(recording)
             self._put(effects, everywhere=False)
-            yield cache
+            yield recording
 
 
 def caching_hooks(

@@ -14,6 +14,7 @@ from ..hub import pretrained
 from ..hub.tokenizer_adapter import TokenizerAdapter
 from ..model import Model
 from . import generation, passes, settings, submodules, text, training_texts, weights
+from . import saes as dictionaries
 from .helpers import get_device
 from .lens_model import LensModel, Side
 from .new_model import new_native
@@ -232,6 +233,17 @@ class HookedTransformer(LensModel):
     input_to_embed = passes.input_to_embed
     generate = generation.generate
     generate_stream = generation.generate_stream
+
+    # Dictionaries, under SAELens's names
+
+    add_sae = dictionaries.add_sae
+    reset_saes = dictionaries.reset_saes
+    saes = dictionaries.saes
+    acts_to_saes = property(dictionaries.acts_to_saes)
+    run_with_saes = dictionaries.run_with_saes
+    run_with_cache_with_saes = dictionaries.run_with_cache_with_saes
+    run_with_hooks_with_saes = dictionaries.run_with_hooks_with_saes
+    _inner_points = dictionaries.inner_points
 
     # Text
 
