@@ -12,6 +12,7 @@ from . import _C
 from .hooks.activation_cache import ActivationCache
 from .hooks.manager import Hooked
 from .hooks.points import NamesFilter
+from .steering import splice as splicing
 from .steering import steer as steering
 from .transformer_lens import left_out
 
@@ -25,6 +26,7 @@ class HookedModel(Hooked):
     """A hooked decoder under either of its names, each of which says how it is called and continued: see ``Model``."""
 
     steer = steering.steer
+    splice = splicing.splice
 
     @property
     def native(self) -> _C.Model:
@@ -133,5 +135,6 @@ class HookedModel(Hooked):
         """What ``run`` gives, and the activations of the passes in it; the options are those of ``_recording``."""
         with self._recording(names_filter, **how) as recorded:
             out = run()
-        cache = ActivationCache(recorded.to_dict(), self)
+            order = self.hook_names if recorded.inner else ()
+        cache = ActivationCache(recorded.to_dict(order), self)
         return out, cache.remove_batch_dim() if remove_batch_dim else cache

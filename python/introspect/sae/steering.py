@@ -146,9 +146,9 @@ def layer_of(sae: _C.Dictionary, who: str) -> int:
 def directions(sae: _C.Dictionary) -> torch.Tensor:
     """What one unit of each feature adds to the activation, [d_sae, d_out], an input norm of each row aside."""
     rows = sae.weights["W_dec"].detach()
-    if sae.config.rank_by_decoder_norm:
+    if sae.rank_by_decoder_norm:
         rows = rows / rows.norm(dim=1, keepdim=True)
-    return rows / sae.config.input_scale
+    return rows / sae.input_scale
 
 
 @dataclass(frozen=True, eq=False)

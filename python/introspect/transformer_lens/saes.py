@@ -135,7 +135,7 @@ def _attach(model: LensModel, sae: _C.Dictionary, use_error_term: bool | None, h
     where = checked_sites(model, sae, "add_sae", hook=hook, any_model=any_model)
     error = getattr(sae, "use_error_term", False) if use_error_term is None else use_error_term
     one = Attached(sae, *where, bool(error))
-    skipped = {"hook_sae_acts_pre"} if sae.config.architecture == "matching_pursuit" else set()
+    skipped = {"hook_sae_acts_pre"} if sae.architecture == "matching_pursuit" else set()
     if not error:
         skipped.add("hook_sae_error")
     names = [f"{one.output}.{name}" for name in (*POINTS, "hook_sae_output") if name not in skipped]
