@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import generate, heads, info, lens, patch, probe, pull, report, run, sae, store, sweep, train, vector
+from . import explore, generate, heads, info, lens, patch, probe, pull, report, run, sae, store, sweep, train, vector
 
 app = typer.Typer(
     name="introspect",
@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (pull, info, lens, patch, heads, probe, generate, train, run, sweep, report):
+for command in (pull, info, lens, patch, heads, probe, generate, train, run, sweep, report, explore):
     app.command(name=command.__name__.rpartition(".")[2])(command.command)
 app.add_typer(vector.app, name="vector")
 app.add_typer(store.app, name="store")

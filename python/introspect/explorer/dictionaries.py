@@ -1,0 +1,156 @@
+"""Dictionaries beside a model: loaded by name, read on texts, and feature pages from a token cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .fields import Refused
+from .labels import NAME as LABELS
+from .labels import Labels
+from .session import Session
+from .workspace import Workspace
+
+MOST_FEATURES = 200  # of one answer
+
+
+class Dictionaries:
+    """Dictionaries of a workspace. Only the worker's thread uses what needs the model."""
+
+    def __init__(self, space: Workspace, session: Session | None) -> None:
+        self._space, self._session = space, session
+        self._loaded: dict[str, Any] = {}
+        self._pages: dict[str, Any] = {}
+        self._labels: dict[str, Labels] = {}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._space.dictionaries)
+
+    def path(self, name: str) -> Path:
+        if name not in self._space.dictionaries:
+            raise Refused(f"there is no dictionary {name[:80]!r}; there are {', '.join(self.names) or 'none'}", 404)
+        return self._space.dictionaries[name]
+
+    def sae(self, name: str) -> Any:
+        if name not in self._loaded:
+            import introspect
+
+            self._loaded[name] = introspect.SAE.load(self.path(name))
+        return self._loaded[name]
+
+    def session(self) -> Session:
+        if self._session is None:
+            raise Refused("this needs the model: introspect explore ... --model MODEL", 409)
+        return self._session
+
+    def labels(self, name: str) -> Labels:
+        if name not in self._labels:
+            path = self.path(name)
+            self._labels[name] = Labels(path / LABELS if path.is_dir() else path.with_suffix(f".{LABELS}"))
+        return self._labels[name]
+
+    def hook(self, name: str, *, output: bool = False) -> str:
+        """The point that a dictionary reads or writes. Raises Refused where its file does not say."""
+        origin = self.sae(name).origin
+        sites = (origin.outputs if output else origin.inputs) or origin.inputs
+        if len(sites) != 1 or not sites[0].hook_name:
+            raise Refused(f"the dictionary {name} does not say which point of a model it is of")
+        return sites[0].hook_name
+
+    def of_layer(self, layer: int) -> Any:
+        """The transcoder or other dictionary of a layer, for changes from a graph."""
+        for name in self.names:
+            parts = self.hook(name).split(".")
+            if len(parts) > 2 and parts[1] == str(layer):
+                return self.sae(name)
+        raise Refused(f"no dictionary of layer {layer} is open: --sae DIR for each layer of the graph", 409)
+
+    def info(self, name: str) -> dict[str, Any]:
+        sae = self.sae(name)
+        origin = sae.origin
+        return {
+            "name": name,
+            "d_in": sae.d_in,
+            "d_out": sae.d_out,
+            "d_sae": sae.d_sae,
+            "architecture": str(sae.architecture),
+            "reads": [site.hook_name for site in origin.inputs],
+            "writes": [site.hook_name for site in origin.outputs],
+            "model": origin.model_name,
+            "labels": len(self.labels(name).all()),
+            "pages": self.has_pages(name),
+            "can_read": self._session is not None,
+        }
+
+    def check_feature(self, name: str, index: int) -> None:
+        d_sae = self.sae(name).d_sae
+        if not 0 <= index < d_sae:
+            raise Refused(f"there is no feature {index} in {name}: 0 to {d_sae - 1:,}", 404)
+
+    # Texts
+
+    def encode(self, name: str, tokens: Any) -> Any:
+        """Features of each token, [pos, d_sae] dense float32; those of special tokens are as they are."""
+        import torch
+
+        hook = self.hook(name)
+        session = self.session()
+        session.model.native.check_hook_name(hook)
+        with torch.no_grad():
+            _, cache = session.model.run_with_cache(tokens, [hook], logits_at="none")
+            x = cache[hook][0]
+            return self.sae(name).encode(x.reshape(x.shape[0], -1).to(self.sae(name).dtype)).float()
+
+    def active(self, name: str, tokens: Any, *, position: int | None = None, most: int = 30) -> list[dict[str, Any]]:
+        """The features that are largest anywhere in a text, or at one position, with their values at every token."""
+        values = self.encode(name, tokens)
+        strongest, where = values.max(0)
+        key = strongest if position is None else values[position]
+        order = key.topk(min(most, MOST_FEATURES, key.numel())).indices.tolist()
+        labels = self.labels(name).all()
+        return [
+            {
+                "index": one,
+                "label": labels.get(one, ""),
+                "max": float(strongest[one]),
+                "at": int(where[one]),
+                "values": values[:, one].tolist(),
+            }
+            for one in order
+            if float(key[one]) > 0
+        ]
+
+    def values(self, name: str, tokens: Any, index: int) -> list[float]:
+        self.check_feature(name, index)
+        return self.encode(name, tokens)[:, index].tolist()
+
+    # Directions
+
+    def decoder(self, name: str) -> Any:
+        """[d_sae, d_out]."""
+        return self.sae(name).weights["W_dec"].detach().float()
+
+    def nearest(self, name: str, direction: Any, most: int) -> list[tuple[int, float]]:
+        """(feature, cosine) of the decoder rows that point most alike."""
+        import torch
+
+        rows = torch.nn.functional.normalize(self.decoder(name), dim=1)
+        if direction.numel() != rows.shape[1]:
+            raise Refused(f"a vector must have {rows.shape[1]} numbers, got {direction.numel()}")
+        cosine = rows @ torch.nn.functional.normalize(direction.float(), dim=0)
+        values, ids = cosine.topk(min(most, rows.shape[0]))
+        return list(zip(ids.tolist(), values.tolist(), strict=True))
+
+    # Pages
+
+    def has_pages(self, name: str) -> bool:
+        return name in self._pages
+
+    def card(self, name: str, index: int, job: Any) -> dict[str, Any]:
+        """A feature's page. Raises Refused where no token cache has been built."""
+        self.check_feature(name, index)
+        raise Refused("feature pages are not built yet", 409)
+
+    def build_pages(self, name: str, job: Any) -> dict[str, Any]:
+        raise Refused("feature pages are not built yet", 409)

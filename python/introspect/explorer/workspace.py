@@ -1,0 +1,172 @@
+"""What there is to explore: the model, dictionaries, graphs, runs and vectors that a path and options name.
+
+Files get their names here, once. A request names one of them and never a path, so that none leads anywhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MOST_FILES = 2_000  # in one folder
+LOOKED_AT = 1 << 16  # bytes of a JSON file that say what it is
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+DICTIONARY_FILES = ("sae_weights.safetensors", "sae.safetensors", "params.npz", "ae.pt", "dictionary.safetensors")
+CELLS = "cells.sqlite"
+FOLDER_SKIPPED = {"features", "__pycache__", "node_modules"}
+
+
+@dataclass
+class Workspace:
+    """Names to files. ``model`` is what ``load_model`` takes, or None."""
+
+    model: str | None = None
+    dictionaries: dict[str, Path] = field(default_factory=dict)
+    graphs: dict[str, Path] = field(default_factory=dict)
+    runs: dict[str, Path] = field(default_factory=dict)
+    vectors: dict[str, Path] = field(default_factory=dict)
+    lens: Path | None = None
+    texts: Path | None = None  # one text a line, for the contexts of features
+    skipped: list[str] = field(default_factory=list)  # what was too much to look at, in words
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.model or self.dictionaries or self.graphs or self.runs or self.vectors)
+
+    def add(self, kind: str, path: Path, name: str | None = None) -> None:
+        """A file or folder of a kind ("graphs", ...), under a name that no other of its kind has."""
+        found: dict[str, Path] = getattr(self, kind)
+        if path in found.values():
+            return
+        base = name or path.stem if kind in ("graphs", "vectors") else name or path.name
+        unique, n = base or "unnamed", 2
+        while unique in found:
+            unique, n = f"{base} ({n})", n + 1
+        found[unique] = path
+
+
+def find(
+    path_or_model: str,
+    *,
+    model: str | None = None,
+    dictionaries: Sequence[Path] = (),
+    graphs: Sequence[Path] = (),
+    runs: Sequence[Path] = (),
+    vectors: Sequence[Path] = (),
+    lens: Path | None = None,
+    texts: Path | None = None,
+) -> Workspace:
+    """A workspace of a path (a graph, a run, a dictionary, a model, or a folder of these) or of a model's name.
+
+    Raises:
+        FileNotFoundError: a folder that holds none of these.
+    """
+    space = Workspace(model=model, lens=lens, texts=texts)
+    path = Path(path_or_model)
+    if not path.exists():
+        space.model = model or path_or_model
+    elif is_model(path):
+        space.model = model or path_or_model
+        if path.is_dir():
+            _look_into(space, path, deeper=False)
+    elif path.is_dir():
+        _look_into(space, path, deeper=True)
+    else:
+        _look_at(space, path)
+    for kind, given in (("dictionaries", dictionaries), ("graphs", graphs), ("runs", runs), ("vectors", vectors)):
+        for one in given:
+            space.add(kind, Path(one))
+    if space.is_empty:
+        raise FileNotFoundError(
+            f"explore: {path} holds no model, dictionary, attribution graph (.json with nodes and links), run "
+            "(introspect run) or control vector"
+        )
+    return space
+
+
+def is_model(path: Path) -> bool:
+    if path.is_file():
+        return path.suffix == ".gguf" and not _is_vector(path)
+    return (path / "config.json").is_file() and any(any(path.glob(kind)) for kind in WEIGHTS)
+
+
+def is_dictionary(path: Path) -> bool:
+    return path.is_dir() and any((path / name).is_file() for name in DICTIONARY_FILES)
+
+
+def is_run(path: Path) -> bool:
+    return path.is_dir() and (
+        (path / CELLS).is_file() or any(kind_of_json(file) == "result" for file in _files(path, "*.json"))
+    )
+
+
+def kind_of_json(path: Path) -> str:
+    """ "graph", "result" or "": by the beginning of the file, which may be large."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(LOOKED_AT)
+    except OSError:
+        return ""
+    if b'"qParams"' in head or (b'"nodes"' in head and b'"node_id"' in head) or b'"prompt_tokens"' in head:
+        return "graph"
+    if b'"protocol"' in head and b'"schema"' in head and b'"settings"' in head and path.stem not in ("report", "run"):
+        return "result"
+    return ""
+
+
+def _is_vector(path: Path) -> bool:
+    return path.suffix == ".gguf" and b"controlvector" in path.open("rb").read(1 << 12)
+
+
+def _files(folder: Path, pattern: str) -> Iterable[Path]:
+    for n, file in enumerate(sorted(folder.glob(pattern))):
+        if n >= MOST_FILES:
+            return
+        yield file
+
+
+def _look_into(space: Workspace, folder: Path, *, deeper: bool) -> None:
+    if is_dictionary(folder):
+        space.add("dictionaries", folder)
+    if is_run(folder):
+        space.add("runs", folder)
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    if len(entries) > MOST_FILES:
+        space.skipped.append(f"{folder}: the first {MOST_FILES:,} of {len(entries):,} files were looked at")
+    for entry in entries[:MOST_FILES]:
+        path = Path(entry.path)
+        if entry.name.startswith(".") or entry.name in FOLDER_SKIPPED:
+            continue
+        if entry.is_file():
+            _look_at(space, path, alone=False)
+        elif deeper and entry.is_dir():
+            if is_model(path):
+                space.model = space.model or str(path)
+            else:
+                _look_into(space, path, deeper=False)
+
+
+def _look_at(space: Workspace, path: Path, *, alone: bool = True) -> None:
+    if path.suffix == ".json" and kind_of_json(path) == "graph":
+        space.add("graphs", path)
+    elif (path.suffix == ".sqlite" and alone) or (path.suffix == ".json" and alone and kind_of_json(path) == "result"):
+        space.add("runs", path)
+    elif path.suffix in (".gguf", ".safetensors") and _holds_vector(path):
+        space.add("vectors", path)
+
+
+def _holds_vector(path: Path) -> bool:
+    if path.suffix == ".gguf":
+        return _is_vector(path)
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 2 <= size <= LOOKED_AT:
+                return False
+            header = json.loads(file.read(size))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(header, dict) and any(name.startswith("direction.") for name in header)
