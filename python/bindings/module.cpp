@@ -67,6 +67,7 @@ PYBIND11_MODULE(_C, m) {
   python::bind_statistics(m);
   python::bind_probes(m);
   python::bind_erasure(m);
+  python::bind_dictionary_files(m);
   python::bind_splice(m);
   python::bind_dictionary_evaluation(m);
   python::bind_feature_statistics(m);

@@ -144,7 +144,7 @@ TorchValue TorchValue::dict(Dict entries) {
 }
 
 TorchValue read_torch_zip(const std::filesystem::path& path) {
-  const ZipArchive zip(MappedFile::open(path));
+  const ZipArchive zip(MappedFile::open(path), "torch.save of torch 1.6 and later");
   const auto root = root_of(zip), who = path.string();
   if (const auto order = root + "byteorder"; zip.has(order))
     check<IoError>(text_of(zip.at(order)) == "little", who, ": its byte order must be little, got ",

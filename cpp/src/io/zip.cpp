@@ -43,22 +43,21 @@ class Bytes {
   std::string who_;
 };
 
-uint64_t find_end(const Bytes& bytes, const std::string& who) {
-  check<IoError>(bytes.size() >= kEndSize, who, ": is no zip file, as torch.save writes since torch 1.6");
+uint64_t find_end(const Bytes& bytes, const std::string& who, const std::string& writer) {
+  check<IoError>(bytes.size() >= kEndSize, who, ": is no zip file, as ", writer, " writes");
   const size_t first = bytes.size() - kEndSize;
   const size_t last = first - std::min(first, kLongestComment);
   for (size_t at = first + 1; at-- > last;)
     if (bytes.number<uint32_t>(at, "the end record") == kEnd) return at;
-  throw IoError(
-      who + ": is no whole zip file, as torch.save writes since torch 1.6: it has no directory at its end");
+  throw IoError(who + ": is no whole zip file, as " + writer + " writes: it has no directory at its end");
 }
 
 struct Directory {
   uint64_t offset, size, count;
 };
 
-Directory directory_of(const Bytes& bytes, const std::string& who) {
-  const auto end = find_end(bytes, who);
+Directory directory_of(const Bytes& bytes, const std::string& who, const std::string& writer) {
+  const auto end = find_end(bytes, who, writer);
   Directory out{bytes.number<uint32_t>(end + 16, "the end record"),
                 bytes.number<uint32_t>(end + 12, "the end record"),
                 bytes.number<uint16_t>(end + 10, "the end record")};
@@ -119,10 +118,11 @@ void put(std::string& out, uint64_t value, int bytes) {
 
 }  // namespace
 
-ZipArchive::ZipArchive(std::shared_ptr<const MappedFile> file) : file_(std::move(file)) {
+ZipArchive::ZipArchive(std::shared_ptr<const MappedFile> file, const std::string& writer)
+    : file_(std::move(file)) {
   const auto who = path();
   const Bytes bytes(file_->bytes(), who);
-  const auto directory = directory_of(bytes, who);
+  const auto directory = directory_of(bytes, who, writer);
   std::vector<std::pair<uint64_t, uint64_t>> used{{directory.offset, bytes.size()}};
   uint64_t at = directory.offset;
   for (uint64_t i = 0; i < directory.count; ++i) {
@@ -142,7 +142,7 @@ ZipArchive::ZipArchive(std::shared_ptr<const MappedFile> file) : file_(std::move
     widen(bytes, at + kCentralSize + name_size, extra_size, {&size, &packed, &header}, who);
     at += kCentralSize + name_size + extra_size + comment_size;
     check<IoError>(method == 0 && packed == size && (flags & 1) == 0, who, ": entry ", excerpt(name),
-                   " is compressed or encrypted; torch.save stores entries as they are");
+                   " is compressed or encrypted; ", writer, " stores entries as they are");
     bytes.part(header, kLocalSize, "an entry");
     check<IoError>(bytes.number<uint32_t>(header, "an entry") == kLocal, who, ": entry ", excerpt(name),
                    " does not begin as one");

@@ -12,13 +12,13 @@
 
 namespace introspect::io {
 
-/// The entries of a zip archive that is stored uncompressed, as torch.save writes it, by name.
+/// The entries of a zip archive that is stored uncompressed, as torch.save and numpy.savez write it, by name.
 ///
 /// Every offset and length is checked, no two entries share a byte. Checksums are not: torch can be told not to write them.
 class ZipArchive {
  public:
-  /// Throws IoError for a file that is not such an archive.
-  explicit ZipArchive(std::shared_ptr<const MappedFile> file);
+  /// `writer` is what writes such files, for messages. Throws IoError for a file that is not such an archive.
+  explicit ZipArchive(std::shared_ptr<const MappedFile> file, const std::string& writer = "torch.save");
 
   std::vector<std::string> names() const;
   bool has(const std::string& name) const { return entries_.contains(name); }
