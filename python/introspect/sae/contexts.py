@@ -80,7 +80,9 @@ def contexts_of(
     native = native_model(model, who)
     if isinstance(texts, torch.Tensor):
         if texts.ndim != 2 or texts.dtype != torch.int64:
-            raise _C.ShapeError(f"{who}: tokens must be int64 [contexts, tokens], got {texts.dtype} {list(texts.shape)}")
+            raise _C.ShapeError(
+                f"{who}: tokens must be int64 [contexts, tokens], got {texts.dtype} {list(texts.shape)}"
+            )
         lengths = torch.full((len(texts),), texts.shape[1])
         return Contexts(texts.cpu(), lengths, _special(native, texts, special_tokens), torch.arange(len(texts)))
     listed = [texts] if isinstance(texts, str) else list(texts)

@@ -115,8 +115,8 @@ class Evaluation:
         r, s = self.reconstruction, self.splice
         written = "" if self.hook_name_out == self.hook_name else f", writing {self.hook_name_out}"
         found = [
-            f"{self.architecture} dictionary of {self.d_sae:,} features at {self.hook_name}{written} of {self.model_name}, "
-            f"on {r.rows:,} tokens of {self.contexts:,} contexts.",
+            f"{self.architecture} dictionary of {self.d_sae:,} features at {self.hook_name}{written} of "
+            f"{self.model_name}, on {r.rows:,} tokens of {self.contexts:,} contexts.",
             f"It explains {r.explained_variance:.1%} of the variance with {r.l0:.1f} features a token; "
             f"{r.dead_share:.1%} of the features were never active.",
         ]
@@ -167,9 +167,7 @@ def evaluate(
         ValueError: no tokens to read.
     """
     check_dictionary("evaluate", model, sae)
-    contexts = contexts_of(
-        model, texts, sae, context_size=context_size, special_tokens=special_tokens, who="evaluate"
-    )
+    contexts = contexts_of(model, texts, sae, context_size=context_size, special_tokens=special_tokens, who="evaluate")
     found = _C.evaluate_dictionary(
         model,
         sae,
