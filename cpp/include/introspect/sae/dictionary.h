@@ -68,8 +68,8 @@ struct DictionaryWeights {
   torch::Tensor W_skip_DD;  ///< [d_out, d_in]: x W_skip^T is added to what is decoded (skip transcoders)
 
   /// Those that there are, under SAELens's names ("W_enc", ...), in these layouts.
-  hooks::Operands operands() const;
-  static DictionaryWeights from_operands(const hooks::Operands& operands);
+  INTROSPECT_EXPORT hooks::Operands operands() const;
+  INTROSPECT_EXPORT static DictionaryWeights from_operands(const hooks::Operands& operands);
 };
 
 /// Where an activation stands that a dictionary reads or writes, and how wide it is there.
