@@ -74,3 +74,8 @@ def model_registry() -> dict[str, dict]:
 def other_models() -> list[dict]:
     """Models by short names and hub ids that this library does not run: what they are, and why not."""
     return json.loads((share_folder() / "other_models.json").read_text(encoding="utf-8"))
+
+
+def sae_releases() -> dict:
+    """SAELens's names of releases as rules: which repository and path a release and an id stand for."""
+    return json.loads((share_folder() / "sae_releases.json").read_text(encoding="utf-8"))
