@@ -68,7 +68,10 @@ PYBIND11_MODULE(_C, m) {
   python::bind_probes(m);
   python::bind_erasure(m);
   python::bind_dictionary_files(m);
+  python::bind_dictionary(m);
+  python::bind_dictionary_training(m);
   python::bind_splice(m);
+  python::bind_activation_streams(m);
   python::bind_dictionary_evaluation(m);
   python::bind_feature_statistics(m);
   python::explain_call_errors(m);

@@ -1,6 +1,7 @@
 #include "introspect/sae/dictionary.h"
 
 #include <array>
+#include <mutex>
 #include <stdexcept>
 #include <utility>
 
@@ -190,6 +191,8 @@ Dictionary Dictionary::with_origin(DictionaryOrigin origin) const {
 }
 
 const std::string& Dictionary::hash() const {
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
   if (!hash_.empty()) return hash_;
   Sha256 hash;
   hash.update(concat(to_string(config_.architecture), ";", config_.k, ";", config_.relu,
