@@ -15,6 +15,10 @@
 
 namespace introspect::sae {
 
+namespace training {
+struct State;
+}
+
 /// What a dictionary is trained for. SSE is the squared error of a row summed over its entries; every loss is the mean over
 /// the rows of a batch. p are pre-activations, f features, n_i = |W_dec_i|, H the step function.
 enum class Objective : uint8_t {
@@ -82,7 +86,7 @@ struct TrainerOptions {
   double p_end = 0;           ///< p_anneal: of 10 values from 1, the last
   int64_t anneal_start = 15000, anneal_end = 0;  ///< anneal_end 0: total_steps
   int64_t anneal_updates = 10;
-  bool anneal_power = false;  ///< sum f^p, else its p-th root
+  bool anneal_power = true;  ///< sum f^p, else its p-th root
 
   // Dead features: not active in any row for more steps than the window
   AuxLoss aux = AuxLoss::residual;  ///< topk, abstopk, batchtopk, matryoshka
@@ -203,9 +207,8 @@ class INTROSPECT_EXPORT Trainer {
   static Trainer load(const std::filesystem::path& folder, torch::Device device = torch::kCPU);
 
  private:
-  struct State;
-  explicit Trainer(std::unique_ptr<State> state);
-  std::unique_ptr<State> state_;
+  explicit Trainer(std::unique_ptr<training::State> state);
+  std::unique_ptr<training::State> state_;
 };
 
 }  // namespace introspect::sae
