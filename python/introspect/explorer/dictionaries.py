@@ -11,6 +11,7 @@ from .labels import Labels
 from .session import Session
 from .workspace import Workspace
 
+PAGES = "pages.safetensors"
 MOST_FEATURES = 200  # of one answer
 
 
@@ -36,7 +37,9 @@ class Dictionaries:
         if name not in self._loaded:
             import introspect
 
-            self._loaded[name] = introspect.SAE.load(self.path(name))
+            layer = self._space.layers.get(name)
+            options = {} if layer is None else {"layer": layer}
+            self._loaded[name] = introspect.SAE.load(self.path(name), **options)
         return self._loaded[name]
 
     def session(self) -> Session:
@@ -46,9 +49,15 @@ class Dictionaries:
 
     def labels(self, name: str) -> Labels:
         if name not in self._labels:
-            path = self.path(name)
-            self._labels[name] = Labels(path / LABELS if path.is_dir() else path.with_suffix(f".{LABELS}"))
+            self._labels[name] = Labels(self._beside(name, LABELS))
         return self._labels[name]
+
+    def _beside(self, name: str, file: str) -> Path:
+        """A file of ours in a dictionary's folder, or beside its file."""
+        path, layer = self.path(name), self._space.layers.get(name)
+        if path.is_dir():
+            return path / (file if layer is None else f"layer_{layer}.{file}")
+        return path.with_name(f"{path.stem}.{file}")
 
     def hook(self, name: str, *, output: bool = False) -> str:
         """The point that a dictionary reads or writes. Raises Refused where its file does not say."""
@@ -145,12 +154,66 @@ class Dictionaries:
     # Pages
 
     def has_pages(self, name: str) -> bool:
-        return name in self._pages
+        """Whether there is a token cache: what every feature did over texts."""
+        return name in self._pages or self._beside(name, PAGES).is_file()
 
-    def card(self, name: str, index: int, job: Any) -> dict[str, Any]:
-        """A feature's page. Raises Refused where no token cache has been built."""
-        self.check_feature(name, index)
-        raise Refused("feature pages are not built yet", 409)
+    def statistics(self, name: str) -> Any:
+        """The token cache as FeatureStatistics, from memory or its file; None where it was not built yet."""
+        if name not in self._pages and self._beside(name, PAGES).is_file():
+            from ..sae.features import FeatureStatistics
+
+            model = self.session().model
+            self._pages[name] = FeatureStatistics.load(self._beside(name, PAGES), model, self.sae(name))
+        return self._pages.get(name)
 
     def build_pages(self, name: str, job: Any) -> dict[str, Any]:
-        raise Refused("feature pages are not built yet", 409)
+        """Runs the texts once and keeps what every feature did, in memory and in a file beside the dictionary."""
+        from ..sae.features import feature_statistics
+
+        def progress(what: str, done: int, total: int) -> None:
+            job.emit({"what": what, "done": done, "total": total})
+
+        texts = self._texts()
+        found = feature_statistics(self.session().model, self.sae(name), texts, progress=progress)
+        self._pages[name] = found
+        kept = True
+        try:
+            found.save(self._beside(name, PAGES))
+        except Exception:  # a folder that cannot be written to: the pages last as long as the server
+            kept = False
+        return {"texts": len(texts), "tokens": found.activations.read_tokens, "kept": kept}
+
+    def _texts(self) -> list[str]:
+        """The texts given, one a line, or the 582 short ones that the library ships."""
+        if self._space.texts is None:
+            from ..data import load_suffixes
+
+            return load_suffixes()
+        lines = self._space.texts.read_text(encoding="utf-8").splitlines()
+        texts = [line.strip() for line in lines if line.strip()]
+        if not texts:
+            raise Refused(f"{self._space.texts.name} holds no texts: one a line is needed")
+        return texts
+
+    def listed(self, name: str, by: str, most: int) -> list[dict[str, Any]]:
+        """The features with the highest statistic of the token cache; the first ones where there is none."""
+        labels, found = self.labels(name).all(), self.statistics(name)
+        if found is None:
+            return [{"index": one, "label": labels.get(one, "")} for one in range(min(most, self.sae(name).d_sae))]
+        ids = found.top(most, by=by)
+        frequency = dict(zip(found.ids.tolist(), found.frequencies.tolist(), strict=True))
+        largest = dict(zip(found.ids.tolist(), found.max_active.tolist(), strict=True))
+        return [
+            {"index": one, "label": labels.get(one, ""), "density": frequency[one], "max": largest[one]} for one in ids
+        ]
+
+    def card(self, name: str, index: int) -> dict[str, Any]:
+        """A feature's page; without a token cache only what its weights say."""
+        from . import cards
+
+        self.check_feature(name, index)
+        labels, found = self.labels(name).all(), self.statistics(name)
+        if found is not None:
+            return cards.of_statistics(found.card(index), labels)
+        model = self._session.model if self._session else None
+        return cards.of_weights(model, self.sae(name), index, labels)

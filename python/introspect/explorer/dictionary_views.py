@@ -13,6 +13,7 @@ from .json_text import Json
 from .model_views import body
 from .worker import Worker
 
+ORDERS = ("max_active", "frequencies", "mean_active", "counts")
 NO_DICTIONARY = "no dictionary was opened: introspect explore DIR, or --sae DIR beside a model"
 
 
@@ -28,7 +29,7 @@ def routes(session: Any, dictionaries: Dictionaries | None, worker: Worker) -> l
 
     async def card(request: Request) -> Json:
         given = request.path_params
-        return Json(await worker.run(request, lambda job: needed().card(given["name"], given["index"], job)))
+        return Json(await worker.run(request, lambda job: needed().card(given["name"], given["index"])))
 
     async def activations(request: Request) -> Json:
         name, fields = request.path_params["name"], await body(request)
@@ -47,8 +48,11 @@ def routes(session: Any, dictionaries: Dictionaries | None, worker: Worker) -> l
 
     async def find(request: Request) -> Json:
         name, fields = request.path_params["name"], await body(request)
-        found = needed().labels(name).find(fields.text("words", most=500), MOST_FEATURES)
-        return Json({"features": [{"index": index, "label": text} for index, text in found]})
+        words, by = fields.text("words", "", 500), fields.choice("by", ORDERS, "max_active")
+        if words.strip():
+            found = needed().labels(name).find(words, MOST_FEATURES)
+            return Json({"features": [{"index": index, "label": text} for index, text in found]})
+        return Json({"features": await worker.run(request, lambda job: needed().listed(name, by, 60))})
 
     async def cache(request: Request) -> Any:
         """Builds the token cache that feature pages come from; progress is streamed."""

@@ -30,6 +30,7 @@ class Workspace:
     vectors: dict[str, Path] = field(default_factory=dict)
     lens: Path | None = None
     texts: Path | None = None  # one text a line, for the contexts of features
+    layers: dict[str, int] = field(default_factory=dict)  # of dictionaries that share a folder, one a layer
     skipped: list[str] = field(default_factory=list)  # what was too much to look at, in words
 
     @property
@@ -40,6 +41,11 @@ class Workspace:
         """A file or folder of a kind ("graphs", ...), under a name that no other of its kind has."""
         found: dict[str, Path] = getattr(self, kind)
         if path in found.values():
+            return
+        if kind == "dictionaries" and (layers := layer_files(path)):
+            for layer in layers:
+                found[f"{path.name}, layer {layer}"] = path
+                self.layers[f"{path.name}, layer {layer}"] = layer
             return
         base = name or path.stem if kind in ("graphs", "vectors") else name or path.name
         unique, n = base or "unnamed", 2
@@ -94,7 +100,15 @@ def is_model(path: Path) -> bool:
 
 
 def is_dictionary(path: Path) -> bool:
-    return path.is_dir() and any((path / name).is_file() for name in DICTIONARY_FILES)
+    return path.is_dir() and (any((path / name).is_file() for name in DICTIONARY_FILES) or bool(layer_files(path)))
+
+
+def layer_files(path: Path) -> list[int]:
+    """The layers of a folder with a transcoder for each, as circuit-tracer has them: layer_0.safetensors, ..."""
+    if not path.is_dir():
+        return []
+    numbers = (file.stem.removeprefix("layer_") for file in path.glob("layer_*.safetensors"))
+    return sorted(int(number) for number in numbers if number.isascii() and number.isdecimal())
 
 
 def is_run(path: Path) -> bool:
