@@ -96,6 +96,8 @@ void bind_dictionary_training(py::module_& m) {
       .def(py::init(&make_trainer), py::arg("options"), py::arg("d_in"), py::arg("d_out") = py::none(),
            py::kw_only(), py::arg("origin") = sae::DictionaryOrigin{}, py::arg("start") = py::none(),
            py::arg("device") = torch::Device(torch::kCPU), "Options as JSON: see introspect.sae.Trainer.")
+      .def(py::init([](Trainer& other) { return Trainer(std::move(other)); }), py::arg("other"),
+           "What another one was, which is not to be used any more.")
       .def(
           "measure",
           [](Trainer& trainer, const torch::Tensor& x, const OptionalTensor& y) {
