@@ -87,6 +87,21 @@ def listed(values: Any, name: str, who: str) -> list:
     return list(values)
 
 
+def all_or_some(values: Any, name: str, who: str) -> list:
+    """The values as a list; an empty one for None, by which native functions mean all.
+
+    Raises:
+        TypeError: one value, or text, where several are wanted.
+        ValueError: an empty list, of which nobody knows whether it means none or all.
+    """
+    if values is None:
+        return []
+    chosen = listed(values, name, who)
+    if not chosen:
+        raise ValueError(f"{who}: {name} must hold one at least (None is all of them), got an empty list")
+    return chosen
+
+
 def native_model(model: Any, who: str, name: str = "model") -> _C.Model:
     """The native model of an introspect.Model or HookedTransformer, for work that knows nothing of its hooks.
 

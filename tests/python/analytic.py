@@ -1,4 +1,4 @@
-"""Models whose weights are written by hand, so that their circuits are known: a gate, an induction head, a fraction.
+"""Models whose weights are written by hand, so that their circuits are known: a gate, an induction head, two programs.
 
 The library has no model without norms and no ReLU. Both are made of what it has, to float64's digits: beside an eps of
 1 a stream that is TINY counts for nothing in an RMS norm, whose weight makes it large again; gelu(STEEP x) / STEEP is
@@ -48,13 +48,18 @@ def model_of(weights: dict[str, torch.Tensor], **sizes: int) -> introspect.Model
 
 
 def or_gate() -> introspect.Model:
-    """Logit 0 is 1 if either head writes its 1, and 0 if none does: ACDC's gate, Conmy et al. 2023."""
+    """Logit 0 is 1 if either head writes its 1, and 0 if none does: ACDC's gate, Conmy et al. 2023.
+
+    Both heads write 1 on token 0 and nothing on token 1.
+    """
     one = torch.ones(1, dtype=torch.float64)
     b_qkv = torch.zeros(6, dtype=torch.float64)
     b_qkv[4:] = 1  # both heads' values
-    dim0, dim1 = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    dim0, dim1, off = torch.eye(3, dtype=torch.float64)
     return model_of(
         {
+            "embed.W_E": torch.stack([0 * off, off]),
+            "blocks.0.attn.W_QKV": -b_qkv.unsqueeze(1) * off,
             "blocks.0.attn.b_QKV": b_qkv,
             "blocks.0.attn.W_O": torch.stack([dim0, dim0], 1),  # [D, H K]
             "blocks.0.mlp.W_in": -STEEP * dim0.unsqueeze(0),
@@ -63,7 +68,7 @@ def or_gate() -> introspect.Model:
             "blocks.0.mlp.b_out": dim1.clone(),
             "unembed.W_U": torch.stack([dim1, 0 * dim1]),
         },
-        n_layers=1, d_model=2, n_heads=2, d_head=1, d_mlp=1, d_vocab=2, n_ctx=4,
+        n_layers=1, d_model=3, n_heads=2, d_head=1, d_mlp=1, d_vocab=2, n_ctx=4,
     )  # fmt: skip
 
 
@@ -140,6 +145,60 @@ def fraction_of_previous() -> introspect.Model:
             "unembed.W_U": at(((0, share), 1.0), size=(3, D)),
         },
         n_layers=2, d_model=D, n_heads=1, d_head=1, d_mlp=1, d_vocab=3, n_ctx=8,
+    )  # fmt: skip
+
+
+REVERSE_EDGES = {
+    "input->a0.h0<k>",
+    "a0.h0->m0",
+    "m0->a1.h0<q>",
+    "input->a1.h0<v>",
+    "a1.h0->logits",
+}
+
+
+def reverse(sharpness: float, vocab: int = 7, n_ctx: int = 8) -> introspect.Model:
+    """Continues `x y z | z y` with x: what tracr compiles `reverse` to, written by hand for causal attention.
+
+    length: layer 0's head finds the bar (token 0) and writes its position. opposite = 2 length - position - 1: layer
+    0's MLP, as a one-hot of tents made of ReLUs. select(indices == opposite), aggregate(tokens): layer 1's head.
+    Positions stand in the stream as a one-hot and as a number from the start, and belong to no node.
+    """
+    V, N = vocab, n_ctx
+    tok, pos, num, length, opposite, out = 0, V, V + N, V + N + 1, V + N + 2, V + 2 * N + 2
+    D, K, M = 2 * V + 2 * N + 2, max(V, N), N + 2
+    zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
+    W_E, W_pos, W_U = zeros(V, D), zeros(N, D), zeros(V, D)
+    W_E[:, tok : tok + V] = W_U[:, out : out + V] = torch.eye(V, dtype=torch.float64)
+    W_pos[:, pos : pos + N] = torch.eye(N, dtype=torch.float64)
+    W_pos[:, num] = torch.arange(N, dtype=torch.float64)
+    qkv0, b0, o0 = zeros(3 * K, D), zeros(3 * K), zeros(D, K)
+    b0[0] = sharpness  # every position asks for the bar
+    qkv0[K, tok] = qkv0[2 * K, num] = o0[length, 0] = 1
+    corners = torch.arange(-1, N + 1, dtype=torch.float64)  # hidden unit m is relu(opposite - corners[m])
+    W_in, W_out = zeros(M, D), zeros(D, M)
+    W_in[:, length], W_in[:, num] = 2 * STEEP, -STEEP
+    for j in range(N):
+        W_out[opposite + j, j : j + 3] = torch.tensor([1.0, -2.0, 1.0], dtype=torch.float64) / STEEP
+    qkv1, o1 = zeros(3 * K, D), zeros(D, K)
+    qkv1[:N, opposite : opposite + N] = sharpness * torch.eye(N, dtype=torch.float64)
+    qkv1[K : K + N, pos : pos + N] = torch.eye(N, dtype=torch.float64)
+    qkv1[2 * K : 2 * K + V, tok : tok + V] = o1[out : out + V, :V] = torch.eye(V, dtype=torch.float64)
+    return model_of(
+        {
+            "embed.W_E": W_E,
+            "pos_embed.W_pos": W_pos,
+            "blocks.0.attn.W_QKV": qkv0,
+            "blocks.0.attn.b_QKV": b0,
+            "blocks.0.attn.W_O": o0,
+            "blocks.0.mlp.W_in": W_in,
+            "blocks.0.mlp.b_in": -STEEP * (1 + corners),
+            "blocks.0.mlp.W_out": W_out,
+            "blocks.1.attn.W_QKV": qkv1,
+            "blocks.1.attn.W_O": o1,
+            "unembed.W_U": W_U,
+        },
+        n_layers=2, d_model=D, n_heads=1, d_head=K, d_mlp=M, d_vocab=V, n_ctx=N,
     )  # fmt: skip
 
 

@@ -305,6 +305,7 @@ std::vector<NodeKind> check_request(const models::Model& model, const std::vecto
     check<std::invalid_argument>(pair.to.interventions.empty() && pair.from.interventions.empty(),
                                  "attribution_patch: the runs take no interventions");
     reads_of(pair.metric, n, cfg.d_vocab);
+    check_has_gradient("attribution_patch", pair.metric, "patch_grid, which is exact");
   }
   return out;
 }

@@ -133,6 +133,15 @@ class Reader {
   /// Log-probabilities [n, P, V] of streams from `stream` on at positions from `position` on.
   void add(int64_t stream, int64_t position, const torch::Tensor& log_q, const torch::Tensor& log_p,
            const torch::Tensor& next_P) {
+    // Of NaN any token would be the most probable one, and every rank the first.
+    const auto bad = log_q.select(-1, 0).isnan();  // one NaN makes the whole row NaN
+    if (bad.any().item<bool>()) {
+      const auto first = bad.nonzero()[0];
+      throw Error(concat("read_lens: what the lens reads at stream '",
+                         out_.labels[static_cast<size_t>(stream + first[0].item<int64_t>())], "', position ",
+                         out_.positions[static_cast<size_t>(position + first[1].item<int64_t>())],
+                         " is not finite: the residual there is not, or the unembedding"));
+    }
     const auto place = [&](const torch::Tensor& whole) {
       return whole.narrow(0, stream, log_q.size(0)).narrow(1, position, log_q.size(1));
     };

@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <set>
 #include <string_view>
 #include <utility>
+
+#include <ATen/ATen.h>
 
 #include "introspect/core/check.h"
 
@@ -81,6 +84,11 @@ torch::Tensor js_divergence(const torch::Tensor& log_p, const torch::Tensor& log
   return (half(log_p) + half(log_q)) / 2;
 }
 
+/// NaN where one of the logits [..., n] is: comparisons with NaN are false, which would read as a first rank.
+torch::Tensor unless_nan(const torch::Tensor& value, const torch::Tensor& logits) {
+  return value.masked_fill(logits.isnan().any(-1), std::numeric_limits<double>::quiet_NaN());
+}
+
 torch::Tensor value_of(const MetricTerm& term, const MetricReads& reads, const torch::Tensor& logits,
                        const torch::Tensor& reference_V) {
   const auto at = [&](const torch::Tensor& x, const Ids& ids) {
@@ -98,9 +106,12 @@ torch::Tensor value_of(const MetricTerm& term, const MetricReads& reads, const t
       return at(p, term.right).sum(-1) - at(p, term.wrong).sum(-1);
     }
     case Kind::rank:
-      return 1 + (logits > at(logits, term.right)).sum(-1).to(logits.scalar_type());
-    case Kind::accuracy:
-      return (at(logits, term.right).amax(-1) > at(logits, term.wrong).amax(-1)).to(logits.scalar_type());
+      return unless_nan(1 + (logits > at(logits, term.right)).sum(-1).to(logits.scalar_type()), logits);
+    case Kind::accuracy: {
+      const auto right = at(logits, term.right), wrong = at(logits, term.wrong);
+      return unless_nan((right.amax(-1) > wrong.amax(-1)).to(logits.scalar_type()),
+                        at::cat({right, wrong}, -1));
+    }
     case Kind::divergence: {
       const auto log_q = reference_V.log_softmax(-1);
       return torch::where(log_q.isneginf(), 0, log_q.exp() * (log_q - logits.log_softmax(-1))).sum(-1);
@@ -124,6 +135,12 @@ Kind metric_kind(const std::string& name) {
   check<std::invalid_argument>(found != kKinds.end(), "metric: known kinds are ", known, "; got '", name,
                                "'");
   return found->kind;
+}
+
+void check_has_gradient(const std::string& who, const Metric& metric, const std::string& instead) {
+  for (const auto& term : metric.terms)
+    check<std::invalid_argument>(term.kind != Kind::rank && term.kind != Kind::accuracy, who, ": ",
+                                 metric_name(term.kind), " has no gradient; use ", instead);
 }
 
 MetricReads reads_of(const Metric& metric, int64_t n_tokens, int64_t d_vocab) {

@@ -299,6 +299,8 @@ Lens regression_lens(const Model& model, const Texts& texts, double ridge, int64
       products[layer].add_(at::matmul(x.t(), y).to(torch::kFloat64));
     }
   }
+  check<Error>(squares.isfinite().all().item<bool>() && products.isfinite().all().item<bool>(),
+               "regression_lens: the residuals must be finite, and some of these texts' are not");
   const auto diagonal = squares.diagonal(0, 1, 2);
   diagonal.narrow(1, 0, D).add_(ridge *
                                 diagonal.narrow(1, 0, D).mean({1}, /*keepdim=*/true).clamp_min(1e-30));

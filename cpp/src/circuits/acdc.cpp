@@ -54,6 +54,8 @@ class Search {
 
   Acdc run() {
     out_.metric = metrics(out_.circuit.in_graph.unsqueeze(0), nodes_.n_layers, /*from_first=*/!is_whole_)[0];
+    check<Error>(std::isfinite(out_.metric), "acdc: the metric of the circuit that is begun with is ",
+                 out_.metric, ": activations or the metric of some prompt are not finite");
     for (int64_t receiver = nodes_.logits(); receiver >= 0; --receiver) try_edges_into(receiver);
     report(options_.progress, "edges tried", total_, total_);
     return out_;

@@ -162,6 +162,8 @@ Circuit Circuit::with_scores(const torch::Tensor& other) const {
   check<ShapeError>(other.sizes() == scores.sizes(), "circuit: scores must be ", scores.sizes(), ", got ",
                     other.sizes());
   const auto wide = other.to(torch::kCPU, torch::kFloat64);
+  check<std::invalid_argument>(!wide.masked_select(nodes.edges()).isnan().any().item<bool>(),
+                               "circuit: scores of edges must be numbers, got NaN");
   return {nodes, at::where(nodes.edges(), wide, at::zeros({}, wide.options())), in_graph};
 }
 

@@ -162,11 +162,8 @@ void check_options(const Prompts& prompts, const EdgeAttributionOptions& options
     check<std::invalid_argument>(options.method != EdgeMethod::exact,
                                  "edge_attribution: the exact method patches all positions of an edge");
   for (const auto& metric : prompts.metrics)
-    for (const auto& term : metric.terms)
-      check<std::invalid_argument>(
-          options.method == EdgeMethod::exact || (term.kind != analysis::MetricTerm::Kind::rank &&
-                                                  term.kind != analysis::MetricTerm::Kind::accuracy),
-          "edge_attribution: ", analysis::metric_name(term.kind), " has no gradient; use the exact method");
+    if (options.method != EdgeMethod::exact)
+      analysis::check_has_gradient("edge_attribution", metric, "the exact method");
   for (const auto& prompt : prompts.clean)
     check<ShapeError>(!options.per_position || prompt.size(0) == prompts.clean[0].size(0),
                       "edge_attribution: scores of each position need prompts of one length, got ",

@@ -10,6 +10,15 @@
 #include "introspect/core/check.h"
 
 namespace introspect::circuits {
+namespace {
+
+/// What two runs that compute the same in another order may differ by.
+double rounding(const models::Model& model, double a, double b) {
+  const double epsilon = model.dtype() == torch::kFloat64 ? 1e-12 : 1e-6;
+  return epsilon * std::max({1.0, std::abs(a), std::abs(b)});
+}
+
+}  // namespace
 
 torch::Tensor run_circuits(const models::Model& model, const Prompts& prompts,
                            const std::vector<Circuit>& circuits, const RunCircuitOptions& options) {
@@ -74,7 +83,10 @@ Faithfulness faithfulness(const models::Model& model, const Prompts& prompts, co
   const auto* const mean = means.const_data_ptr<double>();
   out.full = mean[0];
   out.empty = mean[1];
-  check<std::invalid_argument>(out.full != out.empty, "faithfulness: the metric is ", out.full,
+  check<Error>(std::isfinite(out.full) && std::isfinite(out.empty), "faithfulness: the metric is ", out.full,
+               " with all edges and ", out.empty, " with none: activations of some prompt are not finite");
+  check<std::invalid_argument>(std::abs(out.full - out.empty) > rounding(model, out.full, out.empty),
+                               "faithfulness: the metric is ", out.full,
                                " with all edges and with none: there is nothing to keep");
   for (size_t i = 0; i < out.shares.size(); ++i) {
     out.metric.push_back(mean[i + 2]);

@@ -53,7 +53,7 @@ class EffectGrid(PatchGrid):
         order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
         return table.loc[order[:n]].reset_index(drop=True)
 
-    def plot(self, *, normalised: bool = False, title: str = "") -> Figure:
+    def plot(self, *, normalised: bool | None = False, title: str = "") -> Figure:
         """A map of mean effects: layers upwards, or source heads upwards and later heads along.
 
         Of more axes than a map has, effects are summed over positions.

@@ -11,7 +11,7 @@ import torch
 
 from .. import _C
 from .._C import Lens
-from ..arguments import native_model
+from ..arguments import all_or_some, native_model
 from .metrics import Token, single_token
 from .prompts import Prompts, tokens_of
 
@@ -85,7 +85,8 @@ class LensTable:
         known = (["probability"] if self.top_log_probs.shape[-1] else []) + [*self.log_probs, *self.measures]
         what = what or next(iter(known), "")
         if what not in known:
-            raise ValueError(f"LensTable.plot: what must be one of {', '.join(known)}, got {what!r}")
+            read = ", ".join(known) or "nothing: top_k was 0, and there were no targets"
+            raise ValueError(f"LensTable.plot: what must be among what was read ({read}), got {what!r}")
         texts = [[cell[0] if cell else "" for cell in row] for row in self.top_tokens]
         if what == "probability":
             values, label = self.top_log_probs[..., 0].exp(), "probability of the most probable token"
@@ -117,10 +118,12 @@ def _read(
     native = getattr(model, "native", model)
     lens = lens if lens is not None else Lens.logit(native)
     ids = [single_token(model, target, who) for target in targets]
+    names = [target if isinstance(target, str) else str(target) for target in targets]
+    if len(set(names)) < len(set(zip(names, ids, strict=True))):
+        raise ValueError(f"{who}: the text and the number of two tokens among the targets are written alike: {names}")
     hooks: Any = model._hooks_of_pass(tokens) if hasattr(model, "_hooks_of_pass") else None
     read = _C.read_lens(native, lens, tokens, targets=ids, hooks=hooks, **options)
     tokenizer = _tokenizer(model)
-    names = [target if isinstance(target, str) else str(target) for target in targets]
     return LensTable(
         streams=read.labels,
         layers=read.layers,
@@ -174,8 +177,8 @@ def logit_lens(
         lens=lens,
         targets=targets,
         top_k=top_k,
-        layers=list(layers) if layers is not None else [],
-        positions=list(positions) if positions is not None else [],
+        layers=all_or_some(layers, "layers", "logit_lens"),
+        positions=all_or_some(positions, "positions", "logit_lens"),
         incl_mid=incl_mid,
         memory_budget=memory_budget,
         progress=progress,
@@ -210,8 +213,8 @@ def trajectory(
         lens=lens,
         targets=targets,
         top_k=top_k,
-        layers=list(layers) if layers is not None else [],
-        positions=list(positions) if positions is not None else [],
+        layers=all_or_some(layers, "layers", "trajectory"),
+        positions=all_or_some(positions, "positions", "trajectory"),
         measures=True,
         memory_budget=memory_budget,
         progress=progress,
@@ -333,7 +336,7 @@ class JacobianLens:
         return _C.jacobian_lens(
             native_model(model, "JacobianLens.compute"),
             tokens_of(model, prompts, "JacobianLens.compute", "prompts"),
-            layers=list(layers) if layers is not None else [],
+            layers=all_or_some(layers, "layers", "JacobianLens.compute"),
             skip_first=skip_first,
             context=context,
             directions=directions,
@@ -420,10 +423,14 @@ def patchscope(
     Source: Ghandeharioun et al. 2024, arXiv:2401.06102.
     """
     native = native_model(model, "patchscope")
-    (source_ids,), (target_ids,) = (
-        tokens_of(model, one, "patchscope", name) for one, name in ((source, "source"), (target, "target"))
+    sources, targets = (
+        tokens_of(model, source, "patchscope", "source"),
+        tokens_of(model, target, "patchscope", "target"),
     )
-    chosen = list(range(native.cfg.n_layers)) if layers is None else list(layers)
+    if len(sources) != 1 or len(targets) != 1:
+        raise ValueError(f"patchscope: one source and one target are needed, got {len(sources)} and {len(targets)}")
+    source_ids, target_ids = sources[0], targets[0]
+    chosen = all_or_some(layers, "layers", "patchscope") or list(range(native.cfg.n_layers))
     log_probs = _C.patchscope(
         native,
         source_ids,

@@ -33,6 +33,12 @@ class Metric:
 
     __rmul__ = __mul__
 
+    def __truediv__(self, divisor: float) -> Metric:
+        return self * (1 / divisor)
+
+    def __radd__(self, other: int) -> Metric:
+        return self if other == 0 else NotImplemented  # what sum() begins with
+
     def __neg__(self) -> Metric:
         return -1 * self
 
@@ -106,12 +112,13 @@ def single_token(model: Any, token: Token | torch.Tensor, who: str) -> int:
 
     Raises:
         ValueError: the text is several tokens, which are named, or none.
-        TypeError: text, and no model to make a token of it.
+        TypeError: text, and no model or tokenizer to make a token of it.
     """
     if not isinstance(token, str):
         return int(token)
-    if model is None:
-        raise TypeError(f"{who}: {token!r} is text, and logits alone know no tokenizer; give token ids")
+    if getattr(model, "tokenizer", None) is None:
+        of = "logits alone know" if model is None else "the model has"
+        raise TypeError(f"{who}: {token!r} is text, and {of} no tokenizer; give token ids")
     ids = model.tokenizer.encode(token, add_special_tokens=False)
     if len(ids) != 1:
         parts = [model.tokenizer.decode([one]) for one in ids]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from .. import _C
-from ..arguments import native_model
+from ..arguments import all_or_some, listed, native_model
 from ..hooks.names import get_act_name
 from ..statistics import bootstrap_mean
 from .metrics import Metric, MetricLike, Probability
@@ -84,12 +85,17 @@ class PatchGrid:
             table["low"], table["high"] = [one.low for one in found], [one.high for one in found]
         return pd.DataFrame(table)
 
-    def plot(self, *, normalised: bool = True, title: str = "") -> Figure:
+    def plot(self, *, normalised: bool | None = None, title: str = "") -> Figure:
         """A map with layers upwards; of a grid with positions and heads, one map a position is too many: the mean over
         heads is drawn.
+
+        Args:
+            normalised: None: where the metric of the two runs differs. Without a corrupted prompt there is one run.
         """
         from ..plots.patching import patch_map
 
+        if normalised is None:
+            normalised = bool((self.clean != self.corrupted).any())
         values = self.normalised().nanmean(0) if normalised else self.mean()
         while values.dim() > 2:
             values = values.mean(-1)
@@ -186,6 +192,11 @@ def patch_grid(
     """
     who = "patch_grid"
     native = native_model(model, who)
+    layers = all_or_some(layers, "layers", who)
+    if heads is not None and not isinstance(heads, str):
+        heads = all_or_some(heads, "heads", who)
+    elif heads not in (None, "all"):
+        raise ValueError(f"{who}: heads must be numbers or 'all', got {heads!r}")
     if not callable(metric):  # metrics that are data are callable too
         raise TypeError(f"{who}: metric must be LogitDifference or the like, or a function of logits, got {metric!r}")
     if not points:
@@ -262,7 +273,7 @@ def causal_trace(
 
     Args:
         prompt: one prompt.
-        subject: text of the prompt, or positions (first, last), last not included.
+        subject: text of the prompt, where it stands first, or positions (first, last), last not included.
         metric: None is the probability of the likeliest next token.
         noise: standard deviation of the noise, in that of all numbers of the subject's embeddings.
         samples: of the noise; the grids' pairs are these. ``seed`` is of numpy's RandomState, as in Meng et al.
@@ -282,6 +293,8 @@ def causal_trace(
     if len(tokens) != 1:
         raise ValueError(f"{who}: one prompt is needed, got {len(tokens)}")
     ids = tokens[0]
+    if samples < 1:
+        raise ValueError(f"{who}: samples must be 1 or more, got {samples}")
     first, last = _span_of(model, ids, subject, who)
     span = range(first, last)
     embeddings = _C.activations_at(native, [ids], "hook_embed")[0][0]
@@ -291,7 +304,7 @@ def causal_trace(
         metric = Probability(int(torch.as_tensor(model(torch.tensor([ids]))[0, -1]).argmax()))
     ours = metric.resolve(model)[0]
     grids = {}
-    for point in map(point_name, points):
+    for point in map(point_name, [points] if isinstance(points, str) else points):
         axes = _C.PatchAxes(point, window=window if point in ("hook_mlp_out", "hook_attn_out") else 1)
         pairs = [_C.PatchPair(ids, ids, ours, to_interventions=[_noise(draw * scale, span)]) for draw in draws]
         found = _C.patch_grid(native, pairs, axes, memory_budget=memory_budget, progress=progress)
@@ -322,11 +335,17 @@ def _span_of(model: Any, ids: Sequence[int], subject: str | tuple[int, int], who
         if not 0 <= first < last <= len(ids):
             raise ValueError(f"{who}: the subject must be positions of the prompt's {len(ids)} tokens, got {subject}")
         return first, last
-    ends = [len(model.tokenizer.decode(list(ids[: i + 1]))) for i in range(len(ids))]
-    start = model.tokenizer.decode(list(ids)).find(subject)
-    if start < 0:
+    text = model.tokenizer.decode(list(ids))
+    start = text.find(subject)
+    if start < 0 or not subject:
         raise ValueError(f"{who}: the subject {subject!r} is not in the prompt")
-    inside = [i for i, end in enumerate(ends) if end > start and (ends[i - 1] if i else 0) < start + len(subject)]
+    # How many characters of the text are whole after each token: several tokens may share one character's bytes.
+    whole = [0]
+    for i in range(len(ids)):
+        prefix = model.tokenizer.decode(list(ids[: i + 1]))
+        same = (one == other for one, other in zip(prefix, text, strict=False))
+        whole.append(sum(itertools.takewhile(bool, same)))
+    inside = [i for i in range(len(ids)) if whole[i] < start + len(subject) and max(whole[i + 1], whole[i] + 1) > start]
     return inside[0], inside[-1] + 1
 
 
@@ -334,7 +353,7 @@ def _axes(point, layers, positions, heads, by_key, window) -> _C.PatchAxes:
     has_heads = point in HEADS + PATTERNS
     return _C.PatchAxes(
         point,
-        layers=list(layers or []),
+        layers=layers,
         heads=[] if heads is None or heads == "all" else list(heads),
         by_position=not isinstance(positions, str),
         by_head=has_heads and heads != "all",
@@ -350,18 +369,33 @@ def _places(who, runs, positions, spans, noising):
     if spans is None:
         if isinstance(positions, str) and positions != "all":
             raise ValueError(f"{who}: positions must be numbers or 'all', got {positions!r}")
-        listed = None if positions is None or isinstance(positions, str) else list(positions)
+        some = [] if isinstance(positions, str) else all_or_some(positions, "positions", who)
         out = []
         for to, _ in runs:
-            chosen = range(len(to)) if listed is None else [p + len(to) if p < 0 else p for p in listed]
+            if wrong := [p for p in some if not -len(to) <= p < len(to)]:
+                raise IndexError(
+                    f"{who}: positions of a prompt of {len(to)} tokens are {-len(to)} to {len(to) - 1}, got {wrong[0]}"
+                )
+            chosen = [p % len(to) for p in some] or range(len(to))
             out.append([([p], [p]) for p in chosen])
         return out, [place[0][0] for place in out[0]]
+    if not spans:
+        raise ValueError(f"{who}: spans must hold one at least, got none")
     out = []
     for pair in range(len(runs)):
         of_pair = []
         for name, given in spans.items():
-            clean, corrupted = given[pair] if isinstance(given, list) else given
-            clean, corrupted = (list(range(*s)) if isinstance(s, tuple) else list(s) for s in (clean, corrupted))
+            try:
+                clean, corrupted = given[pair] if isinstance(given, list) else given
+                clean, corrupted = (
+                    list(range(*span)) if isinstance(span, tuple) else listed(span, name, who)
+                    for span in (clean, corrupted)
+                )
+            except (TypeError, ValueError, IndexError):
+                raise TypeError(
+                    f"{who}: spans are {{name: (clean span, corrupted span)}}, each a (first, last) or a list of "
+                    f"positions, with several pairs a list of those; got {given!r} for {name!r} of pair {pair}"
+                ) from None
             if len(clean) != len(corrupted):
                 raise ValueError(
                     f"{who}: a span must have as many tokens in both prompts; {name!r} of pair {pair} has "

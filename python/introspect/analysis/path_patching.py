@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from .. import _C
-from ..arguments import native_model
+from ..arguments import all_or_some, native_model
 from .effects import Direction, EffectGrid, ends_of, pairs_of
 from .metrics import Metric
 from .patching import token_labels
@@ -15,7 +15,9 @@ from .prompts import Prompts
 
 Node = str | tuple[int, int] | tuple[int, int, str]
 MAX_CELLS = 100_000
-_NODE = re.compile(r"input|logits|m(?P<mlp>\d+)|a(?P<layer>\d+)\.(?P<unit>[hg])(?P<head>\d+)(<(?P<reads>[qkv])>)?")
+_NODE = re.compile(
+    r"input|logits|m(?P<mlp>\d+)|a(?P<layer>\d+)\.(?P<unit>[hg])(?P<head>\d+)(<(?P<reads>[qkv])>)?", re.ASCII
+)
 
 
 def path_patching(
@@ -76,9 +78,10 @@ def path_patching(
         raise ValueError(f"{who}: senders are heads, mlps, all, or a list of nodes, got {senders!r}")
     groups = named[senders] if isinstance(senders, str) else [_together(entry) for entry in senders]
     heard = _together(receivers)
+    chosen = all_or_some(positions, "positions", who)
     found, cleans = _run(
         model, clean, corrupted, metric, groups, [heard], native=native, who=who, freeze_mlps=freeze_mlps,
-        positions=list(positions or []), by_position=by_position, direction=direction, max_cells=max_cells,
+        positions=chosen, by_position=by_position, direction=direction, max_cells=max_cells,
         memory_budget=memory_budget, progress=progress,
     )  # fmt: skip
     layers, n_heads = list(range(cfg.n_layers)), list(range(cfg.n_heads))
@@ -89,9 +92,9 @@ def path_patching(
         labels = {"layer": layers}
     if by_position:
         tokens = cleans[0]
-        chosen = [p % len(tokens) for p in positions] if positions else range(len(tokens))
+        places = [p % len(tokens) for p in chosen] or range(len(tokens))
         shown = token_labels(model, tokens) if len(cleans) == 1 else list(range(len(tokens)))
-        labels["position"] = [shown[p] for p in chosen]
+        labels["position"] = [shown[p] for p in places]
     title = "paths to " + ", ".join(map(_shown, heard))
     return _grid(title, found, found.values[:, 0], labels, direction)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import _C
+from ..arguments import listed
 
 KINDS = ("logistic", "mass_mean", "mass_mean_covariance", "ridge")
 MOST_WORDS = 2000  # of the bag of words: the most frequent ones
@@ -26,7 +27,7 @@ def as_list(labels: Any) -> list[Any]:
 def classes_of(labels: Labels, *, who: str = "probe_layers") -> tuple[list[int], tuple[str, ...]]:
     """Labels as numbers from 0, and the classes' names in sorted order."""
     given = as_list(labels)
-    found = sorted(set(given))
+    found = _sorted(given, who, "label")
     if len(found) < 2:
         said = repr(found[0]) if found else "no labels"
         raise ValueError(f"{who}: the labels must be of two classes or more, got {said} for all {len(given)} texts")
@@ -34,10 +35,22 @@ def classes_of(labels: Labels, *, who: str = "probe_layers") -> tuple[list[int],
     return [number[label] for label in given], tuple(str(label) for label in found)
 
 
+def _sorted(given: Sequence[Any], who: str, what: str) -> list[Any]:
+    """What there is, each once. ValueError or TypeError for what is missing, as NaN, or not of one kind."""
+    for text, one in enumerate(given):
+        if one is None or one != one:
+            raise ValueError(f"{who}: every text must have a {what}, and that of text {text} is missing: {one!r}")
+    try:
+        return sorted(set(given))
+    except TypeError:
+        kinds = sorted({type(one).__name__ for one in given})
+        raise TypeError(f"{who}: {what}s must be single values of one kind, got {', '.join(kinds)}") from None
+
+
 def numbered(groups: Sequence[Hashable]) -> tuple[list[int], int]:
     """Groups as numbers in their sorted order, and how many they are."""
     given = as_list(groups)
-    number = {group: i for i, group in enumerate(sorted(set(given)))}
+    number = {group: i for i, group in enumerate(_sorted(given, "probes", "group"))}
     return [number[group] for group in given], len(number)
 
 
@@ -127,3 +140,34 @@ def words_of(texts: Sequence[str]) -> torch.Tensor:
             if word in place:
                 out[row, place[word]] += 1
     return out
+
+
+SURFACE = {"length": lengths_of, "words": words_of}
+RANDOM_MODEL = "random_model"
+
+
+def baseline_names(given: bool | Sequence[str]) -> list[str]:
+    """The baselines that are meant: those of the surface for True.
+
+    Raises:
+        ValueError: an unknown one.
+    """
+    names = list(SURFACE) if given is True else listed(given or [], "baselines", "probe_layers")
+    known = (*SURFACE, RANDOM_MODEL)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"probe_layers: baselines are {', '.join(known)}, got {unknown[0]!r}")
+    return names
+
+
+def randomised(native: _C.Model, seed: int) -> _C.Model:
+    """The model with every matrix drawn from a normal distribution of the matrix's own mean square.
+
+    Norms and biases stay, so that activations keep their scale; the tokenizer stays too.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {}
+    for name, weight in native.named_weights():
+        if weight.dim() >= 2:
+            random = torch.randn(weight.shape, generator=generator) * weight.float().square().mean().sqrt().cpu()
+            drawn[name] = random.to(weight.device, weight.dtype)
+    return native.with_weights(drawn)

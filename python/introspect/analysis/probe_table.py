@@ -25,7 +25,7 @@ class ProbeRow:
     """One probe: how well it does on texts that it has not seen.
 
     Attributes:
-        layer, position: where it reads; of a baseline layer is -1.
+        layer, position: where it reads; of the surface layer is -1.
         accuracy, accuracy_low, accuracy_high: share of the texts whose class is predicted, and its interval.
         auc, auc_low, auc_high: mean over folds; of more than two classes the mean of one against the rest.
         log_loss: nats a text; NaN for kinds without probabilities.
@@ -77,7 +77,7 @@ class ProbeTable:
     Attributes:
         rows: by position, then by layer.
         probes: (layer, position) -> the Probe, fitted on all texts.
-        baselines: "length" and "words" -> a row of what the texts' surface gives.
+        baselines: "length", "words", "random_model" -> a row of what the texts' surface, or random weights, give.
         held_out: (layer, position) -> scores [n] or [n, K] by the probe that has not seen the text's fold.
         folds: of each text.
         classes: names; of two the second is the positive one.
@@ -99,7 +99,7 @@ class ProbeTable:
     @property
     def best(self) -> ProbeRow:
         """The row with the highest AUC, or accuracy where no fold holds both classes."""
-        return max(self.rows, key=lambda row: (row.auc if math.isfinite(row.auc) else -1.0, row.accuracy))
+        return best_of(self.rows)
 
     def probe(self, layer: int | None = None, position: Position | None = None) -> Probe:
         """The probe of a layer (None: the best row's) at a position (None: the only one, or the best row's).
@@ -155,7 +155,8 @@ class ProbeTable:
             raise ValueError(f"ProbeTable.transfer: labels must be {', '.join(known)}, got {strange[0]!r}")
         numbers = [known[name] for name in names]
         layers, positions = sorted({at for at, _ in self.probes}), list(dict.fromkeys(p for _, p in self.probes))
-        activations = collect(native, texts, layers, positions, self.point, False, 1 << 30, progress)
+        after_norm = next(iter(self.probes.values())).last_layer_after_norm
+        activations = collect(native, texts, layers, positions, self.point, after_norm, 1 << 30, progress)
         group_numbers, _ = numbered(groups) if groups is not None else ([], 0)
         rows = []
         for position, read in zip(positions, activations, strict=True):
@@ -181,6 +182,11 @@ class ProbeTable:
             f"ProbeTable({self.model_name!r}, {self.kind}, {len(self.rows)} probes, best layer {best.layer} at "
             f"{best.position}: AUC {best.auc:.3f}, accuracy {best.accuracy:.3f})"
         )
+
+
+def best_of(rows: Sequence[ProbeRow]) -> ProbeRow:
+    """The row with the highest AUC, or accuracy where no fold holds both classes."""
+    return max(rows, key=lambda row: (row.auc if math.isfinite(row.auc) else -1.0, row.accuracy))
 
 
 def figures_of(scores: _C.ProbeScores) -> dict[str, float]:

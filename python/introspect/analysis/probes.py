@@ -14,19 +14,21 @@ from .. import _C, statistics
 from .._C import Probe, probe_of_direction
 from ..arguments import native_model
 from .probe_inputs import (
+    RANDOM_MODEL,
+    SURFACE,
     Labels,
     Position,
+    baseline_names,
     check_lengths,
     check_options,
     classes_of,
     collect,
     folds_of,
-    lengths_of,
     numbered,
+    randomised,
     types_of,
-    words_of,
 )
-from .probe_table import ProbeRow, ProbeTable, figures_of
+from .probe_table import ProbeRow, ProbeTable, best_of, figures_of
 
 __all__ = ["Probe", "ProbeRow", "ProbeTable", "fit_probe", "probe_layers", "probe_of_direction", "probe_readout"]
 
@@ -45,7 +47,7 @@ def probe_layers(
     folds: int | Sequence[int] = 5,
     groups: Sequence[Hashable] | None = None,
     nulls: int = 20,
-    baselines: bool = True,
+    baselines: bool | Sequence[str] = True,
     control: bool | Sequence[Hashable] = True,
     description: bool = True,
     name: str = "",
@@ -79,7 +81,8 @@ def probe_layers(
             shuffled among themselves (or, where each group has one class, whole groups' labels), and intervals
             are over groups.
         nulls: how often labels are shuffled; p_auc compares with the highest AUC of each shuffle among all rows.
-        baselines: the same from the texts' length and from their words.
+        baselines: the same from "length" and "words" of the texts (True), and, where it is named, from "random_model",
+            this one with weights drawn anew: the best of its layers, for another pass over the texts.
         control: a control task: random labels for the tokens that are read, or for these types of the texts.
         description: the description length (kinds with probabilities).
         name: what the probes read, for their files and readouts.
@@ -101,6 +104,7 @@ def probe_layers(
     native = native_model(model, "probe_layers")
     numbers, classes = classes_of(labels)
     check_lengths("probe_layers", texts, numbers, groups)
+    wanted = baseline_names(baselines)
     penalties = [float(one) for one in C] if isinstance(C, Sequence) else [float(C)]
     check_options(kind, penalties, nulls)
     group_numbers, n_groups = numbered(groups) if groups is not None else ([], None)
@@ -145,11 +149,19 @@ def probe_layers(
             rows.append(_row(layer, at, study))
             probes[(layer, at)] = study.probe.with_(**origin, layer=layer, position=at)
             held_out[(layer, at)] = study.held_out
+    plain: dict[str, Any] = {**common, "nulls": 0, "description": False, "progress": False}
     surface = {}
-    if baselines:
-        for what, features in (("length", lengths_of(texts)), ("words", words_of(texts))):
-            study = _C.study_probes(features[:, None], **common, nulls=0, description=False, progress=False)[0]
+    for what, features_of in SURFACE.items():
+        if what in wanted:
+            study = _C.study_probes(features_of(texts)[:, None], **plain)[0]
             surface[what] = _row(-1, positions[0], study)
+    if RANDOM_MODEL in wanted:
+        drawn = randomised(native, seed)
+        read = collect(drawn, texts, layers, positions[:1], point, last_layer_after_norm, memory_budget, progress)[0]
+        studies = _C.study_probes(read.values, **plain, kind=kind, standardise=standardise)
+        surface[RANDOM_MODEL] = best_of(
+            [_row(*one) for one in zip(layers, positions[:1] * len(layers), studies, strict=True)]
+        )
     return ProbeTable(
         tuple(_with_p(rows, confidence)),
         probes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,19 +12,30 @@ Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | torch.
 
 
 def tokens_of(model: Any, prompts: Prompts, who: str, name: str) -> list[list[int]]:
-    """Prompts as token ids, one list each: texts, lists of ids, or a tensor [batch, pos] or [pos].
+    """Prompts as token ids, one list each: texts, lists of ids, or an array or tensor [batch, pos] or [pos].
 
     Raises:
         TypeError: something else, or none.
+        ValueError: a prompt without tokens.
     """
-    if isinstance(prompts, torch.Tensor):
-        return [row.tolist() for row in (prompts if prompts.dim() == 2 else prompts.unsqueeze(0))]
+    wanted = f"{who}: {name} must be a text, token ids, or a list of them"
     listed: Any = [prompts] if isinstance(prompts, str) else prompts
-    if not isinstance(listed, Sequence) or not listed:
-        raise TypeError(f"{who}: {name} must be a text, token ids, or a list of them, got {prompts!r}")
-    if isinstance(listed[0], int):
+    if hasattr(listed, "tolist"):
+        listed = listed.tolist()
+    if not isinstance(listed, Sequence) or not len(listed):
+        raise TypeError(f"{wanted}, got {prompts!r}")
+    if isinstance(listed[0], Integral):
         listed = [listed]
-    return [model.to_tokens(one)[0].tolist() if isinstance(one, str) else [int(id) for id in one] for one in listed]
+    out = []
+    for number, one in enumerate(listed):
+        ids = model.to_tokens(one)[0] if isinstance(one, str) else one
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        if not isinstance(ids, Sequence) or not all(isinstance(id, Integral) for id in ids):
+            raise TypeError(f"{wanted}, got {one!r}")
+        if not len(ids):
+            raise ValueError(f"{who}: prompts must have tokens, and number {number} of {name} has none: {one!r}")
+        out.append([int(id) for id in ids])
+    return out
 
 
 def check_aligned(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], who: str) -> None:

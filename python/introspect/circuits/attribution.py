@@ -12,7 +12,7 @@ import torch
 from .. import _C
 from ..analysis.metrics import Metric, MetricLike
 from ..analysis.prompts import Prompts, check_aligned, tokens_of
-from ..arguments import native_model
+from ..arguments import all_or_some, native_model
 from .circuit import Circuit
 
 if TYPE_CHECKING:
@@ -106,8 +106,9 @@ def edge_attribution(
         ConfigError: a model that is hooked or steered, or lives on several devices.
     """
     prompts = _prompts(model, clean, corrupted, metric, "edge_attribution")
+    chosen = all_or_some(edges, "edges", "edge_attribution")
     if method == "exact" and max_edges is not None:
-        n_edges = len(edges) if edges else Circuit.whole(model, ungrouped=ungrouped).n_edges
+        n_edges = len(chosen) or Circuit.whole(model, ungrouped=ungrouped).n_edges
         _check_size(prompts["model"], prompts["clean"], n_edges, max_edges)
     found = _C.edge_attribution(
         **prompts,
@@ -118,7 +119,7 @@ def edge_attribution(
         mean_over=_means(model, mean_over, "edge_attribution"),
         per_position=per_position,
         ungrouped=ungrouped,
-        edges=list(edges or []),
+        edges=chosen,
         progress=progress,
     )
     return EdgeAttribution(Circuit(found.circuit), found.clean, found.corrupted, found.by_position)

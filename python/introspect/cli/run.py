@@ -56,6 +56,13 @@ def command(
     controls: experiment.Controls = None,
     nulls: experiment.Nulls = 10,
     seed: experiment.Seed = 0,
+    lens: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="Also read every block's output: through 'logit', or a tuned lens' folder or .safetensors file.",
+        ),
+    ] = "",
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
     dry_run: experiment.DryRun = False,
@@ -75,6 +82,7 @@ def command(
         "controls": controls,
         "nulls": nulls,
         "seed": seed,
+        "lens": lens if lens not in ("", "logit") else lens == "logit",
     }
     import introspect
 

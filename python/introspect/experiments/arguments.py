@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,19 @@ LayerRange = tuple[Block, Block]
 Layers = Block | LayerRange | Sequence[Block | LayerRange]
 Numbers = float | Sequence[float]
 Texts = str | Sequence[str]
+
+
+@contextlib.contextmanager
+def lens_path(lens: Any) -> Iterator[Any]:
+    """A lens as readouts take one: a ``Lens`` stands in a file for as long as the experiment runs."""
+    if not isinstance(lens, _C.Lens):
+        yield lens
+    elif lens.kind == "logit":
+        yield True
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            lens.save(path := os.path.join(folder, "lens.safetensors"))
+            yield path
 
 
 def load_protocol(source: str | os.PathLike | _C.Protocol) -> _C.Protocol:
@@ -199,7 +214,9 @@ class Arguments:
         """{name: parameter}, of the arguments with names of their own and of ``readouts``."""
         found: dict[str, Any] = {name: bool(options[name]) for name in ("attention", "divergence")}
         lens = options["lens"]
-        found["lens"] = os.fspath(lens) if isinstance(lens, str | os.PathLike) else bool(lens)
+        if not isinstance(lens, bool | str | os.PathLike):
+            self.fail("lens", "True, a Lens or the path of one", lens)
+        found["lens"] = lens if isinstance(lens, bool) else os.fspath(lens)
         found["top_k"] = self.whole("top_k", options["top_k"], least=0)
         found["continuations"] = self.texts("continuations", options["continuations"])
         more = {} if options["readouts"] is None else options["readouts"]

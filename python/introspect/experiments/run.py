@@ -14,7 +14,7 @@ from .. import _C
 from .. import progress as progress_module
 from ..model import Model
 from ..steering.training import ControlVector
-from .arguments import MORE_PROTOCOLS, PROTOCOLS, Arguments, Layers, Numbers, Texts, load_protocol
+from .arguments import MORE_PROTOCOLS, PROTOCOLS, Arguments, Layers, Numbers, Texts, lens_path, load_protocol
 from .plans import HOUR, ExperimentPlan
 from .results import Result
 
@@ -106,7 +106,7 @@ def run_experiment(
     concepts: Texts = (),
     models: Mapping[str, Model] | None = None,
     seed: int = 0,
-    lens: bool | str | os.PathLike = False,
+    lens: bool | str | os.PathLike | _C.Lens = False,
     attention: bool = False,
     divergence: bool = False,
     top_k: int = 0,
@@ -154,7 +154,8 @@ def run_experiment(
         models: {name: model} for protocols in which another model prefills; of the model's shape, dtype and device.
         seed: of the rotations and of sampled text.
         lens: also read every block's output: log-odds, probabilities of the spellings of yes and no, report tokens.
-            True is the logit lens, a path another one (``TunedLens``); stores know it by its content.
+            True is the logit lens; another one (``TunedLens``) is given itself or by its path, and stores know it by
+            its content.
         attention: also the attention of every head from the read position to the injected tokens.
         divergence: also the next token's entropy, and KL(injected || base).
         top_k: also this many of the most raised and lowered tokens.
@@ -216,14 +217,18 @@ def run_experiments(model: Model, protocols: Protocol | Sequence[Protocol], **op
 def _run(who: str, protocols: Any, arguments: Mapping[str, Any]) -> list[Result]:
     """Run protocols with run_experiment's other arguments, put into the native module's form."""
     options = dict(arguments)
+    with lens_path(options["lens"]) as options["lens"]:
+        return _run_native(who, _native(who, protocols, options), options)
+
+
+def _run_native(who: str, native: Mapping[str, Any], options: Mapping[str, Any]) -> list[Result]:
     model, plan, long = options["model"], bool(options["plan"]), bool(options["long"])
-    native = _native(who, protocols, options)
     planned: list[ExperimentPlan] = []
 
     def before(one: _C.RunPlan) -> None:
         planned.append(ExperimentPlan.of(one))
         if not plan and not long and planned[0].seconds > HOUR:
-            warnings.warn(f"{who}: {planned[0]} (long=True: this is meant)", stacklevel=4)
+            warnings.warn(f"{who}: {planned[0]} (long=True: this is meant)", stacklevel=5)
 
     shown = None if plan else progress_module.shown(options["progress"])
     try:
@@ -245,7 +250,7 @@ def _run(who: str, protocols: Any, arguments: Mapping[str, Any]) -> list[Result]
         # Files often bear another model's name inside.
         data["model"]["name"] = Path(model.name).name.removesuffix(".gguf")
     for warning in dict.fromkeys(warning for data in results for warning in data.pop("warnings")):
-        warnings.warn(warning, stacklevel=3)
+        warnings.warn(warning, stacklevel=4)
     return [Result(data) for data in results]
 
 

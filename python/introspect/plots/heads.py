@@ -7,10 +7,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, TwoSlopeNorm
 
-from .style import Figure, bare
+from .style import Figure, bare, colour_bar, signed_norm
 
 Map = Sequence[Sequence[float]]  # [layer][head]
 NAMED = 4  # heads of a panel that are named
@@ -29,11 +27,7 @@ def head_maps(maps: Mapping[str, Map], *, label: str = "attention to the injecte
     if len(shapes) != 1:
         raise ValueError(f"head_maps: maps of one shape are needed, got {len(maps)} of {len(shapes)} shapes")
     n_layers, n_heads = len(next(iter(maps.values()))), len(next(iter(maps.values()))[0])
-    everything = [v for values in maps.values() for row in values for v in row if math.isfinite(v)]
-    limit = max(map(abs, everything), default=1.0) or 1.0
-    signed = min(everything, default=0.0) < 0
-    norm = TwoSlopeNorm(0.0, -limit, limit) if signed else Normalize(0.0, limit)
-    colours = "RdBu_r" if signed else "viridis"
+    norm, colours = signed_norm(v for values in maps.values() for row in values for v in row)
     columns = columns_of(len(maps))
     rows = math.ceil(len(maps) / columns)
     height = min(6.0, 1.2 + 0.16 * n_layers)
@@ -44,7 +38,7 @@ def head_maps(maps: Mapping[str, Map], *, label: str = "attention to the injecte
         axes.imshow(values, cmap=colours, norm=norm, origin="lower", aspect="auto", interpolation="nearest")
         axes.set_title("\n".join(textwrap.wrap(name, 30)), fontsize=9, loc="left")
         axes.set_xlabel("head", fontsize=9)
-        _name_heads(axes, values, dark=not signed, limit=limit)
+        _name_heads(axes, values, dark=colours == "viridis", limit=norm.vmax or 1.0)
         axes.set_xticks(range(0, n_heads, math.ceil(n_heads / 10)))
         axes.set_yticks(range(0, n_layers, math.ceil(n_layers / 12)))
         axes.tick_params(labelsize=8.5, length=2, labelbottom=True)
@@ -53,10 +47,7 @@ def head_maps(maps: Mapping[str, Map], *, label: str = "attention to the injecte
         axes.set_visible(False)
     for axes in panels[::columns]:
         axes.set_ylabel("layer", fontsize=9)
-    bar = figure.colorbar(ScalarMappable(norm, colours), ax=panels, shrink=0.8, pad=0.01)
-    bar.set_label(label, fontsize=9)
-    bar.ax.tick_params(labelsize=8.5)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    colour_bar(figure, panels, norm, colours, label, shrink=0.8, pad=0.01)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
 from ..tables import printable
-from .style import CONCEPT, CONTROL, NULL, RANDOM, Figure, bare, frame, legend_below
+from .style import CONCEPT, CONTROL, NULL, RANDOM, Figure, bare, colour_bar, frame, legend_below
 
 ByLayer = Mapping[int, float]
 
@@ -133,10 +132,7 @@ def lens_map(
     axes.set_ylabel("output of block", fontsize=9)
     axes.tick_params(labelsize=8, length=2)
     bare(axes)
-    bar = figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, shrink=0.85, pad=0.015)
-    bar.set_label(label, fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    colour_bar(figure, axes, norm, "viridis", label)
     if title:
         axes.set_title(title, fontsize=10, loc="left")
     return figure

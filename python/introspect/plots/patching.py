@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, TwoSlopeNorm
-
-from .style import Figure, bare
+from .style import Figure, bare, colour_bar, signed_norm
 
 
 def patch_map(
@@ -27,11 +24,7 @@ def patch_map(
         layers, columns: what stands along the axes.
         signed: False: the scale is at least 1 wide, which is what a normalised grid is about.
     """
-    finite = [v for row in values for v in row if math.isfinite(v)]
-    limit = max([abs(v) for v in finite] + ([] if signed else [1.0]), default=1.0) or 1.0
-    below = min(finite, default=0.0) < -0.02 * limit
-    norm = TwoSlopeNorm(0.0, -limit, limit) if below else Normalize(0.0, limit)
-    colours = "RdBu_r" if below else "viridis"
+    norm, colours = signed_norm((v for row in values for v in row), least=0.0 if signed else 1.0, tolerance=0.02)
     width = min(11.0, 2.2 + 0.34 * len(columns))
     figure = Figure(figsize=(width, min(7.0, 1.8 + 0.15 * len(layers))), layout="constrained")
     axes = figure.subplots()
@@ -47,10 +40,7 @@ def patch_map(
     axes.set_xlabel(along, fontsize=9)
     axes.tick_params(labelsize=8, length=2)
     bare(axes)
-    bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, shrink=0.85, pad=0.015)
-    bar.set_label(label, fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    colour_bar(figure, axes, norm, colours, label)
     if title:
         axes.set_title(title, fontsize=10, loc="left")
     return figure

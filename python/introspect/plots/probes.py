@@ -9,7 +9,7 @@ from .style import CONCEPT, CONTROL, NULL, THIRD, Figure, frame, legend_below
 
 COLOURS = (CONCEPT, CONTROL, THIRD, "#CC79A7", "#E69F00", "#56B4E9")
 NAMES = {"auc": "AUC on held-out texts", "accuracy": "accuracy on held-out texts"}
-SURFACE = {"length": "their length", "words": "their words"}
+SOURCES = {"length": "their length", "words": "their words", "random_model": "a model of random weights"}
 
 
 def probe_curves(table: Any, metric: str = "auc", *, title: str | None = None) -> Figure:
@@ -41,11 +41,11 @@ def probe_curves(table: Any, metric: str = "auc", *, title: str | None = None) -
         axes.plot(
             layers, [getattr(row, metric) for row in rows], "o-", color=colour, markersize=4, linewidth=1.5, label=name
         )
-    for (what, row), style in zip(table.baselines.items(), ("--", ":"), strict=False):
+    for (what, row), style in zip(table.baselines.items(), ("--", ":", "-."), strict=False):
         value = getattr(row, metric)
         if math.isfinite(value):
             axes.axhline(
-                value, color="#333333", linestyle=style, linewidth=1.2, label=f"from {SURFACE[what]}: {value:.2f}"
+                value, color="#333333", linestyle=style, linewidth=1.2, label=f"from {SOURCES[what]}: {value:.2f}"
             )
     chance = 0.5 if metric == "auc" else 1 / len(table.classes)
     axes.axhline(chance, color="#999999", linewidth=0.8)

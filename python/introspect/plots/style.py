@@ -8,11 +8,13 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib.figure
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, TwoSlopeNorm
 
 from ..experiments.results import Compared
 
@@ -75,6 +77,37 @@ def bare(axes: Axes) -> None:
     axes.use_sticky_edges = False  # room between a band and the frame
     for edge in ("top", "right", "left"):
         axes.spines[edge].set_visible(False)
+
+
+def colour_bar(
+    figure: Figure,
+    axes: Axes | Sequence[Axes],
+    norm: Normalize,
+    colours: str,
+    label: str,
+    *,
+    shrink: float = 0.85,
+    pad: float = 0.015,
+) -> None:
+    """What the colours of maps mean, to their right."""
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, shrink=shrink, pad=pad)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+
+
+def signed_norm(values: Iterable[float], *, least: float = 0.0, tolerance: float = 0.0) -> tuple[Normalize, str]:
+    """A scale from 0 up or, where a value is negative, symmetric about 0, and its colours.
+
+    Args:
+        least: the scale's end, at least.
+        tolerance: below 0 by less than this share of the end is not negative.
+    """
+    finite = [v for v in values if math.isfinite(v)]
+    limit = max([abs(v) for v in finite] + [least]) or 1.0
+    if min(finite, default=0.0) < -tolerance * limit:
+        return TwoSlopeNorm(0.0, -limit, limit), "RdBu_r"
+    return Normalize(0.0, limit), "viridis"
 
 
 def frame(axes: Axes) -> None:

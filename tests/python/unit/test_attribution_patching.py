@@ -289,6 +289,7 @@ def test_tables_and_pictures(models, prompts):
         ("gpt_neox", {"points": ["resid_mid"]}, introspect.HookError, "resid_mid"),
         ("gpt2", {"method": "ig"}, ValueError, r"method must be atp, atp\+qk or atp\*, got 'ig'"),
         ("gpt2", {"metric": introspect.LogitDifference(5, 6, position=T)}, IndexError, "positions of a prompt of 9"),
+        ("gpt2", {"metric": introspect.Rank(5)}, ValueError, "rank has no gradient; use patch_grid"),
         ("gpt2", {"metric": len}, TypeError, "metric must be LogitDifference"),
     ],
 )

@@ -5,7 +5,16 @@ import math
 
 import pytest
 import torch
-from analytic import FRACTION_EDGES, INDUCTION_EDGES, fraction_of_previous, induction_head, linear, or_gate
+from analytic import (
+    FRACTION_EDGES,
+    INDUCTION_EDGES,
+    REVERSE_EDGES,
+    fraction_of_previous,
+    induction_head,
+    linear,
+    or_gate,
+    reverse,
+)
 from pairs import load, pair
 from tiny import write_tiny
 
@@ -85,6 +94,31 @@ def test_fraction_of_previous_tokens_has_three_edges():
         assert nonzero(found.circuit) == FRACTION_EDGES
     assert [found.circuit.score(edge) for edge in FRACTION_EDGES] == pytest.approx([2 / 5 - 3 / 5] * 3)
     assert set(acdc(model, clean, corrupted, -metric, threshold=0.01).circuit.edges) == FRACTION_EDGES
+
+
+def test_reverse_has_five_edges():
+    # x y z | z y is followed by x; the bar of the corrupted prompt stands a token later, and another token is first.
+    clean, corrupted, metric = [1, 2, 3, 0, 3, 2], [5, 6, 4, 1, 0, 1], LogitDifference(1, 4)
+    sharp = reverse(sharpness=100.0)
+    assert sharp(torch.tensor([clean]))[0, 3:].argmax(-1).tolist() == [3, 2, 1]
+    assert sharp(torch.tensor([corrupted]))[0, 4:].argmax(-1).tolist() == [1, 4]
+    found = edge_attribution(sharp, clean, corrupted, metric, method="exact").circuit
+    assert nonzero(found) == REVERSE_EDGES
+    # Another length or another first token takes 1's logit away; another output has 4's besides.
+    expected = {edge: pytest.approx(-2.0 if edge == "a1.h0->logits" else -1.0, abs=1e-6) for edge in REVERSE_EDGES}
+    assert {edge: found.score(edge) for edge in REVERSE_EDGES} == expected
+    assert set(acdc(sharp, clean, corrupted, -metric, threshold=0.1).circuit.edges) == REVERSE_EDGES
+    assert set(acdc(sharp, clean, corrupted, threshold=0.01).circuit.edges) == REVERSE_EDGES
+    soft = reverse(sharpness=4.0)
+    for method in ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact"):
+        scored = edge_attribution(soft, clean, corrupted, metric, method=method)
+        assert nonzero(scored.circuit) == REVERSE_EDGES, method
+        assert set(scored.greedy(5).edges) == REVERSE_EDGES
+    outputs = introspect.analysis.patch_grid(
+        sharp, clean, corrupted, ["z", "mlp_out"], metric=metric, direction="noising", positions="all"
+    )
+    assert outputs["z"].values.flatten().tolist() == pytest.approx([0, -1], abs=1e-6)
+    assert outputs["mlp_out"].values.flatten().tolist() == pytest.approx([0, 1], abs=1e-6)
 
 
 def test_in_a_linear_net_attribution_is_exact(rng):
@@ -335,3 +369,23 @@ def test_bad_input_is_refused_before_anything_runs(tmp_path):
         faithfulness(model, Circuit.whole(model), [4, 5], [4, 6], metric, shares=[0.5, 0.1])
     with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda x, hook: x)]), pytest.raises(introspect.ConfigError):
         edge_attribution(model, [4, 5], [4, 6], metric)
+
+
+def test_metrics_that_are_not_finite_or_do_not_differ_are_errors(tmp_path, rng):
+    model = load("llama", tmp_path)
+    clean, corrupted = pair(rng)
+    metric = LogitDifference(5, 6)
+    scored = edge_attribution(model, clean, corrupted, metric)
+    with pytest.raises(ValueError, match="with all edges and with none: there is nothing to keep"):
+        faithfulness(model, scored, clean, clean, metric)  # equal but for rounding, of which shares would be made
+    with pytest.raises(ValueError, match="scores of edges must be numbers, got NaN"):
+        scored.circuit.with_scores(torch.full_like(scored.circuit.scores, math.nan))
+    with pytest.raises(ValueError, match="edges must hold one at least"):
+        edge_attribution(model, clean, corrupted, metric, method="exact", edges=[])
+    broken = dict(model.native.named_weights())["blocks.1.mlp.W_out"].clone()
+    broken[0, 0] = math.nan
+    bad = introspect.Model(model.native.with_weights({"blocks.1.mlp.W_out": broken}))
+    with pytest.raises(introspect.Error, match="acdc: the metric of the circuit that is begun with is nan"):
+        acdc(bad, clean, corrupted, threshold=0.1)
+    with pytest.raises(introspect.Error, match="faithfulness: the metric is nan with all edges"):
+        faithfulness(bad, scored, clean, corrupted, metric)

@@ -62,6 +62,21 @@ def test_a_metric_is_its_formula_and_so_are_its_gradients(name, logits):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-12)
 
 
+def test_ranks_and_accuracies_of_logits_that_are_not_numbers_are_none(logits):
+    logits[1, -1, 50] = math.nan
+    for metric in (introspect.Rank(5), introspect.Accuracy(5, (6, 50))):
+        values = metric(logits)
+        assert values[0].isfinite() and values[1].isnan()  # comparisons with NaN are false: rank 1, and 0
+
+
+def test_metrics_are_summed_and_divided(logits):
+    ours = sum([introspect.LogitDifference(5, 6), introspect.Probability(7)]) / 2
+    expected = (introspect.LogitDifference(5, 6)(logits) + introspect.Probability(7)(logits)) / 2
+    torch.testing.assert_close(ours(logits), expected, rtol=0, atol=1e-12)
+    with pytest.raises(TypeError):
+        1 + introspect.Rank(5)
+
+
 def test_divergences_are_from_a_reference_to_the_run(logits, reference):
     q, p = log_softmax(reference), log_softmax(logits[:, -1])
     kl = (q.exp() * (q - p)).sum(-1)

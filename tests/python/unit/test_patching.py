@@ -1,6 +1,7 @@
 """Patching grids, planned as one graph, against a loop of single hooks over the same cells."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tiny import write_tiny_transformers
 import introspect
 from introspect import patching
 from introspect.analysis import causal_trace, patch_grid
+from introspect.analysis.patching import _span_of
 
 FAMILIES = ["qwen2", "llama", "gemma2", "gpt2", "gpt_neox"]  # GQA, biases, post norms, learned positions, parallel
 T = 6
@@ -269,6 +271,35 @@ def test_every_grid_has_its_shape(model, prompts):
     )  # fmt: skip
 
 
+def test_prompts_are_lists_arrays_or_tensors_of_ids(qwen2, prompts):
+    clean, corrupted = prompts
+    expected = patch_grid(qwen2, clean, corrupted, metric=METRIC).values
+    columns = lambda x: x.t().contiguous().t()  # noqa: E731
+    for form in (np.asarray, columns, list, lambda x: list(np.asarray(x)), torch.Tensor.tolist):
+        assert torch.equal(patch_grid(qwen2, form(clean), form(corrupted), metric=METRIC).values, expected)
+
+
+def test_a_grid_of_one_run_draws_the_metric_itself(qwen2):
+    grid = patch_grid(qwen2, [5, 6, 7, 8], metric=METRIC, patch="zero")["resid_pre"]
+    assert grid.normalised().isnan().all()
+    drawn = grid.plot().axes[0].images[0].get_array()
+    np.testing.assert_allclose(drawn, grid.mean())
+
+
+def test_a_subject_has_all_tokens_that_share_its_characters(shared_data):
+    tokenizer = introspect.Tokenizer.load(shared_data / "tokenizers/gpt2")
+    model = SimpleNamespace(tokenizer=tokenizer)
+    cat, grass = "\U0001f431", "\u8349"
+    for text, subject in ((f"I like {cat} and", cat), (f"see \u732b{grass} grow", grass), ("a naïve one", "naïve")):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        first, last = _span_of(model, ids, subject, "who")
+        assert subject in tokenizer.decode(ids[first:last])
+        for fewer in (ids[first + 1 : last], ids[first : last - 1]):
+            assert subject not in tokenizer.decode(fewer)
+    with pytest.raises(ValueError, match="'' is not in the prompt"):
+        _span_of(model, ids, "", "who")
+
+
 # What bad input gets
 
 
@@ -277,7 +308,18 @@ def test_every_grid_has_its_shape(model, prompts):
     [
         ({"corrupted": [5, 6, 9]}, ValueError, "pair 0 have 4 and 3, and differ first at token 2: 7 against 9"),
         ({"layers": [3]}, IndexError, "layers are 0 to 2, got 3"),
-        ({"positions": [9]}, IndexError, "positions are 0 to 3, got 9"),
+        ({"positions": [9]}, IndexError, "positions of a prompt of 4 tokens are -4 to 3, got 9"),
+        ({"positions": [-5]}, IndexError, "-4 to 3, got -5"),
+        ({"layers": []}, ValueError, "layers must hold one at least"),
+        ({"positions": []}, ValueError, "positions must hold one at least"),
+        ({"points": ["z"], "heads": []}, ValueError, "heads must hold one at least"),
+        ({"points": ["z"], "heads": "some"}, ValueError, "heads must be numbers or 'all'"),
+        ({"spans": {}}, ValueError, "spans must hold one at least"),
+        ({"spans": {"name": [1, 2]}}, TypeError, "spans are {name: .clean span, corrupted span.}"),
+        ({"clean": [[]], "corrupted": [[]]}, ValueError, "number 0 of clean has none"),
+        ({"clean": torch.zeros(1, 1, 4).long()}, TypeError, "clean must be a text, token ids"),
+        ({"clean": torch.zeros(4)}, TypeError, "clean must be a text, token ids"),
+        ({"metric": introspect.LogitDifference(" a", " b")}, TypeError, "the model has no tokenizer; give token ids"),
         ({"points": ["z"], "heads": [6]}, IndexError, "heads are 0 to 5, got 6"),
         ({"points": ["resid_prey"]}, introspect.HookError, "resid_pre"),
         ({"corrupted": None}, ValueError, "say what is put in"),
@@ -299,3 +341,10 @@ def test_a_cache_of_other_prompts_is_refused(model, prompts):
     _, cache = model.run_with_cache(prompts[0][:, :4])
     with pytest.raises(ValueError, match=r"the cache is of \(2, 4\) tokens, the corrupted prompts of \(2, 6\)"):
         patching.get_act_patch_resid_pre(model, prompts[1], cache, METRIC)
+
+
+def test_a_trace_takes_one_point_by_name_and_wants_samples(qwen2):
+    one = causal_trace(qwen2, [5, 6, 7, 8], (1, 2), points="resid_post", metric=METRIC, samples=2)
+    assert list(one.grids) == ["hook_resid_post"]
+    with pytest.raises(ValueError, match="samples must be 1 or more, got 0"):
+        causal_trace(qwen2, [5, 6, 7, 8], (1, 2), samples=0)

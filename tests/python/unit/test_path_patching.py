@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from analytic import fraction_of_previous, induction_head, or_gate
 from pairs import alike
 from tiny import write_tiny_transformers
 
@@ -308,3 +309,52 @@ def test_bad_prompts_and_metrics(models, prompts):
     hooked = model.hooks(fwd_hooks=[("hook_embed", lambda x, hook: None)])
     with hooked, pytest.raises(introspect.ConfigError, match="nothing hooked"):
         path_patching(model, clean, corrupted, METRIC)
+
+
+# Models whose paths are known
+
+
+def effects(model, clean, corrupted, metric, senders, receivers, **options):
+    """Noising: what the clean run loses when the senders tell the receivers what they tell them in the other one."""
+    found = path_patching(
+        model, clean, corrupted, metric, senders=senders, receivers=receivers, direction="noising", **options
+    )
+    return [round(value, 6) for value in found.values[0].tolist()]
+
+
+def test_or_gate_needs_both_paths_and_one_is_enough():
+    prompts, metric = ([0], [1]), introspect.LogitDifference(0, 1)
+    senders = ["a0.h0", "a0.h1", ["a0.h0", "a0.h1"], "input"]
+    assert effects(or_gate(), *prompts, metric, senders, "m0") == [0, 0, -1, 0]
+    assert effects(or_gate(), *prompts, metric, senders, "logits") == [0, 0, 0, 0]  # the MLP is in between
+    assert effects(or_gate(), *prompts, metric, senders, "logits", freeze_mlps=False) == [0, 0, -1, 0]
+    restored = path_patching(or_gate(), *prompts, metric, senders=senders, receivers="m0")
+    assert restored.values[0].tolist() == pytest.approx([1, 1, 1, 0], abs=1e-6)
+
+
+def test_induction_head_is_told_what_to_match_by_the_previous_token_head():
+    model, prompts = induction_head(sharpness=100.0), ([0, 1, 2, 3, 4, 1], [0, 3, 4, 1, 2, 3])
+    metric, senders = introspect.LogitDifference(2, 4), ["input", "a0.h0", "m0"]
+    for receiver, expected in (
+        ("a1.h0<q>", [-2, 0, 0]), ("a1.h0<k>", [0, -2, 0]), ("a1.h0<v>", [-2, 0, 0]), ("logits", [0, 0, 0])
+    ):  # fmt: skip
+        assert effects(model, *prompts, metric, senders, receiver) == expected, receiver
+    assert effects(model, *prompts, metric, ["a1.h0", "m1"], "logits") == [-2, 0]
+    grid = direct_path_grid(model, *prompts, metric, component="k", direction="noising")
+    assert grid.values[0, 0, 0, :, 0].tolist() == pytest.approx([0, -2], abs=1e-6)
+
+
+def test_a_fraction_goes_from_the_mlp_through_the_values_of_the_averaging_head():
+    model, prompts = fraction_of_previous(), ([2, 1, 0, 1, 1], [1, 0, 0, 2, 1])
+    metric = introspect.LogitDifference(0, 2)
+    lost = pytest.approx([0, 2 / 5 - 3 / 5], abs=1e-6)
+    assert effects(model, *prompts, metric, ["input", "m0"], "a1.h0<v>") == lost
+    assert effects(model, *prompts, metric, ["m0", "a1.h0"], "logits") == lost
+    assert effects(model, *prompts, metric, ["m0"], "a1.h0<q>") == [0]
+
+
+def test_bad_positions_and_digits(model, prompts):
+    with pytest.raises(ValueError, match="positions must hold one at least"):
+        path_patching(model, *prompts, METRIC, positions=[])
+    with pytest.raises(ValueError, match="nodes are named like"):
+        path_patching(model, *prompts, METRIC, senders=["a\u0661.h1"])

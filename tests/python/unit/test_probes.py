@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import introspect
 from introspect import _C, analysis
+from introspect.analysis.probe_inputs import randomised
 from introspect.cli.app import app
 
 WORDS = ["ball", "tree", "milk", "road", "hand", "ship", "lamp", "door", "wind", "coat", "king", "salt"]
@@ -334,6 +335,37 @@ def test_what_does_not_go_together_is_said_before_the_first_pass(model, monkeypa
     refused(model, "nulls must not be negative", nulls=-1)
     refused(model, "numbered from 0", folds=[3 * (i % 2) for i in range(48)])
     refused(model, "list of texts", TypeError, texts="one text")
+    refused(model, "that of text 1 is missing: nan", labels=[True, float("nan"), *statements()[1][2:]])
+    refused(model, "that of text 0 is missing: None", groups=[None, *statements()[2][1:]])
+    refused(model, "single values of one kind, got bool, str", TypeError, labels=["yes", *statements()[1][1:]])
+    refused(model, "baselines are length, words, random_model, got 'chance'", baselines=["chance"])
+
+
+def test_transfer_reads_the_last_layer_as_its_probe_does(model):
+    texts, labels, groups = statements()
+    options = {"groups": groups, "folds": 3, "nulls": 0, "baselines": False, "progress": False}
+    table = analysis.probe_layers(model, texts, labels, layers=[2], last_layer_after_norm=True, **options)
+    other = [text + " Indeed" for text in texts]
+    normed = _C.collect_positions(model.native, other, [-1], layers=[2], last_layer_after_norm=True)[0].values[:, 0]
+    hits = (table.probe(2).scores(normed) > 0) == torch.tensor(labels)
+    assert table.transfer(model, other, labels).rows[0].accuracy == pytest.approx(hits.double().mean().item())
+
+
+def test_a_random_model_has_the_same_norms_and_other_matrices(model):
+    texts, labels, groups = statements()
+    options = {"groups": groups, "folds": 3, "nulls": 0, "progress": False, "seed": 3}
+    table = analysis.probe_layers(model, texts, labels, baselines=["random_model"], **options)
+    assert list(table.baselines) == ["random_model"]
+    drawn = randomised(model.native, 3)
+    for (name, ours), (_, theirs) in zip(drawn.named_weights(), model.native.named_weights(), strict=True):
+        if ours.dim() < 2:
+            assert torch.equal(ours, theirs), name
+        else:
+            assert not torch.equal(ours, theirs) and ours.std() == pytest.approx(theirs.square().mean().sqrt(), rel=0.1)
+    by_itself = analysis.probe_layers(introspect.Model(drawn), texts, labels, baselines=False, **options)
+    assert table.baselines["random_model"].auc == by_itself.best.auc
+    assert table.baselines["random_model"].layer == by_itself.best.layer
+    table.plot()
 
 
 def test_activations_that_are_not_finite_are_named_by_text_and_layer(folder):

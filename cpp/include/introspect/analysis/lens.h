@@ -87,7 +87,7 @@ class INTROSPECT_EXPORT Lens {
                        const std::vector<int64_t>& layers, const torch::Tensor& vocab_ids = {}) const;
 
   /// Writes a .safetensors file; the .pt of a Jacobian lens, in float16 as published; or else the folder of the tuned-lens
-  /// package, params.pt and config.json, which only a tuned lens of all layers fits into. Throws ConfigError for what does
+  /// package, params.pt (float32) and config.json, which only a tuned lens of all layers fits into. Throws ConfigError for what does
   /// not fit, IoError.
   void save(const std::filesystem::path& path) const;
 

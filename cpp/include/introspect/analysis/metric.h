@@ -58,6 +58,10 @@ INTROSPECT_EXPORT std::string metric_name(MetricTerm::Kind kind);
 /// Throws std::invalid_argument, listing the known ones, if there is none.
 INTROSPECT_EXPORT MetricTerm::Kind metric_kind(const std::string& name);
 
+/// Throws std::invalid_argument for ranks and accuracies, which no gradient leads through; `instead` says what works.
+INTROSPECT_EXPORT void check_has_gradient(const std::string& who, const Metric& metric,
+                                          const std::string& instead);
+
 /// What a metric reads of a run of `n_tokens`.
 ///
 /// Throws std::invalid_argument for a metric without terms, a term without the tokens that it needs or a weight that is not
