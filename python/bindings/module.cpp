@@ -67,8 +67,10 @@ PYBIND11_MODULE(_C, m) {
   python::bind_statistics(m);
   python::bind_probes(m);
   python::bind_erasure(m);
-  python::bind_dictionary_files(m);
   python::bind_dictionary(m);
+  python::bind_cross_layer_transcoder(m);
+  python::bind_dictionary_files(m);
+  python::bind_attribution_graph(m);
   python::bind_dictionary_training(m);
   python::bind_splice(m);
   python::bind_activation_streams(m);

@@ -42,6 +42,7 @@
 #include "introspect/sae/feature_statistics.h"
 #include "introspect/sae/files.h"
 #include "introspect/sae/splice.h"
+#include "introspect/sae/train.h"
 #include "introspect/sae/trainer.h"
 #include "introspect/statistics/bootstrap.h"
 #include "introspect/statistics/confusion.h"
@@ -92,8 +93,12 @@
 #include "introspect/engine/run_trie.h"
 #include "introspect/engine/token_trie.h"
 
+#include "introspect/activations/activation_file.h"
+#include "introspect/activations/activation_source.h"
+#include "introspect/activations/activation_stream.h"
 #include "introspect/activations/collect.h"
 #include "introspect/activations/collect_positions.h"
+#include "introspect/activations/token_stream.h"
 
 #include "introspect/graph/graph.h"
 
@@ -131,6 +136,8 @@
 #include "introspect/analysis/tuned_lens.h"
 
 #include "introspect/circuits/acdc.h"
+#include "introspect/circuits/attribute.h"
+#include "introspect/circuits/attribution_graph.h"
 #include "introspect/circuits/circuit.h"
 #include "introspect/circuits/edge_attribution.h"
 #include "introspect/circuits/nodes.h"
