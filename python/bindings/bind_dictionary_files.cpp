@@ -22,6 +22,14 @@ sae::Dictionary load(const std::filesystem::path& path, const std::string& forma
       path, {format, dtype, device, layer, k, input_scale, origin.value_or(sae::DictionaryOrigin{})});
 }
 
+sae::CrossLayerTranscoder load_cross_layer(const std::filesystem::path& folder,
+                                           std::optional<torch::ScalarType> dtype, torch::Device device,
+                                           const std::optional<sae::DictionaryOrigin>& origin) {
+  sae::LoadOptions options{.dtype = dtype, .device = device};
+  options.origin = origin.value_or(sae::DictionaryOrigin{});
+  return sae::load_cross_layer_transcoder(folder, options);
+}
+
 std::map<std::string, torch::Tensor> read_npz(const std::filesystem::path& path) {
   const auto file = io::NpzFile::open(path);
   std::map<std::string, torch::Tensor> out;
@@ -78,6 +86,23 @@ Args:
 
 Raises:
     ConfigError: the format cannot hold it, or the folder is of another model or other hook points.
+    IoError: it cannot be written.
+)doc");
+  m.def("load_cross_layer_transcoder", &load_cross_layer, py::arg("folder"), py::kw_only(),
+        py::arg("dtype") = py::none(), py::arg("device") = torch::Device(torch::kCPU),
+        py::arg("origin") = py::none(), NoGil(), R"doc(
+Read a cross-layer transcoder from its folder, circuit-tracer's or Gemma Scope 2's: see introspect.CrossLayerTranscoder.load.
+
+Raises:
+    IoError: a file is missing or damaged.
+    ConfigError: the folder holds no such files.
+)doc");
+  m.def("save_cross_layer_transcoder", &sae::save_cross_layer_transcoder, py::arg("transcoder"),
+        py::arg("folder"), NoGil(), R"doc(
+Write a cross-layer transcoder as circuit-tracer has it: see introspect.CrossLayerTranscoder.save.
+
+Raises:
+    ConfigError: the format cannot hold it: a skip, or another activation than relu and jumprelu.
     IoError: it cannot be written.
 )doc");
 }

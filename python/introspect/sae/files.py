@@ -10,6 +10,8 @@ import torch
 
 from .. import _C
 from ..hub.dictionaries import find_release, pull_dictionary
+from .cross_layer_transcoder import CrossLayerTranscoder
+from .dictionary import SAE, as_target
 
 FORMATS = ("saelens", "circuit_tracer")
 
@@ -29,7 +31,7 @@ def load(
     k: int | None = None,
     input_scale: float | None = None,
     origin: _C.DictionaryOrigin | None = None,
-) -> _C.Dictionary:
+) -> SAE:
     """Read a dictionary from its file or folder. Nothing in it is executed.
 
     Args:
@@ -45,7 +47,7 @@ def load(
         IoError: a file is missing or damaged, or its tensors fit no dictionary.
         ConfigError: an unknown format, architecture or activation, or a number that is missing.
     """
-    return _C.load_dictionary(
+    native = _C.load_dictionary(
         os.fspath(path),
         format=format,
         dtype=_dtype(dtype),
@@ -55,9 +57,10 @@ def load(
         input_scale=input_scale,
         origin=origin,
     )
+    return SAE.of(native)
 
 
-def load_layers(path: str | os.PathLike, **options: Any) -> dict[int, _C.Dictionary]:
+def load_layers(path: str | os.PathLike, **options: Any) -> dict[int, SAE]:
     """The transcoders of a folder with a file for each layer, such as circuit-tracer's, by layer.
 
     Args:
@@ -73,28 +76,73 @@ def load_layers(path: str | os.PathLike, **options: Any) -> dict[int, _C.Diction
 
 
 def from_pretrained(
-    release: str,
-    sae_id: str,
+    release: str | os.PathLike,
+    sae_id: str | None = None,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str | None = None,
     **options: Any,
-) -> _C.Dictionary:
+) -> SAE:
     """Read a published dictionary, fetched from the hub and checked first if it is not here.
 
     Args:
-        release: a name of SAELens's list, of the families in share/sae_releases.json, or a repository "owner/name".
-        sae_id: in the release, or the path of a folder or file in the repository.
+        release: a name of SAELens's list (the families in share/sae_releases.json), a repository "owner/name", a path.
+        sae_id: in the release, or the path of a folder or file in the repository; none of a path.
         options: of ``load``.
 
     Raises:
         ConfigError: neither a release nor a repository, or no such id.
         IoError: the hub did not deliver, or the files are damaged.
     """
-    published = find_release(release, sae_id)
-    path = pull_dictionary(published)
-    loaded = load(path, device=device, dtype=dtype, **options)
-    return loaded.with_origin(_with_release(loaded, release, sae_id, published.known))
+    if sae_id is None and Path(release).exists():
+        return load(release, device=device, dtype=dtype, **options)
+    name, sae_id = os.fspath(release), sae_id or ""
+    published = find_release(name, sae_id)
+    loaded = load(pull_dictionary(published), device=device, dtype=dtype, **options)
+    return loaded.with_origin(_with_release(loaded, name, sae_id, published.known))
+
+
+def load_cross_layer(
+    path: str | os.PathLike,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
+    origin: _C.DictionaryOrigin | None = None,
+) -> CrossLayerTranscoder:
+    """Read a cross-layer transcoder from its folder: circuit-tracer's, or Gemma Scope 2's.
+
+    Args:
+        path: the folder, with W_enc_0.safetensors and so on, or params_layer_0.safetensors and so on.
+        origin: stands where the files say nothing.
+
+    Raises:
+        IoError: a file is missing or damaged.
+        ConfigError: the folder holds no such files.
+    """
+    native = _C.load_cross_layer_transcoder(
+        os.fspath(path), dtype=_dtype(dtype), device=torch.device(device), origin=origin
+    )
+    return CrossLayerTranscoder.of(native)
+
+
+def cross_layer_from_pretrained(
+    release: str | os.PathLike, sae_id: str | None = None, **options: Any
+) -> CrossLayerTranscoder:
+    """Read a published cross-layer transcoder: of a repository and a folder in it, or a path. See from_pretrained."""
+    if sae_id is None and Path(release).exists():
+        return load_cross_layer(release, **options)
+    return load_cross_layer(pull_dictionary(find_release(os.fspath(release), sae_id or "")), **options)
+
+
+def save_cross_layer(transcoder: _C.CrossLayerTranscoder, path: str | os.PathLike) -> Path:
+    """Write a cross-layer transcoder as circuit-tracer has it, into a folder that is made if it is not there.
+
+    Raises:
+        ConfigError: the format cannot hold it: a skip, or another activation than relu and jumprelu.
+        IoError: it cannot be written.
+    """
+    _C.save_cross_layer_transcoder(transcoder, os.fspath(path))
+    return Path(path)
 
 
 def save(dictionary: _C.Dictionary, path: str | os.PathLike, *, format: str = "saelens") -> Path:
@@ -116,10 +164,8 @@ def save(dictionary: _C.Dictionary, path: str | os.PathLike, *, format: str = "s
 
 
 def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
-    if not isinstance(given, str):
-        return given
-    found = getattr(torch, given.removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
+    found = None if given is None else as_target(given)
+    if isinstance(found, torch.device):
         raise ValueError(f"dtype must be float32, bfloat16, float16 or float64, got {given!r}")
     return found
 

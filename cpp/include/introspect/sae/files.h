@@ -9,6 +9,7 @@
 #include <torch/types.h>
 
 #include "introspect/export.h"
+#include "introspect/sae/cross_layer_transcoder.h"
 #include "introspect/sae/dictionary.h"
 
 namespace introspect::sae {
@@ -40,6 +41,17 @@ INTROSPECT_EXPORT Dictionary load_dictionary(const std::filesystem::path& path,
 
 /// The layers of a folder that holds a file for each; empty for every other path.
 INTROSPECT_EXPORT std::vector<int64_t> dictionary_layers(const std::filesystem::path& folder);
+
+/// Reads a cross-layer transcoder from its folder: circuit-tracer's (W_enc_0.safetensors, W_dec_0.safetensors, .. and
+/// config.yaml) or Gemma Scope 2's (params_layer_0.safetensors, ..; what it holds of layers below the reader's is no part of
+/// it). Throws as load_dictionary.
+INTROSPECT_EXPORT CrossLayerTranscoder load_cross_layer_transcoder(const std::filesystem::path& folder,
+                                                                   const LoadOptions& options = {});
+
+/// Writes one as circuit-tracer has it. Throws ConfigError for what that format cannot hold (a skip, an activation but relu
+/// and jumprelu) and IoError.
+INTROSPECT_EXPORT void save_cross_layer_transcoder(const CrossLayerTranscoder& transcoder,
+                                                   const std::filesystem::path& folder);
 
 /// What a dictionary is written as.
 enum class DictionaryFormat : uint8_t {

@@ -82,7 +82,7 @@ Kind kind_of(std::string name) {
   out.is_crosscoder = drop("crosscoder");
   out.is_transcoder = drop("transcoder");
   if (out.is_transcoder) out.has_skip = drop("skip");
-  if (name.empty()) name = "standard";
+  if (name.empty() && out.is_transcoder) name = "standard";
   if (name == kSignedTopk) {
     out.is_signed = true;
     name = "topk";
@@ -191,7 +191,6 @@ Parts read_saelens(Found& found) {
   const auto cfg = as_version_6(found.json("cfg.json"));
   auto kind = kind_of(value_or<std::string>(cfg, "architecture", ""));
   auto& tensors = found.tensors;
-  const auto own = value_or(value_or(cfg, "metadata", Json::object()), kOwn, Json::object());
   Parts parts;
   auto& [config, w, origin, has_relu] = parts;
   config.architecture = kind.architecture;
@@ -227,7 +226,6 @@ Parts read_saelens(Found& found) {
   if (kind.architecture == Architecture::jumprelu) {
     w.threshold_F =
         tensors.has("log_threshold") ? tensors.take("log_threshold").exp() : tensors.take("threshold");
-    has_relu = !value_or(own, "signed_threshold", false);
   }
   if (kind.architecture == Architecture::batchtopk && tensors.has("topk_threshold")) {
     // Training's own state: SAELens saves it as jumprelu of this threshold.

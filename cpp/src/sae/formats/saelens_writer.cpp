@@ -100,8 +100,6 @@ Json metadata_of(const Dictionary& d) {
               {"sae_id", from.sae_id},
               {"notes", from.notes}};
   if (d.config().input_norm == InputNorm::layer_norm) own["layer_norm_eps"] = d.config().layer_norm_eps;
-  if (d.config().architecture == Architecture::jumprelu && d.weights().threshold_F.lt(0).any().item<bool>())
-    own["signed_threshold"] = true;
   out[kOwn] = own;
   return out;
 }
