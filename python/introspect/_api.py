@@ -17,7 +17,7 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(
         f"{_REBUILD}"
     )
 
-from . import analysis, circuits, io, ops, patching, repeng, statistics, utils
+from . import analysis, circuits, io, ops, patching, repeng, sae, statistics, utils
 from ._C import (
     Adapter,
     ChatTemplate,
@@ -60,6 +60,8 @@ from .graph import Graph
 from .hooks.activation_cache import ActivationCache
 from .hub.sources import pull, resolve
 from .model import Model, load_model
+from .sae.cross_layer_transcoder import CrossLayerTranscoder
+from .sae.dictionary import SAE, Crosscoder, Transcoder
 from .steering.norms import residual_norms
 from .steering.training import (
     Activations,
@@ -85,10 +87,12 @@ from .transformer_lens.transformer_config import HookedTransformerConfig
 
 # TransformerLens's first names, and its last one for a cache of keys and values.
 EasyTransformer, EasyTransformerConfig = HookedTransformer, HookedTransformerConfig
+HookedSAETransformer = HookedTransformer  # SAELens's
 TransformerLensKeyValueCache = HookedTransformerKeyValueCache
 
 __version__ = _C.__version__
 __all__ = [
+    "SAE",
     "Accuracy",
     "ActivationCache",
     "Activations",
@@ -97,6 +101,8 @@ __all__ = [
     "Condition",
     "ConfigError",
     "ControlVector",
+    "CrossLayerTranscoder",
+    "Crosscoder",
     "Divergence",
     "EasyTransformer",
     "EasyTransformerConfig",
@@ -108,6 +114,7 @@ __all__ = [
     "HookError",
     "HookPoint",
     "HookedRootModule",
+    "HookedSAETransformer",
     "HookedTransformer",
     "HookedTransformerConfig",
     "HookedTransformerKeyValueCache",
@@ -134,6 +141,7 @@ __all__ = [
     "TextFilter",
     "TokenTrie",
     "Tokenizer",
+    "Transcoder",
     "TransformerLensKeyValueCache",
     "analysis",
     "circuits",
@@ -169,6 +177,7 @@ __all__ = [
     "run_experiment",
     "run_experiments",
     "run_trie",
+    "sae",
     "screen_ranges",
     "shuffled_vectors",
     "statistics",

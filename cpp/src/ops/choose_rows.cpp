@@ -41,16 +41,20 @@ bool has_lower_column(const Candidate<T>& a, const Candidate<T>& b) {
   return a.column < b.column;
 }
 
+template <typename T>
+bool is_zero(const Candidate<T>& candidate) {
+  return candidate.value == 0;
+}
+
 /// What was chosen, row after row.
 template <typename T>
 class Chosen {
  public:
   explicit Chosen(int64_t N) : offsets_{0} { offsets_.reserve(N + 1); }
 
-  /// `row` by ascending column; its zeros are left out.
+  /// `row` by ascending column.
   void add(const std::vector<Candidate<T>>& row) {
     for (const auto& [value, column] : row) {
-      if (value == 0) continue;
       columns_.push_back(column);
       values_.push_back(value);
     }
@@ -89,6 +93,7 @@ class TopRow {
 
   void end() {
     cut();
+    std::erase_if(candidates_, is_zero<T>);
     std::sort(candidates_.begin(), candidates_.end(), has_lower_column<T>);
   }
 
@@ -227,7 +232,10 @@ SparseRows group_max(const torch::Tensor& x_ND, const LinearRows& linear, int64_
           }
         },
         [] {});
-    for (int64_t r = 0; r < count; ++r) chosen.add(rows[r]);
+    for (int64_t r = 0; r < count; ++r) {
+      std::erase_if(rows[r], is_zero<T>);  // groups with none above 0
+      chosen.add(rows[r]);
+    }
   }
   return chosen.rows();
 }

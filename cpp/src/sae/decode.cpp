@@ -34,31 +34,36 @@ torch::Tensor Dictionary::decode(const torch::Tensor& f, const torch::Tensor& x)
                     f.scalar_type(), " ", f.sizes());
   check<std::invalid_argument>(!needs_input() || x.defined(),
                                "Dictionary: decode needs the input x, which its input norm or skip is of");
-  if (f.is_cpu() && weights_.W_dec_FD.is_cpu() && !wants_gradient(f, x, weights_)) {
-    const auto sparse = SparseFeatures::of(f.reshape({-1, d_sae()}));
-    if (sparse.indices.numel() * kSparseShare <= f.numel()) {
-      auto shape = f.sizes().vec();
-      shape.back() = d_out();
-      return finish(decoded(sparse).reshape(shape), x);
-    }
-  }
-  const auto type = arithmetic(dtype());
-  auto f_in = f.to(device(), type);
-  if (config_.rank_by_decoder_norm) f_in = f_in / divisors(decoder_norms());
-  return finish(at::matmul(f_in, weights_.W_dec_FD.to(type)), x);
+  return finish(decoded(f), x);
 }
 
 torch::Tensor Dictionary::decode(const SparseFeatures& f, const torch::Tensor& x_ND) const {
   check<ShapeError>(f.d_sae == d_sae(), "Dictionary: features must be of ", d_sae(), ", got ", f.d_sae);
   check<std::invalid_argument>(!needs_input() || x_ND.defined(),
                                "Dictionary: decode needs the input x, which its input norm or skip is of");
-  if (!weights_.W_dec_FD.is_cpu() || !f.values.is_cpu()) return decode(f.dense(), x_ND);
   const at::NoGradGuard no_grad;
   return finish(decoded(f), x_ND);
 }
 
+/// f W_dec [.., d_out] in float32 or float64.
+torch::Tensor Dictionary::decoded(const torch::Tensor& f) const {
+  if (f.is_cpu() && weights_.W_dec_FD.is_cpu() && !wants_gradient(f, {}, weights_)) {
+    const auto sparse = SparseFeatures::of(f.reshape({-1, d_sae()}));
+    if (sparse.indices.numel() * kSparseShare <= f.numel()) {
+      auto shape = f.sizes().vec();
+      shape.back() = d_out();
+      return decoded(sparse).reshape(shape);
+    }
+  }
+  const auto type = arithmetic(dtype());
+  auto f_in = f.to(device(), type);
+  if (config_.rank_by_decoder_norm) f_in = f_in / divisors(decoder_norms());
+  return at::matmul(f_in, weights_.W_dec_FD.to(type));
+}
+
 /// f W_dec [N, d_out] in float32 or float64.
 torch::Tensor Dictionary::decoded(const SparseFeatures& f) const {
+  if (!weights_.W_dec_FD.is_cpu() || !f.values.is_cpu()) return decoded(f.dense());
   const auto type = arithmetic(dtype());
   ops::SparseRows rows{f.offsets, f.indices, f.values.to(type)};
   if (config_.rank_by_decoder_norm)
@@ -81,13 +86,12 @@ torch::Tensor Dictionary::finish(torch::Tensor y, const torch::Tensor& x) const 
 }
 
 torch::Tensor Dictionary::forward(const torch::Tensor& x) const {
-  if (!weights_.W_dec_FD.is_cpu() || wants_gradient(x, {}, weights_)) return decode(encode(x), x);
-  check<ShapeError>(x.defined() && x.dim() > 0 && x.size(-1) == d_in(), "Dictionary: inputs must be [.., ",
-                    d_in(), "], got ", x.sizes());
-  const auto x_ND = x.reshape({-1, d_in()});
+  check_rows(x);
+  if (!weights_.W_dec_FD.is_cpu() || wants_gradient(x, {}, weights_)) return finish(decoded(features(x)), x);
   auto shape = x.sizes().vec();
   shape.back() = d_out();
-  return decode(encode_sparse(x_ND), x_ND).reshape(shape);
+  const at::NoGradGuard no_grad;
+  return finish(decoded(sparse_features(x.reshape({-1, d_in()}))).reshape(shape), x);
 }
 
 }  // namespace introspect::sae

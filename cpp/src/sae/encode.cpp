@@ -79,11 +79,15 @@ torch::Tensor columns(const SparseFeatures& f, const torch::Tensor& ids) {
 
 }  // namespace
 
-Dictionary::Input Dictionary::input(const torch::Tensor& x) const {
+void Dictionary::check_rows(const torch::Tensor& x) const {
   check_dense<ShapeError>(x, "Dictionary: an input");
   check<ShapeError>(x.dim() > 0 && x.size(-1) == d_in() && x.is_floating_point(),
                     "Dictionary: inputs must be of a floating dtype and [.., ", d_in(), "], got ",
                     x.scalar_type(), " ", x.sizes());
+}
+
+Dictionary::Input Dictionary::input(const torch::Tensor& x) const {
+  check_rows(x);
   Input in{x.to(weights_.W_dec_FD.device(), arithmetic(dtype())), {}, {}};
   switch (config_.input_norm) {
     case InputNorm::none:
@@ -145,23 +149,23 @@ torch::Tensor activate(const DictionaryConfig& config, const DictionaryWeights& 
 }
 
 torch::Tensor Dictionary::encode(const torch::Tensor& x) const {
-  const bool dense = wants_gradient(x, weights_) || !weights_.W_dec_FD.is_cpu();
+  return features(x).to(dtype());
+}
+
+/// f [.., F] in the dtype it computes in.
+torch::Tensor Dictionary::features(const torch::Tensor& x) const {
+  const bool whole = wants_gradient(x, weights_) || !weights_.W_dec_FD.is_cpu();
+  if (config_.architecture != Architecture::matching_pursuit &&
+      (whole || is_elementwise(config_.architecture)))
+    return activate(config_, weights_, pre_activations(x));
+  check_rows(x);
   auto shape = x.sizes().vec();
-  if (config_.architecture == Architecture::matching_pursuit && dense) {
-    const auto in_x = input(x).x;
-    shape.back() = d_sae();
-    return architectures::matching_pursuit(in_x.reshape({-1, d_in()}),
-                                           in(in_x.scalar_type(), weights_.W_dec_FD),
-                                           static_cast<int64_t>(config_.k), config_.residual_threshold)
-        .to(dtype())
-        .reshape(shape);
-  }
-  if (dense || is_elementwise(config_.architecture))
-    return activate(config_, weights_, pre_activations(x)).to(dtype());
-  check<ShapeError>(x.defined() && x.dim() > 0 && x.size(-1) == d_in(), "Dictionary: inputs must be [.., ",
-                    d_in(), "], got ", x.sizes());
   shape.back() = d_sae();
-  return encode_sparse(x.reshape({-1, d_in()})).dense().reshape(shape);
+  if (!whole) return sparse_features(x.reshape({-1, d_in()})).dense().reshape(shape);
+  const auto in_x = input(x).x.reshape({-1, d_in()});
+  return architectures::matching_pursuit(in_x, in(in_x.scalar_type(), weights_.W_dec_FD),
+                                         static_cast<int64_t>(config_.k), config_.residual_threshold)
+      .reshape(shape);
 }
 
 torch::Tensor Dictionary::encode(const torch::Tensor& x, const torch::Tensor& ids) const {
@@ -183,18 +187,24 @@ torch::Tensor Dictionary::encode(const torch::Tensor& x, const torch::Tensor& id
     return activate(config_, some, p).to(dtype());
   }
   if (wants_gradient(x, weights_) || !weights_.W_dec_FD.is_cpu()) return encode(x).index_select(-1, here);
-  check<ShapeError>(x.defined() && x.dim() > 0 && x.size(-1) == d_in(), "Dictionary: inputs must be [.., ",
-                    d_in(), "], got ", x.sizes());
+  check_rows(x);
   auto shape = x.sizes().vec();
   shape.back() = ids.numel();
   return columns(encode_sparse(x.reshape({-1, d_in()})), here).reshape(shape);
 }
 
 SparseFeatures Dictionary::encode_sparse(const torch::Tensor& x_ND) const {
-  check<ShapeError>(x_ND.defined() && x_ND.dim() == 2, "Dictionary: encode_sparse takes rows [N, d_in], got ",
-                    x_ND.defined() ? x_ND.dim() : 0, " dimensions");
+  check_rows(x_ND);
+  check<ShapeError>(x_ND.dim() == 2, "Dictionary: encode_sparse takes rows [N, d_in], got ", x_ND.sizes());
+  auto f = sparse_features(x_ND);
+  f.values = f.values.to(dtype());
+  return f;
+}
+
+/// encode_sparse in the dtype it computes in.
+SparseFeatures Dictionary::sparse_features(const torch::Tensor& x_ND) const {
   const at::NoGradGuard no_grad;
-  if (!weights_.W_dec_FD.is_cpu()) return SparseFeatures::of(encode(x_ND));
+  if (!weights_.W_dec_FD.is_cpu()) return SparseFeatures::of(features(x_ND));
   const auto x = input(x_ND).x;
   const auto type = x.scalar_type();
   const auto k = static_cast<int64_t>(config_.k);
@@ -222,7 +232,7 @@ SparseFeatures Dictionary::encode_sparse(const torch::Tensor& x_ND) const {
     }
     throw std::logic_error("encode_sparse: unknown architecture");
   }();
-  return {{rows.offsets, rows.indices, rows.values.to(dtype())}, d_sae()};
+  return {rows, d_sae()};
 }
 
 }  // namespace introspect::sae

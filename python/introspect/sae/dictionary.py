@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 Device = torch.device | str
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def as_target(target: torch.dtype | Device) -> torch.dtype | torch.device:
+    """A dtype or device by its name or as it is."""
+    return (_DTYPES.get(target) or torch.device(target)) if isinstance(target, str) else target
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ class SAE(_C.Dictionary):
         origin: _C.DictionaryOrigin | None = None,
     ) -> None:
         given = {
-            "W_enc": None if W_enc is None else W_enc.mT.contiguous(),
+            "W_enc": W_enc if W_enc is None or W_enc.dim() != 2 else W_enc.mT,
             "W_dec": W_dec,
             "b_enc": b_enc,
             "b_dec": b_dec,
@@ -158,9 +163,8 @@ class SAE(_C.Dictionary):
             "W_skip": W_skip,
         }
         weights = {name: tensor for name, tensor in given.items() if tensor is not None}
-        same_width = W_enc is None or W_enc.shape[0] == W_dec.shape[-1]
+        d_in, d_out = (W_dec.shape[-1:] if W_enc is None else W_enc.shape)[0], W_dec.shape[-1]
         if origin is None:
-            d_in, d_out = (W_dec if W_enc is None else W_enc.mT).shape[-1], W_dec.shape[-1]
             out = hook_name if hook_name_out is None else hook_name_out
             origin = _C.DictionaryOrigin(
                 inputs=[] if hook_name is None else [_C.DictionarySite(hook_name, d_in)],
@@ -172,7 +176,7 @@ class SAE(_C.Dictionary):
             weights,
             k=k,
             relu=relu,
-            subtract_b_dec=same_width if apply_b_dec_to_input is None else apply_b_dec_to_input,
+            subtract_b_dec=d_in == d_out if apply_b_dec_to_input is None else apply_b_dec_to_input,
             rank_by_decoder_norm=rescale_acts_by_decoder_norm,
             input_norm=normalize_activations,
             input_scale=input_scale,
@@ -203,14 +207,16 @@ class SAE(_C.Dictionary):
         """A published dictionary by SAELens's names, or one at a path: see ``introspect.sae.files``."""
         from . import files
 
-        return files.from_pretrained(release, sae_id, **options)
+        if sae_id is None:
+            return cls.load(release, **options)
+        return SAE.of(files.from_pretrained(os.fspath(release), sae_id, **options))
 
     @classmethod
     def load(cls, path: str | os.PathLike, **options: Any) -> SAE:
         """A dictionary of any format, from its file or folder: see ``introspect.sae.files``."""
         from . import files
 
-        return files.load(path, **options)
+        return SAE.of(files.load(path, **options))
 
     @classmethod
     def train(cls, model: Any, texts: Any, **options: Any) -> Any:
@@ -218,6 +224,12 @@ class SAE(_C.Dictionary):
         from . import training
 
         return training.train(model, texts, **options)
+
+    def control_vector(self, features: Mapping[int, float], **options: Any) -> _C.ControlVector:
+        """The weighted sum of features' directions as a vector of its layer: see ``introspect.sae.control_vector``."""
+        from . import steering
+
+        return steering.control_vector(self, features, **options)
 
     def save(self, path: str | os.PathLike, **options: Any) -> None:
         """Writes a folder that SAELens reads: see ``introspect.sae.files``."""
@@ -303,7 +315,8 @@ class SAE(_C.Dictionary):
 
     def encode_sparse(self, x: torch.Tensor) -> SparseFeatures:
         """The features of x [.., d_in] that are not 0, row after row, without a matrix [N, d_sae]; no gradients."""
-        found = super().encode_sparse(self._rows(x).reshape(-1, self.d_in))
+        rows = self._rows(x)
+        found = super().encode_sparse(rows.reshape(-1, rows.shape[-1]))
         return SparseFeatures(found.offsets, found.indices, found.values, found.d_sae)
 
     def decode(self, f: torch.Tensor | _C.SparseFeatures, x: torch.Tensor | None = None) -> torch.Tensor:
@@ -320,14 +333,12 @@ class SAE(_C.Dictionary):
         if x is not None:
             x = self._rows(x)
             if isinstance(f, _C.SparseFeatures):
-                x = x.reshape(-1, self.d_in)
+                x = x.reshape(-1, x.shape[-1])
         return super().decode(f, x)
 
     def to(self, target: torch.dtype | Device) -> SAE:
         """The same in another dtype ("bfloat16", torch.bfloat16) or on another device ("cuda")."""
-        if isinstance(target, str):
-            target = _DTYPES.get(target) or torch.device(target)
-        return SAE.of(super().to(target))
+        return SAE.of(super().to(as_target(target)))
 
     def fold_W_dec_norm(self) -> SAE:
         """The same function with decoder rows of length 1: features, thresholds and biases are times the norms.
@@ -348,6 +359,12 @@ class SAE(_C.Dictionary):
     def with_origin(self, origin: _C.DictionaryOrigin) -> SAE:
         """The same with another account of what it was trained on."""
         return SAE.of(super().with_origin(origin))
+
+    def __copy__(self) -> SAE:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> SAE:
+        return self
 
     def __repr__(self) -> str:
         cfg = self.cfg

@@ -167,7 +167,7 @@ class INTROSPECT_EXPORT Dictionary {
            weights_.W_skip_DD.defined();
   }
 
-  /// decode(encode(x)): [.., d_out] in the dtype of the dictionary.
+  /// decode(encode(x)), features not rounded in between: [.., d_out] in the dtype of the dictionary.
   torch::Tensor forward(const torch::Tensor& x) const;
 
   /// Features of one dictionary in another dtype or on another device.
@@ -189,6 +189,11 @@ class INTROSPECT_EXPORT Dictionary {
 
  private:
   Dictionary() = default;
+  friend class CrossLayerTranscoder;  // computes in between as they do, before anything is rounded
+  void check_rows(const torch::Tensor& x) const;
+  torch::Tensor features(const torch::Tensor& x) const;
+  SparseFeatures sparse_features(const torch::Tensor& x_ND) const;
+  torch::Tensor decoded(const torch::Tensor& f) const;
   torch::Tensor decoded(const SparseFeatures& f) const;
   torch::Tensor finish(torch::Tensor y, const torch::Tensor& x) const;
 
