@@ -148,8 +148,8 @@ def train(
         texts: see ``streams.token_stream``; or an ActivationFile (``streams.write_activations``), or an
             ActivationStream.
         hook: where it reads; several hooks, side by side, make a crosscoder.
-        architecture: "topk", "batchtopk", "jumprelu", "standard", "gated", "abstopk", "matryoshka_batchtopk", "p_anneal"
-            or "matching_pursuit".
+        architecture: "topk", "batchtopk", "jumprelu", "standard", "gated", "abstopk", "matryoshka_batchtopk",
+            "p_anneal" or "matching_pursuit".
         d_sae: features; None: eight times the width.
         k: features of a row; of jumprelu the L0 that it is drawn to.
         **options: those of ``train_many``, and those of ``Trainer``, which stand in place of ``default_options``;
@@ -204,7 +204,7 @@ def train_many(
     Args:
         model: an introspect.Model (several of one vocabulary for crosscoders between them); None with activations.
         texts: see ``train``.
-        dictionaries: {"hook": ..., "d_sae": ..., "architecture": ..., "k": ..., "hook_out": ..., Trainer's options} each.
+        dictionaries: {"hook", "d_sae", "architecture", "k", "hook_out", and Trainer's options} each.
         training_tokens: rows of training, over as many passes as they need.
         train_batch_size_tokens: rows of a step.
         context_size, prepend_bos, sequence_separator_token, disable_concat_sequences, is_dataset_tokenized: see
