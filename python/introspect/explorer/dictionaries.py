@@ -112,9 +112,14 @@ class Dictionaries:
             return self.sae(name).encode(x.reshape(x.shape[0], -1).to(self.sae(name).dtype)).float()
 
     def active(self, name: str, tokens: Any, *, position: int | None = None, most: int = 30) -> list[dict[str, Any]]:
-        """The features that are largest anywhere in a text, or at one position, with their values at every token."""
+        """The features that are largest anywhere in a text, or at one position, with their values at every token.
+
+        Anywhere is after the first token, at which most models have a few activations far larger than all others.
+        """
         values = self.encode(name, tokens)
-        strongest, where = values.max(0)
+        start = 1 if len(values) > 1 else 0
+        strongest, where = values[start:].max(0)
+        where = where + start
         key = strongest if position is None else values[position]
         order = key.topk(min(most, MOST_FEATURES, key.numel())).indices.tolist()
         labels = self.labels(name).all()
@@ -188,7 +193,7 @@ class Dictionaries:
         if self._space.texts is None:
             from ..data import load_suffixes
 
-            return load_suffixes()
+            return [text for text in load_suffixes() if text.strip()]
         lines = self._space.texts.read_text(encoding="utf-8").splitlines()
         texts = [line.strip() for line in lines if line.strip()]
         if not texts:

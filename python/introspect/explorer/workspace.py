@@ -73,7 +73,9 @@ def find(
     space = Workspace(model=model, lens=lens, texts=texts)
     path = Path(path_or_model)
     if not path.exists():
-        space.model = model or path_or_model
+        if model is not None:
+            raise FileNotFoundError(f"explore: there is no {path}")
+        space.model = path_or_model
     elif is_model(path):
         space.model = model or path_or_model
         if path.is_dir():

@@ -29,7 +29,7 @@ export async function graphView(place, contents) {
   const side = h("div", { class: "side stack" });
   const sub = h("section", { class: "sub" });
   fill(place,
-    h("div", { class: "row bar" }, contents.graphs.length > 1 ? which : h("strong", {}, which.value), h("label", { class: "small" }, "nodes", nodes), h("label", { class: "small" }, "links", links), counts,
+    h("div", { class: "row tools" }, contents.graphs.length > 1 ? which : h("strong", {}, which.value), h("label", { class: "small" }, "nodes", nodes), h("label", { class: "small" }, "links", links), counts,
       h("span", { class: "grow" }), h("div", { class: "find" }, search, hits), h("button", { onclick: () => drawing?.whole(), title: "f" }, "Whole"), h("button", { id: "export", onclick: () => save() }, "Save")),
     h("div", { class: "columns" }, h("div", { class: "drawing" }, about, stage, sub), side));
 

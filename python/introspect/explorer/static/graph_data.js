@@ -30,6 +30,8 @@ export class Graph {
   part(e) { return this.weight[e] / Math.max(this.total[this.target[e]], 1e-12); }
 
   name(i) {
+    const output = /^Output "([^]*)" \(p=[\d.]+\)$/.exec(this.label[i]);
+    if (output) return `says ${JSON.stringify(output[1])}`;
     if (this.label[i]) return this.label[i];
     const kind = this.kindOf(i), token = this.tokens[this.position[i]] ?? "";
     if (kind === "token") return `token ${JSON.stringify(token)}`;

@@ -59,12 +59,13 @@ export function subgraphPanel(place, view) {
     const levels = [...new Set(blocks.map(level))].sort((a, b) => a - b);
     const rows = levels.map(l => blocks.map((block, b) => ({ b, at: across(block) })).filter(({ b }) => level(blocks[b]) === l).sort((x, y) => x.at - y.at));
     const width = Math.max(box.clientWidth - 4, ...rows.map(row => row.length * (WIDE + 14) + 10));
-    const high = Math.max(60, 58 * levels.length), at = [];
+    const room = 0.42 * (place.parentElement?.clientHeight ?? 600) - 52;
+    const step = Math.max(44, Math.min(62, room / levels.length)), high = Math.max(60, step * levels.length), at = [];
     rows.forEach((row, k) => {
       let right = -Infinity;
       const xs = row.map(({ at: share }) => { const x = Math.max(share * width, right + WIDE + 14, WIDE / 2 + 4); right = x; return x; });
       const over = Math.max(0, right - (width - WIDE / 2 - 4));
-      row.forEach(({ b }, n) => { at[b] = { x: xs[n] - over, y: high - 29 - k * 58 }; });
+      row.forEach(({ b }, n) => { at[b] = { x: xs[n] - over, y: high - step / 2 - k * step }; });
     });
     const lines = [...found.links].sort((a, b) => Math.abs(a.part) - Math.abs(b.part)).map(link => {
       const a = at[link.source], b = at[link.target], size = Math.min(1, Math.abs(link.part));

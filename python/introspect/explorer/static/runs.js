@@ -11,7 +11,7 @@ const LISTED = 400;
 export async function runsView(place, contents) {
   const which = h("select", { "aria-label": "Run", onchange: () => { state.set({ run: which.value, protocol: null, cell: null }); open(); } }, contents.runs.map(name => option(name)));
   if (contents.runs.includes(state.get("run"))) which.value = state.get("run");
-  const head = h("div", { class: "row bar" }), left = h("div", { class: "left wide" }), right = h("div", { class: "page" });
+  const head = h("div", { class: "row tools" }), left = h("div", { class: "left wide" }), right = h("div", { class: "page" });
   fill(place, head, h("div", { class: "split" }, left, right));
   let run, protocol, shown = [];
 
