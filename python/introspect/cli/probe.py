@@ -135,7 +135,8 @@ def read_columns(path: Path, names: list[str]) -> dict[str, list[str]]:
     """The columns of a .csv or .jsonl file, as texts.
 
     Raises:
-        ValueError: another kind of file, no rows, a row without one of the columns, or a line that is no JSON.
+        ValueError: another kind of file, no rows, a row without one of the columns or with an empty cell, or a line
+            that is no JSON.
     """
     content = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".csv":
@@ -150,6 +151,8 @@ def read_columns(path: Path, names: list[str]) -> dict[str, list[str]]:
         for name in names:
             if row.get(name) is None:
                 raise ValueError(f"{path}: row {number} has no column {name}, got {', '.join(map(str, row))}")
+            if row[name] == "":
+                raise ValueError(f"{path}: row {number} has nothing in column {name}")
     return {name: [str(row[name]) for row in rows] for name in names}
 
 
