@@ -67,8 +67,9 @@ Sites::Sites(const char* who, const models::Model& model, const std::vector<Dict
                                                    [](const auto& s) { return !s.hook_name.empty(); }),
                      who, ": the dictionary must say at which hook point it stands, and its file does not");
   const auto points = models::hook_points(model.cfg());
-  for (const auto& site : sites) {
+  for (const auto& site : sites)
     check<ConfigError>(site.model == 0, who, ": the dictionary reads two models, and one is given");
+  for (const auto& site : sites) {
     const auto place = points.parse(site.hook_name);
     const auto width = points.width(place.point);
     const int64_t there = width.value_or(0) * points.heads(place.point).value_or(1);

@@ -72,7 +72,8 @@ def rising_features(found: Any, *, labelled: int = 12) -> Figure:
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     change, scores = found.change.tolist(), found.scores.tolist()
-    raised = [score >= found.threshold for score in scores]
+    risen = set(found.risen)
+    raised = [one in risen for one in found.ids.tolist()]
     for wanted, colour, label in ((False, NULL, "within chance"), (True, CONTROL, "risen beyond chance")):
         at = [i for i, one in enumerate(raised) if one is wanted]
         axes.plot(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Pool = Literal["mean", "max"]
+ROUNDING = 1e-6  # of a feature's mean: smaller changes are 0
 Texts = Contexts | torch.Tensor | Sequence[str]
 
 
@@ -32,6 +33,7 @@ class FeatureShift:
         scores: change in the standard deviations of the nulls.
         p: chance that the highest of all features rises as far, float64 [n]: adjusted for looking at all of them.
         threshold: of scores, which the highest feature of a null passes once in 1 / alpha times.
+        alpha: chance that a feature is said to rise where none does.
         nulls: how many shuffles.
         names: of the two sides.
     """
@@ -43,6 +45,7 @@ class FeatureShift:
     scores: torch.Tensor
     p: torch.Tensor
     threshold: float
+    alpha: float
     nulls: int
     names: tuple[str, str]
 
@@ -54,7 +57,7 @@ class FeatureShift:
     def risen(self) -> list[int]:
         """The features that rise beyond what chance gives, the highest score first; often none."""
         order = self.scores.argsort(descending=True)
-        return [self.ids[i].item() for i in order.tolist() if self.scores[i] >= self.threshold]
+        return [self.ids[i].item() for i in order.tolist() if self.p[i] <= self.alpha]
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row a feature, the highest score first: feature, before, after, change, score, p."""
@@ -126,6 +129,8 @@ def rising_features(
     if min(len(after), len(before)) < 2:
         raise ValueError(f"{who}: at least two texts of each side are needed, got {len(before)} and {len(after)}")
     chance = torch.Generator().manual_seed(seed)
+    # A bias of rounding is as regular as a true change, and none.
+    still = (after.mean(0) - before.mean(0)).abs() <= ROUNDING * (after.mean(0) + before.mean(0)).abs()
     if two_models:
         values = after - before
         signs = torch.randint(0, 2, (nulls, len(values)), generator=chance).double() * 2 - 1
@@ -138,10 +143,11 @@ def rising_features(
         orders = torch.stack([torch.randperm(len(values), generator=chance) for _ in range(nulls)])
         shuffled = weights[orders] @ values
     change = after.mean(0) - before.mean(0)
+    change[still], shuffled[:, still] = 0, 0
     band = _C.max_null_band(change.tolist(), shuffled.tolist(), confidence=1 - alpha)
     scores, p = (torch.tensor(one, dtype=torch.float64) for one in (band.scores, band.p))
     ids = torch.arange(sae.d_sae)
-    return FeatureShift(ids, before.mean(0), after.mean(0), change, scores, p, band.threshold, nulls, names)
+    return FeatureShift(ids, before.mean(0), after.mean(0), change, scores, p, band.threshold, alpha, nulls, names)
 
 
 def text_features(
@@ -217,11 +223,10 @@ class FeatureMonitor:
         self, model: Any, positives: Sequence[str], negatives: Sequence[str], *, confidence: float = 0.95
     ) -> dict[str, _C.MonitorReport]:
         """Recall, false alarms and AUC of each feature on texts that neither it nor its threshold was found on."""
-        found = self.scores(model, [*positives, *negatives])
-        n = len(positives)
+        bad, good = self.scores(model, positives), self.scores(model, negatives)
         return {
             name: _C.monitor_report(
-                found[:n, i].tolist(), found[n:, i].tolist(), threshold=self.thresholds[name], confidence=confidence
+                bad[:, i].tolist(), good[:, i].tolist(), threshold=self.thresholds[name], confidence=confidence
             )
             for i, name in enumerate(self.features)
         }

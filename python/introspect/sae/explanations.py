@@ -24,8 +24,8 @@ AROUND = 16  # tokens before and after the marked one
 
 EXPLAIN = """You study one feature of a neural network that reads text. It is active on some tokens and silent on
 others. You see short excerpts. Tokens on which it is active stand between << and >>, and after an excerpt each of them
-is listed with its strength from 0 to 10. Say in one short phrase what these tokens have in common: their meaning, their form, or
-what stands before them. Say nothing of what the network does with it, and do not list the tokens.
+is listed with its strength from 0 to 10. Say in one short phrase what these tokens have in common: their meaning, their
+form, or what stands before them. Say nothing of what the network does with it, and do not list the tokens.
 End with a line that begins with [EXPLANATION]: and holds the phrase."""
 
 DETECT = """You know what one feature of a neural network is said to stand for. For each numbered excerpt decide whether

@@ -227,8 +227,8 @@ def feature_card(
     """All that is known of one feature, as plain numbers, texts, lists and dicts: what pages and files are made of.
 
     Keys: feature, label, model, hook_name, d_sae, frequency, count, tokens, contexts, mean_active, max_active,
-    histogram {values, heights} of the values that are not 0, decoder_norm, encoder_decoder_cosine (None where the two are of
-    different spaces), alignment {indices, values, l1} with single dimensions of the activation, top_logits and
+    histogram {values, heights} of the values that are not 0, decoder_norm, encoder_decoder_cosine (None where the two
+    are of different spaces), alignment {indices, values, l1} with single dimensions of the activation, top_logits and
     bottom_logits [{token, id, value}] and logit_histogram (absent for dictionaries without a linear way to the logits),
     neighbours [{feature, cosine}] by decoder, coactive [{feature, pearson, cosine, shared}], and groups [{low, high,
     share, contexts: [{context, position, tokens, values}]}] as ``FeatureStatistics.contexts`` gives them.
