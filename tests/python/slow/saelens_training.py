@@ -3,8 +3,8 @@
     python saelens_training.py FOLDER
 
 FOLDER holds jobs.json ({name: {"architecture", "config", "trainer"}}), batches.safetensors ("x" [steps, rows, d_in])
-and start.safetensors ("<name>.<weight>", in SAELens's layout). It writes runs.safetensors: "<name>.loss" and "<name>.lr" of
-each step, and "<name>.<weight>" after the last.
+and start.safetensors ("<name>.<weight>", in SAELens's layout). It writes runs.safetensors: "<name>.loss" and
+"<name>.lr" of each step, and "<name>.<weight>" after the last.
 """
 
 import json

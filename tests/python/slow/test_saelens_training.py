@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from introspect.sae.trainer import Trainer
 
-PYTHON = ROOT / "build/venv-sae/bin/python"
+sys.path.insert(0, str(ROOT / "tests/benchmarks"))
+from peers.environment import SAE_LENS
+
 SCRIPT = Path(__file__).with_name("saelens_training.py")
 D, F, N, STEPS, WINDOW = 12, 48, 96, 24, 4
 
@@ -72,8 +75,9 @@ NAMES = [*JOBS, "topk@decayed", "topk@cosine"]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    if not PYTHON.exists() or subprocess.run([PYTHON, "-c", "import sae_lens"], capture_output=True).returncode:
-        pytest.skip("no environment with SAELens in build/venv-sae")
+    python = SAE_LENS.python()
+    if python is None:
+        pytest.skip("no environment of the peers: python tests/benchmarks/peers/environment.py makes it")
     folder = tmp_path_factory.mktemp("saelens")
     g = torch.Generator().manual_seed(0)
     mixing = torch.randn(30, D, generator=g, dtype=torch.float64)
@@ -92,7 +96,7 @@ def runs(tmp_path_factory):
     save_file({"x": x}, folder / "batches.safetensors")
     save_file(start, folder / "start.safetensors")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-    done = subprocess.run([PYTHON, SCRIPT, folder], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run([python, SCRIPT, folder], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return x, load_file(folder / "runs.safetensors")
 

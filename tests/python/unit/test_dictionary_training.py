@@ -6,7 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import introspect
+from introspect import _C
 from introspect.sae.trainer import Trainer
 
 N, D, F = 48, 10, 40
@@ -46,7 +46,8 @@ def assert_gradients(trainer: Trainer, loss_of, x: Tensor, y: Tensor | None = No
     total.backward()
     metrics, gradients = trainer.gradients(x, y)
     for name in ("mse", "sparsity_loss", "aux_loss"):
-        assert getattr(metrics, name) == pytest.approx(float(torch.as_tensor(parts.get(name, 0.0)).detach()), rel=1e-10, abs=1e-12), name
+        expected = torch.as_tensor(parts.get(name, 0.0)).item()
+        assert getattr(metrics, name) == pytest.approx(expected, rel=1e-10, abs=1e-12), name
     assert metrics.loss == pytest.approx(total.item(), rel=1e-10)
     assert set(gradients) == set(w)
     for name, weight in w.items():
@@ -380,8 +381,8 @@ def test_transcoders_are_trained_to_write_y(objective, skip):
 
 
 def crosscoder_origin(widths: list[int]):
-    sites = [introspect._C.DictionarySite(f"blocks.{i}.hook_resid_post", width) for i, width in enumerate(widths)]
-    return introspect._C.DictionaryOrigin(inputs=sites, outputs=sites)
+    sites = [_C.DictionarySite(f"blocks.{i}.hook_resid_post", width) for i, width in enumerate(widths)]
+    return _C.DictionaryOrigin(inputs=sites, outputs=sites)
 
 
 @pytest.mark.parametrize("objective", ["standard", "batchtopk"])

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-import introspect
+from introspect import _C
 from introspect.sae.trainer import Trainer, anthropic_jumprelu
 
 
@@ -147,7 +147,7 @@ OBJECTIVES = {
     "matryoshka_batchtopk": {"k": 4, "matryoshka_widths": [16, 32], "dead_window": 3},
     "jumprelu": {"pre_act_coefficient": 0.01, "dead_window": 3},
     "p_anneal": {"total_steps": 20, "anneal_start": 2, "anneal_updates": 6},
-    "matching_pursuit": {"k": 4},
+    "matching_pursuit": {"k": 2},
 }
 
 
@@ -178,11 +178,12 @@ def test_a_run_from_a_checkpoint_goes_on_with_the_same_bits(tmp_path, objective)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_dictionary_computes_what_was_trained(objective, norm):
     """Scales, norms and thresholds are folded as they were used: its error is the next step's."""
-    options = {"d_sae": 64, "lr": 3e-3, "float64": True, "aux": "none", "input_norm": norm} | OBJECTIVES[objective]
-    t = Trainer(8, objective=objective, **options)
+    options = {"d_sae": 64, "lr": 3e-3, "float64": True, "aux": "none", "input_norm": norm, "threshold_lr": 0.5}
+    t = Trainer(8, objective=objective, **options | OBJECTIVES[objective])
     g = torch.Generator().manual_seed(1)
     mixing = torch.randn(30, 8, generator=g, dtype=torch.float64)
-    data = [7 * torch.relu(torch.randn(200, 30, generator=g, dtype=torch.float64) - 1.3) @ mixing for _ in range(60)]
+    draw = lambda: torch.relu(torch.randn(200, 30, generator=g, dtype=torch.float64) - 1.3)  # noqa: E731
+    data = [7 * draw() @ mixing + 0.5 for _ in range(40)]
     for x in data:
         t.step(x)
     metrics, _ = t.gradients(data[0])
@@ -195,7 +196,7 @@ def test_the_dictionary_computes_what_was_trained(objective, norm):
     l0 = (f != 0).sum(-1).double().mean().item()
     if objective in ("batchtopk", "matryoshka_batchtopk"):
         assert sae.architecture == "jumprelu"
-        assert l0 == pytest.approx(metrics.l0, rel=0.5)  # a threshold that follows the batches' least choice
+        assert l0 == pytest.approx(metrics.l0, rel=0.2)  # a threshold that follows the batches' least choice
         return
     assert l0 == pytest.approx(metrics.l0)
     assert error == pytest.approx(metrics.mse, rel=1e-9)
@@ -252,9 +253,9 @@ def planted(n_features: int, d: int, seed: int):
 
 def recovery(true: Tensor, W_dec: Tensor) -> tuple[float, float]:
     """MMCS: the mean over true features of their largest cosine. MCC: of the best one-to-one assignment."""
-    cosines = true @ nn.functional.normalize(W_dec, dim=-1).T
-    found, chosen = linear_sum_assignment(-cosines.abs().numpy())
-    return cosines.max(-1).values.mean().item(), cosines.abs()[found, chosen].mean().item()
+    cosines = (true @ nn.functional.normalize(W_dec, dim=-1).T).abs()
+    found, chosen = linear_sum_assignment(-cosines.numpy())
+    return cosines.max(-1).values.mean().item(), cosines[found, chosen].mean().item()
 
 
 RECOVERS = {
@@ -262,13 +263,13 @@ RECOVERS = {
     "standard_unit": {
         "objective": "standard", "l1_coefficient": 0.12, "unit_decoder": True, "l1_by_decoder_norm": False, "clip": 0.0
     },
-    "gated": {"l1_coefficient": 0.12},
+    "gated": {"l1_coefficient": 0.35},
     "topk": {"k": 3},
     "abstopk": {"k": 3},
     "batchtopk": {"k": 2},
     "matryoshka_batchtopk": {"k": 2, "matryoshka_widths": [24]},
     "jumprelu": {"l0_coefficient": 0.05, "sparsity_warm_up_steps": 300, "bandwidth": 0.2, "init_threshold": 0.1},
-    "p_anneal": {"l1_coefficient": 0.1, "total_steps": 900, "anneal_start": 400, "p_end": 0.4, "unit_decoder": True},
+    "p_anneal": {"l1_coefficient": 0.2, "total_steps": 700, "anneal_start": 200, "p_end": 0.5, "unit_decoder": True},
     "matching_pursuit": {"k": 3},
 }  # fmt: skip
 
@@ -279,12 +280,11 @@ def test_planted_features_in_superposition_are_found(name):
     true, rows = planted(48, 20, seed=4)
     t = Trainer(20, **{"objective": name, "d_sae": 64, "lr": 5e-3, "dead_window": 50} | RECOVERS[name])
     before = recovery(true, t.dictionary().W_dec)
-    for _ in range(900):
-        metrics = t.step(rows(512))
+    for _ in range(700):
+        metrics = t.step(rows(384))
     mmcs, mcc = recovery(true, t.dictionary().W_dec)
     assert max(before) < 0.65
-    assert (mmcs, mcc) > (0.85, 0.8), (name, before, mmcs, mcc, metrics)
-    assert mcc > 0.8, (name, before, mmcs, mcc, metrics)
+    assert mmcs > 0.85 and mcc > 0.8, (name, before, mmcs, mcc, metrics)
 
 
 def test_a_crosscoder_finds_the_feature_that_one_of_two_models_lacks():
@@ -292,14 +292,14 @@ def test_a_crosscoder_finds_the_feature_that_one_of_two_models_lacks():
     g = torch.Generator().manual_seed(0)
     a, b = (nn.functional.normalize(torch.randn(24, d, generator=g), dim=-1) for _ in range(2))
     b[5] = 0  # known to the first model only
-    sites = [introspect._C.DictionarySite("blocks.1.hook_resid_post", d, model=i) for i in range(2)]
-    origin = introspect._C.DictionaryOrigin(inputs=sites, outputs=sites)
+    sites = [_C.DictionarySite("blocks.1.hook_resid_post", d, model=i) for i in range(2)]
+    origin = _C.DictionaryOrigin(inputs=sites, outputs=sites)
     t = Trainer(
         2 * d, origin=origin, objective="batchtopk", d_sae=32, k=1.5, lr=5e-3, subtract_b_dec=False, dead_window=50,
         input_norm="expected_average_only_in",
     )  # fmt: skip
-    for _ in range(900):
-        f = (torch.rand(512, 24, generator=g) < 0.05) * (1 + 0.3 * torch.rand(512, 24, generator=g))
+    for _ in range(600):
+        f = (torch.rand(256, 24, generator=g) < 0.05) * (1 + 0.3 * torch.rand(256, 24, generator=g))
         t.step(torch.cat([f @ a, f @ b], -1))
     first, second = t.dictionary().W_dec.split(d, -1)
     norms = torch.stack([first.norm(dim=-1), second.norm(dim=-1)])
@@ -316,8 +316,8 @@ def test_dead_features_come_back_by_resampling_and_by_the_auxiliary_loss():
     _, rows = planted(48, 20, seed=5)
     kwargs = {"objective": "topk", "d_sae": 64, "k": 3, "lr": 5e-3, "dead_window": 30, "aux": "none"}
     w = Trainer(20, **kwargs).weights()
-    w["b_enc"][:40] = -2.0  # never among the largest
-    data = [rows(256) for _ in range(400)]
+    w["b_enc"][:40] = -0.6  # never among the largest
+    data = [rows(128) for _ in range(400)]
     dead = {}
     for name, more in {"none": {}, "aux": {"aux": "residual"}, "resample": {"resample_every": 100}}.items():
         t = Trainer(20, start=w, **{**kwargs, **more})
@@ -372,14 +372,14 @@ def test_first_weights_and_biases_are_those_that_were_asked_for():
     [
         ({"k": 41}, ValueError, "at most d_sae, 40, got 41"),
         ({"k": 2.5}, ValueError, "whole for"),
-        ({"l1_coeficient": 1}, introspect.ConfigError, "l1_coefficient"),
-        ({"objective": "relu"}, introspect.ConfigError, "standard, gated"),
+        ({"l1_coeficient": 1}, _C.ConfigError, "l1_coefficient"),
+        ({"objective": "relu"}, _C.ConfigError, "standard, gated"),
         ({"objective": "matryoshka_batchtopk", "matryoshka_widths": [20, 10]}, ValueError, "ascend"),
-        ({"lr": math.inf}, (ValueError, introspect.Error), ""),
+        ({"lr": -1.0}, ValueError, "lr must be above 0"),
         ({"decay_steps": 10}, ValueError, "total_steps"),
-        ({"transcodes": True}, introspect.ConfigError, "subtract_b_dec"),
+        ({"transcodes": True}, _C.ConfigError, "subtract_b_dec"),
         ({"objective": "jumprelu", "sparsity_loss": "quadratic"}, ValueError, "target_l0"),
-        ({"start": {"W_dec": torch.zeros(40, 10)}}, introspect.ShapeError, "W_enc"),
+        ({"start": {"W_dec": torch.zeros(40, 10)}}, _C.ShapeError, "W_enc"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_any_work(options, error, says):
@@ -394,20 +394,20 @@ def test_a_step_that_is_not_finite_or_all_dead_leaves_the_trainer_as_it_was(tmp_
     before = t.weights()
     bad = batches(1, 50, 10, torch.float32)[0]
     bad[3, 4] = math.nan
-    with pytest.raises(introspect.Error, match=r"step 3: the loss is .*as it was before"):
+    with pytest.raises(_C.Error, match=r"step 3: the loss is .*as it was before"):
         t.step(bad)
     assert all(torch.equal(before[name], t.weights()[name]) for name in before)
     assert t.steps == 3
     for wrong in (torch.randn(5, 9), torch.randn(10), torch.zeros(0, 10), torch.ones(5, 10, dtype=torch.int64)):
-        with pytest.raises(introspect.ShapeError):
+        with pytest.raises(_C.ShapeError):
             t.step(wrong)
-    with pytest.raises(introspect.ShapeError, match="only to transcoders"):
+    with pytest.raises(_C.ShapeError, match="only to transcoders"):
         t.step(torch.randn(5, 10), torch.randn(5, 10))
 
     w = t.weights()
     w["b_enc"][:] = -1e6
     silent = Trainer(10, start=w, **t.options)
-    with pytest.raises(introspect.Error, match="every feature is dead"):
+    with pytest.raises(_C.Error, match="every feature is dead"):
         for x in batches(8, 50, 10, torch.float32):
             silent.step(x)
     assert silent.steps == 6
@@ -415,7 +415,7 @@ def test_a_step_that_is_not_finite_or_all_dead_leaves_the_trainer_as_it_was(tmp_
     t.save(tmp_path)
     file = tmp_path / "trainer.safetensors"
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(introspect.IoError):
+    with pytest.raises(_C.IoError):
         Trainer.load(tmp_path)
-    with pytest.raises(introspect.IoError):
+    with pytest.raises(_C.IoError):
         Trainer.load(tmp_path / "nowhere")
