@@ -94,7 +94,7 @@ def saelens(root: Path, architecture: str = "standard", **cfg) -> Written:
         elif norm == "layer_norm":
             shift, scale = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
             x = (x - shift) / (scale + 1e-5)
-        p = (x - b_dec * subtract) @ W_enc + (0 if architecture == "gated" else b_enc)
+        p = (x - b_dec if subtract else x) @ W_enc + (0 if architecture == "gated" else b_enc)
         f = act(p * norms if rescaled else p)
         y = (f / norms if rescaled else f) @ W_dec + b_dec
         y = y * scale + shift

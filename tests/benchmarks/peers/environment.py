@@ -1,8 +1,8 @@
 """The environments of the peers, which want other packages than we do: each has its own.
 
-    python tests/benchmarks/peers/environment.py [transformer_lens] [repeng]
+    python tests/benchmarks/peers/environment.py [transformer_lens] [repeng] [sae_lens]
 
-makes those named, or both, in build/ of this checkout or where their variables say, and prints the paths of their
+makes those named, or all, in build/ of this checkout or where their variables say, and prints the paths of their
 Pythons. It takes minutes the first time and seconds after that. Tests and benchmarks start their workers with
 `ENVIRONMENT.python()`.
 """
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import urllib.request
 import venv
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # torch comes first, alone and pinned, from PyTorch's CPU wheels where they can be reached: PyPI's bring CUDA.
@@ -31,6 +31,7 @@ class Environment:
     default: str  # under build/
     packages: list[str]  # beside torch
     check: str  # what must import
+    alone: list[str] = field(default_factory=list)  # installed last and without what they ask for
 
     def folder(self) -> Path:
         """Where it is, or would be."""
@@ -49,7 +50,9 @@ class Environment:
             return python
         venv.create(folder, clear=True, with_pip=True)
         with log.open("w") as out:
-            for packages in (TORCH, self.packages):
+            for packages in (TORCH, [*TORCH, *self.packages], ["--no-deps", *self.alone] if self.alone else []):
+                if not packages:
+                    continue
                 step = [python, "-m", "pip", "install", *_index(), *packages]
                 if subprocess.run(step, stdout=out, stderr=subprocess.STDOUT).returncode:
                     sys.exit(f"pip install {' '.join(packages)} failed: see {log}")
@@ -74,6 +77,15 @@ REPENG = Environment(
     ["repeng==0.4.0", "numpy<2", "transformers>=5", "gguf"],
     "from repeng import ControlModel, ControlVector, DatasetEntry",
 )
+# SAELens wants TransformerLens 3; the pins of the other two fight with its own.
+SAE_LENS = Environment(
+    "sae_lens",
+    "INTROSPECT_SAE_LENS",
+    "venv-sae",
+    ["sae-lens>=6.5", "transformer_lens<4"],
+    "import dictionary_learning.utils, sae_lens, sparsify",
+    ["dictionary-learning==0.1.0", "eai-sparsify==1.3.3"],
+)
 
 
 def _index() -> list[str]:
@@ -84,9 +96,9 @@ def _index() -> list[str]:
 
 
 if __name__ == "__main__":
-    known = {environment.name: environment for environment in (TRANSFORMER_LENS, REPENG)}
+    known = {environment.name: environment for environment in (TRANSFORMER_LENS, REPENG, SAE_LENS)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; both if none is given")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all if none is given")
     names = parser.parse_args().names or list(known)
     if unknown := set(names) - set(known):
         parser.error(f"there is no environment {', '.join(sorted(unknown))}")
