@@ -144,24 +144,28 @@ torch::Tensor Decoder::project_some(int64_t layer, const torch::Tensor& x_BTD, i
   return project_rows(x, with).unflatten(0, {x_BTD.size(0), x_BTD.size(1)});
 }
 
-torch::Tensor Decoder::attend(int64_t layer, const torch::Tensor& qkv_BTRK) const {
+Decoder::Qkv Decoder::qkv(int64_t layer, const torch::Tensor& qkv_BTRK) const {
   const auto block = parts(layer);
   const auto& attention = block->parts().attn;
-  const auto& options = attention.options();
-  const auto& positions = options.local ? local_ : global_;
-  const int64_t H = options.n_heads, n = nodes_.n_groups;
-  auto q = qkv_BTRK.narrow(2, 0, H), k = qkv_BTRK.narrow(2, H, n);
-  const auto v = qkv_BTRK.narrow(2, H + n, n);
+  const auto& positions = positions_at(layer);
+  const int64_t H = attention.options().n_heads, n = nodes_.n_groups;
+  Qkv out{qkv_BTRK.narrow(2, 0, H), qkv_BTRK.narrow(2, H, n), qkv_BTRK.narrow(2, H + n, n)};
   if (attention.weights().q_norm) {
-    q = normed(*attention.weights().q_norm, q);
-    k = normed(*attention.weights().k_norm, k);
+    out.q_BTHK = normed(*attention.weights().q_norm, out.q_BTHK);
+    out.k_BTGK = normed(*attention.weights().k_norm, out.k_BTGK);
   }
   if (positions.cos.defined()) {
-    q = ops::apply_rotary(q, positions.cos, positions.sin);
-    k = ops::apply_rotary(k, positions.cos, positions.sin);
+    out.q_BTHK = ops::apply_rotary(out.q_BTHK, positions.cos, positions.sin);
+    out.k_BTGK = ops::apply_rotary(out.k_BTGK, positions.cos, positions.sin);
   }
-  return ops::attention(q, k.transpose(1, 2), v.transpose(1, 2), 1 / options.score_divisor, positions.mask,
-                        options.soft_cap);
+  return out;
+}
+
+torch::Tensor Decoder::attend(int64_t layer, const torch::Tensor& qkv_BTRK) const {
+  const auto [q, k, v] = qkv(layer, qkv_BTRK);
+  const auto& options = parts(layer)->parts().attn.options();
+  return ops::attention(q, k.transpose(1, 2), v.transpose(1, 2), 1 / options.score_divisor,
+                        positions_at(layer).mask, options.soft_cap);
 }
 
 torch::Tensor Decoder::attention_out(int64_t layer, const torch::Tensor& z_BTHK) const {

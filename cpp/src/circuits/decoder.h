@@ -40,6 +40,17 @@ class Decoder {
   /// The same of the receivers [first, first + n) among R only, [B, T, n, K] of x [B, T, D].
   torch::Tensor project_some(int64_t layer, const torch::Tensor& x_BTD, int64_t first, int64_t n) const;
 
+  /// Queries and keys as scores are made of them, after their norms and rotation, and values, of [B, T, R, K].
+  struct Qkv {
+    torch::Tensor q_BTHK, k_BTGK, v_BTGK;
+  };
+  Qkv qkv(int64_t layer, const torch::Tensor& qkv_BTRK) const;
+
+  /// The rotation and the mask of a layer.
+  const nn::Positions& positions_at(int64_t layer) const {
+    return parts(layer)->parts().attn.options().local ? local_ : global_;
+  }
+
   /// What the heads mix, [B, T, H, K], of [B, T, R, K]. Differentiable.
   torch::Tensor attend(int64_t layer, const torch::Tensor& qkv_BTRK) const;
 

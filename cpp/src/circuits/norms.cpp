@@ -9,7 +9,7 @@ bool centres(const nn::Norm& norm) {
 }
 
 /// One over the norm's denominator [..., 1], of an input that is already centred where the norm centres.
-torch::Tensor inverse_scale(const nn::Norm& norm, const torch::Tensor& centred) {
+torch::Tensor inverse_of_centred(const nn::Norm& norm, const torch::Tensor& centred) {
   return centred.square().mean({-1}, /*keepdim=*/true).add(norm.eps).rsqrt();
 }
 
@@ -21,17 +21,28 @@ torch::Tensor centred(const nn::Norm& norm, const torch::Tensor& x) {
 
 torch::Tensor normed(const nn::Norm& norm, const torch::Tensor& x) {
   if (x.scalar_type() != torch::kFloat64 || centres(norm)) return norm.apply(x);
-  return x * inverse_scale(norm, x) * norm.weight.to(x.scalar_type());
+  return x * inverse_of_centred(norm, x) * norm.weight.to(x.scalar_type());
 }
 
 torch::Tensor normed_part(const nn::Norm& norm, const torch::Tensor& part, const torch::Tensor& whole) {
-  const auto scale = inverse_scale(norm, centred(norm, whole));
-  return centred(norm, part) * scale * norm.weight.to(part.scalar_type());
+  return frozen_normed(norm, part, inverse_scale(norm, whole));
+}
+
+torch::Tensor inverse_scale(const nn::Norm& norm, const torch::Tensor& x) {
+  return inverse_of_centred(norm, centred(norm, x));
+}
+
+torch::Tensor frozen_normed(const nn::Norm& norm, const torch::Tensor& x, const torch::Tensor& inverse) {
+  return centred(norm, x) * inverse * norm.weight.to(x.scalar_type());
+}
+
+torch::Tensor frozen_gradient(const nn::Norm& norm, const torch::Tensor& y, const torch::Tensor& inverse) {
+  return centred(norm, y * (norm.weight.to(y.scalar_type()) * inverse));
 }
 
 torch::Tensor norm_gradient(const nn::Norm& norm, const torch::Tensor& x, const torch::Tensor& y) {
   const auto in = centred(norm, x);
-  const auto scale = inverse_scale(norm, in);
+  const auto scale = inverse_of_centred(norm, in);
   const auto unit = in * scale;
   auto g = y * norm.weight.to(y.scalar_type());
   const auto along = (g * unit).mean({-1}, /*keepdim=*/true);

@@ -25,4 +25,11 @@ torch::Tensor normed_part(const nn::Norm& norm, const torch::Tensor& part, const
 /// The gradient at the norm's input x of a gradient y at its output, full derivative: y may have more dimensions in front.
 torch::Tensor norm_gradient(const nn::Norm& norm, const torch::Tensor& x, const torch::Tensor& y);
 
+/// One over what the norm divides x by, [..., 1].
+torch::Tensor inverse_scale(const nn::Norm& norm, const torch::Tensor& x);
+
+/// The norm without its bias once its scale is fixed: linear in x. And its adjoint.
+torch::Tensor frozen_normed(const nn::Norm& norm, const torch::Tensor& x, const torch::Tensor& inverse);
+torch::Tensor frozen_gradient(const nn::Norm& norm, const torch::Tensor& y, const torch::Tensor& inverse);
+
 }  // namespace introspect::circuits

@@ -9,14 +9,21 @@ from .attribution import (
     faithfulness,
     run_circuit,
 )
+from .attribution_graph import AttributionGraph, GraphNode, GraphPath, GraphScores, GraphTarget, attribute
 from .circuit import Circuit
 
 __all__ = [
+    "AttributionGraph",
     "Circuit",
     "Discovery",
     "EdgeAttribution",
     "Faithfulness",
+    "GraphNode",
+    "GraphPath",
+    "GraphScores",
+    "GraphTarget",
     "acdc",
+    "attribute",
     "edge_attribution",
     "faithfulness",
     "run_circuit",

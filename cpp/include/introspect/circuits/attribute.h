@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <torch/types.h>
+
+#include "introspect/circuits/attribution_graph.h"
+#include "introspect/core/progress.h"
+#include "introspect/export.h"
+#include "introspect/models/model.h"
+#include "introspect/sae/cross_layer_transcoder.h"
+#include "introspect/sae/dictionary.h"
+
+namespace introspect::circuits {
+
+/// Where a transcoder reads in a block, whose norm's scale is held fixed.
+enum class TranscoderInput : uint8_t {
+  residual,    ///< the stream before the norm: hook_mlp_in, hook_resid_mid
+  normalized,  ///< after it, before its weight: ln2.hook_normalized
+  mlp,         ///< what the MLP itself reads: mlp.hook_in
+};
+
+/// Transcoders from what the MLPs read to what they write: one a layer, skips allowed, or a cross-layer one.
+struct Transcoders {
+  std::map<int64_t, sae::Dictionary> layers;
+  std::optional<sae::CrossLayerTranscoder> cross_layer;  ///< instead of them
+  /// None: what the files say (their hook names), else ConfigError.
+  std::optional<TranscoderInput> input;
+  std::string name;
+};
+
+/// What a graph explains, besides or instead of the likeliest next tokens.
+struct GraphTarget {
+  std::string name;
+  /// [D]: dotted with the stream after block `layer`; of the last layer, with the stream after the final norm less its
+  /// bias, as a row of the unembedding is.
+  torch::Tensor direction_D;
+  std::optional<int64_t> layer;  ///< none: after the final norm
+  int64_t position = -1;         ///< negative: from the end
+  double weight = 1;             ///< its share of influence
+};
+
+struct AttributeOptions {
+  double logit_mass = 0.95;  ///< the smallest set of next tokens with this probability ...
+  int64_t max_logits = 10;   ///< ... and at most so many are targets, less the mean row of the unembedding
+  std::vector<GraphTarget> targets;  ///< instead of them
+  int64_t max_features = 7500;       ///< features that get a row: those of most influence so far
+  int64_t edges_per_row = 4096;      ///< features of the largest |weight| that a row keeps; 0: all
+  bool fold =
+      true;  ///< what features without a node of their own contribute counts as their position's error
+  bool mask_first = true;  ///< no features at the first position, where one token holds much of every norm
+  int64_t rows_per_batch = 256;              ///< at most; fewer where memory is short
+  int64_t batches_per_update = 4;            ///< features are ranked anew so often
+  int64_t memory_budget = int64_t{2} << 30;  ///< bytes beside model, transcoders and result
+  Progress progress;
+};
+
+/// The attribution graph of one prompt. One forward pass, then rows of the linear model from targets down, each computed
+/// within its causal cone: nothing of the size nodes x nodes is made.
+///
+/// Throws ConfigError for transcoders of another model, whose output is not the MLP's, of an architecture that is not
+/// linear where it is active (matching pursuit) or with an input norm of each row, and for a model on several devices;
+/// ShapeError for tokens that are not [T] with 2 to n_ctx of them, std::out_of_range for layers and positions,
+/// std::invalid_argument for options out of range and a budget that does not hold one row, saying what it would take.
+INTROSPECT_EXPORT AttributionGraph attribute(const models::Model& model, const torch::Tensor& tokens_T,
+                                             const Transcoders& transcoders,
+                                             const AttributeOptions& options = {});
+
+}  // namespace introspect::circuits

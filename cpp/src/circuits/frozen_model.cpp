@@ -1,0 +1,181 @@
+#include "circuits/frozen_model.h"
+
+#include <ATen/ATen.h>
+
+#include "circuits/norms.h"
+#include "introspect/core/interrupt.h"
+#include "introspect/ops/attention.h"
+
+namespace introspect::circuits {
+
+FrozenModel::FrozenModel(const models::Model& model, const torch::Tensor& tokens_T,
+                         int64_t memory_for_patterns)
+    : decoder_(model, Nodes::of(model.cfg()), tokens_T.size(0)) {
+  const at::NoGradGuard no_grad;
+  const int64_t T = tokens_T.size(0), H = model.cfg().n_heads;
+  const auto embedded = decoder_.embedded(tokens_T.unsqueeze(0));
+  embedded_TD_ = wide(embedded[0]);
+  auto x_TD = embedded_TD_;
+  if (model.weights().W_pos.defined()) {
+    positions_TD_ = wide(model.weights().W_pos.narrow(0, 0, T));
+    x_TD = x_TD + positions_TD_;
+  }
+  const bool keeps_patterns = n_layers() * H * T * T * x_TD.element_size() <= memory_for_patterns;
+  for (int64_t layer = 0; layer < n_layers(); ++layer) {
+    check_interrupt();
+    const auto block = model.block(layer);
+    const auto& [ln1, attn, ln1_post, ln2, mlp, ln2_post, parallel] = block->parts();
+    Layer kept;
+    kept.resid_pre_TD = x_TD;
+    kept.ln1_inverse_T1 = inverse_scale(ln1, x_TD);
+    const auto qkv = this->decoder_.qkv(layer, decoder_.project(layer, x_TD.to(model.dtype()).unsqueeze(0)));
+    const auto pattern_HTS = make_pattern(layer, qkv);
+    if (keeps_patterns) kept.pattern_HTS = pattern_HTS;
+
+    const auto& options = attn.options();
+    const int64_t G = options.n_key_value_heads, K = options.d_head;
+    const auto mix = [&](const torch::Tensor& v_SGK) {  // [S, G, K] -> [T, D], without the biases after it
+      const auto v_HSK = v_SGK.repeat_interleave(H / G, 1).transpose(0, 1);
+      const auto z_TE = at::bmm(pattern_HTS, v_HSK).transpose(0, 1).reshape({T, H * K});
+      return at::matmul(z_TE, wide(attn.weights().O.dense()).t());
+    };
+    auto out_TD = mix(wide(qkv.v_BTGK[0]));
+    // Of a stream of zeros: the bias of the norm through W_V, b_V, and after the heads b_O.
+    const auto W_V = wide(attn.weights().QKV.dense()).narrow(0, (H + G) * K, G * K);
+    auto b_V = torch::zeros({G * K}, out_TD.options());
+    if (ln1.bias.defined()) b_V = b_V + at::mv(W_V, wide(ln1.bias));
+    if (attn.weights().QKV.bias().defined())
+      b_V = b_V + wide(attn.weights().QKV.bias()).narrow(0, (H + G) * K, G * K);
+    auto bias_TD = mix(b_V.view({1, G, K}).expand({T, G, K}));
+    if (attn.weights().O.bias().defined()) {
+      out_TD = out_TD + wide(attn.weights().O.bias());
+      bias_TD = bias_TD + wide(attn.weights().O.bias());
+    }
+    if (ln1_post) {
+      kept.ln1_post_inverse_T1 = inverse_scale(*ln1_post, out_TD);
+      out_TD = frozen_normed(*ln1_post, out_TD, kept.ln1_post_inverse_T1);
+      bias_TD = frozen_normed(*ln1_post, bias_TD, kept.ln1_post_inverse_T1);
+      if (ln1_post->bias.defined()) {
+        out_TD = out_TD + wide(ln1_post->bias);
+        bias_TD = bias_TD + wide(ln1_post->bias);
+      }
+    }
+    kept.attention_bias_TD = bias_TD;
+    const auto mid_TD = x_TD + out_TD;
+    kept.mlp_reads_TD = parallel ? x_TD : mid_TD;
+    kept.ln2_inverse_T1 = inverse_scale(ln2, kept.mlp_reads_TD);
+    kept.mlp_out_TD = wide(decoder_.mlp_out(layer, kept.mlp_reads_TD.to(model.dtype()).unsqueeze(0))[0]);
+    x_TD = mid_TD + kept.mlp_out_TD;
+    layers_.push_back(std::move(kept));
+  }
+  last_TD_ = x_TD;
+  final_inverse_T1_ = inverse_scale(model.ln_final(), x_TD);
+}
+
+torch::Tensor FrozenModel::make_pattern(int64_t layer, const Decoder::Qkv& qkv) const {
+  const auto block = this->block(layer);
+  const auto& options = block->parts().attn.options();
+  const auto scores_BHTS =
+      ops::attention_scores(wide(qkv.q_BTHK), wide(qkv.k_BTGK).transpose(1, 2), 1 / options.score_divisor,
+                            decoder_.positions_at(layer).mask, options.soft_cap);
+  return ops::attention_pattern(scores_BHTS)[0];
+}
+
+Decoder::Qkv FrozenModel::qkv(int64_t layer) const {
+  const auto& x_TD = resid_pre_TD(layer);
+  return decoder_.qkv(layer, decoder_.project(layer, x_TD.to(model().dtype()).unsqueeze(0)));
+}
+
+torch::Tensor FrozenModel::pattern_HTS(int64_t layer) const {
+  const auto& kept = layers_[size_t(layer)].pattern_HTS;
+  return kept.defined() ? kept : make_pattern(layer, qkv(layer));
+}
+
+torch::Tensor FrozenModel::mlp_input_TD(int64_t layer, TranscoderInput input) const {
+  const auto& at = layers_[size_t(layer)];
+  if (input == TranscoderInput::residual) return at.mlp_reads_TD;
+  const auto block = this->block(layer);
+  auto norm = block->parts().ln2;
+  if (input == TranscoderInput::normalized) norm.weight = at::ones_like(norm.weight);
+  const auto x_TD = frozen_normed(norm, at.mlp_reads_TD, at.ln2_inverse_T1);
+  const auto bias_D = mlp_input_bias_D(layer, input);
+  return bias_D.defined() ? x_TD + bias_D : x_TD;
+}
+
+torch::Tensor FrozenModel::mlp_input_bias_D(int64_t layer, TranscoderInput input) const {
+  if (input != TranscoderInput::mlp) return {};
+  const auto& bias = block(layer)->parts().ln2.bias;
+  return bias.defined() ? wide(bias) : torch::Tensor{};
+}
+
+torch::Tensor FrozenModel::mlp_input_gradient(int64_t layer, TranscoderInput input, const torch::Tensor& g_RD,
+                                              const torch::Tensor& positions_R) const {
+  if (input == TranscoderInput::residual) return g_RD;
+  const auto block = this->block(layer);
+  auto norm = block->parts().ln2;
+  if (input == TranscoderInput::normalized) norm.weight = at::ones_like(norm.weight);
+  return frozen_gradient(norm, g_RD, layers_[size_t(layer)].ln2_inverse_T1.index_select(0, positions_R));
+}
+
+torch::Tensor FrozenModel::mlp_input_gradient(int64_t layer, TranscoderInput input,
+                                              const torch::Tensor& g_PRD) const {
+  if (input == TranscoderInput::residual) return g_PRD;
+  const auto block = this->block(layer);
+  auto norm = block->parts().ln2;
+  if (input == TranscoderInput::normalized) norm.weight = at::ones_like(norm.weight);
+  const auto inverse_P11 = layers_[size_t(layer)].ln2_inverse_T1.narrow(0, 0, g_PRD.size(0)).unsqueeze(1);
+  return frozen_gradient(norm, g_PRD, inverse_P11);
+}
+
+torch::Tensor FrozenModel::through_values(int64_t layer, const torch::Tensor& g_PRHK) const {
+  const auto block = this->block(layer);
+  const auto& attn = block->parts().attn;
+  const int64_t H = attn.options().n_heads, G = attn.options().n_key_value_heads, K = attn.options().d_head;
+  const int64_t P = g_PRHK.size(0), R = g_PRHK.size(1);
+  const auto g_v = H == G ? g_PRHK : g_PRHK.reshape({P, R, G, H / G, K}).sum(3);
+  const auto W_V = wide(attn.weights().QKV.dense()).narrow(0, (H + G) * K, G * K);
+  const auto g_PRD = at::mm(g_v.reshape({P * R, G * K}), W_V).view({P, R, -1});
+  return frozen_gradient(block->parts().ln1, g_PRD,
+                         layers_[size_t(layer)].ln1_inverse_T1.narrow(0, 0, P).unsqueeze(1));
+}
+
+torch::Tensor FrozenModel::attention_gradient(int64_t layer, const torch::Tensor& g_PRD) const {
+  const auto block = this->block(layer);
+  const auto& [ln1, attn, ln1_post, ln2, mlp, ln2_post, parallel] = block->parts();
+  const int64_t H = attn.options().n_heads, K = attn.options().d_head, P = g_PRD.size(0), R = g_PRD.size(1);
+  auto g = g_PRD;
+  if (ln1_post)
+    g = frozen_gradient(*ln1_post, g,
+                        layers_[size_t(layer)].ln1_post_inverse_T1.narrow(0, 0, P).unsqueeze(1));
+  const auto g_z = at::mm(g.reshape({P * R, -1}), wide(attn.weights().O.dense())).view({P, R, H, K});
+  const auto g_HPE = g_z.permute({2, 0, 1, 3}).reshape({H, P, R * K});
+  const auto pattern_HPS = pattern_HTS(layer).narrow(1, 0, P).narrow(2, 0, P);
+  const auto g_v = at::bmm(pattern_HPS.transpose(1, 2), g_HPE).view({H, P, R, K}).permute({1, 2, 0, 3});
+  return through_values(layer, g_v);
+}
+
+torch::Tensor FrozenModel::attention_gradient(int64_t layer, const torch::Tensor& g_RD,
+                                              const torch::Tensor& positions_R, int64_t n_positions) const {
+  const auto block = this->block(layer);
+  const auto& [ln1, attn, ln1_post, ln2, mlp, ln2_post, parallel] = block->parts();
+  const int64_t H = attn.options().n_heads, K = attn.options().d_head, R = g_RD.size(0);
+  auto g = g_RD;
+  if (ln1_post)
+    g = frozen_gradient(*ln1_post, g,
+                        layers_[size_t(layer)].ln1_post_inverse_T1.index_select(0, positions_R));
+  const auto g_RHK = at::mm(g, wide(attn.weights().O.dense())).view({R, H, K});
+  const auto pattern_PRH =
+      pattern_HTS(layer).index_select(1, positions_R).narrow(2, 0, n_positions).permute({2, 1, 0});
+  return through_values(layer, pattern_PRH.unsqueeze(3) * g_RHK.unsqueeze(0));
+}
+
+torch::Tensor FrozenModel::final_gradient(const torch::Tensor& g_RD, const torch::Tensor& positions_R) const {
+  return frozen_gradient(model().ln_final(), g_RD, final_inverse_T1_.index_select(0, positions_R));
+}
+
+torch::Tensor FrozenModel::final_bias_D() const {
+  const auto& bias = model().ln_final().bias;
+  return bias.defined() ? wide(bias) : torch::Tensor{};
+}
+
+}  // namespace introspect::circuits

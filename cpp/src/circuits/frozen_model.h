@@ -1,0 +1,85 @@
+#pragma once
+
+#include <vector>
+
+#include <torch/types.h>
+
+#include "circuits/decoder.h"
+#include "introspect/circuits/attribute.h"
+#include "introspect/models/model.h"
+
+namespace introspect::circuits {
+
+/// A model on one prompt with its attention patterns and the scales of its norms held fixed: from the stream to the stream
+/// it is then affine, MLPs aside, and this has the adjoint of that map.
+///
+/// Gradients of R rows at P positions are [P, R, D], float32 or, of a float64 model, float64.
+class FrozenModel {
+ public:
+  FrozenModel(const models::Model& model, const torch::Tensor& tokens_T, int64_t memory_for_patterns);
+
+  const models::Model& model() const { return decoder_.model(); }
+  int64_t n_layers() const { return decoder_.n_layers(); }
+  int64_t n_tokens() const { return embedded_TD_.size(0); }
+  bool parallel() const { return decoder_.nodes().parallel; }
+
+  const torch::Tensor& embedded_TD() const { return embedded_TD_; }
+  const torch::Tensor& positions_TD() const {
+    return positions_TD_;
+  }  ///< position embeddings; undefined if there are none
+  const torch::Tensor& last_TD() const { return last_TD_; }  ///< the stream after the last block
+
+  /// What the MLP of a layer adds to the stream, after its norm.
+  const torch::Tensor& mlp_out_TD(int64_t layer) const { return layers_[size_t(layer)].mlp_out_TD; }
+
+  /// What attention adds whatever it reads: its biases, through the fixed pattern and norms.
+  const torch::Tensor& attention_bias_TD(int64_t layer) const {
+    return layers_[size_t(layer)].attention_bias_TD;
+  }
+
+  /// The stream before block `layer`.
+  const torch::Tensor& resid_pre_TD(int64_t layer) const { return layers_[size_t(layer)].resid_pre_TD; }
+
+  /// What a transcoder reads in a layer, and what of it does not come from the stream: the norm's bias [D] or undefined.
+  torch::Tensor mlp_input_TD(int64_t layer, TranscoderInput input) const;
+  torch::Tensor mlp_input_bias_D(int64_t layer, TranscoderInput input) const;
+
+  /// The gradient at the stream of g at what a transcoder reads, at positions int64 [R] of rows [R, D] ...
+  torch::Tensor mlp_input_gradient(int64_t layer, TranscoderInput input, const torch::Tensor& g_RD,
+                                   const torch::Tensor& positions_R) const;
+  /// ... or at every position, [P, R, D].
+  torch::Tensor mlp_input_gradient(int64_t layer, TranscoderInput input, const torch::Tensor& g_PRD) const;
+
+  /// The gradient [P, R, D] at the stream that attention reads, of g at what it adds to the stream: of every position, or
+  /// of the rows' own positions, below `n_positions`.
+  torch::Tensor attention_gradient(int64_t layer, const torch::Tensor& g_PRD) const;
+  torch::Tensor attention_gradient(int64_t layer, const torch::Tensor& g_RD, const torch::Tensor& positions_R,
+                                   int64_t n_positions) const;
+
+  /// The same through the final norm, at positions of rows.
+  torch::Tensor final_gradient(const torch::Tensor& g_RD, const torch::Tensor& positions_R) const;
+  /// What the final norm adds whatever it reads, [D]; undefined for none.
+  torch::Tensor final_bias_D() const;
+
+  /// What each head reads and makes of it, for those who look into scores: [H, T, S].
+  torch::Tensor pattern_HTS(int64_t layer) const;
+  Decoder::Qkv qkv(int64_t layer) const;  ///< [1, T, H or G, K]
+  torch::Tensor ln1_inverse_T1(int64_t layer) const { return layers_[size_t(layer)].ln1_inverse_T1; }
+  std::shared_ptr<const nn::Block> block(int64_t layer) const { return model().block(layer); }
+
+ private:
+  struct Layer {
+    torch::Tensor resid_pre_TD, mlp_reads_TD, mlp_out_TD, attention_bias_TD;
+    torch::Tensor ln1_inverse_T1, ln1_post_inverse_T1, ln2_inverse_T1;
+    torch::Tensor pattern_HTS;  // undefined where it is made again each time
+  };
+  torch::Tensor make_pattern(int64_t layer, const Decoder::Qkv& qkv) const;
+  /// Of gradients at what heads mix, [.., H, K], summed over a group's heads: at the stream.
+  torch::Tensor through_values(int64_t layer, const torch::Tensor& g_PRHK) const;
+
+  Decoder decoder_;
+  std::vector<Layer> layers_;
+  torch::Tensor embedded_TD_, positions_TD_, last_TD_, final_inverse_T1_;
+};
+
+}  // namespace introspect::circuits

@@ -1,0 +1,194 @@
+#include "bindings.h"
+
+#include "introspect/circuits/attribute.h"
+#include "introspect/circuits/attribution_graph.h"
+#include "introspect/models/model.h"
+#include "value_type.h"
+
+namespace introspect::python {
+
+namespace {
+
+using circuits::AttributionGraph;
+using circuits::GraphNode;
+using circuits::TranscoderInput;
+using models::Model;
+using NoGil = py::call_guard<py::gil_scoped_release>;
+
+circuits::GraphNodeKind parse_kind(const std::string& name) {
+  for (int kind = 0; kind <= static_cast<int>(circuits::GraphNodeKind::logit); ++kind)
+    if (circuits::to_string(static_cast<circuits::GraphNodeKind>(kind)) == name)
+      return static_cast<circuits::GraphNodeKind>(kind);
+  throw std::invalid_argument("a node's kind must be feature, error, token, bias or logit, got '" + name +
+                              "'");
+}
+
+std::optional<TranscoderInput> parse_input(const std::optional<std::string>& name) {
+  if (!name) return std::nullopt;
+  if (*name == "residual") return TranscoderInput::residual;
+  if (*name == "normalized") return TranscoderInput::normalized;
+  if (*name == "mlp") return TranscoderInput::mlp;
+  throw std::invalid_argument("attribute: input must be residual, normalized or mlp, got '" + *name + "'");
+}
+
+py::dict columns(const AttributionGraph& graph) {
+  py::list kinds, layers, positions, features, values, names;
+  for (const auto& node : graph.nodes) {
+    kinds.append(circuits::to_string(node.kind));
+    layers.append(node.layer);
+    positions.append(node.position);
+    features.append(node.feature);
+    values.append(node.value);
+    names.append(node.name);
+  }
+  py::dict out;
+  out["kind"] = kinds;
+  out["layer"] = layers;
+  out["position"] = positions;
+  out["feature"] = features;
+  out["value"] = values;
+  out["name"] = names;
+  return out;
+}
+
+void bind_graph_type(py::module_& m) {
+  py::class_<GraphNode>(m, "GraphNode", R"doc(
+A node of an attribution graph.
+
+``kind``: feature, error, token, bias or logit; ``layer``: -1 of tokens, n_layers of targets; ``position``: -1 of biases;
+``feature``: its number in the transcoder, the token's id of tokens and logits, -1 else; ``value``: the activation of a feature,
+the probability (or weight) of a target; ``name``: the text of tokens and targets.
+)doc")
+      .def_property_readonly("kind", [](const GraphNode& node) { return circuits::to_string(node.kind); })
+      .def_readonly("layer", &GraphNode::layer)
+      .def_readonly("position", &GraphNode::position)
+      .def_readonly("feature", &GraphNode::feature)
+      .def_readonly("value", &GraphNode::value)
+      .def_readonly("name", &GraphNode::name)
+      .def("__eq__", [](const GraphNode& a, const GraphNode& b) { return a == b; })
+      .def("__repr__", [](const GraphNode& node) {
+        return "GraphNode(" + circuits::to_string(node.kind) + ", layer=" + std::to_string(node.layer) +
+               ", position=" + std::to_string(node.position) + ", feature=" + std::to_string(node.feature) +
+               (node.name.empty() ? ")" : ", " + py::repr(py::str(node.name)).cast<std::string>() + ")");
+      });
+
+  py::class_<AttributionGraph> type(m, "AttributionGraph", "See introspect.circuits.AttributionGraph.");
+  copy_as_value(type);
+  type.def_readonly("model_name", &AttributionGraph::model_name)
+      .def_readonly("model_hash", &AttributionGraph::model_hash)
+      .def_readonly("prompt", &AttributionGraph::prompt)
+      .def_readonly("tokens", &AttributionGraph::tokens)
+      .def_readonly("token_texts", &AttributionGraph::token_texts)
+      .def_readonly("transcoders", &AttributionGraph::transcoders)
+      .def_property_readonly(
+          "notes",
+          [](const AttributionGraph& g) { return py::module_::import("json").attr("loads")(g.notes); })
+      .def_readonly("nodes", &AttributionGraph::nodes)
+      .def_property_readonly("columns", &columns)
+      .def_readonly("targets", &AttributionGraph::targets)
+      .def_readonly("offsets", &AttributionGraph::offsets)
+      .def_readonly("sources", &AttributionGraph::sources)
+      .def_readonly("weights", &AttributionGraph::weights)
+      .def_property_readonly("n_nodes", &AttributionGraph::n_nodes)
+      .def_property_readonly("n_edges", &AttributionGraph::n_edges)
+      .def("adjacency", &AttributionGraph::adjacency, NoGil())
+      .def("in_sums", &AttributionGraph::in_sums, NoGil())
+      .def(
+          "influence", [](const AttributionGraph& g, bool biases) { return g.influence({biases}); },
+          py::kw_only(), py::arg("biases") = false, NoGil())
+      .def(
+          "scores",
+          [](const AttributionGraph& g, bool biases) {
+            const auto scores = g.scores({biases});
+            return std::make_pair(scores.replacement, scores.completeness);
+          },
+          py::kw_only(), py::arg("biases") = false, NoGil())
+      .def(
+          "pruned",
+          [](const AttributionGraph& g, double node_threshold, double edge_threshold, bool biases) {
+            return g.pruned({{biases}, node_threshold, edge_threshold});
+          },
+          py::kw_only(), py::arg("node_threshold") = 0.8, py::arg("edge_threshold") = 0.98,
+          py::arg("biases") = false, NoGil())
+      .def("subgraph", &AttributionGraph::subgraph, py::arg("keep"), NoGil())
+      .def(
+          "paths",
+          [](const AttributionGraph& g, int64_t from, int64_t to, int64_t n) {
+            std::vector<std::pair<std::vector<int64_t>, double>> out;
+            for (auto& path : g.paths(from, to, n)) out.emplace_back(std::move(path.nodes), path.weight);
+            return out;
+          },
+          py::arg("source"), py::arg("target"), py::arg("n") = 10, NoGil())
+      .def(
+          "find",
+          [](const AttributionGraph& g, const std::string& kind, int64_t layer, int64_t position,
+             int64_t feature) { return g.find(parse_kind(kind), layer, position, feature); },
+          py::arg("kind"), py::arg("layer"), py::arg("position") = -1, py::arg("feature") = -1)
+      .def("save", &AttributionGraph::save, py::arg("path"), NoGil())
+      .def_static("load", &AttributionGraph::load, py::arg("path"), NoGil())
+      .def("to_json", &AttributionGraph::to_json, py::arg("slug"), py::arg("scan"), py::kw_only(),
+           py::arg("biases") = false, NoGil())
+      .def_static("from_json", &AttributionGraph::from_json, py::arg("text"), NoGil());
+}
+
+}  // namespace
+
+void bind_attribution_graph(py::module_& m) {
+  bind_graph_type(m);
+  py::class_<circuits::GraphTarget>(m, "GraphTarget",
+                                    "What a graph explains: see introspect.circuits.GraphTarget.")
+      .def(py::init([](std::string name, torch::Tensor direction, std::optional<int64_t> layer,
+                       int64_t position, double weight) {
+             return circuits::GraphTarget{std::move(name), std::move(direction), layer, position, weight};
+           }),
+           py::arg("name"), py::arg("direction"), py::kw_only(), py::arg("layer") = py::none(),
+           py::arg("position") = -1, py::arg("weight") = 1.0, R"doc(
+Args:
+    name: what pages and tables call it.
+    direction: [d_model]; dotted with the stream after block ``layer``, or, without one, with the stream after the final norm
+        (less its bias), as a row of the unembedding is.
+    position: of the prompt; negative: from its end.
+    weight: its share of influence, above 0.
+)doc")
+      .def_readonly("name", &circuits::GraphTarget::name)
+      .def_readonly("direction", &circuits::GraphTarget::direction_D)
+      .def_readonly("layer", &circuits::GraphTarget::layer)
+      .def_readonly("position", &circuits::GraphTarget::position)
+      .def_readonly("weight", &circuits::GraphTarget::weight);
+
+  m.def(
+      "attribute",
+      [](const std::shared_ptr<Model>& model, const torch::Tensor& tokens,
+         std::map<int64_t, sae::Dictionary> transcoders, std::optional<sae::CrossLayerTranscoder> cross_layer,
+         const std::optional<std::string>& input, std::string name, double logit_mass, int64_t max_logits,
+         std::vector<circuits::GraphTarget> targets, int64_t max_features, int64_t edges_per_row, bool fold,
+         bool mask_first, int64_t rows_per_batch, int64_t batches_per_update, int64_t memory_budget,
+         const py::object& progress) {
+        const circuits::Transcoders set{std::move(transcoders), std::move(cross_layer), parse_input(input),
+                                        std::move(name)};
+        const circuits::AttributeOptions options{logit_mass,
+                                                 max_logits,
+                                                 std::move(targets),
+                                                 max_features,
+                                                 edges_per_row,
+                                                 fold,
+                                                 mask_first,
+                                                 rows_per_batch,
+                                                 batches_per_update,
+                                                 memory_budget,
+                                                 as_shown_progress(progress)};
+        const py::gil_scoped_release release;
+        return circuits::attribute(*model, tokens, set, options);
+      },
+      py::arg("model"), py::arg("tokens"), py::kw_only(), py::arg("transcoders"),
+      py::arg("cross_layer") = py::none(), py::arg("input") = py::none(), py::arg("name") = "",
+      py::arg("logit_mass") = 0.95, py::arg("max_logits") = 10,
+      py::arg("targets") = std::vector<circuits::GraphTarget>{}, py::arg("max_features") = 7500,
+      py::arg("edges_per_row") = 4096, py::arg("fold") = true, py::arg("mask_first") = true,
+      py::arg("rows_per_batch") = 256, py::arg("batches_per_update") = 4,
+      py::arg("memory_budget") = int64_t{2} << 30, py::arg("progress") = py::none(), R"doc(
+The attribution graph of one prompt: see introspect.circuits.attribute.
+)doc");
+}
+
+}  // namespace introspect::python
