@@ -110,6 +110,23 @@ install_packages() {
   status=1
 }
 
+# Tests open pages in a browser. Without one they are skipped, or fail where INTROSPECT_REQUIRE is set.
+install_browser() {
+  local name
+  for name in chromium chromium-browser google-chrome; do
+    command -v $name >/dev/null && return
+  done
+  command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; } || return 0
+  printf '%-60s ' "Chromium, for tests of pages"
+  mkdir -p "$LOGS"
+  if { as_root apt-get -o DPkg::Lock::Timeout=300 update -q && as_root env DEBIAN_FRONTEND=noninteractive \
+    apt-get -o DPkg::Lock::Timeout=300 install -q -y --no-install-recommends chromium; } >"$LOGS/chromium.log" 2>&1 </dev/null; then
+    echo installed
+  else
+    echo "cannot be installed (log: $LOGS/chromium.log)"
+  fi
+}
+
 make_venv() {
   [ -x "$VENV/bin/python" ] || step "virtual environment $VENV" venv "$(usable_python)" -m venv "$VENV"
 }
@@ -147,6 +164,7 @@ setup() {
   shift
   cd "$ROOT" || exit
   install_packages
+  [[ $extra != *test* ]] || install_browser
   make_venv
   # The packages are looked at again when what asks for them has changed.
   stamp=$VENV/.introspect-$( (echo "$TORCH" "$extra" && cat pyproject.toml python/packaging/*.py) | sha256sum | cut -c-16)

@@ -1,4 +1,4 @@
-"""A running explorer for tests: a server on a free loopback port in a thread, and requests to it as a script sends them."""
+"""A running explorer for tests: a server on a free loopback port, and requests to it as a script sends them."""
 
 import contextlib
 import http.client

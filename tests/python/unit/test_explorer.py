@@ -253,7 +253,7 @@ def made(n, source, target, weight, logits, activations=None):
 
 
 def test_predicted_changes_are_those_of_the_linear_model():
-    """a -> b -> logit and a -> logit: of a doubled, b rises by its link, and passes on what that is of its activation."""
+    """a -> b -> logit and a -> logit: of a doubled, b rises by its link and passes on its share."""
     graph = made(3, [0, 1, 0], [1, 2, 2], [1.5, 4.0, 0.5], {2: 1.0}, activations=[2.0, 3.0, 0.0])
     change = graphs.predict(graph, {0: 2.0})
     assert change.tolist() == pytest.approx([2.0, 1.5, 0.5 + 4.0 * 1.5 / 3.0])

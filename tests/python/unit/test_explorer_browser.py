@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,6 +18,14 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 BAD = "<img src=x onerror=\"document.title='stolen'\"><script>document.title='stolen'</script>"
 SIZES = [(1000, 700), (1600, 950)]
+# What reaches beyond the window, and controls that have no name for a screen reader.
+TOO_WIDE = """[...document.querySelectorAll("main *")]
+  .filter(one => one.getClientRects().length && !one.closest(".scroll, svg, .hits"))
+  .filter(one => one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML.slice(0, 90))"""
+UNNAMED = """[...document.querySelectorAll("main button, main input, main select, main textarea")]
+  .filter(one => one.getClientRects().length && !one.closest("label"))
+  .filter(one => !(one.ariaLabel || one.textContent.trim() || one.labels?.length))
+  .map(one => one.outerHTML.slice(0, 90))"""
 FRAME = 100  # ms, of drawing 10,000 nodes once; a person sees a lag from here on. Quiet machines take a tenth.
 
 
@@ -148,7 +157,7 @@ def test_a_graph_is_pruned_pinned_grouped_changed_and_saved(page, explorer):
     page.locator("#connections .pickable").last.click()
     with page.expect_download() as saved:
         page.click("#export")
-    data = json.loads(open(saved.value.path(), encoding="utf-8").read())
+    data = json.loads(Path(saved.value.path()).read_text(encoding="utf-8"))
     assert data["qParams"]["supernodes"][0][0] == "my group"
     assert len(data["qParams"]["supernodes"][0]) == 3
     assert len(data["qParams"]["pinnedIds"]) == 1
@@ -237,14 +246,5 @@ def test_keys_lead_through_the_views(page, explorer):
 def test_nothing_is_wider_than_the_window(page, explorer, size, view):
     page.set_viewport_size({"width": size[0], "height": size[1]})
     visit(page, explorer, f"view={view}")
-    wide = page.evaluate(
-        """[...document.querySelectorAll("main *")].filter(one => one.getClientRects().length && !one.closest(".scroll, svg, .hits")
-           && one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML.slice(0, 90))"""
-    )
-    assert wide == []
-    unnamed = page.evaluate(
-        """[...document.querySelectorAll("main button, main input, main select, main textarea")].filter(one =>
-           one.getClientRects().length && !one.closest("label") && !(one.ariaLabel || one.textContent.trim() || one.labels?.length))
-           .map(one => one.outerHTML.slice(0, 90))"""
-    )
-    assert unnamed == []  # a screen reader has a name for each control
+    assert page.evaluate(TOO_WIDE) == []
+    assert page.evaluate(UNNAMED) == []
