@@ -399,7 +399,7 @@ def test_paths_that_hold_no_dictionary_say_so(tmp_path):
     with pytest.raises(introspect.IoError, match="holds no tensors"):
         SAE.load(tmp_path)
     save_file({"a": torch.zeros(2)}, tmp_path / "x.safetensors")
-    with pytest.raises(introspect.ConfigError, match='no format that is known; it holds "a"'):
+    with pytest.raises(introspect.ConfigError, match="no format that is known; it holds 'a'"):
         SAE.load(tmp_path)
     with pytest.raises(introspect.ConfigError, match="format must be one of saelens"):
         SAE.load(tmp_path, format="mine")

@@ -12,6 +12,7 @@
 #include "introspect/io/safetensors.h"
 
 #include "core/excerpt.h"
+#include "io/utf8.h"
 #include "sae/formats/format.h"
 
 namespace introspect::sae::formats {
@@ -121,6 +122,7 @@ std::vector<std::string> files_of(const std::filesystem::path& folder) {
 TranscoderSet read_transcoder_set(const std::filesystem::path& config) {
   const auto text = io::read_text(config, size_t{1} << 20);
   const auto who = config.string() + ": ";
+  check<IoError>(io::is_utf8(text), who, "is no text in UTF-8");
   TranscoderSet out;
   bool in_list = false;
   for (size_t at = 0; at < text.size();) {
