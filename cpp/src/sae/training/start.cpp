@@ -14,6 +14,8 @@
 namespace introspect::sae::training {
 namespace {
 
+constexpr double kLeast = 1e-30;  // of lengths and deviations: rows of zeros have an error of weight 0
+
 /// Random numbers of a seed are those of the CPU, whatever the device.
 at::Generator generator(uint64_t seed) {
   return at::make_generator<at::CPUGeneratorImpl>(seed);
@@ -70,14 +72,16 @@ Batch batch_of(const State& state, const torch::Tensor& x, const torch::Tensor& 
       break;
     // The error of x_hat = decoded * scale + shift is scale times that of decoded against (y - shift) / scale.
     case InputNorm::constant_norm: {
-      const auto scale = out.x_ND.norm(2, -1, true) / std::sqrt(static_cast<double>(state.d_in));
+      const auto scale =
+          (out.x_ND.norm(2, -1, true) / std::sqrt(static_cast<double>(state.d_in))).clamp_min(kLeast);
       out.x_ND = out.x_ND / scale;
       out.y_ND = y.defined() ? out.y_ND / scale : out.x_ND;
       out.weight_N = scale.square().squeeze(1);
       break;
     }
     case InputNorm::layer_norm: {
-      const auto shift = out.x_ND.mean(-1, true), scale = out.x_ND.std(-1, /*unbiased=*/true, true);
+      const auto shift = out.x_ND.mean(-1, true),
+                 scale = out.x_ND.std(-1, /*unbiased=*/true, true).clamp_min(kLeast);
       out.y_ND = (out.y_ND - shift) / scale;
       out.x_ND = (out.x_ND - shift) / (scale + DictionaryConfig{}.layer_norm_eps);
       out.weight_N = scale.square().squeeze(1);
