@@ -339,13 +339,14 @@ def _span_of(model: Any, ids: Sequence[int], subject: str | tuple[int, int], who
     start = text.find(subject)
     if start < 0 or not subject:
         raise ValueError(f"{who}: the subject {subject!r} is not in the prompt")
-    # How many characters of the text are whole after each token: several tokens may share one character's bytes.
-    whole = [0]
+    # Several tokens may share one character's bytes: it is whole after the last of them, and begun by each.
+    whole, begun = [0], [0]
     for i in range(len(ids)):
         prefix = model.tokenizer.decode(list(ids[: i + 1]))
         same = (one == other for one, other in zip(prefix, text, strict=False))
         whole.append(sum(itertools.takewhile(bool, same)))
-    inside = [i for i in range(len(ids)) if whole[i] < start + len(subject) and max(whole[i + 1], whole[i] + 1) > start]
+        begun.append(whole[-1] + (len(prefix) > whole[-1]))
+    inside = [i for i in range(len(ids)) if whole[i] < start + len(subject) and begun[i + 1] > start]
     return inside[0], inside[-1] + 1
 
 
