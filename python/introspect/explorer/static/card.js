@@ -36,12 +36,14 @@ export function cardBody(card, { short = false, go } = {}) {
   const list = (title, rows) => h("div", {}, h("h3", {}, title), bars(rows.slice(0, short ? 5 : 10).map(([token, value]) => ({ name: cell(token), content: h("bdi", { class: "mono" }, cell(token)), values: [value], text: [number(value)] })), { label: title }));
   const near = (title, rows, word) => rows.length ? h("div", {}, h("h3", {}, title), bars(rows.slice(0, 10).map(one => ({ name: one.label || `feature ${one.index}`, values: [one.similarity], text: [number(one.similarity, 2)], onclick: go ? () => go(one.index) : null })), { most: 1, label: word })) : [];
   const groups = short ? card.groups.slice(0, 1) : card.groups;
+  const contexts = groups.map(group => h("section", {}, h("h3", {}, group.title), h("ul", { class: "list contexts" }, group.examples.slice(0, short ? 4 : 20).map(example => context(example, card.max, short)))));
+  const effects = [list("Raises", card.logits.raised), list("Lowers", card.logits.lowered)];
+  if (short) return [h("div", { class: "effects" }, effects), contexts];
   return [
-    short ? [] : h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
-    h("div", { class: "effects" }, list("Raises", card.logits.raised), list("Lowers", card.logits.lowered),
-      short ? [] : [near("Points alike", card.neighbours.decoder, "Decoder cosine"), near("Fires at the same tokens", card.neighbours.coactive, "Correlation")]),
-    short ? [] : h("div", { class: "histograms" }, histogram("Activations where active", card.histogram), histogram("Effects on the logits", card.logit_histogram)),
-    groups.map(group => h("section", {}, h("h3", {}, group.title), h("ul", { class: "list contexts" }, group.examples.slice(0, short ? 4 : 20).map(example => context(example, card.max, short))))),
+    card.cached ? h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))) : [],
+    h("div", { class: "effects" }, effects, histogram("Values where it is active", card.histogram)),
+    contexts,
+    h("div", { class: "effects" }, near("Points alike", card.neighbours.decoder, "Decoder cosine"), near("Fires at the same tokens", card.neighbours.coactive, "Correlation"), histogram("Effects on all logits", card.logit_histogram)),
   ];
 }
 
@@ -57,7 +59,7 @@ function context(example, most, short) {
 function histogram(title, given) {
   if (!given?.counts?.length) return [];
   const most = Math.max(1, ...given.counts.map(Math.sqrt));
-  return h("figure", {}, h("figcaption", { class: "soft small" }, title),
+  return h("div", {}, h("h3", {}, title),
     h("div", { class: "histogram", role: "img", "aria-label": `${title}: from ${number(given.edges[0])} to ${number(given.edges[given.edges.length - 1])}` },
       given.counts.map((count, i) => { const bar = h("span", { title: `${number(given.edges[i])} to ${number(given.edges[i + 1])}: ${count}` }); bar.style.height = `${100 * Math.sqrt(count) / most}%`; return bar; })),
     h("div", { class: "row small soft" }, h("span", { class: "grow" }, number(given.edges[0])), number(given.edges[given.edges.length - 1])));

@@ -29,9 +29,8 @@ export async function dictionaryView(place, contents) {
     try {
       info = await get(path("api", "dictionary", which.value), "dictionary");
     } catch (error) { say(error); return; }
-    const of = [info.architecture, `${info.d_sae.toLocaleString()} features of ${info.d_in} dimensions`, [...new Set([...info.reads, ...info.writes])].join(" → "), info.model, `${info.labels} labels`];
+    const of = [info.architecture, `${info.d_sae.toLocaleString()} features of ${info.d_in} dimensions`, [...new Set([...info.reads, ...info.writes])].join(" → "), info.model, `${info.labels.toLocaleString()} label${info.labels === 1 ? "" : "s"}`];
     facts.textContent = of.filter(Boolean).join(" · ");
-    order.hidden = !info.pages;
     await find();
     const wanted = state.getNumber("feature");
     if (wanted !== null) choose(wanted);
@@ -42,6 +41,7 @@ export async function dictionaryView(place, contents) {
     const words = search.value.trim();
     state.set({ search: search.value, by: how.value === "text" ? null : how.value });
     fill(read);
+    order.hidden = !info.pages || words !== "";
     list.classList.add("busy");
     try {
       if (/^\d+$/.test(words)) { choose(Number(words)); rows((await post(path("api", "dictionary", which.value, "find"), { words: "" }, "find")).features); }
@@ -143,7 +143,6 @@ export async function dictionaryView(place, contents) {
         const done = await stream(path("api", "dictionary", which.value, "cache"), {}, event => { bar.max = event.total; bar.value = event.done; }, "cache");
         said.textContent = `${done.texts.toLocaleString()} texts, ${done.tokens.toLocaleString()} tokens`;
         info.pages = true;
-        order.hidden = false;
         choose(feature);
         find();
       } catch (error) { say(error); start.disabled = false; bar.hidden = true; }

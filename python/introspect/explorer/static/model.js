@@ -143,7 +143,7 @@ function logitsPanel(view) {
           name: visible(row.token), title: `${JSON.stringify(row.token)} (id ${row.id})`, content: h("bdi", { class: "mono" }, cell(row.token)),
           values: steered ? [row.p, row.steered] : [row.p],
           text: steered ? [percent(row.p), percent(row.steered)] : [percent(row.p)],
-        })), { most: 1, hues: ["var(--blue)", "var(--orange)"], label: "Most probable next tokens" }));
+        })), { hues: ["var(--blue)", "var(--orange)"], label: "Most probable next tokens" }));
         fill(note, steered ? [h("span", { class: "key blue" }), " not steered ", h("span", { class: "key orange" }), ` ${found.steering} · KL ${number(found.kl)} nats`] : "");
         element.classList.remove("busy");
       } catch (error) { say(error); }

@@ -6,17 +6,17 @@ import { say } from "./main.js";
 import * as state from "./state.js";
 
 const KINDS = {
-  word: "towards a word (its unembedding)", concept: "a concept (trained from pairs)",
-  vector: "a control vector", feature: "a feature of a dictionary",
+  word: ["a word", "the direction that raises a word, from the unembedding"], concept: ["a concept", "a vector trained from pairs of short texts"],
+  vector: ["a vector", "a control vector from a file"], feature: ["a feature", "a feature of a dictionary, raised at its own point"],
 };
 
 export function steerPanel(view, changed) {
   const n = view.info.n_layers;
   const start = state.getJson("steer", {});
   const there = { word: true, concept: view.info.chat, vector: view.info.vectors.length > 0, feature: view.contents.dictionaries.length > 0 };
-  const kind = h("select", { "aria-label": "Steer with", onchange: () => { arrange(); update(); } }, Object.keys(KINDS).filter(key => there[key]).map(key => option(key, KINDS[key])));
+  const kind = h("select", { "aria-label": "Steer with", onchange: () => { arrange(); update(); } }, Object.keys(KINDS).filter(key => there[key]).map(key => option(key, KINDS[key][0])));
   kind.value = there[start.kind] ? start.kind : "word";
-  const word = h("input", { size: 12, id: "steer-word", "aria-label": "Word", value: start.word ?? " London", onchange: () => update() });
+  const word = h("input", { size: 10, id: "steer-word", "aria-label": "Word", value: start.word ?? " London", onchange: () => update() });
   const vector = h("select", { "aria-label": "Control vector", onchange: () => update() }, view.info.vectors.map(name => option(name)));
   if (start.name) vector.value = start.name;
   const dictionary = h("select", { "aria-label": "Dictionary", onchange: () => update() }, view.contents.dictionaries.map(name => option(name)));
@@ -24,7 +24,7 @@ export function steerPanel(view, changed) {
   const index = h("input", { type: "number", min: 0, "aria-label": "Feature", value: start.index ?? 0, onchange: () => update() });
   const strength = h("input", { type: "range", min: -1, max: 1, step: 0.01, "aria-label": "Strength", value: start.strength ?? 0.1, oninput: () => { exact.value = strength.value; }, onchange: () => update() });
   const exact = h("input", { type: "number", step: "any", id: "steer-strength", "aria-label": "Strength, as a number", value: start.strength ?? 0.1, onchange: () => { strength.value = exact.value; update(); } });
-  const unit = h("select", { "aria-label": "Unit of strength", onchange: () => update() }, option("residual", "× residual length"), option("absolute", "× the direction"));
+  const unit = h("select", { "aria-label": "Unit of strength", title: "residual: a fraction of the residual stream's usual length; direction: the direction as it is", onchange: () => update() }, option("residual", "× residual"), option("absolute", "× direction"));
   unit.value = start.unit ?? "residual";
   const operator = h("select", { "aria-label": "What is done", onchange: () => { arrange(); update(); } }, option("add", "add"), option("ablate", "take out"));
   operator.value = start.operator ?? "add";
@@ -42,9 +42,10 @@ export function steerPanel(view, changed) {
   const where = h("div", { class: "row small" }, "layers", first, "to", last);
   const element = h("section", { class: "panel", id: "steer" }, h("div", { class: "row" }, h("h2", { class: "grow" }, "Steer"), h("label", {}, on, "in effect")),
     h("div", { class: "row" }, operator, kind, chosen), h("div", { class: "row" }, strength, exact, unit), where,
-    h("div", { class: "row" }, write, halt, h("label", { class: "small" }, most, "tokens"), h("label", { class: "small" }, "temperature", temperature)), texts);
+    h("div", { class: "row" }, write, halt, h("label", { class: "small" }, most, "tokens"), h("label", { class: "small", title: "Temperature; 0 takes the most probable token" }, "temp.", temperature)), texts);
 
   function arrange() {
+    kind.title = KINDS[kind.value][1];
     fill(chosen, what[kind.value]);
     where.hidden = kind.value === "feature";
     unit.hidden = kind.value === "feature" || operator.value === "ablate";
