@@ -114,7 +114,7 @@ def attribute_features(
     for one in {source_name, name}:
         hooks.record(one, cache)
     with torch.no_grad():
-        logits = native.forward(tokens, hooks=hooks)
+        logits: Any = native.forward(tokens, hooks=hooks)
     x, source = cache[name], cache[source_name]
     value = measure(logits).sum().item()
     flat, read = x.reshape(x.shape[1], -1), source.reshape(x.shape[1], -1)
@@ -150,5 +150,6 @@ def _gradient(
         leaf = x.detach().clone().requires_grad_()
         hooks = native.make_hooks()
         hooks.add(name, lambda value, hook: leaf)
-        (gradient,) = torch.autograd.grad(measure(native.forward(tokens, hooks=hooks)).sum(), leaf)
+        logits: Any = native.forward(tokens, hooks=hooks)
+        (gradient,) = torch.autograd.grad(measure(logits).sum(), leaf)
     return gradient
