@@ -435,6 +435,30 @@ def tinystories(root: Path) -> Written:
     return Written(path, run)
 
 
+def cross_layer(folder: Path, L: int = 3) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """circuit-tracer's layout; returns x [L, N, D] -> (features, output)."""
+    folder.mkdir(parents=True)
+    layers = []
+    for i in range(L):
+        W_enc, b_enc, _, b_dec = draw(30 + i)
+        W_dec = torch.randn(F, L - i, D, generator=torch.Generator().manual_seed(40 + i))
+        th = threshold(i)
+        layers.append((W_enc, b_enc, W_dec, b_dec, th))
+        names = (f"W_enc_{i}", f"b_enc_{i}", f"b_dec_{i}", f"threshold_{i}")
+        encoder = (W_enc.T.contiguous(), b_enc, b_dec, th)
+        save_file(dict(zip(names, encoder, strict=True)), folder / f"W_enc_{i}.safetensors")
+        save_file({f"W_dec_{i}": W_dec}, folder / f"W_dec_{i}.safetensors")
+    text = "model_name: google/gemma-2-2b\nmodel_kind: cross_layer_transcoder\nfeature_input_hook: hook_resid_mid\n"
+    (folder / "config.yaml").write_text(text + "feature_output_hook: hook_mlp_out\n")
+
+    def run(x):
+        f = torch.stack([p * (p > q[4]) for q, p in ((q, x[i] @ q[0] + q[1]) for i, q in enumerate(layers))])
+        y = [sum(f[i] @ layers[i][2][:, t - i] for i in range(t + 1)) + layers[t][3] for t in range(L)]
+        return f, torch.stack(y)
+
+    return run
+
+
 ARCHITECTURES = ["standard", "gated", "topk", "abstopk", "jumprelu", "transcoder", "skip_transcoder"]
 ARCHITECTURES += ["jumprelu_transcoder", "jumprelu_skip_transcoder"]
 

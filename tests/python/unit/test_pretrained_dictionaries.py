@@ -88,9 +88,7 @@ def test_what_lies_beside_a_file_or_above_a_folder_comes_too(tmp_path, server, f
 
 
 def test_every_layer_of_a_cross_layer_transcoder_comes(tmp_path, server, folder):  # noqa: F811
-    from test_dictionary_files import cross_layer
-
-    cross_layer(tmp_path / "clt")
+    made.cross_layer(tmp_path / "clt")
     publish(server, "mntss/clt-tiny", tmp_path / "clt")
     fetched = CrossLayerTranscoder.from_pretrained("mntss/clt-tiny")
     assert fetched.hash == CrossLayerTranscoder.load(tmp_path / "clt").hash
