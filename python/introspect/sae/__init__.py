@@ -3,9 +3,32 @@
 from .._C import DictionaryOrigin, DictionarySite
 from ..steering.splice import splice_intervention
 from .attribution import FeatureAttribution, attribute_features
+from .contexts import Contexts, contexts_of
 from .cross_layer_transcoder import CrossLayerTranscoder
 from .dictionary import SAE, Crosscoder, SAEConfig, SAEMetadata, SparseFeatures, Transcoder
+from .diffing import (
+    CrosscoderClasses,
+    FeatureMonitor,
+    FeatureShift,
+    LatentScaling,
+    crosscoder_classes,
+    feature_monitor,
+    latent_scaling,
+    rising_features,
+    text_features,
+)
+from .evaluation import Evaluation, evaluate
+from .explanations import Endpoint, Explanation, Score, detection_score, explain, fuzzing_score
+from .export import (
+    neuronpedia_upload,
+    read_neuronpedia,
+    read_saedashboard,
+    write_neuronpedia,
+    write_saedashboard,
+)
+from .features import FeatureStatistics, feature_card, feature_statistics, logit_effects
 from .readouts import Feature, InjectedFeatures, feature_readout, injected_features
+from .recovery import Recovery, best_cosines, decoder_cosines
 from .steering import (
     Decomposition,
     contrast_features,
@@ -17,25 +40,56 @@ from .steering import (
 
 __all__ = [
     "SAE",
+    "Contexts",
     "CrossLayerTranscoder",
     "Crosscoder",
+    "CrosscoderClasses",
     "Decomposition",
     "DictionaryOrigin",
     "DictionarySite",
+    "Endpoint",
+    "Evaluation",
+    "Explanation",
     "Feature",
     "FeatureAttribution",
+    "FeatureMonitor",
+    "FeatureShift",
+    "FeatureStatistics",
     "InjectedFeatures",
+    "LatentScaling",
+    "Recovery",
     "SAEConfig",
     "SAEMetadata",
+    "Score",
     "SparseFeatures",
     "Transcoder",
     "attribute_features",
+    "best_cosines",
+    "contexts_of",
     "contrast_features",
     "contrastive_steering",
     "control_vector",
+    "crosscoder_classes",
+    "decoder_cosines",
     "decompose",
+    "detection_score",
+    "evaluate",
+    "explain",
+    "feature_card",
+    "feature_monitor",
     "feature_readout",
+    "feature_statistics",
+    "fuzzing_score",
     "injected_features",
+    "latent_scaling",
+    "logit_effects",
+    "neuronpedia_upload",
+    "read_neuronpedia",
+    "read_saedashboard",
+    "rising_features",
     "splice_intervention",
     "steer_with_sae",
+    "text_features",
+    "write_neuronpedia",
+    "write_saedashboard",
 ]

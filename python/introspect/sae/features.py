@@ -349,8 +349,12 @@ def _group(native: _C.Model, activations: _C.FeatureActivations, group: _C.Conte
 
 
 def token_text(native: _C.Model, token: int) -> str:
-    """A token as text; its number where the model has no tokenizer or the tokenizer no such token."""
+    """A token as text, with the space it begins with; its number where the tokenizer has none such."""
     try:
-        return native.tokenizer.decode([token])
+        text = native.tokenizer.decode([token])
+        begins_word = native.tokenizer.id_to_token(token).startswith(
+            "\u2581"
+        )  # SentencePiece drops a text's first space
     except (_C.ConfigError, IndexError, ValueError):
         return f"<{token}>"
+    return " " + text if begins_word and not text.startswith(" ") else text
