@@ -1,6 +1,8 @@
 """Dictionaries against SAELens, both sides in one run.
 
-    python tests/benchmarks/sae.py [--threads 2] [--repeats 5]
+    python tests/benchmarks/sae.py [encoding] [training_steps] [--threads 2] [--repeats 5]
+
+"encoding": features of rows and whole passes of a TopK dictionary: milliseconds, the ratio, and the share of the floor.
 
 "training step": one update of a dictionary on a batch of rows, forward to Adam: tokens a second, the ratio, and the
 share of the floor, which is the time of the encoder's matrix product alone. Rows, widths and options are the same, and
@@ -11,11 +13,45 @@ import argparse
 import time
 
 import torch
-from measure import matrix_products, take_turns
+from measure import matrix_products, take_turns, timed
 from peers.environment import SAE_LENS
 from peers.process import Worker
+from peers.sae_client import SAELens
 
+from introspect import SAE
 from introspect.sae.trainer import Trainer
+
+
+def encoding(threads: int, repeats: int) -> None:
+    rows, d_in, d_sae, k = 4096, 576, 4608, 32
+    rng = torch.Generator().manual_seed(0)
+    W_dec = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=rng), dim=1)
+    weights = {"W_enc": W_dec.T, "W_dec": W_dec, "b_enc": 0.01 * torch.randn(d_sae), "b_dec": torch.zeros(d_in)}
+    sae, x = SAE(**weights, architecture="topk", k=k), torch.randn(rows, d_in, generator=rng)
+    with SAELens({"architecture": "topk", "k": k, "d_in": d_in, "d_sae": d_sae}, weights, threads) as peer:
+        peer.rows(x)
+        difference = (sae.encode(x) - peer.encode()).abs().max().item()
+        floor, sparse, dense, whole, their_encode, their_forward = take_turns(
+            repeats,
+            *matrix_products([torch.zeros(d_sae, d_in)], rows)[:1],
+            timed(lambda: sae.encode_sparse(x)),
+            timed(lambda: sae.encode(x)),
+            timed(lambda: sae(x)),
+            lambda: peer.milliseconds("encode"),
+            lambda: peer.milliseconds("forward"),
+            pause=0.1,
+        )
+    print(f"encoding: {rows} rows, d_in {d_in}, d_sae {d_sae}, k {k}; the encoder's product alone {floor.best:.0f} ms")
+    for name, mine, theirs in (
+        ("encode, indices and values", sparse, their_encode),
+        ("encode, [N, d_sae]", dense, their_encode),
+        ("forward", whole, their_forward),
+    ):
+        print(
+            f"  {name:28} {mine.best:6.0f} ms  SAELens {theirs.best:6.0f} ms  x{theirs.best / mine.best:.1f}"
+            f"  {floor.best / mine.best:.0%} of the floor"
+        )
+    print(f"  features agree within {difference:.1e}")
 
 
 def training_steps(threads: int, repeats: int) -> None:
@@ -49,13 +85,20 @@ def training_steps(threads: int, repeats: int) -> None:
         )
 
 
+PARTS = {"encoding": encoding, "training_steps": training_steps}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none is given")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    training_steps(options.threads, options.repeats)
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    for name in options.parts or PARTS:
+        PARTS[name](options.threads, options.repeats)
 
 
 if __name__ == "__main__":

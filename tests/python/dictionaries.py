@@ -72,11 +72,11 @@ def _pursued(x: torch.Tensor, W: torch.Tensor, k: int, least: float = 1e-2) -> t
     for _ in range(k):
         scores = torch.relu(W @ rest)
         i = int(scores.argmax())
-        if rest.norm() < least or scores[i] <= 0 or i in seen:
-            break
-        seen.add(i)
         f = f.index_add(0, torch.tensor([i]), scores[i : i + 1])
         rest = rest - scores[i] * W[i]
+        if rest.norm() < least or scores[i] == 0 or i in seen:
+            break
+        seen.add(i)
     return f
 
 
