@@ -72,7 +72,9 @@ class ModelActivations final : public ActivationSource {
     int64_t rows = 0;
     const auto before = tokens_.contexts();
     while (rows < n) {
-      auto part = next();
+      // No more contexts than are needed, which of a text that repeats would be those of its next pass.
+      const auto positions = static_cast<int64_t>(positions_.size());
+      auto part = next(std::min(contexts_per_pass_, (n - rows + positions - 1) / positions));
       check<std::invalid_argument>(!part.empty() && tokens_.passes() == 0, kWho,
                                    "the texts must have more than the ", n, " tokens that are held out, got ",
                                    rows);
@@ -89,11 +91,13 @@ class ModelActivations final : public ActivationSource {
     return out;
   }
 
-  SiteRows next() override {
+  SiteRows next() override { return next(contexts_per_pass_); }
+
+  SiteRows next(int64_t contexts) {
     const at::NoGradGuard no_grad;
     while (true) {
       check_interrupt();
-      const auto tokens_BT = tokens_.next(contexts_per_pass_);
+      const auto tokens_BT = tokens_.next(contexts);
       if (tokens_BT.size(0) == 0) return {};
       SiteRows rows(sites_.size());
       for (size_t m = 0; m < models_.size(); ++m) read(m, tokens_BT, rows);

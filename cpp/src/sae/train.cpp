@@ -47,17 +47,24 @@ struct Sites {
   torch::Tensor y(const SiteRows& rows) const { return of(rows, outputs); }
 };
 
+/// The place of a site among the stream's.
+size_t place_of(const std::string& hook_name, int64_t model, const ActivationStream& stream) {
+  const auto& sites = stream.sites();
+  const auto found = std::find_if(sites.begin(), sites.end(), [&](const auto& site) {
+    return site.hook_name == hook_name && site.model == model;
+  });
+  check<ConfigError>(found != sites.end(), kWho, "the stream must have the dictionary's site ", hook_name,
+                     " of model ", model);
+  return static_cast<size_t>(found - sites.begin());
+}
+
 Sites sites_of(const Trainer& trainer, const ActivationStream& stream) {
   const auto find = [&](const DictionarySite& wanted) {
-    const auto& sites = stream.sites();
-    const auto found = std::find_if(sites.begin(), sites.end(), [&](const auto& site) {
-      return site.hook_name == wanted.hook_name && site.model == wanted.model;
-    });
-    check<ConfigError>(found != sites.end(), kWho, "the stream must have the dictionary's site ",
-                       wanted.hook_name, " of model ", wanted.model);
+    const auto place = place_of(wanted.hook_name, wanted.model, stream);
+    const auto* found = &stream.sites()[place];
     check<ConfigError>(found->width == wanted.width, kWho, "the dictionary's site ", wanted.hook_name,
                        " must be ", found->width, " wide, got ", wanted.width);
-    return static_cast<size_t>(found - sites.begin());
+    return place;
   };
   const auto& origin = trainer.origin();
   check<ConfigError>(!origin.inputs.empty(), kWho, "a dictionary's origin must say the sites that it reads");
@@ -172,22 +179,16 @@ class Run {
                                  " batches, and ended after ", step_,
                                  "; a stream that repeats its texts does not end");
     TrainingRecord record;
-    try {
+    good([&] {
       for (size_t i = 0; i < run_.trainers.size(); ++i)
         record.trained.push_back(run_.trainers[i].step(sites_[i].x(batch), sites_[i].y(batch)));
-    } catch (const Error& error) {
-      if (typeid(error) != typeid(Error)) throw;
-      const auto found = options_.folder.empty() ? std::nullopt : latest(options_.folder);
-      throw Error(concat(kWho, "step ", step_, ": ", error.what(), "; ",
-                         found ? "the last good checkpoint is " + found->second.string()
-                               : std::string("no checkpoint was kept")));
-    }
+    });
     record.step = ++step_;
     record.rows = rows_ += batch.front().size(0);
     const bool last = step_ == options_.steps;
     const bool evaluates =
         !held_out_.empty() && (last || (options_.evaluate_every > 0 && step_ % options_.evaluate_every == 0));
-    if (evaluates) interruptible([&] { evaluate(record); });
+    if (evaluates) interruptible([&] { good([&] { evaluate(record); }); });
     if (evaluates || last || step_ % options_.record_every == 0) keep(std::move(record));
   }
 
@@ -217,18 +218,43 @@ class Run {
     if (options_.on_record) interruptible([&] { options_.on_record(run_.records.back()); });
   }
 
+  /// What fails where training has gone wrong: a loss that is not finite, or weights that are not (std::invalid_argument of
+  /// Dictionary).
+  template <typename Work>
+  void good(const Work& work) const {
+    try {
+      work();
+    } catch (const std::exception& error) {
+      if (typeid(error) != typeid(Error) && typeid(error) != typeid(std::invalid_argument)) throw;
+      const auto found = options_.folder.empty() ? std::nullopt : latest(options_.folder);
+      throw Error(concat(kWho, "step ", step_, ": ", error.what(), "; ",
+                         found ? "the last good checkpoint is " + found->second.string()
+                               : std::string("no checkpoint was kept")));
+    }
+  }
+
+  bool is_sound() const {
+    try {
+      for (const auto& trainer : run_.trainers) trainer.dictionary();
+    } catch (const std::exception&) {
+      return false;
+    }
+    return true;
+  }
+
   /// What may be interrupted from outside: what was trained so far is kept then.
   template <typename Work>
   void interruptible(const Work& work) {
     try {
       work();
     } catch (...) {
-      if (!options_.folder.empty() && step_ > 0) save();
+      if (!options_.folder.empty() && step_ > 0 && is_sound()) save();
       throw;
     }
   }
 
   void save() const {
+    good([&] { run_.dictionaries(); });
     try {
       write_checkpoint();
     } catch (const fs::filesystem_error& error) {
@@ -288,6 +314,30 @@ class Run {
 };
 
 }  // namespace
+
+std::vector<Dictionary> TrainingRun::dictionaries() const {
+  std::vector<Dictionary> out;
+  for (const auto& trainer : trainers) out.push_back(trainer.dictionary());
+  return out;
+}
+
+Trainer make_trainer(const ActivationStream& stream, const TrainerOptions& options,
+                     const std::vector<activations::StreamSite>& inputs,
+                     const std::vector<activations::StreamSite>& outputs, DictionaryOrigin origin) {
+  const auto with_widths = [&](const std::vector<activations::StreamSite>& sites, int64_t& width) {
+    std::vector<DictionarySite> out;
+    for (const auto& site : sites) {
+      const auto& found = stream.sites()[place_of(site.hook_name, site.model, stream)];
+      out.push_back({found.hook_name, found.width, found.model});
+      width += found.width;
+    }
+    return out;
+  };
+  int64_t d_in = 0, d_out = 0;
+  origin.inputs = with_widths(inputs, d_in);
+  origin.outputs = with_widths(outputs.empty() ? inputs : outputs, d_out);
+  return {options, std::move(origin), d_in, d_out};
+}
 
 TrainingRun train_dictionaries(ActivationStream& stream, std::vector<Trainer> trainers,
                                const TrainOptions& options) {

@@ -291,7 +291,7 @@ def train_many(
         held_out_rows=min(8192, training_tokens // 10) if held_out_tokens is None else held_out_tokens,
         evaluate_every=evaluations if evaluate_every is None else evaluate_every,
         record_every=record_every,
-        folder=Path(checkpoint_path) if checkpoint_path is not None else Path(),
+        folder="" if checkpoint_path is None else Path(checkpoint_path),
         checkpoint_every=evaluations if checkpoint_every is None else checkpoint_every,
         resume=resume,
         on_record=on_record,
