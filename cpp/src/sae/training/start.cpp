@@ -179,7 +179,9 @@ void start(State& state, const torch::Tensor& x, const torch::Tensor& y) {
 
 void resample(State& state, const Batch& batch, const torch::Tensor& error_ND) {
   auto dead = (state.since_fired > state.options.resample_every / 2).nonzero().squeeze(1);
-  const auto badness = error_ND.norm(2, -1).to(torch::kCPU, torch::kFloat64);
+  // Rows of length 0 have no direction to give.
+  const auto badness = (error_ND.norm(2, -1) * (batch.x_ND.norm(2, -1) > 0) * (batch.y_ND.norm(2, -1) > 0))
+                           .to(torch::kCPU, torch::kFloat64);
   const auto n = std::min({dead.size(0), badness.size(0), (badness > 0).sum().item<int64_t>()});
   if (n == 0 || dead.size(0) == state.options.d_sae) return;
   auto random = generator(state.options.seed + static_cast<uint64_t>(state.steps));
