@@ -27,6 +27,7 @@ from .export import (
     write_saedashboard,
 )
 from .features import FeatureStatistics, feature_card, feature_statistics, logit_effects
+from .probing import SparseProbing, sparse_probing
 from .readouts import Feature, InjectedFeatures, feature_readout, injected_features
 from .recovery import Recovery, best_cosines, decoder_cosines
 from .steering import (
@@ -62,6 +63,7 @@ __all__ = [
     "SAEMetadata",
     "Score",
     "SparseFeatures",
+    "SparseProbing",
     "Transcoder",
     "attribute_features",
     "best_cosines",
@@ -87,6 +89,7 @@ __all__ = [
     "read_neuronpedia",
     "read_saedashboard",
     "rising_features",
+    "sparse_probing",
     "splice_intervention",
     "steer_with_sae",
     "text_features",
