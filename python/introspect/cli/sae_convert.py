@@ -37,9 +37,9 @@ def command(
     dtype: Annotated[Dtype | None, typer.Option(help="Of what is written; that of the source if not given.")] = None,
 ) -> None:
     """Write a dictionary as SAELens reads it, or as one layer of circuit-tracer's transcoders."""
-    from ..sae import files
+    from ..sae import SAE, files
 
-    loaded = files.from_pretrained(
+    loaded = SAE.from_pretrained(
         source, sae_id, layer=layer, k=k, input_scale=input_scale, dtype=dtype.value if dtype else None
     )
     files.save(loaded, output, format=to.value)

@@ -98,7 +98,7 @@ class CrossLayerTranscoder(_C.CrossLayerTranscoder):
         """One of any format, from its folder: see ``introspect.sae.files``."""
         from . import files
 
-        return files.load_cross_layer(path, **options)
+        return cls.of(files.load_cross_layer(path, **options))
 
     @classmethod
     def from_pretrained(
@@ -107,7 +107,7 @@ class CrossLayerTranscoder(_C.CrossLayerTranscoder):
         """A published one, or one at a path: see ``introspect.sae.files``."""
         from . import files
 
-        return files.cross_layer_from_pretrained(release, sae_id, **options)
+        return cls.of(files.cross_layer_from_pretrained(release, sae_id, **options))
 
     def save(self, path: str | os.PathLike, **options: Any) -> None:
         """Writes a folder that circuit-tracer reads: see ``introspect.sae.files``."""

@@ -219,6 +219,13 @@ class SAE(_C.Dictionary):
         return SAE.of(files.load(path, **options))
 
     @classmethod
+    def load_layers(cls, path: str | os.PathLike, **options: Any) -> dict[int, SAE]:
+        """The dictionaries of a folder with a file for each layer, such as circuit-tracer's transcoders, by layer."""
+        from . import files
+
+        return {layer: SAE.of(one) for layer, one in files.load_layers(path, **options).items()}
+
+    @classmethod
     def train(cls, model: Any, texts: Any, **options: Any) -> Any:
         """Trains on a model's activations: see ``introspect.sae.training``."""
         from . import training

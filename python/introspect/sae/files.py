@@ -1,4 +1,7 @@
-"""Dictionaries from files of any format, from the hub by SAELens's names, and back into files."""
+"""Dictionaries from files of any format, from the hub by SAELens's names, and back into files.
+
+What is read is native; ``introspect.SAE.load`` and its like make an SAE, Transcoder or Crosscoder of it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,6 @@ import torch
 
 from .. import _C
 from ..hub.dictionaries import find_release, pull_dictionary
-from .cross_layer_transcoder import CrossLayerTranscoder
-from .dictionary import SAE, as_target
 
 FORMATS = ("saelens", "circuit_tracer")
 
@@ -31,7 +32,7 @@ def load(
     k: int | None = None,
     input_scale: float | None = None,
     origin: _C.DictionaryOrigin | None = None,
-) -> SAE:
+) -> _C.Dictionary:
     """Read a dictionary from its file or folder. Nothing in it is executed.
 
     Args:
@@ -47,7 +48,7 @@ def load(
         IoError: a file is missing or damaged, or its tensors fit no dictionary.
         ConfigError: an unknown format, architecture or activation, or a number that is missing.
     """
-    native = _C.load_dictionary(
+    return _C.load_dictionary(
         os.fspath(path),
         format=format,
         dtype=_dtype(dtype),
@@ -57,10 +58,9 @@ def load(
         input_scale=input_scale,
         origin=origin,
     )
-    return SAE.of(native)
 
 
-def load_layers(path: str | os.PathLike, **options: Any) -> dict[int, SAE]:
+def load_layers(path: str | os.PathLike, **options: Any) -> dict[int, _C.Dictionary]:
     """The transcoders of a folder with a file for each layer, such as circuit-tracer's, by layer.
 
     Args:
@@ -82,7 +82,7 @@ def from_pretrained(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str | None = None,
     **options: Any,
-) -> SAE:
+) -> _C.Dictionary:
     """Read a published dictionary, fetched from the hub and checked first if it is not here.
 
     Args:
@@ -108,7 +108,7 @@ def load_cross_layer(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
     origin: _C.DictionaryOrigin | None = None,
-) -> CrossLayerTranscoder:
+) -> _C.CrossLayerTranscoder:
     """Read a cross-layer transcoder from its folder: circuit-tracer's, or Gemma Scope 2's.
 
     Args:
@@ -119,15 +119,14 @@ def load_cross_layer(
         IoError: a file is missing or damaged.
         ConfigError: the folder holds no such files.
     """
-    native = _C.load_cross_layer_transcoder(
+    return _C.load_cross_layer_transcoder(
         os.fspath(path), dtype=_dtype(dtype), device=torch.device(device), origin=origin
     )
-    return CrossLayerTranscoder.of(native)
 
 
 def cross_layer_from_pretrained(
     release: str | os.PathLike, sae_id: str | None = None, **options: Any
-) -> CrossLayerTranscoder:
+) -> _C.CrossLayerTranscoder:
     """Read a published cross-layer transcoder: of a repository and a folder in it, or a path. See from_pretrained."""
     if sae_id is None and Path(release).exists():
         return load_cross_layer(release, **options)
@@ -164,8 +163,10 @@ def save(dictionary: _C.Dictionary, path: str | os.PathLike, *, format: str = "s
 
 
 def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
-    found = None if given is None else as_target(given)
-    if isinstance(found, torch.device):
+    if not isinstance(given, str):
+        return given
+    found = getattr(torch, given.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
         raise ValueError(f"dtype must be float32, bfloat16, float16 or float64, got {given!r}")
     return found
 

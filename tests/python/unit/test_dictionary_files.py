@@ -178,7 +178,7 @@ def test_qwen_scope_keeps_negative_values_and_wants_its_k(tmp_path):
 def test_circuit_tracer_s_features_are_masked_at_bos(tmp_path):
     written = made.circuit_tracer(tmp_path)
     assert SAE.load(written.path, layer=1).origin.masks_bos
-    layers = files.load_layers(written.path)
+    layers = SAE.load_layers(written.path)
     assert list(layers) == [0, 1] and layers[0].cfg.metadata.hook_name == "blocks.0.mlp.hook_in"
     torch.testing.assert_close(layers[0].W_enc, layers[1].W_enc * 2)
 

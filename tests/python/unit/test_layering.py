@@ -31,7 +31,8 @@ MAY_INCLUDE: dict[str, set[str]] = {
     "circuits": {"analysis", "sae", *_ANALYSIS},
     "experiments": {"text", "nn", "analysis", *_ANALYSIS},
 }
-FOLDERS = {"experiments/readouts", "sae/architectures", "sae/training"}  # within a module: one file a thing
+# Within a module: one file a thing.
+FOLDERS = {"experiments/readouts", "sae/architectures", "sae/formats", "sae/training"}
 GENERATED = {"export.h", "version.h"}  # by CMake, included as introspect/export.h
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
 
