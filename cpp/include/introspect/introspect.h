@@ -34,8 +34,10 @@
 #include "introspect/ops/norm.h"
 #include "introspect/ops/pca.h"
 #include "introspect/ops/rotary.h"
+#include "introspect/ops/sparse_rows.h"
 
 #include "introspect/sae/contexts.h"
+#include "introspect/sae/cross_layer_transcoder.h"
 #include "introspect/sae/dictionary.h"
 #include "introspect/sae/evaluation.h"
 #include "introspect/sae/feature_effects.h"
@@ -141,6 +143,7 @@
 #include "introspect/circuits/circuit.h"
 #include "introspect/circuits/edge_attribution.h"
 #include "introspect/circuits/nodes.h"
+#include "introspect/circuits/qk_attribution.h"
 #include "introspect/circuits/run_circuit.h"
 #include "introspect/experiments/defaults.h"
 #include "introspect/experiments/estimate.h"
