@@ -74,11 +74,15 @@ def test_what_is_imported_is_there():
 
 # A Result's methods call functions of these modules, which take a Result.
 OF_RESULT = {"introspect.experiments.detections", "introspect.experiments.readings", "introspect.report.verdicts"}
+# A dictionary's methods load, save and train by functions of these modules, which make dictionaries.
+OF_DICTIONARY = {"introspect.sae.files", "introspect.sae.training", "introspect.sae.steering"}
 
 
 def test_no_module_needs_itself_by_way_of_others():
     graph = {name: needed(name) for name in FILES}
     graph["introspect.experiments.results"] -= OF_RESULT
+    for name in ("dictionary", "cross_layer_transcoder"):
+        graph[f"introspect.sae.{name}"] -= OF_DICTIONARY
     assert "introspect.hooks.manager" in graph["introspect.steering.steer"]
     assert circle(graph) is None
 
