@@ -176,7 +176,7 @@ class Dictionaries:
         from ..sae.features import feature_statistics
 
         def progress(what: str, done: int, total: int) -> None:
-            job.emit({"what": what, "done": done, "total": total})
+            job.emit({"what": what, "at": done, "of": total})
 
         texts = self._texts()
         found = feature_statistics(self.session().model, self.sae(name), texts, progress=progress)

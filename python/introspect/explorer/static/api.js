@@ -24,9 +24,10 @@ export function stop(slot) {
   going.delete(slot);
 }
 
-async function send(path, options, slot) {
+// What `read` makes of the answer.
+async function send(path, options, slot, read) {
   try {
-    return await checked(await fetch(path, { ...options, signal: signalOf(slot), credentials: "same-origin" }));
+    return await read(await checked(await fetch(path, { ...options, signal: signalOf(slot), credentials: "same-origin" })));
   } catch (error) {
     if (error.name === "AbortError") throw new Gone();
     if (error instanceof TypeError) throw new Error("The server does not answer: has `introspect explore` ended?");
@@ -34,29 +35,22 @@ async function send(path, options, slot) {
   }
 }
 
-export async function get(path, slot) {
-  return (await send(path, {}, slot)).json();
-}
+export const get = (path, slot) => send(path, {}, slot, response => response.json());
 
 // A later request of the same slot takes the place of this one.
-export async function post(path, data, slot) {
-  return (await send(path, request(data), slot)).json();
-}
+export const post = (path, data, slot) => send(path, request(data), slot, response => response.json());
 
-export async function postText(path, data) {
-  return (await send(path, request(data))).text();
-}
+export const postText = (path, data) => send(path, request(data), null, response => response.text());
 
 function request(data) {
   return { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(data) };
 }
 
 // Server-sent events of a request: `event` is called with each, and the last one's `done` is returned.
-export async function stream(path, data, event, slot) {
-  const response = await send(path, request(data), slot);
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
-  try {
+export function stream(path, data, event, slot) {
+  return send(path, request(data), slot, async response => {
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let held = "";
     for (;;) {
       const { value, done } = await reader.read();
       if (done) throw new Gone();
@@ -70,10 +64,7 @@ export async function stream(path, data, event, slot) {
         event(said);
       }
     }
-  } catch (error) {
-    if (error.name === "AbortError") throw new Gone();
-    throw error;
-  }
+  });
 }
 
 export const path = (...parts) => "/" + parts.map(encodeURIComponent).join("/");

@@ -20,6 +20,8 @@ export async function featureCard(place, contents, { name, layer, index, short =
   try {
     const of = name ?? await dictionaryOf(contents, layer);
     if (!of) { fill(place, h("p", { class: "soft small" }, `No dictionary of layer ${layer} is open.`)); return null; }
+    const known = infos.get(of);
+    if (known && index >= known.d_sae) { fill(place, h("p", { class: "soft small" }, `${of} has ${known.d_sae.toLocaleString()} features, and this is number ${index}: the graph is of another dictionary.`)); return null; }
     const card = await get(path("api", "dictionary", of, "feature", String(index)), short ? "card" : "page");
     fill(place, cardBody(card, { short, go }));
     return card;

@@ -51,7 +51,7 @@ export async function dictionaryView(place, contents) {
         const found = await post(path("api", "dictionary", which.value, "activations"), request, "find");
         if (at !== null && at >= found.tokens.length) at = null;
         fill(read, h("span", { class: "soft" }, at === null ? "click a token for its features: " : "features of one token, click it again for all: "), found.tokens.map((token, i) =>
-          h("button", { class: "token", type: "button", "aria-pressed": i === at, onclick: () => { at = at === i ? null : i; find(); } }, h("bdi", {}, visible(token)))));
+          h("button", { class: "token", type: "button", "aria-label": token.trim() ? null : JSON.stringify(token), "aria-pressed": i === at, onclick: () => { at = at === i ? null : i; find(); } }, h("bdi", {}, visible(token)))));
         rows(found.features, found.tokens);
       } else rows((await post(path("api", "dictionary", which.value, "find"), { words: how.value === "labels" ? words : "", by: order.value }, "find")).features);
     } catch (error) { say(error); }
@@ -140,7 +140,7 @@ export async function dictionaryView(place, contents) {
       start.disabled = true;
       bar.hidden = false;
       try {
-        const done = await stream(path("api", "dictionary", which.value, "cache"), {}, event => { bar.max = event.total; bar.value = event.done; }, "cache");
+        const done = await stream(path("api", "dictionary", which.value, "cache"), {}, event => { bar.max = event.of; bar.value = event.at; }, "cache");
         said.textContent = `${done.texts.toLocaleString()} texts, ${done.tokens.toLocaleString()} tokens`;
         info.pages = true;
         choose(feature);

@@ -43,7 +43,7 @@ export class Graph {
   where(i) { return `${this.layer[i] < 0 ? "embedding" : `layer ${this.layer[i]}`}, ${JSON.stringify(this.tokens[this.position[i]] ?? "")} (${this.position[i]})`; }
 
   // Nodes whose cumulative influence is within `nodes`, links within `links`; tokens, logits and `kept` stay. Features
-  // that then neither get nor give anything go too, until nothing changes.
+  // that then neither get nor give anything go too, until nothing changes; a threshold of 1 leaves every node.
   prune(nodes, links, kept = new Set()) {
     const shown = this.shownNodes, lines = this.shownLinks;
     for (let i = 0; i < this.n; i++) shown[i] = this.share[i] <= nodes || this.isFixed[i] || kept.has(i) ? 1 : 0;
@@ -52,7 +52,7 @@ export class Graph {
     for (let e = 0; e < this.links; e++) if (lines[e]) { outs[this.source[e]]++; ins[this.target[e]]++; }
     const queue = [];
     const useless = i => shown[i] && !this.isFixed[i] && !kept.has(i) && (outs[i] === 0 || (ins[i] === 0 && this.kindOf(i).includes("feature")));
-    for (let i = 0; i < this.n; i++) if (useless(i)) queue.push(i);
+    for (let i = 0; i < this.n; i++) if (nodes < 1 && useless(i)) queue.push(i);
     while (queue.length) {
       const i = queue.pop();
       if (!useless(i)) continue;

@@ -226,21 +226,21 @@ export class Drawing {
     context.beginPath();
     context.rect(LEFT, 0, this.width - LEFT, this.height - BOTTOM + 8);
     context.clip();
-    const paths = new Map(); // one path for each look
+    const looks = new Map(); // one path for each look: kind, near by sign or not, far
     for (const i of this.drawn) {
       const x = this.x(i), y = this.y(i);
       if (x < LEFT - 8 || x > this.width + 8 || y < -8 || y > this.height - BOTTOM + 8) continue;
-      const kind = graph.kindOf(i), part = near?.get(i);
-      const far = near && part === undefined && !this.pinned.has(i);
-      const hue = part !== undefined && i !== this.clicked ? (part < 0 ? this.orange : this.blue) : this.hues[kind];
-      const key = `${SHAPES[kind]}|${hue}|${far ? 0.18 : kind === "error" && part === undefined ? 0.5 : 0.85}`;
-      if (!paths.has(key)) paths.set(key, new Path2D());
-      shape(paths.get(key), SHAPES[kind], x, y, part !== undefined ? Math.max(3.5, this.radius(i)) : this.radius(i));
+      const part = near?.get(i), tone = !near ? 0 : i === this.clicked ? 1 : part !== undefined ? (part < 0 ? 2 : 3) : this.pinned.has(i) ? 1 : 4;
+      const look = graph.kind[i] * 8 + tone;
+      let path = looks.get(look);
+      if (!path) looks.set(look, path = new Path2D());
+      shape(path, SHAPES[graph.kindOf(i)], x, y, tone === 2 || tone === 3 ? Math.max(3.5, this.radius(i)) : this.radius(i));
     }
-    for (const [key, path] of paths) {
-      const [look, hue, alpha] = key.split("|");
-      context.globalAlpha = Number(alpha);
-      if (look === "ring" || look === "cross") { context.strokeStyle = hue; context.lineWidth = 1.4; context.stroke(path); }
+    for (const [look, path] of looks) {
+      const kind = graph.kindNames[look >> 3], tone = look & 7;
+      const hue = tone === 2 ? this.orange : tone === 3 ? this.blue : this.hues[kind];
+      context.globalAlpha = tone === 4 ? 0.18 : kind === "error" && tone < 2 ? 0.5 : 0.85;
+      if (["ring", "cross"].includes(SHAPES[kind])) { context.strokeStyle = hue; context.lineWidth = 1.4; context.stroke(path); }
       else { context.fillStyle = hue; context.fill(path); }
     }
     context.restore();
@@ -345,7 +345,8 @@ function canvas(place, name) {
 }
 
 function shape(path, kind, x, y, r) {
-  if (kind === "diamond") { path.moveTo(x, y - r * 1.25); path.lineTo(x + r * 1.25, y); path.lineTo(x, y + r * 1.25); path.lineTo(x - r * 1.25, y); path.closePath(); }
+  if (r < 2.2) path.rect(x - r * 0.9, y - r * 0.9, 1.8 * r, 1.8 * r); // no one sees the difference
+  else if (kind === "diamond") { path.moveTo(x, y - r * 1.25); path.lineTo(x + r * 1.25, y); path.lineTo(x, y + r * 1.25); path.lineTo(x - r * 1.25, y); path.closePath(); }
   else if (kind === "square") path.rect(x - r, y - r, 2 * r, 2 * r);
   else if (kind === "triangle") { path.moveTo(x, y - r * 1.3); path.lineTo(x + r * 1.2, y + r); path.lineTo(x - r * 1.2, y + r); path.closePath(); }
   else if (kind === "cross") { path.moveTo(x - r, y); path.lineTo(x + r, y); path.moveTo(x, y - r); path.lineTo(x, y + r); }

@@ -19,7 +19,7 @@ export async function modelView(place, contents) {
   const lens = h("select", { "aria-label": "Lens", onchange: () => { state.set({ lens: lens.value === "logit" ? null : lens.value }); map.load(); } },
     option("logit", "logit lens"), info.lens ? option("trained", `lens: ${info.lens}`) : []);
   lens.value = state.get("lens", "logit");
-  const tokens = h("div", { class: "tokens", role: "listbox", "aria-label": "Tokens of the prompt" });
+  const tokens = h("div", { class: "tokens", role: "group", "aria-label": "Tokens of the prompt" });
   const facts = h("span", { class: "soft small" });
   const right = h("div", { class: "side stack" });
   const left = h("div", { class: "lens" });
@@ -93,7 +93,7 @@ export async function modelView(place, contents) {
     view.position = wanted !== null && wanted >= 0 && wanted < found.ids.length ? wanted : found.ids.length - 1;
     view.layer = state.getNumber("layer");
     facts.textContent = `${found.ids.length} tokens · ${info.architecture}, ${info.n_layers} layers of ${info.n_heads} heads, width ${info.d_model}, ${(info.parameters / 1e6).toFixed(0)}M parameters, ${info.dtype}`;
-    fill(tokens, found.tokens.map((token, i) => h("button", { class: "token", role: "option", type: "button", tabIndex: -1, "aria-pressed": false,
+    fill(tokens, found.tokens.map((token, i) => h("button", { class: "token", type: "button", "aria-label": token.trim() ? null : JSON.stringify(token), tabIndex: -1, "aria-pressed": false,
       title: `${i}: ${JSON.stringify(token)} (id ${found.ids[i]})`, onclick: () => choose({ position: i }) }, h("bdi", {}, visible(token)))));
     mark();
     refresh(true);
