@@ -15,7 +15,7 @@ class Commands:
         torch.manual_seed(0)
         kind, config_kind = get_sae_training_class(architecture)
         sae = kind(config_kind(d_in=d_in, d_sae=d_sae, dtype="float32", device="cpu", **config))
-        settings = SAETrainerConfig(total_training_samples=10**9, train_batch_size_samples=rows)
+        settings = SAETrainerConfig(total_training_samples=10**9, train_batch_size_samples=rows, lr_end=3e-5)
         self.trainer = SAETrainer(settings, sae, data_provider=iter(()))
         self.x = torch.randn(rows, d_in)
 

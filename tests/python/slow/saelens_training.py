@@ -39,7 +39,7 @@ def run(job: dict, start: dict[str, torch.Tensor], batches: torch.Tensor) -> dic
     out = {name: getattr(sae, name).detach().double().contiguous() for name in start}
     if hasattr(sae, "topk_threshold"):
         out["topk_threshold"] = sae.topk_threshold.reshape(1)
-    return {**out, "loss": torch.tensor(losses).double(), "lr": torch.tensor(rates).double()}
+    return {**out, "loss": torch.tensor(losses, dtype=torch.float64), "lr": torch.tensor(rates, dtype=torch.float64)}
 
 
 def main(folder: Path) -> None:

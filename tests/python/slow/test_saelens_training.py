@@ -88,7 +88,8 @@ def runs(tmp_path_factory):
         jobs[name] = {
             "architecture": architecture,
             "config": config,
-            "trainer": {"lr": 1e-2, "dead_feature_window": WINDOW} | SCHEDULES[name.partition("@")[2] or "constant"][0],
+            "trainer": {"lr": 1e-2, "lr_end": 1e-3, "dead_feature_window": WINDOW}
+            | SCHEDULES[name.partition("@")[2] or "constant"][0],
         }
         for weight, t in trainer(name).weights().items():
             start[f"{name}.{weight}"] = t.T.contiguous() if weight == "W_enc" else t
