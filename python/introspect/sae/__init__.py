@@ -38,6 +38,7 @@ from .steering import (
     decompose,
     steer_with_sae,
 )
+from .trainer import Trainer, TrainerMetrics, anthropic_jumprelu
 
 __all__ = [
     "SAE",
@@ -64,7 +65,10 @@ __all__ = [
     "Score",
     "SparseFeatures",
     "SparseProbing",
+    "Trainer",
+    "TrainerMetrics",
     "Transcoder",
+    "anthropic_jumprelu",
     "attribute_features",
     "best_cosines",
     "contexts_of",
