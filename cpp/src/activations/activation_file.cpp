@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <map>
 #include <numeric>
@@ -28,7 +29,8 @@ constexpr auto kWho = "ActivationFile: ";
 constexpr auto kHead = "activations.json";
 constexpr auto kRows = "rows.bin";
 constexpr auto kFormat = "introspect activations 1";
-constexpr int64_t kRowsAtATime = 4096;  // that a source over a file hands out together
+constexpr std::chrono::seconds kLongest{60};  // between commits
+constexpr int64_t kRowsAtATime = 4096;        // that a source over a file hands out together
 
 const std::map<std::string, torch::ScalarType> kDtypes = {
     {"bfloat16", torch::kBFloat16}, {"float32", torch::kFloat32}, {"float64", torch::kFloat64}};
@@ -283,6 +285,7 @@ ActivationFile write_activations(ActivationSource& source, const fs::path& folde
   RowsFile file(folder / kRows, head.rows() * head.row_bytes());
   int64_t written = head.rows(), pending = 0;
   Sha256 hash;
+  auto last = std::chrono::steady_clock::now();
   const auto commit = [&] {
     file.flush();
     if (pending > 0) head.pieces.push_back({pending, hash.hex()});
@@ -290,9 +293,15 @@ ActivationFile write_activations(ActivationSource& source, const fs::path& folde
     head.write(folder);
     hash = Sha256();
     pending = 0;
+    last = std::chrono::steady_clock::now();
   };
   while (options.rows == 0 || written < options.rows) {
-    report(options.progress, "activations", written, options.rows);
+    try {
+      report(options.progress, "activations", written, options.rows);
+    } catch (...) {
+      commit();
+      throw;
+    }
     const auto columns = source.next();
     if (columns.empty()) break;
     auto rows = at::cat(source.rows(columns), 1);
@@ -302,7 +311,7 @@ ActivationFile write_activations(ActivationSource& source, const fs::path& folde
     hash.update(rows.const_data_ptr(), rows.nbytes());
     written += rows.size(0);
     pending += rows.size(0);
-    if (pending >= options.commit_rows) commit();
+    if (pending >= options.commit_rows || std::chrono::steady_clock::now() - last > kLongest) commit();
   }
   head.complete = true;
   commit();

@@ -383,7 +383,7 @@ class LanguageModelSAETrainingRunner:
             self.model,
             self.dataset,
             [
-                {"hook": cfg.hook_name, "d_sae": cfg.sae.d_sae, "architecture": cfg.sae.objective}
+                {"hook": cfg.hook_name, "d_sae": cfg.sae.d_sae, "architecture": cfg.sae.objective, "defaults": False}
                 | cfg.trainer_options()
             ],
             training_tokens=cfg.training_tokens,

@@ -82,7 +82,9 @@ def token_stream(
         if all(isinstance(text, str) for text in texts):
             return TokenStream.of_texts(_with_tokenizer(native), list(texts), **options)
         if all(isinstance(text, os.PathLike) for text in texts):
-            return TokenStream.of_files(_with_tokenizer(native), [Path(path) for path in texts], **options)
+            if native is None:
+                raise _C.ConfigError("token_stream: files need a model, whose tokenizer reads them")
+            return TokenStream.of_files(native, [Path(path) for path in texts], **options)
         return TokenStream.of_tokens([_ids(native, text) for text in texts], **options)
     if isinstance(texts, str | bytes | Mapping) or not (callable(texts) or isinstance(texts, Iterable)):
         raise TypeError(f"token_stream: {_FORMS}; got {texts!r:.200}")

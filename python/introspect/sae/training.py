@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 TrainingRecord = _C.TrainingRecord
 
 GAO_LR, GAO_WIDTH = 2e-4, 2**14  # 2406.04093: lr falls with the root of the width
-_OWN = ("hook", "hook_out", "d_sae", "expansion_factor")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def default_options(architecture: str, d_in: int, d_sae: int, steps: int, k: flo
             "sparsity_warm_up_steps": steps // 4,
             "decoder_norm": 1.0,
             "bandwidth": 0.5,
-            "init_threshold": 0.5,
+            # About where some k pre-activations are above it: they are normal, and half as wide as without b_dec.
+            "init_threshold": max(0.1, NormalDist(0, 0.5).inv_cdf(1 - min(k / d_sae, 0.5))),
         }
     if architecture == "matching_pursuit":
         return out | {"k": k}
@@ -204,7 +205,8 @@ def train_many(
     Args:
         model: an introspect.Model (several of one vocabulary for crosscoders between them); None with activations.
         texts: see ``train``.
-        dictionaries: {"hook", "d_sae", "architecture", "k", "hook_out", and Trainer's options} each.
+        dictionaries: {"hook", "d_sae", "architecture", "k", "hook_out", and Trainer's options} each; with
+            "defaults": False these have Trainer's own defaults, SAELens's, and not those of ``default_options``.
         training_tokens: rows of training, over as many passes as they need.
         train_batch_size_tokens: rows of a step.
         context_size, prepend_bos, sequence_separator_token, disable_concat_sequences, is_dataset_tokenized: see
@@ -313,6 +315,7 @@ class _Wanted:
     architecture: str
     d_sae: int | None
     k: float
+    tuned: bool
     options: dict[str, Any]
 
     @classmethod
@@ -328,13 +331,17 @@ class _Wanted:
             options.pop("architecture", "topk"),
             options.pop("d_sae", None),
             options.pop("k", 32),
+            options.pop("defaults", True),
             options,
         )
 
     def native(self, widths: Mapping[tuple[str, int], int], steps: int, seed: int) -> tuple[str, list, list]:
         d_in = sum(widths[site] for site in self.inputs if site in widths)
         d_sae = 8 * d_in if self.d_sae is None else self.d_sae
-        options = default_options(self.architecture, d_in, d_sae, steps, self.k) | {"seed": seed}
+        options: dict[str, Any] = {"objective": self.architecture, "d_sae": d_sae, "k": self.k, "total_steps": steps}
+        if self.tuned:
+            options = default_options(self.architecture, d_in, d_sae, steps, self.k)
+        options["seed"] = seed
         if self.outputs:
             options |= {"transcodes": True, "subtract_b_dec": False}
         return json.dumps(options | self.options), self.inputs, self.outputs

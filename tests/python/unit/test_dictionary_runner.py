@@ -23,6 +23,8 @@ SHARED = {
     "sequence_separator_token": None, "exclude_special_tokens": False, "held_out_tokens": 100, "buffer_tokens": 256,
     "record_every": 4, "progress": False,
 }  # fmt: skip
+PACKING = {"context_size": 12, "prepend_bos": False, "sequence_separator_token": None, "exclude_special_tokens": False,
+           "progress": False}  # fmt: skip
 ONE = {"hook": HOOKS[0], "d_sae": 48, "k": 4}
 
 
@@ -106,8 +108,7 @@ def test_more_figures_and_records_come_from_the_caller(model, texts):
 
 def test_a_file_of_activations_trains_as_its_stream_does(model, texts, tmp_path):
     file = streams.write_activations(
-        model, texts, tmp_path / "a", hooks=HOOKS, dtype=torch.float32, context_size=12, prepend_bos=False,
-        sequence_separator_token=None, exclude_special_tokens=False, progress=False,
+        model, texts, tmp_path / "a", hooks=HOOKS, dtype=torch.float32, **PACKING
     )  # fmt: skip
     options = SHARED | {"training_tokens": 64 * 8, "activations_mixing_fraction": 0.0, "held_out_tokens": 60}
     from_file = train_many(None, file, [ONE], **options).dictionaries[0]
@@ -193,12 +194,17 @@ def test_what_goes_wrong_in_training_names_the_last_good_checkpoint(model, texts
         train_many(model, texts, [ONE], checkpoint_path=tmp_path / "a", on_record=stop, **SHARED)
     assert (tmp_path / "a/step-8/run.json").exists()
     wild = {**ONE, "lr": 1e38, "clip": 0.0, "warm_up_steps": 0}
-    with pytest.raises(
-        introspect.Error, match=r"train_dictionaries: step \d+: .*(finite|dead).*no checkpoint was kept"
-    ):
-        train_many(model, texts, [wild], **SHARED)
-    with pytest.raises(introspect.Error, match=r"the last good checkpoint is .*step-1"):
+    with pytest.raises(introspect.Error, match=r"step 1: Dictionary: W_enc must be finite; no checkpoint was kept"):
         train_many(model, texts, [wild], checkpoint_path=tmp_path / "b", checkpoint_every=1, **SHARED)
+
+    streams.write_activations(model, texts, tmp_path / "f", hooks=HOOKS[0], dtype=torch.float32, **PACKING)
+    with (tmp_path / "f/rows.bin").open("r+b") as rows:  # row 400 of 32 floats is not a number
+        rows.seek(400 * 32 * 4)
+        rows.write(torch.full((32,), float("nan")).numpy().tobytes())
+    broken = streams.ActivationFile.open(tmp_path / "f", verify=False)
+    in_order = SHARED | {"activations_mixing_fraction": 0.0, "held_out_tokens": 64}
+    with pytest.raises(introspect.Error, match=r"step 5: .*the loss is nan.*the last good checkpoint is .*step-4"):
+        train_many(None, broken, [ONE], checkpoint_path=tmp_path / "c", checkpoint_every=2, **in_order)
 
 
 def test_what_does_not_fit_is_said_before_training(model, texts):
@@ -263,9 +269,8 @@ def test_the_command_trains_and_resumes(folder, texts, tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"tokens": row}) + "\n" for row in texts))
     file = streams.write_activations(
-        introspect.load_model(folder), Path(corpus), tmp_path / "acts", hooks=HOOKS[0], context_size=12,
-        prepend_bos=False, sequence_separator_token=None, exclude_special_tokens=False, progress=False,
-    )  # fmt: skip
+        introspect.load_model(folder), Path(corpus), tmp_path / "acts", hooks=HOOKS[0], **PACKING
+    )
     assert file.rows == 1200
     command = ["sae", "train", str(folder), str(tmp_path / "acts"), "--hook", HOOKS[0], "--width", "48", "--k", "4",
                "--k", "8", "--tokens", "1024", "--batch", "64", "--out", str(tmp_path / "out")]  # fmt: skip

@@ -55,7 +55,7 @@ class INTROSPECT_EXPORT ActivationFile {
 
 struct WriteActivationsOptions {
   int64_t rows = 0;               ///< to write; 0: to the source's end
-  int64_t commit_rows = 1 << 15;  ///< after so many rows what is written is safe
+  int64_t commit_rows = 1 << 15;  ///< after so many rows, or a minute, what is written is safe
   bool resume = false;            ///< goes on with what a broken-off run left in the folder
   std::string notes = "{}";       ///< JSON, kept in the file
   Progress progress;
