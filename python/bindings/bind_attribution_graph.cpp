@@ -23,14 +23,6 @@ circuits::GraphNodeKind parse_kind(const std::string& name) {
                               "'");
 }
 
-std::optional<TranscoderInput> parse_input(const std::optional<std::string>& name) {
-  if (!name) return std::nullopt;
-  if (*name == "residual") return TranscoderInput::residual;
-  if (*name == "normalized") return TranscoderInput::normalized;
-  if (*name == "mlp") return TranscoderInput::mlp;
-  throw std::invalid_argument("attribute: input must be residual, normalized or mlp, got '" + *name + "'");
-}
-
 py::dict columns(const AttributionGraph& graph) {
   py::list kinds, layers, positions, features, values, names;
   for (const auto& node : graph.nodes) {
@@ -134,6 +126,10 @@ the probability (or weight) of a target; ``name``: the text of tokens and target
 }  // namespace
 
 void bind_attribution_graph(py::module_& m) {
+  py::enum_<TranscoderInput>(m, "TranscoderInput", "Where transcoders read in a block.")
+      .value("residual", TranscoderInput::residual, "The stream before the norm.")
+      .value("normalized", TranscoderInput::normalized, "After the norm, before its weight.")
+      .value("mlp", TranscoderInput::mlp, "What the MLP itself reads.");
   bind_graph_type(m);
   py::class_<circuits::GraphTarget>(m, "GraphTarget",
                                     "What a graph explains: see introspect.circuits.GraphTarget.")
@@ -160,11 +156,11 @@ Args:
       "attribute",
       [](const std::shared_ptr<Model>& model, const torch::Tensor& tokens,
          std::map<int64_t, sae::Dictionary> transcoders, std::optional<sae::CrossLayerTranscoder> cross_layer,
-         const std::optional<std::string>& input, std::string name, double logit_mass, int64_t max_logits,
+         std::optional<TranscoderInput> input, std::string name, double logit_mass, int64_t max_logits,
          std::vector<circuits::GraphTarget> targets, int64_t max_features, int64_t edges_per_row, bool fold,
          bool mask_first, int64_t rows_per_batch, int64_t batches_per_update, int64_t memory_budget,
          const py::object& progress) {
-        const circuits::Transcoders set{std::move(transcoders), std::move(cross_layer), parse_input(input),
+        const circuits::Transcoders set{std::move(transcoders), std::move(cross_layer), input,
                                         std::move(name)};
         const circuits::AttributeOptions options{logit_mass,
                                                  max_logits,

@@ -71,6 +71,7 @@ PYBIND11_MODULE(_C, m) {
   python::bind_cross_layer_transcoder(m);
   python::bind_dictionary_files(m);
   python::bind_attribution_graph(m);
+  python::bind_qk_attribution(m);
   python::bind_dictionary_training(m);
   python::bind_splice(m);
   python::bind_activation_streams(m);

@@ -5,6 +5,7 @@
 #include "circuits/norms.h"
 #include "introspect/core/interrupt.h"
 #include "introspect/ops/attention.h"
+#include "introspect/ops/rotary.h"
 
 namespace introspect::circuits {
 
@@ -61,6 +62,7 @@ FrozenModel::FrozenModel(const models::Model& model, const torch::Tensor& tokens
       }
     }
     kept.attention_bias_TD = bias_TD;
+    kept.attention_out_TD = out_TD;
     const auto mid_TD = x_TD + out_TD;
     kept.mlp_reads_TD = parallel ? x_TD : mid_TD;
     kept.ln2_inverse_T1 = inverse_scale(ln2, kept.mlp_reads_TD);
@@ -84,6 +86,13 @@ torch::Tensor FrozenModel::make_pattern(int64_t layer, const Decoder::Qkv& qkv) 
 Decoder::Qkv FrozenModel::qkv(int64_t layer) const {
   const auto& x_TD = resid_pre_TD(layer);
   return decoder_.qkv(layer, decoder_.project(layer, x_TD.to(model().dtype()).unsqueeze(0)));
+}
+
+torch::Tensor FrozenModel::rotated(int64_t layer, const torch::Tensor& x_NK, int64_t position) const {
+  const auto& positions = decoder_.positions_at(layer);
+  if (!positions.cos.defined()) return x_NK;
+  const auto of = [&](const torch::Tensor& table) { return wide(table).narrow(1, position, 1); };
+  return ops::apply_rotary(x_NK.unsqueeze(0).unsqueeze(0), of(positions.cos), of(positions.sin))[0][0];
 }
 
 torch::Tensor FrozenModel::pattern_HTS(int64_t layer) const {
@@ -167,6 +176,32 @@ torch::Tensor FrozenModel::attention_gradient(int64_t layer, const torch::Tensor
   const auto pattern_PRH =
       pattern_HTS(layer).index_select(1, positions_R).narrow(2, 0, n_positions).permute({2, 1, 0});
   return through_values(layer, pattern_PRH.unsqueeze(3) * g_RHK.unsqueeze(0));
+}
+
+torch::Tensor FrozenModel::attention_change(int64_t layer, const torch::Tensor& x_TD) const {
+  const auto block = this->block(layer);
+  const auto& [ln1, attn, ln1_post, ln2, mlp, ln2_post, parallel] = block->parts();
+  const int64_t H = attn.options().n_heads, G = attn.options().n_key_value_heads, K = attn.options().d_head;
+  const auto& at = layers_[size_t(layer)];
+  const auto W_V = wide(attn.weights().QKV.dense()).narrow(0, (H + G) * K, G * K);
+  const auto v_TGK = at::linear(frozen_normed(ln1, x_TD, at.ln1_inverse_T1), W_V).unflatten(1, {G, K});
+  const auto z_HTK = at::bmm(pattern_HTS(layer), v_TGK.repeat_interleave(H / G, 1).transpose(0, 1));
+  const auto W_HKD = wide(attn.weights().O.dense()).t().reshape({H, K, -1});
+  const auto out_HTD = at::bmm(z_HTK, W_HKD);
+  return ln1_post ? frozen_normed(*ln1_post, out_HTD, at.ln1_post_inverse_T1) : out_HTD;
+}
+
+torch::Tensor FrozenModel::mlp_input_change(int64_t layer, TranscoderInput input,
+                                            const torch::Tensor& x_TD) const {
+  if (input == TranscoderInput::residual) return x_TD;
+  const auto block = this->block(layer);
+  auto norm = block->parts().ln2;
+  if (input == TranscoderInput::normalized) norm.weight = at::ones_like(norm.weight);
+  return frozen_normed(norm, x_TD, layers_[size_t(layer)].ln2_inverse_T1);
+}
+
+torch::Tensor FrozenModel::attention_out_TD(int64_t layer) const {
+  return layers_[size_t(layer)].attention_out_TD;
 }
 
 torch::Tensor FrozenModel::final_gradient(const torch::Tensor& g_RD, const torch::Tensor& positions_R) const {

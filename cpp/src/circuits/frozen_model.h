@@ -56,6 +56,13 @@ class FrozenModel {
   torch::Tensor attention_gradient(int64_t layer, const torch::Tensor& g_RD, const torch::Tensor& positions_R,
                                    int64_t n_positions) const;
 
+  /// What each head, [H, T, D], adds to the stream for a change [T, D] of the stream that it reads.
+  torch::Tensor attention_change(int64_t layer, const torch::Tensor& x_TD) const;
+  /// What a transcoder reads more for a change [T, D] of the stream.
+  torch::Tensor mlp_input_change(int64_t layer, TranscoderInput input, const torch::Tensor& x_TD) const;
+  /// What attention wrote, [T, D].
+  torch::Tensor attention_out_TD(int64_t layer) const;
+
   /// The same through the final norm, at positions of rows.
   torch::Tensor final_gradient(const torch::Tensor& g_RD, const torch::Tensor& positions_R) const;
   /// What the final norm adds whatever it reads, [D]; undefined for none.
@@ -64,12 +71,14 @@ class FrozenModel {
   /// What each head reads and makes of it, for those who look into scores: [H, T, S].
   torch::Tensor pattern_HTS(int64_t layer) const;
   Decoder::Qkv qkv(int64_t layer) const;  ///< [1, T, H or G, K]
+  /// Rows [N, K] of queries or keys of one position, as scores are made of them.
+  torch::Tensor rotated(int64_t layer, const torch::Tensor& x_NK, int64_t position) const;
   torch::Tensor ln1_inverse_T1(int64_t layer) const { return layers_[size_t(layer)].ln1_inverse_T1; }
   std::shared_ptr<const nn::Block> block(int64_t layer) const { return model().block(layer); }
 
  private:
   struct Layer {
-    torch::Tensor resid_pre_TD, mlp_reads_TD, mlp_out_TD, attention_bias_TD;
+    torch::Tensor resid_pre_TD, attention_out_TD, mlp_reads_TD, mlp_out_TD, attention_bias_TD;
     torch::Tensor ln1_inverse_T1, ln1_post_inverse_T1, ln2_inverse_T1;
     torch::Tensor pattern_HTS;  // undefined where it is made again each time
   };

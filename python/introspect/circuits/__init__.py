@@ -11,6 +11,7 @@ from .attribution import (
 )
 from .attribution_graph import AttributionGraph, GraphNode, GraphPath, GraphScores, GraphTarget, attribute
 from .circuit import Circuit
+from .qk import HeadLoadings, QkAttribution, head_loadings, qk_attribution
 
 __all__ = [
     "AttributionGraph",
@@ -22,9 +23,13 @@ __all__ = [
     "GraphPath",
     "GraphScores",
     "GraphTarget",
+    "HeadLoadings",
+    "QkAttribution",
     "acdc",
     "attribute",
     "edge_attribution",
     "faithfulness",
+    "head_loadings",
+    "qk_attribution",
     "run_circuit",
 ]

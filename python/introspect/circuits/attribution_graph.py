@@ -15,6 +15,7 @@ from .._C import GraphNode, GraphTarget
 from ..analysis.prompts import tokens_of
 from ..arguments import native_model
 from ..output_files import write_bytes
+from .transcoders import transcoder_arguments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -262,22 +263,11 @@ def attribute(
     ids = tokens_of(model, prompt, "attribute", "prompt")
     if len(ids) != 1:
         raise ValueError(f"attribute: one prompt is wanted, got {len(ids)}")
-    if isinstance(transcoders, _C.CrossLayerTranscoder):
-        layers: dict[int, _C.Dictionary] = {}
-        cross_layer = transcoders
-    elif isinstance(transcoders, Mapping):
-        layers, cross_layer = dict(transcoders), None
-    else:
-        raise TypeError(
-            f"attribute: transcoders must be {{layer: Transcoder}} or a CrossLayerTranscoder, got {transcoders!r}"
-        )
     return AttributionGraph(
         _C.attribute(
             native,
             torch.tensor(ids[0]),
-            transcoders=layers,
-            cross_layer=cross_layer,
-            input=input,
+            **transcoder_arguments(transcoders, input, "attribute"),
             name=name,
             logit_mass=logit_mass,
             max_logits=max_logits,
