@@ -46,7 +46,7 @@ def added(sae, x, batches, y=None):
     return statistics.figures()
 
 
-@pytest.mark.parametrize("architecture", ["standard", "gated", "topk", "abstopk", "jumprelu", "matching_pursuit"])
+@pytest.mark.parametrize("architecture", ["standard", "gated", "topk", "abstopk", "jumprelu"])
 def test_figures_are_the_formulas_whatever_the_batches(rng, architecture):
     sae = dictionary_at("blocks.1.hook_resid_post", 12, architecture)
     x = torch.randn(37, 12, generator=rng, dtype=torch.float64) + 3
