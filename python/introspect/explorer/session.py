@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .fields import Fields, Refused
-from .steering import PAIRS
 from .workspace import Workspace
 
 MOST_TOKENS = 2_048  # of a prompt
+PAIRS = 32  # suffixes of a concept's texts: enough for a look, seconds on a small model
 KEPT = 16  # concepts that stay in memory
 
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .fields import Fields, Refused
-
-if TYPE_CHECKING:
-    from .session import Session
+from .session import Session
 
 KINDS = ("vector", "concept", "word", "feature")
 OPERATORS = ("add", "ablate")
 MOST_STRENGTH = 1e6
-PAIRS = 32  # suffixes of a concept's texts: enough for a look, seconds on a small model
 
 
 @dataclass(frozen=True)

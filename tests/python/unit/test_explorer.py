@@ -4,20 +4,28 @@ import copy
 import http.client
 import json
 import socket
+import sys
 import threading
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import synthetic
 import synthetic_graph
 import torch
+import typer
 from explorer_server import TOKEN, running, write_dictionary
 from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
-from introspect.explorer import graphs, server, workspace
+from introspect.cli import explore
+from introspect.explorer import graph_changes, graphs, server, workspace
+from introspect.explorer.dictionaries import Dictionaries
 from introspect.explorer.fields import Fields, Refused
 from introspect.explorer.security import POLICY
+from introspect.explorer.session import Session
+from introspect.explorer.worker import Job
 
 PROMPT = "a cat ate bread"
 SCRIPT = "<script>document.title='stolen'</script>"
@@ -241,8 +249,6 @@ def test_influence_is_that_of_the_inverse():
 
 def made(n, source, target, weight, logits, activations=None):
     """A graph of features with these links."""
-    import numpy as np
-
     return graphs.GraphData(
         {}, {}, ["a"], [str(i) for i in range(n)], ["logit" if i in logits else "feature" for i in range(n)],
         np.arange(n), np.zeros(n, int), [""] * n, [0] * n,
@@ -284,6 +290,32 @@ def test_changes_of_a_graph(explorer):
         "/api/graph/graph/change", {"changes": [{"node": node, "factor": 0}], "measure": True}
     )
     assert status in (400, 409) and "tokens" in refused["error"]  # it is of another model
+
+
+def test_measured_changes_are_the_models(model, folder):
+    """A feature of the open dictionary taken out at its own position: every logit less the mean, with and without."""
+    space = workspace.find(str(folder))
+    session = Session(model, space)
+    dictionaries = Dictionaries(space, session)
+    tokens = model.to_tokens(PROMPT)
+    sae = dictionaries.sae("sae")
+    _, cache = model.run_with_cache(tokens, ["blocks.1.hook_resid_post"])
+    feature = int(sae.encode(cache["resid_post", 1][0])[3].argmax())
+    words = session.shown(tokens[0])
+    graph = made(2, [0], [1], [1.0], {1: 1.0}, activations=[1.0, 0.0])
+    graph = replace(
+        graph, metadata={"prompt": PROMPT}, tokens=words, ids=[f"1_{feature}_3", f"3_65_{len(words) - 1}"],
+        features=[feature, None], layers=np.array([1, 3]), positions=np.array([3, len(words) - 1]),
+    )  # fmt: skip
+    measured = graph_changes.measure(graph, {0: 0.0}, session, dictionaries, Job())
+    before = model(tokens, logits_at="last")[0, -1]
+    with model.splice(sae, ablate=[feature], positions=[3]):
+        after = model(tokens, logits_at="last")[0, -1]
+    expected = (after - after.mean() - before + before.mean())[65].item()
+    assert expected != 0
+    assert measured == {graph.ids[1]: pytest.approx(expected, rel=1e-4)}
+    with pytest.raises(Refused, match="no dictionary of layer 2"):
+        graph_changes.measure(replace(graph, layers=np.array([2, 3])), {0: 0.0}, session, dictionaries, Job())
 
 
 def broken_graph(what):
@@ -465,6 +497,13 @@ def test_a_second_server_on_the_port_is_told_so(explorer):
         other.settimeout(0.1)
         with pytest.raises(OSError, match="taken by another program"):
             server.bind(other.getsockname()[1])
+
+
+def test_what_is_missing_is_named_with_the_command_that_installs_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    with pytest.raises(typer.Exit):
+        explore.command("anything")
+    assert 'pip install "introspect[explore]"' in capsys.readouterr().err
 
 
 def test_it_listens_on_the_loopback_address_only():
