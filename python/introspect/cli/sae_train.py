@@ -74,9 +74,10 @@ def command(
     options: dict[str, Any] = {} if lr is None else {"lr": lr}
     if hook_out is not None:
         options["hook_out"] = hook_out
+    widths: list[int | None] = [*width] if width else [None]
     wanted = [
         {"hook": place, "d_sae": d_sae, "k": few, "architecture": architecture.value, **options}
-        for place, d_sae, few in itertools.product(hook, width or [None], k or [32.0])
+        for place, d_sae, few in itertools.product(hook, widths, k or [32.0])
     ]
     folders = (
         [out] if len(wanted) == 1 else [out / f"{one['hook']}-{one['d_sae'] or 'x8'}-k{one['k']:g}" for one in wanted]
@@ -101,7 +102,7 @@ def command(
     facts = []
     for folder, dictionary, of in zip(folders, trained.dictionaries, range(len(wanted)), strict=True):
         dictionary.save(folder)
-        last = next((r.held_out[of] for r in reversed(trained.records) if r.held_out), {})
+        last: dict[str, float] = next((r.held_out[of] for r in reversed(trained.records) if r.held_out), {})
         facts.append({"path": str(folder), "name": trained.names[of], "d_sae": dictionary.d_sae, **last})
     trained.to_pandas().to_csv(out / "training.csv", index=False)
     if json:

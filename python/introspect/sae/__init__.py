@@ -30,6 +30,11 @@ from .features import FeatureStatistics, feature_card, feature_statistics, logit
 from .probing import SparseProbing, sparse_probing
 from .readouts import Feature, InjectedFeatures, feature_readout, injected_features
 from .recovery import Recovery, best_cosines, decoder_cosines
+from .saelens_names import (
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    SAETrainingRunner,
+)
 from .steering import (
     Decomposition,
     contrast_features,
@@ -38,10 +43,14 @@ from .steering import (
     decompose,
     steer_with_sae,
 )
+from .streams import ActivationFile, ActivationStream, TokenStream, token_stream, write_activations
 from .trainer import Trainer, TrainerMetrics, anthropic_jumprelu
+from .training import Training, train_many
 
 __all__ = [
     "SAE",
+    "ActivationFile",
+    "ActivationStream",
     "Contexts",
     "CrossLayerTranscoder",
     "Crosscoder",
@@ -58,15 +67,20 @@ __all__ = [
     "FeatureShift",
     "FeatureStatistics",
     "InjectedFeatures",
+    "LanguageModelSAERunnerConfig",
+    "LanguageModelSAETrainingRunner",
     "LatentScaling",
     "Recovery",
     "SAEConfig",
     "SAEMetadata",
+    "SAETrainingRunner",
     "Score",
     "SparseFeatures",
     "SparseProbing",
+    "TokenStream",
     "Trainer",
     "TrainerMetrics",
+    "Training",
     "Transcoder",
     "anthropic_jumprelu",
     "attribute_features",
@@ -97,6 +111,9 @@ __all__ = [
     "splice_intervention",
     "steer_with_sae",
     "text_features",
+    "token_stream",
+    "train_many",
+    "write_activations",
     "write_neuronpedia",
     "write_saedashboard",
 ]

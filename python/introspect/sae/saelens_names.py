@@ -306,7 +306,7 @@ class LanguageModelSAERunnerConfig:
     n_batches_for_norm_estimate: int = 1000
 
     def __post_init__(self) -> None:
-        defaults = {f.name: f.default if f.default_factory is not dict else {} for f in fields(self)}
+        defaults: dict[str, Any] = {f.name: f.default if f.default_factory is not dict else {} for f in fields(self)}
         for name, why in _WITHOUT_MEANING.items():
             if getattr(self, name) != defaults[name]:
                 raise _C.ConfigError(f"LanguageModelSAERunnerConfig: {name} has no meaning here: {why}")
