@@ -12,6 +12,7 @@ from .attribution import (
 from .attribution_graph import AttributionGraph, GraphNode, GraphPath, GraphScores, GraphTarget, attribute
 from .circuit import Circuit
 from .qk import HeadLoadings, QkAttribution, head_loadings, qk_attribution
+from .validation import Validation, feature_interventions, predicted_effects, validate
 
 __all__ = [
     "AttributionGraph",
@@ -25,11 +26,15 @@ __all__ = [
     "GraphTarget",
     "HeadLoadings",
     "QkAttribution",
+    "Validation",
     "acdc",
     "attribute",
     "edge_attribution",
     "faithfulness",
+    "feature_interventions",
     "head_loadings",
+    "predicted_effects",
     "qk_attribution",
     "run_circuit",
+    "validate",
 ]
