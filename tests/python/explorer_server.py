@@ -89,7 +89,7 @@ def write_dictionary(folder: Path, *, d_model: int = 32, d_sae: int = 40, layer:
     rows = torch.nn.functional.normalize(torch.randn(d_sae, d_model, generator=rng), dim=1)
     sae = introspect.SAE(
         rows.T.contiguous(), rows, torch.zeros(d_sae), torch.zeros(d_model), architecture="topk", k=k,
-        hook_name=f"blocks.{layer}.hook_resid_post",
+        hook_name=f"blocks.{layer}.hook_resid_post", model_name="model",
     )  # fmt: skip
     sae.save(folder)
     return folder

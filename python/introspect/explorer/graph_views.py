@@ -65,7 +65,7 @@ def routes(space: Workspace, session: Session | None, dictionaries: Any, worker:
         }
 
         def written() -> str:
-            data = json.loads(opened.path(name).read_text(encoding="utf-8"))
+            data = json.loads(graphs.text_of(opened.path(name)))
             old = data.get("qParams") if isinstance(data.get("qParams"), dict) else {}
             data["qParams"] = {**old, **params}
             return json.dumps(data, ensure_ascii=False)

@@ -1,7 +1,7 @@
 """Attribution graphs from files: read, checked, scored and changed, as columns that the page can draw.
 
-The files are circuit-tracer's and Neuronpedia's graph JSON (schema 1). Nothing in them is trusted: sizes, numbers, ids
-and links are checked, and texts are only ever text.
+The files are circuit-tracer's and Neuronpedia's graph JSON (schema 1), and what ``AttributionGraph.save`` writes.
+Nothing in them is trusted: sizes, numbers, ids and links are checked, and texts are only ever text.
 """
 
 from __future__ import annotations
@@ -71,14 +71,22 @@ class GraphData:
 
 def load(path: Path) -> GraphData:
     """Reads and checks a file. Raises Refused with what is wrong and where the limit is."""
+    return from_json(parse_json(text_of(path), path.name, Refused), path.name)
+
+
+def text_of(path: Path) -> str:
+    """The JSON of a graph's file; our own .safetensors is written as JSON first, with the nodes of biases."""
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise Refused(f"{path.name}: a graph file may have {MOST_BYTES >> 20} MiB, and this one has {size >> 20}", 413)
+    if path.suffix == ".safetensors":
+        from ..circuits import AttributionGraph
+
+        return AttributionGraph.load(path).to_json(slug=path.stem, biases=True)
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise Refused(f"{path.name}: must be UTF-8: {error}") from None
-    return from_json(parse_json(text, path.name, Refused), path.name)
 
 
 def from_json(data: Any, name: str) -> GraphData:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MOST_FILES = 2_000  # in one folder
-LOOKED_AT = 1 << 16  # bytes of a JSON file that say what it is
+LOOKED_AT = 1 << 20  # bytes of a JSON file that say what it is
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 DICTIONARY_FILES = ("sae_weights.safetensors", "sae.safetensors", "params.npz", "ae.pt", "dictionary.safetensors")
+GRAPH = "introspect.attribution_graph"  # a key of a graph's notes
 CELLS = "cells.sqlite"
 FOLDER_SKIPPED = {"features", "__pycache__", "node_modules"}
 
@@ -170,19 +171,22 @@ def _look_at(space: Workspace, path: Path, *, alone: bool = True) -> None:
         space.add("graphs", path)
     elif (path.suffix == ".sqlite" and alone) or (path.suffix == ".json" and alone and kind_of_json(path) == "result"):
         space.add("runs", path)
-    elif path.suffix in (".gguf", ".safetensors") and _holds_vector(path):
+    elif path.suffix == ".gguf" and _is_vector(path):
         space.add("vectors", path)
+    elif path.suffix == ".safetensors":
+        header = _header(path)
+        if any(name.startswith("direction.") for name in header):
+            space.add("vectors", path)
+        elif isinstance(notes := header.get("__metadata__"), dict) and GRAPH in notes:
+            space.add("graphs", path)
 
 
-def _holds_vector(path: Path) -> bool:
-    if path.suffix == ".gguf":
-        return _is_vector(path)
+def _header(path: Path) -> dict:
+    """Names of a safetensors file's tensors and its notes; {} of one that is damaged or whose header is large."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            if not 2 <= size <= LOOKED_AT:
-                return False
-            header = json.loads(file.read(size))
+            header = json.loads(file.read(size)) if 2 <= size <= LOOKED_AT else {}
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(header, dict) and any(name.startswith("direction.") for name in header)
+        return {}
+    return header if isinstance(header, dict) else {}

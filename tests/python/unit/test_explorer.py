@@ -247,6 +247,30 @@ def test_influence_is_that_of_the_inverse():
     torch.testing.assert_close(torch.tensor(graphs.scores(graph).influence), expected, rtol=0, atol=1e-10)
 
 
+def test_the_library_says_the_same_of_a_graph(tmp_path):
+    """AttributionGraph's scores and predictions, and its own file, by another reading of the same JSON."""
+    data = synthetic_graph.graph(n_features=40, seed=2)
+    native = introspect.circuits.AttributionGraph.from_json(json.dumps(data))
+    graph = graphs.from_json(data, "made-up")
+    scores, expected = graphs.scores(graph), native.scores()
+    assert scores.replacement == pytest.approx(expected.replacement, rel=1e-6)
+    assert scores.completeness == pytest.approx(expected.completeness, rel=1e-6)
+    native.save(tmp_path / "own.safetensors")
+    assert list(workspace.find(str(tmp_path)).graphs) == ["own"]
+    own = graphs.load(tmp_path / "own.safetensors")
+    assert (own.n, len(own.weight)) == (graph.n, len(graph.weight))
+    feature = next(i for i, node in enumerate(native.nodes) if node.kind == "feature" and node.layer == 0)
+    at = native.nodes[feature]
+    number = own.ids.index(f"{at.layer}_{at.feature}_{at.position}")
+    predicted = introspect.circuits.predicted_effects(native, {feature: -1.0})
+    change = graphs.predict(own, {number: 0.0})
+    both = zip(native.nodes, predicted.tolist(), strict=True)
+    logits = {node.feature: value for node, value in both if node.kind == "logit"}
+    places = {int(one.split("_")[1]): i for i, one in enumerate(own.ids) if own.kinds[i] == "logit"}
+    assert any(logits.values())
+    assert {token: change[i] for token, i in places.items()} == pytest.approx(logits, abs=1e-5)
+
+
 def made(n, source, target, weight, logits, activations=None):
     """A graph of features with these links."""
     return graphs.GraphData(
@@ -279,6 +303,24 @@ def test_a_graph_is_sent_whole_and_saved_with_pins(explorer):
     assert saved["nodes"] == data["nodes"]
     read = graphs.from_json(saved, "saved")
     assert read.q_params["supernodes"] == [["group", node]]
+
+
+def test_tracings_of_attention_keep_names_and_numbers_only():
+    data = synthetic_graph.graph(n_features=3)
+    ids = [node["node_id"] for node in data["nodes"]]
+    pairs = [[ids[0], ids[1], 0.5], {"q": ids[1], "k": ids[0], "value": -0.25}, [float("nan")], "text", [[[]]]]
+    data["nodes"][7]["qk_tracing_results"] = {"pair_wise_contributors": pairs, "top_q_marginal_contributors": 5}
+    graph = graphs.from_json(data, "made-up")
+    assert graph.qk == {
+        7: {
+            "pair_wise_contributors": [
+                {"names": [ids[0], ids[1]], "weight": 0.5},
+                {"names": [ids[1], ids[0]], "weight": -0.25},
+            ],
+            "top_q_marginal_contributors": [],
+            "top_k_marginal_contributors": [],
+        }
+    }
 
 
 def test_changes_of_a_graph(explorer):

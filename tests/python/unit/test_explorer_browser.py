@@ -69,6 +69,8 @@ def explorer(tmp_path_factory):
     data = synthetic_graph.graph(n_features=80)
     features = [node for node in data["nodes"] if node["feature_type"] == "cross layer transcoder"]
     features[0]["clerp"] = BAD
+    ids = [node["node_id"] for node in features]
+    features[0]["qk_tracing_results"] = {"pair_wise_contributors": [[ids[1], ids[2], 0.5], [ids[2], BAD, -0.1]]}
     data["metadata"]["prompt"] = BAD
     data["metadata"]["prompt_tokens"][1] = BAD
     (folder / "graph.json").write_text(json.dumps(data))
@@ -151,6 +153,7 @@ def test_a_graph_is_pruned_pinned_grouped_changed_and_saved(page, explorer):
     page.fill("[type=search]", "onerror")
     page.locator(".hits button:not(:has-text('token '))").first.click()  # the feature whose name is markup
     assert page.inner_text("#node h2") == BAD
+    assert page.locator("#qk .bars tr").count() == 2
     page.click("#pin")
     page.locator("#connections .pickable").first.click()
     page.click("#pin")

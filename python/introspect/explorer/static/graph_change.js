@@ -36,8 +36,9 @@ export function changePanel(view) {
     element.classList.add("busy");
     try {
       const found = await post(path("api", "graph", view.name, "change"), { measure: measured, changes: [...changes].map(([i, factor]) => ({ node: view.graph.id[i], factor })) }, "change");
-      const rows = list => bars(list.map(row => ({ name: visible(row.label), values: "measured" in row ? [row.predicted, row.measured] : [row.predicted],
-        text: "measured" in row ? [number(row.predicted), number(row.measured)] : [number(row.predicted)], onclick: () => view.choose(view.graph.place.get(row.node)) })), { hues: ["var(--blue)", "var(--green)"], label: "Changes" });
+      const called = row => visible(view.graph.name(view.graph.place.get(row.node)));
+      const rows = list => bars(list.map(row => ({ name: called(row), values: "measured" in row ? [row.predicted, row.measured] : [row.predicted],
+        text: "measured" in row ? [number(row.predicted, 2), number(row.measured, 2)] : [number(row.predicted, 2)], onclick: () => view.choose(view.graph.place.get(row.node)) })), { hues: ["var(--blue)", "var(--green)"], label: "Changes" });
       const has = found.logits.some(row => "measured" in row);
       fill(out, h("h3", {}, "Change of the logits"), h("p", { class: "soft small" }, h("span", { class: "key blue" }), " predicted by the links", has ? [" ", h("span", { class: "key green" }), " measured in the model"] : []), rows(found.logits),
         found.correlation !== undefined ? h("p", { class: "small" }, `correlation ${number(found.correlation, 2)}, slope ${number(found.slope, 2)}`) : [],

@@ -32,8 +32,8 @@ export class Graph {
   name(i) {
     const output = /^Output "([^]*)" \(p=[\d.]+\)$/.exec(this.label[i]);
     if (output) return `says ${JSON.stringify(output[1])}`;
-    if (this.label[i]) return this.label[i];
     const kind = this.kindOf(i), token = this.tokens[this.position[i]] ?? "";
+    if (this.label[i] && kind !== "token") return this.label[i];
     if (kind === "token") return `token ${JSON.stringify(token)}`;
     if (kind === "error") return `error, layer ${this.layer[i]}, ${JSON.stringify(token)}`;
     if (kind.includes("feature") && this.feature[i] !== null) return `${kind} ${this.feature[i]}`;
