@@ -45,7 +45,17 @@ struct TrainOptions {
 struct TrainingRun {
   std::vector<Trainer> trainers;
   std::vector<TrainingRecord> records;  ///< of a resumed run also those before
+
+  INTROSPECT_EXPORT std::vector<Dictionary> dictionaries() const;
 };
+
+/// A trainer of a dictionary that reads `inputs` of a stream, side by side, and writes `outputs`; none: the same. Widths are
+/// the stream's, `origin` has the rest. Throws ConfigError for a site that the stream does not have, and as Trainer does.
+INTROSPECT_EXPORT Trainer make_trainer(const activations::ActivationStream& stream,
+                                       const TrainerOptions& options,
+                                       const std::vector<activations::StreamSite>& inputs,
+                                       const std::vector<activations::StreamSite>& outputs = {},
+                                       DictionaryOrigin origin = {});
 
 /// Trains several dictionaries on one stream: each reads the sites of its origin's inputs, side by side, and a transcoder is
 /// given those of its outputs.
