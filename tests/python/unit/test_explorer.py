@@ -46,8 +46,18 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def explorer(folder):
-    with running(workspace.find(str(folder), texts=folder / "texts.txt")) as one:
+def lens(folder, model):
+    """A trained lens; beside the folder, so that it is found by its option alone."""
+    trained = introspect.analysis.TunedLens.regression(
+        model, ["a cat ate bread", "no bread for a cat, yes", "yes no cat"]
+    )
+    trained.save(folder.parent / "lens.safetensors")
+    return folder.parent / "lens.safetensors"
+
+
+@pytest.fixture(scope="module")
+def explorer(folder, lens):
+    with running(workspace.find(str(folder), texts=folder / "texts.txt", lens=lens)) as one:
         yield one
 
 
@@ -83,6 +93,26 @@ def test_lens_and_norms_are_the_librarys(explorer, model):
     _, cache = model.run_with_cache(model.to_tokens(PROMPT))
     length = cache["resid_post", 1][0, 3].norm().item()
     assert read["base"]["norm"][2][1] == pytest.approx(length, rel=1e-4)
+
+
+def test_a_trained_lens_reads(explorer, model, lens):
+    _, read = explorer.post("/api/model/lens", {"prompt": PROMPT, "top_k": 2, "lens": "trained", "target": " cat"})
+    table = introspect.analysis.logit_lens(
+        model, PROMPT, top_k=2, lens=introspect.analysis.Lens.load(lens), targets=[" cat"]
+    )
+    assert read["base"]["top"] == table.top_tokens
+    torch.testing.assert_close(torch.tensor(read["base"]["target"]), table.log_probs[" cat"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_concept_is_trained_from_pairs(explorer, model):
+    pairs = introspect.concept_pairs(model, "cat", introspect.load_suffixes()[:32])
+    vector = introspect.ControlVector.train(model, pairs, method="pca_center")
+    steer = {"kind": "concept", "word": "cat", "strength": 0.5, "layers": [1, 2]}
+    _, found = explorer.post("/api/model/logits", {"prompt": PROMPT, "steer": steer, "top_k": 3})
+    with model.steer(vector, layers=(1, 2), strength=0.5, unit="residual"):
+        expected = model(PROMPT, logits_at="last")[0, -1].softmax(-1)
+    for row in found["rows"]:
+        assert row["steered"] == pytest.approx(expected[row["id"]].item(), rel=1e-3)
 
 
 def test_logits_with_and_without_steering(explorer, model, folder):

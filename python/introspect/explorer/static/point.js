@@ -1,7 +1,7 @@
 // Hook points: what stands at one, at the chosen token.
 
 import { post } from "./api.js";
-import { bars, fill, h, number, option } from "./dom.js";
+import { bars, fill, h, number } from "./dom.js";
 import { say } from "./main.js";
 import * as state from "./state.js";
 
@@ -9,20 +9,25 @@ export function pointPanel(view) {
   const names = view.info.hooks;
   const inBlock = [...new Set(names.filter(name => name.startsWith("blocks.")).map(name => name.split(".").slice(2).join(".")))];
   const outside = names.filter(name => !name.startsWith("blocks."));
-  const select = h("select", { "aria-label": "Hook point", onchange: () => { state.set({ point: select.value }); load(); } },
-    h("optgroup", { label: "in each block" }, inBlock.map(name => option(name))),
-    h("optgroup", { label: "once" }, outside.map(name => option(name))));
-  select.value = state.get("point", "hook_resid_post");
-  if (!select.value) select.value = inBlock[0] ?? outside[0];
+  let chosen = names.includes(state.get("point")) || inBlock.includes(state.get("point")) ? state.get("point") : "hook_resid_post";
+  const chip = name => h("button", { type: "button", class: "chip", "data-point": name, "aria-pressed": name === chosen, onclick: () => choose(name) }, name);
+  const chips = h("div", { class: "chips", role: "group", "aria-label": "Hook points" }, inBlock.map(chip), h("span", { class: "soft small" }, "once:"), outside.map(chip));
   const layer = h("input", { type: "number", min: 0, max: view.info.n_layers - 1, "aria-label": "Layer", onchange: () => view.choose({ layer: Number(layer.value) }) });
   const facts = h("p", { class: "soft small" });
   const shape = h("div", { class: "histogram", role: "img" });
   const largest = h("div", {});
   const element = h("details", { class: "panel", id: "point", open: state.get("point") !== "", ontoggle: () => { if (element.open) load(); } },
-    h("summary", {}, "Hook points"), h("div", { class: "row" }, select, h("label", {}, "layer", layer)), facts, shape, largest);
+    h("summary", {}, "Hook points"), chips, h("label", { class: "small" }, "layer", layer), facts, shape, largest);
+
+  function choose(name) {
+    chosen = name;
+    state.set({ point: name });
+    chips.querySelectorAll("button").forEach(one => one.setAttribute("aria-pressed", one.dataset.point === name));
+    load();
+  }
 
   function name() {
-    return inBlock.includes(select.value) ? `blocks.${Math.max(0, view.layer ?? view.info.n_layers - 1)}.${select.value}` : select.value;
+    return inBlock.includes(chosen) ? `blocks.${Math.max(0, view.layer ?? view.info.n_layers - 1)}.${chosen}` : chosen;
   }
 
   async function load() {
@@ -42,5 +47,5 @@ export function pointPanel(view) {
     } catch (error) { say(error); }
   }
 
-  return { element, load, layerChanged: () => { if (inBlock.includes(select.value)) load(); } };
+  return { element, load, layerChanged: () => { if (inBlock.includes(chosen)) load(); } };
 }
