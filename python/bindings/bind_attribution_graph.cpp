@@ -51,6 +51,12 @@ A node of an attribution graph.
 ``feature``: its number in the transcoder, the token's id of tokens and logits, -1 else; ``value``: the activation of a feature,
 the probability (or weight) of a target; ``name``: the text of tokens and targets.
 )doc")
+      .def(py::init([](const std::string& kind, int64_t layer, int64_t position, int64_t feature, double value,
+                       std::string name) {
+             return GraphNode{parse_kind(kind), layer, position, feature, value, std::move(name)};
+           }),
+           py::arg("kind"), py::arg("layer"), py::arg("position") = -1, py::arg("feature") = -1,
+           py::arg("value") = 0.0, py::arg("name") = "")
       .def_property_readonly("kind", [](const GraphNode& node) { return circuits::to_string(node.kind); })
       .def_readonly("layer", &GraphNode::layer)
       .def_readonly("position", &GraphNode::position)
@@ -66,7 +72,30 @@ the probability (or weight) of a target; ``name``: the text of tokens and target
 
   py::class_<AttributionGraph> type(m, "AttributionGraph", "See introspect.circuits.AttributionGraph.");
   copy_as_value(type);
-  type.def_readonly("model_name", &AttributionGraph::model_name)
+  type.def(py::init([](std::vector<GraphNode> nodes, std::vector<int64_t> targets, const torch::Tensor& offsets,
+                       const torch::Tensor& sources, const torch::Tensor& weights, std::string model_name,
+                       std::string model_hash, std::string prompt, std::vector<int64_t> tokens,
+                       std::vector<std::string> token_texts, std::string transcoders,
+                       const py::object& notes) {
+             AttributionGraph graph{std::move(model_name),  std::move(model_hash),  std::move(prompt),
+                                    std::move(tokens),      std::move(token_texts), std::move(transcoders),
+                                    py::module_::import("json").attr("dumps")(notes).cast<std::string>(),
+                                    std::move(nodes),       std::move(targets),     offsets.contiguous(),
+                                    sources.contiguous(),   weights.contiguous()};
+             graph.check();
+             return graph;
+           }),
+           py::arg("nodes"), py::arg("targets"), py::arg("offsets"), py::arg("sources"), py::arg("weights"),
+           py::kw_only(), py::arg("model_name") = "", py::arg("model_hash") = "", py::arg("prompt") = "",
+           py::arg("tokens") = std::vector<int64_t>{},
+           py::arg("token_texts") = std::vector<std::string>{}, py::arg("transcoders") = "",
+           py::arg("notes") = py::dict(), R"doc(
+A graph of nodes and edges: row i is of node targets[i], its entries offsets[i] to offsets[i + 1] of sources and weights.
+
+Raises:
+    ValueError: edges that do not go to a later layer and no earlier position, or nodes that stand twice.
+)doc")
+      .def_readonly("model_name", &AttributionGraph::model_name)
       .def_readonly("model_hash", &AttributionGraph::model_hash)
       .def_readonly("prompt", &AttributionGraph::prompt)
       .def_readonly("tokens", &AttributionGraph::tokens)

@@ -58,7 +58,8 @@ Raises:
   copy_as_value(type);
   type.def(py::init<const CrossLayerTranscoder&>(), py::arg("transcoder"), "The same; tensors are shared.")
       .def(py::init(&make), py::arg("layers"), py::arg("b_dec") = py::none(), py::arg("W_skip") = py::none(),
-           py::kw_only(), py::arg("origin") = DictionaryOrigin{}, py::call_guard<py::gil_scoped_release>())
+           py::kw_only(), py::arg_v("origin", DictionaryOrigin{}, "DictionaryOrigin()"),
+           py::call_guard<py::gil_scoped_release>())
       .def(py::pickle(&state_of, [](const State& state) { return std::apply(make, state); }))
       .def_property_readonly("layers", &CrossLayerTranscoder::layers, "One Dictionary a layer.")
       .def_property_readonly("n_layers", &CrossLayerTranscoder::n_layers)

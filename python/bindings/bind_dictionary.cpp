@@ -249,7 +249,8 @@ Raises:
       .def(py::init(&make), py::arg("architecture"), py::arg("weights"), py::kw_only(), py::arg("k") = 0.0,
            py::arg("relu") = true, py::arg("subtract_b_dec") = true, py::arg("rank_by_decoder_norm") = false,
            py::arg("input_norm") = "none", py::arg("input_scale") = 1.0, py::arg("layer_norm_eps") = 1e-5,
-           py::arg("residual_threshold") = 1e-2, py::arg("origin") = DictionaryOrigin{},
+           py::arg("residual_threshold") = 1e-2,
+           py::arg_v("origin", DictionaryOrigin{}, "DictionaryOrigin()"),
            py::call_guard<py::gil_scoped_release>())
       .def(py::pickle(&state_of, [](const State& state) { return std::apply(make, state); }))
       .def_property_readonly("architecture",

@@ -94,8 +94,9 @@ void bind_dictionary_training(py::module_& m) {
   bind_training_metrics(m);
   py::class_<Trainer>(m, "Trainer", "One dictionary being trained: see introspect.sae.Trainer.")
       .def(py::init(&make_trainer), py::arg("options"), py::arg("d_in"), py::arg("d_out") = py::none(),
-           py::kw_only(), py::arg("origin") = sae::DictionaryOrigin{}, py::arg("start") = py::none(),
-           py::arg("device") = torch::Device(torch::kCPU), "Options as JSON: see introspect.sae.Trainer.")
+           py::kw_only(), py::arg_v("origin", sae::DictionaryOrigin{}, "DictionaryOrigin()"),
+           py::arg("start") = py::none(), py::arg("device") = torch::Device(torch::kCPU),
+           "Options as JSON: see introspect.sae.Trainer.")
       .def(py::init([](Trainer& other) { return Trainer(std::move(other)); }), py::arg("other"),
            "What another one was, which is not to be used any more.")
       .def(

@@ -82,21 +82,24 @@ TorchValue from_python(const py::handle& given, int depth = 0) {
 void bind_torch_zip(py::module_& m) {
   m.def(
       "read_torch_zip",
-      [](const std::filesystem::path& path) {
+      [](const std::filesystem::path& path, bool objects_as_data) {
         TorchValue value;
         {
           const py::gil_scoped_release release;
-          value = io::read_torch_zip(path);
+          value = io::read_torch_zip(
+              path, objects_as_data ? io::UnknownObjects::as_data : io::UnknownObjects::refused);
         }
         return ToPython()(value);
       },
-      py::arg("path"), R"doc(
+      py::arg("path"), py::kw_only(), py::arg("objects_as_data") = false, R"doc(
 Read a file of torch.save (torch 1.6 and later); nothing in it is executed.
 
 A pickle is a program; this knows only what tensors, parameters and plain containers need of it.
 
 Args:
     path: a .pt, .pth or .bin file.
+    objects_as_data: give objects of other classes as {"class": name, "arguments": ..., "state": ...} instead of
+        refusing them; nothing of the class is looked up or run.
 
 Returns:
     Nested dicts, lists and tuples of CPU tensors and plain values. An OrderedDict is a dict.

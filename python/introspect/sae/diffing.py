@@ -57,7 +57,7 @@ class FeatureShift:
     def risen(self) -> list[int]:
         """The features that rise beyond what chance gives, the highest score first; often none."""
         order = self.scores.argsort(descending=True)
-        return [self.ids[i].item() for i in order.tolist() if self.p[i] <= self.alpha]
+        return [int(self.ids[i]) for i in order.tolist() if self.p[i] <= self.alpha]
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row a feature, the highest score first: feature, before, after, change, score, p."""

@@ -187,7 +187,7 @@ def read_inputs(models: Any, sae: _C.Dictionary, contexts: Contexts, *, progress
     needed = 1 + max((site.model for site in sites), default=-1)
     if needed != len(listed):
         raise _C.ConfigError(f"read_inputs: the dictionary reads {needed} models, got {len(listed)}")
-    parts = {}
+    parts: dict = {}
     for number, model in enumerate(listed):
         names = [site.hook_name for site in sites if site.model == number]
         found = _C.read_contexts(model, names, contexts.tokens, lengths=contexts.lengths, progress=progress)

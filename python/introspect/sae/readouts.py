@@ -181,7 +181,7 @@ def injected_features(
         node = graph.segment(model, cut.injected, before, changes)
         positions = list(range(len(cut.injected)))
         reads[label] = graph.read(node, positions=positions, layers=[layer], point=point)
-    found = graph.run()
+    found: list[Any] = graph.run()
     encoded = {label: sae.encode(found[read][:, 0].flatten(1)).cpu() for label, read in reads.items()}
     tokens = tuple(model.native.tokenizer.decode([one]) for one in cut.injected)
     return InjectedFeatures(tokens, encoded.pop(""), encoded)

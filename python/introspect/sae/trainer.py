@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ class Trainer(_C.Trainer):
         return SAE.of(super().dictionary())
 
     @classmethod
-    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> Trainer:
+    def load(cls, folder: str | os.PathLike | bytes, device: torch.device | str = "cpu") -> Trainer:
         """Go on with what ``save`` wrote: the same numbers, bit for bit on as many threads.
 
         Raises:

@@ -247,7 +247,7 @@ def train_many(
         raise ValueError("train: at least one dictionary is needed, got none")
     wanted = [_Wanted.of(dictionary) for dictionary in dictionaries]
     every = sites([site for one in wanted for site in (*one.inputs, *one.outputs)])
-    mixing = {
+    mixing: dict[str, Any] = {
         "batch_rows": train_batch_size_tokens,
         "buffer_rows": 16 * train_batch_size_tokens if buffer_tokens is None else buffer_tokens,
         "mixing": activations_mixing_fraction,

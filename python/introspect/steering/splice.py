@@ -100,7 +100,7 @@ def splice_intervention(
         hook_name_out=sites[1],
     )
     return _C.Intervention(
-        what.values,
+        what.values,  # type: ignore[arg-type]
         op=what.op,
         point=what.point,
         strength=what.strength,

@@ -37,8 +37,9 @@ class Attached:
         effects = [effect for effect in of.model._effects if isinstance(effect, Hook | Recording)]
         if not self._is_seen(effects) and not _wants_gradients(self, effects, of):
             if not self.use_error_term:
-                where = {"hook_name": self.input, "hook_name_out": self.output}
-                registry.add_intervention(_C.splice(self.sae, keeps="nothing", **where))
+                registry.add_intervention(
+                    _C.splice(self.sae, keeps="nothing", hook_name=self.input, hook_name_out=self.output)
+                )
             return
         read: dict[str, torch.Tensor] = {}
         if self.input != self.output:

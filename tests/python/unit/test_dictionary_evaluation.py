@@ -150,7 +150,8 @@ SITES = {
 
 
 @pytest.mark.parametrize(("family", "site"), [*itertools.product(FAMILIES, ["residual", "transcoder"]),
-                                              ("llama", "heads"), ("qwen2", "across layers"), ("gpt2", "embedding")])  # fmt: skip
+                                              ("llama", "heads"), ("qwen2", "across layers"),
+                                              ("gpt2", "embedding")])  # fmt: skip
 def test_losses_and_reconstruction_are_those_of_plain_hooks(models, tokens, family, site):
     model = models(family)
     hook, hook_out = SITES[site]

@@ -125,7 +125,8 @@ def test_fuzzing_tells_right_marks_from_others(server):
     found = fuzzing_score(explained, card("dog"), server.endpoint, excerpts=5, batch=4)
     assert found.accuracy == 1 and {truth for truth, _ in found.answers} == {True, False}
     assert all(line.count("<<") == 1 for asked in server.asked
-               for line in re.findall(r"^\d+\. .*$", asked["body"]["messages"][1]["content"], re.MULTILINE))  # fmt: skip
+               for line in re.findall(r"^\d+\. .*$", asked["body"]["messages"][1]["content"],
+                                        re.MULTILINE))  # fmt: skip
 
 
 @pytest.mark.parametrize("answer", ["no list", "[1, 0]", "[1, 2, 0, 1, 1]", "[]", "[1, 1, 1, 1, 1, 1, 1]"])

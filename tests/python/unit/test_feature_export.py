@@ -30,7 +30,8 @@ SAEDASHBOARD = {
     "logits_hist_data_bar_values", "n_prompts_total", "n_tokens_in_prompt", "dataset", "decoder_weights_dist", "vector",
     "activations",
 }  # fmt: skip
-# Fields of Feature and Activation in sae_dashboard/neuronpedia/neuronpedia_export.py, those with a default of None aside
+# Fields of Feature and Activation in sae_dashboard/neuronpedia/neuronpedia_export.py,
+# those with a default of None aside
 FEATURE = {
     "modelId", "layer", "index", "creatorId", "createdAt", "maxActApprox", "hasVector", "vector", "vectorLabel",
     "vectorDefaultSteerStrength", "hookName", "topkCosSimIndices", "topkCosSimValues", "neuron_alignment_indices",
