@@ -23,6 +23,7 @@ export function set(element, props) {
     if (name === "class") element.className = value;
     else if (name.startsWith("--")) element.style.setProperty(name, value);
     else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name.startsWith("aria-") && typeof value === "boolean") element.setAttribute(name, String(value));
     else if (name in element && value !== null) element[name] = value;
     else if (value === null || value === undefined || value === false) element.removeAttribute(name);
     else element.setAttribute(name, value === true ? "" : value);

@@ -3,7 +3,7 @@
 
 const SHAPES = { feature: "circle", "attention feature": "ring", error: "diamond", token: "square", logit: "triangle", bias: "cross", other: "circle" };
 const LEFT = 56, RIGHT = 14, TOP = 14, BOTTOM = 34;
-const MOST_IDLE = 3000; // links that are drawn while nothing is chosen
+const MOST_IDLE = 3000, MOST_MOVING = 500; // links that are drawn while nothing is chosen, and while the graph moves
 
 export class Drawing {
   constructor(place, graph, { choose, hover }) {
@@ -141,7 +141,7 @@ export class Drawing {
       let count = 0;
       for (const e of graph.byShare) {
         if (!graph.shownLinks[e]) continue;
-        if (++count > MOST_IDLE) break;
+        if (++count > (this.moving ? MOST_MOVING : MOST_IDLE)) break;
         const path = graph.weight[e] < 0 ? negative : positive;
         path.moveTo(this.x(graph.source[e]), this.y(graph.source[e]));
         path.lineTo(this.x(graph.target[e]), this.y(graph.target[e]));
@@ -286,12 +286,20 @@ export class Drawing {
   }
 
   zoomAt(factor, x, y) {
+    this.moves();
     const inner = this.width - LEFT - RIGHT, high = this.height - TOP - BOTTOM;
     const u = (x - LEFT) / inner, w = (this.height - BOTTOM - y) / high;
     const zoom = Math.max(1, Math.min(40, this.view.zoom * factor)), change = zoom / this.view.zoom;
     this.view = { zoom, x: u - (u - this.view.x) * change, y: w - (w - this.view.y) * change };
     this.inside();
     this.draw();
+  }
+
+  // Fewer links until it has come to rest.
+  moves() {
+    this.moving = true;
+    clearTimeout(this.rest);
+    this.rest = setTimeout(() => { this.moving = false; this.draw(); }, 160);
   }
 
   inside() {
@@ -313,6 +321,7 @@ export class Drawing {
         const dx = event.clientX - held.x, dy = event.clientY - held.y;
         if (Math.abs(dx) + Math.abs(dy) > 4) moved = true;
         if (moved) {
+          this.moves();
           this.view.x = held.view.x + dx / (this.width - LEFT - RIGHT);
           this.view.y = held.view.y - dy / (this.height - TOP - BOTTOM);
           this.inside();
@@ -327,6 +336,7 @@ export class Drawing {
       if (held && !moved) choose(this.nearest(event.offsetX, event.offsetY), event);
       held = null;
     });
+    this.above.addEventListener("pointercancel", () => { held = null; });
     this.above.addEventListener("pointerleave", () => { this.hovered = null; this.remark(); this.hover(null); });
     this.above.addEventListener("wheel", event => {
       event.preventDefault();
@@ -334,7 +344,10 @@ export class Drawing {
     }, { passive: false });
   }
 
-  leave() { this.observer.disconnect(); }
+  leave() {
+    clearTimeout(this.rest);
+    this.observer.disconnect();
+  }
 }
 
 function canvas(place, name) {
