@@ -11,6 +11,7 @@ given `repo` and `folder` and finds its files below `root`.
 import json
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import torch
 
@@ -50,6 +51,8 @@ def from_hub_loader(job):
 def apply(job):
     x = torch.load(job["x"])
     if job["kind"] == "dictionary_learning":
+        for name in ("nnsight", "zstandard"):  # of its training
+            sys.modules.setdefault(name, MagicMock())
         from dictionary_learning.utils import load_dictionary
 
         dictionary, _ = load_dictionary(job["path"], "cpu")

@@ -83,8 +83,8 @@ SAE_LENS = Environment(
     "INTROSPECT_SAE_LENS",
     "venv-sae",
     ["sae-lens>=6.5", "transformer_lens<4"],
-    "import dictionary_learning.utils, sae_lens, sparsify",
-    ["dictionary-learning==0.1.0", "eai-sparsify==1.3.3"],
+    "import sae_lens, sparsify",
+    ["dictionary-learning==0.1.0", "eai-sparsify==1.3.3", "natsort", "simple-parsing", "docstring-parser"],
 )
 
 
