@@ -74,7 +74,8 @@ export async function graphView(place, contents) {
   function prune() {
     const kept = new Set([...view.pinned, ...view.groups.flatMap(group => group.members), ...(clicked === null ? [] : [clicked])]);
     const left = graph.prune(Number(nodes.value), Number(links.value), kept);
-    counts.textContent = `${left.nodes.toLocaleString()} nodes, ${left.links.toLocaleString()} links, ${percent(left.influence)} of the influence`;
+    counts.textContent = `${left.nodes.toLocaleString()} nodes, ${left.links.toLocaleString()} links · ${percent(left.influence)}`;
+    counts.title = `what is shown, with ${percent(left.influence)} of the influence`;
     nodes.title = `nodes with ${percent(Number(nodes.value))} of the influence`;
     links.title = `links with ${percent(Number(links.value))} of the influence`;
     drawing.layout();

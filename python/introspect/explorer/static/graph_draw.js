@@ -3,6 +3,7 @@
 
 const SHAPES = { feature: "circle", "attention feature": "ring", error: "diamond", token: "square", logit: "triangle", bias: "cross", other: "circle" };
 const LEFT = 56, RIGHT = 14, TOP = 14, BOTTOM = 34;
+const MOST_SHAPES = 2000; // nodes
 const MOST_IDLE = 3000, MOST_MOVING = 500; // links that are drawn while nothing is chosen, and while the graph moves
 
 export class Drawing {
@@ -226,6 +227,11 @@ export class Drawing {
     context.beginPath();
     context.rect(LEFT, 0, this.width - LEFT, this.height - BOTTOM + 8);
     context.clip();
+    if (this.moving && this.drawn.length > MOST_SHAPES) {
+      this.squares(context, near);
+      context.restore();
+      return;
+    }
     const looks = new Map(); // one path for each look: kind, near by sign or not, far
     for (const i of this.drawn) {
       const x = this.x(i), y = this.y(i);
@@ -244,6 +250,21 @@ export class Drawing {
       else { context.fillStyle = hue; context.fill(path); }
     }
     context.restore();
+  }
+
+  // Every node as a square, while a large graph moves: a fifth of the time that their shapes take.
+  squares(context, near) {
+    const { graph } = this;
+    context.globalAlpha = near ? 0.3 : 0.85;
+    for (const [kind, name] of graph.kindNames.entries()) {
+      context.fillStyle = this.hues[name];
+      for (const i of this.drawn) {
+        if (graph.kind[i] !== kind) continue;
+        const r = this.radius(i);
+        context.fillRect(Math.round(this.x(i) - r), Math.round(this.y(i) - r), Math.ceil(2 * r), Math.ceil(2 * r));
+      }
+    }
+    context.globalAlpha = 1;
   }
 
   drawMarks() {
