@@ -16,11 +16,11 @@ using models::Model;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
 circuits::GraphNodeKind parse_kind(const std::string& name) {
-  for (int kind = 0; kind <= static_cast<int>(circuits::GraphNodeKind::logit); ++kind)
+  for (int kind = 0; kind <= static_cast<int>(circuits::GraphNodeKind::injection); ++kind)
     if (circuits::to_string(static_cast<circuits::GraphNodeKind>(kind)) == name)
       return static_cast<circuits::GraphNodeKind>(kind);
-  throw std::invalid_argument("a node's kind must be feature, error, token, bias or logit, got '" + name +
-                              "'");
+  throw std::invalid_argument("a node's kind must be feature, error, token, bias, logit or injection, got '" +
+                              name + "'");
 }
 
 py::dict columns(const AttributionGraph& graph) {
@@ -47,12 +47,12 @@ void bind_graph_type(py::module_& m) {
   py::class_<GraphNode>(m, "GraphNode", R"doc(
 A node of an attribution graph.
 
-``kind``: feature, error, token, bias or logit; ``layer``: -1 of tokens, n_layers of targets; ``position``: -1 of biases;
+``kind``: feature, error, token, bias, injection or logit; ``layer``: -1 of tokens, n_layers of targets; ``position``: -1 of biases;
 ``feature``: its number in the transcoder, the token's id of tokens and logits, -1 else; ``value``: the activation of a feature,
 the probability (or weight) of a target; ``name``: the text of tokens and targets.
 )doc")
-      .def(py::init([](const std::string& kind, int64_t layer, int64_t position, int64_t feature, double value,
-                       std::string name) {
+      .def(py::init([](const std::string& kind, int64_t layer, int64_t position, int64_t feature,
+                       double value, std::string name) {
              return GraphNode{parse_kind(kind), layer, position, feature, value, std::move(name)};
            }),
            py::arg("kind"), py::arg("layer"), py::arg("position") = -1, py::arg("feature") = -1,
@@ -72,24 +72,30 @@ the probability (or weight) of a target; ``name``: the text of tokens and target
 
   py::class_<AttributionGraph> type(m, "AttributionGraph", "See introspect.circuits.AttributionGraph.");
   copy_as_value(type);
-  type.def(py::init([](std::vector<GraphNode> nodes, std::vector<int64_t> targets, const torch::Tensor& offsets,
-                       const torch::Tensor& sources, const torch::Tensor& weights, std::string model_name,
-                       std::string model_hash, std::string prompt, std::vector<int64_t> tokens,
-                       std::vector<std::string> token_texts, std::string transcoders,
-                       const py::object& notes) {
-             AttributionGraph graph{std::move(model_name),  std::move(model_hash),  std::move(prompt),
-                                    std::move(tokens),      std::move(token_texts), std::move(transcoders),
+  type.def(py::init([](std::vector<GraphNode> nodes, std::vector<int64_t> targets,
+                       const torch::Tensor& offsets, const torch::Tensor& sources,
+                       const torch::Tensor& weights, std::string model_name, std::string model_hash,
+                       std::string prompt, std::vector<int64_t> tokens, std::vector<std::string> token_texts,
+                       std::string transcoders, const py::object& notes) {
+             AttributionGraph graph{std::move(model_name),
+                                    std::move(model_hash),
+                                    std::move(prompt),
+                                    std::move(tokens),
+                                    std::move(token_texts),
+                                    std::move(transcoders),
                                     py::module_::import("json").attr("dumps")(notes).cast<std::string>(),
-                                    std::move(nodes),       std::move(targets),     offsets.contiguous(),
-                                    sources.contiguous(),   weights.contiguous()};
+                                    std::move(nodes),
+                                    std::move(targets),
+                                    offsets.contiguous(),
+                                    sources.contiguous(),
+                                    weights.contiguous()};
              graph.check();
              return graph;
            }),
            py::arg("nodes"), py::arg("targets"), py::arg("offsets"), py::arg("sources"), py::arg("weights"),
            py::kw_only(), py::arg("model_name") = "", py::arg("model_hash") = "", py::arg("prompt") = "",
-           py::arg("tokens") = std::vector<int64_t>{},
-           py::arg("token_texts") = std::vector<std::string>{}, py::arg("transcoders") = "",
-           py::arg("notes") = py::dict(), R"doc(
+           py::arg("tokens") = std::vector<int64_t>{}, py::arg("token_texts") = std::vector<std::string>{},
+           py::arg("transcoders") = "", py::arg("notes") = py::dict(), R"doc(
 A graph of nodes and edges: row i is of node targets[i], its entries offsets[i] to offsets[i + 1] of sources and weights.
 
 Raises:
@@ -181,19 +187,36 @@ Args:
       .def_readonly("position", &circuits::GraphTarget::position)
       .def_readonly("weight", &circuits::GraphTarget::weight);
 
+  py::class_<circuits::Injection>(m, "Injection", R"doc(
+A vector that is added to the stream after a block at some positions, as an experiment injects a concept.
+)doc")
+      .def(py::init([](int64_t layer, std::vector<int64_t> positions, torch::Tensor vector) {
+             return circuits::Injection{layer, std::move(positions), std::move(vector)};
+           }),
+           py::arg("layer"), py::arg("positions"), py::arg("vector"), R"doc(
+Args:
+    layer: of the block after which it is added.
+    positions: of the prompt, from 0.
+    vector: [d_model].
+)doc")
+      .def_readonly("layer", &circuits::Injection::layer)
+      .def_readonly("positions", &circuits::Injection::positions)
+      .def_readonly("vector", &circuits::Injection::vector_D);
+
   m.def(
       "attribute",
       [](const std::shared_ptr<Model>& model, const torch::Tensor& tokens,
          std::map<int64_t, sae::Dictionary> transcoders, std::optional<sae::CrossLayerTranscoder> cross_layer,
          std::optional<TranscoderInput> input, std::string name, double logit_mass, int64_t max_logits,
-         std::vector<circuits::GraphTarget> targets, int64_t max_features, int64_t edges_per_row, bool fold,
-         bool mask_first, int64_t rows_per_batch, int64_t batches_per_update, int64_t memory_budget,
-         const py::object& progress) {
+         std::vector<circuits::GraphTarget> targets, std::vector<circuits::Injection> injections,
+         int64_t max_features, int64_t edges_per_row, bool fold, bool mask_first, int64_t rows_per_batch,
+         int64_t batches_per_update, int64_t memory_budget, const py::object& progress) {
         const circuits::Transcoders set{std::move(transcoders), std::move(cross_layer), input,
                                         std::move(name)};
         const circuits::AttributeOptions options{logit_mass,
                                                  max_logits,
                                                  std::move(targets),
+                                                 std::move(injections),
                                                  max_features,
                                                  edges_per_row,
                                                  fold,
@@ -208,7 +231,8 @@ Args:
       py::arg("model"), py::arg("tokens"), py::kw_only(), py::arg("transcoders"),
       py::arg("cross_layer") = py::none(), py::arg("input") = py::none(), py::arg("name") = "",
       py::arg("logit_mass") = 0.95, py::arg("max_logits") = 10,
-      py::arg("targets") = std::vector<circuits::GraphTarget>{}, py::arg("max_features") = 7500,
+      py::arg("targets") = std::vector<circuits::GraphTarget>{},
+      py::arg("injections") = std::vector<circuits::Injection>{}, py::arg("max_features") = 7500,
       py::arg("edges_per_row") = 4096, py::arg("fold") = true, py::arg("mask_first") = true,
       py::arg("rows_per_batch") = 256, py::arg("batches_per_update") = 4,
       py::arg("memory_budget") = int64_t{2} << 30, py::arg("progress") = py::none(), R"doc(

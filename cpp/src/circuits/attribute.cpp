@@ -1,11 +1,16 @@
 #include "introspect/circuits/attribute.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <stdexcept>
 
 #include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
 
 #include <nlohmann/json.hpp>
 
@@ -24,9 +29,56 @@ namespace {
 struct KeptRow {
   torch::Tensor columns, weights;  // int64 [m] of active features, ascending; [m]
   torch::Tensor by_cell_E;         // all features' contributions by layer and position
-  torch::Tensor errors_E, tokens_T, biases_B;
+  torch::Tensor errors_E, tokens_T, biases_B, injections_L;
   double abs_sum = 0;  // over every feature, error and token
 };
+
+/// The largest `most` of |row|, 0 for all, and sums over every entry: of the cells, and of sizes.
+///
+/// One pass counts values by the upper bits of their size, so that only those at the edge have to be ordered.
+template <typename T>
+void keep_largest(const T* row, const std::vector<RowMaker::Cell>& cells, int64_t most, T* by_cell,
+                  double* abs_sum, std::vector<int64_t>& columns) {
+  constexpr int kBits = 12;  // the exponent of a float and 4 bits of its fraction
+  std::array<int64_t, 1 << kBits> counts{};
+  const auto bucket = [](T x) {
+    return std::bit_cast<uint32_t>(static_cast<float>(std::abs(x))) >> (31 - kBits);
+  };
+  double all = 0;
+  for (const auto& cell : cells) {
+    double sum = 0, size = 0;
+    for (int64_t i = cell.first; i < cell.end; ++i) {
+      sum += row[i];
+      size += std::abs(row[i]);
+      if (row[i] != 0) ++counts[bucket(row[i])];
+    }
+    by_cell[cell.number] = static_cast<T>(sum);
+    all += size;
+  }
+  *abs_sum = all;
+  // The lowest bucket whose values are all kept, and how many of the one below are.
+  uint32_t edge = counts.size();
+  int64_t room = most > 0 ? most : std::numeric_limits<int64_t>::max();
+  while (edge > 0 && counts[edge - 1] <= room) room -= counts[--edge];
+  std::vector<int64_t> at_edge;
+  for (const auto& cell : cells)
+    for (int64_t i = cell.first; i < cell.end; ++i) {
+      if (row[i] == 0) continue;
+      const auto of = bucket(row[i]);
+      if (of >= edge)
+        columns.push_back(i);
+      else if (of + 1 == edge)
+        at_edge.push_back(i);
+    }
+  if (edge == 0 || room == 0) return;
+  const auto larger = [&](int64_t a, int64_t b) {
+    const T x = std::abs(row[a]), y = std::abs(row[b]);
+    return x != y ? x > y : a < b;
+  };
+  std::nth_element(at_edge.begin(), at_edge.begin() + room, at_edge.end(), larger);
+  columns.insert(columns.end(), at_edge.begin(), at_edge.begin() + room);
+  std::sort(columns.begin(), columns.end());
+}
 
 struct Targets {
   std::vector<RowTarget> rows;
@@ -127,7 +179,9 @@ class Search {
     check<std::invalid_argument>(row <= options.memory_budget, "attribute: a row of ", frozen.n_tokens(),
                                  " tokens and ", maker_.n_features(), " active features takes ", row >> 20,
                                  " MiB, and the memory budget is ", options.memory_budget >> 20, " MiB");
-    batch_ = std::min(options.rows_per_batch, options.memory_budget / row);
+    // A quarter is for patterns, and one for decoder rows.
+    batch_ = std::clamp<int64_t>(options.memory_budget / 2 / row, 1, options.rows_per_batch);
+    maker_.gather(options.memory_budget / 4);
   }
 
   void run(const Targets& targets) {
@@ -140,9 +194,14 @@ class Search {
     std::vector<bool> done(static_cast<size_t>(maker_.n_features()), false);
     report(0, wanted);
     while (static_cast<int64_t>(columns_.size()) < wanted) {
-      const auto next = next_columns(done, std::min<int64_t>(wanted - static_cast<int64_t>(columns_.size()),
-                                                             batch_ * options_.batches_per_update));
+      auto next = next_columns(done, std::min<int64_t>(wanted - static_cast<int64_t>(columns_.size()),
+                                                       batch_ * options_.batches_per_update));
       if (next.empty()) break;
+      // Those of early positions together: their rows are shorter.
+      std::sort(next.begin(), next.end(), [&](int64_t a, int64_t b) {
+        const int64_t p = maker_.position(a), q = maker_.position(b);
+        return p != q ? p < q : a < b;
+      });
       for (size_t first = 0; first < next.size(); first += static_cast<size_t>(batch_)) {
         const auto n = std::min(next.size() - first, static_cast<size_t>(batch_));
         const std::vector<int64_t> some(next.begin() + static_cast<ptrdiff_t>(first),
@@ -178,7 +237,7 @@ class Search {
             layer.constant_F[at.feature].item<double>()};
   }
 
-  std::vector<KeptRow> make(const std::vector<RowTarget>& targets) const {
+  std::vector<KeptRow> make(const std::vector<RowTarget>& targets) {
     std::vector<KeptRow> out(targets.size());
     const auto order = by_depth(targets);
     for (size_t first = 0; first < order.size(); first += static_cast<size_t>(batch_)) {
@@ -186,26 +245,45 @@ class Search {
       std::vector<RowTarget> some;
       for (size_t i = 0; i < n; ++i) some.push_back(targets[order[first + i]]);
       const auto rows = maker_.rows(some);
-      const auto cells_E = at::zeros_like(rows.errors_RE).index_add_(1, maker_.cells(), rows.features_RN);
-      const auto abs_R = rows.features_RN.abs().sum(1, false, torch::kFloat64) +
-                         rows.errors_RE.abs().sum(1, false, torch::kFloat64) +
-                         rows.tokens_RT.abs().sum(1, false, torch::kFloat64);
+      const auto abs_R = rows.errors_RE.abs().sum(1, false, torch::kFloat64) +
+                         rows.tokens_RT.abs().sum(1, false, torch::kFloat64) +
+                         rows.injections_RL.abs().sum(1, false, torch::kFloat64);
       for (size_t i = 0; i < n; ++i) {
         const auto r = static_cast<int64_t>(i);
         auto& row = out[order[first + i]];
-        const auto all_N = rows.features_RN[r];
-        row.columns = all_N.nonzero().squeeze(1);
-        if (options_.edges_per_row > 0 && row.columns.size(0) > options_.edges_per_row)
-          row.columns = std::get<0>(std::get<1>(all_N.abs().topk(options_.edges_per_row)).sort());
-        row.weights = all_N.index_select(0, row.columns);
-        row.by_cell_E = cells_E[r].clone();
         row.errors_E = rows.errors_RE[r].clone();
         row.tokens_T = rows.tokens_RT[r].clone();
         row.biases_B = rows.biases_RB[r].clone();
+        row.injections_L = rows.injections_RL[r].clone();
         row.abs_sum = abs_R[r].item<double>();
       }
+      keep_features(rows.features_RN.cpu(), some,
+                    [&](size_t i) -> KeptRow& { return out[order[first + i]]; });
     }
     return out;
+  }
+
+  /// The features of each row that it keeps, and its sums over all.
+  template <typename RowOf>
+  void keep_features(const torch::Tensor& features_RN, const std::vector<RowTarget>& targets,
+                     const RowOf& row_of) const {
+    const int64_t cells = frozen_.n_layers() * frozen_.n_tokens();
+    at::parallel_for(0, static_cast<int64_t>(targets.size()), 1, [&](int64_t first, int64_t end) {
+      for (int64_t r = first; r < end; ++r) {
+        KeptRow& row = row_of(static_cast<size_t>(r));
+        const auto seen = maker_.seen(targets[static_cast<size_t>(r)]);
+        row.by_cell_E = at::zeros({cells}, features_RN.options());
+        std::vector<int64_t> columns;
+        double abs_sum = 0;
+        AT_DISPATCH_FLOATING_TYPES(features_RN.scalar_type(), "keep_features", [&] {
+          keep_largest(features_RN.const_data_ptr<scalar_t>() + r * features_RN.stride(0), seen,
+                       options_.edges_per_row, row.by_cell_E.mutable_data_ptr<scalar_t>(), &abs_sum, columns);
+        });
+        row.abs_sum += abs_sum;
+        row.columns = at::tensor(columns, at::kLong);
+        row.weights = features_RN[r].index_select(0, row.columns);
+      }
+    });
   }
 
   /// Features without a row yet, those through which most of the targets runs as far as rows are known.
@@ -283,6 +361,13 @@ class GraphMaker {
     for (int64_t layer = -1; layer < L; ++layer)
       graph_.nodes.push_back({GraphNodeKind::bias, layer, -1, -1, 0, ""});
 
+    std::vector<int64_t> injected;
+    for (int64_t layer = 0; layer < L; ++layer) {
+      if (!frozen_.injected_TD(layer).defined()) continue;
+      injected.push_back(layer);
+      graph_.nodes.push_back({GraphNodeKind::injection, layer, -1, -1, 0, ""});
+    }
+    injected_ = at::tensor(injected, at::kLong);
     for (const auto i : order) add(node_of_column_[static_cast<size_t>(columns[i])], search_.rows()[i]);
     for (size_t i = 0; i < targets.nodes.size(); ++i) {
       graph_.nodes.push_back(targets.nodes[i]);
@@ -317,7 +402,8 @@ class GraphMaker {
       errors_E = errors_E + row.by_cell_E.cpu();
       errors_E.index_add_(0, cells, weights, -1);
     }
-    const auto others = at::cat({errors_E, row.tokens_T.cpu(), row.biases_B.cpu()});
+    const auto others = at::cat({errors_E, row.tokens_T.cpu(), row.biases_B.cpu(),
+                                 row.injections_L.cpu().index_select(0, injected_)});
     const auto some = others.nonzero().squeeze(1);
     sources_.push_back(at::cat({at::tensor(nodes, at::kLong), some + first_error_}));
     weights_.push_back(at::cat({weights, others.index_select(0, some)}));
@@ -331,6 +417,7 @@ class GraphMaker {
   bool fold_;
   AttributionGraph graph_;
   int64_t first_error_ = 0;
+  torch::Tensor injected_;  // layers with an injection
   std::vector<int64_t> node_of_column_, offsets_{0};
   std::vector<torch::Tensor> sources_, weights_;
 };
@@ -349,7 +436,21 @@ AttributionGraph attribute(const models::Model& model, const torch::Tensor& toke
   check<std::out_of_range>(
       tokens.min().item<int64_t>() >= 0 && tokens.max().item<int64_t>() < model.cfg().d_vocab,
       "attribute: tokens must be 0 to ", model.cfg().d_vocab - 1);
-  const FrozenModel frozen(model, tokens, options.memory_budget / 4);
+  for (const auto& injection : options.injections) {
+    check<std::out_of_range>(injection.layer >= 0 && injection.layer < model.cfg().n_layers,
+                             "attribute: an injection must be after a block 0 to ", model.cfg().n_layers - 1,
+                             ", got ", injection.layer);
+    check<ShapeError>(injection.vector_D.defined() && injection.vector_D.dim() == 1 &&
+                          injection.vector_D.size(0) == model.cfg().d_model,
+                      "attribute: an injection must be of a vector [", model.cfg().d_model, "]");
+    check<std::invalid_argument>(at::isfinite(injection.vector_D).all().item<bool>(),
+                                 "attribute: an injection must be finite");
+    for (const int64_t position : injection.positions)
+      check<std::out_of_range>(position >= 0 && position < tokens.size(0),
+                               "attribute: an injection must be at 0 to ", tokens.size(0) - 1, ", got ",
+                               position);
+  }
+  const FrozenModel frozen(model, tokens, options.memory_budget / 4, options.injections);
   const auto targets =
       options.targets.empty() ? chosen_logits(frozen, options) : given_targets(frozen, options.targets);
   const auto features = read_features(frozen, transcoders, options.mask_first);

@@ -35,9 +35,10 @@ RowMaker::RowMaker(const FrozenModel& frozen, const FeatureLayers& features)
   std::vector<torch::Tensor> cells;
   offsets_.push_back(0);
   for (const auto& layer : features.layers) {
+    writes_once_ = writes_once_ && layer.writes.size() == 1;
     bounds_.push_back(layer.offsets.to(torch::kCPU).contiguous());
     offsets_.push_back(offsets_.back() + layer.ids.size(0));
-    const auto counts = layer.offsets.slice(0, 1) - layer.offsets.slice(0, 0, -1);
+    const auto counts = bounds_.back().slice(0, 1) - bounds_.back().slice(0, 0, -1);
     cells.push_back(at::repeat_interleave(at::arange(T, counts.options()), counts) + layer.layer * T);
   }
   cells_ = cells.empty() ? at::empty({0}, at::kLong) : at::cat(cells);
@@ -60,7 +61,42 @@ int64_t RowMaker::row_bytes(int64_t n_positions) const {
                  2 * frozen_.n_layers() * frozen_.n_tokens());
 }
 
-Rows RowMaker::rows(const std::vector<RowTarget>& targets) const {
+torch::Tensor RowMaker::written_mD(size_t index, size_t write, int64_t position) const {
+  const auto* bounds = bounds_[index].const_data_ptr<int64_t>();
+  const int64_t first = bounds[position], m = bounds[position + 1] - first;
+  if (!gathered_.empty()) return gathered_[index][write].narrow(0, first, m);
+  const auto& from = features_.layers[index];
+  return from.writes[write].second.index_select(0, from.ids.narrow(0, first, m)) *
+         from.activations.narrow(0, first, m).unsqueeze(1);
+}
+
+void RowMaker::gather(int64_t memory) {
+  int64_t bytes = 0;
+  for (const auto& layer : features_.layers)
+    for (const auto& [to, W_dec_FD] : layer.writes)
+      bytes += layer.ids.size(0) * W_dec_FD.size(1) * static_cast<int64_t>(W_dec_FD.element_size());
+  if (bytes > memory) return;
+  for (const auto& layer : features_.layers) {
+    auto& ways = gathered_.emplace_back();
+    for (const auto& [to, W_dec_FD] : layer.writes)
+      ways.push_back(W_dec_FD.index_select(0, layer.ids).mul_(layer.activations.unsqueeze(1)));
+  }
+}
+
+std::vector<RowMaker::Cell> RowMaker::seen(const RowTarget& target) const {
+  std::vector<Cell> out;
+  for (size_t i = 0; i < features_.layers.size(); ++i) {
+    const int64_t layer = features_.layers[i].layer;
+    if (layer > target.layer || (layer == target.layer && target.reads == RowTarget::Reads::mlp_input)) break;
+    const auto* bounds = bounds_[i].const_data_ptr<int64_t>();
+    for (int64_t p = 0; p <= target.position; ++p)
+      if (bounds[p + 1] > bounds[p])
+        out.push_back({layer * frozen_.n_tokens() + p, offsets_[i] + bounds[p], offsets_[i] + bounds[p + 1]});
+  }
+  return out;
+}
+
+Rows RowMaker::rows(const std::vector<RowTarget>& targets) {
   const at::NoGradGuard no_grad;
   const int64_t R = static_cast<int64_t>(targets.size()), L = frozen_.n_layers(), T = frozen_.n_tokens();
   const auto options = frozen_.embedded_TD().options();
@@ -68,8 +104,11 @@ Rows RowMaker::rows(const std::vector<RowTarget>& targets) const {
   int64_t P = 1;  // positions that a target can see
   for (const auto& target : targets) P = std::max(P, target.position + 1);
 
-  Rows out{at::zeros({R, n_features()}, options), at::zeros({R, L * T}, options), at::zeros({R, T}, options),
-           at::zeros({R, L + 1}, options)};
+  // A product sets its block; only where several layers add to one does it have to be 0 before.
+  if (!buffer_.defined() || buffer_.size(0) < R) buffer_ = at::empty({R, n_features()}, options);
+  Rows out{buffer_.narrow(0, 0, R), at::zeros({R, L * T}, options), at::zeros({R, T}, options),
+           at::zeros({R, L + 1}, options), at::zeros({R, L}, options)};
+  if (!writes_once_) out.features_RN.zero_();
   for (int64_t r = 0; r < R; ++r)
     out.biases_RB[r][1 + targets[size_t(r)].layer] = targets[size_t(r)].constant;
 
@@ -101,22 +140,24 @@ Rows RowMaker::rows(const std::vector<RowTarget>& targets) const {
     if (n > 0) {
       for (size_t i = 0; i < features_.layers.size(); ++i) {
         const auto& from = features_.layers[i];
-        for (const auto& [to, W_dec_FD] : from.writes) {
-          if (to != layer) continue;
+        for (size_t write = 0; write < from.writes.size(); ++write) {
+          if (from.writes[write].first != layer) continue;
           const auto* bounds = bounds_[i].const_data_ptr<int64_t>();
           for (int64_t p = 0; p < P; ++p) {
             const int64_t first = bounds[p], m = bounds[p + 1] - first;
             if (m == 0) continue;
-            const auto V_mD = W_dec_FD.index_select(0, from.ids.narrow(0, first, m)) *
-                              from.activations.narrow(0, first, m).unsqueeze(1);
             auto block = out.features_RN.narrow(0, 0, n).narrow(1, offsets_[i] + first, m);
-            block.addmm_(g_PRD[p], V_mD.t());
+            block.addmm_(g_PRD[p], written_mD(i, write, p).t(), writes_once_ ? 0 : 1);
           }
         }
       }
       out.errors_RE.narrow(0, 0, n)
           .narrow(1, layer * T, P)
           .copy_(dot_RP(g_PRD, features_.error_TD[size_t(layer)].narrow(0, 0, P)));
+      const auto& injected_TD = frozen_.injected_TD(layer);
+      if (injected_TD.defined())
+        out.injections_RL.narrow(0, 0, n).select(1, layer).copy_(
+            dot_RP(g_PRD, injected_TD.narrow(0, 0, P)).sum(1));
       const auto& bias_D = features_.bias_D[size_t(layer)];
       if (bias_D.defined())
         out.biases_RB.narrow(0, 0, n).select(1, 1 + layer).add_(at::matmul(g_PRD, bias_D).sum(0));

@@ -21,10 +21,13 @@ struct RowTarget {
 
 /// Rows of targets over all active features: what each adds to each target.
 struct Rows {
-  torch::Tensor features_RN;  ///< every active feature, layer by layer and position by position
-  torch::Tensor errors_RE;    ///< E = layers x positions
+  /// Every active feature, layer by layer and position by position. It stands in memory that the next rows take, and is
+  /// set only where a target can see: below its layer, and up to its position.
+  torch::Tensor features_RN;
+  torch::Tensor errors_RE;  ///< E = layers x positions
   torch::Tensor tokens_RT;
-  torch::Tensor biases_RB;  ///< B = 1 + layers: position embeddings first
+  torch::Tensor biases_RB;      ///< B = 1 + layers: position embeddings first
+  torch::Tensor injections_RL;  ///< what is injected after each layer
 };
 
 /// The adjoint of the frozen model with transcoders, applied to many targets at once.
@@ -40,6 +43,9 @@ class RowMaker {
     double activation;
   };
   Place place(int64_t column) const;
+  int64_t position(int64_t column) const {
+    return cells_.const_data_ptr<int64_t>()[column] % frozen_.n_tokens();
+  }
   /// (layer, position) of each column as layer * positions + position, int64 [N].
   const torch::Tensor& cells() const { return cells_; }
 
@@ -47,11 +53,26 @@ class RowMaker {
   int64_t row_bytes(int64_t n_positions) const;
 
   /// Targets must stand by falling depth (layer, then stream_after before mlp_input).
-  Rows rows(const std::vector<RowTarget>& targets) const;
+  Rows rows(const std::vector<RowTarget>& targets);
+
+  /// What a target sees of the columns: [first, end) of each cell, layer by layer; all else of its row is 0.
+  struct Cell {
+    int64_t number, first, end;  ///< number: layer * positions + position
+  };
+  std::vector<Cell> seen(const RowTarget& target) const;
+
+  /// Keeps the decoder rows of all active features if they take no more bytes than this.
+  void gather(int64_t memory);
 
  private:
+  /// What the features of layer `index` at a position write by its `write`th way, [m, D].
+  torch::Tensor written_mD(size_t index, size_t write, int64_t position) const;
+
   const FrozenModel& frozen_;
   const FeatureLayers& features_;
+  std::vector<std::vector<torch::Tensor>> gathered_;  ///< by feature layer and way: [n, D], if they are kept
+  torch::Tensor buffer_;                              ///< of features_RN
+  bool writes_once_ = true;                           ///< no feature writes to two layers
   std::vector<int64_t> offsets_;  ///< of the first column of each feature layer, and the number of columns
   std::vector<torch::Tensor> bounds_;  ///< offsets of positions within it, on the CPU
   torch::Tensor cells_;

@@ -10,7 +10,7 @@
 namespace introspect::circuits {
 
 FrozenModel::FrozenModel(const models::Model& model, const torch::Tensor& tokens_T,
-                         int64_t memory_for_patterns)
+                         int64_t memory_for_patterns, const std::vector<Injection>& injections)
     : decoder_(model, Nodes::of(model.cfg()), tokens_T.size(0)) {
   const at::NoGradGuard no_grad;
   const int64_t T = tokens_T.size(0), H = model.cfg().n_heads;
@@ -68,6 +68,13 @@ FrozenModel::FrozenModel(const models::Model& model, const torch::Tensor& tokens
     kept.ln2_inverse_T1 = inverse_scale(ln2, kept.mlp_reads_TD);
     kept.mlp_out_TD = wide(decoder_.mlp_out(layer, kept.mlp_reads_TD.to(model.dtype()).unsqueeze(0))[0]);
     x_TD = mid_TD + kept.mlp_out_TD;
+    for (const auto& injection : injections) {
+      if (injection.layer != layer) continue;
+      if (!kept.injected_TD.defined()) kept.injected_TD = at::zeros_like(x_TD);
+      for (const int64_t position : injection.positions)
+        kept.injected_TD[position] += injection.vector_D.to(x_TD.options());
+    }
+    if (kept.injected_TD.defined()) x_TD = x_TD + kept.injected_TD;
     layers_.push_back(std::move(kept));
   }
   last_TD_ = x_TD;

@@ -16,7 +16,8 @@ namespace introspect::circuits {
 /// Gradients of R rows at P positions are [P, R, D], float32 or, of a float64 model, float64.
 class FrozenModel {
  public:
-  FrozenModel(const models::Model& model, const torch::Tensor& tokens_T, int64_t memory_for_patterns);
+  FrozenModel(const models::Model& model, const torch::Tensor& tokens_T, int64_t memory_for_patterns,
+              const std::vector<Injection>& injections = {});
 
   const models::Model& model() const { return decoder_.model(); }
   int64_t n_layers() const { return decoder_.n_layers(); }
@@ -28,6 +29,9 @@ class FrozenModel {
     return positions_TD_;
   }  ///< position embeddings; undefined if there are none
   const torch::Tensor& last_TD() const { return last_TD_; }  ///< the stream after the last block
+
+  /// What is injected into the stream after a layer, [T, D]; undefined for nothing.
+  const torch::Tensor& injected_TD(int64_t layer) const { return layers_[size_t(layer)].injected_TD; }
 
   /// What the MLP of a layer adds to the stream, after its norm.
   const torch::Tensor& mlp_out_TD(int64_t layer) const { return layers_[size_t(layer)].mlp_out_TD; }
@@ -78,7 +82,7 @@ class FrozenModel {
 
  private:
   struct Layer {
-    torch::Tensor resid_pre_TD, attention_out_TD, mlp_reads_TD, mlp_out_TD, attention_bias_TD;
+    torch::Tensor resid_pre_TD, attention_out_TD, mlp_reads_TD, mlp_out_TD, attention_bias_TD, injected_TD;
     torch::Tensor ln1_inverse_T1, ln1_post_inverse_T1, ln2_inverse_T1;
     torch::Tensor pattern_HTS;  // undefined where it is made again each time
   };

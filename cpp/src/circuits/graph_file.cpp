@@ -38,6 +38,8 @@ std::string node_id(const GraphNode& node, int64_t n_layers) {
       return concat("E_", node.feature, "_", node.position);
     case GraphNodeKind::bias:
       return concat("bias_", node.layer);
+    case GraphNodeKind::injection:
+      return concat("injection_", node.layer);
     case GraphNodeKind::logit:
       return concat(n_layers + 1, "_", node.feature, "_", node.position);
   }
@@ -56,13 +58,20 @@ const char* feature_type(GraphNodeKind kind) {
       return "bias";
     case GraphNodeKind::logit:
       return "logit";
+    case GraphNodeKind::injection:
+      return "injection";
   }
   throw std::logic_error("circuits: a kind of node without a type");
 }
 
+/// Whether the front ends of such files know the kind.
+bool is_drawn(GraphNodeKind kind) {
+  return kind != GraphNodeKind::bias && kind != GraphNodeKind::injection;
+}
+
 GraphNodeKind kind_of(const std::string& type) {
   for (const auto kind : {GraphNodeKind::feature, GraphNodeKind::error, GraphNodeKind::token,
-                          GraphNodeKind::bias, GraphNodeKind::logit})
+                          GraphNodeKind::bias, GraphNodeKind::logit, GraphNodeKind::injection})
     if (type == feature_type(kind)) return kind;
   throw ConfigError("AttributionGraph: a node's feature_type must be one of a transcoder graph, got '" +
                     type + "'");
@@ -101,10 +110,10 @@ std::vector<int64_t> parts_of_id(const std::string& id) {
     const auto part = id.substr(first, end - first);
     char* stop = nullptr;
     const auto number = std::strtoll(part.c_str(), &stop, 10);
-    check<ConfigError>(part == "E" || part == "bias" || (!part.empty() && *stop == 0),
+    check<ConfigError>(part == "E" || part == "bias" || part == "injection" || (!part.empty() && *stop == 0),
                        "AttributionGraph: a node id must be", " <layer>_<feature>_<position>, got '",
                        id.substr(0, 60), "'");
-    out.push_back(part == "E" || part == "bias" ? -1 : number);
+    out.push_back(part == "E" || part == "bias" || part == "injection" ? -1 : number);
     first = end + 1;
   }
   return out;
@@ -158,7 +167,7 @@ std::string AttributionGraph::to_json(const std::string& slug, const std::string
   auto& listed = out["nodes"] = Json::array();
   for (size_t i = 0; i < nodes.size(); ++i) {
     const auto& node = nodes[i];
-    if (node.kind == GraphNodeKind::bias && !with_biases) continue;
+    if (!with_biases && !is_drawn(node.kind)) continue;
     const bool is_feature = node.kind == GraphNodeKind::feature, is_logit = node.kind == GraphNodeKind::logit;
     const bool is_token = node.kind == GraphNodeKind::token;
     Json one;
@@ -192,7 +201,7 @@ std::string AttributionGraph::to_json(const std::string& slug, const std::string
   for (size_t row = 0; row < targets.size(); ++row)
     for (int64_t e = bounds[row]; e < bounds[row + 1]; ++e) {
       const auto& source = nodes[size_t(from[e])];
-      if (source.kind == GraphNodeKind::bias && !with_biases) continue;
+      if (!with_biases && !is_drawn(source.kind)) continue;
       links.push_back({{"source", node_id(source, L)},
                        {"target", node_id(nodes[size_t(targets[row])], L)},
                        {"weight", w[e]}});
@@ -267,6 +276,7 @@ AttributionGraph AttributionGraph::from_json(const std::string& text) {
             node.name = graph.token_texts[size_t(node.position)];
           break;
         case GraphNodeKind::bias:
+        case GraphNodeKind::injection:
           node.layer = std::stoll(one.at("layer").get<std::string>());
           node.feature = -1;
           node.position = -1;
@@ -379,8 +389,8 @@ AttributionGraph AttributionGraph::load(const std::filesystem::path& path) {
         "nodes must be [nodes, 4], values [nodes] and targets [targets]");
     const auto* t = table.const_data_ptr<int64_t>();
     for (int64_t i = 0; i < table.size(0); ++i, t += 4) {
-      introspect::check<std::invalid_argument>(t[0] >= 0 && t[0] <= int64_t(GraphNodeKind::logit), "node ", i,
-                                               " is of kind ", t[0], ", which is not known");
+      introspect::check<std::invalid_argument>(t[0] >= 0 && t[0] <= int64_t(GraphNodeKind::injection),
+                                               "node ", i, " is of kind ", t[0], ", which is not known");
       GraphNode node{static_cast<GraphNodeKind>(t[0]),   t[1], t[2], t[3],
                      values.const_data_ptr<double>()[i], ""};
       graph.nodes.push_back(std::move(node));

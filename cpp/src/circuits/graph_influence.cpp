@@ -127,6 +127,8 @@ std::string to_string(GraphNodeKind kind) {
       return "bias";
     case GraphNodeKind::logit:
       return "logit";
+    case GraphNodeKind::injection:
+      return "injection";
   }
   throw std::logic_error("circuits: a kind of node without a name");
 }
@@ -238,7 +240,8 @@ AttributionGraph AttributionGraph::pruned(const PruneOptions& options) const {
     introspect::check<std::invalid_argument>(share >= 0 && share <= 1,
                                              "AttributionGraph: thresholds must be 0 to 1, got ", share);
   const auto always = [&](size_t i) {
-    return nodes[i].kind == GraphNodeKind::token || nodes[i].kind == GraphNodeKind::logit;
+    return nodes[i].kind == GraphNodeKind::token || nodes[i].kind == GraphNodeKind::logit ||
+           nodes[i].kind == GraphNodeKind::injection;
   };
   const auto counts = counted(*this, options);
   const auto v = influence_of(*this, edges_of(*this, counts));

@@ -9,8 +9,9 @@ from .attribution import (
     faithfulness,
     run_circuit,
 )
-from .attribution_graph import AttributionGraph, GraphNode, GraphPath, GraphScores, GraphTarget, attribute
+from .attribution_graph import AttributionGraph, GraphNode, GraphPath, GraphScores, GraphTarget, Injection, attribute
 from .circuit import Circuit
+from .graph_comparison import GraphComparison, compare, mean_graph
 from .qk import HeadLoadings, QkAttribution, head_loadings, qk_attribution
 from .validation import Validation, feature_interventions, predicted_effects, validate
 
@@ -20,19 +21,23 @@ __all__ = [
     "Discovery",
     "EdgeAttribution",
     "Faithfulness",
+    "GraphComparison",
     "GraphNode",
     "GraphPath",
     "GraphScores",
     "GraphTarget",
     "HeadLoadings",
+    "Injection",
     "QkAttribution",
     "Validation",
     "acdc",
     "attribute",
+    "compare",
     "edge_attribution",
     "faithfulness",
     "feature_interventions",
     "head_loadings",
+    "mean_graph",
     "predicted_effects",
     "qk_attribution",
     "run_circuit",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from .. import _C
-from .._C import GraphNode, GraphTarget
+from .._C import GraphNode, GraphTarget, Injection
 from ..analysis.prompts import tokens_of
 from ..arguments import native_model
 from ..output_files import write_bytes
@@ -20,7 +20,7 @@ from .transcoders import transcoder_arguments
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["AttributionGraph", "GraphNode", "GraphPath", "GraphScores", "GraphTarget", "attribute"]
+__all__ = ["AttributionGraph", "GraphNode", "GraphPath", "GraphScores", "GraphTarget", "Injection", "attribute"]
 
 
 class GraphScores(NamedTuple):
@@ -42,8 +42,8 @@ class AttributionGraph:
     """Nodes, and how much each adds to each one after it, in a model whose patterns, norms and MLPs are held fixed.
 
     Edge (t, s) is what s adds to t's pre-activation, of a target to its logit: with errors and biases the edges into a
-    node sum to it. Nodes stand in order: features by layer, position and number, then errors, tokens, biases and
-    targets. What prunes or selects returns another graph.
+    node sum to it. Nodes stand in order: features by layer, position and number, then errors, tokens, biases,
+    injections and targets. What prunes or selects returns another graph.
 
     Source: Ameisen et al. 2025, "Circuit Tracing"; formulas of scores and pruning as in circuit-tracer.
     """
@@ -52,7 +52,7 @@ class AttributionGraph:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> AttributionGraph:
-        """Read a graph: our .safetensors, or the JSON of circuit-tracer and Neuronpedia (schema 1).
+        """Read a graph: our .safetensors, the JSON of circuit-tracer and Neuronpedia (schema 1), circuit-tracer's .pt.
 
         Raises:
             ConfigError: the JSON is not one of a graph, of a newer schema, or has nodes that stand twice.
@@ -64,6 +64,10 @@ class AttributionGraph:
             except (OSError, UnicodeDecodeError) as error:
                 raise _C.IoError(f"AttributionGraph.load: {path} cannot be read: {error}") from error
             return cls.from_json(text)
+        if Path(path).suffix == ".pt":
+            from .graph_pt import read_pt
+
+            return read_pt(path)
         return cls(_C.AttributionGraph.load(os.fspath(path)))
 
     @classmethod
@@ -86,7 +90,7 @@ class AttributionGraph:
         Args:
             slug: its name there; the file's name, or "graph".
             scan: the model's name there; this model's name.
-            biases: keep the nodes of biases, which those front ends do not draw.
+            biases: keep the nodes of biases and injections, which those front ends do not draw.
         """
         slug = slug or (Path(path).stem if path is not None else "graph")
         text = self.native.to_json(slug, scan or self.native.model_name, biases=biases)
@@ -205,6 +209,22 @@ class AttributionGraph:
         out = torch.zeros(len(groups), len(groups), dtype=torch.float64)
         return out.index_put_((to[kept], source[kept]), self.native.weights[kept].double(), accumulate=True)
 
+    def svg(self) -> str:
+        """A picture: tokens along x, layers along y; a line's width is its share of the target's in-edges.
+
+        Raises:
+            ValueError: more than 600 nodes or 4,000 edges; ``prune`` first.
+        """
+        from .graph_picture import svg
+
+        return svg(self)
+
+    def _repr_html_(self) -> str | None:
+        """For notebooks: the picture, where the graph is small enough for one."""
+        from .graph_picture import MOST_EDGES, MOST_NODES
+
+        return self.svg() if self.n_nodes <= MOST_NODES and self.n_edges <= MOST_EDGES else None
+
     def to_pandas(self) -> pd.DataFrame:
         """One row a node: kind, layer, position, feature, value, name, influence, in_sum."""
         import pandas as pd
@@ -225,6 +245,7 @@ def attribute(
     *,
     input: str | None = None,
     targets: Sequence[GraphTarget] | None = None,
+    injections: Sequence[Injection] = (),
     logit_mass: float = 0.95,
     max_logits: int = 10,
     max_features: int = 7500,
@@ -247,6 +268,7 @@ def attribute(
         input: where they read: "residual" (before the norm), "normalized" (after it, before its weight) or "mlp" (what
             the MLP reads); by default what their files say.
         targets: instead of the likeliest next tokens.
+        injections: vectors that are added on the way, a node for each layer with some.
         logit_mass, max_logits: the smallest set of next tokens with this probability, and at most so many.
         max_features: features that get a row, those of most influence so far.
         edges_per_row: features of the largest |weight| that a row keeps; 0: all.
@@ -272,6 +294,7 @@ def attribute(
             logit_mass=logit_mass,
             max_logits=max_logits,
             targets=list(targets or []),
+            injections=list(injections),
             max_features=max_features,
             edges_per_row=edges_per_row,
             fold=fold,

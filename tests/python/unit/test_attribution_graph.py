@@ -8,7 +8,7 @@ import torch
 from tiny import ARCHITECTURES, write_tiny_transformers
 
 import introspect
-from introspect.circuits import AttributionGraph, GraphTarget, attribute
+from introspect.circuits import AttributionGraph, GraphTarget, Injection, attribute
 
 SETS = {
     "residual": graph_sets.per_layer,
@@ -190,6 +190,39 @@ def test_a_target_of_ones_own(models):
     expected = cache["blocks.1.hook_resid_post"][0, 4].double() @ direction
     torch.testing.assert_close(graph.in_sums()[node], expected, rtol=1e-9, atol=1e-9)
     assert max(n.layer for n in graph.nodes if n.kind == "feature") <= 1
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "gemma2"])
+def test_an_injected_vector_is_a_node_of_each_layer_it_is_added_at(models, name):
+    model = models(name)
+    tokens = tokens_of(model)
+    vector = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    injections = [Injection(0, [2, 3], vector), Injection(1, [3], -vector)]
+    graph = attribute(
+        model, tokens.tolist(), graph_sets.per_layer(model, skip=True), injections=injections, progress=False
+    )
+    table = graph.to_pandas()
+    features = table[table.kind == "feature"]
+    assert (features.in_sum - features.value).abs().max() < 1e-9
+    nodes = [i for i, n in enumerate(graph.nodes) if n.kind == "injection"]
+    assert [graph.nodes[i].layer for i in nodes] == [0, 1]
+    assert graph.influence()[nodes].min() > 0
+    # the targets' logits are those of the injected model
+    steered = [
+        introspect.Intervention({0: vector}, positions=[2, 3]),
+        introspect.Intervention({1: -vector}, positions=[3]),
+    ]
+    with introspect.analysis.intervened(model, steered):
+        logits = model(tokens[None])[0, -1].double()
+    if model.cfg.output_logits_soft_cap:
+        cap = model.cfg.output_logits_soft_cap
+        logits = cap * torch.atanh(logits / cap)
+    for i, node in enumerate(graph.nodes):
+        if node.kind == "logit":
+            expected = logits[node.feature] - logits.mean()
+            torch.testing.assert_close(graph.in_sums()[i], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(IndexError, match="must be at 0 to"):
+        attribute(model, tokens.tolist(), {}, injections=[Injection(0, [99], vector)], progress=False)
 
 
 def hand_made() -> AttributionGraph:

@@ -44,12 +44,21 @@ struct GraphTarget {
   double weight = 1;             ///< its share of influence
 };
 
+/// A vector that is added to the stream after a block at some positions, as an experiment injects a concept. It is a node of
+/// the graph, one a layer.
+struct Injection {
+  int64_t layer = 0;
+  std::vector<int64_t> positions;
+  torch::Tensor vector_D;
+};
+
 struct AttributeOptions {
   double logit_mass = 0.95;  ///< the smallest set of next tokens with this probability ...
   int64_t max_logits = 10;   ///< ... and at most so many are targets, less the mean row of the unembedding
   std::vector<GraphTarget> targets;  ///< instead of them
-  int64_t max_features = 7500;       ///< features that get a row: those of most influence so far
-  int64_t edges_per_row = 4096;      ///< features of the largest |weight| that a row keeps; 0: all
+  std::vector<Injection> injections;
+  int64_t max_features = 7500;   ///< features that get a row: those of most influence so far
+  int64_t edges_per_row = 4096;  ///< features of the largest |weight| that a row keeps; 0: all
   bool fold =
       true;  ///< what features without a node of their own contribute counts as their position's error
   bool mask_first = true;  ///< no features at the first position, where one token holds much of every norm

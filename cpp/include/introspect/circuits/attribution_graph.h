@@ -17,14 +17,15 @@ enum class GraphNodeKind : uint8_t {
   error,    ///< what the transcoders of a layer leave out of the MLP's output at a position
   token,    ///< an embedding
   bias,  ///< what a layer adds whatever it reads: of attention, norms, transcoders; layer -1: position embeddings
-  logit,  ///< a target
+  logit,      ///< a target
+  injection,  ///< what an experiment adds to the stream after a layer
 };
 
 /// A node of a graph.
 struct GraphNode {
   GraphNodeKind kind = GraphNodeKind::feature;
   int64_t layer = 0;     ///< -1 of tokens, the number of layers of logits
-  int64_t position = 0;  ///< -1 of biases
+  int64_t position = 0;  ///< -1 of biases and injections
   int64_t feature = 0;   ///< of the transcoder; the token's id of tokens and logits; -1 else
   double value = 0;      ///< the activation of a feature; the probability (or weight) of a target
   std::string name;      ///< of tokens and targets: their text
@@ -58,7 +59,8 @@ struct GraphPath {
 ///
 /// Edge (t, s) is what s adds to t's pre-activation (of a target: its logit) in the model with its attention patterns,
 /// norms' scales and MLP outputs held fixed, in which it is linear: with errors and biases the edges of a node sum to it.
-/// Nodes stand in order: features by layer, position and number, then errors, tokens, biases and targets. A value.
+/// Nodes stand in order: features by layer, position and number, then errors, tokens, biases, injections and
+/// targets. A value.
 /// Source: Ameisen et al. 2025, "Circuit Tracing".
 struct INTROSPECT_EXPORT AttributionGraph {
   std::string model_name, model_hash, prompt;
@@ -111,7 +113,7 @@ struct INTROSPECT_EXPORT AttributionGraph {
   void save(const std::filesystem::path& path) const;
   static AttributionGraph load(const std::filesystem::path& path);
 
-  /// The graph JSON of circuit-tracer and Neuronpedia (schema 1), bias nodes included if asked for. `slug` and `scan`
+  /// The graph JSON of circuit-tracer and Neuronpedia (schema 1), bias and injection nodes included if asked for. `slug` and `scan`
   /// name it there.
   std::string to_json(const std::string& slug, const std::string& scan, bool with_biases = false) const;
 
@@ -119,7 +121,7 @@ struct INTROSPECT_EXPORT AttributionGraph {
   static AttributionGraph from_json(const std::string& text);
 };
 
-/// "feature", "error", "token", "bias", "logit".
+/// "feature", "error", "token", "bias", "logit", "injection".
 INTROSPECT_EXPORT std::string to_string(GraphNodeKind kind);
 
 }  // namespace introspect::circuits
