@@ -51,6 +51,7 @@ __all__: list[str] = [
     "HfFolder",
     "HookError",
     "HookRegistry",
+    "Injection",
     "Interval",
     "Intervention",
     "IoError",
@@ -4075,13 +4076,22 @@ class GraphNode:
     """
     A node of an attribution graph.
 
-    ``kind``: feature, error, token, bias or logit; ``layer``: -1 of tokens, n_layers of targets; ``position``: -1 of biases;
+    ``kind``: feature, error, token, bias, injection or logit; ``layer``: -1 of tokens, n_layers of targets; ``position``: -1 of biases;
     ``feature``: its number in the transcoder, the token's id of tokens and logits, -1 else; ``value``: the activation of a feature,
     the probability (or weight) of a target; ``name``: the text of tokens and targets.
     """
 
     __hash__: typing.ClassVar[None] = None
     def __eq__(self, arg0: GraphNode) -> bool: ...
+    def __init__(
+        self,
+        kind: str,
+        layer: typing.SupportsInt | typing.SupportsIndex,
+        position: typing.SupportsInt | typing.SupportsIndex = -1,
+        feature: typing.SupportsInt | typing.SupportsIndex = -1,
+        value: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        name: str = "",
+    ) -> None: ...
     def __repr__(self) -> str: ...
     @property
     def feature(self) -> int: ...
@@ -4106,6 +4116,28 @@ class AttributionGraph:
     def load(path: os.PathLike | str | bytes) -> AttributionGraph: ...
     def __copy__(self) -> AttributionGraph: ...
     def __deepcopy__(self, memo: dict) -> AttributionGraph: ...
+    def __init__(
+        self,
+        nodes: collections.abc.Sequence[GraphNode],
+        targets: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        offsets: torch.Tensor,
+        sources: torch.Tensor,
+        weights: torch.Tensor,
+        *,
+        model_name: str = "",
+        model_hash: str = "",
+        prompt: str = "",
+        tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        token_texts: collections.abc.Sequence[str] = [],
+        transcoders: str = "",
+        notes: typing.Any = {},
+    ) -> None:
+        """
+        A graph of nodes and edges: row i is of node targets[i], its entries offsets[i] to offsets[i + 1] of sources and weights.
+
+        Raises:
+            ValueError: edges that do not go to a later layer and no earlier position, or nodes that stand twice.
+        """
     def adjacency(self) -> torch.Tensor: ...
     def find(
         self,
@@ -4197,6 +4229,29 @@ class GraphTarget:
     def position(self) -> int: ...
     @property
     def weight(self) -> float: ...
+
+class Injection:
+    """
+    A vector that is added to the stream after a block at some positions, as an experiment injects a concept.
+    """
+    def __init__(
+        self,
+        layer: typing.SupportsInt | typing.SupportsIndex,
+        positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        vector: torch.Tensor,
+    ) -> None:
+        """
+        Args:
+            layer: of the block after which it is added.
+            positions: of the prompt, from 0.
+            vector: [d_model].
+        """
+    @property
+    def layer(self) -> int: ...
+    @property
+    def positions(self) -> list[int]: ...
+    @property
+    def vector(self) -> torch.Tensor: ...
 
 class QkPart:
     """
@@ -5131,6 +5186,7 @@ def attribute(
     logit_mass: typing.SupportsFloat | typing.SupportsIndex = 0.95,
     max_logits: typing.SupportsInt | typing.SupportsIndex = 10,
     targets: collections.abc.Sequence[GraphTarget] = [],
+    injections: collections.abc.Sequence[Injection] = [],
     max_features: typing.SupportsInt | typing.SupportsIndex = 7500,
     edges_per_row: typing.SupportsInt | typing.SupportsIndex = 4096,
     fold: bool = True,
@@ -6416,7 +6472,7 @@ def read_npz(path: os.PathLike | str | bytes) -> dict[str, torch.Tensor]:
         IoError: the file is missing, damaged or compressed, or holds objects, structures, text, dates or raw bytes.
     """
 
-def read_torch_zip(path: os.PathLike | str | bytes) -> typing.Any:
+def read_torch_zip(path: os.PathLike | str | bytes, *, objects_as_data: bool = False) -> typing.Any:
     """
     Read a file of torch.save (torch 1.6 and later); nothing in it is executed.
 
@@ -6424,6 +6480,8 @@ def read_torch_zip(path: os.PathLike | str | bytes) -> typing.Any:
 
     Args:
         path: a .pt, .pth or .bin file.
+        objects_as_data: give objects of other classes as {"class": name, "arguments": ..., "state": ...} instead of
+            refusing them; nothing of the class is looked up or run.
 
     Returns:
         Nested dicts, lists and tuples of CPU tensors and plain values. An OrderedDict is a dict.
