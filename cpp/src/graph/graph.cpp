@@ -1,6 +1,7 @@
 #include "introspect/graph/graph.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
@@ -89,6 +90,25 @@ int64_t Graph::place_of(const ModelPtr& model) {
   return static_cast<int64_t>(models_.size()) - 1;
 }
 
+/// Hash and copy of an operand. Memory that was hashed before is compared with its copy, which is much faster than another
+/// hash, and sees whatever has been written there since.
+const Graph::OwnOperand& Graph::own_operand(const torch::Tensor& tensor) {
+  const bool is_plain = tensor.defined() && tensor.layout() == torch::kStrided && tensor.is_cpu() &&
+                        tensor.is_contiguous() && !tensor.is_neg() && !tensor.is_conj();
+  const void* const at = is_plain ? tensor.const_data_ptr() : nullptr;
+  if (const auto seen = operand_at_.find(at); at != nullptr && seen != operand_at_.end()) {
+    const auto& found = *operands_.find(seen->second);
+    const auto& own = found.second;
+    if (own.scalar_type() == tensor.scalar_type() && own.sizes() == tensor.sizes() &&
+        std::memcmp(own.const_data_ptr(), at, tensor.nbytes()) == 0)
+      return found;
+  }
+  const auto [own, is_new] = operands_.try_emplace(hooks::tensor_hash(tensor));
+  if (is_new) own->second = tensor.detach().clone(at::MemoryFormat::Contiguous);
+  if (at != nullptr && own->second.is_cpu()) operand_at_[at] = own->first;
+  return *own;
+}
+
 /// What an intervention does, wherever it does it; its operands become the graph's own, which nobody writes into.
 std::string Graph::take_effect(hooks::Intervention& i) {
   std::string out = concat(i.op, "|", hooks::point_name(i.point), "|");
@@ -105,10 +125,9 @@ std::string Graph::take_effect(hooks::Intervention& i) {
     out += concat(layer, ":");
     hooks::Operands::Tensors held;
     for (const auto& [name, tensor] : operands) {
-      const auto [own, is_new] = operands_.try_emplace(hooks::tensor_hash(tensor));
-      if (is_new) own->second = tensor.detach().clone();
-      held[name] = own->second;
-      out += name == "v" ? own->first : concat(name, "=", own->first, ";");
+      const auto& [hash, own] = own_operand(tensor);
+      held[name] = own;
+      out += name == "v" ? hash : concat(name, "=", hash, ";");
     }
     operands = std::move(held);
     out += ",";

@@ -1,6 +1,8 @@
 #include "introspect/sae/dictionary.h"
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <mutex>
 #include <stdexcept>
 #include <utility>
@@ -67,8 +69,12 @@ void check_weights(const DictionaryConfig& config, const DictionaryWeights& w) {
     wants(tensor, part, config.architecture == Architecture::gated);
   if (pursues || config.architecture == Architecture::gated) wants(w.b_enc_F, "b_enc", false);
 
-  const int64_t d_in =
-      pursues ? d_out : (check_dense<ShapeError>(w.W_enc_FD, "Dictionary: W_enc"), w.W_enc_FD.size(-1));
+  if (!pursues) {
+    check_dense<ShapeError>(w.W_enc_FD, "Dictionary: W_enc");
+    check<ShapeError>(w.W_enc_FD.dim() == 2, "Dictionary: W_enc must be [d_sae, d_in], got ",
+                      w.W_enc_FD.sizes());
+  }
+  const int64_t d_in = pursues ? d_out : w.W_enc_FD.size(1);
   for (const auto& [part, tensor] : kParts) {
     const auto& t = w.*tensor;
     if (!t.defined()) continue;
@@ -92,18 +98,29 @@ void check_weights(const DictionaryConfig& config, const DictionaryWeights& w) {
                     "] can be taken off inputs of its width only, got inputs of ", d_in);
   if (chooses(config.architecture)) {
     const bool batch = config.architecture == Architecture::batchtopk;
+    // Of matching pursuit k bounds the steps, and SAELens's bound is d_in, which may be more than there are features.
+    const auto most = static_cast<double>(pursues ? std::max(F, d_in) : F);
     check<std::invalid_argument>(
-        config.k > 0 && config.k <= static_cast<double>(F) &&
-            (batch || config.k == static_cast<double>(static_cast<int64_t>(config.k))),
-        "Dictionary: k must be ", batch ? "above 0" : "a whole number from 1", " and at most d_sae, ", F,
-        ", got ", config.k);
+        config.k > 0 && config.k <= most && (batch || config.k == std::floor(config.k)),
+        "Dictionary: k must be ", batch ? "above 0" : "a whole number from 1",
+        pursues ? " to the larger of d_in and d_sae, " : " and at most d_sae, ", most, ", got ", config.k);
     check<std::invalid_argument>(
         config.architecture != Architecture::groupmax || F % static_cast<int64_t>(config.k) == 0,
         "Dictionary: d_sae must be a multiple of groupmax's k, got ", F, " and ", config.k);
   }
+  if (pursues) {
+    const auto longest = w.W_dec_FD.norm(2, -1, false, torch::kFloat32).max().item<double>();
+    check<std::invalid_argument>(
+        longest * longest < 2,
+        "Dictionary: rows of matching pursuit's W_dec must be of length 1, got one of ", longest,
+        ", with which each step would lengthen what is left");
+  }
   if (w.threshold_F.defined())
     check<std::invalid_argument>((w.threshold_F >= 0).all().item<bool>(),
                                  "Dictionary: thresholds must be at least 0 (are these their logarithms?)");
+  check<std::invalid_argument>(config.layer_norm_eps >= 0 && config.residual_threshold >= 0,
+                               "Dictionary: layer_norm_eps and residual_threshold must be at least 0, got ",
+                               config.layer_norm_eps, " and ", config.residual_threshold);
   check<std::invalid_argument>(config.input_scale > 0 && std::isfinite(config.input_scale),
                                "Dictionary: the input scale must be above 0 and finite, got ",
                                config.input_scale);
@@ -156,6 +173,8 @@ DictionaryWeights DictionaryWeights::from_operands(const hooks::Operands& operan
 Dictionary::Dictionary(DictionaryConfig config, DictionaryWeights weights, DictionaryOrigin origin)
     : config_(std::move(config)), weights_(std::move(weights)), origin_(std::move(origin)) {
   check_weights(config_, weights_);
+  for (const auto& [name, part] : kParts)
+    if ((weights_.*part).defined()) weights_.*part = (weights_.*part).contiguous();
 }
 
 Dictionary Dictionary::of_checked(DictionaryConfig config, DictionaryWeights weights) {

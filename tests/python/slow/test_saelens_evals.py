@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from dictionaries_at import dictionary_at
+from dictionaries import dictionary_at
 from safetensors.torch import save_file
 
 from introspect import _C, SAE

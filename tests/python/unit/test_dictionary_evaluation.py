@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from dictionaries_at import decode, dictionary_at, encode
+from dictionaries import decode, dictionary_at, encode
 from tiny import ARCHITECTURES, write_tiny_transformers
 
 import introspect

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from dictionaries_at import dictionary_at, encode
+from dictionaries import dictionary_at, encode
 from safetensors.torch import load_file, save_file
 from tiny import write_tiny
 
@@ -215,3 +215,31 @@ def test_a_sparse_probe_finds_the_planted_feature_and_nothing_in_shuffled_labels
     assert sparse_probing(base, sae, texts, shuffled.tolist(), ks=(1,)).accuracy[1] < 0.8
     with pytest.raises(ValueError, match="two classes"):
         sparse_probing(base, sae, texts, [0] * 60)
+
+
+def test_a_crosscoder_that_is_trained_on_two_models_finds_what_the_tuned_one_has_more(tmp_path_factory, rng):
+    """Tokens embed along direction t % 16 in both models; the tuned one adds direction 20 to a sixth of all tokens."""
+    U = basis()
+    embedding = U[torch.arange(V) % 16] * (1 + 0.2 * torch.rand(V, 1, generator=rng).double())
+    has = torch.arange(V) // 16 == 3  # each direction has one such token
+    base = model_of(tmp_path_factory.mktemp("base"), embedding)
+    tuned = model_of(tmp_path_factory.mktemp("tuned"), embedding + has[:, None] * U[20])
+    texts = torch.randint(0, V, (200, 40), generator=rng)
+    both = introspect.SAE.train(
+        [base, tuned], texts.tolist(), hook=[(HOOK, 0), (HOOK, 1)], architecture="batchtopk", d_sae=24, k=1.2, lr=5e-3,
+        training_tokens=300 * 256, train_batch_size_tokens=256, context_size=20, prepend_bos=False, held_out_tokens=256,
+        sequence_separator_token=None, exclude_special_tokens=False, max_norm_multiple=None, progress=False,
+    )  # fmt: skip
+    classes = crosscoder_classes(both)
+    own = classes.of("second only")[0]
+    second = both.W_dec[own, D:].double()
+    assert torch.nn.functional.cosine_similarity(second, U[20], dim=0) > 0.95
+    alive = text_features([base, tuned], both, texts).sum(0) > 0
+    others = [i for i in alive.nonzero().flatten().tolist() if i != own]
+    assert len(others) >= 14 and all(classes.classes[i] == "shared" for i in others), classes.to_pandas()
+
+    held_out = torch.randint(0, V, (40, 10), generator=rng)
+    active = text_features([base, tuned], both, held_out, features=[own], pool="max")[:, 0] > 0
+    assert torch.equal(active, has[held_out].any(1))
+    scaling = latent_scaling((base, tuned), both, held_out, [own])
+    assert scaling.error_ratio.abs() < 0.1 and scaling.reconstruction_ratio.abs() < 0.2

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from dictionaries_at import dictionary_at
+from dictionaries import dictionary_at
 from tiny import write_tiny_transformers
 
 import introspect

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from dictionaries_at import dictionary_at, encode
+from dictionaries import dictionary_at, encode
 from tiny import write_tiny_transformers
 
 import introspect

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dictionaries_at import decode, dictionary_at, encode
+from dictionaries import decode, dictionary_at, encode
 from looped import TURNS, looped_readings, message_positions
 from looped import protocol as any_protocol
 from tiny_chat import random_vectors, write_tiny_chat

@@ -130,6 +130,8 @@ class INTROSPECT_EXPORT Graph {
   const Node& node(NodeId id) const;
   int64_t place_of(const ModelPtr& model);
   NodeId insert(Node node, const std::string& content);
+  using OwnOperand = std::pair<const std::string, torch::Tensor>;
+  const OwnOperand& own_operand(const torch::Tensor& tensor);
   std::string take_effect(hooks::Intervention& intervention);
 
   std::vector<ModelPtr> models_;
@@ -138,6 +140,7 @@ class INTROSPECT_EXPORT Graph {
   std::unordered_map<std::string, NodeId> by_hash_;
   std::unordered_map<std::string, ReadId> read_by_hash_;
   std::unordered_map<std::string, torch::Tensor> operands_;  // by hash
+  std::unordered_map<const void*, std::string> operand_at_;  // hash by the memory that was hashed
   SoleUser user_;
 };
 

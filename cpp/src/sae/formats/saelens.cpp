@@ -34,8 +34,16 @@ Json as_version_6(const Json& cfg) {
   const auto metadata = value_or(cfg, "metadata", Json::object());
   auto version =
       value_or<std::string>(cfg, "sae_lens_version", value_or<std::string>(metadata, "sae_lens_version", ""));
-  if (!version.empty() && version[0] >= '6' && (version.size() == 1 || version[1] == '.')) return cfg;
-  if (version.find('.') >= 2 && version.find('.') != std::string::npos) return cfg;  // 10.0 and later
+  const auto dot = version.find('.');
+  const bool is_later = dot >= 2 && dot != std::string::npos;  // 10.0 and later
+  if (is_later || (!version.empty() && version[0] >= '6' && (version.size() == 1 || dot == 1))) {
+    for (const char* key : {"activation_fn", "activation_fn_str"}) {
+      const auto activation = value_or<std::string>(cfg, key, "relu");
+      check<ConfigError>(activation == "relu", key, " ", excerpt(activation),
+                         " is of files before version 6; this one says version ", excerpt(version));
+    }
+    return cfg;
+  }
   Json out = cfg;
   for (const auto& [old, name] : {std::pair{"hook_point", "hook_name"},
                                   {"hook_point_head_index", "hook_head_index"},
@@ -195,7 +203,6 @@ Parts read_saelens(Found& found) {
   auto& [config, w, origin, has_relu] = parts;
   config.architecture = kind.architecture;
   config.subtract_b_dec = !kind.is_transcoder && value_or(cfg, "apply_b_dec_to_input", true);
-  config.rank_by_decoder_norm = value_or(cfg, "rescale_acts_by_decoder_norm", false);
   config.relu = !kind.is_signed;
   w.W_dec_FD = tensors.take("W_dec");
   w.b_dec_D = tensors.take_if_there("b_dec");
@@ -208,6 +215,8 @@ Parts read_saelens(Found& found) {
       break;
     case Architecture::matching_pursuit:
       tensors.ignore("W_enc");  // W_dec's transpose
+      // SAELens adds b_dec to what is decoded only where it is taken off the input.
+      if (!config.subtract_b_dec && !kind.is_transcoder) w.b_dec_D = torch::Tensor();
       config.residual_threshold = value_or(cfg, "residual_threshold", config.residual_threshold);
       config.k = static_cast<double>(value_or<int64_t>(cfg, "max_iterations", w.W_dec_FD.size(-1)));
       check<ConfigError>(value_or(cfg, "stop_on_duplicate_support", true),
@@ -220,6 +229,7 @@ Parts read_saelens(Found& found) {
                      kind.architecture == Architecture::batchtopk ||
                      kind.architecture == Architecture::groupmax;
   if (has_k) {
+    config.rank_by_decoder_norm = value_or(cfg, "rescale_acts_by_decoder_norm", false);
     config.k = value_or<double>(cfg, "k", found.options.k ? static_cast<double>(*found.options.k) : 0);
     check<ConfigError>(config.k > 0, "cfg.json must say k");
   }

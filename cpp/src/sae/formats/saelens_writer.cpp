@@ -41,9 +41,12 @@ const char* norm_word(InputNorm norm) {
   }
 }
 
+/// A matching pursuit with b_dec on its output alone is one too: SAELens would drop the b_dec of "matching_pursuit".
 bool is_transcoder(const Dictionary& d) {
   const auto& from = d.origin();
-  return d.weights().W_skip_DD.defined() || d.d_in() != d.d_out() ||
+  const bool writes_bias = d.config().architecture == Architecture::matching_pursuit &&
+                           !d.config().subtract_b_dec && d.weights().b_dec_D.defined();
+  return writes_bias || d.weights().W_skip_DD.defined() || d.d_in() != d.d_out() ||
          (!from.inputs.empty() && !from.outputs.empty() && from.inputs != from.outputs);
 }
 
