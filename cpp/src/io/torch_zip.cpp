@@ -143,7 +143,7 @@ TorchValue TorchValue::dict(Dict entries) {
   return {std::make_shared<const Dict>(std::move(entries))};
 }
 
-TorchValue read_torch_zip(const std::filesystem::path& path) {
+TorchValue read_torch_zip(const std::filesystem::path& path, UnknownObjects unknown) {
   const ZipArchive zip(MappedFile::open(path), "torch.save of torch 1.6 and later");
   const auto root = root_of(zip), who = path.string();
   if (const auto order = root + "byteorder"; zip.has(order))
@@ -162,7 +162,7 @@ TorchValue read_torch_zip(const std::filesystem::path& path) {
       out = out.view(torch::kUInt8).ne(0);
     return out;
   };
-  return unpickle(zip.at(root + std::string(kPickle)), storage, who);
+  return unpickle(zip.at(root + std::string(kPickle)), storage, who, unknown);
 }
 
 void save_torch_zip(const std::filesystem::path& path, const TorchValue& value) {

@@ -55,20 +55,29 @@ struct Class {
   torch::ScalarType dtype;
 };
 struct Mark {};
+/// A class or function that is not known, and something that would be made by one.
+struct Unknown {
+  std::string name;
+};
+struct Object {
+  Ref made_by, arguments;
+  std::optional<Ref> state;
+};
 using Node = std::variant<std::monostate, bool, int64_t, double, std::string, torch::Tensor, List, Tuple,
-                          Dict, Name, Class, Mark>;
+                          Dict, Name, Class, Mark, Unknown, Object>;
 
 const char* kind_of(const Node& node) {
-  constexpr const char* kKinds[] = {"None",         "a truth",    "a whole number", "a number",
-                                    "text",         "a tensor",   "a list",         "a tuple",
-                                    "a dictionary", "a function", "a class",        "a mark"};
+  constexpr const char* kKinds[] = {"None",     "a truth", "a whole number", "a number",     "text",
+                                    "a tensor", "a list",  "a tuple",        "a dictionary", "a function",
+                                    "a class",  "a mark",  "a class",        "an object"};
   return kKinds[node.index()];
 }
 
 class Machine {
  public:
-  Machine(std::span<const std::byte> bytes, const ReadStorage& storage, const std::string& who)
-      : bytes_(bytes), storage_(storage), who_(who) {}
+  Machine(std::span<const std::byte> bytes, const ReadStorage& storage, const std::string& who,
+          UnknownObjects unknown)
+      : bytes_(bytes), storage_(storage), who_(who), unknown_(unknown) {}
 
   TorchValue run() {
     while (true) {
@@ -177,6 +186,11 @@ class Machine {
   // ---- instructions ----
 
   void step(uint8_t code) {
+    if (code == 0x81 && unknown_ == UnknownObjects::as_data) {  // NEWOBJ
+      const auto arguments = pop(), made_by = pop();
+      as<Unknown>(made_by, "a class");
+      return push(Object{made_by, arguments, std::nullopt});
+    }
     switch (code) {
       case 0x80: {  // PROTO
         const auto protocol = number<uint8_t>();
@@ -269,11 +283,17 @@ class Machine {
         return push(persistent(pop()));
       case 'R': {  // REDUCE
         const auto arguments = pop(), function = pop();
+        if (std::holds_alternative<Unknown>(arena_[function]))
+          return push(Object{function, arguments, std::nullopt});
         const auto items = as<Tuple>(arguments, "arguments").items;
         return push(call(as<Name>(function, "a function"), items));
       }
       case 'b': {  // BUILD: the attributes of a state dict's OrderedDict, its version, say
         const auto attributes = pop();
+        if (auto* const object = std::get_if<Object>(&arena_[top()])) {
+          object->state = attributes;
+          return;
+        }
         as<Dict>(attributes, "attributes in a dictionary");
         as<Dict>(top(), "a dictionary whose attributes are set");
         return;
@@ -308,6 +328,7 @@ class Machine {
     if (module == "torch")
       for (const auto& storage : kStorages)
         if (name == storage.name) return Class{storage.dtype};
+    if (unknown_ == UnknownObjects::as_data) return Unknown{module + "." + name};
     throw IoError(
         concat(who_, ": its pickle names ", excerpt(module + "." + name),
                ", which is neither a tensor nor a plain container; nothing else is made from a file"));
@@ -416,6 +437,14 @@ class Machine {
             for (const auto& [key, held] : node.entries)
               entries.emplace_back(value(key, depth + 1), value(held, depth + 1));
             return TorchValue::dict(std::move(entries));
+          } else if constexpr (std::is_same_v<T, Unknown>) {
+            count_text(node.name.size());
+            return {node.name};
+          } else if constexpr (std::is_same_v<T, Object>) {
+            return TorchValue::dict(
+                {{{std::string("class")}, value(node.made_by, depth + 1)},
+                 {{std::string("arguments")}, value(node.arguments, depth + 1)},
+                 {{std::string("state")}, node.state ? value(*node.state, depth + 1) : TorchValue()}});
           } else if constexpr (std::is_same_v<T, Name> || std::is_same_v<T, Class> ||
                                std::is_same_v<T, Mark>) {
             require(false, "leaves ", kind_of(arena_[ref]), " as a value");
@@ -432,6 +461,7 @@ class Machine {
   std::span<const std::byte> bytes_;
   const ReadStorage& storage_;
   const std::string& who_;
+  UnknownObjects unknown_;
   size_t at_ = 0, text_ = 0;
   std::deque<Node> arena_;
   std::vector<Ref> stack_;
@@ -447,8 +477,9 @@ const char* storage_class(torch::ScalarType dtype) {
   return found == std::end(kStorages) ? nullptr : found->name;
 }
 
-TorchValue unpickle(std::span<const std::byte> bytes, const ReadStorage& storage, const std::string& who) {
-  return Machine(bytes, storage, who).run();
+TorchValue unpickle(std::span<const std::byte> bytes, const ReadStorage& storage, const std::string& who,
+                    UnknownObjects unknown) {
+  return Machine(bytes, storage, who, unknown).run();
 }
 
 }  // namespace introspect::io

@@ -17,7 +17,8 @@ using ReadStorage =
 
 /// The value that a pickle of protocol 2 to 5 makes, of those instructions and names that read_torch_zip knows.
 /// `who` begins every message. Throws IoError.
-TorchValue unpickle(std::span<const std::byte> bytes, const ReadStorage& storage, const std::string& who);
+TorchValue unpickle(std::span<const std::byte> bytes, const ReadStorage& storage, const std::string& who,
+                    UnknownObjects unknown);
 
 /// torch's class of storages of a dtype ("FloatStorage"); null for one without.
 const char* storage_class(torch::ScalarType dtype);

@@ -9,7 +9,24 @@ from typing import Annotated
 
 import typer
 
-from . import explore, generate, heads, info, lens, patch, probe, pull, report, run, sae, store, sweep, train, vector
+from . import (
+    explore,
+    generate,
+    graph,
+    heads,
+    info,
+    lens,
+    patch,
+    probe,
+    pull,
+    report,
+    run,
+    sae,
+    store,
+    sweep,
+    train,
+    vector,
+)
 
 app = typer.Typer(
     name="introspect",
@@ -24,6 +41,7 @@ for command in (pull, info, lens, patch, heads, probe, generate, train, run, swe
 app.add_typer(vector.app, name="vector")
 app.add_typer(store.app, name="store")
 app.add_typer(sae.app, name="sae")
+app.add_typer(graph.app, name="graph")
 
 
 def _version(asked: bool) -> None:

@@ -41,6 +41,12 @@ struct INTROSPECT_EXPORT TorchValue {
   static TorchValue dict(Dict entries);
 };
 
+/// What becomes of objects of classes that are neither tensors nor plain containers.
+enum class UnknownObjects : uint8_t {
+  refused,  ///< by name
+  as_data,  ///< a dictionary of class (its name), arguments and state; nothing of the class is looked up or run
+};
+
 /// Reads a file of torch.save (the zip format, of torch 1.6 and later). Nothing in it is executed.
 ///
 /// A pickle is a program. This reads the few instructions and the few names that tensors, parameters and plain
@@ -48,8 +54,9 @@ struct INTROSPECT_EXPORT TorchValue {
 /// dtype; those that share a storage share it here.
 /// Throws IoError for a file that is missing, truncated or corrupt, whose entries are compressed or overlap, for a
 /// tensor that does not lie within its storage, for values that contain themselves or are nested deeper than 100, and for
-/// every instruction and name that is not known.
-INTROSPECT_EXPORT TorchValue read_torch_zip(const std::filesystem::path& path);
+/// every instruction and, unless objects are wanted as data, every name that is not known.
+INTROSPECT_EXPORT TorchValue read_torch_zip(const std::filesystem::path& path,
+                                            UnknownObjects unknown = UnknownObjects::refused);
 
 /// Writes a file that torch.load(path, weights_only=True) reads, atomically (see write_atomically).
 ///
