@@ -2,6 +2,7 @@
 
 from .._C import DictionaryOrigin, DictionarySite
 from ..steering.splice import splice_intervention
+from .absorption import Absorption, concept_absorption, first_letter_absorption
 from .attribution import FeatureAttribution, attribute_features
 from .contexts import Contexts, contexts_of
 from .cross_layer_transcoder import CrossLayerTranscoder
@@ -49,6 +50,7 @@ from .training import Training, train_many
 
 __all__ = [
     "SAE",
+    "Absorption",
     "ActivationFile",
     "ActivationStream",
     "Contexts",
@@ -85,6 +87,7 @@ __all__ = [
     "anthropic_jumprelu",
     "attribute_features",
     "best_cosines",
+    "concept_absorption",
     "contexts_of",
     "contrast_features",
     "contrastive_steering",
@@ -99,6 +102,7 @@ __all__ = [
     "feature_monitor",
     "feature_readout",
     "feature_statistics",
+    "first_letter_absorption",
     "fuzzing_score",
     "injected_features",
     "latent_scaling",
