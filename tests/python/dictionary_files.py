@@ -58,7 +58,7 @@ def saelens(root: Path, architecture: str = "standard", **cfg) -> Written:
     transcoder = "transcoder" in architecture
     W_enc, b_enc, W_dec, b_dec = draw(d_out=OUT if transcoder else D)
     tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-    subtract = cfg.setdefault("apply_b_dec_to_input", True) and not transcoder
+    subtract = cfg.setdefault("apply_b_dec_to_input", not transcoder)
     metadata = {"sae_lens_version": "6.54.12", "model_name": "gpt2", "hook_name": "blocks.3.hook_resid_post"}
     metadata |= {"context_size": 128, "prepend_bos": True}
     if transcoder:
@@ -269,9 +269,12 @@ def dictionary_learning(root: Path, kind: str = "AutoEncoder") -> Written:
         "layer": 3,
         "lm_name": "EleutherAI/pythia-70m-deduped",
     }
-    trainer |= {"submodule_name": "resid_post_layer_3"}
+    trainer |= {"submodule_name": "resid_post_layer_3", "k": K}
     subtract, act = True, torch.relu
     if kind == "AutoEncoder":
+        W_dec /= W_dec.norm(
+            dim=-1, keepdim=True
+        )  # in place: its trainer keeps rows at length 1, and its reader makes them so
         state = linear | {"encoder.bias": b_enc, "bias": b_dec}
     elif kind == "AutoEncoderNew":
         state, subtract = linear | {"encoder.bias": b_enc, "decoder.bias": b_dec}, False

@@ -10,6 +10,7 @@ given `repo` and `folder` and finds its files below `root`.
 
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -51,8 +52,7 @@ def from_hub_loader(job):
 def apply(job):
     x = torch.load(job["x"])
     if job["kind"] == "dictionary_learning":
-        for name in ("nnsight", "zstandard"):  # of its training
-            sys.modules.setdefault(name, MagicMock())
+        sys.modules.setdefault("nnsight", MagicMock(__spec__=ModuleSpec("nnsight", None)))  # of its training
         from dictionary_learning.utils import load_dictionary
 
         dictionary, _ = load_dictionary(job["path"], "cpu")
@@ -71,6 +71,8 @@ def apply(job):
         sae = SAE.load_from_disk(job["path"])
     else:
         sae = from_hub_loader(job)
+    if sae.cfg.reshape_activations == "hook_z":  # rows are flat already
+        sae.turn_off_forward_pass_hook_z_reshaping()
     return sae.encode(x), sae(x)
 
 

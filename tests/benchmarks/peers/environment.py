@@ -83,8 +83,16 @@ SAE_LENS = Environment(
     "INTROSPECT_SAE_LENS",
     "venv-sae",
     ["sae-lens>=6.5", "transformer_lens<4"],
-    "import sae_lens, sparsify",
-    ["dictionary-learning==0.1.0", "eai-sparsify==1.3.3", "natsort", "simple-parsing", "docstring-parser"],
+    "import sae_lens; from sparsify import SparseCoder",
+    [
+        "dictionary-learning==0.1.0",
+        "eai-sparsify==1.3.3",
+        "natsort",
+        "simple-parsing",
+        "docstring-parser",
+        "zstandard",
+        "schedulefree",
+    ],
 )
 
 
