@@ -315,7 +315,7 @@ def sparsify(root: Path, activation: str = "topk", transcode: bool = False) -> W
     k = 4
     skip = torch.randn(D, D, generator=torch.Generator().manual_seed(13))
     tensors = {"encoder.weight": W_enc.T.contiguous(), "encoder.bias": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-    cfg = {"activation": activation, "expansion_factor": 4, "normalize_decoder": True, "num_latents": 0, "k": k}
+    cfg = {"activation": activation, "expansion_factor": 4, "normalize_decoder": True, "num_latents": F, "k": k}
     cfg |= {"multi_topk": False, "skip_connection": transcode, "transcode": transcode, "d_in": D}
     if transcode:
         tensors["W_skip"] = skip
