@@ -159,8 +159,8 @@ def compare(
 def mean_graph(graphs: Sequence[AttributionGraph], *, positions: Sequence[Positions] | None = None) -> AttributionGraph:
     """The mean of graphs of prompts of one template: what is the same in all of them stays, the rest fades.
 
-    Nodes are matched as by ``compare``; weights of edges and values of nodes are means over all graphs, 0 where one lacks
-    it. Tokens that differ are one node, of number -1. Nodes of positions that have no common one are left out.
+    Nodes are matched as by ``compare``; weights and values are means over all graphs, 0 where one lacks the edge or
+    node. Tokens that differ are one node, of number -1. Nodes of positions that have no common one are left out.
 
     Args:
         positions: as in ``compare``.
@@ -173,7 +173,8 @@ def mean_graph(graphs: Sequence[AttributionGraph], *, positions: Sequence[Positi
     lists = _aligned(graphs, positions, "mean_graph")
     tokens: dict[int, list[tuple[int, str]]] = {}
     for graph, places in zip(graphs, lists, strict=True):
-        for place, node in zip(places, (n for n in graph.nodes if n.kind == "token"), strict=False):
+        for node in graph.nodes:
+            place = places[node.position] if node.kind == "token" else None
             if place is not None:
                 tokens.setdefault(place, []).append((node.feature, node.name))
     shared = {place: of[0] for place, of in tokens.items() if len(set(of)) == 1 and len(of) == len(graphs)}

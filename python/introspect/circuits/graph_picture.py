@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MOST_NODES, MOST_EDGES = 600, 4000
 STEP, LINE, ROW, MARGIN, ASIDE = 20, 20, 22, 14, 64  # between glyphs, lines of one cell, layers; around; for names
-RADIUS = 6
+RADIUS, GAP = 6, 6
 THICKEST = 4.0
 TEXT = 12  # characters of a token or target
 UP, DOWN = "#2b6cb0", "#c05621"
@@ -47,10 +47,10 @@ def svg(graph: AttributionGraph) -> str:
     rows = sorted({row for row, _ in cells})
 
     # A cell is at most as wide as it is high; a column is as wide as its widest cell.
-    per_line = {at: max(2, _ceil_sqrt(len(of))) if at[0] < _LOGITS else 1 for at, of in cells.items()}
+    per_line = {at: max(2, _ceil_sqrt(len(of))) if at[0] < _LOGITS else len(of) for at, of in cells.items()}
     width = {
         column: max(
-            [STEP * min(per_line[at], len(of)) for at, of in cells.items() if at[1] == column]
+            [STEP * min(per_line[at], len(of)) for at, of in cells.items() if at[1] == column and at[0] < _LOGITS]
             + [7 * min(TEXT, _length(graph, column, cells)) + 8, 2 * STEP]
         )
         + STEP
@@ -67,6 +67,7 @@ def svg(graph: AttributionGraph) -> str:
     for row in reversed(rows):
         y[row] = top + height[row] / 2
         top += height[row]
+    left = max(left, MARGIN + ASIDE + sum(_wide(node) + GAP for node in nodes if node.kind == "logit"))
     places: dict[int, tuple[float, float]] = {}
     for at, of in cells.items():
         lines = [of[i : i + per_line[at]] for i in range(0, len(of), per_line[at])]
@@ -76,6 +77,12 @@ def svg(graph: AttributionGraph) -> str:
                     x[at[1]] + STEP * (place - (len(line) - 1) / 2),
                     y[at[0]] + LINE * (number - (len(lines) - 1) / 2),
                 )
+
+    right = left
+    for number, node in reversed(list(enumerate(nodes))):  # targets side by side, up to the right edge
+        if node.kind == "logit":
+            places[number] = (right - _wide(node) / 2, y[_LOGITS])
+            right -= _wide(node) + GAP
 
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="11" '
@@ -108,7 +115,9 @@ def _row_name(row: int) -> str:
 
 def _length(graph: AttributionGraph, column: int, cells: dict[tuple[int, int], list[int]]) -> int:
     """Characters of the longest text in a column."""
-    texts = [graph.nodes[number].name for at, of in cells.items() if at[1] == column for number in of]
+    texts = [
+        graph.nodes[number].name for at, of in cells.items() if at[1] == column and at[0] < _LOGITS for number in of
+    ]
     return max((len(text) for text in texts), default=0)
 
 
@@ -137,8 +146,7 @@ def _glyph(node: GraphNode, x: float, y: float) -> str:
     title = f"<title>{_said(node)}</title>"
     style = f'fill="{fill}" stroke="#4a5568"'
     if node.kind in ("token", "logit"):
-        text = node.name if len(node.name) <= TEXT else node.name[: TEXT - 1] + "…"
-        wide = max(7 * len(text) + 6, 2 * r)
+        text, wide = _short(node.name), _wide(node)
         return (
             f'<g>{title}<rect x="{x - wide / 2:.1f}" y="{y - 8:.1f}" width="{wide}" height="16" rx="3" {style}/>'
             f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle">{_shown(text)}</text></g>'
@@ -152,6 +160,15 @@ def _glyph(node: GraphNode, x: float, y: float) -> str:
     }[node.kind]
     points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
     return f'<polygon points="{points}" {style}>{title}</polygon>'
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= TEXT else text[: TEXT - 1] + "…"
+
+
+def _wide(node: GraphNode) -> int:
+    """Of the box of a token or target."""
+    return max(7 * len(_short(node.name)) + 6, 2 * RADIUS)
 
 
 def _said(node: GraphNode) -> str:
