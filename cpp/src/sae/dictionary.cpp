@@ -109,7 +109,7 @@ void check_weights(const DictionaryConfig& config, const DictionaryWeights& w) {
         "Dictionary: d_sae must be a multiple of groupmax's k, got ", F, " and ", config.k);
   }
   if (pursues) {
-    const auto longest = w.W_dec_FD.norm(2, -1, false, torch::kFloat32).max().item<double>();
+    const auto longest = w.W_dec_FD.to(arithmetic(w.W_dec_FD.scalar_type())).norm(2, -1).max().item<double>();
     check<std::invalid_argument>(
         longest * longest < 2,
         "Dictionary: rows of matching pursuit's W_dec must be of length 1, got one of ", longest,
