@@ -479,3 +479,21 @@ def test_damaged_arrays_are_errors(tmp_path):
         (tmp_path / "x.npy").write_bytes(damaged)
         with contextlib.suppress(introspect.IoError):
             read_npz(tmp_path / "x.npy")
+
+
+def test_an_activation_of_before_version_6_in_a_later_file_is_no_relu(tmp_path):
+    SAE(W_enc=torch.eye(3), W_dec=torch.eye(3)).save(tmp_path / "a")
+    cfg = json.loads((tmp_path / "a/cfg.json").read_text())
+    for key in ("activation_fn", "activation_fn_str"):
+        (tmp_path / "a/cfg.json").write_text(json.dumps(cfg | {key: "topk"}))
+        with pytest.raises(introspect.ConfigError, match=f"{key} 'topk' is of files before version 6"):
+            SAE.load(tmp_path / "a")
+
+
+def test_norms_are_ranked_by_in_choices_only_as_saelens_reads_it(tmp_path):
+    sae = SAE(W_enc=torch.eye(3), W_dec=2 * torch.eye(3), architecture="jumprelu", threshold=torch.ones(3))
+    sae.save(tmp_path / "a")
+    cfg = json.loads((tmp_path / "a/cfg.json").read_text())
+    (tmp_path / "a/cfg.json").write_text(json.dumps(cfg | {"rescale_acts_by_decoder_norm": True}))
+    x = torch.tensor([[0.7, 1.5, 0.0]])
+    assert torch.equal(SAE.load(tmp_path / "a").encode(x), torch.tensor([[0.0, 1.5, 0.0]]))

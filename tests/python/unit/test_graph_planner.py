@@ -411,3 +411,26 @@ def test_an_exception_from_a_callback_ends_the_run_and_the_graph_runs_again(few)
         with pytest.raises(KeyboardInterrupt):
             graph.run(**{option: stop})
     assert len(graph.run()) == 1
+
+
+def test_an_operand_that_was_written_into_is_another(tmp_path_factory):
+    """Graphs hash memory once and compare it afterwards, so that no way to write into it goes unseen."""
+    folder = write_tiny_transformers(tmp_path_factory.mktemp("tiny"), "llama")
+    model = introspect.load_model(folder)
+    vector = torch.ones(model.cfg.d_model)
+    graph = introspect.Graph()
+
+    def segment():
+        return graph.segment(model, [3, 4, 5], interventions=[introspect.Intervention({1: vector})])
+
+    first = segment()
+    assert segment() == first
+    vector.data.mul_(2)  # no version counts it
+    second = segment()
+    vector.numpy()[0] = -0.0
+    third = segment()
+    vector.numpy()[0] = 0.0
+    fourth = segment()
+    assert len({first, second, third, fourth}) == 4
+    vector.fill_(1)
+    assert segment() == first
