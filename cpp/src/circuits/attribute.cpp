@@ -85,6 +85,14 @@ struct Targets {
   std::vector<GraphNode> nodes;
 };
 
+/// A token as text, with the space that it begins a word with (which SentencePiece takes from a text's beginning).
+std::string text_of(const models::Model& model, int64_t id) {
+  if (!model.has_tokenizer()) return std::to_string(id);
+  const auto text = model.tokenizer().decode({id});
+  const bool begins_word = model.tokenizer().id_to_token(id).rfind("\u2581", 0) == 0;
+  return begins_word && text.rfind(' ', 0) != 0 ? " " + text : text;
+}
+
 Targets chosen_logits(const FrozenModel& frozen, const AttributeOptions& options) {
   const auto& model = frozen.model();
   const int64_t T = frozen.n_tokens(), L = frozen.n_layers();
@@ -107,8 +115,7 @@ Targets chosen_logits(const FrozenModel& frozen, const AttributeOptions& options
                   frozen.final_gradient(u_D.unsqueeze(0), position)[0], 0};
     if (bias_D.defined()) row.constant = at::dot(u_D, bias_D).item<double>();
     out.rows.push_back(row);
-    const auto text = model.has_tokenizer() ? model.tokenizer().decode({id}) : std::to_string(id);
-    out.nodes.push_back({GraphNodeKind::logit, L, T - 1, id, sorted[i].item<double>(), text});
+    out.nodes.push_back({GraphNodeKind::logit, L, T - 1, id, sorted[i].item<double>(), text_of(model, id)});
   }
   return out;
 }
@@ -354,8 +361,7 @@ class GraphMaker {
     for (int64_t t = 0; t < T; ++t) {
       const auto id = tokens_T[t].item<int64_t>();
       graph_.tokens.push_back(id);
-      graph_.token_texts.push_back(model.has_tokenizer() ? model.tokenizer().decode({id})
-                                                         : std::to_string(id));
+      graph_.token_texts.push_back(text_of(model, id));
       graph_.nodes.push_back({GraphNodeKind::token, -1, t, id, 0, graph_.token_texts.back()});
     }
     for (int64_t layer = -1; layer < L; ++layer)
@@ -379,7 +385,7 @@ class GraphMaker {
                                       : at::cat(weights_);
     graph_.model_name = model.cfg().model_name;
     graph_.model_hash = model.hash();
-    for (const auto& text : graph_.token_texts) graph_.prompt += text;
+    graph_.prompt = model.has_tokenizer() ? model.tokenizer().decode(graph_.tokens) : std::string();
     return std::move(graph_);
   }
 

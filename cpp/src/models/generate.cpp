@@ -58,29 +58,51 @@ class Sampler {
   }
 
   int64_t draw(const float* logits, int64_t V) {
+    const int64_t n = options_.top_k > 0 ? std::min(options_.top_k, V) : V;
     std::vector<int64_t> order(static_cast<size_t>(V));
     std::iota(order.begin(), order.end(), 0);
     const auto more_probable = [&](int64_t a, int64_t b) {
       return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
     };
-    if (options_.top_k > 0 && options_.top_k < V) {
-      std::partial_sort(order.begin(), order.begin() + options_.top_k, order.end(), more_probable);
-      order.resize(static_cast<size_t>(options_.top_k));
-    } else {
-      std::sort(order.begin(), order.end(), more_probable);
+    // Only as many are put in order as the draw looks at: 64, 256, ...
+    int64_t sorted = 0;
+    const auto sort_to = [&](int64_t rank) {
+      while (sorted <= rank && sorted < n) {
+        const int64_t next = std::min(n, std::max<int64_t>(64, 4 * sorted));
+        std::partial_sort(order.begin() + sorted, order.begin() + next, order.end(), more_probable);
+        sorted = next;
+      }
+    };
+    sort_to(n < V ? n - 1 : 0);
+    const double largest = logits[order[0]];
+    const auto weight = [&](int64_t token) {
+      return std::exp((static_cast<double>(logits[token]) - largest) / options_.temperature);
+    };
+    double total = 0;
+    if (n == V)
+      for (int64_t token = 0; token < V; ++token) total += weight(token);
+    else
+      for (int64_t rank = 0; rank < n; ++rank) total += weight(order[rank]);
+
+    double mass = total;
+    int64_t kept = n;
+    if (options_.top_p < 1) {
+      mass = 0;
+      for (kept = 0; kept < n && (kept == 0 || mass < options_.top_p * total); ++kept) {
+        sort_to(kept);
+        mass += weight(order[kept]);
+      }
     }
-    std::vector<double> weights(order.size());
-    for (size_t i = 0; i < order.size(); ++i)
-      weights[i] =
-          std::exp((static_cast<double>(logits[order[i]]) - logits[order[0]]) / options_.temperature);
-    const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
-    size_t kept = 0;
-    double mass = 0;
-    while (kept < weights.size() && (kept == 0 || mass < options_.top_p * total)) mass += weights[kept++];
     double u = std::uniform_real_distribution<double>(0, mass)(random_);
-    size_t i = 0;
-    while (i + 1 < kept && u >= weights[i]) u -= weights[i++];
-    return order[i];
+    int64_t rank = 0;
+    for (; rank + 1 < kept; ++rank) {
+      sort_to(rank);
+      const double w = weight(order[rank]);
+      if (u < w) break;
+      u -= w;
+    }
+    sort_to(rank);
+    return order[rank];
   }
 
   const GenerateOptions& options_;
