@@ -17,8 +17,8 @@ from introspect.sae import train_many
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="smollm2-135m-instruct")
 parser.add_argument("--prompt", default="The opposite of small is")
-parser.add_argument("--tokens", type=int, default=8192)
-parser.add_argument("--layers", type=int, default=6, help="layers that get a transcoder, evenly spread")
+parser.add_argument("--tokens", type=int, default=4096)
+parser.add_argument("--layers", type=int, default=4, help="layers that get a transcoder, evenly spread")
 parser.add_argument("--svg", type=Path)
 args = parser.parse_args()
 
@@ -40,6 +40,7 @@ trained = train_many(
     ],
     training_tokens=args.tokens,
     train_batch_size_tokens=512,
+    held_out_tokens=512,
 )
 transcoders = dict(zip(layers, trained.dictionaries, strict=True))
 print(trained.to_pandas().groupby("dictionary").last()[["explained_variance", "l0"]].to_string())

@@ -119,7 +119,10 @@ FeatureLayers read_features(const FrozenModel& frozen, const Transcoders& transc
     one.layer = layer;
     set_encoder(one, dictionary, frozen.mlp_input_bias_D(layer, input), dtype);
     const auto x_TD = frozen.mlp_input_TD(layer, input);
-    set_activations(one, dictionary.to(dtype).encode_sparse(x_TD), mask_first, dtype);
+    // Made anew, a dictionary has all its weights looked through.
+    const bool fits = dictionary.weights().W_enc_FD.scalar_type() == dtype;
+    const auto& encoder = fits ? dictionary : dictionary.to(dtype);
+    set_activations(one, encoder.encode_sparse(x_TD), mask_first, dtype);
     return one;
   };
 
