@@ -67,7 +67,7 @@ class AttributionGraph:
         if Path(path).suffix == ".pt":
             from .graph_pt import read_pt
 
-            return read_pt(path)
+            return cls(read_pt(path))
         return cls(_C.AttributionGraph.load(os.fspath(path)))
 
     @classmethod
@@ -217,7 +217,7 @@ class AttributionGraph:
         """
         from .graph_picture import svg
 
-        return svg(self)
+        return svg(self.native)
 
     def _repr_html_(self) -> str | None:
         """For notebooks: the picture, where the graph is small enough for one."""

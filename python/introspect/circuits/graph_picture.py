@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from .._C import GraphNode
-    from .attribution_graph import AttributionGraph
+    from .._C import AttributionGraph, GraphNode
 
 MOST_NODES, MOST_EDGES = 600, 4000
 STEP, LINE, ROW, MARGIN, ASIDE = 20, 20, 22, 14, 64  # between glyphs, lines of one cell, layers; around; for names
@@ -122,7 +121,7 @@ def _length(graph: AttributionGraph, column: int, cells: dict[tuple[int, int], l
 
 
 def _lines(graph: AttributionGraph, places: dict[int, tuple[float, float]]) -> list[str]:
-    native = graph.native
+    native = graph
     targets = torch.repeat_interleave(torch.tensor(native.targets, dtype=torch.long), native.offsets.diff())
     weights = native.weights.double()
     sums = torch.zeros(graph.n_nodes, dtype=torch.float64).index_add_(0, targets, weights.abs()).clamp(min=1e-10)

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from .. import _C
-from .attribution_graph import AttributionGraph
 
 
-def read_pt(path: str | os.PathLike) -> AttributionGraph:
+def read_pt(path: str | os.PathLike) -> _C.AttributionGraph:
     """Read a graph that circuit-tracer saved with ``Graph.to_pt``. Nothing in the file is executed.
 
     Its nodes are the selected features, errors by layer and position, tokens and targets; it has none for biases.
@@ -86,7 +85,7 @@ def read_pt(path: str | os.PathLike) -> AttributionGraph:
         )
     except ValueError as error:
         raise _C.ConfigError(f"{where}: {error}") from error
-    return AttributionGraph(native)
+    return native
 
 
 def _tensor(value: Mapping[str, Any], name: str, where: str) -> torch.Tensor:
