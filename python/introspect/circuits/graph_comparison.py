@@ -212,10 +212,10 @@ def mean_graph(graphs: Sequence[AttributionGraph], *, positions: Sequence[Positi
         for key in order
     ]
     entries = sorted((number[to], number[start], weight) for (to, start), weight in weights.items())
-    targets = sorted({to for to, _, _ in entries})
+    targets = sorted({row for row, _, _ in entries})
     counts = torch.zeros(len(order), dtype=torch.long)
-    for to, _, _ in entries:
-        counts[to] += 1
+    for row, _, _ in entries:
+        counts[row] += 1
     head = graphs[0]
     return AttributionGraph(
         _C.AttributionGraph(

@@ -71,8 +71,8 @@ def svg(graph: AttributionGraph) -> str:
     for at, of in cells.items():
         lines = [of[i : i + per_line[at]] for i in range(0, len(of), per_line[at])]
         for number, line in enumerate(lines):
-            for place, node in enumerate(line):
-                places[node] = (
+            for place, one in enumerate(line):
+                places[one] = (
                     x[at[1]] + STEP * (place - (len(line) - 1) / 2),
                     y[at[0]] + LINE * (number - (len(lines) - 1) / 2),
                 )

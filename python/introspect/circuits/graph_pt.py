@@ -77,7 +77,7 @@ def read_pt(path: str | os.PathLike) -> _C.AttributionGraph:
             sources,
             matrix[rows, sources].to(torch.float64 if matrix.dtype == torch.float64 else torch.float32),
             model_name=_model_name(value),
-            prompt=value.get("input_string") if isinstance(value.get("input_string"), str) else "",
+            prompt=str(value["input_string"]) if isinstance(value.get("input_string"), str) else "",
             tokens=tokens.tolist(),
             token_texts=texts,
             transcoders=_text(value.get("scan_name", value.get("scan"))),

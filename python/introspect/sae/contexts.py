@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +117,9 @@ def check_dictionary(who: str, model: Any, sae: _C.Dictionary) -> None:
     if not isinstance(sae, _C.Dictionary):
         raise TypeError(f"{who}: sae must be an introspect.SAE, got {type(sae).__name__}")
     if len(sae.origin.inputs) == 1 and len(sae.origin.outputs) <= 1:
-        checked_sites(model, sae, who)
+        with warnings.catch_warnings():  # contexts_of begins texts as the dictionary's were
+            warnings.filterwarnings("ignore", message=".* BOS token in front")
+            checked_sites(model, sae, who)
 
 
 def _ids(tokenizer: _C.Tokenizer, text: str, prepend_bos: bool | None) -> tuple[list[int], list[int]]:
