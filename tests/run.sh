@@ -144,7 +144,7 @@ tier_examples() {
   mkdir -p "$work"
   for example in examples/python/*.py examples/cpp/*.cpp; do
     case $example in
-      */python/circuit.py) arguments=(python "$example" --model "$model") ;;
+      */python/circuit.py | */python/attribution_graph.py) arguments=(python "$example" --model "$model") ;;
       *.py) arguments=(python "$example" --model "$model" --suffixes 40) ;;
       *) arguments=("$BUILD/examples/cpp/example_$(basename "$example" .cpp)" "$model") ;;
     esac

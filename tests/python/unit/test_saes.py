@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dictionaries_at import decode, dictionary_at, encode
+from dictionaries import decode, dictionary_at, encode
 from reference import exact_softmax
 from tiny import tiny_transformers, write_tiny_transformers
 
