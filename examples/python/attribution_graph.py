@@ -7,17 +7,18 @@ and layers its scores rise. Layers without a transcoder count as error as a whol
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import introspect
 from introspect.circuits import attribute, qk_attribution, validate
-from introspect.sae import train_many
+from introspect.sae import train_many, write_activations
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="smollm2-135m-instruct")
 parser.add_argument("--prompt", default="The opposite of small is")
-parser.add_argument("--tokens", type=int, default=4096)
+parser.add_argument("--tokens", type=int, default=40_000, help="of training, over some 5,000 of text again and again")
 parser.add_argument("--layers", type=int, default=4, help="layers that get a transcoder, evenly spread")
 parser.add_argument("--svg", type=Path)
 args = parser.parse_args()
@@ -25,9 +26,12 @@ args = parser.parse_args()
 model = introspect.load_model(args.model)
 n = model.cfg.n_layers
 layers = sorted({round((i + 0.5) * n / args.layers - 0.5) for i in range(args.layers)})
+hooks = [f"blocks.{layer}.{point}" for layer in layers for point in ("hook_mlp_in", "hook_mlp_out")]
+text = [text for text in topics.values() if 2000 < len(text) < 6000][:6]
+rows = write_activations(model, text, Path(tempfile.mkdtemp()) / "activations", hooks=hooks)
 trained = train_many(
-    model,
-    [text for text in topics.values() if len(text) > 2000],
+    None,
+    rows,
     [
         {
             "hook": f"blocks.{layer}.hook_mlp_in",
