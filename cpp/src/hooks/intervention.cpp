@@ -178,8 +178,9 @@ void check_operands(const Intervention& i, const Operator& op, int64_t layer, co
   check_names(i, op, layer, operands);
   // An operator that checks its operands may take indices.
   for (const auto& [name, tensor] : operands)
-    check<ShapeError>(tensor.is_floating_point() || (op.check_operands && tensor.scalar_type() == torch::kLong),
-                      who(name), " must be of a floating dtype, got ", tensor.scalar_type());
+    check<ShapeError>(
+        tensor.is_floating_point() || (op.check_operands && tensor.scalar_type() == torch::kLong), who(name),
+        " must be of a floating dtype, got ", tensor.scalar_type());
   if (operands.empty()) return;
   if (op.check_operands)
     op.check_operands(operands, {points.width(i.point), i.source ? points.width(*i.source) : std::nullopt});
