@@ -3,6 +3,7 @@
 #include "introspect/circuits/attribute.h"
 #include "introspect/circuits/attribution_graph.h"
 #include "introspect/models/model.h"
+#include "transcoder_input.h"
 #include "value_type.h"
 
 namespace introspect::python {
@@ -11,7 +12,6 @@ namespace {
 
 using circuits::AttributionGraph;
 using circuits::GraphNode;
-using circuits::TranscoderInput;
 using models::Model;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
@@ -161,10 +161,6 @@ Raises:
 }  // namespace
 
 void bind_attribution_graph(py::module_& m) {
-  py::enum_<TranscoderInput>(m, "TranscoderInput", "Where transcoders read in a block.")
-      .value("residual", TranscoderInput::residual, "The stream before the norm.")
-      .value("normalized", TranscoderInput::normalized, "After the norm, before its weight.")
-      .value("mlp", TranscoderInput::mlp, "What the MLP itself reads.");
   bind_graph_type(m);
   py::class_<circuits::GraphTarget>(m, "GraphTarget",
                                     "What a graph explains: see introspect.circuits.GraphTarget.")
@@ -207,11 +203,11 @@ Args:
       "attribute",
       [](const std::shared_ptr<Model>& model, const torch::Tensor& tokens,
          std::map<int64_t, sae::Dictionary> transcoders, std::optional<sae::CrossLayerTranscoder> cross_layer,
-         std::optional<TranscoderInput> input, std::string name, double logit_mass, int64_t max_logits,
+         const std::optional<std::string>& input, std::string name, double logit_mass, int64_t max_logits,
          std::vector<circuits::GraphTarget> targets, std::vector<circuits::Injection> injections,
          int64_t max_features, int64_t edges_per_row, bool fold, bool mask_first, int64_t rows_per_batch,
          int64_t batches_per_update, int64_t memory_budget, const py::object& progress) {
-        const circuits::Transcoders set{std::move(transcoders), std::move(cross_layer), input,
+        const circuits::Transcoders set{std::move(transcoders), std::move(cross_layer), parse_input(input),
                                         std::move(name)};
         const circuits::AttributeOptions options{logit_mass,
                                                  max_logits,

@@ -2,6 +2,7 @@
 
 #include "introspect/circuits/qk_attribution.h"
 #include "introspect/models/model.h"
+#include "transcoder_input.h"
 
 namespace introspect::python {
 
@@ -67,9 +68,10 @@ A part of the stream that a head reads at one position: ``kind`` (feature, error
       "qk_attribution",
       [](const std::shared_ptr<Model>& model, const torch::Tensor& tokens, int64_t layer, int64_t head,
          int64_t query, int64_t key, Layers layers, CrossLayer cross_layer,
-         std::optional<circuits::TranscoderInput> input, bool mask_first) {
+         const std::optional<std::string>& input, bool mask_first) {
         return circuits::qk_attribution(*model, tokens, layer, head, query, key,
-                                        {std::move(layers), std::move(cross_layer), input, ""}, mask_first);
+                                        {std::move(layers), std::move(cross_layer), parse_input(input), ""},
+                                        mask_first);
       },
       py::arg("model"), py::arg("tokens"), py::arg("layer"), py::arg("head"), py::arg("query"),
       py::arg("key"), py::kw_only(), py::arg("transcoders"), py::arg("cross_layer") = py::none(),
@@ -79,8 +81,9 @@ A part of the stream that a head reads at one position: ``kind`` (feature, error
       "head_loadings",
       [](const std::shared_ptr<Model>& model, const torch::Tensor& tokens, const GraphNode& source,
          const GraphNode& target, Layers layers, CrossLayer cross_layer,
-         std::optional<circuits::TranscoderInput> input, bool mask_first) {
-        return circuits::head_loadings(*model, tokens, {std::move(layers), std::move(cross_layer), input, ""},
+         const std::optional<std::string>& input, bool mask_first) {
+        return circuits::head_loadings(*model, tokens,
+                                       {std::move(layers), std::move(cross_layer), parse_input(input), ""},
                                        source, target, mask_first);
       },
       py::arg("model"), py::arg("tokens"), py::arg("source"), py::arg("target"), py::kw_only(),

@@ -106,7 +106,6 @@ __all__: list[str] = [
     "Trainer",
     "TrainerMetrics",
     "TrainingRecord",
-    "TranscoderInput",
     "TriePlan",
     "ablation_everywhere",
     "accumulated_bias",
@@ -4040,38 +4039,6 @@ class CrossLayerTranscoder:
     @property
     def origin(self) -> DictionaryOrigin: ...
 
-class TranscoderInput:
-    """
-    Where transcoders read in a block.
-
-    Members:
-
-      residual : The stream before the norm.
-
-      normalized : After the norm, before its weight.
-
-      mlp : What the MLP itself reads.
-    """
-
-    __members__: typing.ClassVar[dict[str, TranscoderInput]]
-    mlp: typing.ClassVar[TranscoderInput]
-    normalized: typing.ClassVar[TranscoderInput]
-    residual: typing.ClassVar[TranscoderInput]
-    def __eq__(self, other: typing.Any) -> bool: ...
-    def __getstate__(self) -> int: ...
-    def __hash__(self) -> int: ...
-    def __index__(self) -> int: ...
-    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None: ...
-    def __int__(self) -> int: ...
-    def __ne__(self, other: typing.Any) -> bool: ...
-    def __repr__(self) -> str: ...
-    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None: ...
-    def __str__(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def value(self) -> int: ...
-
 class GraphNode:
     """
     A node of an attribution graph.
@@ -5181,7 +5148,7 @@ def attribute(
     *,
     transcoders: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, Dictionary],
     cross_layer: CrossLayerTranscoder | None = None,
-    input: TranscoderInput | None = None,
+    input: str | None = None,
     name: str = "",
     logit_mass: typing.SupportsFloat | typing.SupportsIndex = 0.95,
     max_logits: typing.SupportsInt | typing.SupportsIndex = 10,
@@ -5923,7 +5890,7 @@ def head_loadings(
     *,
     transcoders: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, Dictionary],
     cross_layer: CrossLayerTranscoder | None = None,
-    input: TranscoderInput | None = None,
+    input: str | None = None,
     mask_first: bool = True,
 ) -> HeadLoadings:
     """
@@ -6404,7 +6371,7 @@ def qk_attribution(
     *,
     transcoders: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, Dictionary],
     cross_layer: CrossLayerTranscoder | None = None,
-    input: TranscoderInput | None = None,
+    input: str | None = None,
     mask_first: bool = True,
 ) -> QkAttribution:
     """

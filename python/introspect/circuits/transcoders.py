@@ -15,11 +15,10 @@ def transcoder_arguments(transcoders: Any, input: str | None, who: str) -> dict[
         TypeError: something else.
         ValueError: an input that is not residual, normalized or mlp.
     """
-    if input is not None and input not in _C.TranscoderInput.__members__:
+    if input not in (None, "residual", "normalized", "mlp"):
         raise ValueError(f"{who}: input must be residual, normalized or mlp, got {input!r}")
-    where = None if input is None else _C.TranscoderInput.__members__[input]
     if isinstance(transcoders, _C.CrossLayerTranscoder):
-        return {"transcoders": {}, "cross_layer": transcoders, "input": where}
+        return {"transcoders": {}, "cross_layer": transcoders, "input": input}
     if isinstance(transcoders, Mapping):
-        return {"transcoders": dict(transcoders), "cross_layer": None, "input": where}
+        return {"transcoders": dict(transcoders), "cross_layer": None, "input": input}
     raise TypeError(f"{who}: transcoders must be {{layer: Transcoder}} or a CrossLayerTranscoder, got {transcoders!r}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Dtype, guarded
+from .common import MOST, Dtype, guarded
 
 
 class Format(str, Enum):
@@ -29,8 +29,8 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="F", help="The folder to write; made if needed.")],
     sae_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Of a release: SAELens's names.")] = None,
     to: Annotated[Format, typer.Option("--to", help="The format to write.")] = Format.saelens,
-    layer: Annotated[int | None, typer.Option(min=0, help="Of a folder with a file for each layer.")] = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Of a top-k file that does not say it.")] = None,
+    layer: Annotated[int | None, typer.Option(min=0, max=MOST, help="Of a folder with a file for each layer.")] = None,
+    k: Annotated[int | None, typer.Option(min=1, max=MOST, help="Of a top-k file that does not say it.")] = None,
     input_scale: Annotated[
         float | None, typer.Option(metavar="S", help="Of a file whose inputs were scaled by a number it does not say.")
     ] = None,
