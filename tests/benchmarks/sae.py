@@ -64,8 +64,7 @@ def encoding(threads: int, repeats: int) -> None:
 def training_steps(threads: int, repeats: int) -> None:
     rows, d_in, d_sae = 4096, 576, 4608
     cases = {
-        "topk k=32": ("topk", {"k": 32}, {"k": 32}),
-        "topk k=32, sparse SAELens": ("topk", {"k": 32, "use_sparse_activations": True}, {"k": 32}),
+        "topk k=32": ("topk", {"k": 32, "use_sparse_activations": False}, {"k": 32}),
         "batchtopk k=32": ("batchtopk", {"k": 32}, {"k": 32}),
         "standard": ("standard", {"l1_coefficient": 5.0}, {"l1_coefficient": 5.0}),
         "jumprelu": ("jumprelu", {"l0_coefficient": 5.0}, {"l0_coefficient": 5.0}),
