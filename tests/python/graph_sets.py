@@ -7,6 +7,10 @@ import torch
 from introspect import _C
 
 
+def tokens_of(model, n=9):
+    return torch.randint(0, model.cfg.d_vocab, (n,), generator=torch.Generator().manual_seed(0))
+
+
 def origin(model, layer: int, hook_in: str) -> _C.DictionaryOrigin:
     return _C.DictionaryOrigin(
         inputs=[_C.DictionarySite(f"blocks.{layer}.{hook_in}", model.cfg.d_model)],

@@ -4,6 +4,7 @@
 library reads, with the options of its family that change the numbers switched on; `write_tiny_transformers` writes it.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -166,3 +167,15 @@ def write_tiny_transformers(folder: Path, name: str, seed: int = 0, **overrides)
     """Write `tiny_transformers` as transformers does, in float64."""
     tiny_transformers(name, seed, **overrides).save_pretrained(folder)
     return folder
+
+
+def tiny_loader(folder: Path):
+    """A function of an architecture's name: its tiny model in float64, written to the folder and loaded once."""
+    import introspect
+
+    @functools.cache
+    def load(name: str):
+        path = write_tiny_transformers(folder / name.replace(" ", "_"), name)
+        return introspect.load_model(path, dtype="float64")
+
+    return load

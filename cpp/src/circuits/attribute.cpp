@@ -10,14 +10,13 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 
 #include <nlohmann/json.hpp>
 
 #include "circuits/attribution_rows.h"
 #include "circuits/feature_layers.h"
 #include "circuits/frozen_model.h"
-#include "circuits/norms.h"
+#include "core/parallel.h"
 #include "introspect/core/check.h"
 #include "introspect/core/interrupt.h"
 
@@ -103,14 +102,13 @@ Targets chosen_logits(const FrozenModel& frozen, const AttributeOptions& options
   int64_t n = 1;
   while (n < options.max_logits && n < p_V.size(0) && mass[n - 1].item<double>() < options.logit_mass) ++n;
 
-  const auto& W_U = model.weights().W_U;
-  const auto mean_D = W_U.to(wide(W_U.scalar_type())).mean(0);
+  const auto directions_nD = logit_directions(model, order.narrow(0, 0, n));
   const auto position = at::tensor({T - 1}, at::kLong);
   const auto bias_D = frozen.final_bias_D();
   Targets out;
   for (int64_t i = 0; i < n; ++i) {
     const auto id = order[i].item<int64_t>();
-    const auto u_D = wide(W_U[id]) - mean_D;
+    const auto u_D = directions_nD[i];
     RowTarget row{RowTarget::Reads::stream_after, L - 1, T - 1,
                   frozen.final_gradient(u_D.unsqueeze(0), position)[0], 0};
     if (bias_D.defined()) row.constant = at::dot(u_D, bias_D).item<double>();
@@ -275,7 +273,7 @@ class Search {
   void keep_features(const torch::Tensor& features_RN, const std::vector<RowTarget>& targets,
                      const RowOf& row_of) const {
     const int64_t cells = frozen_.n_layers() * frozen_.n_tokens();
-    at::parallel_for(0, static_cast<int64_t>(targets.size()), 1, [&](int64_t first, int64_t end) {
+    parallel_for(0, static_cast<int64_t>(targets.size()), 1, [&](int64_t first, int64_t end) {
       for (int64_t r = first; r < end; ++r) {
         KeptRow& row = row_of(static_cast<size_t>(r));
         const auto seen = maker_.seen(targets[static_cast<size_t>(r)]);
@@ -434,14 +432,7 @@ AttributionGraph attribute(const models::Model& model, const torch::Tensor& toke
                            const Transcoders& transcoders, const AttributeOptions& options) {
   const at::NoGradGuard no_grad;
   check_options(options);
-  check<ShapeError>(tokens_T.defined() && tokens_T.dim() == 1 && tokens_T.size(0) >= 2 &&
-                        at::isIntegralType(tokens_T.scalar_type(), /*includeBool=*/false),
-                    "attribute: tokens must be whole numbers [T], at least 2, got ",
-                    tokens_T.defined() ? concat(tokens_T.scalar_type(), " ", tokens_T.sizes()) : "none");
-  const auto tokens = tokens_T.to(torch::kCPU, torch::kLong);
-  check<std::out_of_range>(
-      tokens.min().item<int64_t>() >= 0 && tokens.max().item<int64_t>() < model.cfg().d_vocab,
-      "attribute: tokens must be 0 to ", model.cfg().d_vocab - 1);
+  const auto tokens = checked_tokens(model, tokens_T, 2, "attribute");
   for (const auto& injection : options.injections) {
     check<std::out_of_range>(injection.layer >= 0 && injection.layer < model.cfg().n_layers,
                              "attribute: an injection must be after a block 0 to ", model.cfg().n_layers - 1,

@@ -1,13 +1,34 @@
 #include "circuits/frozen_model.h"
 
+#include <stdexcept>
+
 #include <ATen/ATen.h>
 
 #include "circuits/norms.h"
+#include "introspect/core/check.h"
 #include "introspect/core/interrupt.h"
 #include "introspect/ops/attention.h"
 #include "introspect/ops/rotary.h"
 
 namespace introspect::circuits {
+
+torch::Tensor checked_tokens(const models::Model& model, const torch::Tensor& tokens_T, int64_t least,
+                             const char* who) {
+  check<ShapeError>(tokens_T.defined() && tokens_T.dim() == 1 && tokens_T.size(0) >= least &&
+                        at::isIntegralType(tokens_T.scalar_type(), /*includeBool=*/false),
+                    who, ": tokens must be whole numbers [T], at least ", least, ", got ",
+                    tokens_T.defined() ? concat(tokens_T.scalar_type(), " ", tokens_T.sizes()) : "none");
+  const auto tokens = tokens_T.to(torch::kCPU, torch::kLong);
+  check<std::out_of_range>(
+      tokens.min().item<int64_t>() >= 0 && tokens.max().item<int64_t>() < model.cfg().d_vocab, who,
+      ": tokens must be 0 to ", model.cfg().d_vocab - 1);
+  return tokens;
+}
+
+torch::Tensor logit_directions(const models::Model& model, const torch::Tensor& ids) {
+  const auto& W_U = model.weights().W_U;
+  return wide(W_U.index_select(0, ids.to(W_U.device()))) - wide(W_U).mean(0);
+}
 
 FrozenModel::FrozenModel(const models::Model& model, const torch::Tensor& tokens_T,
                          int64_t memory_for_patterns, const std::vector<Injection>& injections)
@@ -107,13 +128,17 @@ torch::Tensor FrozenModel::pattern_HTS(int64_t layer) const {
   return kept.defined() ? kept : make_pattern(layer, qkv(layer));
 }
 
-torch::Tensor FrozenModel::mlp_input_TD(int64_t layer, TranscoderInput input) const {
-  const auto& at = layers_[size_t(layer)];
-  if (input == TranscoderInput::residual) return at.mlp_reads_TD;
+nn::Norm FrozenModel::mlp_norm(int64_t layer, TranscoderInput input) const {
   const auto block = this->block(layer);
   auto norm = block->parts().ln2;
   if (input == TranscoderInput::normalized) norm.weight = at::ones_like(norm.weight);
-  const auto x_TD = frozen_normed(norm, at.mlp_reads_TD, at.ln2_inverse_T1);
+  return norm;
+}
+
+torch::Tensor FrozenModel::mlp_input_TD(int64_t layer, TranscoderInput input) const {
+  const auto& at = layers_[size_t(layer)];
+  if (input == TranscoderInput::residual) return at.mlp_reads_TD;
+  const auto x_TD = frozen_normed(mlp_norm(layer, input), at.mlp_reads_TD, at.ln2_inverse_T1);
   const auto bias_D = mlp_input_bias_D(layer, input);
   return bias_D.defined() ? x_TD + bias_D : x_TD;
 }
@@ -127,20 +152,15 @@ torch::Tensor FrozenModel::mlp_input_bias_D(int64_t layer, TranscoderInput input
 torch::Tensor FrozenModel::mlp_input_gradient(int64_t layer, TranscoderInput input, const torch::Tensor& g_RD,
                                               const torch::Tensor& positions_R) const {
   if (input == TranscoderInput::residual) return g_RD;
-  const auto block = this->block(layer);
-  auto norm = block->parts().ln2;
-  if (input == TranscoderInput::normalized) norm.weight = at::ones_like(norm.weight);
-  return frozen_gradient(norm, g_RD, layers_[size_t(layer)].ln2_inverse_T1.index_select(0, positions_R));
+  return frozen_gradient(mlp_norm(layer, input), g_RD,
+                         layers_[size_t(layer)].ln2_inverse_T1.index_select(0, positions_R));
 }
 
 torch::Tensor FrozenModel::mlp_input_gradient(int64_t layer, TranscoderInput input,
                                               const torch::Tensor& g_PRD) const {
   if (input == TranscoderInput::residual) return g_PRD;
-  const auto block = this->block(layer);
-  auto norm = block->parts().ln2;
-  if (input == TranscoderInput::normalized) norm.weight = at::ones_like(norm.weight);
   const auto inverse_P11 = layers_[size_t(layer)].ln2_inverse_T1.narrow(0, 0, g_PRD.size(0)).unsqueeze(1);
-  return frozen_gradient(norm, g_PRD, inverse_P11);
+  return frozen_gradient(mlp_norm(layer, input), g_PRD, inverse_P11);
 }
 
 torch::Tensor FrozenModel::through_values(int64_t layer, const torch::Tensor& g_PRHK) const {
@@ -201,10 +221,7 @@ torch::Tensor FrozenModel::attention_change(int64_t layer, const torch::Tensor& 
 torch::Tensor FrozenModel::mlp_input_change(int64_t layer, TranscoderInput input,
                                             const torch::Tensor& x_TD) const {
   if (input == TranscoderInput::residual) return x_TD;
-  const auto block = this->block(layer);
-  auto norm = block->parts().ln2;
-  if (input == TranscoderInput::normalized) norm.weight = at::ones_like(norm.weight);
-  return frozen_normed(norm, x_TD, layers_[size_t(layer)].ln2_inverse_T1);
+  return frozen_normed(mlp_norm(layer, input), x_TD, layers_[size_t(layer)].ln2_inverse_T1);
 }
 
 torch::Tensor FrozenModel::attention_out_TD(int64_t layer) const {

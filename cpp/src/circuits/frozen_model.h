@@ -10,6 +10,14 @@
 
 namespace introspect::circuits {
 
+/// Tokens int64 [T] on the CPU. Throws ShapeError unless they are whole numbers [T], at least `least` of them, and
+/// std::out_of_range for one that is not in the vocabulary; `who` begins the message.
+torch::Tensor checked_tokens(const models::Model& model, const torch::Tensor& tokens_T, int64_t least,
+                             const char* who);
+
+/// Rows of the unembedding less their mean, [n, D]: what targets that are next tokens are dotted with.
+torch::Tensor logit_directions(const models::Model& model, const torch::Tensor& ids);
+
 /// A model on one prompt with its attention patterns and the scales of its norms held fixed: from the stream to the stream
 /// it is then affine, MLPs aside, and this has the adjoint of that map.
 ///
@@ -87,6 +95,8 @@ class FrozenModel {
     torch::Tensor pattern_HTS;  // undefined where it is made again each time
   };
   torch::Tensor make_pattern(int64_t layer, const Decoder::Qkv& qkv) const;
+  /// The norm before the MLP, without its weight where a transcoder reads before that.
+  nn::Norm mlp_norm(int64_t layer, TranscoderInput input) const;
   /// Of gradients at what heads mix, [.., H, K], summed over a group's heads: at the stream.
   torch::Tensor through_values(int64_t layer, const torch::Tensor& g_PRHK) const;
 

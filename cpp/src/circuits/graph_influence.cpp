@@ -16,6 +16,12 @@ namespace introspect::circuits {
 
 namespace {
 
+/// The node that each edge leads to, int64 [entries].
+torch::Tensor target_of_edges(const AttributionGraph& graph) {
+  const auto counts = graph.offsets.slice(0, 1) - graph.offsets.slice(0, 0, -1);
+  return at::repeat_interleave(at::tensor(graph.targets, at::kLong), counts);
+}
+
 struct Edges {
   const int64_t* offsets;
   const int64_t* sources;
@@ -182,14 +188,12 @@ void AttributionGraph::check() const {
 torch::Tensor AttributionGraph::adjacency() const {
   introspect::check<std::invalid_argument>(n_nodes() <= 20000, "AttributionGraph: ", n_nodes(),
                                            " nodes are too many for a matrix; 20,000 are the most");
-  const auto counts = offsets.slice(0, 1) - offsets.slice(0, 0, -1);
-  const auto rows = at::repeat_interleave(at::tensor(targets, at::kLong), counts);
+  const auto rows = target_of_edges(*this);
   return at::zeros({n_nodes(), n_nodes()}, weights.options()).index_put_({rows, sources}, weights);
 }
 
 torch::Tensor AttributionGraph::in_sums() const {
-  const auto counts = offsets.slice(0, 1) - offsets.slice(0, 0, -1);
-  const auto rows = at::repeat_interleave(at::tensor(targets, at::kLong), counts);
+  const auto rows = target_of_edges(*this);
   return at::zeros({n_nodes()}, at::kDouble).index_add_(0, rows, weights.to(torch::kFloat64));
 }
 

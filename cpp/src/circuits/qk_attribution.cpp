@@ -15,18 +15,6 @@ namespace {
 
 using Kind = QkPart::Kind;
 
-torch::Tensor checked_tokens(const models::Model& model, const torch::Tensor& tokens_T, const char* who) {
-  check<ShapeError>(tokens_T.defined() && tokens_T.dim() == 1 && tokens_T.size(0) >= 1 &&
-                        at::isIntegralType(tokens_T.scalar_type(), /*includeBool=*/false),
-                    who, ": tokens must be whole numbers [T], got ",
-                    tokens_T.defined() ? tokens_T.sizes() : at::IntArrayRef{});
-  const auto tokens = tokens_T.to(torch::kCPU, torch::kLong);
-  check<std::out_of_range>(
-      tokens.min().item<int64_t>() >= 0 && tokens.max().item<int64_t>() < model.cfg().d_vocab, who,
-      ": tokens must be 0 to ", model.cfg().d_vocab - 1);
-  return tokens;
-}
-
 FeatureLayers features_of(const FrozenModel& frozen, const Transcoders& transcoders, bool mask_first) {
   if (!transcoders.layers.empty() || transcoders.cross_layer)
     return read_features(frozen, transcoders, mask_first);
@@ -104,7 +92,7 @@ QkAttribution qk_attribution(const models::Model& model, const torch::Tensor& to
                              int64_t head, int64_t query, int64_t key, const Transcoders& transcoders,
                              bool mask_first) {
   const at::NoGradGuard no_grad;
-  const auto tokens = checked_tokens(model, tokens_T, "qk_attribution");
+  const auto tokens = checked_tokens(model, tokens_T, 1, "qk_attribution");
   const int64_t T = tokens.size(0);
   const auto within = [](int64_t value, int64_t n, const char* what) {
     check<std::out_of_range>(value >= 0 && value < n, "qk_attribution: ", what, " must be 0 to ", n - 1,
@@ -159,7 +147,7 @@ HeadLoadings head_loadings(const models::Model& model, const torch::Tensor& toke
                            const Transcoders& transcoders, const GraphNode& source, const GraphNode& target,
                            bool mask_first) {
   const at::NoGradGuard no_grad;
-  const auto tokens = checked_tokens(model, tokens_T, "head_loadings");
+  const auto tokens = checked_tokens(model, tokens_T, 1, "head_loadings");
   const FrozenModel frozen(model, tokens, int64_t{1} << 30);
   const auto features = features_of(frozen, transcoders, mask_first);
   const int64_t T = frozen.n_tokens(), L = frozen.n_layers(), H = model.cfg().n_heads;
@@ -223,9 +211,8 @@ HeadLoadings head_loadings(const models::Model& model, const torch::Tensor& toke
     check<std::out_of_range>(target.feature >= 0 && target.feature < model.cfg().d_vocab,
                              "head_loadings: tokens are 0 to ", model.cfg().d_vocab - 1, ", got ",
                              target.feature);
-    const auto& W_U = model.weights().W_U;
-    const auto u_D = wide(W_U[target.feature]) - W_U.to(wide(W_U.scalar_type())).mean(0);
-    g_TD[target.position] = frozen.final_gradient(u_D.unsqueeze(0), t_position)[0];
+    const auto u_1D = logit_directions(model, at::tensor({target.feature}, at::kLong));
+    g_TD[target.position] = frozen.final_gradient(u_1D, t_position)[0];
   }
   const auto target_TD = g_TD;
   const bool reads_attention = !(frozen.parallel() && target.kind == GraphNodeKind::feature);

@@ -1,4 +1,4 @@
-"""Runs in SAELens's environment: its dictionaries behind a pipe, one JSON request a line, one JSON answer a line.
+"""SAELens's dictionaries in SAELens's environment. Reads one JSON request from each line and answers with one line.
 
 Started by sae_client.SAELens. The data of a request is a .safetensors file.
 """

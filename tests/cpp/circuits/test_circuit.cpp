@@ -37,7 +37,7 @@ circuits::Prompts gate_prompts() {
 
 }  // namespace
 
-TEST_CASE("an OR gate hides each edge behind the other one", "[circuits]") {
+TEST_CASE("patching one edge of an OR gate changes nothing", "[circuits]") {
   const auto model = or_gate();
   const auto prompts = gate_prompts();
   const auto nodes = Nodes::of(model->cfg());

@@ -5,7 +5,8 @@ import json
 import graph_sets
 import pytest
 import torch
-from tiny import ARCHITECTURES, write_tiny_transformers
+from graph_sets import tokens_of
+from tiny import ARCHITECTURES, tiny_loader
 
 import introspect
 from introspect.circuits import AttributionGraph, GraphTarget, Injection, attribute
@@ -21,20 +22,7 @@ SETS = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    loaded = {}
-
-    def get(name):
-        if name not in loaded:
-            path = write_tiny_transformers(folder / name.replace(" ", "_"), name)
-            loaded[name] = introspect.load_model(path, dtype="float64")
-        return loaded[name]
-
-    return get
-
-
-def tokens_of(model, n=9):
-    return torch.randint(0, model.cfg.d_vocab, (n,), generator=torch.Generator().manual_seed(0))
+    return tiny_loader(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dictionaries import decode, dictionary_at, encode
-from tiny import ARCHITECTURES, write_tiny_transformers
+from tiny import ARCHITECTURES, tiny_loader
 
 import introspect
 from introspect import _C
@@ -23,15 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*does not say which model")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    made = {}
-
-    def of(name):
-        if name not in made:
-            folder = tmp_path_factory.mktemp("tiny")
-            made[name] = introspect.load_model(write_tiny_transformers(folder, name), dtype="float64")
-        return made[name]
-
-    return of
+    return tiny_loader(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
