@@ -37,8 +37,11 @@
 #include "introspect/ops/sparse_rows.h"
 
 #include "introspect/statistics/bootstrap.h"
+#include "introspect/statistics/clustered_mean.h"
 #include "introspect/statistics/confusion.h"
 #include "introspect/statistics/detection.h"
+#include "introspect/statistics/equivalence.h"
+#include "introspect/statistics/meta_analysis.h"
 #include "introspect/statistics/multiple_comparisons.h"
 #include "introspect/statistics/null_band.h"
 #include "introspect/statistics/rank_agreement.h"

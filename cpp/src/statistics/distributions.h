@@ -1,0 +1,17 @@
+#pragma once
+
+namespace introspect::statistics {
+
+/// P(T <= t) for Student's t; degrees > 0 need not be whole. Exact to about 1e-14, in the tails relatively.
+double student_cdf(double t, double degrees);
+
+/// The inverse of student_cdf, infinite at 0 and 1.
+double student_quantile(double p, double degrees);
+
+/// P(X <= x) for chi squared; 0 below 0.
+double chi_squared_cdf(double x, double degrees);
+
+/// The inverse of chi_squared_cdf, infinite at 1.
+double chi_squared_quantile(double p, double degrees);
+
+}  // namespace introspect::statistics
