@@ -2,6 +2,7 @@
 
 #include "introspect/core/check.h"
 #include "introspect/sae/dictionary.h"
+#include "introspect/sae/whitening.h"
 #include "value_type.h"
 
 namespace introspect::python {
@@ -221,6 +222,31 @@ Args:
 void bind_dictionary(py::module_& m) {
   bind_origin(m);
   bind_sparse_features(m);
+  m.def(
+      "whitening",
+      [](const torch::Tensor& rows, double eps) {
+        sae::WhiteningStatistics statistics;
+        statistics.add(rows);
+        const auto found = statistics.whitening(eps);
+        return std::make_tuple(found.mean_D, found.matrix_DD, found.inverse_DD);
+      },
+      py::arg("rows"), py::kw_only(), py::arg("eps") = sae::kWhiteningEps,
+      py::call_guard<py::gil_scoped_release>(), R"doc(
+The affine map that gives rows mean 0 and covariance 1: z = (x - mean) matrix, x = z inverse + mean.
+
+Args:
+    rows: [n, d], more than d of them.
+    eps: added to the variances of the covariance's eigenvectors.
+
+Returns:
+    mean [d], matrix [d, d] and inverse [d, d], float64.
+
+Raises:
+    ShapeError: rows are not [n, d].
+    ValueError: too few rows, or numbers that are not finite.
+
+Source: arXiv:2511.13981.
+)doc");
 
   py::class_<Dictionary> type(m, "Dictionary", R"doc(
 A sparse autoencoder, transcoder or crosscoder. introspect.SAE is this with SAELens's names.
@@ -335,6 +361,12 @@ Raises:
            py::call_guard<py::gil_scoped_release>())
       .def("fold_decoder_norm", &Dictionary::fold_decoder_norm, py::call_guard<py::gil_scoped_release>())
       .def("fold_input_scale", &Dictionary::fold_input_scale, py::call_guard<py::gil_scoped_release>())
+      .def(
+          "fold_whitening",
+          [](const Dictionary& d, const torch::Tensor& mean, const torch::Tensor& matrix,
+             const torch::Tensor& inverse) { return sae::fold_whitening(d, {mean, matrix, inverse}); },
+          py::arg("mean"), py::arg("matrix"), py::arg("inverse"), py::call_guard<py::gil_scoped_release>(),
+          "Of whitened rows one of the rows themselves: see SAE.fold_activation_whitening.")
       .def("with_origin", &Dictionary::with_origin, py::arg("origin"))
       .def(
           "__eq__", [](const Dictionary& a, const Dictionary& b) { return a.hash() == b.hash(); },

@@ -44,6 +44,7 @@ void bind_dictionary(py::module_& m);
 void bind_cross_layer_transcoder(py::module_& m);
 void bind_dictionary_files(py::module_& m);
 void bind_dictionary_training(py::module_& m);
+void bind_cross_layer_trainer(py::module_& m);
 void bind_dictionary_evaluation(py::module_& m);
 void bind_feature_statistics(py::module_& m);
 void bind_activation_streams(py::module_& m);
@@ -52,6 +53,10 @@ void bind_attribution_graph(py::module_& m);
 void bind_qk_attribution(py::module_& m);
 void bind_dose(py::module_& m);
 void bind_claims(py::module_& m);
+void bind_equivalence(py::module_& m);
+void bind_answers(py::module_& m);
+void bind_arms(py::module_& m);
+void bind_lora_training(py::module_& m);
 
 /// A Progress that calls `callback(what, done, total)` unless it is None, and lets Ctrl-C end the work either way.
 Progress as_progress(py::object callback);

@@ -73,9 +73,11 @@ PYBIND11_MODULE(_C, m) {
   python::bind_attribution_graph(m);
   python::bind_qk_attribution(m);
   python::bind_dictionary_training(m);
+  python::bind_cross_layer_trainer(m);
   python::bind_splice(m);
   python::bind_activation_streams(m);
   python::bind_dictionary_evaluation(m);
   python::bind_feature_statistics(m);
+  python::bind_lora_training(m);
   python::explain_call_errors(m);
 }

@@ -121,6 +121,10 @@ void check_weights(const DictionaryConfig& config, const DictionaryWeights& w) {
   check<std::invalid_argument>(config.layer_norm_eps >= 0 && config.residual_threshold >= 0,
                                "Dictionary: layer_norm_eps and residual_threshold must be at least 0, got ",
                                config.layer_norm_eps, " and ", config.residual_threshold);
+  check<ConfigError>(
+      config.input_norm != InputNorm::whitening,
+      "Dictionary: covariance_whitening folds into the weights: fold_whitening makes a dictionary "
+      "of whitened rows one of the rows themselves");
   check<std::invalid_argument>(config.input_scale > 0 && std::isfinite(config.input_scale),
                                "Dictionary: the input scale must be above 0 and finite, got ",
                                config.input_scale);
@@ -153,6 +157,8 @@ std::string to_string(InputNorm norm) {
       return "constant_norm_rescale";
     case InputNorm::layer_norm:
       return "layer_norm";
+    case InputNorm::whitening:
+      return "covariance_whitening";
   }
   throw std::logic_error("sae: an input norm without a name");
 }

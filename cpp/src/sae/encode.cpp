@@ -91,6 +91,7 @@ Dictionary::Input Dictionary::input(const torch::Tensor& x) const {
   Input in{x.to(weights_.W_dec_FD.device(), arithmetic(dtype())), {}, {}};
   switch (config_.input_norm) {
     case InputNorm::none:
+    case InputNorm::whitening:  // of no dictionary
       break;
     case InputNorm::scale:
       in.x = in.x * config_.input_scale;

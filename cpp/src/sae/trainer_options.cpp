@@ -37,10 +37,11 @@ constexpr Names<BiasStart, 3> kBiasStarts{{{BiasStart::zero, "zero"},
                                            {BiasStart::geometric_median, "geometric_median"}}};
 constexpr Names<LearningRateSchedule, 2> kSchedules{
     {{LearningRateSchedule::constant, "constant"}, {LearningRateSchedule::cosine, "cosineannealing"}}};
-constexpr Names<InputNorm, 4> kInputNorms{{{InputNorm::none, "none"},
+constexpr Names<InputNorm, 5> kInputNorms{{{InputNorm::none, "none"},
                                            {InputNorm::scale, "expected_average_only_in"},
                                            {InputNorm::constant_norm, "constant_norm_rescale"},
-                                           {InputNorm::layer_norm, "layer_norm"}}};
+                                           {InputNorm::layer_norm, "layer_norm"},
+                                           {InputNorm::whitening, "covariance_whitening"}}};
 
 constexpr const auto& names_of(Objective) {
   return kObjectives;
@@ -260,6 +261,10 @@ void TrainerOptions::check(int64_t d_in, int64_t d_out) const {
                      "Trainer: a skip needs an input norm that is one for all rows");
   check<ConfigError>(!transcodes || input_norm == InputNorm::none || input_norm == InputNorm::scale,
                      "Trainer: a transcoder needs an input norm that is one for all rows");
+  check<ConfigError>(
+      input_norm != InputNorm::whitening || (!transcodes && !pursues),
+      "Trainer: covariance_whitening is of inputs that are written too, and not of matching pursuit, "
+      "whose rows must stay of length 1 when it is folded in");
   in_range("b_enc_rate", b_enc_rate, 0.0, 1.0);
   check<ConfigError>(b_enc_rate == 0 || (objective != Objective::gated && !pursues),
                      "Trainer: ", written(objective), " has no b_enc for b_enc_rate to set");

@@ -110,7 +110,7 @@ class SAE(_C.Dictionary):
         apply_b_dec_to_input: b_dec is taken off the input; None: if the widths are the same.
         rescale_acts_by_decoder_norm: features are times the norms of their decoder rows, and chosen so.
         normalize_activations: "none", "expected_average_only_in" (inputs times ``input_scale``),
-            "constant_norm_rescale" or "layer_norm".
+            "constant_norm_rescale" or "layer_norm". Of whitened inputs: ``fold_activation_whitening``.
         input_scale: see there.
         layer_norm_eps: added to the standard deviation by "layer_norm".
         residual_threshold: matching pursuit ends where less is left.
@@ -362,6 +362,25 @@ class SAE(_C.Dictionary):
             ConfigError: a norm of each input; matching pursuit.
         """
         return SAE.of(super().fold_input_scale())
+
+    def fold_activation_whitening(
+        self, mean: torch.Tensor, whitening_matrix: torch.Tensor, unwhitening_matrix: torch.Tensor
+    ) -> SAE:
+        """The same features and reconstructions, of inputs as they are, of one that was trained on whitened ones.
+
+        z = (x - mean) whitening_matrix is what this one reads, and x = z unwhitening_matrix + mean.
+
+        Args:
+            mean: [d_in].
+            whitening_matrix, unwhitening_matrix: [d_in, d_in]; ``sae.whitening`` measures all three.
+
+        Raises:
+            ConfigError: matching pursuit, a transcoder, or one with an input norm.
+            ShapeError: of another width.
+
+        Source: arXiv:2511.13981, as SAELens 6.54 has it.
+        """
+        return SAE.of(super().fold_whitening(mean, whitening_matrix, unwhitening_matrix))
 
     def with_origin(self, origin: _C.DictionaryOrigin) -> SAE:
         """The same with another account of what it was trained on."""

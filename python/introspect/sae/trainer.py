@@ -46,7 +46,8 @@ class Trainer(_C.Trainer):
             p_end (0), anneal_start (15000), anneal_end (total_steps), anneal_updates (10), anneal_power (True).
             aux ("residual", "normalised" or "none"), aux_coefficient (1), k_aux (d_in / 2), dead_window (1000 steps),
                 resample_every (0: never).
-            input_norm ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm"),
+            input_norm ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm",
+                "covariance_whitening"),
                 subtract_b_dec (True), transcodes (False), skip (False),
                 b_dec_start ("zero", "mean", "geometric_median"), b_enc_rate (0).
             decoder_norm (0.1), encoder_scale (1), unit_decoder (False), project_gradient (True).

@@ -35,6 +35,7 @@ enum class InputNorm : uint8_t {
   scale,          ///< x * input_scale ("expected_average_only_in" that was not folded), undone
   constant_norm,  ///< x sqrt(D) / |x| ("constant_norm_rescale"), undone
   layer_norm,     ///< (x - mean) / (std + eps), std of D - 1, undone
+  whitening,  ///< "covariance_whitening": of training alone, since it folds into the weights (whitening.h)
 };
 
 INTROSPECT_EXPORT std::string to_string(InputNorm norm);

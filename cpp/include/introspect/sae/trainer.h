@@ -97,8 +97,8 @@ struct TrainerOptions {
       0;  ///< after so many steps, features dead for half of them become inputs that fit badly
 
   // Input and bias
-  InputNorm input_norm =
-      InputNorm::none;  ///< scale: each site's rows have length sqrt(width) on average, and so have outputs
+  /// scale: each site's rows have length sqrt(width) on average, and so have outputs; whitening: see whitening.h
+  InputNorm input_norm = InputNorm::none;
   bool subtract_b_dec = true;
   bool transcodes = false;  ///< y is given, of another point or width; b_dec is not taken off x
   bool skip = false;        ///< x W_skip^T is added to what is decoded
@@ -175,7 +175,7 @@ class INTROSPECT_EXPORT Trainer {
   int64_t d_out() const;
   int64_t steps() const;  ///< updates done
 
-  /// Lengths of rows for InputNorm::scale, gathered over as many batches as it is called with, all before the first step.
+  /// Lengths of rows for InputNorm::scale, and covariances for whitening, gathered over as many batches as it is called with, all before the first step.
   /// Without it the first step's own batch is measured. Does nothing for other norms.
   void measure(const torch::Tensor& x_ND, const torch::Tensor& y_ND = {});
 

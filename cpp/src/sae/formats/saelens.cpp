@@ -6,6 +6,8 @@
 #include <ATen/ATen.h>
 
 #include "introspect/core/check.h"
+#include "introspect/io/safetensors.h"
+#include "introspect/sae/whitening.h"
 
 #include "core/excerpt.h"
 #include "core/json.h"
@@ -161,12 +163,29 @@ void set_input_norm(Found& found, const Json& cfg, DictionaryConfig& config) {
         "input_scale");
     config.input_norm = InputNorm::scale;
     config.input_scale = *scale;
+  } else if (word == "covariance_whitening") {
+    return;  // see unwhiten
   } else {
     throw ConfigError(
-        "normalize_activations must be none, expected_average_only_in, constant_norm_rescale or layer_norm, "
-        "got " +
+        "normalize_activations must be none, expected_average_only_in, constant_norm_rescale, layer_norm or "
+        "covariance_whitening, got " +
         excerpt(word));
   }
+}
+
+/// A checkpoint of training on whitened rows as one of the rows themselves. SAELens folds the map in when training ends, and
+/// until then keeps it in a file beside the weights.
+void unwhiten(const Found& found, const Json& cfg, DictionaryConfig& config, DictionaryWeights& w) {
+  if (value_or<std::string>(cfg, "normalize_activations", "none") != "covariance_whitening") return;
+  check<ConfigError>(found.has_file("activation_whitening.safetensors"),
+                     "its inputs were whitened and no activation_whitening.safetensors beside it says how");
+  const auto file = io::SafetensorsFile::open(found.folder / "activation_whitening.safetensors");
+  const auto read = [&](const char* name) { return file->read(name, torch::kFloat64); };
+  if (w.threshold_F.defined() && w.threshold_F.numel() == 1)
+    w.threshold_F = w.threshold_F.reshape({1}).expand({w.W_dec_FD.size(0)}).contiguous();
+  const auto folded = fold_whitening({config, w}, {read("mean"), read("matrix"), read("inverse_matrix")});
+  config = folded.config();
+  w = folded.weights();
 }
 
 /// A gain for each feature, after the activation ("finetuning"): of relu's features a scaling of what goes in.
@@ -246,6 +265,7 @@ Parts read_saelens(Found& found) {
   if (kind.has_skip) w.W_skip_DD = tensors.take("W_skip");
   fold_gain(tensors, kind, w);
   set_input_norm(found, cfg, config);
+  unwhiten(found, cfg, config, w);
   check_sizes(cfg, w);
   const auto d_in = w.W_enc_FD.defined() ? w.W_enc_FD.size(-1) : w.W_dec_FD.size(-1);
   origin = origin_of(cfg, d_in, w.W_dec_FD.size(-1), kind.is_transcoder);

@@ -28,9 +28,8 @@ Architecture architecture_of(Objective objective) {
 
 }  // namespace
 
-Dictionary Trainer::dictionary() const {
+Dictionary training::dictionary_of(const State& state) {
   const at::NoGradGuard no_grad;
-  const auto& state = *state_;
   const auto& o = state.options;
   const bool of_batch = o.objective == Objective::batchtopk || o.objective == Objective::matryoshka;
   const bool chooses = of_batch || o.objective == Objective::topk || o.objective == Objective::abstopk;
@@ -41,7 +40,7 @@ Dictionary Trainer::dictionary() const {
   if (!of_batch && (chooses || o.objective == Objective::matching_pursuit)) config.k = o.k;
   if (o.input_norm == InputNorm::constant_norm || o.input_norm == InputNorm::layer_norm)
     config.input_norm = o.input_norm;
-  auto w = weights();
+  auto w = DictionaryWeights::from_operands(state.w.operands().clone());
   const auto ones = at::ones({o.d_sae}, state.like());
   auto norms_F =
       o.rank_by_decoder_norm ? training::Pass(o, state.w, state.sites_out()).norms().clamp_min(1e-12) : ones;
@@ -52,7 +51,7 @@ Dictionary Trainer::dictionary() const {
     // s x - b = s (x - b / s) goes in; (f W + b) / s comes out
     w.W_enc_FD = w.W_enc_FD * state.scale_in;
     w.W_dec_FD = w.W_dec_FD / state.scale_out;
-    w.b_dec_D = w.b_dec_D / state.scale_out;
+    if (w.b_dec_D.defined()) w.b_dec_D = w.b_dec_D / state.scale_out;
     if (o.skip) w.W_skip_DD = w.W_skip_DD * state.scale_in / state.scale_out.unsqueeze(1);
   }
   if (of_batch) w.threshold_F = state.threshold / norms_F;  // that of p
@@ -64,7 +63,12 @@ Dictionary Trainer::dictionary() const {
     w.W_dec_FD = w.W_dec_FD / unit_F.unsqueeze(1);
     if (of_batch) w.threshold_F = w.threshold_F * unit_F;
   }
-  return {config, w, state.origin};
+  const Dictionary out(config, w, state.origin);
+  return state.whitening.mean_D.defined() ? fold_whitening(out, state.whitening) : out;
+}
+
+Dictionary Trainer::dictionary() const {
+  return training::dictionary_of(*state_);
 }
 
 }  // namespace introspect::sae

@@ -72,6 +72,11 @@ torch::Tensor Pass::squared_error(const torch::Tensor& r_ND, double& loss) {
 
 torch::Tensor Pass::reconstruct(const Entries& at, const torch::Tensor& f) {
   count_fired(at, f);
+  if (shared) {
+    const auto g_ND = shared(*this, at.decode(f, w.W_dec_FD));
+    add(gradient.W_dec_FD, at.outer(f, g_ND));
+    return at.dots(g_ND, w.W_dec_FD);
+  }
   residual_ND = (at.decode(f, w.W_dec_FD) + offset()).sub_(y_ND);
   const auto g_ND = squared_error(residual_ND, mse);
   residual_ND.neg_();

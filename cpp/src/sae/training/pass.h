@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -35,6 +36,9 @@ struct Pass {
   torch::Tensor weight_N;      // of each row's squared error; undefined: 1
   torch::Tensor dead;          // int64: ids of dead features
   double coefficient = 0;      // of sparsity, warmed up
+  /// Of a layer that writes the same outputs as others do: takes what it writes [N, D] and gives the gradient by it. The
+  /// squared error, the residual and b_dec are then not the pass's own.
+  std::function<torch::Tensor(Pass&, const torch::Tensor& written_ND)> shared;
 
   // What comes out
   DictionaryWeights gradient;  // undefined: zero

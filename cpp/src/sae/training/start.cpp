@@ -1,6 +1,6 @@
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <stdexcept>
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -30,7 +30,7 @@ torch::Tensor rows_of(const State& state, const torch::Tensor& rows, const char*
 }
 
 /// Sum over rows of their lengths at each site.
-std::vector<double> lengths(const torch::Tensor& x_ND, const std::vector<int64_t>& sites) {
+std::vector<double> lengths_at(const torch::Tensor& x_ND, const std::vector<int64_t>& sites) {
   std::vector<double> out;
   int64_t first = 0;
   for (const auto width : sites) {
@@ -70,6 +70,12 @@ Batch batch_of(const State& state, const torch::Tensor& x, const torch::Tensor& 
       out.x_ND = out.x_ND * state.scale_in;
       out.y_ND = y.defined() ? out.y_ND * state.scale_out : out.x_ND;
       break;
+    case InputNorm::whitening:
+      if (!state.whitening.mean_D.defined()) break;
+      out.x_ND = at::mm(out.x_ND - state.whitening.mean_D.to(state.like()),
+                        state.whitening.matrix_DD.to(state.like()));
+      out.y_ND = out.x_ND;
+      break;
     // The error of x_hat = decoded * scale + shift is scale times that of decoded against (y - shift) / scale.
     case InputNorm::constant_norm: {
       const auto scale =
@@ -92,14 +98,17 @@ Batch batch_of(const State& state, const torch::Tensor& x, const torch::Tensor& 
 }
 
 void measure(State& state, const torch::Tensor& x, const torch::Tensor& y) {
-  if (state.options.input_norm != InputNorm::scale || state.scale_in.defined()) return;
+  const auto norm = state.options.input_norm;
+  if (norm == InputNorm::whitening && !state.whitening.mean_D.defined())
+    state.whitening_of.add(batch_of(state, x, y).x_ND);
+  if (norm != InputNorm::scale || state.scale_in.defined()) return;
   const auto batch = batch_of(state, x, y);
   const auto add = [](std::vector<double>& to, const std::vector<double>& what) {
     to.resize(what.size());
     for (size_t i = 0; i < what.size(); ++i) to[i] += what[i];
   };
-  add(state.length_in, lengths(batch.x_ND, state.sites_in()));
-  add(state.length_out, lengths(batch.y_ND, state.sites_out()));
+  add(state.length_in, lengths_at(batch.x_ND, state.sites_in()));
+  add(state.length_out, lengths_at(batch.y_ND, state.sites_out()));
   state.measured += batch.x_ND.size(0);
 }
 
@@ -148,6 +157,30 @@ torch::Tensor geometric_median(const torch::Tensor& x_ND) {
   return guess;
 }
 
+torch::Tensor first_bias(BiasStart start, const torch::Tensor& y_ND) {
+  switch (start) {
+    case BiasStart::zero:
+      return at::zeros({y_ND.size(1)}, y_ND.options());
+    case BiasStart::mean:
+      return y_ND.mean(0);
+    case BiasStart::geometric_median:
+      return geometric_median(y_ND);
+  }
+  throw std::logic_error("Trainer: a start of b_dec that has no case");
+}
+
+void start_encoder_bias(State& state, const torch::Tensor& x_ND) {
+  const auto& o = state.options;
+  if (o.b_enc_rate <= 0) return;
+  Pass pass(o, state.w, {});
+  pass.x_ND = x_ND;
+  const auto p_NF = pass.pre_activations();
+  const auto N = p_NF.size(0);
+  const auto active = static_cast<int64_t>(std::llround(o.b_enc_rate * static_cast<double>(N)));
+  const auto least = std::get<0>(p_NF.kthvalue(std::clamp<int64_t>(N - active, 1, N), 0));
+  state.w.b_enc_F.copy_(state.w.threshold_F.defined() ? state.w.threshold_F - least : -least);
+}
+
 void start(State& state, const torch::Tensor& x, const torch::Tensor& y) {
   if (state.is_started) return;
   const auto& o = state.options;
@@ -160,19 +193,14 @@ void start(State& state, const torch::Tensor& x, const torch::Tensor& y) {
                           ? scale_of(state.length_out, state.measured, state.sites_out(), state.like())
                           : state.scale_in;
   }
+  if (o.input_norm == InputNorm::whitening) {
+    if (state.whitening_of.rows == 0) measure(state, x, y);
+    state.whitening = state.whitening_of.whitening();
+  }
   if (!state.has_given_weights) {
     const auto batch = batch_of(state, x, y);
-    if (o.b_dec_start == BiasStart::mean) state.w.b_dec_D.copy_(batch.y_ND.mean(0));
-    if (o.b_dec_start == BiasStart::geometric_median) state.w.b_dec_D.copy_(geometric_median(batch.y_ND));
-    if (o.b_enc_rate > 0) {
-      Pass pass(o, state.w, {});
-      pass.x_ND = batch.x_ND;
-      const auto p_NF = pass.pre_activations();
-      const auto N = p_NF.size(0);
-      const auto active = static_cast<int64_t>(std::llround(o.b_enc_rate * static_cast<double>(N)));
-      const auto least = std::get<0>(p_NF.kthvalue(std::clamp<int64_t>(N - active, 1, N), 0));
-      state.w.b_enc_F.copy_(state.w.threshold_F.defined() ? state.w.threshold_F - least : -least);
-    }
+    if (o.b_dec_start != BiasStart::zero) state.w.b_dec_D.copy_(first_bias(o.b_dec_start, batch.y_ND));
+    start_encoder_bias(state, batch.x_ND);
   }
   state.is_started = true;
 }

@@ -6,6 +6,7 @@
 #include <torch/types.h>
 
 #include "introspect/sae/trainer.h"
+#include "introspect/sae/whitening.h"
 
 #include "sae/training/pass.h"
 
@@ -31,6 +32,9 @@ struct State {
   std::vector<double> length_in, length_out;
   int64_t measured = 0;
   torch::Tensor scale_in, scale_out;  // [d_in], [d_out]; undefined: not known yet
+  // InputNorm::whitening, in float64
+  WhiteningStatistics whitening_of;
+  Whitening whitening;  // undefined: not known yet
 
   std::vector<int64_t> sites_in() const { return sites(origin.inputs, d_in); }
   std::vector<int64_t> sites_out() const { return sites(origin.outputs, d_out); }
@@ -58,6 +62,14 @@ DictionaryWeights first_weights(const TrainerOptions& options, int64_t d_in, int
                                 torch::Device device);
 /// Sets what the first batch sets, once: scales, b_dec, b_enc.
 void start(State& state, const torch::Tensor& x, const torch::Tensor& y);
+
+/// What a state's weights are in the form that infers: see Trainer::dictionary. Without b_dec where they have none.
+Dictionary dictionary_of(const State& state);
+
+/// b_dec of the first batch's outputs.
+torch::Tensor first_bias(BiasStart start, const torch::Tensor& y_ND);
+/// Sets b_enc so that each feature is active in b_enc_rate of the rows, if that is above 0.
+void start_encoder_bias(State& state, const torch::Tensor& x_ND);
 
 /// The point whose distances to rows have the least sum, by Weiszfeld's iteration.
 torch::Tensor geometric_median(const torch::Tensor& x_ND);
