@@ -100,11 +100,16 @@ has it, and ``Graph.segment(..., adapter=adapter)`` runs one segment with it. Th
 )doc")
       .def_static(
           "load",
-          [](const std::filesystem::path& folder) {
-            return std::const_pointer_cast<Adapter>(Adapter::load(folder));
+          [](const std::filesystem::path& folder, bool any_base) {
+            return std::const_pointer_cast<Adapter>(Adapter::load(folder, any_base));
           },
-          py::arg("folder"), py::call_guard<py::gil_scoped_release>(), R"doc(
+          py::arg("folder"), py::kw_only(), py::arg("any_base") = false,
+          py::call_guard<py::gil_scoped_release>(), R"doc(
 Reads a folder with adapter_config.json and adapter_model.safetensors; nothing in it is executed.
+
+Args:
+    any_base: an adapter that ``train_lora`` made runs on the model that it was trained on only, told by its hash; True
+        lets it run on others of the same shapes. Files of peft tell no hash.
 
 Raises:
     IoError: a file is missing or damaged.
@@ -112,6 +117,39 @@ Raises:
         embeddings, start values that change the base model; or weights that are there only as a pickle.
     ShapeError: matrices whose ranks are not the config's.
 )doc")
+      .def_static(
+          "create",
+          [](const models::Model& model, int64_t rank, double alpha, const std::vector<std::string>& targets,
+             const std::vector<int64_t>& layers, uint64_t seed) {
+            return std::const_pointer_cast<Adapter>(
+                Adapter::create(model, {rank, alpha, targets, layers, seed}));
+          },
+          py::arg("model"), py::kw_only(), py::arg("rank") = models::AdapterOptions{}.rank,
+          py::arg("alpha") = models::AdapterOptions{}.alpha, py::arg("targets") = std::vector<std::string>{},
+          py::arg("layers") = std::vector<int64_t>{}, py::arg("seed") = models::AdapterOptions{}.seed,
+          py::call_guard<py::gil_scoped_release>(), R"doc(
+An adapter that changes nothing yet, as peft starts one: A uniform within 1 / sqrt(in), B zero.
+
+Args:
+    model: the native model.
+    rank, alpha: what is added is alpha / rank B A x, A [rank, in] and B [out, rank].
+    targets: ends of modules' names: "q_proj", "mlp.c_proj"; empty: every product of a block.
+    layers: blocks; empty: all.
+    seed: of A.
+
+Raises:
+    ValueError: a rank below 1, or an alpha that is not above 0.
+    IndexError: a layer that the model does not have.
+    ConfigError: a target that no module is called, with the nearest names.
+)doc")
+      .def("save", &Adapter::save, py::arg("folder"), py::call_guard<py::gil_scoped_release>(), R"doc(
+Writes adapter_config.json and adapter_model.safetensors, which peft reads.
+
+Raises:
+    IoError: the folder cannot be written to.
+)doc")
+      .def_property_readonly("base_hash", &Adapter::base_hash,
+                             "Hash of the model that it was trained on; empty where that is not known.")
       .def_property_readonly("base_model", &Adapter::base_model,
                              "As the adapter's config names it, or empty.")
       .def_property_readonly("hash", &Adapter::hash, "Hex SHA-256 of every number in it.")

@@ -59,6 +59,7 @@ from .finetuning import FinetuneExample, finetune
 from .graph import Graph
 from .hooks.activation_cache import ActivationCache
 from .hub.sources import pull, resolve
+from .lora import train_lora
 from .model import Model, load_model
 from .sae.cross_layer_transcoder import CrossLayerTranscoder
 from .sae.dictionary import SAE, Crosscoder, Transcoder
@@ -181,5 +182,6 @@ __all__ = [
     "screen_ranges",
     "shuffled_vectors",
     "statistics",
+    "train_lora",
     "utils",
 ]

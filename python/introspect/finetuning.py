@@ -33,13 +33,21 @@ class FinetuneExample:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """An example as token ids: the last ``n_targets`` are learned."""
+class EncodedExample:
+    """An example as token ids; without a prompt, the target's first token is given and not learned."""
 
-    ids: list[int]
-    n_targets: int
+    prompt: list[int]
+    target: list[int]
     added: Mapping[int, torch.Tensor]
     span: tuple[int, int]
+
+    @property
+    def ids(self) -> list[int]:
+        return self.prompt + self.target
+
+    @property
+    def n_targets(self) -> int:
+        return len(self.target) - (not self.prompt)
 
 
 def finetune(
@@ -84,7 +92,7 @@ def finetune(
         raise ValueError(
             f"finetune: examples, steps and batch_size must be 1 or more, got {len(examples)}, {steps} and {batch_size}"
         )
-    rows = [_encode(model, example, i) for i, example in enumerate(examples)]
+    rows = [encode_example(model, example, i, "finetune") for i, example in enumerate(examples)]
     trained = {
         name: weight.detach().clone().requires_grad_()
         for name, weight in model.native.named_weights()
@@ -118,38 +126,46 @@ def finetune(
     return Model(model.native.with_weights(finished), name=f"{model.name}, finetuned")
 
 
-def _encode(model: Model, example: FinetuneExample, i: int) -> _Row:
+def encode_example(model: Model, example: FinetuneExample, i: int, who: str) -> EncodedExample:
+    """An example in a model's tokens; ``i`` is its number and ``who`` the function that was called, for messages.
+
+    Raises:
+        TypeError: something else than an example.
+        ConfigError: text for a model without a tokenizer.
+        ValueError: nothing to learn, or a span outside the prompt.
+        ShapeError: more tokens than n_ctx, or a direction of another width.
+    """
+
     def ids(text: str | Sequence[int]) -> list[int]:
         if isinstance(text, str):
             return model.native.tokenizer.encode(text, add_special_tokens=False)
-        return listed(text, f"examples[{i}] (text, or token ids)", "finetune")
+        return listed(text, f"examples[{i}] (text, or token ids)", who)
 
     if not isinstance(example, FinetuneExample):
-        raise TypeError(f"finetune: examples[{i}] must be a FinetuneExample, got {type(example).__name__}")
+        raise TypeError(f"{who}: examples[{i}] must be a FinetuneExample, got {type(example).__name__}")
     prompt, target = ids(example.prompt), ids(example.target)
-    n_targets = len(target) if prompt else len(target) - 1
-    if n_targets < 1:
-        raise ValueError(f"finetune: examples[{i}] has no token to learn")
+    if len(target) - (not prompt) < 1:
+        raise ValueError(f"{who}: examples[{i}] has no token to learn")
     if len(prompt) + len(target) > model.cfg.n_ctx:
         raise _C.ShapeError(
-            f"finetune: examples[{i}] must fit into {model.cfg.n_ctx} positions, got {len(prompt) + len(target)}"
+            f"{who}: examples[{i}] must fit into {model.cfg.n_ctx} positions, got {len(prompt) + len(target)}"
         )
     first, last = example.span
     last = len(prompt) if last is None else last
     if example.added and not 0 <= first < last <= len(prompt):
         raise ValueError(
-            f"finetune: the span of examples[{i}] must lie in its prompt of {len(prompt)} tokens, got {example.span}"
+            f"{who}: the span of examples[{i}] must lie in its prompt of {len(prompt)} tokens, got {example.span}"
         )
     for layer, direction in example.added.items():
         if direction.shape != (model.cfg.d_model,):
             raise _C.ShapeError(
-                f"finetune: the direction of block {layer} of examples[{i}] must be [{model.cfg.d_model}], "
+                f"{who}: the direction of block {layer} of examples[{i}] must be [{model.cfg.d_model}], "
                 f"got {list(direction.shape)}"
             )
-    return _Row(prompt + target, n_targets, example.added, (first, last))
+    return EncodedExample(prompt, target, example.added, (first, last))
 
 
-def _loss(engine: _C.Model, rows: Sequence[_Row]) -> torch.Tensor:
+def _loss(engine: _C.Model, rows: Sequence[EncodedExample]) -> torch.Tensor:
     """Mean cross-entropy of the rows' targets; rows are padded on the left, so that targets end together."""
     length = max(len(row.ids) for row in rows)
     n_read = max(row.n_targets for row in rows)

@@ -95,6 +95,8 @@
 #include "introspect/activations/collect_positions.h"
 #include "introspect/activations/token_stream.h"
 
+#include "introspect/training/lora_trainer.h"
+
 #include "introspect/graph/graph.h"
 
 #include "introspect/steering/apply.h"
@@ -148,7 +150,9 @@
 #include "introspect/circuits/nodes.h"
 #include "introspect/circuits/qk_attribution.h"
 #include "introspect/circuits/run_circuit.h"
+#include "introspect/experiments/coherence.h"
 #include "introspect/experiments/defaults.h"
+#include "introspect/experiments/dose.h"
 #include "introspect/experiments/estimate.h"
 #include "introspect/experiments/protocol.h"
 #include "introspect/experiments/readouts.h"

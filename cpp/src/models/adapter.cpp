@@ -4,25 +4,29 @@
 #include <cmath>
 #include <set>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include <ATen/CPUGeneratorImpl.h>
+#include <nlohmann/json.hpp>
+
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
+#include "introspect/io/file.h"
 #include "introspect/io/safetensors.h"
 #include "introspect/models/model.h"
-#include "introspect/nn/parts.h"
 
+#include "core/nearest.h"
 #include "models/adapter_config.h"
-#include "models/architecture.h"
-#include "models/part_names.h"
+#include "models/adapter_places.h"
 
 namespace introspect::models {
 
 namespace {
 
 constexpr std::string_view kBase = "base_model.model.";  // what peft puts in front of a module's name
+constexpr std::string_view kEndA = ".lora_A.weight", kEndB = ".lora_B.weight";
+constexpr auto kBaseHash = "introspect_base_hash";  // in the metadata of files written here
 
 std::shared_ptr<const io::SafetensorsFile> open_weights(const std::filesystem::path& folder) {
   const auto path = folder / "adapter_model.safetensors";
@@ -34,12 +38,11 @@ std::shared_ptr<const io::SafetensorsFile> open_weights(const std::filesystem::p
 
 /// "base_model.model.h.0.attn.c_attn.lora_A.weight" -> "h.0.attn.c_attn" and true for A.
 std::pair<std::string, bool> parse_name(std::string_view name, const std::string& where) {
-  constexpr std::string_view kA = ".lora_A.weight", kB = ".lora_B.weight";
-  check<ConfigError>(name.starts_with(kBase) && (name.ends_with(kA) || name.ends_with(kB)), where,
+  check<ConfigError>(name.starts_with(kBase) && (name.ends_with(kEndA) || name.ends_with(kEndB)), where,
                      ": the tensor '", name, "' is not supported: only LoRA matrices of modules are");
-  const bool is_A = name.ends_with(kA);
+  const bool is_A = name.ends_with(kEndA);
   name.remove_prefix(kBase.size());
-  name.remove_suffix(kA.size());
+  name.remove_suffix(kEndA.size());
   return {std::string(name), is_A};
 }
 
@@ -54,83 +57,55 @@ std::string hash_of(const std::map<std::string, Adapter::Module>& modules) {
   return hash.hex();
 }
 
-/// The additions to one block, by the names of its parts.
-using Additions = std::vector<std::pair<std::string_view, nn::LowRank>>;
+/// The ends of all modules' names: "q_proj".
+std::vector<std::string> leaves(const std::vector<AdapterModule>& modules) {
+  std::set<std::string> out;
+  for (const auto& module : modules) out.insert(module.name.substr(module.name.rfind('.') + 1));
+  return {out.begin(), out.end()};
+}
 
-/// Where the modules of an adapter belong in a model. Throws as Model::with_adapter.
-class Placing {
- public:
-  Placing(const Adapter& adapter, const Model& model)
-      : adapter_(adapter), cfg_(model.cfg()), map_(weight_map(cfg_)), prefix_(prefix()) {
-    for (int64_t layer = 0; layer < cfg_.n_layers; ++layer) blocks_.push_back(block(layer));
-    for (const auto& [name, module] : adapter_.modules())
-      check<ConfigError>(placed_.contains(name), "with_adapter: a ", cfg_.original_architecture, " model of ",
-                         cfg_.n_layers, " layers has no module '", name, "' for the adapter");
+void check_targets(const AdapterOptions& options, const std::vector<AdapterModule>& modules,
+                   const Config& cfg) {
+  check<std::invalid_argument>(options.rank >= 1, "Adapter: rank must be 1 or more, got ", options.rank);
+  check<std::invalid_argument>(std::isfinite(options.alpha) && options.alpha > 0,
+                               "Adapter: alpha must be a finite number above 0, got ", options.alpha);
+  for (const int64_t layer : options.layers)
+    check<std::out_of_range>(layer >= 0 && layer < cfg.n_layers, "Adapter: layers must be 0 to ",
+                             cfg.n_layers - 1, ", got ", layer);
+  for (const auto& target : options.targets) {
+    const ModuleChoice choice{{target}, {}, false};
+    check<ConfigError>(
+        std::ranges::any_of(modules, [&](const auto& module) { return choice.has(module.name); }),
+        "Adapter: no module of a ", cfg.original_architecture, " model is called '", target,
+        "'; nearest: ", nearest_names(target, leaves(modules)));
   }
+}
 
-  const std::vector<Additions>& blocks() const { return blocks_; }
-
- private:
-  static const WeightMap& weight_map(const Config& cfg) {
-    const auto& all = families();
-    const auto found = std::ranges::find(all, cfg.original_architecture, &Family::hf);
-    check<ConfigError>(found != all.end(),
-                       "with_adapter: adapters name the modules of a known architecture, this "
-                       "model's is '",
-                       cfg.original_architecture, "'");
-    return found->hf_names;
-  }
-
-  /// What stands before the names of modules: nothing for an adapter of a model without its head.
-  std::string prefix() const {
-    const auto& any = map_.out;  // "layers.{}.mlp.down_proj"
-    const auto stem = any.substr(0, any.find("{}"));
-    auto prefixes = map_.prefixes;
-    prefixes.emplace_back();
-    for (const auto& prefix : prefixes)
-      for (const auto& [name, module] : adapter_.modules())
-        if (name.starts_with(prefix + stem)) return prefix;
-    throw ConfigError(concat("with_adapter: the adapter is for other modules than a ",
-                             cfg_.original_architecture, " model's: '", adapter_.modules().begin()->first,
-                             "'"));
-  }
-
-  int64_t n_in(std::string_view part) const {
-    return part == "attn.O" ? cfg_.n_heads * cfg_.d_head : part == "mlp.out" ? cfg_.d_mlp : cfg_.d_model;
-  }
-
-  Additions block(int64_t layer) {
-    Additions out;
-    for (const std::string_view part : {"attn.QKV", "attn.O", "mlp.in", "mlp.out"})
-      for (const auto& rows : modules_of(map_, cfg_, part)) {
-        const auto name = prefix_ + at_layer(rows.name, layer);
-        const auto found = adapter_.modules().find(name);
-        const bool is_there = found != adapter_.modules().end();
-        check<ConfigError>(is_there == adapter_.targets(name, layer), "with_adapter: the adapter's config ",
-                           is_there ? "does not ask" : "asks", " for '", name, "', which is ",
-                           is_there ? "" : "not ", "in its file: it was trained on another model");
-        if (!is_there) continue;
-        const auto& [A, B, scaling] = found->second;
-        check<ShapeError>(A.size(1) == n_in(part) && B.size(0) == rows.n, "with_adapter: '", name,
-                          "' must be A [r, ", n_in(part), "] and B [", rows.n, ", r] for this model, got ",
-                          A.sizes(), " and ", B.sizes());
-        out.emplace_back(part, nn::LowRank{A, in_order(B, rows.order, cfg_), scaling, rows.first});
-        placed_.insert(name);
-      }
-    return out;
-  }
-
-  const Adapter& adapter_;
-  const Config& cfg_;
-  const WeightMap& map_;
-  std::string prefix_;
-  std::set<std::string> placed_;
-  std::vector<Additions> blocks_;
-};
+/// adapter_config.json of a new adapter, with the fields and defaults of peft's LoraConfig.
+nlohmann::json config_json(const AdapterOptions& options, const std::vector<AdapterModule>& modules,
+                           const Config& cfg) {
+  auto layers = options.layers;
+  std::ranges::sort(layers);
+  layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
+  return {{"peft_type", "LORA"},
+          {"task_type", "CAUSAL_LM"},
+          {"r", options.rank},
+          {"lora_alpha", options.alpha},
+          {"target_modules", options.targets.empty() ? leaves(modules) : options.targets},
+          {"layers_to_transform", layers.empty() ? nlohmann::json() : nlohmann::json(layers)},
+          {"fan_in_fan_out", modules.front().is_transposed},
+          {"base_model_name_or_path", cfg.model_name},
+          {"lora_dropout", 0.0},
+          {"bias", "none"},
+          {"use_rslora", false},
+          {"use_dora", false},
+          {"init_lora_weights", true},
+          {"inference_mode", true}};
+}
 
 }  // namespace
 
-std::shared_ptr<const Adapter> Adapter::load(const std::filesystem::path& folder) {
+std::shared_ptr<const Adapter> Adapter::load(const std::filesystem::path& folder, bool any_base) {
   const at::NoGradGuard no_grad;
   auto config = std::make_shared<AdapterConfig>(read_adapter_config(folder / "adapter_config.json"));
   const auto file = open_weights(folder);
@@ -154,6 +129,8 @@ std::shared_ptr<const Adapter> Adapter::load(const std::filesystem::path& folder
     module.scaling = config->scaling_of(name);
   }
   out->base_model_ = config->base_model;
+  if (const auto base = file->metadata().find(kBaseHash); base != file->metadata().end() && !any_base)
+    out->base_hash_ = base->second;
   out->hash_ = hash_of(out->modules_);
   out->config_ = std::move(config);
   return out;
@@ -169,44 +146,62 @@ int64_t Adapter::n_params() const {
   return n;
 }
 
-std::shared_ptr<const Model> Model::with_adapter(const Adapter& adapter, double scale) const {
-  check<std::invalid_argument>(std::isfinite(scale), "with_adapter: scale must be a finite number, got ",
-                               scale);
-  check<ConfigError>(
-      !weights_.is_processed,
-      "with_adapter: LoRA was trained on the checkpoint's own weights, and this model's are processed "
-      "(fold_ln and others): take the adapter first, and process what comes of it");
+std::shared_ptr<const Adapter> Adapter::create(const Model& model, const AdapterOptions& options) {
   const at::NoGradGuard no_grad;
-  const Placing placing(adapter, *this);
-  if (scale == 0) return derived(cfg_, weights_, hash_);
-  const auto dtype = this->dtype() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
-  std::vector<Additions> blocks = placing.blocks();
-  for (int64_t layer = 0; layer < cfg_.n_layers; ++layer)
-    for (auto& [part, addition] : blocks[static_cast<size_t>(layer)]) {
-      addition.A = addition.A.to(device(layer), dtype);
-      addition.B = addition.B.to(device(layer), dtype);
-      addition.scaling *= scale;
-    }
+  const auto modules = adapter_modules(model);
+  check_targets(options, modules, model.cfg());
+  std::shared_ptr<Adapter> out(new Adapter);
+  out->config_ = std::make_shared<AdapterConfig>(
+      parse_adapter_config(config_json(options, modules, model.cfg()), "Adapter: "));
+  auto generator = at::detail::createCPUGenerator(options.seed);
+  const auto like = at::dtype(model.dtype() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32);
+  for (const auto& [name, layer, n_in, n_out, is_transposed] : modules) {
+    if (!out->targets(name, layer)) continue;
+    // kaiming_uniform_ with a = sqrt(5)
+    const double bound = 1 / std::sqrt(static_cast<double>(n_in));
+    out->modules_[name] = {at::empty({options.rank, n_in}, like).uniform_(-bound, bound, generator),
+                           at::zeros({n_out, options.rank}, like), out->config_->scaling_of(name)};
+  }
+  out->base_model_ = model.cfg().model_name;
+  out->base_hash_ = model.hash();
+  out->hash_ = hash_of(out->modules_);
+  return out;
+}
 
-  const auto adapted = [](const nn::Block& block, const Additions& additions) {
-    auto parts = block.parts();
-    nn::for_each_part(parts, [&](std::string_view name, auto& part) {
-      if constexpr (std::is_same_v<std::remove_cvref_t<decltype(part)>, nn::Linear>)
-        for (const auto& [where, addition] : additions)
-          if (where == name) part = part.plus(addition);
-    });
-    return nn::Block(std::move(parts));
-  };
-  auto weights = weights_;
-  for (size_t layer = 0; layer < weights.blocks.size(); ++layer)
-    weights.blocks[layer] = adapted(weights.blocks[layer], blocks[layer]);
-  if (weights.read_block)
-    weights.read_block = [adapted, blocks, read = weights.read_block](int64_t layer) {
-      return adapted(read(layer), blocks[static_cast<size_t>(layer)]);
+std::shared_ptr<const Adapter> Adapter::with_matrices(const std::map<std::string, Module>& modules) const {
+  const at::NoGradGuard no_grad;
+  std::shared_ptr<Adapter> out(new Adapter(*this));
+  check<ConfigError>(modules.size() == modules_.size(), "Adapter::with_matrices: ", modules_.size(),
+                     " modules are needed, got ", modules.size());
+  for (auto& [name, mine] : out->modules_) {
+    const auto found = modules.find(name);
+    check<ConfigError>(found != modules.end(), "Adapter::with_matrices: '", name, "' is missing");
+    const auto& [A, B, scaling] = found->second;
+    check<ShapeError>(A.sizes() == mine.A.sizes() && B.sizes() == mine.B.sizes(), "Adapter::with_matrices: '",
+                      name, "' must be ", mine.A.sizes(), " and ", mine.B.sizes(), ", got ", A.sizes(),
+                      " and ", B.sizes());
+    const auto kept = [](const torch::Tensor& t) {
+      return t.detach().to(torch::kCPU, /*non_blocking=*/false, /*copy=*/true).contiguous();
     };
-  Sha256 hash;
-  hash.update(concat(hash_, " adapter ", adapter.hash(), " ")).update(&scale, sizeof scale);
-  return derived(cfg_, std::move(weights), hash.hex());
+    mine = {kept(A), kept(B), mine.scaling};
+  }
+  out->hash_ = hash_of(out->modules_);
+  return out;
+}
+
+void Adapter::save(const std::filesystem::path& folder) const {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  check<IoError>(!error, "Adapter::save: ", folder.string(), ": ", error.message());
+  std::vector<std::pair<std::string, torch::Tensor>> tensors;
+  for (const auto& [name, module] : modules_) {
+    tensors.emplace_back(concat(kBase, name, kEndA), module.A);
+    tensors.emplace_back(concat(kBase, name, kEndB), module.B);
+  }
+  std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  if (!base_hash_.empty()) metadata[kBaseHash] = base_hash_;
+  io::save_safetensors(folder / "adapter_model.safetensors", tensors, metadata);
+  io::write_atomically(folder / "adapter_config.json", config_->text + "\n");
 }
 
 }  // namespace introspect::models

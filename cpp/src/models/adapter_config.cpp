@@ -131,14 +131,13 @@ double AdapterConfig::scaling_of(const std::string& module) const {
   return value_of(alphas, module, alpha) / (rank_stabilised ? std::sqrt(r) : r);
 }
 
-AdapterConfig read_adapter_config(const std::filesystem::path& path) {
-  const auto json = io::read_json_object(path);
-  const auto who = path.string() + ": ";
+AdapterConfig parse_adapter_config(const nlohmann::json& json, const std::string& who) {
   const Field config(json, who);
   check_fields(config);
   const auto given = [&](const char* name) { return config.has(name) && !config.at(name).is_null(); };
 
   AdapterConfig out;
+  out.text = json.dump(2);
   out.rank = config.at("r").integer();
   out.alpha = config.at("lora_alpha").number();
   out.rank_stabilised = given("use_rslora") && config.at("use_rslora").boolean();
@@ -165,6 +164,10 @@ AdapterConfig read_adapter_config(const std::filesystem::path& path) {
   if (given("base_model_name_or_path")) out.base_model = config.at("base_model_name_or_path").text();
   config.at("r").require(out.rank > 0, "must be positive, got ", out.rank);
   return out;
+}
+
+AdapterConfig read_adapter_config(const std::filesystem::path& path) {
+  return parse_adapter_config(io::read_json_object(path), path.string() + ": ");
 }
 
 }  // namespace introspect::models

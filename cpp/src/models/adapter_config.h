@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include <nlohmann/json_fwd.hpp>
+
 #include "text/pattern.h"
 
 namespace introspect::models {
@@ -29,13 +31,17 @@ struct AdapterConfig {
   std::vector<std::pair<text::Pattern, int64_t>> ranks;  // of the modules whose names match
   std::vector<std::pair<text::Pattern, double>> alphas;
   std::string base_model;
+  std::string text;  // the file
 
   bool is_target(const std::string& module, int64_t layer) const;
   int64_t rank_of(const std::string& module) const;
   double scaling_of(const std::string& module) const;
 };
 
-/// Throws IoError for a file that is missing or no JSON object, ConfigError, naming the field, for what is not supported.
+/// `who` begins every message. Throws ConfigError, naming the field, for what is not supported.
+AdapterConfig parse_adapter_config(const nlohmann::json& json, const std::string& who);
+
+/// Throws IoError for a file that is missing or no JSON object, otherwise as parse_adapter_config.
 AdapterConfig read_adapter_config(const std::filesystem::path& path);
 
 }  // namespace introspect::models

@@ -7,13 +7,14 @@ namespace introspect::models {
 std::vector<ModuleRows> modules_of(const WeightMap& map, const Config& cfg, std::string_view part) {
   const int64_t HK = cfg.n_heads * cfg.d_head, GK = cfg.n_key_value_heads * cfg.d_head, M = cfg.d_mlp;
   if (part == "attn.O") return {{map.o, 0, cfg.d_model}};
-  if (part == "mlp.out") return {{map.out, 0, cfg.d_model}};
+  if (part == "mlp.out" && !cfg.is_mixture()) return {{map.out, 0, cfg.d_model}};
   if (part == "attn.QKV") {
     if (!map.qkv.empty())
       return {{map.qkv, 0, HK + 2 * GK, map.qkv_by_head ? RowOrder::kByHead : RowOrder::kPlain}};
     const auto order = map.interleaved_rotary ? RowOrder::kInterleaved : RowOrder::kPlain;
     return {{map.q, 0, HK, order}, {map.k, HK, GK, order}, {map.v, HK + GK, GK}};
   }
+  if (cfg.is_mixture()) return {};  // experts are read in one (weight_reader.cpp)
   check<Error>(part == "mlp.in", "modules_of: unknown part ", part);
   if (!map.gate.empty()) return {{map.gate, 0, M}, {map.in, M, M}};
   return {{cfg.gated_mlp ? map.gate_in : map.in, 0, cfg.gated_mlp ? 2 * M : M}};
@@ -36,6 +37,12 @@ std::string at_layer(std::string name, int64_t layer) {
   return name;
 }
 
+std::string at_expert(std::string name, int64_t expert) {
+  if (const auto place = name.find("{e}"); place != std::string::npos)
+    name.replace(place, 3, std::to_string(expert));
+  return name;
+}
+
 torch::Tensor in_order(const torch::Tensor& rows, RowOrder order, const Config& cfg) {
   const int64_t K = cfg.d_head;
   switch (order) {
@@ -47,6 +54,19 @@ torch::Tensor in_order(const torch::Tensor& rows, RowOrder order, const Config& 
       return rows.view({cfg.n_heads, 3, K, -1}).transpose(0, 1).reshape(rows.sizes());
   }
   throw Error("in_order: unknown RowOrder");
+}
+
+torch::Tensor in_file_order(const torch::Tensor& rows, RowOrder order, const Config& cfg) {
+  const int64_t K = cfg.d_head;
+  switch (order) {
+    case RowOrder::kPlain:
+      return rows;
+    case RowOrder::kInterleaved:
+      return rows.reshape({rows.size(0) / K, 2, K / 2, -1}).transpose(1, 2).reshape(rows.sizes());
+    case RowOrder::kByHead:
+      return rows.reshape({3, cfg.n_heads, K, -1}).transpose(0, 1).reshape(rows.sizes());
+  }
+  throw Error("in_file_order: unknown RowOrder");
 }
 
 }  // namespace introspect::models

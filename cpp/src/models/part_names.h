@@ -25,7 +25,8 @@ struct ModuleRows {
   RowOrder order = RowOrder::kPlain;
 };
 
-/// The modules that make up a Linear of a block ("attn.QKV", see nn::for_each_part), in the order of its rows.
+/// The modules that make up a Linear of a block ("attn.QKV", see nn::for_each_part), in the order of its rows; none for an
+/// MLP's that is a mixture of experts.
 std::vector<ModuleRows> modules_of(const WeightMap& map, const Config& cfg, std::string_view part);
 
 /// The module of a norm of a block ("ln1"), with "{}" for the layer's number.
@@ -34,7 +35,13 @@ const std::string& norm_module(const WeightMap& map, std::string_view part);
 /// `name` with a layer's number for its "{}".
 std::string at_layer(std::string name, int64_t layer);
 
+/// `name` with an expert's number for its "{e}".
+std::string at_expert(std::string name, int64_t expert);
+
 /// Rows [n, ...] of a module in the order in which the layers use them.
 torch::Tensor in_order(const torch::Tensor& rows, RowOrder order, const Config& cfg);
+
+/// The inverse of in_order: rows in the order in which a checkpoint keeps them.
+torch::Tensor in_file_order(const torch::Tensor& rows, RowOrder order, const Config& cfg);
 
 }  // namespace introspect::models

@@ -24,6 +24,7 @@ MAY_INCLUDE: dict[str, set[str]] = {
     "models": {"io", "text", "ops", "hooks", "cache", "nn"},
     "engine": {"ops", "hooks", "cache", "models"},
     "activations": {"io", *_ON_MODELS},
+    "training": {"io", *_ON_MODELS},
     "graph": {"io", *_ON_MODELS},
     "steering": _STEERING,
     "analysis": _ANALYSIS,

@@ -5,36 +5,10 @@
 #include <numbers>
 
 #include <ATen/ATen.h>
-#include <ATen/Dispatch.h>
 
-#include "core/parallel.h"
-#include "ops/vector.h"
+#include "ops/adam.h"
 
 namespace introspect::sae::training {
-namespace {
-
-constexpr int64_t kGrain = 1 << 14;  // weights that a thread takes at least
-
-struct Rates {
-  double beta1, beta2, eps, size, root_correction, scale;
-};
-
-template <typename T>
-INTROSPECT_INLINE void update(T* __restrict w, const T* __restrict g, T* __restrict m, T* __restrict v,
-                              int64_t n, const Rates& r) {
-  const T beta1 = static_cast<T>(r.beta1), rest1 = static_cast<T>(1 - r.beta1),
-          beta2 = static_cast<T>(r.beta2), rest2 = static_cast<T>(1 - r.beta2), eps = static_cast<T>(r.eps),
-          size = static_cast<T>(r.size), root = static_cast<T>(r.root_correction),
-          scale = static_cast<T>(r.scale);
-  for (int64_t i = 0; i < n; ++i) {
-    const T gi = g[i] * scale;
-    m[i] = beta1 * m[i] + rest1 * gi;
-    v[i] = beta2 * v[i] + rest2 * gi * gi;
-    w[i] -= size * m[i] / (std::sqrt(v[i]) / root + eps);
-  }
-}
-
-}  // namespace
 
 double gradient_norm(const DictionaryWeights& gradient) {
   double sum = 0;
@@ -48,30 +22,13 @@ double gradient_norm(const DictionaryWeights& gradient) {
 
 void adam(const DictionaryWeights& w, const DictionaryWeights& gradient, const DictionaryWeights& first,
           const DictionaryWeights& second, const TrainerOptions& o, int64_t step, double lr, double scale) {
-  const auto n = static_cast<double>(step);
-  const Rates rates{
-      o.beta1, o.beta2, o.eps, lr / (1 - std::pow(o.beta1, n)), std::sqrt(1 - std::pow(o.beta2, n)), scale};
+  const ops::AdamOptions rates{lr, o.beta1, o.beta2, o.eps};
   const auto one = [&](torch::Tensor DictionaryWeights::* part) {
     const auto& weight = w.*part;
     if (!weight.defined()) return;
-    const auto g = (gradient.*part).defined() ? (gradient.*part).contiguous() : at::zeros_like(weight);
-    const auto &m = first.*part, &v = second.*part;
-    if (!weight.is_cpu()) {
-      m.mul_(o.beta1).add_(g, (1 - o.beta1) * scale);
-      v.mul_(o.beta2).addcmul_(g, g, (1 - o.beta2) * scale * scale);
-      weight.addcdiv_(m, v.sqrt().div_(rates.root_correction).add_(o.eps), -rates.size);
-      return;
-    }
-    AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "adam", [&] {
-      auto *at_w = weight.data_ptr<scalar_t>(), *at_m = m.data_ptr<scalar_t>(),
-           *at_v = v.data_ptr<scalar_t>();
-      const auto* at_g = g.const_data_ptr<scalar_t>();
-      parallel_for(0, weight.numel(), kGrain, [&](int64_t from, int64_t to) {
-        ops::with_lanes([&](auto) INTROSPECT_INLINED {
-          update(at_w + from, at_g + from, at_m + from, at_v + from, to - from, rates);
-        });
-      });
-    });
+    const auto& given = gradient.*part;
+    ops::adam(weight, given.defined() ? given : at::zeros_like(weight), first.*part, second.*part, rates,
+              step, scale);
   };
   for (auto part :
        {&DictionaryWeights::W_enc_FD, &DictionaryWeights::b_enc_F, &DictionaryWeights::W_dec_FD,
