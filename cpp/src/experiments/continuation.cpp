@@ -40,8 +40,10 @@ hooks::Intervention added(const models::Model& model, const std::vector<Prompt*>
   return out;
 }
 
-std::vector<std::string> continue_batch(const models::Model& model, const std::vector<Prompt*>& prompts,
-                                        const Sampling& sampling) {
+}  // namespace
+
+std::vector<Ids> continue_batch(const models::Model& model, const std::vector<Prompt*>& prompts,
+                                const Sampling& sampling) {
   models::GenerateOptions how;
   how.max_new_tokens = sampling.max_new_tokens;
   how.temperature = sampling.temperature;
@@ -59,13 +61,8 @@ std::vector<std::string> continue_batch(const models::Model& model, const std::v
     how.row_seeds.push_back(prompt->seed);
   }
   auto cache = side_by_side(model, prompts, prompts.front()->cache.length() + sampling.max_new_tokens);
-  std::vector<std::string> texts;
-  for (const auto& ids : models::generate_from(model, cache, model.readout(at::stack(resids)), contexts, how))
-    texts.push_back(model.tokenizer().decode(ids, /*skip_special_tokens=*/true));
-  return texts;
+  return models::generate_from(model, cache, model.readout(at::stack(resids)), contexts, how);
 }
-
-}  // namespace
 
 void continue_all(const models::Model& model, std::vector<Prompt> prompts, const Sampling& sampling,
                   int64_t memory_budget, const OnTexts& on_texts) {
@@ -84,7 +81,10 @@ void continue_all(const models::Model& model, std::vector<Prompt> prompts, const
         of_batch.push_back(places[i]);
         batch.push_back(&prompts[places[i]]);
       }
-      on_texts(of_batch, continue_batch(model, batch, sampling));
+      std::vector<std::string> texts;
+      for (const auto& ids : continue_batch(model, batch, sampling))
+        texts.push_back(model.tokenizer().decode(ids, /*skip_special_tokens=*/true));
+      on_texts(of_batch, std::move(texts));
     }
   }
 }

@@ -25,6 +25,10 @@ struct Prompt {
 
 constexpr int64_t kMostRows = 32;  ///< texts side by side: beyond it a step gets no cheaper
 
+/// The tokens that the model goes on with after each prompt, side by side. Prompts are of one length.
+std::vector<Ids> continue_batch(const models::Model& model, const std::vector<Prompt*>& prompts,
+                                const Sampling& sampling);
+
 /// Takes the texts of some prompts, whose places are given.
 using OnTexts = std::function<void(const std::vector<size_t>&, std::vector<std::string>)>;
 
