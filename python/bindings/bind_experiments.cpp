@@ -80,59 +80,76 @@ using Held = std::shared_ptr<Store>;
 /// A range is (first, last, whether they are fractions).
 using Range = std::tuple<double, double, bool>;
 
-std::vector<std::string> run(
-    const std::shared_ptr<models::Model>& model, const std::vector<Protocol>& protocols,
-    const NamedVectors& vectors, std::optional<std::vector<double>> strengths,
-    const std::vector<Range>& layers, const std::vector<std::pair<double, double>>& parts,
-    std::optional<std::vector<std::string>> questions, std::optional<std::string> controls,
-    std::optional<double> control_filter, int64_t nulls,
-    std::map<std::string, std::vector<steering::ControlVector>> null_vectors,
-    std::vector<std::string> concepts, const std::map<std::string, std::shared_ptr<models::Model>>& models,
-    const std::optional<std::string>& strength_unit, uint64_t seed, const py::dict& readouts,
-    NamedVectors directions, std::shared_ptr<Store> store, int64_t memory_budget, py::object progress,
-    py::object work, py::object before, bool only_plan, double pass_seconds) {
-  ExperimentOptions options;
-  options.strengths = std::move(strengths);
+/// An experiment from the fields that introspect.studies.Experiment gives, all of them there.
+Experiment as_experiment(const py::dict& given) {
+  const auto field = [&](const char* name) -> py::object { return given[name]; };
+  Experiment out{field("protocol").cast<Protocol>(), field("vectors").cast<NamedVectors>(), {}};
+  auto& options = out.options;
+  options.strengths = field("strengths").cast<std::optional<std::vector<double>>>();
+  if (const auto unit = field("strength_unit").cast<std::optional<std::string>>())
+    options.strength_unit = parse_strength_unit(*unit);
+  using Own = std::vector<std::tuple<std::string, int64_t, int64_t, std::vector<double>>>;
+  for (const auto& [name, first, last, strengths] : field("own_strengths").cast<Own>())
+    options.own_strengths.push_back({name, first, last, strengths});
   options.layers.clear();
-  for (const auto& [first, last, is_fraction] : layers) options.layers.push_back({first, last, is_fraction});
+  for (const auto& [first, last, is_fraction] : field("layers").cast<std::vector<Range>>())
+    options.layers.push_back({first, last, is_fraction});
   options.parts.clear();
-  for (const auto& [first, last] : parts) options.parts.push_back({first, last});
-  options.questions = std::move(questions);
-  options.control_filter = control_filter;
-  options.nulls = nulls;
-  options.null_vectors = std::move(null_vectors);
-  options.concepts = std::move(concepts);
-  options.models = {models.begin(), models.end()};
-  if (strength_unit) options.strength_unit = parse_strength_unit(*strength_unit);
-  options.controls = std::move(controls);
-  options.seed = seed;
-  for (const auto& [name, parameter] : readouts) {
+  for (const auto& [first, last] : field("parts").cast<std::vector<std::pair<double, double>>>())
+    options.parts.push_back({first, last});
+  options.questions = field("questions").cast<std::optional<std::vector<std::string>>>();
+  using Groups = std::vector<std::pair<std::string, std::vector<std::string>>>;
+  if (const auto groups = field("groups").cast<std::optional<Groups>>()) {
+    options.groups.emplace();
+    for (const auto& [name, questions] : *groups) options.groups->push_back({name, questions});
+  }
+  options.controls = field("controls").cast<std::optional<std::string>>();
+  options.control_filter = field("control_filter").cast<std::optional<double>>();
+  options.nulls = field("nulls").cast<int64_t>();
+  options.null_vectors =
+      field("null_vectors").cast<std::map<std::string, std::vector<steering::ControlVector>>>();
+  options.null_factors = field("null_factors").cast<std::map<std::string, std::vector<double>>>();
+  options.concepts = field("concepts").cast<std::vector<std::string>>();
+  for (const auto& [name, model] :
+       field("models").cast<std::map<std::string, std::shared_ptr<models::Model>>>())
+    options.models[name] = model;
+  options.seed = field("seed").cast<uint64_t>();
+  for (const auto& [name, parameter] : field("readouts").cast<py::dict>()) {
     const auto text = name.cast<std::string>();
     options.readouts[text] = as_value(parameter, "run_experiment: " + text + " must be");
   }
-  options.directions = std::move(directions);
-  options.store = std::move(store);
-  options.memory_budget = memory_budget;
-  options.pass_seconds = pass_seconds;
-  options.progress = as_progress(std::move(progress));
-  options.work = as_progress(std::move(work));
+  options.directions = field("directions").cast<NamedVectors>();
+  return out;
+}
+
+std::vector<std::string> run(const std::shared_ptr<models::Model>& model, const std::vector<py::dict>& given,
+                             std::shared_ptr<Store> store, int64_t memory_budget, py::object progress,
+                             py::object work, py::object before, bool only_plan, double pass_seconds) {
+  std::vector<Experiment> experiments;
+  for (const auto& one : given) experiments.push_back(as_experiment(one));
+  SharedOptions shared;
+  shared.store = std::move(store);
+  shared.memory_budget = memory_budget;
+  shared.pass_seconds = pass_seconds;
+  shared.progress = as_progress(std::move(progress));
+  shared.work = as_progress(std::move(work));
   if (!before.is_none()) {
     const std::shared_ptr<py::object> held(new py::object(std::move(before)), [](py::object* object) {
       const py::gil_scoped_acquire acquire;
       delete object;
     });
-    options.before = [held](const RunPlan& plan) {
+    shared.before = [held](const RunPlan& plan) {
       const py::gil_scoped_acquire acquire;
       (*held)(plan);
     };
   }
   const py::gil_scoped_release release;
   if (only_plan) {
-    options.before(plan_experiments(model, protocols, vectors, options));
+    shared.before(plan_experiments(model, std::move(experiments), shared));
     return {};
   }
   std::vector<std::string> out;
-  for (const auto& result : run_experiments(model, protocols, vectors, options))
+  for (const auto& result : run_experiments(model, std::move(experiments), shared))
     out.push_back(result.to_json());
   return out;
 }
@@ -174,8 +191,11 @@ A file is a JSON object. name, turns ([{role, content}]) and injected are needed
     injected        indices into turns, ascending; or [{turn, text}]: passages of messages
     inject          {by: "vector"}, "random" (directions of the vector's lengths), "model" (model: a name among
                     run_experiment's models, which prefills the spans), "tokens" (turns: the same messages with $CONCEPT
-                    written into the injected ones; priming) or "patch" (turns, of as many tokens: their residuals
-                    replace the spans')
+                    written into the injected ones; priming), "patch" (turns, of as many tokens: their residuals
+                    replace the spans'), "swap" (text: as many tokens of it stand in the spans' place, and their residuals
+                    replace the spans'), "noise" (a Gaussian direction of the vector's length at every token and block),
+                    "dropout" (rate: elements of the blocks' outputs set to zero) or "scale" (the outputs times
+                    1 + strength). texts: {concept: what stands for $CONCEPT}
     relative_strength  factor on a run's strengths
     read            "yes_no", "content" or "sample"
     readouts        {name: parameter}: what is read besides the log-odds. lens, attention, divergence: true; top_k:
@@ -190,7 +210,8 @@ A file is a JSON object. name, turns ([{role, content}]) and injected are needed
     sentences       instead of injected: $SENTENCES in a turn stands for them, and each is a passage
     answers         one token for each passage: each is injected alone, and these are read (localisation)
     sampling        {max_new_tokens, temperature, top_p, top_k}
-    controls        {questions, question, turns, injected, name, asked_in}, or the name of such a file beside. They are
+    controls        {questions, groups, question, turns, injected, name, asked_in}, or the name of such a file beside.
+                    groups: {name: questions} besides, whose rows have a group. They are
                     asked in the protocol's own conversation in the place of the last user message, in the words of
                     question (with $QUESTION). turns and injected are another conversation, called name, that a run may
                     ask them in instead (run_experiment's controls); asked_in says where unless a run does
@@ -233,6 +254,14 @@ A file is a JSON object. name, turns ([{role, content}]) and injected are needed
       .def_readonly("yes_token", &Protocol::yes_token)
       .def_readonly("no_token", &Protocol::no_token)
       .def_readonly("control_questions", &Protocol::control_questions)
+      .def_property_readonly(
+          "control_groups",
+          [](const Protocol& p) {
+            std::map<std::string, std::vector<std::string>> out;
+            for (const auto& [name, questions] : p.control_groups) out[name] = questions;
+            return out;
+          },
+          "More control questions, by the name of their group.")
       .def_property_readonly(
           "control_conversations",
           [](const Protocol& p) {
@@ -348,15 +377,14 @@ Raises:
   m.attr("kept_mass") = kKeptMass;
   m.attr("least_mass") = kLeastMass;
 
-  m.def("run_experiments", &run, py::arg("model"), py::arg("protocols"), py::kw_only(), py::arg("vectors"),
-        py::arg("strengths"), py::arg("layers"), py::arg("parts"), py::arg("questions"), py::arg("controls"),
-        py::arg("control_filter"), py::arg("nulls"), py::arg("null_vectors"), py::arg("concepts"),
-        py::arg("models"), py::arg("strength_unit"), py::arg("seed"), py::arg("readouts"),
-        py::arg("directions"), py::arg("store"), py::arg("memory_budget"), py::arg("progress"),
-        py::arg("work"), py::arg("before"), py::arg("only_plan"), py::arg("pass_seconds"),
-        "The results of introspect.run_experiments as JSON; layers are (first, last, whether they are "
-        "fractions). ``work`` is told the token-layers done and to do, ``before`` the RunPlan; with "
-        "``only_plan`` nothing else happens.");
+  m.def("run_experiments", &run, py::arg("model"), py::arg("experiments"), py::kw_only(), py::arg("store"),
+        py::arg("memory_budget"), py::arg("progress"), py::arg("work"), py::arg("before"),
+        py::arg("only_plan"), py::arg("pass_seconds"),
+        "The results of experiments that run together as JSON. Each is a dictionary of run_experiment's "
+        "arguments, "
+        "all of them there; layers are (first, last, whether they are fractions) and groups pairs. ``work`` "
+        "is told "
+        "the token-layers done and to do, ``before`` the RunPlan; with ``only_plan`` nothing else happens.");
 
   m.def(
       "blocks_of_fractions",

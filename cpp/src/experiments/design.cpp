@@ -14,17 +14,30 @@
 namespace introspect::experiments {
 namespace {
 
-uint64_t rotation_seed(uint64_t seed, const std::string& concept_name, int64_t null_index) {
+/// Of a concept's random direction of that number; -1: of what is drawn in the vector's place.
+uint64_t seed_of(uint64_t seed, const std::string& concept_name, int64_t null_index) {
   return std::stoull(sha256_hex(concat(seed, "/", concept_name, "/", null_index)).substr(0, 16), nullptr, 16);
 }
 
-bool adds_vectors(const Protocol& protocol) {
-  return protocol.inject == Inject::vector || protocol.inject == Inject::random;
+/// Whether an injection takes its lengths from vectors.
+bool takes_vectors(const Protocol& protocol) {
+  return adds_vectors(protocol.inject) || protocol.inject == Inject::noise;
+}
+
+/// How many random rotations of each vector are run.
+int64_t rotations(const Protocol& protocol, const ExperimentOptions& options) {
+  return adds_vectors(protocol.inject) ? options.nulls : 0;
+}
+
+int64_t n_nulls(const Protocol& protocol, const std::string& concept_name, const ExperimentOptions& options) {
+  if (!adds_vectors(protocol.inject)) return 0;
+  const auto more = options.null_vectors.find(concept_name);
+  return options.nulls + (more == options.null_vectors.end() ? 0 : static_cast<int64_t>(more->second.size()));
 }
 
 void check_options(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
                    const ExperimentOptions& options) {
-  check<std::invalid_argument>(!adds_vectors(protocol) || !vectors.empty(),
+  check<std::invalid_argument>(!takes_vectors(protocol) || !vectors.empty(),
                                "run_experiment: at least one vector is needed, got none");
   check<std::invalid_argument>(
       !options.strengths->empty() && !options.layers.empty() && !options.parts.empty(),
@@ -62,6 +75,36 @@ void check_options(const models::Model& model, const Protocol& protocol, const N
                                  name, "'");
     for (const auto& vector : nulls) check_width(name, vector);
   }
+  for (const auto& own : options.own_strengths) {
+    check<std::invalid_argument>(own.strengths.size() == options.strengths->size(),
+                                 "run_experiment: own_strengths of '", own.concept_name, "' must be as many as ",
+                                 "strengths (", options.strengths->size(), "), got ", own.strengths.size());
+    for (const auto strength : own.strengths)
+      check<std::invalid_argument>(std::isfinite(strength), "run_experiment: own_strengths of '",
+                                   own.concept_name, "' must be finite, got ", strength);
+  }
+  for (const auto& [name, factors] : options.null_factors) {
+    const bool known = std::any_of(vectors.begin(), vectors.end(),
+                                   [&name = name](const auto& vector) { return vector.first == name; });
+    check<std::invalid_argument>(known, "run_experiment: null_factors must be of the vectors' names, got '",
+                                 name, "'");
+    const auto wanted = n_nulls(protocol, name, options);
+    check<std::invalid_argument>(static_cast<int64_t>(factors.size()) == wanted,
+                                 "run_experiment: null_factors['", name,
+                                 "'] must be one for each of its nulls (", wanted, "), got ", factors.size());
+    for (const auto factor : factors)
+      check<std::invalid_argument>(std::isfinite(factor), "run_experiment: null_factors['", name,
+                                   "'] must be finite, got ", factor);
+  }
+}
+
+/// The strengths of a vector over a range.
+const std::vector<double>& strengths_of(const ExperimentOptions& options, const std::string& concept_name,
+                                        std::pair<int64_t, int64_t> range) {
+  for (const auto& own : options.own_strengths)
+    if (own.concept_name == concept_name && std::pair(own.first_layer, own.last_layer) == range)
+      return own.strengths;
+  return *options.strengths;
 }
 
 /// The words that a protocol is about.
@@ -177,6 +220,27 @@ void add_others(const models::Model& model, const Protocol& protocol, const std:
                      to_string(protocol.inject));
 }
 
+/// Which text is swapped in for a concept: one for all where it does not hold the concept's word.
+std::string swapped_name(const Protocol& protocol, const std::string& word) {
+  return protocol.swap_text.find(kConcept) == std::string::npos ? std::string() : word;
+}
+
+/// As many tokens of the text that is swapped in as are injected.
+void add_swapped(const models::Model& model, const Protocol& protocol, const std::vector<std::string>& words,
+                 Design& design) {
+  for (const auto& word : words) {
+    const auto ids = model.tokenizer().encode(protocol.swapped(word), /*add_special_tokens=*/false);
+    check<ConfigError>(!ids.empty(), "protocol '", protocol.name,
+                       "': inject.text must have tokens of this model, got none of '", protocol.swapped(word),
+                       "'");
+    for (auto& scene : design.scenes) {
+      auto& other = scene.others[swapped_name(protocol, word)];
+      other.resize(scene.injected.size());
+      for (size_t i = 0; i < other.size(); ++i) other[i] = ids[i % ids.size()];
+    }
+  }
+}
+
 /// The last user message, and the paraphrases of it; one that says the same is not asked twice.
 void add_own_questions(const models::Model& model, const Protocol& protocol, Ask own, Design& design) {
   const auto repeats_it = [&](const Paraphrase& paraphrase) {
@@ -203,7 +267,8 @@ std::string controls_of(const Protocol& protocol, const ExperimentOptions& optio
                      "run_experiment: controls of protocol '", protocol.name, "' can be asked in ",
                      conversation_names(protocol), ", got '", where, "'");
   if (where != kOwnConversation) return protocol.is_own(where) ? kOwnConversation : where;
-  const bool asks = !options.questions.value_or(protocol.control_questions).empty();
+  const bool asks = !options.questions.value_or(protocol.control_questions).empty() ||
+                    !options.groups.value_or(protocol.control_groups).empty();
   const bool has_unnamed_turns = protocol.control && protocol.control_name == Protocol{}.control_name;
   if (asks && !chosen && has_unnamed_turns && !protocol.is_own(protocol.control_name))
     design.warnings.push_back(
@@ -225,18 +290,26 @@ void add_scenes(const models::Model& model, const Protocol& protocol, const Name
   own.samples = design.of_own.samples;
   add_own_questions(model, protocol, own, design);
   design.controls = controls_of(protocol, options, design);
-  for (const auto& question : options.questions.value_or(protocol.control_questions)) {
+  const auto add_control = [&](const std::string& question, const std::string& group) {
     Ask ask;
     ask.question = question;
     ask.question_kind = "control";
+    ask.group = group;
     ask.samples = design.of_controls.samples;
     ask.asked_in = design.controls;
     if (!protocol.paraphrases.empty()) ask.paraphrase = ask.question_kind;
     const auto& scene = add_ask(model, protocol.ask(question, design.controls), ask, design);
     check<ConfigError>(protocol.answers.empty() || scene.spans.size() == protocol.answers.size(),
                        "protocol '", protocol.name, "': its controls must have its passages");
+  };
+  for (const auto& question : options.questions.value_or(protocol.control_questions))
+    add_control(question, "");
+  for (const auto& [group, questions] : options.groups.value_or(protocol.control_groups)) {
+    check<std::invalid_argument>(!group.empty(), "run_experiment: groups must have names, got ''");
+    for (const auto& question : questions) add_control(question, group);
   }
   if (!protocol.other_turns.empty()) add_others(model, protocol, words, design);
+  if (protocol.inject == Inject::swap) add_swapped(model, protocol, words, design);
 
   for (const auto& scene : design.scenes)
     for (const auto& ask : scene.asks)
@@ -270,15 +343,18 @@ void add_vectors(const models::Model& model, const Protocol& protocol, const Nam
                                        ")"));
     std::vector<steering::ControlVector> versions{
         protocol.inject == Inject::random
-            ? steering::random_directions(vector, rotation_seed(options.seed, name, -1))
+            ? steering::random_directions(vector, seed_of(options.seed, name, -1))
             : vector};
-    for (int64_t null_index = 0; null_index < options.nulls; ++null_index)
-      versions.push_back(steering::random_rotation(vector, rotation_seed(options.seed, name, null_index)));
-    if (const auto more = options.null_vectors.find(name); more != options.null_vectors.end())
+    for (int64_t null_index = 0; null_index < rotations(protocol, options); ++null_index)
+      versions.push_back(steering::random_rotation(vector, seed_of(options.seed, name, null_index)));
+    if (const auto more = options.null_vectors.find(name);
+        adds_vectors(protocol.inject) && more != options.null_vectors.end())
       versions.insert(versions.end(), more->second.begin(), more->second.end());
-    for (const auto strength : *options.strengths)
+    const auto factors = options.null_factors.find(name);
+    for (size_t place = 0; place < options.strengths->size(); ++place)
       for (const auto& range : options.layers) {
         const auto [first, last] = range.resolve(model.cfg().n_layers);
+        const auto strength = strengths_of(options, name, {first, last})[place];
         size_t n_inside = 0;
         for (size_t version = 0; version < versions.size(); ++version) {
           const auto inside = steering::directions_in(versions[version], model.cfg().n_layers, first, last);
@@ -292,10 +368,14 @@ void add_vectors(const models::Model& model, const Protocol& protocol, const Nam
                                     -1,
                                     part.first,
                                     part.last};
-            add_injection(protocol, {injected, inside}, design);
+            Injection injection{injected, inside};
+            if (version > 0 && factors != options.null_factors.end())
+              injection.factor = factors->second.at(version - 1);
+            injection.seed = seed_of(options.seed, name, -1);
+            add_injection(protocol, injection, design);
           }
         }
-        if (static_cast<int64_t>(n_inside) < last - first + 1 && strength == options.strengths->front())
+        if (static_cast<int64_t>(n_inside) < last - first + 1 && place == 0)
           design.warnings.push_back(concat("vector '", name, "' has directions for ", n_inside, " of the ",
                                            last - first + 1, " layers ", first, " to ", last));
       }
@@ -304,7 +384,7 @@ void add_vectors(const models::Model& model, const Protocol& protocol, const Nam
 
 void add_injections(const models::Model& model, const Protocol& protocol, const NamedVectors& vectors,
                     const ExperimentOptions& options, Design& design) {
-  if (adds_vectors(protocol)) return add_vectors(model, protocol, vectors, options, design);
+  if (takes_vectors(protocol)) return add_vectors(model, protocol, vectors, options, design);
   const int64_t last_layer = model.cfg().n_layers - 1;
   if (protocol.inject == Inject::model) {
     const auto found = options.models.find(protocol.prefill_model);
@@ -320,21 +400,29 @@ void add_injections(const models::Model& model, const Protocol& protocol, const 
   const auto words = concepts(vectors, options);
   check<std::invalid_argument>(!words.empty(), "run_experiment: protocol '", protocol.name,
                                "' needs concepts (or vectors of their names), got none");
-  check<std::invalid_argument>(options.parts == std::vector<Part>{{}} || protocol.inject == Inject::patch,
+  check<std::invalid_argument>(options.parts == std::vector<Part>{{}} || protocol.inject != Inject::tokens,
                                "run_experiment: protocol '", protocol.name,
                                "' replaces whole messages: parts of them mean nothing there");
+  const bool is_dropout = protocol.inject == Inject::dropout;
+  const auto strengths = is_dropout ? std::vector<double>{protocol.dropout_rate} : *options.strengths;
+  const double relative = is_dropout ? 1.0 : protocol.relative_strength;
   for (const auto& word : words) {
     if (protocol.inject == Inject::tokens) {
-      design.injections.push_back({{word, 1.0, 0, last_layer}, {}});
+      design.injections.push_back({{word, 1.0, 0, last_layer}, {}, 1.0, word});
       continue;
     }
-    for (const auto strength : *options.strengths)
+    const auto other = protocol.inject == Inject::swap ? swapped_name(protocol, word) : word;
+    for (const auto strength : strengths)
       for (const auto& range : options.layers) {
         const auto [first, last] = range.resolve(model.cfg().n_layers);
         for (const auto& part : options.parts)
-          design.injections.push_back(
-              {{word, strength * protocol.relative_strength, first, last, -1, -1, part.first, part.last},
-               {}});
+          add_injection(protocol,
+                        {{word, strength * relative, first, last, -1, -1, part.first, part.last},
+                         {},
+                         1.0,
+                         other,
+                         seed_of(options.seed, word, -1)},
+                        design);
       }
   }
 }
@@ -385,17 +473,16 @@ double count_readings(const models::Model& model, const Protocol& protocol, cons
                       const ExperimentOptions& options) {
   check_options(model, protocol, vectors, options);
   double versions = 0;
-  for (const auto& [name, vector] : vectors) {
-    const auto more = options.null_vectors.find(name);
-    versions += 1.0 + static_cast<double>(options.nulls) +
-                (more == options.null_vectors.end() ? 0.0 : static_cast<double>(more->second.size()));
-  }
-  if (!adds_vectors(protocol))
+  for (const auto& [name, vector] : vectors)
+    versions += 1.0 + static_cast<double>(n_nulls(protocol, name, options));
+  if (!takes_vectors(protocol))
     versions =
         protocol.inject == Inject::model ? 1.0 : static_cast<double>(concepts(vectors, options).size());
-  const auto n_steered = std::count_if(options.strengths->begin(), options.strengths->end(),
-                                       [](double strength) { return strength != 0; });
-  if (adds_vectors(protocol) || protocol.inject == Inject::patch)
+  const auto n_steered = protocol.inject == Inject::dropout
+                             ? 1
+                             : std::count_if(options.strengths->begin(), options.strengths->end(),
+                                             [](double strength) { return strength != 0; });
+  if (protocol.inject != Inject::model && protocol.inject != Inject::tokens)
     versions *= static_cast<double>(n_steered) * static_cast<double>(options.layers.size());
   if (protocol.inject != Inject::tokens)
     versions *= static_cast<double>(options.parts.size()) *

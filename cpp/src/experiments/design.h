@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -38,7 +39,7 @@ struct Scene {
   Ranges spans;  // those of them that are injected
   std::vector<Ask> asks;
   std::map<std::string, Ids>
-      others;  // by concept: what stands in the place of `injected` in the other conversation
+      others;  // by Injection::other: what stands in the place of `injected` in the other conversation
 
   int64_t span_begin() const { return static_cast<int64_t>(before.size()); }
   int64_t span_end() const { return static_cast<int64_t>(before.size() + injected.size()); }
@@ -55,7 +56,10 @@ struct Scene {
 
 /// One vector, or rotation of it, at one strength over one range; or what stands in its place.
 struct Injection : Injected {
-  Directions directions;  // of the blocks in the range, strength not applied
+  Directions directions;   // of the blocks in the range, strength not applied
+  double factor = 1.0;     // on the strength
+  std::string other = {};  // which of Scene::others it takes
+  uint64_t seed = 0;       // of what is drawn
 };
 
 /// What a reading is of. Nothing is injected for nullptr.
@@ -92,7 +96,17 @@ struct Design {
   Reads of_own, of_controls;
   graph::ModelPtr prefill_model;  // of Inject::model
 
-  bool is_steered(const Injection& injection) const { return injection.strength != 0; }
+  bool is_steered(const Injection& injection) const {
+    return injection.strength != 0 && injection.factor != 0;
+  }
+
+  /// The blocks that an injection reaches, ascending.
+  std::set<int64_t> injected_layers() const {
+    std::set<int64_t> out;
+    for (const auto& injection : injections)
+      for (auto layer = injection.first_layer; layer <= injection.last_layer; ++layer) out.insert(layer);
+    return out;
+  }
 
   const Reads& reads(const Ask& ask) const { return ask.is_control() ? of_controls : of_own; }
 };

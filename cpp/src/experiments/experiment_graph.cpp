@@ -7,6 +7,8 @@
 
 #include "introspect/steering/residual_norms.h"
 
+#include "experiments/drawn.h"
+
 namespace introspect::experiments {
 namespace {
 
@@ -22,7 +24,7 @@ std::map<int64_t, double> factors(const Scene& scene, const Injection& injection
                                   const Measured& measured) {
   std::map<int64_t, double> out;
   for (const auto& [layer, direction] : injection.directions) {
-    out[layer] = injection.strength;
+    out[layer] = injection.strength * injection.factor;
     if (unit == StrengthUnit::absolute) continue;
     const auto length = direction.norm().item<double>();
     if (length > 0) out[layer] *= measured.norms.at(&scene).at(layer) / length;
@@ -62,14 +64,30 @@ std::vector<hooks::Intervention> ExperimentGraph::interventions(const Scene& sce
     auto& one = out.emplace_back();
     one.values[layer] = injection.directions.at(layer);
     one.strength = factor;
+    if (protocol_.inject != Inject::noise) continue;
+    const auto length = std::abs(factor) * injection.directions.at(layer).norm().item<double>();
+    one.values[layer] = drawn_noise(injection, layer, range, model_->cfg().d_model, length);
+    one.strength = 1.0;
   }
-  if (protocol_.inject != Inject::patch) return out;
-  const auto& other = measured_.others.at({&scene, injection.concept_name});
-  for (int64_t layer = injection.first_layer; layer <= injection.last_layer; ++layer) {
-    auto& one = out.emplace_back();
-    one.op = "interpolate";
-    one.values[layer] = other.at(layer).narrow(0, range.first, range.second - range.first).unsqueeze(0);
-    one.strength = injection.strength;
+  const auto for_each_block = [&](const char* op, double strength, const auto& operand_of) {
+    for (int64_t layer = injection.first_layer; layer <= injection.last_layer; ++layer) {
+      auto& one = out.emplace_back();
+      one.op = op;
+      one.values[layer] = operand_of(layer);
+      one.strength = strength;
+    }
+  };
+  if (replaces_activations(protocol_.inject)) {
+    const auto& other = measured_.others.at({&scene, injection.other});
+    for_each_block("interpolate", injection.strength, [&](int64_t layer) -> hooks::Operands {
+      return other.at(layer).narrow(0, range.first, range.second - range.first).unsqueeze(0);
+    });
+  } else if (protocol_.inject == Inject::dropout) {
+    for_each_block("multiply", 1.0, [&](int64_t layer) -> hooks::Operands {
+      return drawn_dropout(injection, layer, range, model_->cfg().d_model, injection.strength);
+    });
+  } else if (protocol_.inject == Inject::scale) {
+    for_each_block("scale", 1.0 + injection.strength, [](int64_t) { return hooks::Operands(); });
   }
   return out;
 }
@@ -81,7 +99,7 @@ NodeId ExperimentGraph::prefill(const Scene& scene, const Injection* injection) 
   if (!injection) {
     at = graph_.segment(model_, scene.injected, at);
   } else if (protocol_.inject == Inject::tokens) {
-    at = graph_.segment(model_, scene.others.at(injection->concept_name), at);
+    at = graph_.segment(model_, scene.others.at(injection->other), at);
   } else {
     const auto& spans_model = protocol_.inject == Inject::model ? design_.prefill_model : model_;
     const auto end = static_cast<int64_t>(scene.injected.size());
@@ -100,7 +118,7 @@ NodeId ExperimentGraph::prefill(const Scene& scene, const Injection* injection) 
 NodeId ExperimentGraph::ask(const Scene& scene, const Ask& ask, const Injection* injection) {
   const auto prefilled = prefill(scene, injection);
   if (ask.after.empty()) return prefilled;
-  const bool steered = ask.keeps_steering && injection && protocol_.inject != Inject::patch;
+  const bool steered = ask.keeps_steering && injection && adds_vectors(protocol_.inject);
   return graph_.segment(model_, ask.after, prefilled,
                         steered ? interventions(scene, *injection, {}) : std::vector<hooks::Intervention>{});
 }
@@ -117,7 +135,7 @@ void ExperimentGraph::read_need(const Wanted& wanted, const Need& need, Use use)
   const auto& [scene, ask, injection, key] = wanted;
   auto node = this->ask(*scene, *ask, injection);
   if (!need.after.empty()) {
-    const bool steered = ask->keeps_steering && injection && protocol_.inject != Inject::patch;
+    const bool steered = ask->keeps_steering && injection && adds_vectors(protocol_.inject);
     node =
         graph_.segment(model_, need.after, node,
                        steered ? interventions(*scene, *injection, {}) : std::vector<hooks::Intervention>{});
@@ -167,16 +185,16 @@ void ExperimentGraph::measure_norms(const Scene& scene) {
   }
 }
 
-void ExperimentGraph::measure_other(const Scene& scene, const std::string& concept_name) {
-  const auto node = graph_.segment(model_, scene.others.at(concept_name), parent_of_span(scene));
-  for (int64_t layer = 0; layer < model_->cfg().n_layers; ++layer) {
+void ExperimentGraph::measure_other(const Scene& scene, const std::string& other) {
+  const auto node = graph_.segment(model_, scene.others.at(other), parent_of_span(scene));
+  for (const auto layer : design_.injected_layers()) {
     GraphRead read;
     read.layers = {layer};
     read.positions.resize(scene.injected.size());
     std::iota(read.positions.begin(), read.positions.end(), int64_t{0});
     Use use{Use::What::other};
     use.scene = &scene;
-    use.concept_name = concept_name;
+    use.other = other;
     use.layer = layer;
     this->read(node, std::move(read), std::move(use));
   }
@@ -215,7 +233,7 @@ void ExperimentGraph::take(const Use& use, const engine::Captured& captured) {
       measured_.norms[use.scene][use.layer] = steering::median_norm(captured.values);
       return;
     case Use::What::other:
-      measured_.others[{use.scene, use.concept_name}][use.layer] = captured.values.select(1, 0).clone();
+      measured_.others[{use.scene, use.other}][use.layer] = captured.values.select(1, 0).clone();
       return;
     case Use::What::base: {
       auto& base = measured_.base[{use.scene, use.ask}];

@@ -37,7 +37,8 @@ struct Parts {
 struct Measured {
   /// Median norms of the residual stream after each block, over the injected tokens of the unsteered run.
   std::map<const Scene*, std::map<int64_t, double>> norms;
-  /// Residuals [T, D] after each block at all tokens that stand in the injected ones' place, by concept.
+  /// Residuals [T, D] after each injected block at all tokens that stand in the injected ones' place, by
+  /// Injection::other.
   std::map<std::pair<const Scene*, std::string>, Directions> others;
   /// What readouts need of the unsteered run, by question.
   std::map<std::pair<const Scene*, const Ask*>, Parts> base;
@@ -57,7 +58,7 @@ class ExperimentGraph {
 
   void want(const Wanted& wanted);
   void measure_norms(const Scene& scene);
-  void measure_other(const Scene& scene, const std::string& concept_name);
+  void measure_other(const Scene& scene, const std::string& other);
   /// What readouts need of the unsteered run at a question, unless it is known or this graph reads it already.
   void measure_base(const Scene& scene, const Ask& ask);
 
@@ -75,7 +76,7 @@ class ExperimentGraph {
     size_t number = 0;  // of the need
     const Scene* scene = nullptr;
     const Ask* ask = nullptr;
-    std::string concept_name{};
+    std::string other{};
     int64_t layer = 0;
   };
 

@@ -58,8 +58,24 @@ bool Protocol::has_passages(int64_t turn) const {
 Conversation Protocol::other(const std::string& word) const {
   auto out = conversation;
   out.turns = other_turns;
-  fill(out.turns, kConcept, word);
+  const auto found = concept_texts.find(word);
+  fill(out.turns, kConcept, found == concept_texts.end() ? word : found->second);
   return out;
+}
+
+std::string Protocol::swapped(const std::string& word) const {
+  const auto found = concept_texts.find(word);
+  std::vector<text::Message> out{{"user", swap_text}};
+  fill(out, kConcept, found == concept_texts.end() ? word : found->second);
+  return out.front().content;
+}
+
+bool adds_vectors(Inject inject) {
+  return inject == Inject::vector || inject == Inject::random;
+}
+
+bool replaces_activations(Inject inject) {
+  return inject == Inject::patch || inject == Inject::swap;
 }
 
 Conversation Protocol::ask(const std::string& question) const {

@@ -27,11 +27,10 @@ using Field = JsonField<ConfigError>;
 constexpr auto kSentences = "$SENTENCES";
 const std::map<std::string, Read> kReads{
     {"yes_no", Read::yes_no}, {"content", Read::content}, {"sample", Read::sample}};
-const std::map<std::string, Inject> kInjects{{"vector", Inject::vector},
-                                             {"random", Inject::random},
-                                             {"model", Inject::model},
-                                             {"tokens", Inject::tokens},
-                                             {"patch", Inject::patch}};
+const std::map<std::string, Inject> kInjects{
+    {"vector", Inject::vector},   {"random", Inject::random}, {"model", Inject::model},
+    {"tokens", Inject::tokens},   {"patch", Inject::patch},   {"noise", Inject::noise},
+    {"dropout", Inject::dropout}, {"scale", Inject::scale},   {"swap", Inject::swap}};
 
 std::vector<text::Message> parse_turns(const Field& turns) {
   static const std::set<std::string> roles{"system", "user", "assistant"};
@@ -103,14 +102,35 @@ Sampling parse_sampling(const Field& field) {
 }
 
 void parse_inject(const Field& field, Protocol& protocol) {
-  field.object({"by", "model", "turns"});
+  field.object({"by", "model", "turns", "text", "texts", "rate"});
   const auto by = field.at("by");
   const auto found = kInjects.find(by.text());
-  by.require(found != kInjects.end(), "must be vector, random, model, tokens or patch, got ",
+  by.require(found != kInjects.end(),
+             "must be vector, random, model, tokens, patch, noise, dropout, scale or swap, got ",
              excerpt(by.text()));
   protocol.inject = found->second;
-  if (protocol.inject == Inject::model) protocol.prefill_model = field.at("model").some_text();
-  if (protocol.inject != Inject::tokens && protocol.inject != Inject::patch) return;
+  const auto inject = protocol.inject;
+  const auto belongs = [&](const char* name, bool is_taken) {
+    field.require(is_taken || !field.has(name), name, " is nothing that injecting by ", by.text(), " takes");
+  };
+  belongs("model", inject == Inject::model);
+  belongs("turns", inject == Inject::tokens || inject == Inject::patch);
+  belongs("text", inject == Inject::swap);
+  belongs("texts", inject == Inject::tokens || replaces_activations(inject));
+  belongs("rate", inject == Inject::dropout);
+  if (inject == Inject::model) protocol.prefill_model = field.at("model").some_text();
+  if (inject == Inject::swap) protocol.swap_text = field.at("text").some_text();
+  if (inject == Inject::dropout) {
+    const auto rate = field.at("rate");
+    protocol.dropout_rate = rate.number();
+    rate.require(protocol.dropout_rate > 0 && protocol.dropout_rate < 1, "must be above 0 and below 1, got ",
+                 protocol.dropout_rate);
+  }
+  if (field.has("texts"))
+    field.at("texts").for_each_field([&](const std::string& concept_name, const Field& text) {
+      protocol.concept_texts.emplace(concept_name, text.some_text());
+    });
+  if (inject != Inject::tokens && inject != Inject::patch) return;
   const auto turns = field.at("turns");
   const auto& ours = protocol.conversation;
   protocol.other_turns = parse_turns(turns);
@@ -211,7 +231,7 @@ std::string wording_of(const Conversation& conversation) {
 }
 
 void parse_controls(const Field& field, Protocol& protocol) {
-  field.object({"source", "name", "question", "turns", "injected", "questions", "asked_in"});
+  field.object({"source", "name", "question", "turns", "injected", "questions", "groups", "asked_in"});
   if (field.has("turns") || field.has("injected")) {
     protocol.control = parse_conversation(field);
     field.require(holds(protocol.control->turns, kQuestion), "needs ", kQuestion, " in one of its turns");
@@ -238,7 +258,13 @@ void parse_controls(const Field& field, Protocol& protocol) {
                       (protocol.control && *protocol.controls_in == protocol.control_name),
                   "must be ", conversation_names(protocol), ", got ", excerpt(*protocol.controls_in));
   }
-  protocol.control_questions = parse_texts(field.at("questions"));
+  if (field.has("questions") || !field.has("groups"))
+    protocol.control_questions = parse_texts(field.at("questions"));
+  if (field.has("groups"))
+    field.at("groups").for_each_field([&](const std::string& name, const Field& questions) {
+      questions.require(!name.empty() && !is_number(name), "must have a name in words, got ", excerpt(name));
+      protocol.control_groups.push_back({name, parse_texts(questions)});
+    });
 }
 
 nlohmann::json parse_text(const std::string& text, const std::string& where) {
@@ -292,7 +318,14 @@ Protocol from_json(const nlohmann::json& json) {
     read.require(found != kReads.end(), "must be yes_no, content or sample, got ", excerpt(read.text()));
     out.read = found->second;
   }
-  if (field.has("steer_generation")) out.steer_generation = field.at("steer_generation").boolean();
+  if (field.has("steer_generation")) {
+    const auto steers = field.at("steer_generation");
+    out.steer_generation = steers.boolean();
+    const bool reaches_spans_only = out.inject == Inject::noise || out.inject == Inject::dropout ||
+                                    out.inject == Inject::scale || out.inject == Inject::swap;
+    steers.require(!out.steer_generation || !reaches_spans_only, "must be false, as injecting by ",
+                   to_string(out.inject), " reaches the spans alone");
+  }
   if (field.has("yes_token")) out.yes_token = field.at("yes_token").some_text();
   if (field.has("no_token")) out.no_token = field.at("no_token").some_text();
   field.require(out.yes_token != out.no_token, "yes_token and no_token must differ, got ",
@@ -404,6 +437,9 @@ std::string Protocol::to_json() const {
     json["inject"] = {{"by", to_string(inject)}};
     if (inject == Inject::model) json["inject"]["model"] = prefill_model;
     if (!other_turns.empty()) json["inject"]["turns"] = turns_json(other_turns);
+    if (!swap_text.empty()) json["inject"]["text"] = swap_text;
+    if (!concept_texts.empty()) json["inject"]["texts"] = concept_texts;
+    if (inject == Inject::dropout) json["inject"]["rate"] = dropout_rate;
   }
   if (relative_strength != 1.0) json["relative_strength"] = relative_strength;
   if (!readouts.empty()) {
@@ -423,9 +459,10 @@ std::string Protocol::to_json() const {
   }
   if (!asks_own_question) json["asks_own_question"] = false;
   if (!answers.empty()) json["answers"] = answers;
-  if (!control_questions.empty()) {
+  if (!control_questions.empty() || !control_groups.empty()) {
     auto& controls = json["controls"] = control ? conversation_json(*control) : Json::object();
-    controls["questions"] = control_questions;
+    if (!control_questions.empty()) controls["questions"] = control_questions;
+    for (const auto& [group, questions] : control_groups) controls["groups"][group] = questions;
     if (control && control_name != Protocol{}.control_name) controls["name"] = control_name;
     if (control_wording != (control ? wording_of(*control) : kQuestion))
       controls["question"] = control_wording;

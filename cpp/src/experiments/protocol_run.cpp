@@ -13,12 +13,36 @@
 #include "experiments/reader.h"
 #include "experiments/reading_check.h"
 #include "introspect/core/check.h"
+#include "introspect/core/sha256.h"
 #include "introspect/version.h"
 
 namespace introspect::experiments {
 
-int64_t graph_budget(const ExperimentOptions& options, bool samples) {
-  return samples ? options.memory_budget / 2 : options.memory_budget;
+namespace {
+
+// Of what is drawn for the injections of one graph.
+constexpr int64_t kMostDrawnBytes = int64_t{1} << 30;
+
+/// A number in full; short ones as keys have always had them.
+std::string exactly(double number) {
+  const auto text = concat(number);
+  return std::stod(text) == number ? text : nlohmann::json(number).dump();
+}
+
+/// Of what is added to each block's output: its lengths.
+std::string lengths_hash(const Directions& directions) {
+  Sha256 hash;
+  for (const auto& [layer, direction] : directions) {
+    const auto length = direction.norm().item<double>();
+    hash.update(concat(layer, ":")).update(&length, sizeof(length));
+  }
+  return hash.hex();
+}
+
+}  // namespace
+
+int64_t graph_budget(int64_t memory_budget, bool samples) {
+  return samples ? memory_budget / 2 : memory_budget;
 }
 
 ProtocolRun::ProtocolRun(const graph::ModelPtr& model, const Protocol& protocol, const NamedVectors& vectors,
@@ -70,15 +94,23 @@ int64_t ProtocolRun::direction_bytes() const {
   return out;
 }
 
+int64_t ProtocolRun::drawn_bytes(const Scene& scene, const Injection& injection) const {
+  if (protocol_.inject != Inject::noise && protocol_.inject != Inject::dropout) return 0;
+  int64_t tokens = 0;
+  for (const auto& [first, last] : reached(scene, injection)) tokens += last - first;
+  const auto blocks = injection.last_layer - injection.first_layer + 1;
+  return tokens * blocks * model_->cfg().d_model * static_cast<int64_t>(sizeof(float));
+}
+
 void ProtocolRun::enter_first(graph::Graph& graph) {
   for (const auto& scene : design_.scenes)
     for (const auto& ask : scene.asks) want(scene, ask, nullptr);
   if (!needs_more_first()) return;
   auto& view = enter(graph);
   for (const auto* scene : unmeasured_) view.measure_norms(*scene);
-  if (protocol_.inject == Inject::patch)
-    for (const auto& [concept_name, ids] : design_.scenes.front().others)
-      view.measure_other(design_.scenes.front(), concept_name);
+  if (replaces_activations(protocol_.inject))
+    for (const auto& scene : design_.scenes)
+      for (const auto& [other, ids] : scene.others) view.measure_other(scene, other);
   for (const auto& wanted : std::exchange(missing_, {})) view.want(wanted);
 }
 
@@ -98,10 +130,10 @@ void ProtocolRun::stand_in() {
   for (const auto* scene : unmeasured_)
     for (int64_t layer = 0; layer < model_->cfg().n_layers; ++layer) measured_.norms[scene][layer] = 1.0;
   for (const auto& scene : design_.scenes)
-    for (const auto& [concept_name, ids] : scene.others) {
+    for (const auto& [name, ids] : scene.others) {
       const auto differs = static_cast<double>(measured_.others.size());
-      auto& other = measured_.others[{&scene, concept_name}];
-      for (int64_t layer = 0; layer < model_->cfg().n_layers; ++layer)
+      auto& other = measured_.others[{&scene, name}];
+      for (const auto layer : design_.injected_layers())
         other[layer] = at::full({static_cast<int64_t>(ids.size()), model_->cfg().d_model}, differs);
     }
 }
@@ -141,8 +173,12 @@ void ProtocolRun::note_asked() const {
 void ProtocolRun::enter_next(graph::Graph& graph, int64_t& tokens, int64_t most_tokens) {
   if (is_complete() || tokens >= most_tokens) return;
   auto& view = enter(graph);
-  for (; !missing_.empty() && tokens < most_tokens; missing_.pop_back()) {
+  int64_t drawn = 0;
+  std::set<std::pair<const Scene*, const Injection*>> entered;
+  for (; !missing_.empty() && tokens < most_tokens && drawn < kMostDrawnBytes; missing_.pop_back()) {
     const auto& wanted = missing_.back();
+    if (wanted.injection && entered.insert({wanted.scene, wanted.injection}).second)
+      drawn += drawn_bytes(*wanted.scene, *wanted.injection);
     if (wanted.injection) view.measure_base(*wanted.scene, *wanted.ask);
     view.want(wanted);
     tokens += n_tokens(wanted);
@@ -298,6 +334,7 @@ Cell ProtocolRun::make_cell(const Wanted& wanted, std::string value) const {
 
 std::string ProtocolRun::added_hash(const Scene& scene, const Injection& injection) const {
   std::string out;
+  const auto blocks = concat(injection.first_layer, " ", injection.last_layer);
   switch (protocol_.inject) {
     case Inject::vector:
     case Inject::random:
@@ -307,10 +344,21 @@ std::string ProtocolRun::added_hash(const Scene& scene, const Injection& injecti
       out = "model " + design_.prefill_model->hash();
       break;
     case Inject::tokens:
-      return "tokens " + ids_hash(scene.others.at(injection.concept_name));
+      return "tokens " + ids_hash(scene.others.at(injection.other));
     case Inject::patch:
-      out = concat("patch ", ids_hash(scene.others.at(injection.concept_name)), " ", injection.strength, " ",
-                   injection.first_layer, " ", injection.last_layer);
+    case Inject::swap:
+      out = concat("patch ", ids_hash(scene.others.at(injection.other)), " ", exactly(injection.strength),
+                   " ", blocks);
+      break;
+    case Inject::noise:
+      out = concat("noise ", lengths_hash(scaled(scene, injection, *options_.strength_unit, measured_)), " ",
+                   injection.seed);
+      break;
+    case Inject::dropout:
+      out = concat("dropout ", exactly(injection.strength), " ", injection.seed, " ", blocks);
+      break;
+    case Inject::scale:
+      out = concat("scale ", exactly(injection.strength), " ", blocks);
       break;
   }
   const auto ranges = reached(scene, injection);
@@ -339,16 +387,15 @@ bool ProtocolRun::needs_more_first() {
   if (*options_.strength_unit == StrengthUnit::residual)
     for (const auto& scene : design_.scenes)
       if (!find_norms(scene)) unmeasured_.push_back(&scene);
-  return !unmeasured_.empty() || options_.control_filter || protocol_.inject == Inject::patch;
+  return !unmeasured_.empty() || options_.control_filter || replaces_activations(protocol_.inject);
 }
 
 Prompt ProtocolRun::prompt(const Wanted& wanted, cache::KVCache cache, torch::Tensor resid_D) const {
   const auto& [scene, ask, injection, key] = wanted;
-  const bool steered = injection && ask->keeps_steering && protocol_.inject != Inject::patch;
+  const bool steered = injection && ask->keeps_steering && adds_vectors(protocol_.inject);
   auto tokens = scene->before;
-  const auto& span = injection && protocol_.inject == Inject::tokens
-                         ? scene->others.at(injection->concept_name)
-                         : scene->injected;
+  const auto& span =
+      injection && protocol_.inject == Inject::tokens ? scene->others.at(injection->other) : scene->injected;
   tokens.insert(tokens.end(), span.begin(), span.end());
   tokens.insert(tokens.end(), ask->after.begin(), ask->after.end());
   // Draws hang on what is drawn, not on which readings are made together with it.
@@ -368,10 +415,10 @@ void ProtocolRun::check_budget() {
     view.want({&scene, &longest, nullptr, ""});
     if (*options_.strength_unit == StrengthUnit::residual) view.measure_norms(scene);
     if (protocol_.inject == Inject::model) view.want({&scene, &longest, &design_.injections.front(), ""});
-    for (const auto& [concept_name, ids] : scene.others) view.measure_other(scene, concept_name);
+    for (const auto& [other, ids] : scene.others) view.measure_other(scene, other);
     try {
       graph::RunOptions options;
-      options.memory_budget = graph_budget(options_, samples());
+      options.memory_budget = graph_budget(options_.memory_budget, samples());
       graph.plan(options);
     } catch (const std::invalid_argument& error) {
       throw std::invalid_argument(concat("run_experiment: question '", longest.question, "' of protocol '",

@@ -23,7 +23,7 @@ namespace introspect::experiments {
 
 /// The part of the budget that passes of a graph may take. Where texts are sampled, they are gathered from the graph's
 /// caches into batches of their own.
-int64_t graph_budget(const ExperimentOptions& options, bool samples);
+int64_t graph_budget(int64_t memory_budget, bool samples);
 
 /// One protocol: which of its readings are known, which ones graphs are to make, and the result.
 class ProtocolRun {
@@ -47,6 +47,8 @@ class ProtocolRun {
   /// Positions whose logits one reading takes.
   double n_logits() const;
   int64_t direction_bytes() const;
+  /// Of what an injection that is drawn puts into a graph; 0 for others.
+  int64_t drawn_bytes(const Scene& scene, const Injection& injection) const;
 
   /// Puts into the graph what the injections cannot be planned without.
   void enter_first(graph::Graph& graph);

@@ -40,9 +40,10 @@ Json reading_json(const Reading& reading, const std::vector<std::string>& order)
   return out;
 }
 
-/// What says nothing of most results: a paraphrase, a place and a part where there is none.
+/// What says nothing of most results: a paraphrase, a group, a place and a part where there is none.
 bool is_left_out(const Setting& setting, const std::string& name) {
   if (name == "paraphrase") return setting.paraphrase.empty();
+  if (name == "group") return setting.group.empty();
   if (name == "place") return setting.place < 0;
   const bool is_whole = setting.part_first == 0.0 && setting.part_last == 1.0;
   return is_whole && (name == "part_first" || name == "part_last");

@@ -31,17 +31,16 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Several protocols, whose readings are made in common graphs.
+/// Several experiments, whose readings are made in common graphs.
 class Suite {
  public:
-  Suite(const graph::ModelPtr& model, const std::vector<Protocol>& protocols, const NamedVectors& vectors,
-        const ExperimentOptions& options)
-      : model_(model), options_(options) {
-    check<std::invalid_argument>(!protocols.empty(), "run_experiments: at least one protocol is needed");
-    for (const auto& protocol : protocols)
-      runs_.push_back(std::make_unique<ProtocolRun>(model, protocol, vectors, options_));
-    title_ = protocols.front().name;
-    if (protocols.size() > 1) title_ += concat(" and ", protocols.size() - 1, " more");
+  /// The experiments stay where they are while this lives.
+  Suite(const graph::ModelPtr& model, const std::vector<Experiment>& experiments, const SharedOptions& shared)
+      : model_(model), options_(shared) {
+    for (const auto& [protocol, vectors, options] : experiments)
+      runs_.push_back(std::make_unique<ProtocolRun>(model, protocol, vectors, options));
+    title_ = experiments.front().protocol.name;
+    if (experiments.size() > 1) title_ += concat(" and ", experiments.size() - 1, " more");
   }
 
   std::vector<Result> run() {
@@ -141,7 +140,7 @@ class Suite {
 
   graph::RunOptions graph_options() {
     graph::RunOptions out;
-    out.memory_budget = graph_budget(options_, samples());
+    out.memory_budget = graph_budget(options_.memory_budget, samples());
     out.most_token_layers = speed().pass_token_layers(options_.pass_seconds);
     out.read_token_layers = read_token_layers();
     // Texts are sampled side by side, and are finished batch by batch: a residual and a cache of each.
@@ -252,7 +251,7 @@ class Suite {
   void tell() const { report(options_.progress, title_, sum(&ProtocolRun::done), sum(&ProtocolRun::total)); }
 
   const graph::ModelPtr& model_;
-  const ExperimentOptions& options_;
+  const SharedOptions& options_;
   std::vector<std::unique_ptr<ProtocolRun>> runs_;
   std::string title_;
   std::optional<Speed> speed_;
@@ -265,25 +264,38 @@ class Suite {
           work_left_ = 0;  // token-layers of finished graphs; of the one that runs and the rest
 };
 
-double count_all(const models::Model& model, const std::vector<Protocol>& protocols,
-                 const NamedVectors& vectors, const ExperimentOptions& options) {
+double count_all(const models::Model& model, const std::vector<Experiment>& experiments) {
   double out = 0;
-  for (const auto& protocol : protocols) out += count_readings(model, protocol, vectors, options);
+  for (const auto& [protocol, vectors, options] : experiments)
+    out += count_readings(model, protocol, vectors, options);
   return out;
 }
 
-}  // namespace
+/// With what was left out filled in, and what they have in common.
+std::vector<Experiment> completed(std::vector<Experiment> experiments, const SharedOptions& shared) {
+  check<std::invalid_argument>(!experiments.empty(), "run_experiments: at least one protocol is needed");
+  for (auto& experiment : experiments) {
+    experiment.options = with_defaults(std::move(experiment.options));
+    experiment.options.store = shared.store;
+    experiment.options.memory_budget = shared.memory_budget;
+    experiment.options.pass_seconds = shared.pass_seconds;
+  }
+  return experiments;
+}
 
-RunPlan plan_experiments(const graph::ModelPtr& model, const std::vector<Protocol>& protocols,
-                         const NamedVectors& vectors, const ExperimentOptions& given) {
-  const auto options = with_defaults(given);
-  const double readings = count_all(*model, protocols, vectors, options);
-  if (readings <= kMostPlanned || options.nulls < 2) return Suite(model, protocols, vectors, options).plan();
-  auto fewer = options;
-  fewer.nulls = std::clamp<int64_t>(
-      static_cast<int64_t>(static_cast<double>(options.nulls) * kPlannedInstead / readings), 1,
-      options.nulls);
-  Suite suite(model, protocols, vectors, fewer);
+RunPlan plan_completed(const graph::ModelPtr& model, const std::vector<Experiment>& experiments,
+                       const SharedOptions& shared, double readings) {
+  int64_t most_nulls = 0;
+  for (const auto& experiment : experiments) most_nulls = std::max(most_nulls, experiment.options.nulls);
+  if (readings <= kMostPlanned || most_nulls < 2) return Suite(model, experiments, shared).plan();
+  auto fewer = experiments;
+  for (auto& experiment : fewer) {
+    const auto nulls = experiment.options.nulls;
+    if (nulls < 2 || !experiment.options.null_factors.empty()) continue;
+    experiment.options.nulls = std::clamp<int64_t>(
+        static_cast<int64_t>(static_cast<double>(nulls) * kPlannedInstead / readings), 1, nulls);
+  }
+  Suite suite(model, fewer, shared);
   const auto planned = suite.plan();
   const double factor = readings / static_cast<double>(planned.readings);
   const auto up = [&](int64_t number) {
@@ -294,23 +306,53 @@ RunPlan plan_experiments(const graph::ModelPtr& model, const std::vector<Protoco
           planned.seconds * factor,       suite.pass_bytes() + up(planned.peak_bytes - suite.pass_bytes())};
 }
 
+std::vector<Experiment> of_protocols(const std::vector<Protocol>& protocols, const NamedVectors& vectors,
+                                     const ExperimentOptions& options) {
+  std::vector<Experiment> out;
+  for (const auto& protocol : protocols) out.push_back({protocol, vectors, options});
+  return out;
+}
+
+SharedOptions shared_of(const ExperimentOptions& options) {
+  return {options.store,    options.memory_budget, options.pass_seconds,
+          options.progress, options.work,          options.before};
+}
+
+}  // namespace
+
+RunPlan plan_experiments(const graph::ModelPtr& model, std::vector<Experiment> given,
+                         const SharedOptions& shared) {
+  const auto experiments = completed(std::move(given), shared);
+  return plan_completed(model, experiments, shared, count_all(*model, experiments));
+}
+
+RunPlan plan_experiments(const graph::ModelPtr& model, const std::vector<Protocol>& protocols,
+                         const NamedVectors& vectors, const ExperimentOptions& options) {
+  return plan_experiments(model, of_protocols(protocols, vectors, options), shared_of(options));
+}
+
 std::string to_string(StrengthUnit unit) {
   return unit == StrengthUnit::absolute ? "absolute" : "residual";
 }
 
-std::vector<Result> run_experiments(const graph::ModelPtr& model, const std::vector<Protocol>& protocols,
-                                    const NamedVectors& vectors, const ExperimentOptions& given) {
-  const auto options = with_defaults(given);
-  auto told = options;
-  const double readings = count_all(*model, protocols, vectors, options);
-  if (readings > kMostPlanned && options.before) {
-    options.before(plan_experiments(model, protocols, vectors, options));
+std::vector<Result> run_experiments(const graph::ModelPtr& model, std::vector<Experiment> given,
+                                    const SharedOptions& shared) {
+  const auto experiments = completed(std::move(given), shared);
+  auto told = shared;
+  const double readings = count_all(*model, experiments);
+  if (readings > kMostPlanned && shared.before) {
+    shared.before(plan_completed(model, experiments, shared, readings));
     told.before = {};
   }
   check<std::invalid_argument>(readings <= kMostReadings, "run_experiment: one run holds at most ",
                                kMostReadings, " readings, got ", static_cast<int64_t>(readings),
                                ": ask for fewer nulls, layer ranges, strengths or questions at once");
-  return Suite(model, protocols, vectors, told).run();
+  return Suite(model, experiments, told).run();
+}
+
+std::vector<Result> run_experiments(const graph::ModelPtr& model, const std::vector<Protocol>& protocols,
+                                    const NamedVectors& vectors, const ExperimentOptions& options) {
+  return run_experiments(model, of_protocols(protocols, vectors, options), shared_of(options));
 }
 
 Result run_experiment(const graph::ModelPtr& model, const Protocol& protocol, const NamedVectors& vectors,

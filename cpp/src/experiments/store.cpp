@@ -48,10 +48,11 @@ int64_t hash_of(int64_t run, const Cell& cell) {
   auto text = concat(run, s, cell.key, s, cell.base_key);
   // As stores have hashed it since before questions could be asked elsewhere.
   for_each_field(static_cast<const Setting&>(cell), [&](const std::string& name, const auto& value) {
-    if (name == "asked_in") return;
+    if (name == "asked_in" || name == "group") return;
     text += name == "paraphrase" && cell.paraphrase.empty() ? concat(s, -1) : concat(s, value);
   });
   if (cell.asked_in != kOwnConversation) text += concat(s, cell.asked_in);
+  if (!cell.group.empty()) text += concat(s, s, cell.group);
   return static_cast<int64_t>(std::stoull(sha256_hex(text).substr(0, 16), nullptr, 16));
 }
 

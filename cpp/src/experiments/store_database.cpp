@@ -24,7 +24,8 @@ constexpr int kLayout = 2;               // of the tables below, in the header's
 constexpr int kMostBytesOfAValue = 64 << 20;
 constexpr int kStepsAtOnce = 10'000;  // of SQLite's virtual machine, between looks at how many are left
 
-// A store holds these tables and nothing else. Stores of 0.1.0 have none called asked, and no column asked_in.
+// A store holds these tables and nothing else. Stores of 0.1.0 have none called asked, and no column asked_in; those of
+// before questions had groups have no column question_group.
 const std::map<std::string, std::string> kTables = {
     {"runs", R"sql(CREATE TABLE runs(
   id INTEGER PRIMARY KEY,
@@ -39,14 +40,14 @@ const std::map<std::string, std::string> kTables = {
   concept TEXT NOT NULL, strength REAL NOT NULL, first_layer INTEGER NOT NULL, last_layer INTEGER NOT NULL,
   question TEXT NOT NULL, question_kind TEXT NOT NULL, kind TEXT NOT NULL, null_index INTEGER NOT NULL,
   paraphrase INTEGER NOT NULL, place INTEGER NOT NULL, part_first REAL NOT NULL, part_last REAL NOT NULL,
-  asked_in TEXT NOT NULL))sql"},
+  asked_in TEXT NOT NULL, question_group TEXT NOT NULL DEFAULT ''))sql"},
     {"asked", R"sql(CREATE TABLE asked(
   hash INTEGER NOT NULL UNIQUE, run INTEGER NOT NULL REFERENCES runs(id),
   key TEXT NOT NULL, base_key TEXT NOT NULL,
   concept TEXT NOT NULL, strength REAL NOT NULL, first_layer INTEGER NOT NULL, last_layer INTEGER NOT NULL,
   question TEXT NOT NULL, question_kind TEXT NOT NULL, kind TEXT NOT NULL, null_index INTEGER NOT NULL,
   paraphrase INTEGER NOT NULL, place INTEGER NOT NULL, part_first REAL NOT NULL, part_last REAL NOT NULL,
-  asked_in TEXT NOT NULL))sql"},
+  asked_in TEXT NOT NULL, question_group TEXT NOT NULL DEFAULT ''))sql"},
 };
 
 /// "name TYPE" of the columns that a table must have.
@@ -100,8 +101,22 @@ std::set<std::string> columns_of(const Database& database, const std::string& ta
   return out;
 }
 
-bool has_asked_in(const Database& database, const std::string& table) {
-  return columns_of(database, table).count("asked_in TEXT") > 0;
+/// The column of a setting's field; "group" is a word of SQL's own.
+std::string column_of(const std::string& field) {
+  return field == "group" ? "question_group" : field;
+}
+
+/// The columns that tables of earlier releases lack, and what stands for them in what was written before.
+const std::vector<std::pair<std::string, std::string>> kLaterColumns = {{"asked_in", kNotRecorded},
+                                                                        {"question_group", ""}};
+
+/// Those of kLaterColumns that a table lacks.
+std::map<std::string, std::string> missing_columns(const Database& database, const std::string& table) {
+  const auto columns = columns_of(database, table);
+  std::map<std::string, std::string> out;
+  for (const auto& [column, before] : kLaterColumns)
+    if (columns.count(column + " TEXT") == 0) out[column] = before;
+  return out;
 }
 
 /// Refuses another program's database, and one whose tables are not what they seem: a view may never end, a trigger writes.
@@ -236,15 +251,16 @@ std::unique_ptr<Database> open_where_nothing_can_be_written(const std::filesyste
 /// Adds what stores of 0.1.0 do not hold, all of it or nothing.
 void bring_up_to_date(const Database& database) {
   const auto is_whole = [&] {
-    return has_asked(database) && has_asked_in(database, "cells") && has_asked_in(database, "asked");
+    return has_asked(database) && missing_columns(database, "cells").empty() &&
+           missing_columns(database, "asked").empty();
   };
   if (is_whole()) return;
   database.in_transaction([&] {
     if (!has_asked(database)) database.run(kTables.at("asked"));
     for (const std::string table : {"cells", "asked"})
-      if (!has_asked_in(database, table))
+      for (const auto& [column, before] : missing_columns(database, table))
         database.run(
-            concat("ALTER TABLE ", table, " ADD COLUMN asked_in TEXT NOT NULL DEFAULT '", kNotRecorded, "'"));
+            concat("ALTER TABLE ", table, " ADD COLUMN ", column, " TEXT NOT NULL DEFAULT '", before, "'"));
   });
 }
 
@@ -353,17 +369,18 @@ bool has_asked(const Database& database) {
 std::string setting_columns() {
   std::string out = "base_key";
   Setting any;
-  for_each_field(any, [&](const char* name, const auto&) { out += concat(", ", name); });
+  for_each_field(any, [&](const char* name, const auto&) { out += concat(", ", column_of(name)); });
   return out;
 }
 
 std::string setting_columns(const Database& database, const std::string& table) {
   std::string out = table + ".base_key";
-  const bool says_where = has_asked_in(database, table);
+  const auto missing = missing_columns(database, table);
   Setting any;
   for_each_field(any, [&](const std::string& name, const auto&) {
-    out +=
-        name != "asked_in" || says_where ? concat(", ", table, ".", name) : concat(", '", kNotRecorded, "'");
+    const auto found = missing.find(column_of(name));
+    out += found == missing.end() ? concat(", ", table, ".", column_of(name))
+                                  : concat(", '", found->second, "'");
   });
   return out;
 }

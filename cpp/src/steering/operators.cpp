@@ -48,6 +48,11 @@ Tensor norm_preserving_add(const Input& in) {
   return after * (length(before) / length(after).clamp_min(std::numeric_limits<float>::min()));
 }
 
+Tensor multiply(const Input& in) {
+  const auto x_W = wide(in.x);
+  return at::lerp(x_W, x_W * in.v().to(x_W.scalar_type()), in.strength);
+}
+
 Tensor project_to(const Input& in) {
   const auto x_W = wide(in.x);
   const auto u_W = unit(in.v().to(x_W.scalar_type()));
@@ -149,6 +154,7 @@ void register_operators() {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
     const std::map<std::string, std::optional<double>> angle = {{"angle", std::nullopt}};
     hooks::register_operator("norm_preserving_add", {.apply = norm_preserving_add});
+    hooks::register_operator("multiply", {.apply = multiply});
     hooks::register_operator("project_to", {.apply = project_to, .parameters = {{"target", std::nullopt}}});
     hooks::register_operator("clamp", {.apply = clamp,
                                        .parameters = {{"low", -kInfinity}, {"high", kInfinity}},

@@ -155,6 +155,20 @@ class Arguments:
             for concept, more in given.items()
         }
 
+    def groups(self, given: Any) -> list[tuple[str, list[str]]] | None:
+        if given is None:
+            return None
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) and name for name in given):
+            self.fail("groups", 'a dictionary {name: questions}, such as {"factual_yes": ["Is ice cold?"]}', given)
+        return [(name, self.texts(f"groups[{name!r}]", texts)) for name, texts in given.items()]
+
+    def null_factors(self, given: Any) -> dict[str, list[float]]:
+        if given is None:
+            return {}
+        if not isinstance(given, Mapping):
+            self.fail("null_factors", "a dictionary {concept: list of numbers}", given)
+        return {concept: self.numbers(f"null_factors[{concept!r}]", factors) for concept, factors in given.items()}
+
     def models(self, given: Any) -> dict[str, Any]:
         if given is None:
             return {}

@@ -109,6 +109,8 @@ class Compared:
 class Detection:
     """Shifts of log-odds (nats) of one setting: the introspection question, the controls, and their difference.
 
+    The controls are those that belong to no group.
+
     Readings that are not finite are counted and averaged nowhere; where none is left, numbers are NaN.
     """
 
@@ -161,7 +163,7 @@ class Identification:
 
 def detect(result: Result, setting: Setting) -> Detection:
     """The statistics of the yes-or-no reading in one setting."""
-    own, asked = (result.select(setting, kind=kind) for kind in ("introspection", "control"))
+    own, asked = (ungrouped(result.select(setting, kind=kind)) for kind in ("introspection", "control"))
     used, controls = _usable(own), _usable(asked)
     nulls = _nulls(result, setting)
     null_shifts = [_mean_shift(rows, "introspection") for rows in nulls]
@@ -258,6 +260,11 @@ def mean(values: Iterable[float]) -> float:
     return statistics.fmean(values) if values else math.nan
 
 
+def ungrouped(rows: Iterable[dict]) -> list[dict]:
+    """Without questions of groups, which are compared by themselves."""
+    return [row for row in rows if not row.get("group")]
+
+
 def _usable(rows: Iterable[dict]) -> list[dict]:
     return [row for row in rows if not failed(row)]
 
@@ -272,7 +279,7 @@ def _nulls(result: Result, setting: Setting) -> list[list[dict]]:
 
 
 def _mean_shift(rows: Iterable[dict], question_kind: str) -> float:
-    return mean(map(shift_of, _usable(row for row in rows if row["question_kind"] == question_kind)))
+    return mean(map(shift_of, _usable(ungrouped(row for row in rows if row["question_kind"] == question_kind))))
 
 
 def _effect(introspection: Sequence[dict], controls: Sequence[dict]) -> Estimate | None:

@@ -19,10 +19,12 @@ KINDS: dict[str, type] = {
     "place": int,
     "part_first": float,
     "part_last": float,
+    "group": str,
 }
-OPTIONAL = ("asked_in", "paraphrase", "place", "part_first", "part_last")
+OPTIONAL = ("asked_in", "paraphrase", "place", "part_first", "part_last", "group")
 """What rows hold from some version on, or where it says something."""
 KEYS = tuple(name for name in KINDS if name not in OPTIONAL)
 SETTING = (*KEYS, *OPTIONAL)
-DEFAULTS = {"place": -1, "part_first": 0.0, "part_last": 1.0}
+DEFAULTS = {"place": -1, "part_first": 0.0, "part_last": 1.0, "group": ""}
 """What says nothing, and is left out of a result's rows."""
+NOTHING = "(none)"  # stands in tables where nothing is: an empty field would be a missing value to table readers

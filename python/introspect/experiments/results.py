@@ -29,7 +29,7 @@ from .detections import (
     mass,
     token_pairs,
 )
-from .fields import KEYS, OPTIONAL
+from .fields import KEYS, NOTHING, OPTIONAL
 from .merging import merged
 from .readings import (
     Localisation,
@@ -115,6 +115,10 @@ class Result:
     def concepts(self) -> list[str]:
         return list(dict.fromkeys(row["concept"] for row in self.rows))
 
+    @cached_property
+    def _has_groups(self) -> bool:
+        return any("group" in row for row in self.rows)
+
     @property
     def groups(self) -> list[Setting]:
         """Every setting that was run, in the order of the rows."""
@@ -175,8 +179,9 @@ class Result:
 
         Beside the log-odds (nats) and probabilities: ``mass_base`` and ``mass``, p(yes) + p(no); ``leaves_format``,
         whether the injection took that mass away, so that the log-odds say nothing; ``failed``, whether a number is not
-        finite; ``asked_in``, the conversation of the question: "own", or the name of another one. Numbers and texts of
-        readouts are columns of their names.
+        finite; ``asked_in``, the conversation of the question: "own", or the name of another one; ``group``, where
+        there are some, that of the question: "factual_yes", or "(none)". Numbers and texts of readouts are columns of
+        their names.
         """
         import pandas
 
@@ -197,6 +202,8 @@ class Result:
                     flat[f"{prefix}{name}_base"], flat[f"{prefix}{name}"] = base[i][name], injected[i][name]
         if row["injected"].get("text") is not None:
             flat["text_base"], flat["text"] = row["base"].get("text"), row["injected"]["text"]
+        if self._has_groups:
+            flat["group"] = NOTHING
         flat |= {key: row[key] for key in OPTIONAL if key in row}  # asked_in keeps its column
         return flat | readout_columns(row["base"], row["injected"])
 

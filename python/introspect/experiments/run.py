@@ -99,10 +99,12 @@ def run_experiment(
     layers: Layers = (_C.default_layers,),
     parts: Sequence[tuple[float, float]] = ((0.0, 1.0),),
     questions: Texts | None = None,
+    groups: Mapping[str, Texts] | None = None,
     controls: Protocol | None = None,
     control_filter: float | None = None,
     nulls: int = _C.default_nulls,
     null_vectors: Mapping[str, Sequence[ControlVector]] | None = None,
+    null_factors: Mapping[str, Sequence[float]] | None = None,
     concepts: Texts = (),
     models: Mapping[str, Model] | None = None,
     seed: int = 0,
@@ -142,6 +144,8 @@ def run_experiment(
             ((0.33, 0.66) is 8 to 16 of 24); a number is one block; a list holds several of these.
         parts: which of the injected tokens, as fractions (first, last) of their number; each is run by itself.
         questions: control questions, or one; None asks the protocol's own, [] none.
+        groups: {name: control questions}: more of them, whose rows bear the group's name, and which have no part in the
+            mean that is subtracted from a shift; None asks the protocol's own, {} none.
         controls: the conversation that control questions are asked in: "own" (the default of every shipped protocol)
             puts them in the place of the protocol's own question, "with_info" asks them as the article did, always
             after the long introduction, so that the shift of another conversation is subtracted; any other protocol
@@ -150,6 +154,8 @@ def run_experiment(
         nulls: random rotations of each vector, with its norms and the cosines between its layers. Ten are the fewest
             that a verdict is given on; each takes as long as the vector itself.
         null_vectors: {concept: vectors}: more nulls (trained on shuffled pairs, say), numbered after the rotations.
+        null_factors: {concept: numbers}: factors on the strength of its nulls, one for each in the order of their
+            numbers (of nulls that have the vector's dose, say). Their rows have the vector's strength.
         concepts: the words of protocols that inject by tokens or patch; by default the vectors' names.
         models: {name: model} for protocols in which another model prefills; of the model's shape, dtype and device.
         seed: of the rotations and of sampled text.
@@ -218,22 +224,44 @@ def _run(who: str, protocols: Any, arguments: Mapping[str, Any]) -> list[Result]
     """Run protocols with run_experiment's other arguments, put into the native module's form."""
     options = dict(arguments)
     with lens_path(options["lens"]) as options["lens"]:
-        return _run_native(who, _native(who, protocols, options), options)
+        given = Arguments(who)
+        given.engine(options["model"])
+        asked = [given.controls(protocol, options["controls"]) for protocol in given.protocols(protocols)]
+        one = native_experiment(given, options)
+        experiments = [{**one, "protocol": protocol, "controls": controls} for protocol, controls in asked]
+        return run_native(who, experiments, options)
 
 
-def _run_native(who: str, native: Mapping[str, Any], options: Mapping[str, Any]) -> list[Result]:
+def run_native(
+    who: str, experiments: Sequence[Mapping[str, Any]], options: Mapping[str, Any], *, stacklevel: int = 4
+) -> list[Result]:
+    """Run experiments that are in the native module's form; with ``plan`` a list of one plan for all.
+
+    Args:
+        experiments: of ``native_experiment``, each with its "protocol" and "controls".
+        options: model, store, memory_budget, progress, plan and long, as people give them.
+        stacklevel: of warnings, to the caller's line.
+    """
+    given = Arguments(who)
     model, plan, long = options["model"], bool(options["plan"]), bool(options["long"])
     planned: list[ExperimentPlan] = []
+    given.callback(options["progress"])
+    shared = {
+        "model": given.engine(model),
+        "store": given.store(options["store"], plan),
+        "memory_budget": given.whole("memory_budget", options["memory_budget"]),
+    }
 
     def before(one: _C.RunPlan) -> None:
         planned.append(ExperimentPlan.of(one))
         if not plan and not long and planned[0].seconds > HOUR:
-            warnings.warn(f"{who}: {planned[0]} (long=True: this is meant)", stacklevel=5)
+            warnings.warn(f"{who}: {planned[0]} (long=True: this is meant)", stacklevel=stacklevel + 1)
 
     shown = None if plan else progress_module.shown(options["progress"])
     try:
         texts = _C.run_experiments(
-            **native,
+            **shared,
+            experiments=list(experiments),
             progress=shown,
             work=getattr(shown, "work", None),
             before=before,
@@ -245,41 +273,42 @@ def _run_native(who: str, native: Mapping[str, Any], options: Mapping[str, Any])
     if plan:
         return planned  # type: ignore[return-value]  # one for all protocols
     results = [json.loads(text) for text in texts]
-    for data, protocol in zip(results, native["protocols"], strict=True):
-        data["protocol"]["definition"] = json.loads(protocol.to_json())  # what reports show: turns, injected, controls
+    for data, experiment in zip(results, experiments, strict=True):
+        # What reports show: turns, injected, controls.
+        data["protocol"]["definition"] = json.loads(experiment["protocol"].to_json())
         # Files often bear another model's name inside.
         data["model"]["name"] = Path(model.name).name.removesuffix(".gguf")
     for warning in dict.fromkeys(warning for data in results for warning in data.pop("warnings")):
-        warnings.warn(warning, stacklevel=4)
+        warnings.warn(warning, stacklevel=stacklevel)
     return [Result(data) for data in results]
 
 
-def _native(who: str, protocols: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What people give as the native module takes it. Raises TypeError and ValueError that say what is wanted."""
-    given = Arguments(who)
-    engine = given.engine(options["model"])
-    asked = [given.controls(one, options["controls"]) for one in given.protocols(protocols)]
-    given.callback(options["progress"])
+def native_experiment(given: Arguments, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What people give of one experiment as the native module takes it, but for its protocol and controls.
+
+    Raises:
+        TypeError, ValueError: they say what is wanted.
+    """
+
+    def unless_none(read: Callable[[str, Any], Any], name: str) -> Any:
+        return None if options[name] is None else read(name, options[name])
+
     return {
-        "model": engine,
-        "protocols": [protocol for protocol, _ in asked],
         "vectors": given.vectors(options["vectors"]),
-        "strengths": None if options["strengths"] is None else given.numbers("strengths", options["strengths"]),
+        "strengths": unless_none(given.numbers, "strengths"),
         "strength_unit": given.unit(options["strength_unit"]),
+        "own_strengths": list(options.get("own_strengths", ())),
         "layers": given.layers(options["layers"]),
         "parts": given.pairs("parts", options["parts"]),
-        "questions": None if options["questions"] is None else given.texts("questions", options["questions"]),
-        "controls": asked[0][1] if asked else None,
-        "control_filter": None
-        if options["control_filter"] is None
-        else given.number("control_filter", options["control_filter"]),
+        "questions": unless_none(given.texts, "questions"),
+        "groups": given.groups(options["groups"]),
+        "control_filter": unless_none(given.number, "control_filter"),
         "nulls": given.whole("nulls", options["nulls"], least=0),
         "null_vectors": given.null_vectors(options["null_vectors"]),
+        "null_factors": given.null_factors(options["null_factors"]),
         "concepts": [given.concept("concepts", one) for one in given.texts("concepts", options["concepts"])],
         "models": given.models(options["models"]),
         "seed": given.whole("seed", options["seed"], least=0),
         "readouts": given.readouts(options),
         "directions": given.vectors({} if options["directions"] is None else options["directions"], "directions"),
-        "store": given.store(options["store"], bool(options["plan"])),
-        "memory_budget": given.whole("memory_budget", options["memory_budget"]),
     }

@@ -11,14 +11,13 @@ from .. import _C
 from .._json import parse_json
 from ..tables import check_format, write_table
 from .detections import NOT_RECORDED
-from .fields import KEYS, OPTIONAL
+from .fields import KEYS, NOTHING, OPTIONAL
 
 if TYPE_CHECKING:
     import pandas
 
 NUMBERS = ("log_odds", "p_yes", "p_no")
 _SETTING = (*KEYS, "paraphrase", *(name for name in OPTIONAL if name != "paraphrase"))  # as its columns stand
-NOTHING = "(none)"  # the concept of readings without steering: an empty field would be a missing value to table readers
 _BOOKKEEPING = ("value", "key", "base_key", "written")
 
 
@@ -101,7 +100,7 @@ class Store(_C.Store):
 
 def _flat(row: dict, value: dict, base: dict, fields: list[str]) -> dict[str, Any]:
     flat = {name: row[name] for name in _SETTING}
-    flat["concept"] = row["concept"] or NOTHING
+    flat["concept"], flat["group"] = row["concept"] or NOTHING, row["group"] or NOTHING
     if not row["paraphrase"] or row["paraphrase"].isdigit():  # once it was a number
         own = "control" if row["question_kind"] == "control" else "own"
         flat["paraphrase"] = own if not row["paraphrase"] else row["question"]

@@ -60,7 +60,7 @@ def _curves(result: Result, field: str, reader: Callable[[Setting], Reader], *, 
         if not own:
             continue
         read = reader(setting)
-        controls = [row for row in rows if row["kind"] == "control" and with_controls]
+        controls = [row for row in rows if row["kind"] == "control" and not row.get("group") and with_controls]
         nulls: dict[tuple, list[dict]] = {}
         for row in rows:
             if is_random(row) and row["question_kind"] == "introspection":

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..experiments.detections import ungrouped
 from ..experiments.results import Compared, Detection, Result
 from ..experiments.sweeps import is_random, is_sweep
 from ..report.sections import control_interval
@@ -98,7 +99,7 @@ def question_lines(result: Result, detection: Detection) -> list[Line]:
     name = "mean of the controls" + (", 95% interval" if interval else "")
     lines.append(Line(name, detection.control_mean, CONTROL, 9, interval))
     moved: dict[str, tuple[list[float], list[float]]] = {}
-    for row in result.select(detection.setting, question_kind="control"):
+    for row in ungrouped(result.select(detection.setting, question_kind="control")):
         own, nulls = moved.setdefault(row["question"], ([], []))
         (nulls if is_random(row) else own).append(row["injected"]["log_odds"] - row["base"]["log_odds"])
     for question, (own, nulls) in moved.items():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..experiments.detections import KEPT_MASS, LEAST_MASS, failed
+from ..experiments.detections import KEPT_MASS, LEAST_MASS, failed, ungrouped
 from ..experiments.results import Compared, Detection, Identification, Result, Setting
 from ..experiments.sweeps import headlines, is_sweep
 from ..tables import NONE, without_empty_columns
@@ -119,7 +119,7 @@ def listed(result: Result, found: Sequence[Any]) -> Sequence[Any]:
 
 def control_interval(result: Result, detection: Detection) -> tuple[float, float]:
     """95% interval of the controls' mean shift over control questions (BCa); NaN for fewer than three of them."""
-    rows = result.select(detection.setting, kind="control")
+    rows = ungrouped(result.select(detection.setting, kind="control"))
     shifts = [row["injected"]["log_odds"] - row["base"]["log_odds"] for row in rows]
     if len(shifts) < 3 or not all(map(math.isfinite, shifts)) or max(shifts) == min(shifts):
         return math.nan, math.nan

@@ -40,11 +40,28 @@ struct Conversation {
 
 /// What the injected spans get.
 enum class Inject {
-  vector,  ///< the vector, added to the outputs of the range's blocks
-  random,  ///< independent random directions of the vector's lengths in its place
-  model,   ///< nothing is added: another model prefills them
-  tokens,  ///< nothing is added: they are written otherwise, with the concept's word in them (priming)
-  patch,   ///< the outputs of the range's blocks are replaced by those of another conversation
+  vector,   ///< the vector, added to the outputs of the range's blocks
+  random,   ///< independent random directions of the vector's lengths in its place
+  model,    ///< nothing is added: another model prefills them
+  tokens,   ///< nothing is added: they are written otherwise, with the concept's word in them (priming)
+  patch,    ///< the outputs of the range's blocks are replaced by those of another conversation
+  noise,    ///< Gaussian directions of the vector's lengths, independent for every token and block
+  dropout,  ///< elements of the range's blocks' outputs are set to zero at random
+  scale,    ///< the outputs of the range's blocks times 1 + strength
+  swap,     ///< the outputs of the range's blocks are replaced by those of a text in the spans' place
+};
+
+/// Whether what is injected is added, and so can be kept on after the spans.
+INTROSPECT_EXPORT bool adds_vectors(Inject inject);
+
+/// Whether it replaces activations by those of other tokens.
+INTROSPECT_EXPORT bool replaces_activations(Inject inject);
+
+/// Control questions that belong together ("factual_yes").
+struct QuestionGroup {
+  std::string name;
+  std::vector<std::string> questions;
+  bool operator==(const QuestionGroup&) const = default;
 };
 
 /// How the text of a "sample" protocol is drawn.
@@ -77,9 +94,12 @@ inline constexpr auto kOwnQuestion = "own";
 ///     "turns" *         list of {"role": "system" | "user" | "assistant", "content": text}. A last message of the
 ///                       assistant is a prefix that stays unfinished; after one of the user the generation prompt follows
 ///     "injected" *      list of indices into turns, ascending; or of {"turn": index, "text": passage of that message}
-///     "inject"          {"by": "vector" (default) | "random" | "model" | "tokens" | "patch"}, and for "model" its "model"
-///                       (a name among those of the run), for "tokens" and "patch" the other conversation's "turns" with
-///                       $CONCEPT in one of them: as many messages, differing in the injected ones only
+///     "inject"          {"by": "vector" (default) | "random" | "model" | "tokens" | "patch" | "noise" | "dropout" |
+///                       "scale" | "swap"}, and for "model" its "model" (a name among those of the run), for "tokens" and
+///                       "patch" the other conversation's "turns" with $CONCEPT in one of them: as many messages,
+///                       differing in the injected ones only; for "swap" a "text", which may hold $CONCEPT, and stands
+///                       from its beginning again where it has fewer tokens than the spans; for "dropout" the "rate",
+///                       above 0 and below 1. "texts" {concept: text} is what $CONCEPT stands for (default: the name)
 ///     "relative_strength"  factor on the strengths of a run (default 1)
 ///     "read"            "yes_no" (default), "content" or "sample"
 ///     "readouts"        {name: parameter}: what is read besides the log-odds (experiments/readouts.h). Of the library are
@@ -106,7 +126,9 @@ inline constexpr auto kOwnQuestion = "own";
 ///                       with $QUESTION (default: the turn of "turns" that holds it, or the question alone). "turns" and
 ///                       "injected" are another conversation, with $QUESTION in a turn, in which a run may ask them instead;
 ///                       "name" is its name (default "given"), and "asked_in" says where they are asked unless the run
-///                       says otherwise: "own" (default) or that name
+///                       says otherwise: "own" (default) or that name. "groups" {name: list of texts} are more questions,
+///                       asked in the same way, which rows name ("factual_yes", "contested", ...); with them "questions"
+///                       may be left out
 struct Protocol {
   std::string name;
   std::string source;
@@ -114,6 +136,10 @@ struct Protocol {
   Inject inject = Inject::vector;
   std::string prefill_model;               ///< of Inject::model
   std::vector<text::Message> other_turns;  ///< of Inject::tokens and patch, with $CONCEPT
+  std::string swap_text;                   ///< of Inject::swap, perhaps with $CONCEPT
+  std::map<std::string, std::string>
+      concept_texts;          ///< what stands for $CONCEPT; not in it: the concept's name
+  double dropout_rate = 0.0;  ///< of Inject::dropout
   double relative_strength = 1.0;
   Read read = Read::yes_no;
   Readouts readouts;
@@ -127,9 +153,10 @@ struct Protocol {
   std::vector<std::string> answers;  ///< of a localisation: one for each passage, which is injected alone
   Sampling sampling;
   std::vector<std::string> control_questions;
-  std::string control_wording;          ///< with $QUESTION; empty: the protocol has no controls
-  std::optional<Conversation> control;  ///< another conversation for them, with $QUESTION in a turn
-  std::string control_name = "given";   ///< of that conversation
+  std::vector<QuestionGroup> control_groups;  ///< besides control_questions
+  std::string control_wording;                ///< with $QUESTION; empty: the protocol has no controls
+  std::optional<Conversation> control;        ///< another conversation for them, with $QUESTION in a turn
+  std::string control_name = "given";         ///< of that conversation
   std::optional<std::string>
       controls_in;  ///< kOwnConversation or control_name; none: the protocol does not say
 
@@ -151,6 +178,8 @@ struct Protocol {
   INTROSPECT_EXPORT Conversation put(const Paraphrase& paraphrase) const;
   /// The other conversation with a concept's word in its place, injected at the same messages.
   INTROSPECT_EXPORT Conversation other(const std::string& word) const;
+  /// The text that is swapped in, with a concept's word in its place.
+  INTROSPECT_EXPORT std::string swapped(const std::string& word) const;
   /// The control conversation of the file with the question in its place. Throws ConfigError where the file has none.
   INTROSPECT_EXPORT Conversation ask(const std::string& question) const;
   /// A control question in the conversation of that name: kOwnConversation, where it stands in the place of the last

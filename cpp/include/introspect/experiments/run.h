@@ -66,14 +66,25 @@ struct RunPlan {
   int64_t peak_bytes = 0;  ///< estimate, without the model: the largest pass, plans, injections and results
 };
 
+/// The strengths of one vector over one range, in blocks.
+struct OwnStrengths {
+  std::string concept_name;
+  int64_t first_layer = 0, last_layer = 0;
+  std::vector<double> strengths;
+};
+
 struct ExperimentOptions {
   std::optional<std::vector<double>> strengths;  ///< default: kDefaultStrength, in StrengthUnit::residual
   /// Default: absolute for strengths that are given, residual for the default one.
   std::optional<StrengthUnit> strength_unit;
+  /// Instead of `strengths`, as many of them: those that give a dose (experiments/dose.h).
+  std::vector<OwnStrengths> own_strengths;
   std::vector<LayerRange> layers{LayerRange::fractions(kDefaultFirst, kDefaultLast)};
   std::vector<Part> parts{{}};  ///< which tokens of the injected spans; each part is run by itself
   /// Control questions. Default: the protocol's; empty: none.
   std::optional<std::vector<std::string>> questions;
+  /// More of them, in groups, which rows name. Default: the protocol's; empty: none.
+  std::optional<std::vector<QuestionGroup>> groups;
   /// The conversation that they are asked in: kOwnConversation, or the name of the protocol's other one (the article's
   /// protocols have "with_info"). Default: what the protocol says, or else kOwnConversation.
   std::optional<std::string> controls;
@@ -82,7 +93,10 @@ struct ExperimentOptions {
   int64_t nulls = kDefaultNulls;  ///< random rotations of every vector, run in the same way
   /// More nulls of a concept, numbered after the rotations: vectors trained on shuffled pairs, say.
   std::map<std::string, std::vector<steering::ControlVector>> null_vectors;
-  /// Of protocols that inject by tokens or patch: the words. Default: the vectors' names.
+  /// Factors on the strength of a concept's nulls, one for each in the order of their numbers (nulls of equal dose, say,
+  /// which are weaker than the vector). Rows have the vector's strength. Default: 1.
+  std::map<std::string, std::vector<double>> null_factors;
+  /// Of protocols that inject by tokens, patch, dropout, scale or swap: the words. Default: the vectors' names.
   std::vector<std::string> concepts;
   /// Of protocols in which another model prefills, by name.
   std::map<std::string, graph::ModelPtr> models;
@@ -120,9 +134,15 @@ struct ExperimentOptions {
 /// conversation's first token where there are others. A layer of the range without a direction is left
 /// alone. Rotations are independent of one another and depend on the seed, the concept's name and their number.
 ///
-/// Protocols that add nothing have one injection for each concept (Inject::tokens, patch) or one (model): with strength
-/// and layers as far as these mean something there (patch: strength 1 replaces the outputs of the range's blocks, less
-/// goes part of the way), and without nulls.
+/// Protocols that add nothing have one injection for each concept (Inject::tokens, patch, dropout, scale, swap) or one
+/// (model): with strength and layers as far as these mean something there (patch and swap: strength 1 replaces the
+/// outputs of the range's blocks, less goes part of the way; scale: the outputs are multiplied by 1 + strength; dropout:
+/// the run's strengths have no part in it, and rows have the rate as strength), and without nulls. What they do is the
+/// same for every concept, but for the words of tokens, patch and swap and for the draws of dropout.
+///
+/// Noise and dropout are drawn for every injected token and block by themselves, from the seed, the concept's name, the
+/// token's number among the injected ones and the block: they do not depend on the order, batches, ranges or questions
+/// of a run. Noise has at each token the length of what a vector would add to that block, and no nulls.
 ///
 /// A control question stands in the place of the protocol's own question: same turns, spans and prefix. In another
 /// conversation (`controls`) what is subtracted from a shift is the shift in another context; rows say where they were
@@ -141,6 +161,36 @@ struct ExperimentOptions {
 INTROSPECT_EXPORT Result run_experiment(const graph::ModelPtr& model, const Protocol& protocol,
                                         const NamedVectors& vectors, const ExperimentOptions& options = {});
 
+/// One of several experiments that run together.
+struct Experiment {
+  Protocol protocol;
+  NamedVectors vectors;
+  ExperimentOptions options;
+};
+
+/// What experiments that run together have in common. These members of their ExperimentOptions have no part in it.
+struct SharedOptions {
+  std::shared_ptr<Store> store;
+  int64_t memory_budget = int64_t{512} << 20;
+  double pass_seconds = 6;
+  Progress progress, work;
+  std::function<void(const RunPlan&)> before;
+};
+
+/// Experiments with vectors, strengths, layers, nulls and questions of their own, in common graphs: what they share runs
+/// once. Results are in the order of the experiments, and each is what run_experiment makes of it. Throws as
+/// run_experiment does, before anything of any of them has run.
+INTROSPECT_EXPORT std::vector<Result> run_experiments(const graph::ModelPtr& model,
+                                                      std::vector<Experiment> experiments,
+                                                      const SharedOptions& shared = {});
+
+/// What run_experiments would take with these arguments; nothing but the timed pass runs, and nothing is written.
+///
+/// The plan is the run's own. Of experiments that have more than some hundred thousand readings together one with fewer
+/// nulls is made in its place and counted up. Throws as run_experiments does.
+INTROSPECT_EXPORT RunPlan plan_experiments(const graph::ModelPtr& model, std::vector<Experiment> experiments,
+                                           const SharedOptions& shared = {});
+
 /// Several protocols with the same options, in common graphs: what their conversations share runs once. Results are in
 /// the order of the protocols, and each is what run_experiment makes of it. Throws as run_experiment does, before
 /// anything of any of them has run.
@@ -149,10 +199,7 @@ INTROSPECT_EXPORT std::vector<Result> run_experiments(const graph::ModelPtr& mod
                                                       const NamedVectors& vectors,
                                                       const ExperimentOptions& options = {});
 
-/// What run_experiments would take with these arguments; nothing but the timed pass runs, and nothing is written.
-///
-/// The plan is the run's own. Beyond some hundred thousand readings one with fewer nulls is made in its place and counted up.
-/// Throws as run_experiments does.
+/// The same for several protocols with the same options.
 INTROSPECT_EXPORT RunPlan plan_experiments(const graph::ModelPtr& model,
                                            const std::vector<Protocol>& protocols,
                                            const NamedVectors& vectors,

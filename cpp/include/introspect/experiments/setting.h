@@ -26,6 +26,7 @@ struct Asked {
   std::string paraphrase;
   /// The conversation that the question is asked in: kOwnConversation, or the name of another one.
   std::string asked_in = kOwnConversation;
+  std::string group{};  ///< of questions that it belongs to ("factual_yes"); empty: to none
 };
 
 /// What a reading is of. In results, stores and tables its fields have the same names.
@@ -51,6 +52,7 @@ void for_each_field(AnySetting& setting, const Visit& visit) {
   visit("place", setting.place);
   visit("part_first", setting.part_first);
   visit("part_last", setting.part_last);
+  visit("group", setting.group);
 }
 
 }  // namespace introspect::experiments

@@ -11,6 +11,7 @@ namespace introspect::steering {
 /// and s the strength, they are
 ///
 ///     norm_preserving_add  (x + s v) |x| / |x + s v|
+///     multiply             x (1 + s (v - 1)), element by element: a mask of dropout
 ///     project_to           x + s (target - x.u) u, so that x.u = target for s = 1
 ///     clamp                x + s (min(max(x.u, low), high) - x.u) u; either end may be left out
 ///     rotate               x turned by s angle degrees, from row 0 of v towards row 1
@@ -18,7 +19,7 @@ namespace introspect::steering {
 ///                          (s must be 1)
 ///     adaptive_angular     the same where the product of x and row 0 is positive, and x elsewhere (s must be 1)
 ///
-/// A zero v leaves x as it is. The last three take v [2, W], two independent rows; rows that are not perpendicular are
+/// A zero v leaves x as it is, but for `multiply`. The last three take v [2, W], two independent rows; rows that are not perpendicular are
 /// made so, row 0 keeping its direction. A single row, [W] or [1, W], stands for the plane of v and x itself: `rotate`
 /// turns x towards v, `angular` puts it at this angle from v; an x along v stays. They keep the norm of x and all that is
 /// perpendicular to the plane.

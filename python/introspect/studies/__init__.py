@@ -1,0 +1,11 @@
+"""Studies: an experiment with its control arms, what it shows, and what it takes to show it."""
+
+from .arms import ARMS as ARMS
+from .arms import DEFAULT_ARMS as DEFAULT_ARMS
+from .arms import Arm as Arm
+from .arms import Setup as Setup
+from .study import Study as Study
+from .study import StudyPlan as StudyPlan
+from .study import run_study as run_study
+from .together import Experiment as Experiment
+from .together import run_together as run_together

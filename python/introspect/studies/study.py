@@ -1,0 +1,332 @@
+"""A study: one protocol with its control arms, run together."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import _C
+from .._json import parse_json
+from ..experiments.arguments import Arguments
+from ..experiments.plans import ExperimentPlan
+from ..experiments.results import Result, finite
+from ..output_files import write_text
+from ..steering.training import ControlVector
+from . import variants
+from .arms import ARMS, DEFAULT_ARMS, Arm, Setup
+from .together import Experiment, plan_together, run_together
+
+if TYPE_CHECKING:
+    import pandas
+
+    from ..model import Model
+    from .claims import Claims
+
+SCHEMA = 1
+PARTS = ("model", "protocol", "settings", "arms")
+
+
+@dataclass
+class Study:
+    """What a study saw.
+
+    Attributes:
+        results: {arm: Result}, in the order in which the arms were given.
+        model, protocol: as a Result has them, of the study's own experiment.
+        settings: strengths, layers, paraphrases, seed; of every arm what it controls for.
+        costs: {"arms": {arm: {"readings", "token_layers"}}, "together": the same}: readings of each arm, and tokens times
+            layers that it takes by itself by the plan; together they take less, as they share what they have in common.
+        not_run: {arm: why it could not be had}.
+        dose, certificates, registration: what was measured and noted beside the arms.
+    """
+
+    results: dict[str, Result]
+    model: dict[str, Any]
+    protocol: dict[str, Any]
+    settings: dict[str, Any]
+    costs: dict[str, Any] = field(default_factory=dict)
+    not_run: dict[str, str] = field(default_factory=dict)
+    dose: dict[str, Any] = field(default_factory=dict)
+    certificates: dict[str, Any] = field(default_factory=dict)
+    registration: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, arm: str) -> Result:
+        """The result of an arm; KeyError says why it is not there."""
+        if arm not in self.results:
+            why = self.not_run.get(arm, f"the study has {', '.join(self.results)}")
+            raise KeyError(f"Study: arm {arm!r}: {why}")
+        return self.results[arm]
+
+    def claims(self, **options: Any) -> Claims:
+        """What the study shows, as a ladder; see ``introspect.studies.claims``."""
+        from .claims import claims
+
+        return claims(self, **options)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row a reading of every arm, the arm's name first; columns that some arms lack are empty there."""
+        import pandas
+
+        tables = []
+        for name, result in self.results.items():
+            table = result.to_pandas()
+            table.insert(0, "arm", name)
+            tables.append(table)
+        return pandas.concat(tables, ignore_index=True)
+
+    def to_json(self) -> str:
+        """JSON of schema 1, in which NaN and infinities are null."""
+        data = {
+            "schema": SCHEMA,
+            "model": self.model,
+            "protocol": self.protocol,
+            "settings": self.settings,
+            "costs": self.costs,
+            "not_run": self.not_run,
+            "dose": self.dose,
+            "certificates": self.certificates,
+            "registration": self.registration,
+            "arms": {name: json.loads(result.to_json()) for name, result in self.results.items()},
+        }
+        return json.dumps(finite(data), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Study:
+        """Raises ValueError for anything but a study of this schema, with the place of the mistake."""
+        data = parse_json(text, "Study", ValueError)
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"Study: schema must be {SCHEMA}, got {schema!r}")
+        optional = ("costs", "not_run", "dose", "certificates", "registration")
+        for name in (*PARTS, *optional):
+            if name in PARTS and name not in data:
+                raise ValueError(f"Study: it must hold {', '.join(PARTS)}, missing {name}")
+            if not isinstance(data.get(name, {}), dict):
+                raise ValueError(f"Study: {name} must be an object, got {type(data[name]).__name__}")
+        results = {}
+        for name, arm in data["arms"].items():
+            try:
+                results[name] = Result.from_json(json.dumps(arm))
+            except ValueError as error:
+                raise ValueError(f"Study: arms.{name}: {error}") from None
+        return cls(results, *(data[name] for name in PARTS[:3]), **{name: data.get(name, {}) for name in optional})
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the study as JSON; the file is complete or not there."""
+        write_text(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Study:
+        """Raises ValueError with the path, and the place in it, for a file that is not a study."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def __repr__(self) -> str:
+        n = sum(len(result.rows) for result in self.results.values())
+        return f"<Study of {self.protocol['name']} on {self.model['name']}: {', '.join(self.results)}; {n:,} rows>"
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a study takes, known before it starts: the whole of it, each arm by itself, and arms that cannot be had."""
+
+    together: ExperimentPlan
+    arms: dict[str, ExperimentPlan]
+    not_run: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {plan}" for name, plan in {"together": self.together, **self.arms}.items()]
+        return "\n".join(lines + [f"{name}: not run: {why}" for name, why in self.not_run.items()])
+
+    def costs(self) -> dict[str, Any]:
+        """``Study.costs``."""
+
+        def of(plan: ExperimentPlan) -> dict[str, int]:
+            return {"readings": plan.readings, "token_layers": plan.token_layers_to_run}
+
+        return {"together": of(self.together), "arms": {name: of(plan) for name, plan in self.arms.items()}}
+
+
+def run_study(
+    model: Model,
+    protocol: str | os.PathLike | _C.Protocol = "with_info",
+    *,
+    vectors: Mapping[str, ControlVector],
+    arms: Iterable[str | Arm] | str | Arm = DEFAULT_ARMS,
+    strengths: Any = None,
+    strength_unit: str | None = None,
+    layers: Any = (_C.default_layers,),
+    paraphrases: Any = None,
+    nulls: int = _C.default_nulls,
+    seed: int = 0,
+    store: str | os.PathLike | _C.Store | None = None,
+    memory_budget: int = 512 << 20,
+    progress: Callable[[str, int, int], None] | bool | None = None,
+    plan: bool = False,
+    long: bool = False,
+    **more: Any,
+) -> Study:
+    """Run a protocol with its control arms: all of them in common graphs.
+
+    Args:
+        model: with tokenizer and chat template.
+        protocol: a Protocol, a shipped protocol's name or a file.
+        vectors: {concept: vector}.
+        arms: names of ``introspect.studies.ARMS`` or Arms of one's own. Of the default ones those that the protocol
+            cannot have are left out, with the reason in ``Study.not_run``; one that is named must be possible.
+        strengths, strength_unit, layers, seed: as ``run_experiment`` has them.
+        paraphrases: the own question in other words, as a protocol has them; None: the protocol's, or the library's where
+            it asks the article's question; []: none.
+        nulls: rotations, and vectors of equal dose, of each concept.
+        store, memory_budget, progress, long: as ``run_experiment`` has them.
+        plan: run nothing and return a ``StudyPlan``.
+        more: of single arms. Of shuffled_pairs ``pairs`` or ``shuffled`` ({concept: pairs or vectors}) and
+            ``n_shuffled``; of other_concepts ``others`` ({concept: vector}); ``dropout_rate``; of scaled ``scale``
+            (strengths); ``swap_text`` and ``swap_strength``; of input_edit ``associations`` ({concept: text}); of sham
+            ``untold`` (a protocol); ``observer`` (a model) and ``words`` (how many tokens it reads); of question_groups
+            ``groups`` ({name: questions}); of all ``models`` and ``readouts``, as ``run_experiment`` has them.
+
+    Raises:
+        ConfigError: a named arm that the protocol cannot have; and as ``run_experiment``.
+        TypeError, ValueError, IndexError, ShapeError, Error: as ``run_experiment``.
+    """
+    given = Arguments("run_study")
+    given.engine(model)
+    if unknown := set(more) - MORE:
+        raise TypeError(f"run_study: options of arms are {', '.join(sorted(MORE))}, got {', '.join(sorted(unknown))}")
+    setup = Setup(
+        model,
+        variants.paraphrased(given.protocol(protocol), paraphrases),
+        dict(given.vectors(vectors)),
+        strengths,
+        given.unit(strength_unit),
+        layers,
+        given.whole("nulls", nulls, least=1),
+        given.whole("seed", seed, least=0),
+        more,
+    )
+    shared = {"store": store, "memory_budget": memory_budget, "progress": progress, "long": long}
+    run = _Run(setup, _chosen(given, arms), is_lenient=arms is DEFAULT_ARMS)
+    costs = run.plan(store, memory_budget)
+    if plan:
+        return costs  # type: ignore[return-value]
+    results = run.results(shared)
+    own = next(iter(results.values()))
+    settings = {
+        **{
+            name: own.settings[name]
+            for name in ("seed", "strength_unit", "threads", "versions")
+            if name in own.settings
+        },
+        "strengths": list(dict.fromkeys(row["strength"] for row in own.rows)),
+        "layers": list(dict.fromkeys((row["first_layer"], row["last_layer"]) for row in own.rows)),
+        "nulls": setup.nulls,
+        "paraphrases": setup.protocol.paraphrase_names,
+        "concepts": list(setup.vectors),
+        "arms": {arm.name: arm.controls_for for arm in run.arms},
+    }
+    return Study(results, own.model, own.protocol, settings, costs.costs(), run.not_run)
+
+
+MORE = {
+    *("pairs", "shuffled", "n_shuffled", "others", "dropout_rate", "scale", "swap_text", "swap_strength"),
+    *("associations", "untold", "observer", "words", "groups", "models", "readouts"),
+}
+
+
+def _chosen(given: Arguments, arms: Any) -> list[Arm]:
+    listed = [arms] if isinstance(arms, str | Arm) else given.items("arms", arms)
+    out = []
+    for one in listed:
+        if isinstance(one, str) and one not in ARMS:
+            raise ValueError(f"run_study: arms must be of {', '.join(ARMS)} (or Arms), got {one!r}")
+        if not isinstance(one, str | Arm):
+            given.fail("arms", "a list of names or Arms", one)
+        out.append(ARMS[one] if isinstance(one, str) else one)
+    names = [arm.name for arm in out]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"run_study: arms must be one or more, each once, got {names}")
+    return out
+
+
+class _Run:
+    """The arms of a study with their experiments."""
+
+    def __init__(self, setup: Setup, arms: Sequence[Arm], *, is_lenient: bool) -> None:
+        self.setup = setup
+        self.not_run: dict[str, str] = {}
+        self.arms: list[Arm] = []
+        self.first: dict[str, list[Experiment]] = {}
+        self.planned: dict[str, list[Experiment]] = {}
+        """before what runs first is known"""
+        for arm in arms:
+            try:
+                if arm.first:
+                    self.first[arm.name] = list(arm.first(setup))
+                self.planned[arm.name] = _as_list(arm.make(setup, None))
+            except _C.ConfigError as error:
+                if not is_lenient:
+                    raise
+                self.not_run[arm.name] = str(error).removeprefix(f"arm '{arm.name}': ")
+                self.first.pop(arm.name, None)
+            else:
+                self.arms.append(arm)
+
+    def plan(self, store: Any, memory_budget: int) -> StudyPlan:
+        shared = {"store": store, "memory_budget": memory_budget}
+        arms = {}
+        everything: dict[Any, list[Experiment]] = {}
+        for arm in self.arms:
+            first, own = self.first.get(arm.name, []), self.planned[arm.name]
+            other = arm.model(self.setup)
+            plans = [plan_together(other or self.setup.model, own, **shared)]
+            if first:
+                plans.append(plan_together(self.setup.model, first, **shared))
+            arms[arm.name] = _sum(plans)
+            everything.setdefault(other or self.setup.model, []).extend(own)
+            everything.setdefault(self.setup.model, []).extend(first)
+        together = _sum([plan_together(model, listed, **shared) for model, listed in everything.items() if listed])
+        return StudyPlan(together, arms, self.not_run)
+
+    def results(self, shared: dict[str, Any]) -> dict[str, Result]:
+        firsts = _run_split(self.setup.model, self.first, shared)
+        made = {
+            arm.name: _as_list(arm.make(self.setup, firsts[arm.name])) if arm.first else self.planned[arm.name]
+            for arm in self.arms
+        }
+        by_model: dict[Any, dict[str, list[Experiment]]] = {}
+        for arm in self.arms:
+            by_model.setdefault(arm.model(self.setup) or self.setup.model, {})[arm.name] = made[arm.name]
+        found: dict[str, list[Result]] = {}
+        for model, listed in by_model.items():
+            found |= _run_split(model, listed, shared)
+        return {
+            arm.name: arm.collect_after(self.setup, found[arm.name], firsts[arm.name])
+            if arm.collect_after
+            else arm.collect(self.setup, found[arm.name])
+            for arm in self.arms
+        }
+
+
+def _run_split(model: Model, named: Mapping[str, list[Experiment]], shared: dict[str, Any]) -> dict[str, list[Result]]:
+    """The results of all, by name."""
+    everything = [one for listed in named.values() for one in listed]
+    results = iter(run_together(model, everything, **shared) if everything else [])
+    return {name: [next(results) for _ in listed] for name, listed in named.items()}
+
+
+def _as_list(made: Experiment | Sequence[Experiment]) -> list[Experiment]:
+    return [made] if isinstance(made, Experiment) else list(made)
+
+
+def _sum(plans: Sequence[ExperimentPlan]) -> ExperimentPlan:
+    """Of runs that come one after the other."""
+    names = ("readings", "found", "token_layers_asked", "token_layers_to_run", "seconds")
+    sums = (sum(getattr(plan, name) for plan in plans) for name in names)
+    return ExperimentPlan(*sums, max(plan.peak_bytes for plan in plans))
