@@ -15,15 +15,9 @@ namespace {
 
 nn::Positions positions_of(const models::Model& model, int64_t T, bool local) {
   const auto& cfg = model.cfg();
-  const auto& weights = model.weights();
-  const auto& frequencies = local && weights.rotary_frequencies_local.defined()
-                                ? weights.rotary_frequencies_local
-                                : weights.rotary_frequencies;
+  const auto numbers = at::arange(T, at::device(model.device()).dtype(torch::kLong)).unsqueeze(0);
   nn::Positions out;
-  if (frequencies.defined()) {
-    const auto numbers = at::arange(T, at::device(model.device()).dtype(torch::kLong)).unsqueeze(0);
-    std::tie(out.cos, out.sin) = ops::rotary_angles(numbers, frequencies, model.dtype());
-  }
+  std::tie(out.cos, out.sin) = model.rotary_angles(numbers, local);
   if (local && cfg.window_size > 0 && T > cfg.window_size) {
     const auto real = at::ones({1, T}, at::device(model.device()).dtype(torch::kBool));
     out.mask.additive = ops::additive_mask(real, T, model.dtype(), cfg.window_size);
@@ -163,9 +157,7 @@ Decoder::Qkv Decoder::qkv(int64_t layer, const torch::Tensor& qkv_BTRK) const {
 
 torch::Tensor Decoder::attend(int64_t layer, const torch::Tensor& qkv_BTRK) const {
   const auto [q, k, v] = qkv(layer, qkv_BTRK);
-  const auto& options = parts(layer)->parts().attn.options();
-  return ops::attention(q, k.transpose(1, 2), v.transpose(1, 2), 1 / options.score_divisor,
-                        positions_at(layer).mask, options.soft_cap);
+  return parts(layer)->parts().attn.attend(q, k.transpose(1, 2), v.transpose(1, 2), positions_at(layer).mask);
 }
 
 torch::Tensor Decoder::attention_out(int64_t layer, const torch::Tensor& z_BTHK) const {

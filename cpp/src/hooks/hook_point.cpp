@@ -12,7 +12,7 @@ namespace introspect::hooks {
 
 namespace {
 
-enum class Width : uint8_t { kOne, kDModel, kDHead, kDMlp, kDVocab, kKeys };
+enum class Width : uint8_t { kOne, kDModel, kDHead, kDMlp, kDVocab, kKeys, kExperts, kChosen };
 enum class Heads : uint8_t { kNone, kPerHead, kPerGroup };
 
 /// What there is to know of a point. A new one is a line here and a name in the enum.
@@ -52,6 +52,9 @@ constexpr std::array<PointInfo, kPoints> kTable = {{
     {Point::kMlpIn, "hook_mlp_in", Width::kDModel, Heads::kNone, &HookFlags::use_hook_mlp_in},
     {Point::kLn2Scale, "ln2.hook_scale", Width::kOne},
     {Point::kLn2Normalized, "ln2.hook_normalized", Width::kDModel},
+    {Point::kMlpInput, "mlp.hook_in", Width::kDModel, Heads::kNone, &HookFlags::use_mlp_input},
+    {Point::kExpertWeights, "mlp.hook_expert_weights", Width::kExperts},
+    {Point::kExpertIndices, "mlp.hook_expert_indices", Width::kChosen},
     {Point::kMlpPre, "mlp.hook_pre", Width::kDMlp},
     {Point::kMlpPreLinear, "mlp.hook_pre_linear", Width::kDMlp},
     {Point::kMlpPost, "mlp.hook_post", Width::kDMlp},
@@ -86,7 +89,7 @@ std::optional<Point> find_point(std::string_view name) {
   return found == kTable.end() ? std::nullopt : std::optional(found->point);
 }
 
-constexpr HookFlags kEverything = {true, true, true, true};
+constexpr HookFlags kEverything = {true, true, true, true, true};
 
 }  // namespace
 
@@ -113,6 +116,10 @@ std::optional<int64_t> HookPoints::width(Point point) const {
       return d_mlp;
     case Width::kDVocab:
       return d_vocab;
+    case Width::kExperts:
+      return num_experts;
+    case Width::kChosen:
+      return experts_per_token;
     case Width::kKeys:
       return std::nullopt;
   }

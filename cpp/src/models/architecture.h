@@ -11,6 +11,16 @@
 
 namespace introspect::models {
 
+/// Where a checkpoint keeps the router and the experts of a layer: each expert by itself ("{e}" stands for its number), or
+/// all in one tensor, [E, M, D] for gate and in and [E, D, M] for out.
+struct ExpertNames {
+  std::string router = {}, gate = {}, in = {}, out = {};
+  std::string gate_in = {};                                      // instead of gate and in: [E, 2M, D]
+  std::string weight_suffix = ".weight", bias_suffix = ".bias";  // of experts; a router's are always these
+  bool transposed = false;                                       // gpt-oss: [E, D, 2M] and [E, M, D]
+  bool interleaved = false;                                      // gpt-oss: the rows of gate and in alternate
+};
+
 /// Where a checkpoint keeps each tensor; "{}" stands for the layer's number. Empty: the family has no such tensor.
 ///
 /// Names come without ".weight" and ".bias". What a checkpoint holds in one tensor and the layers in one product is
@@ -24,6 +34,8 @@ struct WeightMap {
   std::string ln1, ln1_post, ln2, ln2_post, q_norm, k_norm;
   std::string q, k, v, qkv, o;
   std::string gate, in, gate_in, out;
+  std::vector<ExpertNames> experts;  // instead of these: the first whose `out` is there
+  std::string sinks;                 // with its suffix
 
   bool transposed = false;           // GPT-2 keeps its matrices as [in, out]
   bool qkv_by_head = false;          // GPT-NeoX keeps the rows of q, k and v of one head together
@@ -61,6 +73,8 @@ struct Family {
   /// Windows of GGUF files that were written before their size was, by llama.cpp's src/llama-model.cpp.
   std::vector<DefaultWindow> gguf_windows = {};
 
+  bool layers_have_own_ropes =
+      false;  // config.json may give layers with a window a set of rope parameters of their own
   bool embed_scaled_by_width = false;  // Gemma multiplies the embedding by sqrt(d_model)
 
   /// The largest model of Gemma 2 and 3 divides its scores by sqrt(d_model / n_heads), which GGUF files do not say:

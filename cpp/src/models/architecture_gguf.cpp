@@ -11,12 +11,14 @@ namespace introspect::models {
 
 namespace {
 
-const Family& family_of(const std::string& name) {
+const Family& family_of(const std::string& name, bool is_mixture) {
   std::string known;
   for (const auto& family : families()) {
-    if (name == family.gguf) return family;
+    if (name == family.gguf && family.common.is_mixture() == is_mixture) return family;
     if (known.find(family.gguf) == std::string::npos) known += concat(known.empty() ? "" : ", ", family.gguf);
   }
+  check<ConfigError>(!is_mixture, "GGUF: a mixture of experts of the architecture ", excerpt(name),
+                     ", which this library does not run");
   const auto what = name == "controlvector" ? "a control vector and no model" : what_is(name);
   throw ConfigError(concat("GGUF: general.architecture must be one of ", known, ", got ", excerpt(name),
                            what.empty() ? "" : concat(", ", what)));
@@ -57,14 +59,43 @@ void check_options(const Keys& keys) {
   const auto type = keys.file.get_string_or("general.type", "model");
   check<ConfigError>(type == "model", "GGUF: general.type must be model, got ", excerpt(type),
                      type == "adapter" ? ": a LoRA adapter; merge it into its model" : "");
-  check<ConfigError>(keys.file.get_int_or(keys.key("expert_count"), 0) == 0,
-                     "GGUF: a mixture of experts, which this library does not run");
+  check<ConfigError>(
+      keys.file.get_int_or(keys.key("expert_shared_count"), 0) == 0 &&
+          keys.file.get_int_or(keys.key("leading_dense_block_count"), 0) == 0,
+      "GGUF: a mixture of experts with shared experts or plain MLPs, which this library does not run");
   check<ConfigError>(keys.file.get_bool_or(keys.key("attention.causal"), true),
                      "GGUF: ", keys.key("attention.causal"), " is false, which this library does not run");
-  check<ConfigError>(
-      !keys.file.has("rope_factors_long.weight") && !keys.file.has("rope_factors_short.weight"),
-      "GGUF: rope scaling 'longrope', whose frequencies depend on the sequence's length, is not "
-      "supported");
+}
+
+std::vector<double> numbers(const io::GgufFile& file, const char* name) {
+  check<ConfigError>(file.has(name), "GGUF: the tensor ", name,
+                     " is missing, and the rope scaling is longrope");
+  const auto values = file.read(name, torch::kFloat64).flatten();
+  const double* first = values.const_data_ptr<double>();
+  return {first, first + values.numel()};
+}
+
+/// Scaling for longer texts, as llama.cpp reads it: yarn's factor of attention is 1 + 0.1 log(factor), times attn_factor.
+void read_scaling(const Keys& keys, const std::string& type, double factor, Config& cfg) {
+  auto& s = cfg.rotary_scaling;
+  s.type = type;
+  s.factor = factor;
+  if (type == "linear") return;
+  s.original_max_position =
+      keys.number("rope.scaling.original_context_length", static_cast<double>(cfg.n_ctx));
+  s.attention_factor = keys.number("rope.scaling.attn_factor", 1.0);
+  if (type == "yarn") {
+    s.beta_fast = keys.number("rope.scaling.yarn_beta_fast", s.beta_fast);
+    s.beta_slow = keys.number("rope.scaling.yarn_beta_slow", s.beta_slow);
+    const double extrapolated = keys.number("rope.scaling.yarn_ext_factor", 1.0);
+    check<ConfigError>(extrapolated == 1 || extrapolated == -1,
+                       "GGUF: ", keys.key("rope.scaling.yarn_ext_factor"),
+                       " must be 1, which this library runs only, got ", extrapolated);
+    if (factor > 1) s.attention_factor *= 1 + 0.1 * std::log(factor);
+  } else {
+    s.short_factor = numbers(keys.file, "rope_factors_short.weight");
+    s.long_factor = numbers(keys.file, "rope_factors_long.weight");
+  }
 }
 
 void read_rotary(const Keys& keys, const WeightMap& map, Config& cfg) {
@@ -76,17 +107,21 @@ void read_rotary(const Keys& keys, const WeightMap& map, Config& cfg) {
                      "GGUF: ", keys.key("rope.dimension_count"), " must be ", cfg.d_head, ", a head's, got ",
                      cfg.rotary_dim);
   // Files without a type scale linearly; scale_linear is the factor's older name, and 0 stands for none.
-  const auto type = keys.file.get_string_or(keys.key("rope.scaling.type"), "linear");
+  const bool has_factors =
+      keys.file.has("rope_factors_long.weight") || keys.file.has("rope_factors_short.weight");
+  const auto type =
+      keys.file.get_string_or(keys.key("rope.scaling.type"), has_factors ? "longrope" : "linear");
+  check<ConfigError>(!has_factors || type == "longrope", "GGUF: ", keys.key("rope.scaling.type"),
+                     " must be longrope in a file with rope_factors, got ", excerpt(type));
   if (type == "none") return;
-  check<ConfigError>(type == "linear", "GGUF: ", keys.key("rope.scaling.type"),
-                     " must be none or linear, got ", excerpt(type));
+  check<ConfigError>(type == "linear" || type == "yarn" || type == "longrope",
+                     "GGUF: ", keys.key("rope.scaling.type"), " must be none, linear, yarn or longrope, got ",
+                     excerpt(type));
   const auto factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0));
-  check<ConfigError>(keys.number("rope.scaling.attn_factor", 1.0) == 1.0,
+  check<ConfigError>(type != "linear" || keys.number("rope.scaling.attn_factor", 1.0) == 1.0,
                      "GGUF: ", keys.key("rope.scaling.attn_factor"),
                      " must be 1, which this library runs only");
-  if (factor == 0 || factor == 1) return;
-  cfg.rotary_scaling.type = type;
-  cfg.rotary_scaling.factor = factor;
+  if (type == "longrope" || (factor != 0 && factor != 1)) read_scaling(keys, type, factor, cfg);
 }
 
 int64_t default_window(const Family& family, const Config& cfg) {
@@ -141,8 +176,9 @@ int64_t vocabulary(const io::GgufFile& file) {
 
 Architecture architecture_of_gguf(const io::GgufFile& file) {
   const auto name = file.architecture();
-  const Family& family = family_of(name);
   const Keys keys{file, name};
+  const auto n_experts = file.get_int_or(keys.key("expert_count"), 0);
+  const Family& family = family_of(name, n_experts != 0);
   check_options(keys);
 
   Config cfg = family.common;
@@ -160,6 +196,11 @@ Architecture architecture_of_gguf(const io::GgufFile& file) {
   check<ConfigError>(d_value == cfg.d_head, "GGUF: ", keys.key("attention.value_length"),
                      " must be key_length, ", cfg.d_head, ", got ", d_value);
   cfg.d_mlp = keys.size("feed_forward_length");
+  if (family.common.is_mixture()) {
+    cfg.num_experts = keys.size("expert_count");
+    cfg.experts_per_token = keys.size("expert_used_count");
+    cfg.d_mlp = keys.size("expert_feed_forward_length", cfg.d_mlp);
+  }
   cfg.d_vocab = vocabulary(file);
   cfg.n_ctx = keys.size("context_length");
   cfg.eps = file.get_float(keys.key(cfg.normalization_type == "LN" ? "attention.layer_norm_epsilon"
@@ -182,6 +223,10 @@ Architecture architecture_of_gguf(const io::GgufFile& file) {
 
   cfg.qkv_bias = cfg.qkv_bias || file.has("blk.0.attn_q.bias");
   cfg.attn_out_bias = cfg.attn_out_bias || file.has("blk.0.attn_output.bias");
+  if (name == "olmo2" && !cfg.attn_types.empty()) {  // OLMo 3's: layers with a window are not scaled
+    cfg.original_architecture = "Olmo3ForCausalLM";
+    cfg.rotary_base_local = cfg.rotary_base;
+  }
   cfg.mlp_bias = cfg.mlp_bias || file.has("blk.0.ffn_up.bias");
   cfg.tie_word_embeddings = !file.has("output.weight");
   cfg.validate();

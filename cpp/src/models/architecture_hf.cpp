@@ -9,6 +9,7 @@
 
 #include "core/json.h"
 #include "introspect/core/check.h"
+#include "introspect/ops/activation.h"
 #include "models/architecture.h"
 #include "models/unsupported.h"
 
@@ -32,6 +33,7 @@ class Fields {
   Fields(const json& given, const char* defaults) : given_(given), defaults_(json::parse(defaults)) {}
 
   bool has(const char* key) const { return defaults_.contains(key); }
+  const json& otherwise(const char* key) const { return defaults_.at(key); }
   Field at(const char* key) const { return field_of(given_.contains(key) ? given_ : defaults_, key); }
   bool is_null(const char* key) const { return at(key).is_null(); }
   /// Whether the field follows from others where it is absent or null.
@@ -97,7 +99,7 @@ const Family& family_of(const json& config) {
 }
 
 /// What no model of these families has that this library runs.
-void check_options(const json& config) {
+void check_options(const json& config, const Family& family) {
   const auto is_there = [&](const char* key) {
     const auto found = config.find(key);
     return found != config.end() && !found->is_null();
@@ -110,12 +112,26 @@ void check_options(const json& config) {
                ", which this library does not read; it reads safetensors in float formats, and GGUF"));
   }
   for (const char* key : {"num_local_experts", "num_experts"})
-    check<ConfigError>(!is_there(key) || field_of(config, key).integer() <= 1, kWho,
-                       "a mixture of experts ('", key, "'), which this library does not run");
+    check<ConfigError>(family.common.is_mixture() || !is_there(key) || field_of(config, key).integer() <= 1,
+                       kWho, "a mixture of experts ('", key, "'), which this library does not run");
   for (const char* key :
        {"use_bidirectional_attention", "scale_attn_by_inverse_layer_idx", "add_cross_attention"})
     check<ConfigError>(!is_there(key) || !field_of(config, key).boolean(), kWho, "'", key,
                        "' is true, which this library does not run");
+  if (is_there("mlp_only_layers"))
+    field_of(config, "mlp_only_layers")
+        .require(field_of(config, "mlp_only_layers").list() == 0,
+                 "must be empty: a mixture of experts with plain MLPs in some layers is not run");
+  if (is_there("decoder_sparse_step"))
+    field_of(config, "decoder_sparse_step")
+        .require(field_of(config, "decoder_sparse_step").integer() == 1,
+                 "must be 1: a mixture of experts with plain MLPs in some layers is not run");
+  for (const auto& [key, value] :
+       {std::pair("swiglu_alpha", ops::kSwigluAlpha), std::pair("swiglu_limit", ops::kSwigluLimit)})
+    if (family.common.act_fn == "swiglu_clamped" && is_there(key))
+      field_of(config, key)
+          .require(field_of(config, key).number() == value, "must be ", value,
+                   ", which this library runs only");
   check<ConfigError>(!is_there("per_layer_config"), kWho,
                      "'per_layer_config' gives layers sizes of their own, which this library does not run");
 }
@@ -150,17 +166,19 @@ Rope rope_of(const json& config, const char* key) {
   return rope;
 }
 
-/// rope_scaling, else rope_parameters, else nothing: transformers 5 gives the older name precedence.
-Rope flat_rope(const json& config) {
+/// rope_scaling, else rope_parameters, else the family's: transformers 5 gives the older name precedence.
+Rope flat_rope(const json& config, const Fields& fields) {
   for (const char* key : {"rope_scaling", "rope_parameters"})
     if (const auto found = config.find(key); found != config.end() && !found->is_null()) {
       auto rope = rope_of(config, key);
       if (!rope.parameters.empty()) return rope;
     }
-  return {json::object(), "'rope_parameters'"};
+  Rope rope{json::object(), "'rope_parameters'"};
+  if (fields.has("rope_parameters")) rope.parameters = fields.otherwise("rope_parameters");
+  return rope;
 }
 
-/// Gemma 3 has a set for each type of layer; rope_scaling is about the layers without a window.
+/// Gemma 3 and OLMo 3 have a set for each type of layer; rope_scaling is about the layers without a window.
 Rope rope_of_layers(const json& config, const char* type) {
   Rope rope{json::object(), "'rope_parameters'"};
   if (const auto found = config.find("rope_parameters"); found != config.end() && !found->is_null()) {
@@ -177,33 +195,76 @@ Rope rope_of_layers(const json& config, const char* type) {
   return rope;
 }
 
-ops::RotaryScaling scaling_of(const Rope& rope, const Fields& config, const json& given) {
+std::vector<double> numbers(const Field& field) {
+  std::vector<double> out;
+  for (size_t i = 0; i < field.list(); ++i) out.push_back(field.at(i).number());
+  return out;
+}
+
+/// What cosines and sines are multiplied by where no number is given, arXiv:2309.00071 and the mscale of DeepSeek's.
+double yarn_attention_factor(const Rope& rope, double factor) {
+  const auto of = [&](double mscale) { return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1; };
+  const double mscale = rope.number("mscale", 0), all = rope.number("mscale_all_dim", 0);
+  return mscale != 0 && all != 0 ? of(mscale) / of(all) : of(1);
+}
+
+/// Likewise of longrope, arXiv:2402.13753.
+double longrope_attention_factor(double factor, double original) {
+  return factor <= 1 ? 1.0 : std::sqrt(1 + std::log(factor) / std::log(original));
+}
+
+ops::RotaryScaling scaling_of(const Rope& rope, const Fields& config, const json& given, bool by_layer) {
   ops::RotaryScaling s;
   const char* key = rope.has("rope_type") ? "rope_type" : "type";
-  const auto type = rope.has(key) ? rope.field().at(key).text() : "default";
-  if (type == "default") return s;
-  rope.field().require(type == "linear" || type == "llama3",
-                       "must be of the type default, linear or llama3, got ", excerpt(type),
-                       ", which scales attention or follows the text's length");
-  const auto number = [&](const char* name) { return rope.field().at(name).number(); };
-  s.type = type;
-  s.factor = number("factor");
-  if (type == "linear") return s;
-  s.low_freq_factor = number("low_freq_factor");
-  s.high_freq_factor = number("high_freq_factor");
+  auto type = rope.has(key) ? rope.field().at(key).text() : "default";
   const char* const original = "original_max_position_embeddings";
+  if (config.has(original) && (type == "su" || type == "yarn")) type = "longrope";  // Phi-3's older words
+  if (type == "default") return s;
+  rope.field().require(
+      type == "linear" || type == "llama3" || type == "yarn" || type == "longrope" || type == "dynamic",
+      "must be of the type default, linear, llama3, yarn, longrope or dynamic, got ", excerpt(type));
+  const auto number = [&](const char* name) { return rope.field().at(name).number(); };
+  const auto given_number = [&](const char* name) {
+    return rope.has(name) && !rope.parameters.at(name).is_null();
+  };
+  const auto n_positions = static_cast<double>(config.size("max_position_embeddings"));
+  s.type = type;
+  if (type == "linear" || type == "llama3" || type == "dynamic") s.factor = number("factor");
+  if (type == "linear") return s;
   // One beside the parameters comes first where a model has one set of them.
-  if (given.contains(original) && !config.has("rope_local_base_freq"))
-    s.original_max_position = field_of(given, original).number();
-  else
+  if ((given.contains(original) || config.has(original)) && !by_layer)
     s.original_max_position =
-        rope.has(original) ? number(original) : static_cast<double>(config.size("max_position_embeddings"));
+        config.has(original) ? config.at(original).number() : field_of(given, original).number();
+  else
+    s.original_max_position = rope.has(original) ? number(original) : n_positions;
+  if (type == "dynamic") s.original_max_position = n_positions;
+  if (type == "llama3") {
+    s.low_freq_factor = number("low_freq_factor");
+    s.high_freq_factor = number("high_freq_factor");
+  }
+  if (type != "yarn" && type != "longrope") return s;
+  rope.field().require(s.original_max_position > 1,
+                       "must have an original_max_position_embeddings above 1, got ",
+                       s.original_max_position);
+  s.factor = given_number("factor") ? number("factor") : n_positions / s.original_max_position;
+  if (type == "yarn") {
+    if (given_number("beta_fast")) s.beta_fast = number("beta_fast");
+    if (given_number("beta_slow")) s.beta_slow = number("beta_slow");
+    if (rope.has("truncate") && !by_layer)
+      s.truncate = rope.field().at("truncate").boolean();  // as transformers does
+    s.attention_factor = yarn_attention_factor(rope, s.factor);
+  } else {
+    s.short_factor = numbers(rope.field().at("short_factor"));
+    s.long_factor = numbers(rope.field().at("long_factor"));
+    s.attention_factor = longrope_attention_factor(s.factor, s.original_max_position);
+  }
+  if (given_number("attention_factor")) s.attention_factor = number("attention_factor");
   return s;
 }
 
-void read_rotary(const json& given, const Fields& config, Config& cfg) {
-  const bool by_layer = config.has("rope_local_base_freq");
-  const auto rope = by_layer ? rope_of_layers(given, "full_attention") : flat_rope(given);
+void read_rotary(const json& given, const Fields& config, const Family& family, Config& cfg) {
+  const bool by_layer = config.has("rope_local_base_freq") || family.layers_have_own_ropes;
+  const auto rope = by_layer ? rope_of_layers(given, "full_attention") : flat_rope(given, config);
   if (config.has("layer_types") && !by_layer)
     for (const char* type : {"full_attention", "sliding_attention"})
       rope.field().require(!rope.has(type), "must be one set of parameters in this family, got one for ",
@@ -212,11 +273,11 @@ void read_rotary(const json& given, const Fields& config, Config& cfg) {
     return of.has("rope_theta") ? of.field().at("rope_theta").number() : config.at(key).number();
   };
   cfg.rotary_base = base(rope, config.name({"rope_theta", "rotary_emb_base"}));
-  cfg.rotary_scaling = scaling_of(rope, config, given);
+  cfg.rotary_scaling = scaling_of(rope, config, given, by_layer);
   if (by_layer) {
     const auto local = rope_of_layers(given, "sliding_attention");
-    cfg.rotary_base_local = base(local, "rope_local_base_freq");
-    const auto type = scaling_of(local, config, given).type;
+    cfg.rotary_base_local = base(local, config.name({"rope_local_base_freq", "rope_theta"}));
+    const auto type = scaling_of(local, config, given, by_layer).type;
     local.field().require(type == "none", "must be of the type default, got '", type, "'");
   }
 
@@ -300,10 +361,19 @@ Config read_config(const json& given, const Family& family, int64_t n_tensors) {
         .require(given.at("head_dim") == cfg.d_head, "must be ", cfg.d_head, " in this family, got ",
                  describe(given.at("head_dim")));
   const bool is_multiple = config.has("n_inner") && config.is_null("n_inner");
-  cfg.d_mlp = is_multiple ? 4 * cfg.d_model : config.size(config.name({"intermediate_size", "n_inner"}));
+  cfg.d_mlp = is_multiple
+                  ? 4 * cfg.d_model
+                  : config.size(config.name({"intermediate_size", "moe_intermediate_size", "n_inner"}));
   cfg.d_vocab = config.size("vocab_size");
   cfg.n_ctx = config.size(config.name({"max_position_embeddings", "n_positions"}));
-  cfg.act_fn = activation(config.at(config.name({"hidden_act", "hidden_activation", "activation_function"})));
+  if (cfg.act_fn != "swiglu_clamped")  // whose family writes a hidden_act that it does not use
+    cfg.act_fn =
+        activation(config.at(config.name({"hidden_act", "hidden_activation", "activation_function"})));
+  if (family.common.is_mixture()) {
+    cfg.num_experts = config.size(config.name({"num_experts", "num_local_experts"}));
+    cfg.experts_per_token = config.size("num_experts_per_tok");
+    if (config.has("norm_topk_prob")) cfg.norm_topk_prob = config.at("norm_topk_prob").boolean();
+  }
   const auto eps = config.at(config.name({"rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"}));
   cfg.eps = eps.number();
   eps.require(cfg.eps >= 0 && cfg.eps <= 1, "must be from 0 to 1, got ", cfg.eps);
@@ -331,15 +401,21 @@ Config read_config(const json& given, const Family& family, int64_t n_tensors) {
   // transformers holds the factor in float32, whatever the model's dtype.
   if (family.embed_scaled_by_width) cfg.embed_scale = std::sqrt(static_cast<float>(cfg.d_model));
 
-  if (cfg.positional_embedding_type == "rotary") read_rotary(given, config, cfg);
+  if (cfg.positional_embedding_type == "rotary") read_rotary(given, config, family, cfg);
   read_windows(config, family, cfg);
   cfg.validate();
   return cfg;
 }
 
-/// GPT-2's class has its own names, and takes the usual ones for them; those come first where both are given.
+/// GPT-2's class has its own names, and takes the usual ones for them; those come first where both are given. The number
+/// of experts has two names, of which a class takes either.
 void rename_fields(json& config, const Family& family) {
-  if (!json::parse(family.hf_defaults).contains("n_embd")) return;
+  const auto fields = json::parse(family.hf_defaults);
+  for (const auto& [own, other] :
+       {std::pair("num_experts", "num_local_experts"), std::pair("num_local_experts", "num_experts")})
+    if (fields.contains(own) && !config.contains(own) && config.contains(other))
+      config[own] = config.at(other);
+  if (!fields.contains("n_embd")) return;
   for (const auto& [usual, own] :
        {std::pair("hidden_size", "n_embd"), std::pair("num_hidden_layers", "n_layer"),
         std::pair("num_attention_heads", "n_head"), std::pair("max_position_embeddings", "n_positions")})
@@ -351,12 +427,12 @@ void rename_fields(json& config, const Family& family) {
 Architecture architecture_of_hf(const json& config, int64_t n_tensors) {
   check<ConfigError>(config.is_object(), kWho, "must hold an object");
   const Family& family = family_of(config);
-  check_options(config);
+  check_options(config, family);
   json text = config;
   if (config.contains("text_config")) {  // of a model that sees images too
     text = config.at("text_config");
     Field(text, kWho, "'text_config'").object();
-    check_options(text);
+    check_options(text, family);
   }
   decode_floats(text);
   rename_fields(text, family);

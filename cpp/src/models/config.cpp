@@ -33,18 +33,34 @@ void check_rotary(const Config& cfg) {
   check<ConfigError>(cfg.rotary_base_local == 0 || in_range(cfg.rotary_base_local),
                      "Config: rotary_base_local (rope_local_base_freq) must be 0 or such a base, got ",
                      cfg.rotary_base_local);
-  check_choice("rotary_scaling.type", s.type, {"none", "linear", "llama3"});
+  check_choice("rotary_scaling.type", s.type, {"none", "linear", "llama3", "yarn", "longrope", "dynamic"});
   if (s.type == "none") return;
   check<ConfigError>(s.factor > 1e-6 && s.factor < 1e6,
                      "Config: the rope scaling's factor must be positive and below 1e6, got ", s.factor);
   if (s.type == "linear") return;
+  check<ConfigError>(s.original_max_position >= 1 && in_range(s.original_max_position),
+                     "Config: the rope scaling's original_max_position_embeddings must be 1 or more, got ",
+                     s.original_max_position);
+  check<ConfigError>(in_range(s.attention_factor),
+                     "Config: the rope scaling's attention_factor must be positive, got ",
+                     s.attention_factor);
+  if (s.type == "yarn")
+    check<ConfigError>(
+        s.beta_slow > 0 && s.beta_slow <= s.beta_fast && in_range(s.beta_fast) && cfg.rotary_base > 1,
+        "Config: the rope scaling's beta_slow must be positive and at most beta_fast, and rotary_base "
+        "above 1, got ",
+        s.beta_slow, ", ", s.beta_fast, " and ", cfg.rotary_base);
+  if (s.type == "longrope")
+    for (const auto* factors : {&s.short_factor, &s.long_factor})
+      check<ConfigError>(static_cast<int64_t>(factors->size()) == cfg.rotary_dim / 2 &&
+                             std::ranges::all_of(*factors, [](double f) { return f > 1e-6 && f < 1e6; }),
+                         "Config: the rope scaling's short_factor and long_factor must hold ",
+                         cfg.rotary_dim / 2, " positive numbers each, got ", factors->size());
+  if (s.type != "llama3") return;
   check<ConfigError>(
       s.low_freq_factor > 0 && s.low_freq_factor <= s.high_freq_factor && in_range(s.high_freq_factor),
       "Config: the rope scaling's low_freq_factor must be positive and at most high_freq_factor, got ",
       s.low_freq_factor, " and ", s.high_freq_factor);
-  check<ConfigError>(s.original_max_position >= 1 && in_range(s.original_max_position),
-                     "Config: the rope scaling's original_max_position_embeddings must be 1 or more, got ",
-                     s.original_max_position);
 }
 
 }  // namespace
@@ -68,7 +84,18 @@ void Config::validate() const {
                      "Config: n_heads must be a multiple of n_key_value_heads, got ", n_heads, " and ",
                      n_key_value_heads);
   check<ConfigError>(eps >= 0 && eps <= 1, "Config: eps must be from 0 to 1, got ", eps);
-  check_choice("act_fn", act_fn, {"silu", "gelu", "gelu_new"});
+  check_choice("act_fn", act_fn, {"silu", "gelu", "gelu_new", "swiglu_clamped"});
+  check<ConfigError>(act_fn != "swiglu_clamped" || gated_mlp,
+                     "Config: act_fn 'swiglu_clamped' needs a gate (gated_mlp)");
+  check<ConfigError>(num_experts >= 0 && num_experts < kLargestSize / n_layers &&
+                         experts_per_token >= (num_experts > 0 ? 1 : 0) && experts_per_token <= num_experts,
+                     "Config: experts_per_token must be from 1 to num_experts in a mixture of experts and 0 "
+                     "without, got ",
+                     experts_per_token, " of ", num_experts);
+  check<ConfigError>(!use_normalization_after_only || !use_normalization_before_and_after,
+                     "Config: layers norm what they write either too or only: "
+                     "use_normalization_before_and_after and use_normalization_after_only are both true");
+  check<ConfigError>(!qk_norm_over_heads || use_qk_norm, "Config: qk_norm_over_heads needs use_qk_norm");
   check_choice("normalization_type", normalization_type, {"RMS", "LN"});
   check_choice("positional_embedding_type", positional_embedding_type, {"rotary", "standard"});
   if (positional_embedding_type == "rotary") {
@@ -104,6 +131,8 @@ hooks::HookPoints hook_points(const Config& cfg) {
   out.d_head = cfg.d_head;
   out.d_mlp = cfg.d_mlp;
   out.d_vocab = cfg.d_vocab;
+  out.num_experts = cfg.num_experts;
+  out.experts_per_token = cfg.experts_per_token;
   out.points.set();
   const auto only_if = [&](bool condition, std::initializer_list<Point> points) {
     for (const Point point : points) out.points.set(static_cast<size_t>(point), condition);
@@ -113,10 +142,14 @@ hooks::HookPoints hook_points(const Config& cfg) {
   only_if(!rotary, {Point::kPosEmbed});
   only_if(cfg.use_qk_norm,
           {Point::kQNormScale, Point::kQNormNormalized, Point::kKNormScale, Point::kKNormNormalized});
-  only_if(cfg.use_normalization_before_and_after,
+  only_if(cfg.norms_input(),
+          {Point::kLn1Scale, Point::kLn1Normalized, Point::kLn2Scale, Point::kLn2Normalized});
+  only_if(cfg.norms_output(),
           {Point::kLn1PostScale, Point::kLn1PostNormalized, Point::kLn2PostScale, Point::kLn2PostNormalized});
   only_if(!cfg.parallel_attn_mlp, {Point::kResidMid});
-  only_if(cfg.gated_mlp, {Point::kMlpPreLinear});
+  only_if(cfg.is_mixture(), {Point::kExpertWeights, Point::kExpertIndices});
+  only_if(!cfg.is_mixture(), {Point::kMlpPre, Point::kMlpPost});
+  only_if(cfg.gated_mlp && !cfg.is_mixture(), {Point::kMlpPreLinear});
   return out;
 }
 
@@ -125,6 +158,8 @@ std::string model_type(const Config& cfg) {
   for (const char* ending : {"ForCausalLM", "LMHeadModel"}) name = name.substr(0, name.find(ending));
   if (name == "GPTNeoX") return "gpt_neox";
   if (name == "Gemma3") return "gemma3_text";
+  if (name == "Qwen3Moe") return "qwen3_moe";
+  if (name == "GptOss") return "gpt_oss";
   std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
   return name;
 }

@@ -82,6 +82,121 @@ Family qwen3() {
   return f;
 }
 
+/// Qwen3-MoE's experts and, in transformers 5's memory, Mixtral's: all of a layer in one tensor.
+ExpertNames stacked_experts() {
+  return {.router = "layers.{}.mlp.gate",
+          .out = "layers.{}.mlp.experts.down_proj",
+          .gate_in = "layers.{}.mlp.experts.gate_up_proj",
+          .weight_suffix = "",
+          .bias_suffix = "_bias"};
+}
+
+std::vector<ExpertNames> gguf_experts() {
+  return {{.router = "blk.{}.ffn_gate_inp",
+           .gate = "blk.{}.ffn_gate_exps",
+           .in = "blk.{}.ffn_up_exps",
+           .out = "blk.{}.ffn_down_exps"},
+          {.router = "blk.{}.ffn_gate_inp",  // files of 2023 and early 2024
+           .gate = "blk.{}.ffn_gate.{e}",
+           .in = "blk.{}.ffn_up.{e}",
+           .out = "blk.{}.ffn_down.{e}"}};
+}
+
+Family qwen3_moe() {
+  Family f = qwen3();
+  f.hf = "Qwen3MoeForCausalLM";
+  f.model_type = "qwen3_moe";
+  f.hf_defaults = R"({"vocab_size": 151936, "hidden_size": 2048, "moe_intermediate_size": 768,
+    "num_hidden_layers": 24, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": null,
+    "hidden_act": "silu", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+    "attention_bias": false, "rope_theta": 10000.0, "use_sliding_window": false, "sliding_window": 4096,
+    "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": false, "decoder_sparse_step": 1,
+    "mlp_only_layers": null})";
+  f.gguf = "qwen3moe";
+  f.common.num_experts = 128;
+  f.common.experts_per_token = 8;
+  f.common.norm_topk_prob = true;
+  f.hf_window_period = 1;
+  f.hf_names.experts = {{.router = "layers.{}.mlp.gate",
+                         .gate = "layers.{}.mlp.experts.{e}.gate_proj",
+                         .in = "layers.{}.mlp.experts.{e}.up_proj",
+                         .out = "layers.{}.mlp.experts.{e}.down_proj"},
+                        stacked_experts()};
+  f.gguf_names.experts = gguf_experts();
+  return f;
+}
+
+/// Norms after the layers, of queries and keys over all heads, and a rotation in float32.
+Family olmo2() {
+  Family f{.hf = "Olmo2ForCausalLM", .model_type = "olmo2", .gguf = "olmo2"};
+  f.hf_defaults = R"({"vocab_size": 50304, "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": null, "head_dim": null,
+    "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
+    "attention_bias": false, "rope_theta": 10000.0})";
+  f.common.norm_rounds_last = true;
+  f.common.use_normalization_after_only = true;
+  f.common.use_qk_norm = f.common.qk_norm_over_heads = true;
+  f.common.rotary_in_float32 = true;
+  f.hf_names = llama_names();
+  f.hf_names.ln1.clear(), f.hf_names.ln2.clear();
+  f.hf_names.ln1_post = "layers.{}.post_attention_layernorm";
+  f.hf_names.ln2_post = "layers.{}.post_feedforward_layernorm";
+  f.hf_names.q_norm = "layers.{}.self_attn.q_norm";
+  f.hf_names.k_norm = "layers.{}.self_attn.k_norm";
+  f.gguf_names = gguf_names();
+  f.gguf_names.ln1.clear(), f.gguf_names.ln2.clear();
+  f.gguf_names.ln1_post = "blk.{}.post_attention_norm";
+  f.gguf_names.ln2_post = "blk.{}.post_ffw_norm";
+  f.gguf_names.q_norm = "blk.{}.attn_q_norm";
+  f.gguf_names.k_norm = "blk.{}.attn_k_norm";
+  f.gguf_window_period = 4;  // a file that gives a window is OLMo 3's
+  return f;
+}
+
+Family olmo3() {
+  Family f = olmo2();  // and in GGUF it says it is one
+  f.hf = "Olmo3ForCausalLM";
+  f.model_type = "olmo3";
+  f.hf_defaults = R"({"vocab_size": 50304, "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": null, "head_dim": null,
+    "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
+    "attention_bias": false, "rope_theta": 500000.0, "sliding_window": 4096, "layer_types": null})";
+  f.hf_window_period = 4;
+  f.layers_have_own_ropes = true;
+  return f;
+}
+
+/// Attention sinks, biases everywhere, and experts with a clamped gate.
+Family gpt_oss() {
+  Family f{.hf = "GptOssForCausalLM", .model_type = "gpt_oss", .gguf = "gpt-oss"};
+  f.hf_defaults = R"({"vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880,
+    "num_hidden_layers": 36, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
+    "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "tie_word_embeddings": false, "attention_bias": true,
+    "rope_theta": 150000.0, "sliding_window": 128, "layer_types": null, "num_local_experts": 128,
+    "num_experts_per_tok": 4, "swiglu_alpha": 1.702, "swiglu_limit": 7.0, "rope_parameters": {"rope_type": "yarn",
+    "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false,
+    "original_max_position_embeddings": 4096}})";
+  f.common.act_fn = "swiglu_clamped";
+  f.common.num_experts = 128;
+  f.common.experts_per_token = 4;
+  f.common.norm_topk_prob = true;
+  f.common.router_bias = f.common.mlp_bias = f.common.qkv_bias = f.common.attn_out_bias = true;
+  f.common.norm_rounds_last = true;
+  f.common.attn_sinks = true;
+  f.common.rotary_scaling.truncate = false;
+  f.hf_window_period = f.gguf_window_period = 2;
+  f.hf_names = llama_names();
+  f.hf_names.sinks = "layers.{}.self_attn.sinks";
+  f.hf_names.experts = {stacked_experts()};
+  f.hf_names.experts.front().router = "layers.{}.mlp.router";
+  f.hf_names.experts.front().transposed = f.hf_names.experts.front().interleaved = true;
+  f.gguf_names = gguf_names();
+  f.gguf_names.ln2 = "blk.{}.post_attention_norm";
+  f.gguf_names.sinks = "blk.{}.attn_sinks.weight";
+  f.gguf_names.experts = gguf_experts();
+  return f;
+}
+
 Family llama() {
   Family f{.hf = "LlamaForCausalLM", .model_type = "llama", .gguf = "llama"};
   f.hf_defaults = R"({"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
@@ -105,6 +220,27 @@ Family mistral() {
     "hidden_act": "silu", "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
     "rope_theta": 10000.0, "sliding_window": 4096})";
   f.hf_window_period = 1;
+  return f;
+}
+
+Family mixtral() {
+  Family f = llama();  // and in GGUF it says it is one
+  f.hf = "MixtralForCausalLM";
+  f.model_type = "mixtral";
+  f.hf_defaults = R"({"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": null,
+    "hidden_act": "silu", "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
+    "rope_theta": 1e6, "sliding_window": null, "num_local_experts": 8, "num_experts_per_tok": 2})";
+  f.common.num_experts = 8;
+  f.common.experts_per_token = 2;
+  f.common.norm_topk_prob = true;
+  f.hf_window_period = 1;
+  f.hf_names.experts = {{.router = "layers.{}.block_sparse_moe.gate",
+                         .gate = "layers.{}.block_sparse_moe.experts.{e}.w1",
+                         .in = "layers.{}.block_sparse_moe.experts.{e}.w3",
+                         .out = "layers.{}.block_sparse_moe.experts.{e}.w2"},
+                        stacked_experts()};
+  f.gguf_names.experts = gguf_experts();
   return f;
 }
 
@@ -238,7 +374,8 @@ Family phi3() {
   f.hf_defaults = R"({"vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192,
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": null, "head_dim": null,
     "hidden_act": "silu", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
-    "rope_theta": 10000.0, "partial_rotary_factor": 1.0, "sliding_window": null})";
+    "rope_theta": 10000.0, "partial_rotary_factor": 1.0, "sliding_window": null,
+    "original_max_position_embeddings": 4096})";
   f.hf_window_period = f.gguf_window_period = 1;
   f.hf_names = with_fused_qkv(llama_names(), "layers.{}.self_attn.qkv_proj");
   f.hf_names.gate.clear(), f.hf_names.in.clear();
@@ -259,8 +396,8 @@ Family phi3() {
 const std::vector<Family>& families() {
   // The first of several with one name in a format is the one that name stands for.
   static const std::vector<Family> all = {
-      qwen2(), qwen3(),    llama(), mistral(), gemma2(), gemma3(), gemma3_multimodal(),
-      gpt2(),  gpt_neox(), phi3()};
+      qwen2(), qwen3(), llama(), mistral(), gemma2(),    gemma3(), gemma3_multimodal(), gpt2(), gpt_neox(),
+      phi3(),  olmo2(), olmo3(), mixtral(), qwen3_moe(), gpt_oss()};
   return all;
 }
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include <nlohmann/json.hpp>
@@ -53,14 +54,39 @@ std::string config_text(const Config& c) {
   if (c.attn_scores_soft_cap > 0) text += concat(" attn_scores_soft_cap ", c.attn_scores_soft_cap);
   if (c.output_logits_soft_cap > 0) text += concat(" output_logits_soft_cap ", c.output_logits_soft_cap);
   if (c.parallel_attn_mlp) text += " parallel_attn_mlp";
+  if (const auto& s = c.rotary_scaling; s.type == "yarn" || s.type == "longrope" || s.type == "dynamic") {
+    text += concat(" rope ", s.original_max_position, " ", s.attention_factor, " ", s.beta_fast, " ",
+                   s.beta_slow, " ", s.truncate, " ", s.longest);
+    for (const auto* factors : {&s.short_factor, &s.long_factor})
+      for (const double factor : *factors) text += concat(" ", factor);
+  }
+  if (c.is_mixture())
+    text += concat(" experts ", c.experts_per_token, " of ", c.num_experts, " ", c.norm_topk_prob);
   for (int64_t layer = 0; layer < c.n_layers; ++layer)
     if (c.is_local(layer)) text += concat(" window ", layer, " ", c.window_size);
   return text;
 }
 
+/// The longest text that the model takes, and with it the frequencies of those scalings that depend on it.
+void set_length(Config& cfg, std::optional<int64_t> wanted) {
+  auto& scaling = cfg.rotary_scaling;
+  const bool is_dynamic = scaling.type == "dynamic", follows = is_dynamic || scaling.type == "longrope";
+  if (!wanted && !follows) return;
+  const int64_t before = std::min(static_cast<int64_t>(scaling.original_max_position), cfg.n_ctx);
+  const int64_t n = wanted.value_or(before), most = is_dynamic ? kLargestSize - 1 : cfg.n_ctx;
+  check<ConfigError>(n > 0 && n <= most, "Model::load: n_ctx must be from 1 to ", most,
+                     " for this model, got ", n);
+  check<ConfigError>(cfg.positional_embedding_type == "rotary" || n == cfg.n_ctx,
+                     "Model::load: n_ctx must be ", cfg.n_ctx,
+                     ", as many as there are learned positions, got ", n);
+  cfg.n_ctx = n;
+  if (follows) scaling.longest = static_cast<double>(n);
+}
+
 std::shared_ptr<const Model> assemble(std::shared_ptr<const io::TensorSource> source,
                                       Architecture architecture, std::optional<text::Tokenizer> tokenizer,
                                       const LoadOptions& options) {
+  set_length(architecture.cfg, options.n_ctx);
   // Checkpoints of tied models leave the unembedding out; one that is there is what the model was trained with.
   if (!unembed_name(*source, architecture.map).empty()) architecture.cfg.tie_word_embeddings = false;
   const auto hash = sha256_hex(config_text(architecture.cfg) + "\n" + source->fingerprint());

@@ -127,7 +127,7 @@ std::vector<std::pair<std::string, torch::Tensor>> named(const Weights& weights)
 template <typename Count>
 int64_t total(const nn::Block& block, const Count& count) {
   int64_t n = 0;
-  nn::for_each_part(block.parts(), [&](const char*, const auto& part) { n += count(part); });
+  nn::for_each_part(block.parts(), [&](std::string_view, const auto& part) { n += count(part); });
   return n;
 }
 
@@ -322,11 +322,7 @@ nn::Positions Model::positions_in_tree(const torch::Tensor& depths_T, const torc
 nn::Positions Model::positions(const torch::Tensor& positions_BT, const torch::Tensor& real_BS,
                                int64_t n_keys, bool local) const {
   nn::Positions out;
-  const auto& frequencies = local && weights_.rotary_frequencies_local.defined()
-                                ? weights_.rotary_frequencies_local
-                                : weights_.rotary_frequencies;
-  if (frequencies.defined())
-    std::tie(out.cos, out.sin) = ops::rotary_angles(positions_BT, frequencies, dtype());
+  std::tie(out.cos, out.sin) = rotary_angles(positions_BT, local);
   const int64_t window = local ? cfg_.window_size : 0;
   const bool window_bites = window > 0 && n_keys > window;
   if (!real_BS.defined() && !window_bites) return out;
@@ -334,6 +330,16 @@ nn::Positions Model::positions(const torch::Tensor& positions_BT, const torch::T
       real_BS.defined() ? real_BS : at::ones({1, n_keys}, at::device(device()).dtype(torch::kBool));
   out.mask.additive = ops::additive_mask(real, positions_BT.size(1), dtype(), window);
   return out;
+}
+
+std::pair<torch::Tensor, torch::Tensor> Model::rotary_angles(const torch::Tensor& positions_BT,
+                                                             bool local) const {
+  const bool own = local && weights_.rotary_frequencies_local.defined();
+  const auto& frequencies = own ? weights_.rotary_frequencies_local : weights_.rotary_frequencies;
+  if (!frequencies.defined()) return {};
+  const auto type = cfg_.rotary_in_float32 && dtype() != torch::kFloat64 ? torch::kFloat32 : dtype();
+  return ops::rotary_angles(positions_BT, frequencies, type,
+                            own ? 1.0 : cfg_.rotary_scaling.attention_factor);
 }
 
 torch::Tensor Model::embed(const torch::Tensor& tokens_BT, const torch::Tensor& positions_BT,

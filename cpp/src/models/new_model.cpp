@@ -14,11 +14,22 @@ namespace {
 /// Matrices and biases of zeros, norms of ones.
 struct Untrained {
   torch::TensorOptions options;
+  const Config& cfg;
 
   torch::Tensor zeros(at::IntArrayRef sizes) const { return at::zeros(sizes, options); }
 
   nn::Linear linear(std::string_view, int64_t rows, int64_t columns, bool has_bias) const {
     return nn::Linear(zeros({rows, columns}), has_bias ? zeros({rows}) : torch::Tensor{});
+  }
+
+  torch::Tensor vector(std::string_view, int64_t width) const { return zeros({width}); }
+
+  std::vector<nn::MlpWeights> experts(int64_t rows) const {
+    std::vector<nn::MlpWeights> out;
+    for (int64_t e = 0; e < cfg.num_experts; ++e)
+      out.push_back(
+          {linear("", rows, cfg.d_model, cfg.mlp_bias), linear("", cfg.d_model, cfg.d_mlp, cfg.mlp_bias)});
+    return out;
   }
 
   std::pair<torch::Tensor, torch::Tensor> norm(std::string_view, int64_t width, nn::NormKind kind) const {
@@ -30,7 +41,7 @@ struct Untrained {
 
 Weights untrained(const Config& cfg, const torch::TensorOptions& options) {
   using hooks::Point;
-  const Untrained source{options};
+  const Untrained source{options, cfg};
   const int64_t D = cfg.d_model, V = cfg.d_vocab;
   Weights w;
   w.W_E = source.zeros({V, D});

@@ -1,15 +1,13 @@
 #include "introspect/models/orthogonalise.h"
 
 #include <stdexcept>
-#include <string>
-#include <type_traits>
 #include <utility>
 
 #include <torch/types.h>
 
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
-#include "introspect/nn/parts.h"
+#include "introspect/nn/block.h"
 
 namespace introspect::models {
 
@@ -24,7 +22,7 @@ std::shared_ptr<const Model> orthogonalised(const Model& model, const torch::Ten
                                "orthogonalised: the direction must be finite and not zero");
   const auto unit_D = v_D / v_D.norm();
   check<ConfigError>(
-      !model.cfg().use_normalization_before_and_after, "orthogonalised: ", model.cfg().original_architecture,
+      !model.cfg().norms_output(), "orthogonalised: ", model.cfg().original_architecture,
       " norms what attention and MLP write, after their weights: no weights write nothing along a "
       "direction there; ablation_everywhere does it in the pass");
   // x [..., D] less its part along the direction.
@@ -38,12 +36,11 @@ std::shared_ptr<const Model> orthogonalised(const Model& model, const torch::Ten
   if (weights.W_pos.defined()) weights.W_pos = without(weights.W_pos);
   for (auto& block : weights.blocks) {
     auto parts = block.parts();
-    nn::for_each_part(parts, [&](const std::string& name, auto& part) {
-      if constexpr (std::is_same_v<std::remove_cvref_t<decltype(part)>, nn::Linear>)
-        if (name == "attn.O" || name == "mlp.out")
-          part = nn::Linear(without(part.dense().t()).t().contiguous(),
-                            part.bias().defined() ? without(part.bias()) : torch::Tensor());
-    });
+    auto writers = parts.mlp.writers();
+    writers.push_back(&parts.attn.weights().O);
+    for (auto* linear : writers)
+      *linear = nn::Linear(without(linear->dense().t()).t().contiguous(),
+                           linear->bias().defined() ? without(linear->bias()) : torch::Tensor());
     block = nn::Block(std::move(parts));
   }
   auto cfg = model.cfg();

@@ -15,7 +15,7 @@ void check_options(const Config& cfg, const ProcessOptions& options) {
   };
   if (options.center_writing_weights) {
     must(cfg.normalization_type == "LN", "center_writing_weights", "only LayerNorm subtracts the mean");
-    must(!cfg.use_normalization_before_and_after, "center_writing_weights",
+    must(!cfg.norms_output(), "center_writing_weights",
          "what layers write passes a norm, whose output has a mean again");
   }
   if (options.center_unembed)
@@ -46,6 +46,7 @@ torch::Tensor without_mean(const torch::Tensor& x, int64_t dim) {
 
 /// The weight and bias of a norm, moved into the product that reads its output.
 void fold(const nn::Norm& norm, nn::Linear& linear) {
+  if (norm.is_none()) return;
   const auto dtype = linear.dense().scalar_type();
   auto W = wide(linear.dense()), b = linear.bias();
   if (norm.bias.defined()) b = plus(b, at::mv(W, wide(norm.bias))).to(dtype);
@@ -55,6 +56,7 @@ void fold(const nn::Norm& norm, nn::Linear& linear) {
 }
 
 void make_neutral(nn::Norm& norm) {
+  if (norm.is_none()) return;
   norm.weight = at::ones_like(norm.weight);
   if (norm.bias.defined()) norm.bias = at::zeros_like(norm.bias);
 }
@@ -64,16 +66,16 @@ template <typename Edit>
 void edit_blocks(Weights& weights, const Edit& edit) {
   for (auto& block : weights.blocks) {
     auto parts = block.parts();
-    edit(parts, parts.attn.weights(), parts.mlp.weights());
+    edit(parts, parts.attn.weights());
     block = nn::Block(std::move(parts));
   }
 }
 
 void fold_norms(Weights& weights) {
-  edit_blocks(weights, [](nn::BlockParts& parts, nn::AttentionWeights& attn, nn::MlpWeights& mlp) {
+  edit_blocks(weights, [](nn::BlockParts& parts, nn::AttentionWeights& attn) {
     fold(parts.ln1, attn.QKV);
     make_neutral(parts.ln1);
-    fold(parts.ln2, mlp.in);
+    for (auto* reading : parts.mlp.readers()) fold(parts.ln2, *reading);
     make_neutral(parts.ln2);
   });
   nn::Linear unembed(weights.W_U, weights.b_U);
@@ -89,8 +91,10 @@ void center_writing(Weights& weights) {
   };
   weights.W_E = centred(weights.W_E, 1);
   weights.W_pos = centred(weights.W_pos, 1);
-  edit_blocks(weights, [&](nn::BlockParts&, nn::AttentionWeights& attn, nn::MlpWeights& mlp) {
-    for (auto* writing : {&attn.O, &mlp.out})
+  edit_blocks(weights, [&](nn::BlockParts& parts, nn::AttentionWeights& attn) {
+    auto all = parts.mlp.writers();
+    all.push_back(&attn.O);
+    for (auto* writing : all)
       *writing = nn::Linear(centred(writing->dense(), 0), centred(writing->bias(), 0));
   });
 }
@@ -149,7 +153,7 @@ void refactor(nn::AttentionWeights& attn, const nn::AttentionOptions& options) {
 }
 
 void process_attention(Weights& weights, const ProcessOptions& options) {
-  edit_blocks(weights, [&](nn::BlockParts& parts, nn::AttentionWeights& attn, nn::MlpWeights&) {
+  edit_blocks(weights, [&](nn::BlockParts& parts, nn::AttentionWeights& attn) {
     fold_value_bias(attn, parts.attn.options());
     if (options.refactor_factored_attn_matrices) refactor(attn, parts.attn.options());
   });
@@ -159,10 +163,12 @@ void process_attention(Weights& weights, const ProcessOptions& options) {
 void describe(const Weights& weights, Config& cfg) {
   const auto& parts = weights.blocks.front().parts();
   const auto& attn = parts.attn.weights();
-  const auto& mlp = parts.mlp.weights();
+  const auto& mixture = parts.mlp.mixture();
+  const auto& mlp = parts.mlp.is_mixture() ? mixture.experts.front() : parts.mlp.weights();
   cfg.qkv_bias = attn.QKV.bias().defined();
   cfg.attn_out_bias = attn.O.bias().defined();
   cfg.mlp_bias = mlp.in.bias().defined() || mlp.out.bias().defined();
+  if (parts.mlp.is_mixture()) cfg.router_bias = mixture.router.bias().defined();
   cfg.tie_word_embeddings = weights.W_U.is_same(weights.W_E);
 }
 

@@ -14,8 +14,8 @@ struct Kind {
 
 const Kind kKinds[] = {
     {"a mixture of experts, which this library does not run",
-     {"moe", "mixtral", "deepseek", "dbrx", "gptoss", "gpt_oss", "gpt-oss", "llama4", "arctic", "jetmoe",
-      "grok", "switchtransformer", "minimax", "kimi"}},
+     {"moe", "deepseek", "dbrx", "llama4", "arctic", "jetmoe", "grok", "switchtransformer", "minimax",
+      "kimi"}},
     {"a recurrent or state-space model; this library runs transformer decoders",
      {"mamba", "rwkv", "jamba", "zamba", "recurrentgemma", "recurrent_gemma", "falconh1", "falcon_h1",
       "falcon-h1", "bamba", "xlstm", "lfm2", "retnet", "nemotronh", "nemotron_h"}},

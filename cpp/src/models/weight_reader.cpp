@@ -62,9 +62,35 @@ class WeightReader {
   // What make_block asks of its source.
 
   nn::Linear linear(std::string_view part, int64_t rows, int64_t columns, bool has_bias) const {
+    if (part == "mlp.router") {
+      const auto name = named(expert_names().router);
+      return nn::Linear(tensor(name + ".weight", {rows, columns}),
+                        has_bias ? tensor(name + ".bias", {rows}) : torch::Tensor{});
+    }
     const auto modules = modules_of(map_, cfg_, part);
     return nn::Linear(fused(modules, ".weight", {rows, columns}),
                       has_bias ? fused(modules, ".bias", {rows}) : torch::Tensor{});
+  }
+
+  torch::Tensor vector(std::string_view, int64_t width) const { return tensor(named(map_.sinks), {width}); }
+
+  std::vector<nn::MlpWeights> experts(int64_t rows) const {
+    const int64_t E = cfg_.num_experts, D = cfg_.d_model, M = cfg_.d_mlp;
+    const auto& names = expert_names();
+    const bool two = names.gate_in.empty();
+    const auto in_names = two ? std::vector{names.gate, names.in} : std::vector{names.gate_in};
+    const auto in = expert_stack(in_names, names.weight_suffix, {E, rows, D}),
+               out = expert_stack({names.out}, names.weight_suffix, {E, D, M});
+    torch::Tensor b_in, b_out;
+    if (cfg_.mlp_bias) {
+      b_in = expert_stack(in_names, names.bias_suffix, {E, rows});
+      b_out = expert_stack({names.out}, names.bias_suffix, {E, D});
+    }
+    const auto of = [](const torch::Tensor& b, int64_t e) { return b.defined() ? b[e] : b; };
+    std::vector<nn::MlpWeights> all;
+    for (int64_t e = 0; e < E; ++e)
+      all.push_back({nn::Linear(in[e], of(b_in, e)), nn::Linear(out[e], of(b_out, e))});
+    return all;
   }
 
   std::pair<torch::Tensor, torch::Tensor> norm(std::string_view part, int64_t width,
@@ -78,6 +104,48 @@ class WeightReader {
   }
 
  private:
+  const ExpertNames& expert_names() const {
+    for (const auto& names : map_.experts)
+      if (source_->has(at_expert(named(names.out), 0) + names.weight_suffix)) return names;
+    return map_.experts.front();
+  }
+
+  /// The experts' tensors of these names, whose rows stand one after another, whichever way the checkpoint keeps them:
+  /// [E, rows, columns], or biases [E, rows].
+  torch::Tensor expert_stack(const std::vector<std::string>& modules, const std::string& suffix,
+                             const std::vector<int64_t>& sizes) const {
+    const auto& layout = expert_names();
+    const int64_t E = sizes[0], n = sizes[1] / static_cast<int64_t>(modules.size());
+    const bool by_expert = modules.front().find("{e}") != std::string::npos;
+    const bool flip = layout.transposed && sizes.size() == 3;
+    auto stored = sizes;
+    stored[1] = n;
+    if (flip) std::swap(stored[1], stored[2]);
+    for (const auto& module : modules)
+      for (int64_t e = 0; e < (by_expert ? E : 1); ++e)
+        check_tensor(at_expert(named(module), e) + suffix,
+                     by_expert ? at::IntArrayRef(stored).slice(1) : at::IntArrayRef(stored));
+    if (is_check_) return at::empty(sizes, at::device(torch::kMeta).dtype(dtype_));
+    auto out = at::empty(sizes, dtype_);
+    for (size_t i = 0; i < modules.size(); ++i) {
+      const int64_t first = static_cast<int64_t>(i) * n;
+      if (by_expert) {
+        for (int64_t e = 0; e < E; ++e) {
+          auto rows = out[e].narrow(0, first, n);
+          source_->read_into(at_expert(named(modules[i]), e) + suffix, rows);
+        }
+      } else if (modules.size() == 1 && !flip && !layout.interleaved) {
+        source_->read_into(named(modules[i]) + suffix, out);
+      } else {
+        const auto read = source_->read(named(modules[i]) + suffix, dtype_);
+        out.narrow(1, first, n).copy_(flip ? read.transpose(1, 2) : read);
+      }
+    }
+    if (layout.interleaved && !layout.gate_in.empty() && modules.front() == layout.gate_in)
+      out = out.unflatten(1, {n / 2, 2}).transpose(1, 2).flatten(1, 2).contiguous();
+    return out.to(device_);
+  }
+
   std::string named(const std::string& module) const { return prefix_ + at_layer(module, layer_); }
 
   torch::Tensor unembedding() const {

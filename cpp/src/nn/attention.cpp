@@ -45,6 +45,9 @@ Attention::Attention(AttentionWeights weights, AttentionOptions options)
   check<ShapeError>(weights_.QKV.n_out() == (H + 2 * G) * K && weights_.O.n_in() == H * K,
                     "Attention: W_QKV must have ", (H + 2 * G) * K, " rows and W_O ", H * K, " columns, got ",
                     weights_.QKV.n_out(), " and ", weights_.O.n_in());
+  check<ShapeError>(
+      !weights_.sinks || (weights_.sinks->scores.dim() == 1 && weights_.sinks->scores.size(0) == H),
+      "Attention: sinks must be one for each of ", H, " heads");
 }
 
 Attention::Qkv Attention::project(const AttentionInput& x) const {
@@ -98,10 +101,9 @@ torch::Tensor Attention::forward(const AttentionInput& x, const Context& ctx) co
   torch::Tensor z_BTHK;
   if (ctx.changes(Point::kAttnScores) || ctx.changes(Point::kPattern)) {
     const auto scores_BHTS = ctx.hook(Point::kAttnScores, scores(q_BTHK, k_BGSK, query.mask));
-    z_BTHK = ops::attend(ctx.hook(Point::kPattern, ops::attention_pattern(scores_BHTS)), v_BGSK);
+    z_BTHK = ops::attend(ctx.hook(Point::kPattern, pattern(scores_BHTS)), v_BGSK);
   } else {
-    z_BTHK =
-        ops::attention(q_BTHK, k_BGSK, v_BGSK, 1 / options_.score_divisor, query.mask, options_.soft_cap);
+    z_BTHK = attend(q_BTHK, k_BGSK, v_BGSK, query.mask);
     if (ctx.wants(Point::kAttnScores) || ctx.wants(Point::kPattern))
       show_pattern(q_BTHK, k_BGSK, query.mask, ctx);
   }
@@ -111,6 +113,15 @@ torch::Tensor Attention::forward(const AttentionInput& x, const Context& ctx) co
 torch::Tensor Attention::scores(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
                                 const ops::AttentionMask& mask) const {
   return ops::attention_scores(q_BTHK, k_BGSK, 1 / options_.score_divisor, mask, options_.soft_cap);
+}
+
+torch::Tensor Attention::pattern(const torch::Tensor& scores_BHTS) const {
+  return ops::attention_pattern(scores_BHTS, sinks());
+}
+
+torch::Tensor Attention::attend(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
+                                const torch::Tensor& v_BGSK, const ops::AttentionMask& mask) const {
+  return ops::attention(q_BTHK, k_BGSK, v_BGSK, 1 / options_.score_divisor, mask, options_.soft_cap, sinks());
 }
 
 /// Computes the scores and the pattern for those who read them: of the queries and heads that they ask for.
@@ -123,6 +134,7 @@ void Attention::show_pattern(const torch::Tensor& q_BTHK, const torch::Tensor& k
 
   auto q_BtHK = q_BTHK;
   auto keys = k_BGSK;
+  auto sinks_h = sinks();
   auto visible = mask;
   if (!std::holds_alternative<std::monostate>(part.positions)) {
     const int64_t T = q_BTHK.size(1), S = k_BGSK.size(2);
@@ -135,10 +147,11 @@ void Attention::show_pattern(const torch::Tensor& q_BTHK, const torch::Tensor& k
     const auto heads = torch::tensor(part.heads, torch::kLong).remainder(H).to(q_BTHK.device());
     q_BtHK = q_BtHK.index_select(2, heads);
     keys = k_BGSK.index_select(1, heads.div(R, "floor"));
+    if (sinks_h.defined()) sinks_h = sinks_h.index_select(0, heads);
   }
   const auto scores_BhtS = this->scores(q_BtHK, keys, visible);
   if (wants_scores) ctx.hooks->record(scores, scores_BhtS, part);
-  if (wants_pattern) ctx.hooks->record(pattern, ops::attention_pattern(scores_BhtS), part);
+  if (wants_pattern) ctx.hooks->record(pattern, ops::attention_pattern(scores_BhtS, sinks_h), part);
 }
 
 torch::Tensor Attention::project_out(const torch::Tensor& z_BTHK, const Context& ctx) const {

@@ -20,7 +20,7 @@ torch::Tensor Block::forward(const torch::Tensor& resid_pre_BTD, const Context& 
   if (!parallel) mid_BTD = ctx.hook(Point::kResidMid, mid_BTD);
 
   const auto mlp_in_BTD = ctx.hook(Point::kMlpIn, parallel ? x_BTD : mid_BTD);
-  auto mlp_out_BTD = mlp.forward(ln2.forward(mlp_in_BTD, ctx), ctx);
+  auto mlp_out_BTD = mlp.forward(ctx.hook(Point::kMlpInput, ln2.forward(mlp_in_BTD, ctx)), ctx);
   if (ln2_post) mlp_out_BTD = ln2_post->forward(mlp_out_BTD, ctx);
   mlp_out_BTD = ctx.hook(Point::kMlpOut, mlp_out_BTD);
   return ctx.hook(Point::kResidPost, mid_BTD + mlp_out_BTD);

@@ -1,19 +1,83 @@
 #include "introspect/nn/mlp.h"
 
+#include <stdexcept>
+#include <utility>
+
 #include "introspect/core/check.h"
 
 namespace introspect::nn {
 
 using hooks::Point;
 
+namespace {
+
+void check_weights(const MlpWeights& weights) {
+  const int64_t M = weights.out.n_in();
+  check<ShapeError>(weights.in.n_out() == 2 * M || weights.in.n_out() == M, "Mlp: W_in must have ", 2 * M,
+                    " rows with a gate and ", M, " without, got ", weights.in.n_out());
+}
+
+/// What an MLP's output matrix reads, of what its input matrix makes.
+torch::Tensor activated(ops::Activation activation, const torch::Tensor& hidden, int64_t M) {
+  if (hidden.size(-1) == M) return ops::activate(activation, hidden);
+  return ops::gated(activation, hidden.narrow(-1, 0, M), hidden.narrow(-1, M, M));
+}
+
+constexpr const char* kNoMatrices =
+    "mlp: the block is a mixture of experts, which has no one pair of matrices: what reads or edits an MLP's "
+    "neurons is "
+    "not possible here";
+
+}  // namespace
+
 Mlp::Mlp(MlpWeights weights, ops::Activation activation)
     : weights_(std::move(weights)), activation_(activation) {
-  const int64_t M = d_mlp();
-  check<ShapeError>(gated() || weights_.in.n_out() == M, "Mlp: W_in must have ", 2 * M,
-                    " rows with a gate and ", M, " without, got ", weights_.in.n_out());
+  check_weights(weights_);
+}
+
+Mlp::Mlp(MixtureWeights weights, MixtureOptions options, ops::Activation activation)
+    : mixture_(std::move(weights)), options_(options), activation_(activation) {
+  const auto n = static_cast<int64_t>(mixture_.experts.size());
+  check<ShapeError>(n > 0 && mixture_.router.n_out() == n,
+                    "Mlp: a router must have a row for each expert, got ", mixture_.router.n_out(), " for ",
+                    n);
+  check<ShapeError>(options.experts_per_token > 0 && options.experts_per_token <= n,
+                    "Mlp: a router must choose from 1 to ", n, " experts, got ", options.experts_per_token);
+  for (const auto& expert : mixture_.experts) {
+    check_weights(expert);
+    check<ShapeError>(expert.in.n_out() == first().in.n_out() && expert.out.n_in() == d_mlp() &&
+                          expert.in.n_in() == mixture_.router.n_in() &&
+                          expert.out.n_out() == first().out.n_out(),
+                      "Mlp: experts must be of equal shapes");
+  }
+}
+
+const MlpWeights& Mlp::weights() const {
+  check<ConfigError>(!is_mixture(), kNoMatrices);
+  return weights_;
+}
+
+MlpWeights& Mlp::weights() {
+  check<ConfigError>(!is_mixture(), kNoMatrices);
+  return weights_;
+}
+
+std::vector<Linear*> Mlp::readers() {
+  if (!is_mixture()) return {&weights_.in};
+  std::vector<Linear*> out = {&mixture_.router};
+  for (auto& expert : mixture_.experts) out.push_back(&expert.in);
+  return out;
+}
+
+std::vector<Linear*> Mlp::writers() {
+  if (!is_mixture()) return {&weights_.out};
+  std::vector<Linear*> out;
+  for (auto& expert : mixture_.experts) out.push_back(&expert.out);
+  return out;
 }
 
 torch::Tensor Mlp::forward(const torch::Tensor& x_BTD, const Context& ctx) const {
+  if (is_mixture()) return mix(x_BTD, ctx);
   const int64_t M = d_mlp();
   const auto in = weights_.in.forward(x_BTD);
   torch::Tensor post_BTM;
@@ -25,6 +89,45 @@ torch::Tensor Mlp::forward(const torch::Tensor& x_BTD, const Context& ctx) const
     post_BTM = ops::activate(activation_, ctx.hook(Point::kMlpPre, in));
   }
   return weights_.out.forward(ctx.hook(Point::kMlpPost, post_BTM));
+}
+
+torch::Tensor Mlp::mix(const torch::Tensor& x_BTD, const Context& ctx) const {
+  const int64_t E = static_cast<int64_t>(mixture_.experts.size()), k = options_.experts_per_token;
+  const auto dtype = x_BTD.scalar_type();
+  const auto wide = dtype == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
+  const auto probabilities_BTE =
+      ctx.hook(Point::kExpertWeights, at::softmax(mixture_.router.forward(x_BTD), -1, wide));
+  const auto chosen_BTk = std::get<1>(at::topk(probabilities_BTE.detach(), k, -1));
+  const auto indices_BTk = ctx.hook(Point::kExpertIndices, chosen_BTk);
+  if (!indices_BTk.is_same(chosen_BTk)) {
+    const auto [low, high] = at::aminmax(indices_BTk);
+    check<std::out_of_range>(low.item<int64_t>() >= 0 && high.item<int64_t>() < E, "block ", ctx.layer,
+                             ": mlp.hook_expert_indices must be 0 to ", E - 1, ", got ", low.item<int64_t>(),
+                             " to ", high.item<int64_t>());
+  }
+  auto weights_BTk = probabilities_BTE.gather(-1, indices_BTk);
+  if (options_.norm_topk_prob) weights_BTk = weights_BTk / weights_BTk.sum({-1}, /*keepdim=*/true);
+
+  // A pair is a token and one of its experts; those of one expert stand together, in the order of the tokens.
+  const auto experts_P = indices_BTk.reshape({-1});
+  const auto order_P = std::get<1>(at::sort(experts_P, /*stable=*/true, /*dim=*/0, /*descending=*/false));
+  const auto counts_E = at::bincount(experts_P, {}, E).to(torch::kCPU);
+  const auto tokens_P = order_P.div(k, "floor");
+  const auto weights_P1 = weights_BTk.to(dtype).reshape({-1, 1}).index_select(0, order_P);
+  const auto x_ND = x_BTD.reshape({-1, x_BTD.size(2)});
+  auto out_ND = at::zeros({x_ND.size(0), first().out.n_out()}, x_ND.options());
+  int64_t done = 0;
+  for (int64_t e = 0; e < E; ++e) {
+    const int64_t n = counts_E.const_data_ptr<int64_t>()[e];
+    if (n == 0) continue;
+    const auto& [in, out] = mixture_.experts[static_cast<size_t>(e)];
+    const auto tokens_n = tokens_P.narrow(0, done, n);
+    const auto hidden = in.forward(x_ND.index_select(0, tokens_n));
+    const auto y_nD = out.forward(activated(activation_, hidden, d_mlp())) * weights_P1.narrow(0, done, n);
+    out_ND = out_ND.index_add(0, tokens_n, y_nD);
+    done += n;
+  }
+  return out_ND.view({x_BTD.size(0), x_BTD.size(1), -1});
 }
 
 }  // namespace introspect::nn

@@ -6,12 +6,20 @@ namespace introspect::nn {
 
 namespace {
 
+/// Of a norm over heads, the last two dimensions as one.
+torch::Tensor joined(const Norm& norm, const torch::Tensor& x) {
+  return norm.over_heads ? x.flatten(-2) : x;
+}
+
 torch::Tensor scale_of(const Norm& norm, const torch::Tensor& x) {
-  return norm.kind == NormKind::kLayer ? ops::layer_scale(x, norm.eps) : ops::rms_scale(x, norm.eps);
+  if (norm.kind == NormKind::kLayer) return ops::layer_scale(x, norm.eps);
+  const auto scale = ops::rms_scale(joined(norm, x), norm.eps);
+  return norm.over_heads ? scale.unsqueeze(-1).expand({-1, -1, x.size(2), 1}) : scale;
 }
 
 torch::Tensor normalize(const Norm& norm, const torch::Tensor& x) {
-  return norm.kind == NormKind::kLayer ? ops::layer_normalize(x, norm.eps) : ops::rms_normalize(x, norm.eps);
+  if (norm.kind == NormKind::kLayer) return ops::layer_normalize(x, norm.eps);
+  return ops::rms_normalize(joined(norm, x), norm.eps).view(x.sizes());
 }
 
 /// x divided by a scale that somebody has changed, or whose gradient is asked for.
@@ -22,7 +30,7 @@ torch::Tensor divide(const Norm& norm, const torch::Tensor& x, const torch::Tens
 }
 
 torch::Tensor affine(const Norm& norm, const torch::Tensor& normalized) {
-  const auto y = norm.weight * normalized;
+  const auto y = (norm.over_heads ? norm.weight.view({-1, normalized.size(-1)}) : norm.weight) * normalized;
   return (norm.bias.defined() ? y + norm.bias : y).to(normalized.scalar_type());
 }
 
@@ -31,7 +39,15 @@ torch::Tensor affine(const Norm& norm, const torch::Tensor& normalized) {
 torch::Tensor Norm::apply(const torch::Tensor& x) const {
   switch (kind) {
     case NormKind::kRms:
-      return ops::rms_norm(x, weight, eps);
+      return ops::rms_norm(joined(*this, x), weight, eps).view(x.sizes());
+    case NormKind::kRmsRoundedLast: {
+      const auto dtype = x.scalar_type() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
+      return ops::rms_norm(joined(*this, x).to(dtype), weight.to(dtype), eps)
+          .view(x.sizes())
+          .to(x.scalar_type());
+    }
+    case NormKind::kNone:
+      return x;
     case NormKind::kGemmaRms:
       return ops::gemma_rms_norm(x, weight, eps);
     case NormKind::kLayer:
@@ -41,6 +57,7 @@ torch::Tensor Norm::apply(const torch::Tensor& x) const {
 }
 
 torch::Tensor Norm::forward(const torch::Tensor& x, const Context& ctx) const {
+  if (is_none()) return x;
   if (!ctx.wants(scale_point) && !ctx.wants(normalized_point)) return apply(x);
   // What is only read leaves the result as it was, bit for bit; a gradient needs what is read to be on its way.
   const auto scale = scale_of(*this, x);

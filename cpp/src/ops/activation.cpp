@@ -7,8 +7,10 @@ namespace introspect::ops {
 Activation parse_activation(std::string_view name) {
   if (name == "silu") return Activation::kSilu;
   if (name == "gelu") return Activation::kGelu;
-  check<ConfigError>(name == "gelu_new", "activation: must be silu, gelu or gelu_new, got '", name, "'");
-  return Activation::kGeluNew;
+  if (name == "gelu_new") return Activation::kGeluNew;
+  check<ConfigError>(name == "swiglu_clamped",
+                     "activation: must be silu, gelu, gelu_new or swiglu_clamped, got '", name, "'");
+  return Activation::kSwigluClamped;
 }
 
 torch::Tensor activate(Activation kind, const torch::Tensor& x) {
@@ -19,11 +21,17 @@ torch::Tensor activate(Activation kind, const torch::Tensor& x) {
       return at::gelu(x);
     case Activation::kGeluNew:
       return at::gelu(x, "tanh");
+    case Activation::kSwigluClamped:
+      throw ConfigError("activation: swiglu_clamped needs a gate");
   }
   return {};
 }
 
 torch::Tensor gated(Activation kind, const torch::Tensor& gate, const torch::Tensor& x) {
+  if (kind == Activation::kSwigluClamped) {
+    const auto g = gate.clamp_max(kSwigluLimit);
+    return (x.clamp(-kSwigluLimit, kSwigluLimit) + 1) * (g * (g * kSwigluAlpha).sigmoid());
+  }
   auto y = activate(kind, gate);
   const bool graph = at::GradMode::is_enabled() && (gate.requires_grad() || x.requires_grad());
   return graph ? y * x : y.mul_(x);

@@ -44,12 +44,15 @@ torch::Tensor as_additive(const AttentionMask& mask, int64_t T, int64_t S, const
 }  // namespace
 
 torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK, const torch::Tensor& v_BGSK,
-                        double scale, const AttentionMask& mask, double soft_cap) {
+                        double scale, const AttentionMask& mask, double soft_cap,
+                        const torch::Tensor& sinks_H) {
   check_shapes("attention", q_BTHK, k_BGSK);
-  if (mask.parents.defined() && has_tree_attention(q_BTHK, k_BGSK, v_BGSK))
-    return tree_attention(q_BTHK, k_BGSK, v_BGSK, tree_of(mask), scale, soft_cap);
-  if (soft_cap > 0)  // the fused product caps nothing
-    return attend(attention_pattern(attention_scores(q_BTHK, k_BGSK, scale, mask, soft_cap)), v_BGSK);
+  const bool graph_of_sinks = at::GradMode::is_enabled() && sinks_H.defined() && sinks_H.requires_grad();
+  if (mask.parents.defined() && !graph_of_sinks && has_tree_attention(q_BTHK, k_BGSK, v_BGSK))
+    return tree_attention(q_BTHK, k_BGSK, v_BGSK, tree_of(mask), scale, soft_cap, sinks_H);
+  if (soft_cap > 0 || sinks_H.defined())  // the fused product caps nothing and has no sinks
+    return attend(attention_pattern(attention_scores(q_BTHK, k_BGSK, scale, mask, soft_cap), sinks_H),
+                  v_BGSK);
   const int64_t B = q_BTHK.size(0), T = q_BTHK.size(1), H = q_BTHK.size(2), K = q_BTHK.size(3);
   const int64_t G = k_BGSK.size(1), S = k_BGSK.size(2), R = H / G;
   const bool is_causal =
@@ -82,9 +85,15 @@ torch::Tensor attention_scores(const torch::Tensor& q_BTHK, const torch::Tensor&
   return graph ? scores + additive : scores.add_(additive);
 }
 
-torch::Tensor attention_pattern(const torch::Tensor& scores_BHTS) {
+torch::Tensor attention_pattern(const torch::Tensor& scores_BHTS, const torch::Tensor& sinks_H) {
   const auto dtype = scores_BHTS.scalar_type();
-  return at::softmax(scores_BHTS, -1, dtype == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32).to(dtype);
+  const auto wide = dtype == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
+  if (!sinks_H.defined()) return at::softmax(scores_BHTS, -1, wide).to(dtype);
+  const int64_t B = scores_BHTS.size(0), H = scores_BHTS.size(1), T = scores_BHTS.size(2);
+  check<ShapeError>(sinks_H.dim() == 1 && sinks_H.size(0) == H, "attention_pattern: sinks must be [", H,
+                    "], got ", sinks_H.sizes());
+  const auto sinks = sinks_H.to(dtype).view({1, H, 1, 1}).expand({B, H, T, 1});
+  return at::softmax(at::cat({scores_BHTS, sinks}, -1), -1, wide).slice(-1, 0, -1).to(dtype);
 }
 
 torch::Tensor attend(const torch::Tensor& pattern_BHTS, const torch::Tensor& v_BGSK) {

@@ -1,5 +1,6 @@
 #include "introspect/ops/rotary.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
@@ -24,25 +25,67 @@ torch::Tensor llama3_frequencies(const torch::Tensor& frequencies, const RotaryS
   return at::where(between, interpolated, slowed);
 }
 
+/// Between those that turn more than beta_fast times within the original length, which are kept, and those that turn
+/// less than beta_slow times, which are divided by the factor, a ramp over the dimensions.
+torch::Tensor yarn_frequencies(const torch::Tensor& inverse_frequencies, int64_t d_rotary, double base,
+                               const RotaryScaling& s) {
+  const auto dimension = [&](double turns) {
+    return static_cast<double>(d_rotary) *
+           std::log(s.original_max_position / (turns * 2 * std::numbers::pi)) / (2 * std::log(base));
+  };
+  double low = dimension(s.beta_fast), high = dimension(s.beta_slow);
+  if (s.truncate) low = std::floor(low), high = std::ceil(high);
+  low = std::max(low, 0.0), high = std::min(high, static_cast<double>(d_rotary - 1));
+  if (low == high) high += 0.001;
+  const auto ramp = ((at::arange(d_rotary / 2, torch::kFloat32) - low) / (high - low)).clamp(0, 1);
+  const auto kept = 1 - ramp;
+  const auto slowed = (inverse_frequencies * s.factor).reciprocal();
+  return slowed * (1 - kept) + inverse_frequencies.reciprocal() * kept;
+}
+
+torch::Tensor longrope_frequencies(const torch::Tensor& inverse_frequencies, const RotaryScaling& s) {
+  const auto& factors = s.longest > s.original_max_position ? s.long_factor : s.short_factor;
+  check<ConfigError>(static_cast<int64_t>(factors.size()) == inverse_frequencies.numel(),
+                     "rotary_frequencies: longrope must have ", inverse_frequencies.numel(), " factors, got ",
+                     factors.size());
+  return (torch::tensor(factors, torch::kFloat32) * inverse_frequencies).reciprocal();
+}
+
+/// The base for which the slowest frequency turns as far over the longest text as it did over the original one.
+double dynamic_base(int64_t d_rotary, double base, const RotaryScaling& s) {
+  check<ConfigError>(d_rotary > 2, "rotary_frequencies: dynamic scaling needs a width above 2, got ",
+                     d_rotary);
+  const double longest = std::max(s.longest, s.original_max_position), width = static_cast<double>(d_rotary);
+  return base * std::pow(s.factor * longest / s.original_max_position - (s.factor - 1), width / (width - 2));
+}
+
 }  // namespace
 
 torch::Tensor rotary_frequencies(int64_t d_rotary, double base, const RotaryScaling& scaling) {
   check<ConfigError>(d_rotary > 0 && d_rotary % 2 == 0, "rotary_frequencies: the width must be even, got ",
                      d_rotary);
   const auto exponents = at::arange(0, d_rotary, 2, torch::kLong).to(torch::kFloat32) / d_rotary;
-  const auto frequencies = 1.0 / at::pow(base, exponents);
-  if (scaling.type == "none") return frequencies;
+  if (scaling.type == "dynamic") base = dynamic_base(d_rotary, base, scaling);
+  const auto powers = at::pow(base, exponents);
+  if (scaling.type == "yarn") return yarn_frequencies(powers, d_rotary, base, scaling);
+  if (scaling.type == "longrope") return longrope_frequencies(powers, scaling);
+  const auto frequencies = 1.0 / powers;
+  if (scaling.type == "none" || scaling.type == "dynamic") return frequencies;
   if (scaling.type == "linear") return frequencies / scaling.factor;
-  check<ConfigError>(scaling.type == "llama3",
-                     "rotary_frequencies: scaling must be none, linear or llama3, got ", scaling.type);
+  check<ConfigError>(
+      scaling.type == "llama3",
+      "rotary_frequencies: scaling must be none, linear, llama3, yarn, longrope or dynamic, got ",
+      scaling.type);
   return llama3_frequencies(frequencies, scaling);
 }
 
 std::pair<torch::Tensor, torch::Tensor> rotary_angles(const torch::Tensor& positions_BT,
                                                       const torch::Tensor& frequencies,
-                                                      torch::ScalarType dtype) {
+                                                      torch::ScalarType dtype, double factor) {
   const auto angles = positions_BT.to(torch::kFloat32).unsqueeze(-1) * frequencies;
-  return {angles.cos().to(dtype), angles.sin().to(dtype)};
+  auto cos = angles.cos(), sin = angles.sin();
+  if (factor != 1) cos.mul_(factor), sin.mul_(factor);
+  return {cos.to(dtype), sin.to(dtype)};
 }
 
 namespace {
@@ -124,7 +167,8 @@ torch::Tensor apply_rotary(const torch::Tensor& x_BTHK, const torch::Tensor& cos
   const auto cos = cos_BTK2.unsqueeze(1), sin = sin_BTK2.unsqueeze(1);
   const auto a = x_BHTK.narrow(3, 0, half), b = x_BHTK.narrow(3, half, half);
   const auto rest = x_BHTK.narrow(3, 2 * half, x_BHTK.size(3) - 2 * half);
-  return at::cat({a * cos - b * sin, b * cos + a * sin, rest}, 3).transpose(1, 2);
+  const auto dtype = x_BTHK.scalar_type();
+  return at::cat({(a * cos - b * sin).to(dtype), (b * cos + a * sin).to(dtype), rest}, 3).transpose(1, 2);
 }
 
 }  // namespace introspect::ops

@@ -24,6 +24,7 @@ struct Operands {
   Strided<T> q, k, v;
   T* out;  // [T, H, K]
   const int32_t* parents;
+  const T* sinks;          // [H]: a score more of each head; null: none
   const int32_t* queries;  // the key that is each query's own; null: the last ones
   int64_t n_queries, n_keys, H, G, K, window;
   double scale, soft_cap;
@@ -75,14 +76,16 @@ INTROSPECT_INLINE void attend_rows(const Operands<T>& o, int64_t first, int64_t 
     for (int64_t h = 0; h < o.H; ++h) {
       const int64_t g = h / (o.H / o.G);
       const T* query = o.q.at(h, t);
-      auto largest = -std::numeric_limits<Wide<T>>::infinity();
+      const auto sink =
+          o.sinks ? static_cast<Wide<T>>(o.sinks[h]) : -std::numeric_limits<Wide<T>>::infinity();
+      auto largest = sink;
       for (size_t i = 0; i < chain.size(); ++i) {
         auto score = dot<V>(query, o.k.at(g, chain[i]), o.K) * scale;
         if (soft_cap > 0) score = soft_cap * std::tanh(score / soft_cap);
         weights[i] = score;
         largest = std::max(largest, score);
       }
-      Wide<T> total = 0;
+      Wide<T> total = std::exp(sink - largest);
       std::fill(z.begin(), z.end(), Wide<T>{0});
       for (size_t i = 0; i < chain.size(); ++i) {
         const auto weight = std::exp(weights[i] - largest);
@@ -97,7 +100,7 @@ INTROSPECT_INLINE void attend_rows(const Operands<T>& o, int64_t first, int64_t 
 
 template <typename T>
 torch::Tensor run(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
-                  const TokenTree& tree, double scale, double soft_cap) {
+                  const TokenTree& tree, double scale, double soft_cap, const torch::Tensor& sinks_H) {
   const int64_t n_queries = q.size(1), H = q.size(2), K = q.size(3), G = k.size(1), n_keys = k.size(2);
   auto out = at::empty({1, n_queries, H, K}, q.options());
   const Operands<T> o = {{q.const_data_ptr<T>(), q.stride(2), q.stride(1)},
@@ -105,6 +108,7 @@ torch::Tensor run(const torch::Tensor& q, const torch::Tensor& k, const torch::T
                          {v.const_data_ptr<T>(), v.stride(1), v.stride(2)},
                          out.template mutable_data_ptr<T>(),
                          tree.parents_S.const_data_ptr<int32_t>(),
+                         sinks_H.defined() ? sinks_H.const_data_ptr<T>() : nullptr,
                          tree.queries_T.defined() ? tree.queries_T.const_data_ptr<int32_t>() : nullptr,
                          n_queries,
                          n_keys,
@@ -137,15 +141,16 @@ bool has_tree_attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK
 
 torch::Tensor tree_attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
                              const torch::Tensor& v_BGSK, const TokenTree& tree, double scale,
-                             double soft_cap) {
+                             double soft_cap, const torch::Tensor& sinks_H) {
+  const auto sinks = sinks_H.defined() ? sinks_H.to(q_BTHK.scalar_type()).contiguous() : sinks_H;
   const auto q = with_dense_heads(q_BTHK), k = with_dense_heads(k_BGSK), v = with_dense_heads(v_BGSK);
   switch (q.scalar_type()) {
     case torch::kFloat32:
-      return run<float>(q, k, v, tree, scale, soft_cap);
+      return run<float>(q, k, v, tree, scale, soft_cap, sinks);
     case torch::kFloat64:
-      return run<double>(q, k, v, tree, scale, soft_cap);
+      return run<double>(q, k, v, tree, scale, soft_cap, sinks);
     default:
-      return run<c10::BFloat16>(q, k, v, tree, scale, soft_cap);
+      return run<c10::BFloat16>(q, k, v, tree, scale, soft_cap, sinks);
   }
 }
 

@@ -18,10 +18,10 @@ bool has_tree_attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK
 /// Attention of nodes of a token tree over themselves and their ancestors, by walking up the tree.
 ///
 /// The work is that of the pairs that see one another, T times the depth, not T times S.
-/// Shapes: q [1, T, H, K], k and v [1, G, S, K] -> [1, T, H, K].
+/// Shapes: q [1, T, H, K], k and v [1, G, S, K], sinks [H] or undefined -> [1, T, H, K].
 torch::Tensor tree_attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
                              const torch::Tensor& v_BGSK, const TokenTree& tree, double scale,
-                             double soft_cap);
+                             double soft_cap, const torch::Tensor& sinks_H = {});
 
 /// The same relation as an additive mask [1, 1, T, S].
 torch::Tensor tree_mask(const TokenTree& tree, int64_t n_queries, const torch::TensorOptions& options);

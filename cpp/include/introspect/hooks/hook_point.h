@@ -18,7 +18,8 @@ namespace introspect::hooks {
 /// Shapes use core/shapes.h: kQ, kRotQ and kZ are [B, T, H, K], kK, kV and kRotK [B, T, G, K], kAttnScores and
 /// kPattern [B, H, T, S], kResult, kAttnIn and kQInput [B, T, H, D], kKInput and kVInput [B, T, G, D], the scales of
 /// norms [B, T, 1] (of the norms of queries and keys [B, T, H or G, 1]), kMlpPre, kMlpPreLinear and kMlpPost
-/// [B, T, M], kUnembedOut [B, T, V], and all others [B, T, D].
+/// [B, T, M], kExpertWeights [B, T, E] (a router's probabilities of all its experts, before it chooses), kExpertIndices
+/// int64 [B, T, k] (those it chose, the likeliest first), kUnembedOut [B, T, V], and all others [B, T, D].
 enum class Point : uint8_t {
   kResidPre,
   kAttnIn,
@@ -47,6 +48,9 @@ enum class Point : uint8_t {
   kMlpIn,
   kLn2Scale,
   kLn2Normalized,
+  kMlpInput,  // what the MLP itself reads: normed and times the norm's weight
+  kExpertWeights,
+  kExpertIndices,
   kMlpPre,
   kMlpPreLinear,
   kMlpPost,
@@ -78,6 +82,11 @@ inline int64_t position_axis(Point point) {
   return point == Point::kAttnScores || point == Point::kPattern ? 2 : 1;
 }
 
+/// True where an activation is whole numbers: interventions, which work on real ones, cannot change it; callbacks can.
+inline bool is_discrete(Point point) {
+  return point == Point::kExpertIndices;
+}
+
 /// The dimension that heads run along (query heads, or groups for keys and values), if the point has one.
 INTROSPECT_EXPORT std::optional<int64_t> head_axis(Point point);
 
@@ -88,12 +97,14 @@ struct HookFlags {
   bool use_split_qkv_input = false;  // kQInput, kKInput, kVInput
   bool use_attn_in = false;          // kAttnIn
   bool use_hook_mlp_in = false;      // kMlpIn
+  bool use_mlp_input = false;        // kMlpInput, which TransformerLens's HookedTransformer does not have
 };
 
 /// The hook points of one model: which there are, and how wide what is seen there is.
 struct INTROSPECT_EXPORT HookPoints {
   int64_t n_layers = 0;
   int64_t d_model = 0, n_heads = 0, n_key_value_heads = 0, d_head = 0, d_mlp = 0, d_vocab = 0;
+  int64_t num_experts = 0, experts_per_token = 0;
   PointSet points;  // those that a model of this architecture has
 
   bool has(Site site) const;

@@ -28,23 +28,34 @@ struct Config {
   int64_t n_ctx = 0;  // longest sequence, in tokens
 
   std::string act_fn = "silu";  // or "gelu" (exact) or "gelu_new" (tanh): GPT-2, GPT-NeoX, Gemma
+                                // or "swiglu_clamped": gpt-oss (ops/activation.h)
   bool gated_mlp = true;        // GPT-2 and GPT-NeoX have two matrices and no gate
+
+  int64_t num_experts = 0;        // Mixtral, Qwen3-MoE and gpt-oss have so many MLPs of width d_mlp; 0: one
+  int64_t experts_per_token = 0;  // those that a router chooses for each token
+  bool norm_topk_prob = false;    // the weights of the chosen sum to one: Mixtral, gpt-oss, most Qwen3-MoE
+  bool router_bias = false;       // gpt-oss
 
   std::string normalization_type = "RMS";  // "LN": GPT-2 and GPT-NeoX subtract the mean and add a bias
   double eps = 1e-6;
   bool norm_weight_offset = false;  // Gemma multiplies by 1 + weight, in float32, before it rounds
+  bool norm_rounds_last = false;    // OLMo 2 and 3 and gpt-oss: times the weight in float32, before it rounds
   bool use_normalization_before_and_after = false;  // Gemma 2 and 3 norm what a layer writes, too
-  bool use_qk_norm = false;                         // Qwen3 and Gemma 3 norm each query and key head
+  bool use_normalization_after_only = false;  // OLMo 2 and 3 norm what a layer writes, not what it reads
+  bool use_qk_norm = false;                   // Qwen3 and Gemma 3 norm each query and key head
+  bool qk_norm_over_heads = false;            // OLMo 2 and 3 norm all heads of a token as one vector
 
   std::string positional_embedding_type = "rotary";  // "standard": GPT-2 adds a learned vector per position
   int64_t rotary_dim = 0;  // dimensions of a head that are rotated; GPT-NeoX rotates the first quarter
   double rotary_base = 10000.0;
   double rotary_base_local = 0;       // of the layers with a window, where it differs: Gemma 3
-  ops::RotaryScaling rotary_scaling;  // Llama 3.1 and later: "llama3"; of the layers without a window
+  ops::RotaryScaling rotary_scaling;  // Llama 3.1: "llama3", gpt-oss: "yarn"; of the layers without a window
+  bool rotary_in_float32 = false;     // OLMo 2 and 3 rotate in float32 and round once
 
   int64_t window_size = 0;  // keys a "local" layer sees, its own included: Mistral, Gemma 2 and 3, Phi-3
   std::vector<std::string> attn_types;  // per layer "global" or "local"; empty: all global
 
+  bool attn_sinks = false;            // gpt-oss: a score of each head's own that takes attention to no key
   double attn_scale = 0;              // scores are divided by it: sqrt(d_head), but for some Gemmas
   double attn_scores_soft_cap = 0;    // c * tanh(scores / c): Gemma 2; 0: none
   double output_logits_soft_cap = 0;  // likewise on the logits
@@ -63,6 +74,10 @@ struct Config {
   bool is_local(int64_t layer) const {
     return !attn_types.empty() && attn_types[static_cast<size_t>(layer)] == "local";
   }
+
+  bool is_mixture() const { return num_experts > 0; }
+  bool norms_input() const { return !use_normalization_after_only; }
+  bool norms_output() const { return use_normalization_before_and_after || use_normalization_after_only; }
 
   /// Throws ConfigError, naming the field, unless every size is positive, the heads divide as they must and the
   /// options are among those named above.

@@ -50,6 +50,11 @@ struct LoadOptions {
   /// `device`.
   std::map<int64_t, torch::Device> block_devices;
 
+  /// The longest text, instead of what the files say: shorter than that saves nothing but is checked. Where rotary
+  /// frequencies depend on the text's length (longrope, dynamic) they are those of a text of this length, for every text;
+  /// left out, it is the length before scaling. Throws ConfigError for more positions than the model has.
+  std::optional<int64_t> n_ctx;
+
   /// False: blocks stay in the files; each is read when it runs and dropped after it, so that the models of one
   /// experiment, or a model and its activations, need not fit into memory together. The files must stay as they are:
   /// a block of a file that was changed or cut is an IoError, and one cut while it is read ends the process.
@@ -182,6 +187,10 @@ class INTROSPECT_EXPORT Model {
   /// The residual before the first block [B, T, D] of tokens [B, T] at positions [B, T], int64 on the model's device.
   torch::Tensor embed(const torch::Tensor& tokens_BT, const torch::Tensor& positions_BT,
                       const nn::Context& ctx = {}) const;
+
+  /// Cosines and sines of positions [B, T], int64 on the model's device; undefined where nothing is rotated. `local`: for
+  /// layers with a window.
+  std::pair<torch::Tensor, torch::Tensor> rotary_angles(const torch::Tensor& positions_BT, bool local) const;
 
   /// What attention knows of nodes of a token tree: the positions int64 [T] of those that are run, and the parents of
   /// all keys, int32 [S] on the CPU (ops::AttentionMask). `local`: for layers with a window.

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <optional>
+#include <string>
+#include <string_view>
 
 #include <torch/types.h>
 
@@ -11,11 +13,26 @@
 
 namespace introspect::nn {
 
+/// A score of each head's own, [H], whose share of the attention goes to no key: gpt-oss.
+struct Sinks {
+  torch::Tensor scores;
+
+  int64_t numel() const { return scores.numel(); }
+  int64_t nbytes() const { return static_cast<int64_t>(scores.nbytes()); }
+
+  /// Calls f(name, tensor) for the tensor of a Sinks or const Sinks: "attn.sinks".
+  template <typename Self, typename F>
+  static void for_each_tensor(Self& sinks, std::string_view part, F&& f) {
+    f(std::string(part), sinks.scores);
+  }
+};
+
 /// Weights of an attention layer, with one product for queries, keys and values.
 struct AttentionWeights {
   Linear QKV;  // [(H + 2G) * K, D]: the rows of all query heads, then of all key, then of all value heads
   Linear O;    // [D, H * K]
-  std::optional<Norm> q_norm, k_norm;  // of each head, before the rotation
+  std::optional<Norm> q_norm, k_norm;  // of each head, or of all as one, before the rotation
+  std::optional<Sinks> sinks;
 };
 
 struct AttentionOptions {
@@ -47,6 +64,13 @@ class INTROSPECT_EXPORT Attention {
   torch::Tensor scores(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
                        const ops::AttentionMask& mask) const;
 
+  /// The pattern of scores [B, H, T, S]; with sinks, rows sum to less than one.
+  torch::Tensor pattern(const torch::Tensor& scores_BHTS) const;
+
+  /// z [B, T, H, K] of queries [B, T, H, K] for keys and values [B, G, S, K], without hook points.
+  torch::Tensor attend(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK, const torch::Tensor& v_BGSK,
+                       const ops::AttentionMask& mask) const;
+
   const AttentionWeights& weights() const { return weights_; }
   AttentionWeights& weights() { return weights_; }  ///< of a copy that is edited; shapes stay
   const AttentionOptions& options() const { return options_; }
@@ -56,6 +80,7 @@ class INTROSPECT_EXPORT Attention {
     torch::Tensor q_BTHK, k_BTGK, v_BTGK;
   };
   Qkv project(const AttentionInput& x) const;
+  torch::Tensor sinks() const { return weights_.sinks ? weights_.sinks->scores : torch::Tensor{}; }
   void show_pattern(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK, const ops::AttentionMask& mask,
                     const Context& ctx) const;
   torch::Tensor project_out(const torch::Tensor& z_BTHK, const Context& ctx) const;

@@ -15,14 +15,14 @@ namespace introspect::nn {
 struct BlockParts {
   Norm ln1;
   Attention attn;
-  std::optional<Norm> ln1_post;  // of what attention writes: Gemma 2 and 3
+  std::optional<Norm> ln1_post;  // of what attention writes: Gemma 2 and 3, OLMo 2 and 3
   Norm ln2;
   Mlp mlp;
   std::optional<Norm> ln2_post;  // of what the MLP writes
   bool parallel = false;         // the MLP reads the residual before attention: GPT-NeoX
 };
 
-/// One pre-norm decoder block.
+/// One decoder block.
 class INTROSPECT_EXPORT Block {
  public:
   explicit Block(BlockParts parts);

@@ -28,12 +28,13 @@ struct AttentionMask {
 /// Grouped-query attention without the pattern: z [B, T, H, K] from q [B, T, H, K], k and v [B, G, S, K].
 ///
 /// Keys and values are never repeated for the R = H / G query heads of a group. Scores are scaled by `scale`, and capped
-/// as in attention_scores. In a token tree the work is that of the pairs that see one another (on the CPU, without
+/// as in attention_scores; for `sinks` see attention_pattern. In a token tree the work is that of the pairs that see one another (on the CPU, without
 /// gradients).
 /// Throws ShapeError if H is not a multiple of G or the shapes do not fit.
 INTROSPECT_EXPORT torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
                                           const torch::Tensor& v_BGSK, double scale,
-                                          const AttentionMask& mask, double soft_cap = 0);
+                                          const AttentionMask& mask, double soft_cap = 0,
+                                          const torch::Tensor& sinks_H = {});
 
 /// Scores before the softmax [B, H, T, S], masked with -inf; before that c * tanh(scores / c) for soft_cap c > 0.
 INTROSPECT_EXPORT torch::Tensor attention_scores(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
@@ -41,7 +42,11 @@ INTROSPECT_EXPORT torch::Tensor attention_scores(const torch::Tensor& q_BTHK, co
                                                  double soft_cap = 0);
 
 /// Softmax over the keys, in float32 at least, returned in the dtype of the scores.
-INTROSPECT_EXPORT torch::Tensor attention_pattern(const torch::Tensor& scores_BHTS);
+///
+/// sinks [H] are a score more for each head, whose share of the attention goes to no key: rows then sum to less than one
+/// (gpt-oss; Xiao et al. 2023, arXiv:2309.17453).
+INTROSPECT_EXPORT torch::Tensor attention_pattern(const torch::Tensor& scores_BHTS,
+                                                  const torch::Tensor& sinks_H = {});
 
 /// The pattern's mean of the values: z [B, T, H, K] from pattern [B, H, T, S] and v [B, G, S, K].
 INTROSPECT_EXPORT torch::Tensor attend(const torch::Tensor& pattern_BHTS, const torch::Tensor& v_BGSK);
