@@ -1,0 +1,200 @@
+"""What a study found as plain arrays, one table of readings for each arm: what the ladder's arithmetic takes."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+Cell = tuple[str, ...]
+SAME_QUESTION = ("setting", "paraphrase", "question")
+"""Arms that ask the same questions are compared reading by reading."""
+SAME_SETTING = ("setting",)
+"""Arms that ask other questions are compared setting by setting."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """The readings of one arm: lists of one length.
+
+    ``value`` is a shift in nats, or 0 and 1 less the level of chance. Columns that say nothing are left empty.
+    """
+
+    concept: Sequence[str]
+    value: Sequence[float]
+    setting: Sequence[str] = ()
+    """strength and layers"""
+    paraphrase: Sequence[str] = ()
+    question: Sequence[str] = ()
+    base: Sequence[float] = ()
+    """log-odds of the same reading with nothing injected"""
+
+    def __post_init__(self) -> None:
+        n = len(self.concept)
+        for name in ("value", "setting", "paraphrase", "question", "base"):
+            column = getattr(self, name)
+            if len(column) not in ((n,) if name == "value" else (0, n)):
+                raise ValueError(f"Readings: {name} must have {n} entries, one for each concept, got {len(column)}")
+        for name in ("value", "base"):
+            if not all(map(math.isfinite, getattr(self, name))):
+                raise ValueError(f"Readings: {name} must be finite, got NaN or infinity: leave such readings out")
+
+    def __len__(self) -> int:
+        return len(self.concept)
+
+    @property
+    def concepts(self) -> list[str]:
+        return list(dict.fromkeys(self.concept))
+
+    def distinct(self, column: str) -> list[str]:
+        """The entries of a column, each once, in the order of the readings."""
+        return list(dict.fromkeys(getattr(self, column)))
+
+    def where(self, column: str, entry: str) -> Readings:
+        """The readings with this entry."""
+        kept = [i for i, found in enumerate(getattr(self, column)) if found == entry]
+        columns = ("concept", "value", "setting", "paraphrase", "question", "base")
+        return Readings(**{name: [getattr(self, name)[i] for i in kept] for name in columns if getattr(self, name)})
+
+    def cells(self, key: Sequence[str]) -> dict[tuple[str, Cell], float]:
+        """The mean value of each concept and cell of ``key``."""
+        columns = [getattr(self, name) for name in key if getattr(self, name)]
+        sums: dict[tuple[str, Cell], list[float]] = defaultdict(list)
+        cells = zip(*columns, strict=True) if columns else [()] * len(self)
+        for concept, cell, value in zip(self.concept, cells, self.value, strict=True):
+            sums[concept, cell].append(value)
+        return {place: sum(values) / len(values) for place, values in sums.items()}
+
+    def by_concept(self) -> dict[str, float]:
+        """The mean of each concept over its cells, so that a setting with more readings does not count for more."""
+        return _by_concept(self.cells(SAME_QUESTION))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a study found, by arm.
+
+    Shifts of the log-odds (nats) at the question about the model's own state: ``injected`` and, in its place,
+    ``rotations``, ``equal_dose``, ``shuffled_pairs``, ``noise``, ``dropout``, ``scaled``, ``swap``, ``input_edit``,
+    ``other_span``; ``sham`` where it has readings of each concept.
+    Shifts by the injection at other questions: ``factual_yes``, ``factual_no``, ``contested``, ``matched`` (about the
+    same message), ``third_person``.
+    Gains of the concept's own answer over other concepts' (nats): ``content`` and, in its place, ``content_rotations``,
+    ``content_other_vectors``, ``no_question``, ``observer``.
+    Right answers (0 or 1, less the level of chance): ``localised``, ``localised_matched`` (another question about the
+    same passages).
+    Of the instrument: ``dose`` (KL in nats), ``format`` (1 where the answer is still one), ``known_positive`` (shifts
+    in nats of a model or question that must show one).
+    """
+
+    arms: Mapping[str, Readings]
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """why an arm that was run cannot be used"""
+    failed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """of a concept: (readings that are not finite, of how many)"""
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name, arm in self.arms.items():
+            if name not in ARMS:
+                raise ValueError(f"Evidence: arms are {', '.join(ARMS)}, got {name!r}")
+            if not len(arm):
+                raise ValueError(f"Evidence: arm {name!r} must hold readings, got none: leave it out")
+
+    def has(self, name: str) -> bool:
+        return name in self.arms
+
+
+SHIFTS = (
+    *("injected", "sham", "rotations", "equal_dose", "shuffled_pairs", "noise", "dropout", "scaled"),
+    *("swap", "input_edit", "other_span", "factual_yes", "factual_no", "contested", "matched", "third_person"),
+)
+GAINS = ("content", "content_rotations", "content_other_vectors", "no_question", "observer")
+ARMS = (*SHIFTS, *GAINS, "localised", "localised_matched", "dose", "format", "known_positive")
+
+
+def difference(own: Readings, other: Readings, key: Sequence[str], who: str = "the arms") -> dict[str, float]:
+    """Of every concept that both arms have, the mean of ``own`` less ``other`` over the cells that both have.
+
+    Args:
+        key: the columns that make a cell; those that an arm has not are left out for both.
+
+    Raises:
+        ValueError: the arms share no cell.
+    """
+    key = [name for name in key if getattr(own, name) and getattr(other, name)]
+    ours, theirs = own.cells(key), other.cells(key)
+    shared = {place: ours[place] - theirs[place] for place in ours if place in theirs}
+    if not shared:
+        named = ", ".join(("concept", *key))
+        raise ValueError(f"ladder: {who} must share a {named} with the arm they are compared with, got none")
+    return _by_concept(shared)
+
+
+def net_of_pull(own: Readings, others: Sequence[Readings]) -> dict[str, float]:
+    """The shift that is left when the pull of every answer towards even odds is taken away.
+
+    In every concept and setting a line is put through the shifts of the control questions over their log-odds without
+    injection; what it says at the own question's log-odds is subtracted. A setting is left out where the controls are
+    fewer than four, span less than a nat, or do not reach as far as the own question.
+    """
+    found: dict[tuple[str, Cell], list[float]] = defaultdict(list)
+    lines: dict[tuple[str, Cell], list[tuple[float, float]]] = defaultdict(list)
+    for arm in others:
+        for place, base, value in _placed(arm):
+            lines[place].append((base, value))
+    for place, base, value in _placed(own):
+        points = lines.get(place, [])
+        xs = [x for x, _ in points]
+        if len(points) < 4 or max(xs) - min(xs) < 1 or not min(xs) <= base <= max(xs):
+            continue
+        found[place].append(value - _line_at(points, base))
+    return _by_concept({place: sum(values) / len(values) for place, values in found.items()})
+
+
+def held_out(cells: Mapping[tuple[str, Cell], float]) -> dict[str, float]:
+    """Of every concept its value at the setting that is the best on the other concepts.
+
+    Args:
+        cells: (concept, cell whose first entry is the setting) -> value.
+    """
+    by_setting: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (concept, cell), value in cells.items():
+        by_setting[cell[0]][concept].append(value)
+    means = {setting: {c: sum(v) / len(v) for c, v in found.items()} for setting, found in by_setting.items()}
+    concepts = list(dict.fromkeys(concept for concept, _ in cells))
+    chosen = {}
+    for concept in concepts:
+        others = {
+            setting: [value for other, value in found.items() if other != concept]
+            for setting, found in means.items()
+            if concept in found and len(found) > 1
+        }
+        if others:
+            best = max(others, key=lambda setting: sum(others[setting]) / len(others[setting]))
+            chosen[concept] = means[best][concept]
+    return chosen
+
+
+def _placed(arm: Readings) -> list[tuple[tuple[str, Cell], float, float]]:
+    settings = arm.setting or [""] * len(arm)
+    bases = arm.base or []
+    rows = zip(arm.concept, settings, bases, arm.value, strict=False)
+    return [((concept, (setting,)), base, value) for concept, setting, base, value in rows]
+
+
+def _line_at(points: Sequence[tuple[float, float]], x: float) -> float:
+    """What the least-squares line through the points says at x."""
+    n = len(points)
+    mean_x, mean_y = sum(p[0] for p in points) / n, sum(p[1] for p in points) / n
+    spread = sum((p[0] - mean_x) ** 2 for p in points)
+    slope = sum((p[0] - mean_x) * (p[1] - mean_y) for p in points) / spread
+    return mean_y + slope * (x - mean_x)
+
+
+def _by_concept(cells: Mapping[tuple[str, Cell], float]) -> dict[str, float]:
+    found: dict[str, list[float]] = defaultdict(list)
+    for (concept, _), value in cells.items():
+        found[concept].append(value)
+    return {concept: sum(values) / len(values) for concept, values in found.items()}
