@@ -20,7 +20,8 @@ Heterogeneity heterogeneity_of(const std::string& method) {
   if (method == "reml") return Heterogeneity::kReml;
   if (method == "paule_mandel") return Heterogeneity::kPauleMandel;
   if (method == "dersimonian_laird") return Heterogeneity::kDerSimonianLaird;
-  throw std::invalid_argument("meta_analysis: method must be reml, paule_mandel or dersimonian_laird, got " + method);
+  throw std::invalid_argument("meta_analysis: method must be reml, paule_mandel or dersimonian_laird, got " +
+                              method);
 }
 
 void bind_clustered_mean(py::module_& m) {
@@ -40,10 +41,12 @@ The mean of a quantity over a sample of clusters, of which there may be few.
       .def_readonly("p_less_by_flips", &ClusteredMean::p_less_by_flips);
   m.def(
       "clustered_mean",
-      [](std::span<const double> values, const std::vector<std::string>& clusters, double confidence, double null,
-         int64_t flips, uint64_t seed) { return clustered_mean(values, clusters, {confidence, null, flips, seed}); },
-      py::arg("values"), py::arg("clusters"), py::kw_only(), py::arg("confidence") = 0.95, py::arg("null") = 0.0,
-      py::arg("flips") = 16384, py::arg("seed") = 0, py::call_guard<py::gil_scoped_release>(), R"doc(
+      [](std::span<const double> values, const std::vector<std::string>& clusters, double confidence,
+         double null, int64_t flips,
+         uint64_t seed) { return clustered_mean(values, clusters, {confidence, null, flips, seed}); },
+      py::arg("values"), py::arg("clusters"), py::kw_only(), py::arg("confidence") = 0.95,
+      py::arg("null") = 0.0, py::arg("flips") = 16384, py::arg("seed") = 0,
+      py::call_guard<py::gil_scoped_release>(), R"doc(
 The mean over clusters (concepts, say) with its interval and one-sided p-values; each cluster counts alike.
 
 Student's t on the clusters' means (Ibragimov & Müller 2010) needs no agreement of their variances or sizes; flips of the
@@ -78,8 +81,9 @@ Whether a mean is shown to lie between two bounds.
       .def_readonly("smallest_bound", &Equivalence::smallest_bound);
   m.def(
       "equivalence",
-      [](std::span<const double> values, const std::vector<std::string>& clusters, std::pair<double, double> bounds,
-         double level, const std::string& errors, int64_t resamples, uint64_t seed) {
+      [](std::span<const double> values, const std::vector<std::string>& clusters,
+         std::pair<double, double> bounds, double level, const std::string& errors, int64_t resamples,
+         uint64_t seed) {
         return equivalence(values, clusters, {bounds.first, bounds.second},
                            {level, errors_of(errors), resamples, seed});
       },
@@ -127,7 +131,8 @@ are Cochran's test that all have one effect; ``weights`` sum to 1.
         return meta_analysis(effects, standard_errors, {heterogeneity_of(method), hartung_knapp, confidence});
       },
       py::arg("effects"), py::arg("standard_errors"), py::kw_only(), py::arg("method") = "reml",
-      py::arg("hartung_knapp") = true, py::arg("confidence") = 0.95, py::call_guard<py::gil_scoped_release>(), R"doc(
+      py::arg("hartung_knapp") = true, py::arg("confidence") = 0.95, py::call_guard<py::gil_scoped_release>(),
+      R"doc(
 Random-effects meta-analysis of studies that share no readings.
 
 Args:

@@ -53,7 +53,8 @@ std::pair<double, double> flip_p(const std::vector<double>& values, int64_t flip
       count(sum);
     }
   }
-  return {static_cast<double>(above) / static_cast<double>(n), static_cast<double>(below) / static_cast<double>(n)};
+  return {static_cast<double>(above) / static_cast<double>(n),
+          static_cast<double>(below) / static_cast<double>(n)};
 }
 
 }  // namespace
@@ -76,9 +77,9 @@ std::vector<double> cluster_means(const char* who, std::span<const double> value
   }
   check<std::invalid_argument>(sums.size() >= 2, who, ": at least 2 clusters required, got ", sums.size());
   for (size_t k = 0; k < sums.size(); ++k) sums[k] /= counts[k];
-  check<std::invalid_argument>(std::ranges::adjacent_find(sums, std::ranges::not_equal_to{}) != sums.end(), who,
-                               ": the clusters' means must differ, all ", sums.size(), " are ", sums.front(),
-                               " (is one of them a copy?)");
+  check<std::invalid_argument>(std::ranges::adjacent_find(sums, std::ranges::not_equal_to{}) != sums.end(),
+                               who, ": the clusters' means must differ, all ", sums.size(), " are ",
+                               sums.front(), " (is one of them a copy?)");
   return sums;
 }
 

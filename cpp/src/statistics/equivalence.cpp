@@ -35,9 +35,9 @@ std::vector<double> drawn_t(const std::vector<double>& means, const EquivalenceO
 Equivalence equivalence(std::span<const double> values, const std::vector<std::string>& clusters,
                         Interval bounds, const EquivalenceOptions& options) {
   const char* who = "equivalence";
-  check<std::invalid_argument>(std::isfinite(bounds.low) && std::isfinite(bounds.high) && bounds.low < bounds.high,
-                               who, ": bounds must be finite and the low one below the high one, got ", bounds.low,
-                               " and ", bounds.high);
+  check<std::invalid_argument>(
+      std::isfinite(bounds.low) && std::isfinite(bounds.high) && bounds.low < bounds.high, who,
+      ": bounds must be finite and the low one below the high one, got ", bounds.low, " and ", bounds.high);
   check<std::invalid_argument>(options.level > 0 && options.level < 0.5, who,
                                ": level must lie between 0 and 0.5, got ", options.level);
   check<std::invalid_argument>(options.resamples >= 2, who, ": at least 2 resamples required, got ",
@@ -46,7 +46,8 @@ Equivalence equivalence(std::span<const double> values, const std::vector<std::s
   Equivalence out;
   out.mean.value = mean_of(means);
   const double error = out.mean.standard_error = error_of(means);
-  const double from_low = (out.mean.value - bounds.low) / error, from_high = (out.mean.value - bounds.high) / error;
+  const double from_low = (out.mean.value - bounds.low) / error,
+               from_high = (out.mean.value - bounds.high) / error;
   double lowest = 0, highest = 0;  // quantiles of t at either level
   if (options.errors == ClusterErrors::kStudent) {
     const double degrees = static_cast<double>(means.size()) - 1;
@@ -58,7 +59,8 @@ Equivalence equivalence(std::span<const double> values, const std::vector<std::s
     const auto drawn = drawn_t(means, options);
     const auto n = static_cast<double>(drawn.size());
     out.p_low = (1 + static_cast<double>(drawn.end() - std::ranges::lower_bound(drawn, from_low))) / (n + 1);
-    out.p_high = (1 + static_cast<double>(std::ranges::upper_bound(drawn, from_high) - drawn.begin())) / (n + 1);
+    out.p_high =
+        (1 + static_cast<double>(std::ranges::upper_bound(drawn, from_high) - drawn.begin())) / (n + 1);
     lowest = quantile_of_sorted(drawn, options.level);
     highest = quantile_of_sorted(drawn, 1 - options.level);
   }

@@ -14,7 +14,8 @@ namespace {
 /// Effects y with variances v.
 class Studies {
  public:
-  Studies(std::span<const double> effects, std::span<const double> errors) : y_(effects.begin(), effects.end()) {
+  Studies(std::span<const double> effects, std::span<const double> errors)
+      : y_(effects.begin(), effects.end()) {
     for (const double error : errors) v_.push_back(error * error);
   }
 
@@ -143,7 +144,8 @@ MetaAnalysis meta_analysis(std::span<const double> effects, std::span<const doub
   check_sample(who, "standard errors", standard_errors, 1);
   check_confidence(who, options.confidence);
   check<std::invalid_argument>(standard_errors.size() == effects.size(), who, ": ", effects.size(),
-                               " standard errors required, one for each effect, got ", standard_errors.size());
+                               " standard errors required, one for each effect, got ",
+                               standard_errors.size());
   for (const double error : standard_errors)
     check<std::invalid_argument>(error > 0, who, ": standard errors must be above 0, got ", error);
 
@@ -170,10 +172,11 @@ MetaAnalysis meta_analysis(std::span<const double> effects, std::span<const doub
   const double error = out.effect.standard_error = std::sqrt(variance);
   const double z = -std::abs(out.effect.value) / error;
   out.p = 2 * (options.hartung_knapp ? student_cdf(z, degrees) : normal_cdf(z));
-  const double reach = (options.hartung_knapp ? student_quantile(upper, degrees) : normal_quantile(upper)) * error;
+  const double reach =
+      (options.hartung_knapp ? student_quantile(upper, degrees) : normal_quantile(upper)) * error;
   out.effect.interval = {out.effect.value - reach, out.effect.value + reach};
-  const double wide = degrees < 2 ? std::nan("")
-                                  : student_quantile(upper, degrees - 1) * std::sqrt(tau_squared + variance);
+  const double wide =
+      degrees < 2 ? std::nan("") : student_quantile(upper, degrees - 1) * std::sqrt(tau_squared + variance);
   out.prediction = {out.effect.value - wide, out.effect.value + wide};
   return out;
 }

@@ -22,8 +22,8 @@ struct ClusteredMean {
   double value = 0;  // the mean of the clusters' means: each cluster counts alike
   double standard_error = 0;
   int64_t clusters = 0;
-  Interval interval;                                 // Student's t, clusters - 1 degrees of freedom
-  double p_greater = 1, p_less = 1;                  // of so high, so low a mean, by Student's t
+  Interval interval;                                   // Student's t, clusters - 1 degrees of freedom
+  double p_greater = 1, p_less = 1;                    // of so high, so low a mean, by Student's t
   double p_greater_by_flips = 1, p_less_by_flips = 1;  // the same by flips of signs
 };
 

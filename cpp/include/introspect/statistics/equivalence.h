@@ -24,7 +24,7 @@ struct EquivalenceOptions {
 
 /// Whether a mean is shown to lie between two bounds.
 struct Equivalence {
-  Estimate mean;  // of the clusters' means, with the interval of confidence 1 - 2 level
+  Estimate mean;                 // of the clusters' means, with the interval of confidence 1 - 2 level
   double p_low = 1, p_high = 1;  // of such a mean if the true one were the low, the high bound
   double p = 1;                  // the larger: at most `level`, equivalence is shown
   double smallest_bound = 0;     // equivalence is shown within plus and minus this, and within no less

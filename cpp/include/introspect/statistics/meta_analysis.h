@@ -17,20 +17,21 @@ enum class Heterogeneity {
 
 struct MetaAnalysisOptions {
   Heterogeneity method = Heterogeneity::kReml;
-  bool hartung_knapp = true;  // t with the observed spread; false: normal, which is too narrow for few studies
+  bool hartung_knapp =
+      true;  // t with the observed spread; false: normal, which is too narrow for few studies
   double confidence = 0.95;
 };
 
 /// Effects of several studies, each with its standard error, as a sample of studies.
 struct MetaAnalysis {
-  Estimate effect;  // the mean over studies
-  double p = 1;     // two-sided, of a mean of 0
+  Estimate effect;         // the mean over studies
+  double p = 1;            // two-sided, of a mean of 0
   double tau_squared = 0;  // variance between studies
   Interval tau_squared_interval;
   double q = 0, p_q = 1;  // Cochran's test that all studies have one effect
   double i_squared = 0;   // share of the variance that is between studies, 0 to 1
   Interval i_squared_interval;
-  Interval prediction;  // where the effect of one more study would lie; NaN for fewer than three
+  Interval prediction;          // where the effect of one more study would lie; NaN for fewer than three
   std::vector<double> weights;  // of the studies, summing to 1
 };
 
