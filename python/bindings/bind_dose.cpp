@@ -23,6 +23,12 @@ CoherenceOptions as_options(const py::kwargs& given) {
       {"strengths", [&](const py::handle& value) { out.strengths = value.cast<std::vector<double>>(); }},
       {"strength_unit",
        [&](const py::handle& value) { out.strength_unit = parse_strength_unit(value.cast<std::string>()); }},
+      {"own_strengths",
+       [&](const py::handle& value) {
+         using Own = std::vector<std::tuple<std::string, int64_t, int64_t, std::vector<double>>>;
+         for (const auto& [name, first, last, strengths] : value.cast<Own>())
+           out.own_strengths.push_back({name, first, last, strengths});
+       }},
       {"layers",
        [&](const py::handle& value) {
          out.layers.clear();
@@ -119,6 +125,7 @@ void bind_dose(py::module_& m) {
       .def_readonly("broken", &CoherentWindow::broken)
       .def_readonly("tried", &CoherentWindow::tried);
 
+  m.attr("default_coherence_factor") = CoherenceOptions{}.factor;
   m.def(
       "parse_dose",
       [](const std::string& text) {

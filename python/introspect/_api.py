@@ -59,7 +59,7 @@ from .finetuning import FinetuneExample, finetune
 from .graph import Graph
 from .hooks.activation_cache import ActivationCache
 from .hub.sources import pull, resolve
-from .lora import train_lora
+from .lora import score_examples, train_lora
 from .model import Model, load_model
 from .sae.cross_layer_transcoder import CrossLayerTranscoder
 from .sae.dictionary import SAE, Crosscoder, Transcoder
@@ -78,6 +78,7 @@ from .steering.training import (
     random_rotation,
     shuffled_vectors,
 )
+from .studies.dose import coherent_window, dose, equal_dose, solve_strength
 from .transformer_lens import evals, loading
 from .transformer_lens.factored_matrix import FactoredMatrix
 from .transformer_lens.hook_root import HookedRootModule, HookPoint
@@ -146,6 +147,7 @@ __all__ = [
     "TransformerLensKeyValueCache",
     "analysis",
     "circuits",
+    "coherent_window",
     "collect_activations",
     "concept_pairs",
     "contrast",
@@ -153,6 +155,8 @@ __all__ = [
     "conversation_tokens",
     "diagnose",
     "direction_of_pairs",
+    "dose",
+    "equal_dose",
     "estimate_ranges",
     "evals",
     "finetune",
@@ -179,8 +183,10 @@ __all__ = [
     "run_experiments",
     "run_trie",
     "sae",
+    "score_examples",
     "screen_ranges",
     "shuffled_vectors",
+    "solve_strength",
     "statistics",
     "train_lora",
     "utils",

@@ -96,6 +96,7 @@
 #include "introspect/activations/token_stream.h"
 
 #include "introspect/training/lora_trainer.h"
+#include "introspect/training/score_examples.h"
 
 #include "introspect/graph/graph.h"
 

@@ -230,9 +230,7 @@ std::vector<Coherence> measure_coherence(const graph::ModelPtr& model, const Dos
     check<std::invalid_argument>(std::isfinite(strength), "measure_coherence: strengths must be finite, got ",
                                  strength);
   Reader reader("measure_coherence", model, context, vectors, options);
-  std::vector<DoseMeter::Request> requests;
-  for (size_t subject = 0; subject < reader.meter().subjects().size(); ++subject)
-    for (const auto strength : options.strengths) requests.emplace_back(subject, strength);
+  const auto requests = reader.meter().requests();
   return requests.empty() ? std::vector<Coherence>{} : reader.measure(requests);
 }
 

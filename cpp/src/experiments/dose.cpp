@@ -258,10 +258,7 @@ std::vector<Dose> measure_doses(const graph::ModelPtr& model, const DoseContext&
                                 const NamedVectors& vectors, const DoseOptions& options) {
   check_dose_options("dose", options);
   DoseMeter meter("dose", model, context, vectors, options);
-  std::vector<DoseMeter::Request> requests;
-  for (size_t subject = 0; subject < meter.subjects().size(); ++subject)
-    for (const auto strength : options.strengths) requests.emplace_back(subject, strength);
-  return meter.measure(requests);
+  return meter.measure(meter.requests());
 }
 
 std::vector<SolvedDose> solve_doses(const graph::ModelPtr& model, const DoseContext& context,
@@ -296,18 +293,18 @@ std::vector<EqualDose> equal_doses(const graph::ModelPtr& model, const DoseConte
                                "equal_dose: the dose must be kl, kl_later or kl_read, got '", what, "'");
   check<std::invalid_argument>(options.nulls > 0 || !options.null_vectors.empty(),
                                "equal_dose: at least one null is needed, got none");
-  for (const auto strength : options.strengths)
-    check<std::invalid_argument>(strength > 0, "equal_dose: strengths must be above 0, got ", strength);
   DoseMeter meter("equal_dose", model, context, vectors, options_for(what, options));
+  for (const auto& [subject, strength] : meter.requests())
+    check<std::invalid_argument>(strength > 0, "equal_dose: strengths must be above 0, got ", strength);
   const auto& subjects = meter.subjects();
   std::map<std::string, std::string> model_types;
   for (const auto& [name, vector] : vectors) model_types[name] = vector.model_type();
 
   std::vector<EqualDose> out;
-  for (const auto strength : options.strengths) {
+  for (size_t place = 0; place < options.strengths.size(); ++place) {
     std::vector<DoseMeter::Request> requests;
     for (size_t i = 0; i < subjects.size(); ++i)
-      if (subjects[i].null_index < 0) requests.emplace_back(i, strength);
+      if (subjects[i].null_index < 0) requests.emplace_back(i, meter.strength(i, place));
     const auto doses = meter.measure(requests);
     std::map<size_t, Dose> of_vector;
     for (size_t i = 0; i < requests.size(); ++i) of_vector[requests[i].first] = doses[i];
@@ -316,8 +313,8 @@ std::vector<EqualDose> equal_doses(const graph::ModelPtr& model, const DoseConte
       if (subjects[i].null_index < 0) continue;
       const auto dose = of_vector.at(meter.vector_of(i)).*measures().at(what);
       check<std::invalid_argument>(std::isfinite(dose) && dose > 0, "equal_dose: ", named(subjects[i]),
-                                   " has nothing to equal: at strength ", strength, " the vector's ", what,
-                                   " is ", dose);
+                                   " has nothing to equal: at strength ", meter.strength(i, place),
+                                   " the vector's ", what, " is ", dose);
       targets[i] = dose;
     }
     auto solved = solve(meter, targets, what, options.tolerance);

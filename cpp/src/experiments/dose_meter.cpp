@@ -149,6 +149,23 @@ size_t DoseMeter::vector_of(size_t subject) const {
   throw std::logic_error("dose: a null without its vector");
 }
 
+double DoseMeter::strength(size_t subject, size_t place) const {
+  const auto& of = subjects_.at(subject);
+  for (const auto& own : options_.own_strengths)
+    if (own.concept_name == of.concept_name && own.first_layer == of.first_layer &&
+        own.last_layer == of.last_layer)
+      return own.strengths.at(place);
+  return options_.strengths.at(place);
+}
+
+std::vector<DoseMeter::Request> DoseMeter::requests() const {
+  std::vector<Request> out;
+  for (size_t subject = 0; subject < subjects_.size(); ++subject)
+    for (size_t place = 0; place < options_.strengths.size(); ++place)
+      out.emplace_back(subject, strength(subject, place));
+  return out;
+}
+
 graph::RunOptions DoseMeter::run_options() const {
   graph::RunOptions out;
   out.memory_budget = options_.memory_budget;

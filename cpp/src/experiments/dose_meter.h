@@ -49,6 +49,10 @@ class DoseMeter {
   /// The first subject is of this vector and range and is no null of it.
   size_t vector_of(size_t subject) const;
 
+  /// The options' strengths of every subject.
+  std::vector<Request> requests() const;
+  double strength(size_t subject, size_t place) const;
+
   std::vector<Dose> measure(const std::vector<Request>& requests);
 
   /// Of one block's addition: its length in each unit of Dose, at strength 1. NaN where it is not defined.

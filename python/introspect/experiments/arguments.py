@@ -15,6 +15,7 @@ from .. import _C
 from ..arguments import native_model
 from ..steering.training import ControlVector
 from ..tables import MISSING
+from . import doses
 from .store import Store
 
 PROTOCOLS = ("top_of_mind", "no_info", "with_info", "inaccurate_location", "lorem_ipsum", "content_report")
@@ -41,6 +42,7 @@ Block = int | float
 LayerRange = tuple[Block, Block]
 Layers = Block | LayerRange | Sequence[Block | LayerRange]
 Numbers = float | Sequence[float]
+Strengths = Numbers | str | Sequence[str]
 Texts = str | Sequence[str]
 
 
@@ -202,6 +204,15 @@ class Arguments:
         if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
             self.fail(name, "a number or a list of numbers", given)
         return [self.number(name, one) for one in given]
+
+    def strengths(self, name: str, given: Any) -> list[float] | list[str]:
+        """Numbers, or the texts of doses: one or a list of either."""
+        listed = [given] if isinstance(given, str) else given
+        if not isinstance(listed, Sequence) or not any(isinstance(one, str) for one in listed):
+            return self.numbers(name, given)
+        if not all(isinstance(one, str) for one in listed):
+            self.fail(name, "numbers or doses, not some of each", tuple(listed), ValueError)
+        return [doses.check_target(one, self.who) for one in listed]
 
     def whole(self, name: str, given: Any, *, least: int | None = None) -> int:
         given = _scalar(given)

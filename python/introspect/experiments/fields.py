@@ -28,3 +28,5 @@ SETTING = (*KEYS, *OPTIONAL)
 DEFAULTS = {"place": -1, "part_first": 0.0, "part_last": 1.0, "group": ""}
 """What says nothing, and is left out of a result's rows."""
 NOTHING = "(none)"  # stands in tables where nothing is: an empty field would be a missing value to table readers
+DOSE = ("dose_kl", "dose_sd", "dose_target")
+"""What rows of vectors hold where their dose was measured: it says nothing of which row it is."""

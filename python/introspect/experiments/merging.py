@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .fields import SETTING
 
 # What runs whose results become one may differ in: these are kept by row, or say nothing of the numbers.
-FREE = {"seed", "nulls", "threads", "versions", "incomplete", "control_filter"}
+FREE = {"seed", "nulls", "threads", "versions", "incomplete", "control_filter", "dose"}
 
 
 def difference(
@@ -67,6 +67,8 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     if seed is not None:
         settings["seed"] = seed
     settings["nulls"] = max(part["settings"].get("nulls", 0) for part in (old, new))
+    if doses := _doses(*(part["settings"].get("dose", ()) for part in (old, new))):
+        settings["dose"] = doses
     settings.pop("incomplete", None)
     if left := new["settings"].get("incomplete"):
         settings["incomplete"] = {"done": len(rows), "of": len(rows) + left["of"] - left["done"]}
@@ -85,3 +87,12 @@ def _depends_on_seed(row: Mapping[str, Any], protocol: Mapping[str, Any]) -> boo
 
 def _key(row: Mapping[str, Any], seed: Any) -> tuple:
     return (*(row.get(name) for name in SETTING), row.get("seed", seed))
+
+
+def _doses(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The doses of two results of one kind; of the same injection those of ``new``."""
+
+    def place(one: Mapping[str, Any]) -> tuple:
+        return (one["concept"], one["strength"], one["first_layer"], one["last_layer"])
+
+    return list({place(one): dict(one) for one in (*old, *new)}.values())

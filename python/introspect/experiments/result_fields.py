@@ -44,6 +44,8 @@ MORE_OF_ROW: dict[str, Check] = {
     "paraphrase": _is(str, int),  # its number in older files
     "seed": whole,
     "leaves_format": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("dose_kl", "dose_sd"), number),
+    "dose_target": text,
 }
 READING: dict[str, Check] = dict.fromkeys(("log_odds", "p_yes", "p_no"), number)
 TOKEN: dict[str, Check] = {"token": text, "id": whole, "log_prob": number, "rank": number}

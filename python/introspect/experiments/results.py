@@ -29,7 +29,7 @@ from .detections import (
     mass,
     token_pairs,
 )
-from .fields import KEYS, NOTHING, OPTIONAL
+from .fields import DOSE, KEYS, NOTHING, OPTIONAL
 from .merging import merged
 from .readings import (
     Localisation,
@@ -204,7 +204,7 @@ class Result:
             flat["text_base"], flat["text"] = row["base"].get("text"), row["injected"]["text"]
         if self._has_groups:
             flat["group"] = NOTHING
-        flat |= {key: row[key] for key in OPTIONAL if key in row}  # asked_in keeps its column
+        flat |= {key: row[key] for key in (*OPTIONAL, *DOSE) if key in row}  # asked_in keeps its column
         return flat | readout_columns(row["base"], row["injected"])
 
     def export(self, path: str | os.PathLike) -> None:

@@ -14,7 +14,8 @@ from .. import _C
 from .. import progress as progress_module
 from ..model import Model
 from ..steering.training import ControlVector
-from .arguments import MORE_PROTOCOLS, PROTOCOLS, Arguments, Layers, Numbers, Texts, lens_path, load_protocol
+from . import doses
+from .arguments import MORE_PROTOCOLS, PROTOCOLS, Arguments, Layers, Strengths, Texts, lens_path, load_protocol
 from .plans import HOUR, ExperimentPlan
 from .results import Result
 
@@ -94,9 +95,10 @@ def run_experiment(
     protocol: Protocol,
     *,
     vectors: Mapping[str, ControlVector],
-    strengths: Numbers | None = None,
+    strengths: Strengths | None = None,
     strength_unit: str | None = None,
     layers: Layers = (_C.default_layers,),
+    dose: bool | None = None,
     parts: Sequence[tuple[float, float]] = ((0.0, 1.0),),
     questions: Texts | None = None,
     groups: Mapping[str, Texts] | None = None,
@@ -137,11 +139,16 @@ def run_experiment(
         protocol: a Protocol, a shipped protocol's name or a file, see ``load_protocol``.
         vectors: {concept: vector}.
         strengths: factors of the directions, or one; 0 is the unsteered run itself. None is 0.1 of the residual norm.
+            Or doses: "kl=0.5" (nats at the injected tokens), "kl_later=", "kl_read=", "sd=2" (natural standard
+            deviations) and "coherent" (the largest at which the model's text is coherent), see ``introspect.dose``:
+            the strength of every vector and range that gives it is solved for in this protocol first, and rows have it.
         strength_unit: "absolute": a strength is the factor of the direction as it is; "residual": directions count as
             unit vectors, and 1 is the median norm of the unsteered residual stream after that block, over the injected
-            tokens (see ``residual_norms``). None is "absolute" for strengths that are given and "residual" for none.
+            tokens (see ``residual_norms``). None is "absolute" for numbers that are given, and else "residual".
         layers: a range (first, last) of blocks, both included, 0-based; a pair of floats is fractions of the depth
             ((0.33, 0.66) is 8 to 16 of 24); a number is one block; a list holds several of these.
+        dose: measure the vectors' doses too: rows have ``dose_kl`` and ``dose_sd``, and ``settings["dose"]`` all of it.
+            None: where the strengths are the default one or doses.
         parts: which of the injected tokens, as fractions (first, last) of their number; each is run by itself.
         questions: control questions, or one; None asks the protocol's own, [] none.
         groups: {name: control questions}: more of them, whose rows bear the group's name, and which have no part in the
@@ -257,6 +264,9 @@ def run_native(
         if not plan and not long and planned[0].seconds > HOUR:
             warnings.warn(f"{who}: {planned[0]} (long=True: this is meant)", stacklevel=stacklevel + 1)
 
+    known: dict[Any, list[doses.Dose]] = {}
+    solved = [doses.resolve(who, model, one, known, only_plan=plan) for one in experiments]
+    experiments = [one for one, _ in solved]
     shown = None if plan else progress_module.shown(options["progress"])
     try:
         texts = _C.run_experiments(
@@ -273,7 +283,9 @@ def run_native(
     if plan:
         return planned  # type: ignore[return-value]  # one for all protocols
     results = [json.loads(text) for text in texts]
-    for data, experiment in zip(results, experiments, strict=True):
+    for data, experiment, (_, found) in zip(results, experiments, solved, strict=True):
+        measured = found or (doses.measure(model, experiment) if experiment["dose"] else [])
+        doses.note(data, measured, experiment["protocol"].relative_strength)
         # What reports show: turns, injected, controls.
         data["protocol"]["definition"] = json.loads(experiment["protocol"].to_json())
         # Files often bear another model's name inside.
@@ -295,9 +307,10 @@ def native_experiment(given: Arguments, options: Mapping[str, Any]) -> dict[str,
 
     return {
         "vectors": given.vectors(options["vectors"]),
-        "strengths": unless_none(given.numbers, "strengths"),
+        "strengths": unless_none(given.strengths, "strengths"),
+        "dose": options["strengths"] is None if options["dose"] is None else bool(options["dose"]),
         "strength_unit": given.unit(options["strength_unit"]),
-        "own_strengths": list(options.get("own_strengths", ())),
+        "own_strengths": [],
         "layers": given.layers(options["layers"]),
         "parts": given.pairs("parts", options["parts"]),
         "questions": unless_none(given.texts, "questions"),

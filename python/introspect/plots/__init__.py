@@ -9,6 +9,7 @@ from .circuits import faithfulness_curve
 from .confusion import confusion
 from .content import content, identified
 from .curves import layer_curves, strength_curves
+from .doses import dose_curves
 from .heads import head_maps
 from .lens import LensCurve, lens_curves
 from .ranges import range_maps
@@ -24,6 +25,7 @@ __all__ = [
     "by_layer",
     "confusion",
     "content",
+    "dose_curves",
     "faithfulness_curve",
     "head_maps",
     "identified",

@@ -61,6 +61,7 @@ struct Dose {
 struct DoseOptions {
   std::vector<double> strengths{kDefaultStrength};
   StrengthUnit strength_unit = StrengthUnit::residual;
+  std::vector<OwnStrengths> own_strengths;  ///< instead of `strengths`, as many of them
   std::vector<LayerRange> layers{LayerRange::fractions(kDefaultFirst, kDefaultLast)};
   Part part;          ///< of the injected tokens
   int64_t nulls = 0;  ///< random rotations of every vector, those that run_experiment makes of the same seed

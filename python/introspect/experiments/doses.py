@@ -1,0 +1,239 @@
+"""Strengths that are given as doses ("kl=0.5", "sd=2", "coherent"), and the doses of what was run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from .. import _C
+
+COHERENT = "coherent"
+MEASURES = ("kl", "kl_later", "kl_read", "sd", "sd_overall", "relative", "leak", "leak_base", "next", "next_base")
+ADDING = ("vector", "random")
+"""Protocols that add vectors: what has a dose."""
+WITHOUT_STRENGTH = ("model", "tokens", "dropout")
+
+OF_TEXTS = ("max_new_tokens", "factor", "more_repetition")
+"""Options of coherence alone."""
+
+PROMPTS = (
+    "Tell me about your day.",
+    "What are you thinking about right now?",
+    "What should I do this weekend?",
+)
+"""What is asked where a dose is of text in general and not of a protocol."""
+BEGINNINGS = (
+    "This morning I went outside and",
+    "My favourite thing in the world is",
+    "The most important news today is",
+)
+"""The same for models without a chat template."""
+
+
+@dataclass(frozen=True)
+class Dose:
+    """What one injection does to a model. Divergences are in nats, per token, KL(injected || base) of the next token.
+
+    Attributes:
+        concept, strength, first_layer, last_layer: the injection; ``unit`` is the strength's.
+        target: the dose that was asked for, such as "kl=0.5"; empty: a strength was.
+        kl: mean over the injected tokens.
+        kl_later: mean over the tokens after them, down to the read position (NaN where there is none).
+        kl_read: at the read position.
+        sd: length of what is added to a block's output, in standard deviations of the natural residual along the
+            vector's own direction, mean over the range's blocks.
+        sd_overall: the same along any direction (root mean square over the dimensions).
+        relative: the same length in median norms of the residual stream at the injected tokens.
+        leak, leak_base: probability of the concept's word by the logit lens after the range's last block, mean over the
+            injected tokens, with and without the injection.
+        next, next_base: the same of the next token.
+        monotone: whether more strength gave more dose wherever it was measured on the way to a target.
+        null_index: of a random rotation of the vector; -1 is the vector.
+    """
+
+    concept: str
+    strength: float
+    unit: str
+    first_layer: int
+    last_layer: int
+    target: str
+    kl: float
+    kl_later: float
+    kl_read: float
+    sd: float
+    sd_overall: float
+    relative: float
+    leak: float
+    leak_base: float
+    next: float
+    next_base: float
+    monotone: bool = True
+    null_index: int = -1
+
+    @classmethod
+    def of(cls, native: _C.NativeDose, unit: str, target: str = "", monotone: bool = True) -> Dose:
+        names = [one.name for one in fields(cls) if one.name not in ("unit", "target", "monotone")]
+        return cls(**{name: getattr(native, name) for name in names}, unit=unit, target=target, monotone=monotone)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def is_target(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def check_target(text: str, who: str) -> str:
+    """The text of a dose. Raises ValueError for any other text."""
+    if text == COHERENT:
+        return text
+    try:
+        _C.parse_dose(text)
+    except ValueError as error:
+        near = str(error).partition(": ")[2]
+        raise ValueError(f"{who}: a strength is a number, {COHERENT!r} or a dose such as 'kl=0.5': {near}") from None
+    return text
+
+
+def is_of_strength(protocol: _C.Protocol) -> bool:
+    """Whether a run's strengths mean anything in a protocol."""
+    return protocol.inject not in WITHOUT_STRENGTH
+
+
+def stock_prompts(model: Any) -> list[list[int]]:
+    """PROMPTS as a chat's first message, or BEGINNINGS where the model has no chat template: token ids."""
+    native = model.native
+    if not native.has_chat_template:
+        return [model.to_tokens(text)[0].tolist() for text in BEGINNINGS]
+    return [
+        native.tokenizer.encode(
+            native.chat_template.render([{"role": "user", "content": text}], add_generation_prompt=True),
+            add_special_tokens=False,
+        )
+        for text in PROMPTS
+    ]
+
+
+def solve(
+    model: Any, context: Any, vectors: Sequence[tuple[str, Any]], target: str, *, unit: str, **options: Any
+) -> list[Dose]:
+    """The strength of every vector and range that gives a target, with its dose.
+
+    Args:
+        context: a Protocol, or prompts as lists of token ids.
+        target: "kl=0.5", "coherent", ...
+        options: of the native module's dose functions, by name; layers are (first, last, whether they are fractions).
+    """
+    engine = model.native
+    options = {"progress": None, **options, "strength_unit": unit}
+    if target != COHERENT:
+        what, value = _C.parse_dose(target)
+        options = {name: option for name, option in options.items() if name not in OF_TEXTS}
+        solved = _C.solve_doses(engine, context, list(vectors), what, value, **options)
+        return [Dose.of(one.dose, unit, target, one.is_monotone) for one in solved]
+    options = {name: option for name, option in options.items() if name not in ("tolerance", "nulls")}
+    windows = [window.largest for window in _C.coherent_windows(engine, context, list(vectors), **options)]
+    at = {name: option for name, option in options.items() if name not in OF_TEXTS}
+    measured = _C.measure_doses(engine, context, list(vectors), **at, **own_strengths(windows))
+    return [Dose.of(dose, unit, target) for dose in measured]
+
+
+def own_strengths(settings: Iterable[Any]) -> dict[str, Any]:
+    """The native module's "strengths" and "own_strengths" for settings of vectors, equally many of each range."""
+    own: dict[tuple[str, int, int], list[float]] = {}
+    for one in settings:
+        own.setdefault((one.concept, one.first_layer, one.last_layer), []).append(one.strength)
+    longest = max(map(len, own.values()))
+    listed = [(*place, strengths) for place, strengths in own.items()]
+    return {"strengths": [1.0] * longest, "own_strengths": listed}
+
+
+def resolve(
+    who: str, model: Any, experiment: Mapping[str, Any], known: dict[Any, list[Dose]], *, only_plan: bool
+) -> tuple[dict[str, Any], list[Dose]]:
+    """An experiment in the native module's form whose strengths are numbers, and the doses that were solved for.
+
+    Args:
+        experiment: "strengths" holds numbers, or the texts of doses.
+        known: what has been solved for other experiments of the same call.
+        only_plan: nothing is solved: every dose counts as strength 1, since a plan does not depend on it.
+    """
+    given = experiment["strengths"]
+    if not given or not any(map(is_target, given)):
+        return dict(experiment), []
+    unit = experiment["strength_unit"] or "residual"
+    out = {**experiment, "strengths": [1.0] * len(given), "strength_unit": unit}
+    protocol = experiment["protocol"]
+    if only_plan or not is_of_strength(protocol):
+        return out, []
+    if protocol.inject not in ADDING:
+        raise _C.ConfigError(
+            f"{who}: protocol {protocol.name!r} injects by {protocol.inject}, which has no dose: its strengths must be "
+            f"numbers, got {given[0]!r}"
+        )
+    if len(experiment["parts"]) != 1:
+        raise ValueError(f"{who}: doses are of one part of the injected tokens, got {len(experiment['parts'])} parts")
+    doses: list[Dose] = []
+    for target in given:
+        key = (protocol.hash, target, unit, str(experiment["layers"]), str(experiment["parts"]), experiment["seed"])
+        key = (*key, *((name, id(vector)) for name, vector in experiment["vectors"]))
+        if key not in known:
+            known[key] = solve(
+                model,
+                protocol,
+                experiment["vectors"],
+                target,
+                unit=unit,
+                layers=experiment["layers"],
+                part=experiment["parts"][0],
+                seed=experiment["seed"],
+            )
+        doses += known[key]
+    return {**out, **own_strengths(doses)}, doses
+
+
+def measure(model: Any, experiment: Mapping[str, Any]) -> list[Dose]:
+    """The doses of an experiment whose strengths are numbers; none where it adds no vectors or has several parts."""
+    protocol = experiment["protocol"]
+    if protocol.inject not in ADDING or len(experiment["parts"]) != 1:
+        return []
+    unit, strengths = experiment["strength_unit"], experiment["strengths"]
+    if strengths is None:
+        unit, strengths = "residual", [_C.default_strength]
+    unit = unit or "absolute"
+    measured = _C.measure_doses(
+        model.native,
+        protocol,
+        experiment["vectors"],
+        strengths=strengths,
+        strength_unit=unit,
+        layers=experiment["layers"],
+        part=experiment["parts"][0],
+        seed=experiment["seed"],
+    )
+    return [Dose.of(one, unit) for one in measured]
+
+
+def note(data: dict[str, Any], doses: Iterable[Dose], relative_strength: float) -> None:
+    """Write doses into a result's JSON: all into ``settings``, and what tables show into the rows of their injections.
+
+    Rows have the strength as it is injected: the run's times the protocol's relative one.
+    """
+    listed = list(doses)
+    if not listed:
+        return
+    data["settings"]["dose"] = [one.to_dict() for one in listed]
+    by_place = {(one.concept, one.strength * relative_strength, one.first_layer, one.last_layer): one for one in listed}
+    for row in data["rows"]:
+        one = by_place.get((row["concept"], row["strength"], row["first_layer"], row["last_layer"]))
+        if one is not None and row["null_index"] < 0:
+            row["dose_kl"], row["dose_sd"] = one.kl, one.sd
+            if one.target:
+                row["dose_target"] = one.target
+
+
+def shown(kl: float | None) -> str:
+    """How a dose stands beside a strength: "0.53 nats"; nothing where it is not known."""
+    return "" if kl is None or not math.isfinite(kl) else f"{kl:.3g} nats"
