@@ -54,7 +54,10 @@ class Assembly {
     check<ShapeError>(!P.defined() || (P.dim() == 2 && P.size(0) == model.cfg().d_model),
                       "residual stream: the projection must be [", model.cfg().d_model, ", n], got ",
                       P.defined() ? P.sizes() : at::IntArrayRef{});
-    if (options.apply_ln) scale_ = at(scale_before(model, options.layer, options.mlp_input), /*axis=*/-2);
+    if (options.apply_ln)
+      scale_ = norm().is_none()
+                   ? at::ones({1}, at::device(model.device()).dtype(wide(model.weights().W_E).dtype()))
+                   : at(scale_before(model, options.layer, options.mlp_input), /*axis=*/-2);
     if (P.defined())
       read_projection_ = options.apply_ln ? undivided_transpose(norm(), wide(P).to(model.device())) : P;
   }
@@ -134,6 +137,10 @@ class Assembly {
 
   void add_neurons(int64_t layer, const torch::Tensor& neurons) {
     const auto& parts = block(model_, layer);
+    check<ConfigError>(
+        !parts.mlp.is_mixture(),
+        "residual stream: neurons of a mixture of experts are not taken apart; what its experts write "
+        "together is hook_mlp_out");
     const Written written{parts.ln2_post, {Point::kLn2PostScale, layer}};
     auto post = at({Point::kMlpPost, layer}, -2);
     auto W_MD = parts.mlp.weights().out.dense().t();
@@ -169,7 +176,8 @@ class Assembly {
     for (int64_t layer = 0; layer < attention_layers(); ++layer) {
       const auto& parts = block(model_, layer);
       plus(parts.attn.weights().O.bias(), parts.ln1_post, {Point::kLn1PostScale, layer});
-      if (include_mlp_biases && layer < options_.layer)
+      if (include_mlp_biases && layer < options_.layer &&
+          !parts.mlp.is_mixture())  // experts' depend on the token
         plus(parts.mlp.weights().out.bias(), parts.ln2_post, {Point::kLn2PostScale, layer});
     }
     auto sizes = lead_;
@@ -218,7 +226,7 @@ class Assembly {
   torch::Tensor reciprocal(const Written& written) const {
     auto scale = at::ones({1, 1}, wide(out_).options());
     if (written.norm) scale = scale * rows(wide(at(written.scale, -2)), 1);
-    if (options_.apply_ln) scale = scale * rows(wide(scale_), 1);
+    if (options_.apply_ln && !norm().is_none()) scale = scale * rows(wide(scale_), 1);
     return scale.reciprocal();
   }
 
@@ -263,8 +271,10 @@ Stack accumulated_resid(const Model& model, const NamedActivations& activations,
   }
   auto result = stack.finish();
   if (!options.apply_ln) return result;
-  const auto scale = options.layer == L ? torch::Tensor{}
-                                        : stack.at(scale_before(model, options.layer, options.mlp_input), -2);
+  const bool reads_norm =
+      options.layer < L && !norm_before(model, options.layer, options.mlp_input).is_none();
+  const auto scale =
+      !reads_norm ? torch::Tensor{} : stack.at(scale_before(model, options.layer, options.mlp_input), -2);
   result.components = apply_norm(model, result.components, scale, options.layer, options.mlp_input);
   return result;
 }
@@ -369,7 +379,11 @@ torch::Tensor accumulated_bias(const Model& model, int64_t layer, bool mlp_input
   const bool own = mlp_input && !block(model, layer).parallel;
   for (int64_t l = 0; l < layer + (own ? 1 : 0); ++l) {
     plus(block(model, l).attn.weights().O.bias(), block(model, l).ln1_post);
-    if (include_mlp_biases && l < layer)
+    check<ConfigError>(
+        !include_mlp_biases || l >= layer || !block(model, l).mlp.is_mixture() || !model.cfg().mlp_bias,
+        "accumulated_bias: the biases of a mixture of experts differ from token to token; "
+        "include_mlp_biases must be false");
+    if (include_mlp_biases && l < layer && !block(model, l).mlp.is_mixture())
       plus(block(model, l).mlp.weights().out.bias(), block(model, l).ln2_post);
   }
   return sum.to(model.dtype());
@@ -381,6 +395,7 @@ torch::Tensor apply_norm(const Model& model, const torch::Tensor& stack, const t
   check<ShapeError>(stack.dim() >= 2 && stack.size(-1) == model.cfg().d_model,
                     "apply_norm: the stack must be [n, ..., ", model.cfg().d_model, "], got ", stack.sizes());
   auto norm = norm_before(model, layer, mlp_input);
+  if (norm.is_none()) return stack;
   if (scale.defined()) {
     check_fits("apply_norm: the scale", scale.sizes().slice(0, static_cast<size_t>(scale.dim() - 1)),
                stack.sizes().slice(1, static_cast<size_t>(stack.dim() - 2)));

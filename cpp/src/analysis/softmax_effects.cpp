@@ -19,6 +19,20 @@ Tensor scores(const SoftmaxInputs& in, const Tensor& q_BTHK, const Tensor& k_BTG
                              k_BTGK.detach().to(torch::kFloat64).transpose(1, 2), mask);
 }
 
+/// The logarithm of what a row's exponentials sum to, its head's sink with them: [B, H, T, 1].
+Tensor log_total(const SoftmaxInputs& in, const Tensor& scores_BHTS) {
+  const auto total = scores_BHTS.logsumexp({-1}, /*keepdim=*/true);
+  const auto& sinks = in.attention.weights().sinks;
+  return sinks ? total.logaddexp(sinks->scores.to(torch::kFloat64).view({1, -1, 1, 1})) : total;
+}
+
+/// The share that goes to the sink.
+Tensor sink_share(const SoftmaxInputs& in, const Tensor& log_total_BHT1) {
+  const auto& sinks = in.attention.weights().sinks;
+  if (!sinks) return at::zeros({}, log_total_BHT1.options());
+  return (sinks->scores.to(torch::kFloat64).view({1, -1, 1, 1}) - log_total_BHT1).exp();
+}
+
 /// The sum over the last dimension of all entries but one's own, without subtracting.
 Tensor sum_of_others(const Tensor& x) {
   const auto before = [](const Tensor& y) {  // of each entry
@@ -31,15 +45,17 @@ Tensor sum_of_others(const Tensor& x) {
 }  // namespace
 
 Tensor query_effects(const SoftmaxInputs& in, const Tensor& gradient_BHTS) {
-  const auto was = scores(in, in.q_to, in.k_to).softmax(-1), is = scores(in, in.q_from, in.k_to).softmax(-1);
+  const auto was = in.attention.pattern(scores(in, in.q_to, in.k_to)),
+             is = in.attention.pattern(scores(in, in.q_from, in.k_to));
   return ((is - was) * gradient_BHTS.to(torch::kFloat64)).sum(-1).transpose(1, 2);
 }
 
 Tensor key_effects(const SoftmaxInputs& in, const Tensor& gradient_BHTS) {
   const auto was = scores(in, in.q_to, in.k_to), is = scores(in, in.q_to, in.k_from);
-  const auto g = gradient_BHTS.to(torch::kFloat64), p = was.softmax(-1);
-  const auto others = sum_of_others(p), g_of_others = sum_of_others(p * g);
-  const auto log_others = was.logsumexp({-1}, /*keepdim=*/true) + others.log();
+  const auto g = gradient_BHTS.to(torch::kFloat64), p = in.attention.pattern(was);
+  const auto total = log_total(in, was), sink = sink_share(in, total);
+  const auto others = sum_of_others(p) + sink, g_of_others = sum_of_others(p * g);
+  const auto log_others = total + others.log();
   const auto weight = (is - log_others).sigmoid();
   const auto rest = torch::where(others > 0, g_of_others / others, 0);
   const auto change = weight * g + (1 - weight) * rest - (p * g).sum(-1, /*keepdim=*/true);

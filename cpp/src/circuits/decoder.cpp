@@ -59,11 +59,21 @@ torch::Tensor after(const std::optional<nn::Norm>& norm, const torch::Tensor& x)
   return norm ? normed(*norm, x) : x;
 }
 
+/// What an MLP computes first: its input matrix's product; of a mixture of experts, nothing.
+torch::Tensor begun(const nn::Mlp& mlp, const torch::Tensor& x) {
+  return mlp.is_mixture() ? x : mlp.weights().in.forward(x);
+}
+
 /// What an MLP's output matrix reads, of what its input matrix makes.
 torch::Tensor activated(const nn::Mlp& mlp, const torch::Tensor& hidden) {
   const int64_t M = mlp.d_mlp();
   if (!mlp.gated()) return ops::activate(mlp.activation(), hidden);
   return ops::gated(mlp.activation(), hidden.narrow(-1, 0, M), hidden.narrow(-1, M, M));
+}
+
+/// What an MLP writes, of what it has begun.
+torch::Tensor finished(const nn::Mlp& mlp, const torch::Tensor& hidden) {
+  return mlp.is_mixture() ? mlp.forward(hidden, {}) : mlp.weights().out.forward(activated(mlp, hidden));
 }
 
 /// The gradient at the input of an element of a block of the gradient g at its output f(x).
@@ -73,6 +83,14 @@ torch::Tensor gradient_through(const F& f, const torch::Tensor& x, const torch::
   const auto leaf = x.detach().requires_grad_();
   const auto y = f(leaf);
   return wide(torch::autograd::grad({y}, {leaf}, {g.to(y.scalar_type())})[0]);
+}
+
+/// The gradient at what an MLP reads, of the gradient at what it writes and of what it had begun.
+torch::Tensor mlp_gradient(const nn::Mlp& mlp, const torch::Tensor& hidden, const torch::Tensor& g) {
+  if (mlp.is_mixture()) return gradient_through([&](const auto& x) { return mlp.forward(x, {}); }, hidden, g);
+  const auto g_active = at::matmul(g, wide(mlp.weights().out.dense()));
+  const auto g_hidden = gradient_through([&](const auto& h) { return activated(mlp, h); }, hidden, g_active);
+  return at::matmul(g_hidden, wide(mlp.weights().in.dense()));
 }
 
 /// The gradient at what a half of a block computed, of the gradient at the stream that it was added to.
@@ -181,8 +199,7 @@ Decoder::Heads Decoder::heads(int64_t layer, const torch::Tensor& z_BTHK) const 
 torch::Tensor Decoder::mlp_out(int64_t layer, const torch::Tensor& x_BTD) const {
   const auto block = parts(layer);
   const auto& mlp = block->parts().mlp;
-  const auto hidden = mlp.weights().in.forward(normed(block->parts().ln2, x_BTD));
-  return after(block->parts().ln2_post, mlp.weights().out.forward(activated(mlp, hidden)));
+  return after(block->parts().ln2_post, finished(mlp, begun(mlp, normed(block->parts().ln2, x_BTD))));
 }
 
 torch::Tensor Decoder::mlp_half(int64_t layer, const torch::Tensor& x_pre_BTD,
@@ -238,8 +255,8 @@ Decoder::Trace Decoder::trace(const torch::Tensor& x_BTD, int64_t first_layer, b
       mid = x + after(ln1_post, kept.attention);
       kept.x_mlp = parallel ? x : mid;
     }
-    kept.hidden = mlp.weights().in.forward(normed(ln2, kept.x_mlp));
-    kept.mlp = mlp.weights().out.forward(activated(mlp, kept.hidden));
+    kept.hidden = begun(mlp, normed(ln2, kept.x_mlp));
+    kept.mlp = finished(mlp, kept.hidden);
     x = mid + after(ln2_post, kept.mlp);
     if (!ln1_post) kept.attention = torch::Tensor();
     if (!ln2_post) kept.mlp = torch::Tensor();
@@ -262,11 +279,8 @@ void Decoder::backward(Trace& trace, const torch::Tensor& g_BTD,
     const auto block = parts(layer);
     const auto& [ln1, attn, ln1_post, ln2, mlp, ln2_post, parallel] = block->parts();
 
-    const auto g_active = at::matmul(before_norm(ln2_post, kept.mlp, g), wide(mlp.weights().out.dense()));
-    const auto g_hidden =
-        gradient_through([&](const auto& h) { return activated(mlp, h); }, kept.hidden, g_active);
-    const auto g_mlp =
-        norm_gradient(ln2, wide(kept.x_mlp), at::matmul(g_hidden, wide(mlp.weights().in.dense())));
+    const auto g_mlp = norm_gradient(ln2, wide(kept.x_mlp),
+                                     mlp_gradient(mlp, kept.hidden, before_norm(ln2_post, kept.mlp, g)));
     visit(nodes_.mlp_reader(layer), g_mlp.unsqueeze(0));
     if (!kept.qkv.defined()) return;
 

@@ -20,7 +20,12 @@ torch::Tensor centred(const nn::Norm& norm, const torch::Tensor& x) {
 }  // namespace
 
 torch::Tensor normed(const nn::Norm& norm, const torch::Tensor& x) {
-  if (x.scalar_type() != torch::kFloat64 || centres(norm)) return norm.apply(x);
+  if (x.scalar_type() != torch::kFloat64 || centres(norm) || norm.is_none()) return norm.apply(x);
+  if (norm.over_heads) {
+    auto flat = norm;
+    flat.over_heads = false;
+    return normed(flat, x.flatten(-2)).view(x.sizes());
+  }
   return x * inverse_of_centred(norm, x) * norm.weight.to(x.scalar_type());
 }
 
@@ -29,18 +34,20 @@ torch::Tensor normed_part(const nn::Norm& norm, const torch::Tensor& part, const
 }
 
 torch::Tensor inverse_scale(const nn::Norm& norm, const torch::Tensor& x) {
+  if (norm.is_none()) return at::ones_like(x.narrow(-1, 0, 1));
   return inverse_of_centred(norm, centred(norm, x));
 }
 
 torch::Tensor frozen_normed(const nn::Norm& norm, const torch::Tensor& x, const torch::Tensor& inverse) {
-  return centred(norm, x) * inverse * norm.weight.to(x.scalar_type());
+  return norm.is_none() ? x : centred(norm, x) * inverse * norm.weight.to(x.scalar_type());
 }
 
 torch::Tensor frozen_gradient(const nn::Norm& norm, const torch::Tensor& y, const torch::Tensor& inverse) {
-  return centred(norm, y * (norm.weight.to(y.scalar_type()) * inverse));
+  return norm.is_none() ? y : centred(norm, y * (norm.weight.to(y.scalar_type()) * inverse));
 }
 
 torch::Tensor norm_gradient(const nn::Norm& norm, const torch::Tensor& x, const torch::Tensor& y) {
+  if (norm.is_none()) return y.clone();
   const auto in = centred(norm, x);
   const auto scale = inverse_of_centred(norm, in);
   const auto unit = in * scale;

@@ -118,7 +118,8 @@ int64_t senders_bytes(const models::Model& model, const Nodes& nodes) {
 int64_t trace_bytes(const models::Model& model, const Nodes& nodes) {
   const auto& cfg = model.cfg();
   const int64_t per_layer =
-      2 * cfg.d_model + (nodes.n_readers() - 1) * cfg.d_head + (cfg.gated_mlp ? 2 : 1) * cfg.d_mlp;
+      2 * cfg.d_model + (nodes.n_readers() - 1) * cfg.d_head +
+      (cfg.is_mixture() ? cfg.experts_per_token : 1) * (cfg.gated_mlp ? 2 : 1) * cfg.d_mlp;
   return cfg.n_layers * per_layer * (model.dtype() == torch::kFloat64 ? 8 : 4);
 }
 

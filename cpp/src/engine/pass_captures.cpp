@@ -103,7 +103,8 @@ void Pass::keep_attention(const models::Model& model, int64_t layer, const std::
     const auto n_path = static_cast<int64_t>(path.size());
     if (options.local && model.cfg().window_size > 0 && n_path > model.cfg().window_size)
       scores_HS.slice(1, 0, n_path - model.cfg().window_size).fill_(-std::numeric_limits<double>::infinity());
-    keep_pattern(kept, at::softmax(scores_HS.to(wide()), -1));
+    keep_pattern(
+        kept, attn.pattern(scores_HS.to(wide()).view({1, options.n_heads, 1, -1})).view(scores_HS.sizes()));
   }
   queries_.clear();
 }

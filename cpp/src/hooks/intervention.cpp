@@ -311,6 +311,9 @@ void validate(const Intervention& i, const HookPoints& points) {
   const Operator& op = find_operator(i.op);
   check<HookError>(points.points.test(static_cast<size_t>(i.point)), "intervention: this model has no ",
                    point_name(i.point));
+  check<HookError>(
+      !is_discrete(i.point) && !(i.source && is_discrete(*i.source)), "intervention: ", point_name(i.point),
+      " holds the numbers of experts, which a callback can change; interventions work on real numbers");
   check<std::invalid_argument>(std::isfinite(i.strength), "intervention: the strength must be finite, got ",
                                i.strength);
   check<std::invalid_argument>(op.takes_strength || i.strength == 1 || i.strength == op.identity,

@@ -94,6 +94,20 @@ INTROSPECT_VECTORISED void dequantise_q8_0(const uint8_t* b, int64_t n, float* _
   }
 }
 
+/// 4-bit floats, twice their value, and a scale that is a power of two, here half of it.
+INTROSPECT_VECTORISED void dequantise_mxfp4(const uint8_t* b, int64_t n, float* __restrict y) {
+  constexpr float kValues[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  for (; n > 0; --n, b += 17, y += kBlock) {
+    const uint32_t exponent = b[0];
+    const float d =
+        std::bit_cast<float>(exponent < 2 ? uint32_t{0x00200000} << exponent : (exponent - 1) << 23);
+    for (int j = 0; j < 16; ++j) {
+      y[j] = d * kValues[b[1 + j] & 15];
+      y[j + 16] = d * kValues[b[1 + j] >> 4];
+    }
+  }
+}
+
 // K formats: 256 values in groups of 16 or 32 with scales of their own, which are quantised themselves.
 
 constexpr int kSuperBlock = 256;
@@ -199,9 +213,10 @@ INTROSPECT_VECTORISED void dequantise_q6_k(const uint8_t* b, int64_t n, float* _
 constexpr Quantisation kQuantisations[] = {
     {"Q4_0", {kBlock, 18}, dequantise_q4_0},       {"Q4_1", {kBlock, 20}, dequantise_q4_1},
     {"Q5_0", {kBlock, 22}, dequantise_q5_0},       {"Q5_1", {kBlock, 24}, dequantise_q5_1},
-    {"Q8_0", {kBlock, 34}, dequantise_q8_0},       {"Q2_K", {kSuperBlock, 84}, dequantise_q2_k},
-    {"Q3_K", {kSuperBlock, 110}, dequantise_q3_k}, {"Q4_K", {kSuperBlock, 144}, dequantise_q4_k},
-    {"Q5_K", {kSuperBlock, 176}, dequantise_q5_k}, {"Q6_K", {kSuperBlock, 210}, dequantise_q6_k}};
+    {"MXFP4", {kBlock, 17}, dequantise_mxfp4},     {"Q8_0", {kBlock, 34}, dequantise_q8_0},
+    {"Q2_K", {kSuperBlock, 84}, dequantise_q2_k},  {"Q3_K", {kSuperBlock, 110}, dequantise_q3_k},
+    {"Q4_K", {kSuperBlock, 144}, dequantise_q4_k}, {"Q5_K", {kSuperBlock, 176}, dequantise_q5_k},
+    {"Q6_K", {kSuperBlock, 210}, dequantise_q6_k}};
 
 }  // namespace
 

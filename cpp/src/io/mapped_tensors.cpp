@@ -59,7 +59,7 @@ void MappedTensors::check_readable(const std::string& name) const {
   check<ConfigError>(
       readable_layout(tensor.dtype).has_value(), path_.string(), ": '", name, "' is stored as ", tensor.dtype,
       "; readable as floats are F64, F32, F16, BF16, F8_E4M3, F8_E5M2, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, "
-      "Q3_K, Q4_K, Q5_K and Q6_K");
+      "Q3_K, Q4_K, Q5_K, Q6_K and MXFP4");
 }
 
 void MappedTensors::read_into(const std::string& name, torch::Tensor& out) const {
@@ -80,6 +80,12 @@ void MappedTensors::read_into(const std::string& name, torch::Tensor& out) const
   tensor.file->check_unchanged();
   const at::NoGradGuard no_grad;
   decode(tensor.dtype, tensor.file->bytes().data() + tensor.offset, out);
+}
+
+std::span<const std::byte> MappedTensors::bytes(const std::string& name) const {
+  const auto& tensor = at(name);
+  tensor.file->check_unchanged();
+  return tensor.file->bytes().subspan(tensor.offset, tensor.size);
 }
 
 std::string MappedTensors::fingerprint() const {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -8,6 +9,7 @@
 
 #include "introspect/io/gguf.h"
 #include "introspect/models/config.h"
+#include "io/packed_tensors.h"
 
 namespace introspect::models {
 
@@ -90,6 +92,7 @@ const std::vector<Family>& families();
 struct Architecture {
   Config cfg;
   WeightMap map;
+  std::optional<io::Packing> packing = {};  // of matrices that are stored as whole numbers
 };
 
 /// From config.json, beside files of `n_tensors` tensors. Throws ConfigError for an architecture or option that is not

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <initializer_list>
 #include <limits>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -104,13 +105,6 @@ void check_options(const json& config, const Family& family) {
     const auto found = config.find(key);
     return found != config.end() && !found->is_null();
   };
-  if (is_there("quantization_config")) {
-    const auto& by = config.at("quantization_config");
-    const bool is_named = by.is_object() && by.contains("quant_method");
-    throw ConfigError(
-        concat(kWho, "the weights are quantised by ", describe(is_named ? by.at("quant_method") : by),
-               ", which this library does not read; it reads safetensors in float formats, and GGUF"));
-  }
   for (const char* key : {"num_local_experts", "num_experts"})
     check<ConfigError>(family.common.is_mixture() || !is_there(key) || field_of(config, key).integer() <= 1,
                        kWho, "a mixture of experts ('", key, "'), which this library does not run");
@@ -134,6 +128,52 @@ void check_options(const json& config, const Family& family) {
                    ", which this library runs only");
   check<ConfigError>(!is_there("per_layer_config"), kWho,
                      "'per_layer_config' gives layers sizes of their own, which this library does not run");
+}
+
+/// How the weights are packed, where they are.
+std::optional<io::Packing> read_packing(const json& config, const Family& family) {
+  const char* const key = "quantization_config";
+  if (const auto found = config.find(key); found == config.end() || found->is_null()) return std::nullopt;
+  const auto field = field_of(config, key);
+  field.object();
+  const auto& given = config.at(key);
+  const auto has = [&](const char* name) { return given.contains(name) && !given.at(name).is_null(); };
+  const auto word = [&](const char* name, const char* otherwise) {
+    return has(name) ? field.at(name).text() : std::string(otherwise);
+  };
+  const auto whole = [&](const char* name, int64_t otherwise) {
+    return has(name) ? field.at(name).integer() : otherwise;
+  };
+  const auto method = word("quant_method", "");
+  io::Packing out;
+  if (method == "mxfp4" && family.common.attn_sinks) {
+    out.method = io::Packing::Method::mxfp4;
+    return out;
+  }
+  check<ConfigError>(
+      method == "gptq" || method == "awq", kWho, "the weights are quantised by ",
+      excerpt(method.empty() ? describe(given) : method),
+      ", which this library does not read; it reads safetensors in float formats, GPTQ, AWQ and "
+      "gpt-oss's MXFP4, and GGUF");
+  out.bits = whole("bits", 4);
+  out.group_size = whole("group_size", -1);
+  field.require(out.group_size == -1 || out.group_size > 0, "must have a positive group_size, or -1, got ",
+                out.group_size);
+  if (method == "gptq") {
+    field.require(out.bits == 2 || out.bits == 4 || out.bits == 8, "must be of 2, 4 or 8 bits, got ",
+                  out.bits);
+    const auto format = word("checkpoint_format", "gptq");
+    field.require(format == "gptq" || format == "gptq_v2",
+                  "must have the checkpoint_format gptq or gptq_v2, got ", excerpt(format));
+    out.zero_offset = format == "gptq" ? 1 : 0;
+    return out;
+  }
+  out.method = io::Packing::Method::awq;
+  field.require(out.bits == 4, "must be of 4 bits, got ", out.bits);
+  const auto version = word("version", "gemm");
+  field.require(version == "gemm" || version == "GEMM", "must have the version gemm, got ", excerpt(version));
+  field.require(!has("zero_point") || field.at("zero_point").boolean(), "must have zero points");
+  return out;
 }
 
 std::string activation(const Field& field) {
@@ -436,7 +476,7 @@ Architecture architecture_of_hf(const json& config, int64_t n_tensors) {
   }
   decode_floats(text);
   rename_fields(text, family);
-  return {read_config(text, family, n_tensors), family.hf_names};
+  return {read_config(text, family, n_tensors), family.hf_names, read_packing(config, family)};
 }
 
 }  // namespace introspect::models

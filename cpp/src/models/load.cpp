@@ -89,7 +89,8 @@ std::shared_ptr<const Model> assemble(std::shared_ptr<const io::TensorSource> so
   set_length(architecture.cfg, options.n_ctx);
   // Checkpoints of tied models leave the unembedding out; one that is there is what the model was trained with.
   if (!unembed_name(*source, architecture.map).empty()) architecture.cfg.tie_word_embeddings = false;
-  const auto hash = sha256_hex(config_text(architecture.cfg) + "\n" + source->fingerprint());
+  const auto packing = architecture.packing ? " " + architecture.packing->text() : std::string();
+  const auto hash = sha256_hex(config_text(architecture.cfg) + packing + "\n" + source->fingerprint());
   auto weights = read_weights(std::move(source), architecture, options);
   auto chat_template = options.chat_template ? options.chat_template : find_chat_template(tokenizer);
   return std::make_shared<const Model>(std::move(architecture.cfg), std::move(weights), std::move(tokenizer),
@@ -111,6 +112,7 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path_or_na
                                       static_cast<int64_t>(folder.weights->names().size()));
     architecture.cfg.eos_token_ids = text::eos_token_ids_of(path);
     source = folder.weights;
+    if (architecture.packing) source = io::unpacked(source, *architecture.packing);
   } else {
     const auto file = io::GgufFile::open(path);
     architecture = architecture_of_gguf(*file);
@@ -154,6 +156,9 @@ std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
         tensors.erase(other);
     }
   }
+  check<ConfigError>(!architecture.packing, "Model::from_tensors: config_json says that weights are packed (",
+                     architecture.packing ? architecture.packing->text() : std::string(),
+                     "), which is read from files only");
   auto source = std::make_shared<const io::MemoryTensors>(std::move(tensors));
   auto tokenizer = tokenizer_path ? std::optional(text::Tokenizer::load(*tokenizer_path)) : std::nullopt;
   return assemble(std::move(source), std::move(architecture), std::move(tokenizer), options);

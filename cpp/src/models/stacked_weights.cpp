@@ -79,8 +79,14 @@ bool always(const Parts&) {
 bool ungrouped(const Parts& p) {
   return !grouped(p);
 }
+bool plain_mlp(const Parts& p) {
+  return !p.mlp.is_mixture();
+}
+bool normed_input(const Parts& p) {
+  return !p.ln1.is_none();
+}
 bool gated(const Parts& p) {
-  return p.mlp.gated();
+  return plain_mlp(p) && p.mlp.gated();
 }
 bool gate_has_bias(const Parts& p) {
   return gated(p) && p.mlp.weights().in.bias().defined();
@@ -89,7 +95,7 @@ bool gate_has_bias(const Parts& p) {
 constexpr auto kQ = Projection::kQ, kK = Projection::kK, kV = Projection::kV;
 
 const BlockWeight kBlockWeights[] = {
-    {"ln1.w", always, [](const Parts& p) { return p.ln1.weight; }},
+    {"ln1.w", normed_input, [](const Parts& p) { return p.ln1.weight; }},
     {"ln1.b", [](const Parts& p) { return p.ln1.bias.defined(); }, [](const Parts& p) { return p.ln1.bias; }},
     {"attn.W_Q", always, head_weight<kQ, false>},
     {"attn.W_K", always, head_weight<kK, true>, ungrouped},
@@ -113,14 +119,14 @@ const BlockWeight kBlockWeights[] = {
     {"attn.b_O", always, [](const Parts& p) { return bias_or_zeros(p.attn.weights().O); }},
     {"ln1_post.w", [](const Parts& p) { return p.ln1_post.has_value(); },
      [](const Parts& p) { return p.ln1_post->weight; }},
-    {"ln2.w", always, [](const Parts& p) { return p.ln2.weight; }},
+    {"ln2.w", normed_input, [](const Parts& p) { return p.ln2.weight; }},
     {"ln2.b", [](const Parts& p) { return p.ln2.bias.defined(); }, [](const Parts& p) { return p.ln2.bias; }},
     {"mlp.W_gate", gated, [](const Parts& p) { return gate_of(p).dense().t(); }},
     {"mlp.b_gate", gate_has_bias, [](const Parts& p) { return gate_of(p).bias(); }},
-    {"mlp.W_in", always, [](const Parts& p) { return input_of(p).dense().t(); }},
-    {"mlp.b_in", always, [](const Parts& p) { return bias_or_zeros(input_of(p)); }},
-    {"mlp.W_out", always, [](const Parts& p) { return p.mlp.weights().out.dense().t(); }},
-    {"mlp.b_out", always, [](const Parts& p) { return bias_or_zeros(p.mlp.weights().out); }},
+    {"mlp.W_in", plain_mlp, [](const Parts& p) { return input_of(p).dense().t(); }},
+    {"mlp.b_in", plain_mlp, [](const Parts& p) { return bias_or_zeros(input_of(p)); }},
+    {"mlp.W_out", plain_mlp, [](const Parts& p) { return p.mlp.weights().out.dense().t(); }},
+    {"mlp.b_out", plain_mlp, [](const Parts& p) { return bias_or_zeros(p.mlp.weights().out); }},
     {"ln2_post.w", [](const Parts& p) { return p.ln2_post.has_value(); },
      [](const Parts& p) { return p.ln2_post->weight; }},
 };

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <memory>
+#include <span>
 #include <unordered_map>
 
 #include "introspect/io/file.h"
@@ -28,6 +30,10 @@ class INTROSPECT_EXPORT MappedTensors : public TensorSource {
   void check_readable(const std::string& name) const override;
   void read_into(const std::string& name, torch::Tensor& out) const override;
   std::string fingerprint() const override;
+
+  /// The stored bytes of a tensor of any encoding, which need not be aligned. Throws IoError for an absent name, and for a
+  /// file that was changed or cut.
+  std::span<const std::byte> bytes(const std::string& name) const;
 
  protected:
   /// `path` is what error messages call the source. Throws IoError if a name is there twice.
