@@ -2,8 +2,8 @@
 
 from .arms import ARMS as ARMS
 from .arms import DEFAULT_ARMS as DEFAULT_ARMS
-from .arms import Arm as Arm
-from .arms import Setup as Setup
+from .setup import Arm as Arm
+from .setup import Setup as Setup
 from .study import Study as Study
 from .study import StudyPlan as StudyPlan
 from .study import run_study as run_study

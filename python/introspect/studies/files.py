@@ -9,7 +9,7 @@ from .._json import parse_json
 from ..experiments.results import Result
 
 if TYPE_CHECKING:
-    from .arms import Study
+    from .study import Study
 
 
 def is_study(path: Path) -> bool:
@@ -28,7 +28,7 @@ def load_found(path: Path) -> Study | Result:
         ValueError: the file is neither.
     """
     if is_study(path):
-        from .arms import Study
+        from .study import Study
 
         return Study.load(path)
     return Result.load(path)

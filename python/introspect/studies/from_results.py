@@ -12,7 +12,7 @@ from ..experiments.results import Result
 from .evidence import SHIFTS, Evidence, Readings
 
 if TYPE_CHECKING:
-    from .arms import Study
+    from .study import Study
 
 GROUPS = ("factual_yes", "factual_no", "contested", "third_person", "matched")
 PLAIN_NO = ("", "control")

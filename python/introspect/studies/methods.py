@@ -9,7 +9,7 @@ from ..experiments.results import Result
 from .claims import Claims, listed
 
 if TYPE_CHECKING:
-    from .arms import Study
+    from .study import Study
 
 STATISTICS = (
     "Concepts are the sample: every concept gives one number a comparison, the mean over its settings, wordings and "

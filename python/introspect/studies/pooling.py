@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas
 
     from ..statistics import MetaAnalysis
-    from .arms import Study
+    from .study import Study
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import _C
 from .._json import parse_json
+from ..experiments import doses
 from ..experiments.arguments import Arguments
 from ..experiments.plans import ExperimentPlan
 from ..experiments.results import Result, finite
 from ..output_files import write_text
 from ..steering.training import ControlVector
 from . import variants
-from .arms import ARMS, DEFAULT_ARMS, Arm, Setup
+from .arms import ARMS, DEFAULT_ARMS
+from .setup import Arm, Setup
 from .together import Experiment, plan_together, run_together
 
 if TYPE_CHECKING:
@@ -38,8 +40,9 @@ class Study:
         results: {arm: Result}, in the order in which the arms were given.
         model, protocol: as a Result has them, of the study's own experiment.
         settings: strengths, layers, paraphrases, seed; of every arm what it controls for.
-        costs: {"arms": {arm: {"readings", "token_layers"}}, "together": the same}: readings of each arm, and tokens times
-            layers that it takes by itself by the plan; together they take less, as they share what they have in common.
+        costs: {"arms": {arm: {"readings", "token_layers"}}, "together": the same}: readings of each arm, and tokens
+            times layers that it takes by itself by the plan; together they take less, as they share what they have in
+            common. Doses that are measured before (equal_dose) are not in it.
         not_run: {arm: why it could not be had}.
         dose, certificates, registration: what was measured and noted beside the arms.
     """
@@ -180,9 +183,10 @@ def run_study(
         vectors: {concept: vector}.
         arms: names of ``introspect.studies.ARMS`` or Arms of one's own. Of the default ones those that the protocol
             cannot have are left out, with the reason in ``Study.not_run``; one that is named must be possible.
-        strengths, strength_unit, layers, seed: as ``run_experiment`` has them.
-        paraphrases: the own question in other words, as a protocol has them; None: the protocol's, or the library's where
-            it asks the article's question; []: none.
+        strengths, strength_unit, layers, seed: as ``run_experiment`` has them; strengths may be doses ("kl=0.5"), which
+            are solved for once, and hold for every arm of the vectors' length.
+        paraphrases: the own question in other words, as a protocol has them; None: the protocol's, or the library's
+            where it asks the article's question; []: none.
         nulls: rotations, and vectors of equal dose, of each concept.
         store, memory_budget, progress, long: as ``run_experiment`` has them.
         plan: run nothing and return a ``StudyPlan``.
@@ -206,17 +210,20 @@ def run_study(
         dict(given.vectors(vectors)),
         strengths,
         given.unit(strength_unit),
-        layers,
-        given.whole("nulls", nulls, least=1),
-        given.whole("seed", seed, least=0),
-        more,
+        layers=layers,
+        nulls=given.whole("nulls", nulls, least=1),
+        seed=given.whole("seed", seed, least=0),
+        more=more,
     )
+    setup, solved = _solved(given, setup, plan)
     shared = {"store": store, "memory_budget": memory_budget, "progress": progress, "long": long}
     run = _Run(setup, _chosen(given, arms), is_lenient=arms is DEFAULT_ARMS)
     costs = run.plan(store, memory_budget)
     if plan:
         return costs  # type: ignore[return-value]
     results = run.results(shared)
+    if solved and "injected" in results:
+        doses.note(vars(results["injected"]), solved, setup.protocol.relative_strength)
     own = next(iter(results.values()))
     settings = {
         **{
@@ -231,7 +238,36 @@ def run_study(
         "concepts": list(setup.vectors),
         "arms": {arm.name: arm.controls_for for arm in run.arms},
     }
-    return Study(results, own.model, own.protocol, settings, costs.costs(), run.not_run)
+    study = Study(results, own.model, own.protocol, settings, costs.costs(), run.not_run)
+    if "injected" in results:
+        study.dose = {"injected": results["injected"].settings.get("dose", [])}
+    return study
+
+
+def _solved(given: Arguments, setup: Setup, only_plan: bool) -> tuple[Setup, list[doses.Dose]]:
+    """The setup with numbers in the place of strengths that are doses, and those doses."""
+    strengths = None if setup.strengths is None else given.strengths("strengths", setup.strengths)
+    if not strengths or not any(map(doses.is_target, strengths)):
+        return setup, []
+    asked = {
+        "protocol": setup.protocol,
+        "vectors": list(setup.vectors.items()),
+        "strengths": strengths,
+        "strength_unit": setup.strength_unit,
+        "layers": given.layers(setup.layers),
+        "parts": [(0.0, 1.0)],
+        "seed": setup.seed,
+    }
+    numbers, found = doses.resolve(given.who, setup.model, asked, {}, only_plan=only_plan)
+    return (
+        replace(
+            setup,
+            strengths=numbers["strengths"],
+            strength_unit=numbers["strength_unit"],
+            own_strengths=numbers.get("own_strengths", ()),
+        ),
+        found,
+    )
 
 
 MORE = {
@@ -295,9 +331,10 @@ class _Run:
         return StudyPlan(together, arms, self.not_run)
 
     def results(self, shared: dict[str, Any]) -> dict[str, Result]:
-        firsts = _run_split(self.setup.model, self.first, shared)
+        known: dict[str, Any] = dict(_run_split(self.setup.model, self.first, shared))
+        known |= {arm.name: arm.measure(self.setup) for arm in self.arms if arm.measure}
         made = {
-            arm.name: _as_list(arm.make(self.setup, firsts[arm.name])) if arm.first else self.planned[arm.name]
+            arm.name: _as_list(arm.make(self.setup, known[arm.name])) if arm.name in known else self.planned[arm.name]
             for arm in self.arms
         }
         by_model: dict[Any, dict[str, list[Experiment]]] = {}
@@ -306,12 +343,7 @@ class _Run:
         found: dict[str, list[Result]] = {}
         for model, listed in by_model.items():
             found |= _run_split(model, listed, shared)
-        return {
-            arm.name: arm.collect_after(self.setup, found[arm.name], firsts[arm.name])
-            if arm.collect_after
-            else arm.collect(self.setup, found[arm.name])
-            for arm in self.arms
-        }
+        return {arm.name: arm.collect(self.setup, found[arm.name], known.get(arm.name)) for arm in self.arms}
 
 
 def _run_split(model: Model, named: Mapping[str, list[Experiment]], shared: dict[str, Any]) -> dict[str, list[Result]]:
@@ -328,5 +360,5 @@ def _as_list(made: Experiment | Sequence[Experiment]) -> list[Experiment]:
 def _sum(plans: Sequence[ExperimentPlan]) -> ExperimentPlan:
     """Of runs that come one after the other."""
     names = ("readings", "found", "token_layers_asked", "token_layers_to_run", "seconds")
-    sums = (sum(getattr(plan, name) for plan in plans) for name in names)
-    return ExperimentPlan(*sums, max(plan.peak_bytes for plan in plans))
+    sums = {name: sum(getattr(plan, name) for plan in plans) for name in names}
+    return ExperimentPlan(**sums, peak_bytes=max(plan.peak_bytes for plan in plans))

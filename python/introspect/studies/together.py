@@ -36,29 +36,40 @@ class Experiment:
         protocol: a Protocol, a shipped protocol's name or a file.
         vectors: {concept: vector}; protocols that add none take their concepts from it.
         options: of ``run_experiment``, by name.
+        own_strengths: (concept, first block, last block, strengths), as many as ``strengths`` and in their place, of
+            vectors whose strengths are their own.
     """
 
     protocol: str | os.PathLike | _C.Protocol
     vectors: Mapping[str, ControlVector] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    own_strengths: Sequence[tuple[str, int, int, list[float]]] = ()
 
     def __init__(
         self,
         protocol: str | os.PathLike | _C.Protocol,
         vectors: Mapping[str, ControlVector] | None = None,
+        *,
+        own_strengths: Sequence[tuple[str, int, int, list[float]]] = (),
         **options: Any,
     ) -> None:
         for name in options:
             if name not in DEFAULTS:
                 shared = f"; {name} is an option of run_together" if name in SHARED else ""
                 raise TypeError(f"Experiment: an option of run_experiment is wanted, got {name!r}{shared}")
-        for name, value in (("protocol", protocol), ("vectors", dict(vectors or {})), ("options", options)):
+        values = {
+            "protocol": protocol,
+            "vectors": dict(vectors or {}),
+            "options": options,
+            "own_strengths": own_strengths,
+        }
+        for name, value in values.items():
             object.__setattr__(self, name, value)
 
     def changed(self, **options: Any) -> Experiment:
         """The same experiment with other options (or ``protocol`` or ``vectors``)."""
         protocol, vectors = options.pop("protocol", self.protocol), options.pop("vectors", self.vectors)
-        return Experiment(protocol, vectors, **{**self.options, **options})
+        return Experiment(protocol, vectors, **{**self.options, "own_strengths": self.own_strengths, **options})
 
 
 def run_together(
@@ -97,7 +108,8 @@ def run_together(
             options = {**DEFAULTS, **one.options, "vectors": one.vectors}
             options["lens"] = stack.enter_context(lens_path(options["lens"]))
             protocol, controls = given.controls(given.protocol(one.protocol), options["controls"])
-            native.append({**native_experiment(given, options), "protocol": protocol, "controls": controls})
+            asked = {"protocol": protocol, "controls": controls, "own_strengths": list(one.own_strengths)}
+            native.append({**native_experiment(given, options), **asked})
         shared = {
             "model": model,
             "store": store,

@@ -1,0 +1,158 @@
+"""Arms of several experiments, or that must know something before: sham, observer, equal dose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .. import _C
+from ..experiments.arguments import Arguments
+from ..experiments.results import Result
+from . import variants
+from .setup import NOTHING, Results, Setup, joined, parts_of
+from .together import Experiment
+
+TOLERANCE = 0.02
+"""How far off the vector's dose one of equal dose may be, as a share of it."""
+
+
+# ---- sham -----------------------------------------------------------------------------------------------------------
+
+
+def sham(setup: Setup, _: Any) -> list[Experiment]:
+    """Told, and untold where the protocol has a twin without its information; nothing is injected into either."""
+    told = setup.experiment(strengths=0.0, strength_unit="absolute")
+    twin = setup.more.get("untold") or variants.untold(setup.protocol)
+    return [told] if twin is None else [told, told.changed(protocol=twin)]
+
+
+def collect_sham(setup: Setup, results: Results, _: Any) -> Result:
+    """Rows of the base readings: what was told shifts nothing by itself, or as much as the untold twin says less."""
+    told, untold = results[0], results[-1]
+    concept = told.concepts[0]
+
+    def of(result: Result) -> list[dict]:
+        return [row for row in result.rows if row["concept"] == concept]
+
+    rows = [
+        {**row, "concept": NOTHING, "base": other["base"], "injected": row["base"], "leaves_format": False}
+        for row, other in zip(of(told), of(untold), strict=True)
+    ]
+    settings = {**told.settings, "untold": untold.protocol["name"] if untold is not told else None}
+    return Result({**parts_of(told), "settings": settings, "rows": rows})
+
+
+# ---- observer -------------------------------------------------------------------------------------------------------
+
+
+def spoken(setup: Setup) -> list[Experiment]:
+    setup.needs_vectors("observer")
+    said, _ = variants.spoken(setup.protocol, setup.more.get("words", 24))
+    return [setup.experiment(said)]
+
+
+def observer(setup: Setup, first: Results | None) -> list[Experiment]:
+    """One experiment a setting: in each the model has said something else. A plan takes it for some words."""
+    _, at = variants.spoken(setup.protocol, 1)
+    if first is None:
+        words = " word" * setup.more.get("words", 24)
+        base, said = words, [dict.fromkeys(setup.vectors, words)]
+    else:
+        base = first[0].rows[0]["base"]["text"]
+        said = [{name: row["injected"]["text"] for name, row in rows.items()} for rows in _by_setting(first[0].rows)]
+    protocols = [variants.observed(setup.protocol, at, base, texts) for texts in said]
+    # Nothing is injected: these rows get the settings of what was said.
+    return [setup.experiment(one, strengths=None, strength_unit=None, layers=(_C.default_layers,)) for one in protocols]
+
+
+def collect_observer(setup: Setup, results: Results, first: Results) -> Result:
+    names = ("concept", "strength", "first_layer", "last_layer")
+    rows = []
+    for said, result in zip(_by_setting(first[0].rows), results, strict=True):
+        rows += [{**row, **{name: said[row["concept"]][name] for name in names}} for row in result.rows]
+    transcripts = [
+        {**{name: row[name] for name in names}, "said": row["injected"]["text"], "said_base": row["base"]["text"]}
+        for row in first[0].rows
+    ]
+    settings = {**results[0].settings, "transcripts": transcripts}
+    return Result({**parts_of(results[0]), "settings": settings, "rows": rows})
+
+
+def _by_setting(rows: Sequence[dict]) -> list[dict[str, dict]]:
+    """Of every setting, in their order, the row of each concept: strengths may be a concept's own."""
+    by_concept: dict[str, list[dict]] = {}
+    for row in rows:
+        by_concept.setdefault(row["concept"], []).append(row)
+    return [dict(zip(by_concept, of_setting, strict=True)) for of_setting in zip(*by_concept.values(), strict=True)]
+
+
+# ---- equal dose -----------------------------------------------------------------------------------------------------
+
+
+def doses_of(setup: Setup) -> list[Any]:
+    """Every rotation's strength that gives its vector's KL at the injected tokens."""
+    given = Arguments("run_study")
+    strengths = [_C.default_strength] if setup.strengths is None else given.numbers("strengths", setup.strengths)
+    return _C.equal_doses(
+        given.engine(setup.model),
+        setup.protocol,
+        list(setup.vectors.items()),
+        "kl",
+        strengths=[strength for strength in strengths if strength != 0],
+        own_strengths=list(setup.own_strengths),
+        strength_unit="residual" if setup.is_residual else "absolute",
+        layers=given.layers(setup.layers),
+        nulls=setup.nulls,
+        seed=setup.seed,
+        later=False,
+        sizes=False,
+        leak=False,
+        tolerance=TOLERANCE,
+    )
+
+
+def equal_dose(setup: Setup, doses: list[Any] | None) -> list[Experiment]:
+    """One experiment a setting: in each the rotations have other strengths. A plan takes them for the vector's."""
+    setup.needs_vectors("equal_dose")
+    if doses is None:
+        return [setup.experiment(nulls=setup.nulls)]
+    by_concept: dict[str, dict[tuple[float, int, int], list[float]]] = {}
+    for one in doses:
+        vector = one.vector
+        settings = by_concept.setdefault(vector.concept, {})
+        factors = settings.setdefault((vector.strength, vector.first_layer, vector.last_layer), [])
+        factors.append(one.solved.dose.strength / vector.strength)
+    experiments = []
+    for of_setting in zip(*(settings.items() for settings in by_concept.values()), strict=True):
+        at = dict(zip(by_concept, of_setting, strict=True))
+        _, first, last = next(iter(at.values()))[0]
+        experiments.append(
+            setup.experiment(
+                strengths=[1.0],
+                own_strengths=[(name, *place, [strength]) for name, ((strength, *place), _) in at.items()],
+                strength_unit="residual" if setup.is_residual else "absolute",
+                layers=(first, last),
+                nulls=setup.nulls,
+                null_factors={name: factors for name, (_, factors) in at.items()},
+            )
+        )
+    return experiments
+
+
+def collect_equal_dose(setup: Setup, results: Results, doses: list[Any]) -> Result:
+    found = [
+        {
+            "concept": one.vector.concept,
+            "strength": one.vector.strength,
+            "first_layer": one.vector.first_layer,
+            "last_layer": one.vector.last_layer,
+            "null_index": one.solved.dose.null_index,
+            "null_strength": one.solved.dose.strength,
+            "kl": one.solved.dose.kl,
+            "kl_vector": one.vector.kl,
+            "measured": one.solved.n_measured,
+        }
+        for one in doses
+    ]
+    out = joined(results)
+    return Result({**parts_of(out), "settings": {**out.settings, "doses": found}})
