@@ -51,17 +51,26 @@ void bind_config(py::module_& m) {
       .def_readonly("n_ctx", &Config::n_ctx)
       .def_readonly("act_fn", &Config::act_fn)
       .def_readonly("gated_mlp", &Config::gated_mlp)
+      .def_readonly("num_experts", &Config::num_experts)
+      .def_readonly("experts_per_token", &Config::experts_per_token)
+      .def_readonly("norm_topk_prob", &Config::norm_topk_prob)
+      .def_readonly("router_bias", &Config::router_bias)
       .def_readonly("normalization_type", &Config::normalization_type)
       .def_readonly("eps", &Config::eps)
       .def_readonly("norm_weight_offset", &Config::norm_weight_offset)
+      .def_readonly("norm_rounds_last", &Config::norm_rounds_last)
       .def_readonly("use_normalization_before_and_after", &Config::use_normalization_before_and_after)
+      .def_readonly("use_normalization_after_only", &Config::use_normalization_after_only)
       .def_readonly("use_qk_norm", &Config::use_qk_norm)
+      .def_readonly("qk_norm_over_heads", &Config::qk_norm_over_heads)
       .def_readonly("positional_embedding_type", &Config::positional_embedding_type)
       .def_readonly("rotary_dim", &Config::rotary_dim)
       .def_readonly("rotary_base", &Config::rotary_base)
       .def_readonly("rotary_base_local", &Config::rotary_base_local)
+      .def_readonly("rotary_in_float32", &Config::rotary_in_float32)
       .def_readonly("window_size", &Config::window_size)
       .def_readonly("attn_types", &Config::attn_types)
+      .def_readonly("attn_sinks", &Config::attn_sinks)
       .def_readonly("attn_scale", &Config::attn_scale)
       .def_readonly("attn_scores_soft_cap", &Config::attn_scores_soft_cap)
       .def_readonly("output_logits_soft_cap", &Config::output_logits_soft_cap)
@@ -184,11 +193,12 @@ void bind_models(py::module_& m) {
           "load",
           [](const std::filesystem::path& path, torch::ScalarType dtype, torch::Device device,
              std::map<int64_t, torch::Device> block_devices, std::optional<text::ChatTemplate> chat_template,
-             bool keep_blocks, py::object progress) {
+             std::optional<int64_t> n_ctx, bool keep_blocks, py::object progress) {
             const LoadOptions options{dtype,
                                       device,
                                       std::move(chat_template),
                                       std::move(block_devices),
+                                      n_ctx,
                                       keep_blocks,
                                       as_progress(std::move(progress))};
             const py::gil_scoped_release release;
@@ -197,7 +207,7 @@ void bind_models(py::module_& m) {
           py::arg("path"), py::kw_only(), py::arg("dtype") = torch::kFloat32,
           py::arg("device") = torch::Device("cpu"),
           py::arg("block_devices") = std::map<int64_t, torch::Device>{},
-          py::arg("chat_template") = py::none(), py::arg("keep_blocks") = true,
+          py::arg("chat_template") = py::none(), py::arg("n_ctx") = py::none(), py::arg("keep_blocks") = true,
           py::arg("progress") = py::none(), R"doc(
 Reads a Hugging Face folder or a .gguf file; nothing in it is executed.
 
@@ -206,6 +216,8 @@ Args:
     device: where the weights live.
     block_devices: where single blocks live instead, with their keys and values.
     chat_template: instead of the one found beside the weights.
+    n_ctx: the longest text, instead of what the files say. With rope scaling "longrope" and "dynamic" the frequencies
+        are those of a text of this length; left out, those before scaling.
     keep_blocks: False reads each block from the files when it runs, and drops it after it.
     progress: called with (what, done, total).
 
@@ -219,8 +231,9 @@ Raises:
           [](const std::string& config_json, std::map<std::string, torch::Tensor> tensors,
              torch::ScalarType dtype, torch::Device device,
              const std::optional<std::filesystem::path>& tokenizer_path,
-             std::optional<text::ChatTemplate> chat_template) {
+             std::optional<text::ChatTemplate> chat_template, std::optional<int64_t> n_ctx) {
             LoadOptions options;
+            options.n_ctx = n_ctx;
             options.dtype = dtype;
             options.device = device;
             options.chat_template = std::move(chat_template);
@@ -230,7 +243,7 @@ Raises:
           },
           py::arg("config_json"), py::arg("tensors"), py::kw_only(), py::arg("dtype") = torch::kFloat32,
           py::arg("device") = torch::Device("cpu"), py::arg("tokenizer_path") = py::none(),
-          py::arg("chat_template") = py::none(), R"doc(
+          py::arg("chat_template") = py::none(), py::arg("n_ctx") = py::none(), R"doc(
 Copies a transformers model that is in memory; no file is written.
 
 Args:

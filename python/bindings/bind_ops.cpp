@@ -25,19 +25,35 @@ Raises:
   m.def(
       "rotary_frequencies",
       [](int64_t d_rotary, double base, const std::string& scaling, double factor, double low_freq_factor,
-         double high_freq_factor, double original_max_position) {
-        return ops::rotary_frequencies(
-            d_rotary, base, {scaling, factor, low_freq_factor, high_freq_factor, original_max_position});
+         double high_freq_factor, double original_max_position, double beta_fast, double beta_slow, bool truncate,
+         std::vector<double> short_factor, std::vector<double> long_factor, double longest) {
+        ops::RotaryScaling how;
+        how.type = scaling;
+        how.factor = factor;
+        how.low_freq_factor = low_freq_factor;
+        how.high_freq_factor = high_freq_factor;
+        how.original_max_position = original_max_position;
+        how.beta_fast = beta_fast;
+        how.beta_slow = beta_slow;
+        how.truncate = truncate;
+        how.short_factor = std::move(short_factor);
+        how.long_factor = std::move(long_factor);
+        how.longest = longest;
+        return ops::rotary_frequencies(d_rotary, base, how);
       },
       py::arg("d_rotary"), py::kw_only(), py::arg("base") = 10000.0, py::arg("scaling") = "none",
       py::arg("factor") = 1.0, py::arg("low_freq_factor") = 1.0, py::arg("high_freq_factor") = 4.0,
-      py::arg("original_max_position") = 8192.0, R"doc(
+      py::arg("original_max_position") = 8192.0, py::arg("beta_fast") = 32.0, py::arg("beta_slow") = 1.0,
+      py::arg("truncate") = true, py::arg("short_factor") = std::vector<double>{},
+      py::arg("long_factor") = std::vector<double>{}, py::arg("longest") = 0.0, R"doc(
 The angular frequencies of rotary embedding.
 
 Args:
     d_rotary: width that is rotated, even.
     base: of the geometric series (theta).
-    scaling: "none", "linear" (divided by ``factor``) or "llama3" (the other arguments are its own).
+    scaling: "none", "linear" (divided by ``factor``), "llama3" (low_freq_factor, high_freq_factor), "yarn" (beta_fast,
+        beta_slow, truncate), "longrope" (short_factor, or long_factor where ``longest`` is above
+        ``original_max_position``) or "dynamic" (a base that grows with ``longest``, in positions).
 
 Returns:
     float32 [d_rotary / 2], in radians per position.

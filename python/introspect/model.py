@@ -33,6 +33,8 @@ def load_model(
     progress: Callable[[str, int, int], None] | None = None,
     tokenizer: Any = None,
     chat_template: str | os.PathLike | _C.ChatTemplate | None = None,
+    revision: str | None = None,
+    n_ctx: int | None = None,
 ) -> Model:
     """Load a model from a short name, a Hugging Face folder, a .gguf file, a hub id, or a transformers model in memory.
 
@@ -55,6 +57,11 @@ def load_model(
         chat_template: instead of the one in the model's files, or for files that have none: the text of a Jinja
             template, a file that holds one, a folder or .gguf file that has one, or the name of a native format
             (``ChatTemplate.names()``).
+        revision: of a hub id: the branch, tag or commit to fetch, such as a stage of training. Each is kept in a
+            folder of its own, and the model's name, which results hold, ends in "@" and it.
+        n_ctx: the longest text, in tokens, instead of what the files say. Needed for texts beyond the length that a
+            model was trained on before rope scaling "longrope" (Phi-4) or "dynamic": there the frequencies depend on
+            the text's length, and are here those of a text of n_ctx tokens for every text.
 
     Raises:
         IoError: a file is missing or damaged, or no source could be reached.
@@ -62,6 +69,8 @@ def load_model(
     """
     wanted = pretrained.checked_dtype(dtype, "load_model")
     if isinstance(source, torch.nn.Module):
+        if revision is not None:
+            raise _C.ConfigError("load_model: revision= goes with a hub id; a transformers model is what it is")
         if device_map:
             raise _C.ConfigError(
                 "load_model: device_map= goes with files; a transformers model is copied to one device"
@@ -73,22 +82,24 @@ def load_model(
             device=where,
             tokenizer=tokenizer,
             chat_template=chat_template,
+            n_ctx=n_ctx,
             who="load_model",
         )
         return Model(native, name=getattr(source, "name_or_path", "") or type(source).__name__)
     if tokenizer is not None:
         raise _C.ConfigError("load_model: tokenizer= goes with a transformers model; files bring their own")
-    path = hub.resolve(checked_source(source, "load_model"))
+    path = hub.resolve(checked_source(source, "load_model"), revision=revision)
     native = _C.Model.load(
         path,
         dtype=wanted,
         device=torch.device(device),
         block_devices={layer: torch.device(where) for layer, where in (device_map or {}).items()},
         chat_template=load_chat_template(path) if chat_template is None else given_chat_template(chat_template, path),
+        n_ctx=n_ctx,
         keep_blocks=keep_blocks,
         progress=progress,
     )
-    return Model(native, name=os.fspath(source))
+    return Model(native, name=os.fspath(source) + (f"@{revision}" if revision else ""))
 
 
 class Model(HookedModel):

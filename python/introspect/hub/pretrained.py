@@ -71,6 +71,7 @@ def copy_native(
     device: torch.device,
     tokenizer: Any = None,
     chat_template: Any = None,
+    n_ctx: int | None = None,
     who: str,
 ) -> _C.Model:
     """The native model of a transformers model in memory, whose weights are copied.
@@ -78,6 +79,7 @@ def copy_native(
     Args:
         tokenizer: a folder or file that holds it, or a transformers tokenizer, which is written to such a folder.
         chat_template: as of ``load_model``; None: the tokenizer's.
+        n_ctx: as of ``load_model``.
 
     Raises:
         TypeError: a torch module that is not of transformers.
@@ -109,6 +111,7 @@ def copy_native(
             device=device,
             tokenizer_path=tokenizer,
             chat_template=template,
+            n_ctx=n_ctx,
         )
 
 

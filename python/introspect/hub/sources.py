@@ -23,6 +23,7 @@ _HF_FILES = re.compile(
     r"config\.json|generation_config\.json|tokenizer[\w.-]*|special_tokens_map\.json|added_tokens\.json|vocab\.json|"
     r"merges\.txt|chat_template\.jinja|model\.safetensors|model\.safetensors\.index\.json|model-\d+-of-\d+\.safetensors"
 )
+_REVISION = re.compile(r"\w[\w./-]*")
 _MANIFEST = ".introspect-files.json"  # written last: a folder that has it is complete
 
 
@@ -31,39 +32,44 @@ def models_folder() -> Path:
     return Path(os.environ.get("INTROSPECT_MODELS") or Path.home() / ".cache" / "introspect" / "models")
 
 
-def resolve(source: str | os.PathLike) -> Path:
+def resolve(source: str | os.PathLike, *, revision: str | None = None) -> Path:
     """The local path of a model, fetched first if it is not there.
 
     Args:
         source: a HF folder, a .gguf file, a short name (``introspect pull --help`` lists them) or a hub id,
             "owner/name" or "owner/name:file.gguf".
+        revision: of a hub id, its branch, tag or commit.
 
     Raises:
         IoError: no such file, or no source of the model could be reached.
-        ConfigError: not a name we know.
+        ConfigError: not a name we know, or a revision of something that has none.
     """
     path = Path(source).expanduser()
     if path.exists():
+        _check_revision("resolve", os.fspath(source), None, revision)
         return path
     registry = model_registry()
     name = _full_name(os.fspath(source), registry)
     if name in registry:
+        _check_revision("resolve", name, None, revision)
         local = models_folder() / registry[name]["file"]
         right_size = local.exists() and registry[name]["bytes"] in (None, local.stat().st_size)
         return local if right_size else pull(name)
     match = _REPO.fullmatch(name)
     if match and not _is_path(name):
-        return _local_repo(match) or pull(name)
+        _check_revision("resolve", name, match, revision)
+        return _local_repo(match, revision) or pull(name, revision=revision)
     if path.suffix in {".gguf", ".safetensors", ".json"} or os.sep in name or _is_path(name):
         raise _error("IoError", f"resolve: there is no file or folder {name}")
     raise _unknown("resolve", name, "is not a file, a folder or a known name")
 
 
-def pull(name: str, *, say: Callable[[str], None] | None = None) -> Path:
+def pull(name: str, *, revision: str | None = None, say: Callable[[str], None] | None = None) -> Path:
     """Fetch a model from the first source that answers, and check it.
 
     Args:
         name: a short name, or a hub id ("owner/name" or "owner/name:file.gguf").
+        revision: of a hub id, its branch, tag or commit, kept in a folder of its own; main is meant if not given.
         say: gets one sentence for each source that did not deliver; they go to standard error if not given.
 
     Returns:
@@ -71,18 +77,20 @@ def pull(name: str, *, say: Callable[[str], None] | None = None) -> Path:
 
     Raises:
         IoError: no source delivered, or the disk has no room.
-        ConfigError: not a name we know.
+        ConfigError: not a name we know, or a revision of something that has none.
     """
     say = say or (lambda sentence: print(sentence, file=sys.stderr))
     registry = model_registry()
     name = _full_name(name, registry)
     if name in registry:
+        _check_revision("pull", name, None, revision)
         return _locked(lambda: _pull_registered(name, registry[name], say))
     match = _REPO.fullmatch(name)
     if match and not _is_path(name):
         if what := what_is(name):
             raise _error("ConfigError", f"pull: {name} is {what}")
-        return _locked(lambda: _local_repo(match) or _pull_repo(match))
+        _check_revision("pull", name, match, revision)
+        return _locked(lambda: _local_repo(match, revision) or _pull_repo(match, revision))
     if _is_path(name):
         raise _error("IoError", f"pull: {name} is the path of a file or folder; a known name or a hub id is needed")
     raise _unknown("pull", name, "is neither a known name nor a hub id")
@@ -96,6 +104,15 @@ def _full_name(name: str, registry: dict[str, dict]) -> str:
 def _is_path(name: str) -> bool:
     """Whether a name can only be that of a file or folder, not of a repository."""
     return name.startswith((".", "~", os.sep)) or name.endswith(os.sep)
+
+
+def _check_revision(who: str, name: str, match: re.Match | None, revision: str | None) -> None:
+    if revision is None:
+        return
+    if match is None:
+        raise _error("ConfigError", f"{who}: revision= goes with a hub id (owner/name), and {name} is none")
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise _error("ConfigError", f"{who}: a revision is a branch, tag or commit, got {revision!r}")
 
 
 def _unknown(who: str, name: str, problem: str) -> Exception:
@@ -173,23 +190,23 @@ def _get_hub_file(repo: str, revision: str, file: HubFile, target: Path, pinned:
     raise Unavailable(f"what {repo} delivered as {file.name} has the checksum {got}, not {expected}")
 
 
-def _pull_repo(match: re.Match) -> Path:
-    repo, revision = match["repo"], "main"
+def _pull_repo(match: re.Match, revision: str | None) -> Path:
+    repo, at = match["repo"], revision or "main"
     try:
-        wanted = _needed_files(repo, hub_files(repo, revision), match["file"])
-        folder = _repo_folder(repo)
+        wanted = _needed_files(repo, hub_files(repo, at), match["file"])
+        folder = _repo_folder(repo, revision)
         for file in wanted:
             target = folder / Path(file.name).name  # flat, whatever folders the repository has
             if not target.exists():
                 folder.mkdir(parents=True, exist_ok=True)
-                _get_hub_file(repo, revision, file, target)
+                _get_hub_file(repo, at, file, target)
     except Unavailable as reason:
         raise _error("IoError", f"pull: {reason}") from None
     if match["file"] is None:
         from .._C import write_atomically  # here, because it loads torch
 
         write_atomically(folder / _MANIFEST, json.dumps([Path(file.name).name for file in wanted]).encode())
-    path = _local_repo(match)
+    path = _local_repo(match, revision)
     assert path is not None
     return path
 
@@ -213,13 +230,14 @@ def _needed_files(repo: str, files: list[HubFile], gguf: str | None) -> list[Hub
     raise Unavailable(f"{repo} holds neither safetensors nor GGUF files (pickled weights are not read)")
 
 
-def _repo_folder(repo: str) -> Path:
-    return models_folder() / "hub" / repo.replace("/", "--")
+def _repo_folder(repo: str, revision: str | None = None) -> Path:
+    at = "" if revision is None else "@" + revision.replace("/", "--")
+    return models_folder() / "hub" / (repo.replace("/", "--") + at)
 
 
-def _local_repo(match: re.Match) -> Path | None:
+def _local_repo(match: re.Match, revision: str | None = None) -> Path | None:
     """What of a repository is here and complete: the GGUF file asked for, its only one, or its folder."""
-    folder = _repo_folder(match["repo"])
+    folder = _repo_folder(match["repo"], revision)
     if match["file"] is not None:
         file = folder / Path(match["file"]).name
         return file if file.exists() else None
