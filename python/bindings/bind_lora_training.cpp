@@ -1,6 +1,7 @@
 #include "bindings.h"
 
 #include "introspect/training/lora_trainer.h"
+#include "introspect/training/score_examples.h"
 
 namespace introspect::python {
 
@@ -107,6 +108,23 @@ Goes on from a file of ``save`` with the same numbers as without the interruptio
 Raises:
     IoError: a file that is missing or damaged.
     ConfigError: one of another training: model, start, examples or options.
+)doc");
+
+  m.def(
+      "score_examples",
+      [](const models::Model& model, const std::vector<LoraExample>& examples, int64_t memory_budget,
+         py::object progress) {
+        const auto shown = as_progress(std::move(progress));
+        const py::gil_scoped_release release;
+        const auto scores = training::score_examples(model, examples, memory_budget, shown);
+        return std::pair(scores.losses, scores.greedy);
+      },
+      py::arg("model"), py::arg("examples"), py::kw_only(), py::arg("memory_budget") = int64_t{1} << 30,
+      py::arg("progress") = py::none(), R"doc(
+How a model answers examples: see introspect.score_examples.
+
+Returns:
+    float64 [n], the mean cross-entropy of each example's target tokens; bool [n], whether greedy decoding gives the target.
 )doc");
 }
 

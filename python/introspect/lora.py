@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from . import _C
 from .arguments import listed, native_model
@@ -98,6 +101,42 @@ def train_lora(
     return trainer.adapter()
 
 
+class ExampleScores(NamedTuple):
+    """How a model answers examples."""
+
+    losses: torch.Tensor
+    """[n] float64: mean cross-entropy of each example's target tokens, in nats"""
+    greedy: torch.Tensor
+    """[n] bool: greedy decoding after the prompt gives the target"""
+
+
+def score_examples(
+    model: Model,
+    examples: Sequence[FinetuneExample],
+    *,
+    memory_budget: int = 1 << 30,
+    progress: Progress | bool | None = None,
+) -> ExampleScores:
+    """How well a model gives the examples' answers, with the directions injected as in training.
+
+    Args:
+        model: inside ``adapted`` with its adapter.
+        memory_budget: bytes for activations.
+        progress: called with (what, done, total). None: bars on a terminal, a line in a notebook; False: nothing.
+
+    Raises:
+        ConfigError, ValueError, ShapeError, IndexError: what ``train_lora`` refuses in examples.
+        Error: logits that are not finite.
+    """
+    native = native_model(model, "score_examples")
+    encoded = _encoded(model, examples, "score_examples")
+    tell = shown(progress)
+    try:
+        return ExampleScores(*_C.score_examples(native, encoded, memory_budget=memory_budget, progress=tell))
+    finally:
+        close(tell)
+
+
 def _trainer(
     model: Model,
     examples: Sequence[FinetuneExample],
@@ -124,12 +163,15 @@ def _trainer(
             layers=_chosen(layers, int, "layers"),
             seed=seed,
         )
-    rows = [encode_example(model, example, i, "train_lora") for i, example in enumerate(examples)]
-    encoded = [
+    return _C.LoraTrainer(native, start, _encoded(model, examples, "train_lora"), seed=seed, **options)
+
+
+def _encoded(model: Model, examples: Sequence[FinetuneExample], who: str) -> list[_C.LoraExample]:
+    rows = [encode_example(model, example, i, who) for i, example in enumerate(examples)]
+    return [
         _C.LoraExample(row.prompt, row.target, added=dict(row.added), first=row.span[0], last=row.span[1])
         for row in rows
     ]
-    return _C.LoraTrainer(native, start, encoded, seed=seed, **options)
 
 
 def _chosen(given, kind: type, name: str) -> list:

@@ -12,8 +12,7 @@ namespace introspect::training {
 
 namespace {
 
-void check_example(const models::Config& cfg, const LoraExample& example, size_t i) {
-  const auto who = concat("train_lora: examples[", i, "]");
+void check_example(const models::Config& cfg, const LoraExample& example, const std::string& who) {
   const auto n_prompt = static_cast<int64_t>(example.prompt.size());
   const auto n = n_prompt + static_cast<int64_t>(example.target.size());
   check<std::invalid_argument>(!example.target.empty() && n > 1, who, " has no token to learn");
@@ -43,12 +42,14 @@ torch::Tensor as_tensor(const std::vector<int64_t>& values) {
 
 }  // namespace
 
-ExampleTree::ExampleTree(const models::Model& model, const std::vector<LoraExample>& examples)
-    : d_vocab_(model.cfg().d_vocab), tree_(symbols(model, examples)) {}
+ExampleTree::ExampleTree(const models::Model& model, const std::vector<LoraExample>& examples,
+                         const std::string& who)
+    : who_(who), d_vocab_(model.cfg().d_vocab), tree_(symbols(model, examples, who)) {}
 
 std::vector<std::vector<int64_t>> ExampleTree::symbols(const models::Model& model,
-                                                       const std::vector<LoraExample>& examples) {
-  check<std::invalid_argument>(!examples.empty(), "train_lora: at least one example is needed, got none");
+                                                       const std::vector<LoraExample>& examples,
+                                                       const std::string& who) {
+  check<std::invalid_argument>(!examples.empty(), who, ": at least one example is needed, got none");
   const at::NoGradGuard no_grad;
   const auto wide = model.dtype() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
   std::map<std::string, int64_t> numbers;  // of what is added, by its content
@@ -57,7 +58,7 @@ std::vector<std::vector<int64_t>> ExampleTree::symbols(const models::Model& mode
   std::vector<std::vector<int64_t>> out;
   for (size_t i = 0; i < examples.size(); ++i) {
     const auto& example = examples[i];
-    check_example(model.cfg(), example, i);
+    check_example(model.cfg(), example, concat(who, ": examples[", i, "]"));
     Sha256 content;
     Added added;
     for (const auto& [layer, direction] : example.added) {
@@ -99,7 +100,7 @@ ExampleTree::Part ExampleTree::part(const std::vector<int64_t>& examples) const 
   std::vector<std::vector<int64_t>> paths;
   std::vector<int64_t> nodes;
   for (const int64_t example : examples) {
-    check<std::out_of_range>(example >= 0 && example < n_examples(), "train_lora: examples are 0 to ",
+    check<std::out_of_range>(example >= 0 && example < n_examples(), who_, ": examples are 0 to ",
                              n_examples() - 1, ", got ", example);
     paths.push_back(tree_.path(tree_.ends()[static_cast<size_t>(example)]));
     nodes.insert(nodes.end(), paths.back().begin(), paths.back().end());

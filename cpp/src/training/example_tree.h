@@ -18,7 +18,8 @@ namespace introspect::training {
 class ExampleTree {
  public:
   /// Throws as LoraTrainer's constructor does.
-  ExampleTree(const models::Model& model, const std::vector<LoraExample>& examples);
+  /// `who` begins its messages.
+  ExampleTree(const models::Model& model, const std::vector<LoraExample>& examples, const std::string& who);
 
   int64_t n_examples() const { return static_cast<int64_t>(n_targets_.size()); }
   int64_t n_nodes() const { return tree_.size(); }
@@ -49,8 +50,9 @@ class ExampleTree {
   using Added = std::map<int64_t, torch::Tensor>;
 
   std::vector<std::vector<int64_t>> symbols(const models::Model& model,
-                                            const std::vector<LoraExample>& examples);
+                                            const std::vector<LoraExample>& examples, const std::string& who);
 
+  std::string who_;
   int64_t d_vocab_;
   std::vector<Added> added_;  // distinct ones; the first adds nothing
   std::vector<std::vector<int64_t>> labels_;

@@ -73,7 +73,7 @@ using Gradients = std::vector<torch::Tensor>;
 struct LoraTrainer::State {
   State(std::shared_ptr<const models::Model> model, std::shared_ptr<const models::Adapter> from,
         const std::vector<LoraExample>& examples, LoraOptions given)
-      : base(std::move(model)), start(std::move(from)), options(given), tree(*base, examples) {
+      : base(std::move(model)), start(std::move(from)), options(given), tree(*base, examples, "train_lora") {
     check_options(options);
     auto places = models::on_devices_of(*base, models::places_of(*start, *base));
     first_layer = base->cfg().n_layers;
