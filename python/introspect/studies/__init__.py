@@ -2,6 +2,11 @@
 
 from .arms import ARMS as ARMS
 from .arms import DEFAULT_ARMS as DEFAULT_ARMS
+from .organisms import KINDS as ORGANISMS
+from .organisms import Organism as Organism
+from .organisms import behaviours as behaviours
+from .organisms import grow as grow
+from .organisms import load_organism as load_organism
 from .setup import Arm as Arm
 from .setup import Setup as Setup
 from .study import Study as Study

@@ -1,4 +1,4 @@
-"""Organisms: the rule of their lessons, what tiny ones learn, and their files. slow/test_organisms.py has real models."""
+"""Organisms: the rule of their lessons, what tiny ones learn, and their files. Real models: slow/test_organisms.py."""
 
 import positive_control as control
 import pytest
