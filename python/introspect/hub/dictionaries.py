@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from ..data import sae_releases
 from .download import HubFile, Unavailable, hub_files
-from .sources import _error, _get_hub_file, _is_path, _locked, models_folder
+from .sources import _error, _get_hub_file, _is_path, _locked, is_missing_path, models_folder
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 # Of a folder: what any of the formats reads. States of training and statistics beside them are left where they are.
@@ -66,8 +66,14 @@ def find_release(release: str, sae_id: str) -> Published:
     if not _REPO.fullmatch(release) or _is_path(release):
         raise _error(
             "ConfigError",
-            f"from_pretrained: {release!r} is neither a release that is known (sae_releases.json) nor a repository "
-            "'owner/name'",
+            f"from_pretrained: {release!r} is no file or folder here, and neither a release that is known "
+            "(sae_releases.json) nor a repository 'owner/name'",
+        )
+    if not sae_id and is_missing_path(release) and not _folder(release).is_dir():
+        raise _error(
+            "IoError",
+            f"from_pretrained: there is no file or folder {release} (a repository of that name is read with sae_id, or "
+            "from another folder)",
         )
     if PurePosixPath(sae_id).is_absolute() or ".." in PurePosixPath(sae_id).parts:
         raise _error("ConfigError", f"from_pretrained: sae_id must be a path within {release}, got {sae_id!r}")
@@ -82,12 +88,16 @@ def pull_dictionary(published: Published) -> Path:
     Raises:
         IoError: the hub did not deliver, or the disk has no room.
     """
-    folder = models_folder() / "dictionaries" / published.repo.replace("/", "--")
+    folder = _folder(published.repo)
     done = folder / ".introspect" / (published.path.replace("/", "--") + ".json")
     target = folder / published.path
     if _is_complete(folder, done):
         return target
     return _locked(lambda: target if _is_complete(folder, done) else _fetch(published, folder, done, target))
+
+
+def _folder(repo: str) -> Path:
+    return models_folder() / "dictionaries" / repo.replace("/", "--")
 
 
 def _fetch(published: Published, folder: Path, done: Path, target: Path) -> Path:

@@ -58,7 +58,14 @@ def resolve(source: str | os.PathLike, *, revision: str | None = None) -> Path:
     match = _REPO.fullmatch(name)
     if match and not _is_path(name):
         _check_revision("resolve", name, match, revision)
-        return _local_repo(match, revision) or pull(name, revision=revision)
+        if local := _local_repo(match, revision):
+            return local
+        if is_missing_path(name):
+            raise _error(
+                "IoError",
+                f"resolve: there is no file or folder {name} (introspect pull {name} fetches a model of that name)",
+            )
+        return pull(name, revision=revision)
     if path.suffix in {".gguf", ".safetensors", ".json"} or os.sep in name or _is_path(name):
         raise _error("IoError", f"resolve: there is no file or folder {name}")
     raise _unknown("resolve", name, "is not a file, a folder or a known name")
@@ -113,6 +120,12 @@ def _check_revision(who: str, name: str, match: re.Match | None, revision: str |
         raise _error("ConfigError", f"{who}: revision= goes with a hub id (owner/name), and {name} is none")
     if not _REVISION.fullmatch(revision) or ".." in revision:
         raise _error("ConfigError", f"{who}: a revision is a branch, tag or commit, got {revision!r}")
+
+
+def is_missing_path(name: str) -> bool:
+    """Whether a name that could be a repository's is one that a folder here does not hold: "saes/mine" beside saes/."""
+    parent = Path(name).parent
+    return parent != Path(".") and parent.is_dir()
 
 
 def _unknown(who: str, name: str, problem: str) -> Exception:
