@@ -18,6 +18,8 @@ from .sections import INTERVALS, MARK, sections
 from .sentences import TEXT_NAMES, summary
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
     from ..plots.panels import Drawing
 
 READS = {
@@ -41,14 +43,11 @@ def html(results: Sequence[Result], pictures: dict[str, bytes], drawings: dict[s
         pictures: figure name -> PNG, in the page's order; shown where scripts are off or there is no drawing.
         drawings: figure name -> what plotly draws.
     """
-    from jinja2 import Environment
     from plotly.offline import get_plotlyjs
 
     from ..plots.panels import EMPTY, THEMES
     from ..plots.style import CONCEPT, CONTROL, THIRD
 
-    template = Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     figures = [_figure(name, pictures.get(name), drawings.get(name), section_names(results)) for name in pictures]
     parts = sections(results)
     for part, result, name in zip(parts, results, section_names(results), strict=True):
@@ -57,7 +56,7 @@ def html(results: Sequence[Result], pictures: dict[str, bytes], drawings: dict[s
         part |= {"description": describe(result), "read": result.protocol["read"], "anchor": name}
         part["questions"] = questions(result)
     first = results[0]
-    return environment.from_string(template).render(
+    return template("page.html.jinja").render(
         model=first.model,
         settings=first.settings,
         verdict=overall(results),
@@ -78,6 +77,14 @@ def html(results: Sequence[Result], pictures: dict[str, bytes], drawings: dict[s
         themes=json.dumps(THEMES),
         swatches={CONCEPT: "concept", CONTROL: "control", THIRD: "third", EMPTY: "empty"},
     )
+
+
+def template(name: str) -> Template:
+    """A template of this folder; what it is given is escaped."""
+    from jinja2 import Environment, FileSystemLoader
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
 
 
 def heading(results: Sequence[Result]) -> str:

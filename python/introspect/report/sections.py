@@ -29,6 +29,7 @@ INTERVALS = (
     "one (Clopper & Pearson 1934)."
 )
 COLUMNS = {
+    "dose": "KL of the next token from the run without injection, in nats, mean over the injected tokens",
     "log-odds": "logit of yes minus logit of no, without → with injection, in nats",
     "p(yes)": "probability of the yes token, without → with injection",
     "yes + no": "probability of both together; where it falls, the model says something else",
@@ -69,6 +70,7 @@ def detection_table(result: Result) -> Table:
         rows.append(
             [
                 result.label(d.setting),
+                _dose(result, d.setting),
                 _arrow(signed(d.base), signed(d.injected)),
                 _arrow(percent(d.p_yes_base), percent(d.p_yes)),
                 _arrow(percent(d.mass_base), percent(d.mass)) + (f" {MARK}" if d.leaves_format else ""),
@@ -78,7 +80,7 @@ def detection_table(result: Result) -> Table:
                 *_null_cells(d.headline),
             ]
         )
-    names = ["injected", "log-odds", "p(yes)", "yes + no", "shift", "controls", "shift − controls"]
+    names = ["injected", "dose", "log-odds", "p(yes)", "yes + no", "shift", "controls", "shift − controls"]
     return _table([*names, "random", "z", "among random"], rows, flagged)
 
 
@@ -87,6 +89,7 @@ def identification_table(result: Result) -> Table:
     rows = [
         [
             result.label(one.setting),
+            _dose(result, one.setting),
             repr(one.token),
             f"{one.rank_base:,} → {one.rank:,}",
             signed(one.gain.value),
@@ -96,7 +99,7 @@ def identification_table(result: Result) -> Table:
         ]
         for one in listed(result, result.identifications())
     ]
-    names = ["injected", "token", "token's rank", "gain", "with a space", "other concepts"]
+    names = ["injected", "dose", "token", "token's rank", "gain", "with a space", "other concepts"]
     return _table([*names, "random", "z", "among random"], rows, [False] * len(rows))
 
 
@@ -135,6 +138,11 @@ def difference_interval(detection: Detection) -> tuple[float, float]:
     if effect is None or detection.n_controls < 3 or effect.interval.low == effect.interval.high:
         return math.nan, math.nan
     return effect.interval.low, effect.interval.high
+
+
+def _dose(result: Result, setting: Setting) -> str:
+    kl = result.dose_kl(setting)
+    return NONE if kl is None else f"{kl:.3g}"
 
 
 def _arrow(before: str, after: str) -> str:

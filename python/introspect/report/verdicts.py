@@ -277,7 +277,8 @@ def _of_localisation(result: Result) -> Verdict:
 def _table(result: Result, settings: dict[Setting, Verdict]) -> list[str]:
     is_report = result.protocol["read"] == "content"
     unit = " x residual" if result.settings.get("strength_unit") == "residual" else ""
-    header = ["concept", "strength", "blocks"]
+    has_dose = any(result.dose_kl(setting) is not None for setting in settings)
+    header = ["concept", "strength", *(["KL"] if has_dose else []), "blocks"]
     header += ["gain", "place", "rank"] if is_report else ["shift", "controls", "less them", "place", "p(yes or no)"]
     rows = [[*header, "word"]]
     compared = _compared(result)
@@ -289,7 +290,9 @@ def _table(result: Result, settings: dict[Setting, Verdict]) -> list[str]:
             left_out += len(shown) - LISTED
             shown.sort(key=lambda setting: -compared[setting].value if _has_value(compared, setting) else math.inf)
         for setting in shown[:LISTED]:
-            injected = [concept, f"{setting.strength:g}{unit}", f"{setting.first_layer}-{setting.last_layer}"]
+            injected = [concept, f"{setting.strength:.4g}{unit}", f"{setting.first_layer}-{setting.last_layer}"]
+            if has_dose:
+                injected.insert(2, f"{kl:.3g}" if (kl := result.dose_kl(setting)) is not None else "-")
             rows.append([*injected, *cells.get(setting, ["not finite", "-", "-"]), settings[setting].word])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas
 
     from ..experiments.results import Result
-    from .arms import Study
+    from .study import Study
 
 HOLDS, FAILS, NOT_SHOWN, NOT_RUN = "holds", "fails", "not shown", "not run"
 MARKS = {HOLDS: "✓", FAILS: "✗", NOT_SHOWN: "?", NOT_RUN: "–"}
@@ -92,7 +92,7 @@ class Claims:
     @property
     def stopped(self) -> list[str]:
         """Of each kind of claim, what keeps it from being stronger."""
-        return [f"{upper_first(rung.title)}: {rung.verdict}. {rung.sentence}" for rung in self._stops()]
+        return [f"{upper_first(rung.title)}: {rung.verdict}. {rung.sentence}" for rung in self.stops()]
 
     @property
     def confidence(self) -> float:
@@ -108,7 +108,7 @@ class Claims:
         run = ([rung for rung in branch if rung.verdict != NOT_RUN] for branch in self._branches())
         return [rungs[0] for rungs in run if rungs]
 
-    def _stops(self) -> list[Rung]:
+    def stops(self) -> list[Rung]:
         """Of each branch that was run the lowest rung that does not hold: one that was tested, or else one not run."""
         found = []
         for branch in self._branches():

@@ -202,7 +202,7 @@ def _decide(
     same |= {
         "effect": worst.effect,
         "interval": worst.interval,
-        "p": min(1.0, chain * branches),
+        "p": None if worst.problem else min(1.0, chain * branches),
         "p_own": beaten.p_above,
         "bound": None if math.isnan(worst.bound) else worst.bound,
         "n_concepts": worst.n,

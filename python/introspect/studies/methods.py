@@ -54,7 +54,7 @@ def _what_ran(own: Result) -> Iterable[str]:
     }[protocol["read"]]
     if protocol.get("answers"):
         read = "which passage is named, by the gain in log-probability of its letter"
-    words = f", in {_counted(len(wordings), 'wording')}" if len(wordings) > 1 else ""
+    words = f", in {_counted(len(wordings), 'wording')}," if len(wordings) > 1 else ""
     yield f"{_counted(len(asked), 'question').capitalize()} about the model's own state{words} gave {read}, in float32."
 
 

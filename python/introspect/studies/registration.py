@@ -17,7 +17,7 @@ from .claims import MARKS
 from .rungs import STEPS
 
 if TYPE_CHECKING:
-    from .arms import Study
+    from .study import Study
 
 SCHEMA = 1
 
@@ -102,6 +102,14 @@ class Registration:
             raise IoError(
                 f"Registration: {path} must have the hash {sha256[:16]}…, got {own[:16]}…: it is another plan"
             )
+        return found
+
+    def check(self, study: Study) -> list[str]:
+        """The deviations, noted in ``study.registration`` with the hash and what became of each hypothesis."""
+        found = self.deviations(study)
+        outcomes = [dict(zip(("rung", "expected", "found"), one, strict=True)) for one in self.outcomes(study)]
+        noted = {"written": self.written, "sha256": self.sha256, "deviations": found, "outcomes": outcomes}
+        study.registration = noted
         return found
 
     def deviations(self, study: Study) -> list[str]:
