@@ -47,8 +47,9 @@ def train_lora(
 
     Args:
         model: of any dtype; the adapter is float32 (float64 for a float64 model).
-        examples: taken in random order, each once before any comes again. Directions are added while the prompt's
-            span runs, in training as in experiments.
+        examples: taken in random order, each once before any comes again; those that stand one after another with
+            one injection stay together, and share its work. Directions are added while the prompt's span runs, in
+            training as in experiments.
         steps: batches.
         rank, alpha: what is added to a product is alpha / rank B A x, A [rank, in] and B [out, rank]. None: 8 and 16.
         targets: the products, by the ends of their modules' names: ("q_proj", "v_proj"), "mlp.c_proj"; None: every

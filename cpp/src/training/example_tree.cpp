@@ -56,6 +56,7 @@ std::vector<std::vector<int64_t>> ExampleTree::symbols(const models::Model& mode
   added_.emplace_back();
   Sha256 all;
   std::vector<std::vector<int64_t>> out;
+  int64_t number_before = 0;
   for (size_t i = 0; i < examples.size(); ++i) {
     const auto& example = examples[i];
     check_example(model.cfg(), example, concat(who, ": examples[", i, "]"));
@@ -72,6 +73,9 @@ std::vector<std::vector<int64_t>> ExampleTree::symbols(const models::Model& mode
       number = found->second;
       if (is_new) added_.push_back(std::move(added));
     }
+    if (number == 0 || number != number_before) units_.emplace_back();
+    units_.back().push_back(static_cast<int64_t>(i));
+    number_before = number;
     // The last token's output is read by nobody.
     auto ids = example.prompt;
     ids.insert(ids.end(), example.target.begin(), example.target.end() - 1);

@@ -43,6 +43,9 @@ class ExampleTree {
   /// Examples cut into groups of at most `most` nodes each (one example at least), neighbours in the tree together.
   std::vector<std::vector<int64_t>> groups(std::vector<int64_t> examples, int64_t most) const;
 
+  /// Examples that stand one after another and share an injection, and so most of their work.
+  const std::vector<std::vector<int64_t>>& units() const { return units_; }
+
   /// Hex SHA-256 of all examples.
   const std::string& hash() const { return hash_; }
 
@@ -57,6 +60,7 @@ class ExampleTree {
   std::vector<Added> added_;  // distinct ones; the first adds nothing
   std::vector<std::vector<int64_t>> labels_;
   std::vector<int64_t> n_targets_;
+  std::vector<std::vector<int64_t>> units_;
   std::string hash_;
   engine::TokenTrie tree_;  // of token + d_vocab * number in added_; made last, from the above
 };

@@ -48,15 +48,18 @@ nlohmann::json options_json(const LoraOptions& o) {
           {"clip", o.clip},   {"seed", o.seed}};
 }
 
-/// The examples in the order of one round, the same on every machine.
-std::vector<int64_t> order_of_round(int64_t n, uint64_t seed, int64_t round) {
+/// The examples in the order of one round, the same on every machine: units in random order.
+std::vector<int64_t> order_of_round(const std::vector<std::vector<int64_t>>& units, uint64_t seed,
+                                    int64_t round) {
   std::seed_seq seeds{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32),
                       static_cast<uint32_t>(round)};
   std::mt19937_64 random(seeds);
-  std::vector<int64_t> order(static_cast<size_t>(n));
-  std::iota(order.begin(), order.end(), int64_t{0});
+  std::vector<size_t> order(units.size());
+  std::iota(order.begin(), order.end(), size_t{0});
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random() % i]);
-  return order;
+  std::vector<int64_t> out;
+  for (const size_t unit : order) out.insert(out.end(), units[unit].begin(), units[unit].end());
+  return out;
 }
 
 /// A matrix that is trained, and Adam's moments.
@@ -149,7 +152,7 @@ std::vector<int64_t> LoraTrainer::State::batch() const {
   const int64_t n = tree.n_examples();
   std::vector<int64_t> out, order;
   for (int64_t i = steps * options.batch_size; i < (steps + 1) * options.batch_size; ++i) {
-    if (order.empty() || i % n == 0) order = order_of_round(n, options.seed, i / n);
+    if (order.empty() || i % n == 0) order = order_of_round(tree.units(), options.seed, i / n);
     out.push_back(order[static_cast<size_t>(i % n)]);
   }
   return out;

@@ -30,7 +30,7 @@ struct LoraOptions {
   int64_t batch_size = 8;        ///< examples in a step
   double lr = 1e-3, lr_end = 0;  ///< of the first step, and where a line from there would be after the last
   double clip = 1;               ///< longest gradient of all matrices together; 0: any
-  uint64_t seed = 0;             ///< of the examples' order, in which each comes once before any comes again
+  uint64_t seed = 0;             ///< of the examples' order, see LoraTrainer
   int64_t memory_budget =
       int64_t{2} << 30;  ///< bytes for activations, and as many for residuals that are kept
 };
@@ -49,7 +49,8 @@ struct LoraStep {
 ///
 /// The loss is the mean cross-entropy of a batch's target tokens, in float32 (float64 of a float64 model); Adam without
 /// weight decay. The examples of a batch are one token tree, in which equal beginnings with equal injections run once,
-/// without padding. What lies below the lowest block that is trained has no gradient: it runs once for all steps and its
+/// without padding. Examples come in random order, each once before any comes again; those that stand one after another with
+/// one injection stay together. What lies below the lowest block that is trained has no gradient: it runs once for all steps and its
 /// residuals are kept as far as memory_budget has room. Equal arguments and threads give equal bits.
 class INTROSPECT_EXPORT LoraTrainer {
  public:
