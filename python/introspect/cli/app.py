@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from . import (
+    dose,
     explore,
     generate,
     graph,
@@ -36,7 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (pull, info, lens, patch, heads, probe, generate, train, run, sweep, report, explore):
+for command in (pull, info, lens, patch, heads, probe, generate, train, dose, run, sweep, report, explore):
     app.command(name=command.__name__.rpartition(".")[2])(command.command)
 app.add_typer(vector.app, name="vector")
 app.add_typer(store.app, name="store")

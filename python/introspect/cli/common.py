@@ -68,6 +68,18 @@ def parse_number(text: str) -> float:
     return number
 
 
+def parse_strength(text: str) -> float | str:
+    """A number, or a dose: "kl=0.5", "sd=2", "coherent"."""
+    if not text[:1].isalpha() or text in ("nan", "inf"):
+        return parse_number(text)
+    from ..experiments.doses import check_target  # here, because it loads torch
+
+    try:
+        return check_target(text, "--strength")
+    except ValueError as error:
+        raise typer.BadParameter(str(error).removeprefix("--strength: ")) from None
+
+
 def one(parse: Callable[[str], Any], name: str) -> Callable[[str], Any]:
     """The parser of an option that takes one value at a time."""
 

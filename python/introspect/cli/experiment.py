@@ -46,12 +46,17 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how much there is t
 Yes = Annotated[bool, typer.Option("--yes", help="Run without asking, also for more than an hour.")]
 
 
-def strengths(given: list[float] | None, fractions: list[float] | None) -> dict[str, Any]:
+def strengths(given: list[Any] | None, fractions: list[float] | None) -> dict[str, Any]:
     """The arguments of run_experiment for --strength and --fraction."""
     if given and fractions:
         raise typer.BadParameter("give --strength or --fraction, not both")
     if not given and not fractions:
         return {}  # run_experiment's own default
+    doses = [one for one in given or [] if isinstance(one, str)]
+    if doses and len(doses) < len(given or []):
+        raise typer.BadParameter(f"--strength: give numbers or doses, not some of each; got {doses[0]} among numbers")
+    if doses:
+        return {"strengths": doses}
     return {"strengths": given or fractions, "strength_unit": "absolute" if given else "residual"}
 
 

@@ -22,8 +22,10 @@ from .common import (
     check_text,
     guarded,
     load_model,
+    note,
     parse_layers,
     parse_number,
+    parse_strength,
     print_json,
 )
 
@@ -41,7 +43,13 @@ def command(
         Path | None, typer.Option(exists=True, dir_okay=False, metavar="F", help="A control vector to steer with.")
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(parser=parse_number, metavar="S", help="Factor of the vector. 1 if not given.")
+        Any,
+        typer.Option(
+            parser=parse_strength,
+            metavar="S",
+            help="Factor of the vector, or a dose that is solved for on everyday prompts: coherent (the largest at "
+            "which text stays coherent; if nothing is given), kl=0.5 (nats), sd=2.",
+        ),
     ] = None,
     fraction: Annotated[
         float | None,
@@ -118,13 +126,19 @@ def _stream(model: Any, text: str, options: dict[str, Any], seed: int, quiet: bo
 
 
 def _steering(
-    model: Any, path: Path | None, strength: float | None, fraction: float | None, layers: Layers | None
+    model: Any, path: Path | None, strength: float | str | None, fraction: float | None, layers: Layers | None
 ) -> contextlib.AbstractContextManager:
     if path is None:
         return contextlib.nullcontext()
     import introspect
 
     vector = introspect.ControlVector.load(path)
-    if fraction is None:
-        return model.steer((1.0 if strength is None else strength) * vector, layers=layers)
-    return model.steer(vector, layers=layers, strength=fraction, unit="residual")
+    if fraction is not None:
+        return model.steer(vector, layers=layers, strength=fraction, unit="residual")
+    wanted = "coherent" if strength is None else strength
+    if not isinstance(wanted, str):
+        return model.steer(wanted * vector, layers=layers)
+    blocks = layers or (min(vector.layers), max(vector.layers))
+    solved = introspect.solve_strength(model, vector, target=wanted, layers=blocks, strength_unit="residual")
+    note(f"introspect: {wanted} is {solved:.3g} residual norms of this vector (--fraction {solved:.3g} is quicker)")
+    return model.steer(vector, layers=layers, strength=solved, unit="residual")

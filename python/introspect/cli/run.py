@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ from .common import (
     one,
     parse_layers,
     parse_number,
+    parse_strength,
     print_json,
 )
 
@@ -33,8 +34,12 @@ def command(
     vector: experiment.Vectors,
     output: experiment.Folder,
     strength: Annotated[
-        list[float] | None,
-        typer.Option(parser=one(parse_number, "--strength"), metavar="S", help="Factor of the vector."),
+        list[Any] | None,
+        typer.Option(
+            parser=one(parse_strength, "--strength"),
+            metavar="S",
+            help="Factor of the vector, or a dose that is solved for: kl=0.5 (nats), sd=2, coherent.",
+        ),
     ] = None,
     fraction: Annotated[
         list[float] | None,
@@ -77,6 +82,7 @@ def command(
     files = experiment.vector_files(vector)
     options = {
         **experiment.strengths(strength, fraction),
+        "dose": True,
         "layers": [tuple(one) for one in layers or [DEFAULT_LAYERS]],
         "questions": experiment.control_questions(questions),
         "controls": controls,

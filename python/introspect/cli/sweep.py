@@ -20,12 +20,17 @@ from .common import (
     note,
     parse_layers,
     parse_number,
+    parse_strength,
     print_json,
 )
 
 
 def parse_numbers(text: str) -> list[float]:
     return [parse_number(part.strip()) for part in text.split(",")]
+
+
+def parse_strengths(text: str) -> list[float | str]:
+    return [parse_strength(part.strip()) for part in text.split(",")]
 
 
 def parse_ranges(text: str) -> list[Layers]:
@@ -44,7 +49,12 @@ def command(
     vector: experiment.Vectors,
     output: experiment.Folder,
     strength: Annotated[
-        list[float] | None, typer.Option(parser=parse_numbers, metavar="S,S,...", help="Factors of the vectors.")
+        list[Any] | None,
+        typer.Option(
+            parser=parse_strengths,
+            metavar="S,S,...",
+            help="Factors of the vectors, or doses that are solved for in every range: kl=0.5 (nats), sd=2, coherent.",
+        ),
     ] = None,
     fraction: Annotated[
         list[float] | None,
@@ -85,6 +95,7 @@ def command(
     files = experiment.vector_files(vector)
     options: dict[str, Any] = {
         **experiment.strengths(flat(strength), flat(fraction)),
+        "dose": True,
         "questions": experiment.control_questions(questions),
         "controls": controls,
         "nulls": nulls,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -168,7 +168,7 @@ def resolve(
     protocol = experiment["protocol"]
     if only_plan or not is_of_strength(protocol):
         return out, []
-    if protocol.inject not in ADDING:
+    if protocol.inject not in (*ADDING, "noise"):
         raise _C.ConfigError(
             f"{who}: protocol {protocol.name!r} injects by {protocol.inject}, which has no dose: its strengths must be "
             f"numbers, got {given[0]!r}"
@@ -177,12 +177,12 @@ def resolve(
         raise ValueError(f"{who}: doses are of one part of the injected tokens, got {len(experiment['parts'])} parts")
     doses: list[Dose] = []
     for target in given:
-        key = (protocol.hash, target, unit, str(experiment["layers"]), str(experiment["parts"]), experiment["seed"])
-        key = (*key, *((name, id(vector)) for name, vector in experiment["vectors"]))
+        key = (target, unit, *_place(model, protocol, target), str(experiment["layers"]), experiment["parts"][0])
+        key = (*key, experiment["seed"], *((name, id(vector)) for name, vector in experiment["vectors"]))
         if key not in known:
             known[key] = solve(
                 model,
-                protocol,
+                _adding(protocol),
                 experiment["vectors"],
                 target,
                 unit=unit,
@@ -191,7 +191,25 @@ def resolve(
                 seed=experiment["seed"],
             )
         doses += known[key]
-    return {**out, **own_strengths(doses)}, doses
+    return {**out, **own_strengths(doses)}, doses if protocol.inject in ADDING else []
+
+
+def _adding(protocol: _C.Protocol) -> _C.Protocol:
+    """The protocol itself, or of noise, which has the vector's length, the one that adds the vector."""
+    if protocol.inject in ADDING:
+        return protocol
+    data = json.loads(protocol.to_json())
+    del data["inject"]
+    return _C.Protocol.parse(json.dumps(data))
+
+
+def _place(model: Any, protocol: _C.Protocol, target: str) -> tuple:
+    """What a dose in a protocol depends on: of KL at the injected tokens nothing that stands after them."""
+    if not target.startswith("kl="):
+        return (protocol.hash,)
+    tokens = _C.conversation_tokens(model.native, protocol)
+    spans = (tuple(protocol.injected), tuple(protocol.passages), tuple(protocol.answers))
+    return (protocol.inject == "random", protocol.relative_strength, tuple(tokens[0]), tuple(tokens[1]), *spans)
 
 
 def measure(model: Any, experiment: Mapping[str, Any]) -> list[Dose]:
@@ -232,8 +250,3 @@ def note(data: dict[str, Any], doses: Iterable[Dose], relative_strength: float) 
             row["dose_kl"], row["dose_sd"] = one.kl, one.sd
             if one.target:
                 row["dose_target"] = one.target
-
-
-def shown(kl: float | None) -> str:
-    """How a dose stands beside a strength: "0.53 nats"; nothing where it is not known."""
-    return "" if kl is None or not math.isfinite(kl) else f"{kl:.3g} nats"

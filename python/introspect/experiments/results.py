@@ -145,7 +145,16 @@ class Result:
     def label(self, setting: Setting) -> str:
         """How a setting is named in tables and plots."""
         where = blocks(setting.first_layer, setting.last_layer)
-        return f"{setting.concept}, {setting.strength:g}{self.unit}, {where}"
+        return f"{setting.concept}, {setting.strength:.4g}{self.unit}, {where}"
+
+    def dose_kl(self, setting: Setting) -> float | None:
+        """KL(injected || base) at a setting's injected tokens, in nats; None where it was not measured."""
+        found = (row.get("dose_kl") for row in self._by_setting.get(setting, ()))
+        return next((kl for kl in found if kl is not None and math.isfinite(kl)), None)
+
+    def dose_target(self, setting: Setting) -> str:
+        """The dose that a setting's strength was solved for ("kl=0.5"); empty where a strength was given."""
+        return next((row["dose_target"] for row in self._by_setting.get(setting, ()) if "dose_target" in row), "")
 
     @property
     def unit(self) -> str:

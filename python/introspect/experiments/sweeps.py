@@ -123,7 +123,8 @@ def curves(result: Result, along: str, *, least: int = 3) -> list[Curve]:
     groups: dict[tuple, list[Detection]] = {}
     for detection in result.detections():
         concept, strength, first, last = detection.setting
-        common = (concept, first, last) if along == "strength" else (concept, strength, last - first)
+        given = result.dose_target(detection.setting) or strength
+        common = (concept, first, last) if along == "strength" else (concept, given, last - first)
         groups.setdefault(common, []).append(detection)
     found = []
     gridded = {(grid.concept, grid.strength) for grid in range_grids(result)} if along == "layer" else set()
@@ -136,7 +137,7 @@ def curves(result: Result, along: str, *, least: int = 3) -> list[Curve]:
             listed.sort(key=lambda d: d.setting.strength)
         else:
             width = "single blocks" if common[2] == 0 else f"{common[2] + 1} blocks at a time"
-            name = f"{common[0]}, {common[1]:g}{result.unit}, {width}"
+            name = f"{common[0]}, {_given(result, common[1])}, {width}"
             listed.sort(key=lambda d: d.setting.first_layer)
         found.append(Curve(name, along, listed))
     return found
@@ -147,19 +148,24 @@ class RangeGrid:
     """Settings that differ in their ranges: {(first layer, last layer): Detection}."""
 
     concept: str
-    strength: float
+    strength: float | str  # the dose, where one was asked for
     name: str
     cells: dict[tuple[int, int], Detection]
 
 
 def range_grids(result: Result) -> list[RangeGrid]:
     """Of every concept and strength with ranges of three widths or more, the grid of its ranges."""
-    groups: dict[tuple[str, float], dict[tuple[int, int], Detection]] = {}
+    groups: dict[tuple[str, float | str], dict[tuple[int, int], Detection]] = {}
     for detection in result.detections():
         concept, strength, first, last = detection.setting
-        groups.setdefault((concept, strength), {})[first, last] = detection
+        groups.setdefault((concept, result.dose_target(detection.setting) or strength), {})[first, last] = detection
     return [
-        RangeGrid(concept, strength, f"{concept}, {strength:g}{result.unit}", cells)
+        RangeGrid(concept, strength, f"{concept}, {_given(result, strength)}", cells)
         for (concept, strength), cells in groups.items()
         if len({last - first for first, last in cells}) >= 3
     ]
+
+
+def _given(result: Result, strength: float | str) -> str:
+    """A strength, or the dose that was asked for, as it was given."""
+    return strength if isinstance(strength, str) else f"{strength:g}{result.unit}"

@@ -193,6 +193,17 @@ def controls(result: Result) -> list[str]:
     return list(dict.fromkeys(row["question"] for row in result.rows if row["question_kind"] == "control"))
 
 
+def _doses(result: Result) -> str:
+    """What was asked for, and the range of what was measured."""
+    kls = [kl for setting in result.groups if (kl := result.dose_kl(setting)) is not None]
+    if not kls:
+        return ""
+    targets = dict.fromkeys(filter(None, map(result.dose_target, result.groups)))
+    spread = f"{min(kls):.3g}" if min(kls) == max(kls) else f"{min(kls):.3g} to {max(kls):.3g}"
+    asked = f"{', '.join(targets)}: " if targets else ""
+    return f"{asked}KL {spread} nats a token from the run without injection, at the injected tokens"
+
+
 def settings(result: Result) -> list[tuple[str, str]]:
     """(name, text) of everything that was set."""
     model, own, protocol = result.model, result.settings, result.protocol
@@ -211,6 +222,7 @@ def settings(result: Result) -> list[tuple[str, str]]:
         ("concepts", ", ".join(result.concepts)),
         ("injection", how),
         ("strength", f"{_short([f'{s:g}' for s in strengths])} {_unit(result)}"),
+        ("dose", _doses(result)),
         ("steered blocks", _short([blocks(*ends) for ends in ranges]) + f" of 0 to {model['n_layers'] - 1}"),
         ("steering", "stays on while the answer is written" if definition.get("steer_generation") else ""),
         ("read", read),

@@ -74,7 +74,7 @@ def steer(
     *,
     layers: Layers = None,
     op: str = "add",
-    strength: float = 1.0,
+    strength: float | str = 1.0,
     unit: str = "absolute",
     positions: tuple[int, int | None] | list[int] = (0, None),
     when: str = "all",
@@ -98,7 +98,9 @@ def steer(
         op: an operator that takes an operand, see Intervention: "add", "norm_preserving_add", "ablate",
             "interpolate", "project_to" (``target=``), "clamp" (``low=``, ``high=``), "rotate", "angular" and
             "adaptive_angular" (``angle=`` in degrees), or one of ``register_operator``.
-        strength: of the operator; for "add" the same as scaling the vector.
+        strength: of the operator; for "add" the same as scaling the vector. Or a dose, for "add" and one vector:
+            "coherent" (the largest at which text stays coherent), "kl=0.5", "sd=2", which are solved for on a few
+            everyday prompts before anything else (``introspect.solve_strength``, ``introspect.dose``).
         unit: "absolute": directions count as they are; "residual": each counts as one of the length of the residual
             stream after its block, the median over the prompt's tokens (``residual_norms``) of each row, unsteered.
             0.1 to 0.5 is usual. For "add" and "norm_preserving_add".
@@ -136,9 +138,11 @@ def steer(
         control_vector(second, "steer")
     if condition is not None and not isinstance(condition, _C.Condition):
         raise TypeError(f"steer: condition must be an introspect.Condition, got {type(condition).__name__}")
-    if isinstance(strength, str) or not hasattr(strength, "__float__"):
-        raise TypeError(f"steer: strength must be a number, got {strength!r}")
     _check_unit(unit, op)
+    if isinstance(strength, str):
+        strength = _strength_of_dose(model, vector, strength, unit=unit, layers=layers, op=op)
+    elif not hasattr(strength, "__float__"):
+        raise TypeError(f"steer: strength must be a number or a dose, got {strength!r}")
     if rows is None and not isinstance(vector, _C.ControlVector):
         rows = range(len(vectors))
     for one in (*vectors, second):
@@ -175,6 +179,20 @@ def steer(
         yield model
     finally:
         model._take(effects)
+
+
+def _strength_of_dose(
+    model: Any, vector: Vectors, dose: str, *, unit: str, layers: tuple[int, int] | None, op: str
+) -> float:
+    """The strength that gives a dose on everyday prompts. They are run without what is in effect on the model."""
+    from ..experiments.doses import check_target
+    from ..studies.dose import solve_strength
+
+    check_target(dose, "steer")
+    if not isinstance(vector, _C.ControlVector) or op != "add":
+        raise ValueError(f"steer: a dose goes with op 'add' and one vector, got {dose!r} with op {op!r}")
+    blocks = layers or (min(vector.layers), max(vector.layers))
+    return solve_strength(model, vector, target=dose, layers=blocks, strength_unit=unit, progress=False)
 
 
 def _warn_of_another_model(model: Hooked, vector: _C.ControlVector | None) -> None:

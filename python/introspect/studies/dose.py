@@ -106,7 +106,7 @@ class Doses:
             coherence = f"{row.coherence:.2f}" + ("" if row.coherent is None else " ok" if row.coherent else " broken")
             lines.append(
                 (
-                    row.concept if row.null_index < 0 else f"{row.concept} (random {row.null_index})",
+                    (row.concept or "vector") + ("" if row.null_index < 0 else f" (random {row.null_index})"),
                     f"{row.first_layer}-{row.last_layer}",
                     f"{row.strength:.3g}" + (f" ({row.target})" if row.target else ""),
                     f"{row.kl:.3g}",

@@ -121,7 +121,7 @@ def test_steering_takes_layers_in_every_form(model):
         ({"after": 5}, "after must be a list of token ids, got 5"),
         ({"rows": 1}, "rows must be a list"),
         ({"condition": lambda tokens: True}, "condition must be an introspect.Condition, got function"),
-        ({"strength": "2"}, "steer: strength must be a number, got '2'"),
+        ({"strength": None}, "steer: strength must be a number or a dose, got None"),
         ({"op": 3}, "Intervention.*'op' must be str, got int"),
         ({"when": 3}, "TextFilter.*'phase' must be str, got int"),
         ({"angle": "30", "op": "rotate"}, "Intervention.*'parameters'.*str for 'angle'"),
