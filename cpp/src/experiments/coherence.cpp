@@ -21,6 +21,7 @@ namespace {
 // Strengths of a window, in units of DoseMeter::scale.
 constexpr double kFirst = 1.0 / 80, kLargest = 20.0;
 constexpr int64_t kGram = 3;
+constexpr auto kCoherent = "coherent";
 
 /// Draws and scores texts in one context.
 class Reader {
@@ -280,6 +281,39 @@ std::vector<CoherentWindow> coherent_windows(const graph::ModelPtr& model, const
     window.broken = broken == tried[subject].end() ? std::numeric_limits<double>::infinity() : broken->first;
     window.largest = std::prev(broken)->second;
     for (const auto& [strength, one] : tried[subject]) window.tried.push_back(one);
+  }
+  return out;
+}
+
+std::vector<OwnStrengths> strengths_of_doses(const graph::ModelPtr& model, const DoseContext& context,
+                                             const NamedVectors& vectors,
+                                             const std::vector<std::string>& targets,
+                                             const CoherenceOptions& given) {
+  check<std::invalid_argument>(!targets.empty(),
+                               "strengths_of_doses: at least one target is needed, got none");
+  for (const auto& target : targets)
+    if (target != kCoherent) DoseTarget::parse(target);
+  auto options = given;
+  options.nulls = 0;
+  options.null_vectors.clear();
+  std::vector<OwnStrengths> out;
+  const auto add = [&](const auto& found) {
+    const auto same = std::find_if(out.begin(), out.end(), [&](const auto& own) {
+      return own.concept_name == found.concept_name && own.first_layer == found.first_layer &&
+             own.last_layer == found.last_layer;
+    });
+    auto& own =
+        same == out.end()
+            ? out.emplace_back(OwnStrengths{found.concept_name, found.first_layer, found.last_layer, {}})
+            : *same;
+    own.strengths.push_back(found.strength);
+  };
+  for (const auto& target : targets) {
+    if (target == kCoherent)
+      for (const auto& window : coherent_windows(model, context, vectors, options)) add(window.largest);
+    else
+      for (const auto& solved : solve_doses(model, context, vectors, DoseTarget::parse(target), options))
+        add(solved.dose);
   }
   return out;
 }

@@ -65,4 +65,13 @@ INTROSPECT_EXPORT std::vector<CoherentWindow> coherent_windows(const graph::Mode
                                                                const NamedVectors& vectors,
                                                                const CoherenceOptions& options = {});
 
+/// The strengths of every vector x range that give doses: "kl=0.5" and the like (DoseTarget::parse), and "coherent" for the
+/// largest of the coherent window. They are what ExperimentOptions::own_strengths takes, with as many `strengths` (of any
+/// numbers) as there are targets. Throws as solve_doses and coherent_windows do, std::invalid_argument for no targets.
+INTROSPECT_EXPORT std::vector<OwnStrengths> strengths_of_doses(const graph::ModelPtr& model,
+                                                               const DoseContext& context,
+                                                               const NamedVectors& vectors,
+                                                               const std::vector<std::string>& targets,
+                                                               const CoherenceOptions& options = {});
+
 }  // namespace introspect::experiments
