@@ -23,10 +23,18 @@ circuits::GraphNodeKind parse_kind(const std::string& name) {
                               name + "'");
 }
 
+circuits::FeatureSite parse_site(const std::string& name) {
+  for (const auto site :
+       {circuits::FeatureSite::attention, circuits::FeatureSite::mlp, circuits::FeatureSite::residual})
+    if (circuits::to_string(site) == name) return site;
+  throw std::invalid_argument("a node's site must be attention, mlp or residual, got '" + name + "'");
+}
+
 py::dict columns(const AttributionGraph& graph) {
-  py::list kinds, layers, positions, features, values, names;
+  py::list kinds, sites, layers, positions, features, values, names;
   for (const auto& node : graph.nodes) {
     kinds.append(circuits::to_string(node.kind));
+    sites.append(circuits::to_string(node.site));
     layers.append(node.layer);
     positions.append(node.position);
     features.append(node.feature);
@@ -40,6 +48,7 @@ py::dict columns(const AttributionGraph& graph) {
   out["feature"] = features;
   out["value"] = values;
   out["name"] = names;
+  out["site"] = sites;
   return out;
 }
 
@@ -49,15 +58,19 @@ A node of an attribution graph.
 
 ``kind``: feature, error, token, bias, injection or logit; ``layer``: -1 of tokens, n_layers of targets; ``position``: -1 of biases;
 ``feature``: its number in the transcoder, the token's id of tokens and logits, -1 else; ``value``: the activation of a feature,
-the probability (or weight) of a target; ``name``: the text of tokens and targets.
+the probability (or weight) of a target; ``name``: the text of tokens and targets; ``site``: of features and errors, attention
+(what it adds), mlp or residual (the stream after the block); ``depth``: edges lead to higher ones.
 )doc")
       .def(py::init([](const std::string& kind, int64_t layer, int64_t position, int64_t feature,
-                       double value, std::string name) {
-             return GraphNode{parse_kind(kind), layer, position, feature, value, std::move(name)};
+                       double value, std::string name, const std::string& site) {
+             return GraphNode{parse_kind(kind), layer,           position, feature, value,
+                              std::move(name),  parse_site(site)};
            }),
            py::arg("kind"), py::arg("layer"), py::arg("position") = -1, py::arg("feature") = -1,
-           py::arg("value") = 0.0, py::arg("name") = "")
+           py::arg("value") = 0.0, py::arg("name") = "", py::arg("site") = "mlp")
       .def_property_readonly("kind", [](const GraphNode& node) { return circuits::to_string(node.kind); })
+      .def_property_readonly("site", [](const GraphNode& node) { return circuits::to_string(node.site); })
+      .def_property_readonly("depth", &GraphNode::depth)
       .def_readonly("layer", &GraphNode::layer)
       .def_readonly("position", &GraphNode::position)
       .def_readonly("feature", &GraphNode::feature)
@@ -67,6 +80,7 @@ the probability (or weight) of a target; ``name``: the text of tokens and target
       .def("__repr__", [](const GraphNode& node) {
         return "GraphNode(" + circuits::to_string(node.kind) + ", layer=" + std::to_string(node.layer) +
                ", position=" + std::to_string(node.position) + ", feature=" + std::to_string(node.feature) +
+               (node.site == circuits::FeatureSite::mlp ? "" : ", site=" + circuits::to_string(node.site)) +
                (node.name.empty() ? ")" : ", " + py::repr(py::str(node.name)).cast<std::string>() + ")");
       });
 
@@ -149,13 +163,76 @@ Raises:
       .def(
           "find",
           [](const AttributionGraph& g, const std::string& kind, int64_t layer, int64_t position,
-             int64_t feature) { return g.find(parse_kind(kind), layer, position, feature); },
-          py::arg("kind"), py::arg("layer"), py::arg("position") = -1, py::arg("feature") = -1)
+             int64_t feature, const std::string& site) {
+            return g.find(parse_kind(kind), layer, position, feature, parse_site(site));
+          },
+          py::arg("kind"), py::arg("layer"), py::arg("position") = -1, py::arg("feature") = -1,
+          py::arg("site") = "mlp")
       .def("save", &AttributionGraph::save, py::arg("path"), NoGil())
       .def_static("load", &AttributionGraph::load, py::arg("path"), NoGil())
       .def("to_json", &AttributionGraph::to_json, py::arg("slug"), py::arg("scan"), py::kw_only(),
            py::arg("biases") = false, NoGil())
       .def_static("from_json", &AttributionGraph::from_json, py::arg("text"), NoGil());
+}
+
+/// A function of what attribute takes.
+template <typename Function>
+void bind_with_arguments(py::module_& m, const char* name, const Function& function, const char* doc) {
+  m.def(
+      name,
+      [function](const std::shared_ptr<Model>& model, const torch::Tensor& tokens,
+                 std::map<int64_t, sae::Dictionary> transcoders,
+                 std::optional<sae::CrossLayerTranscoder> cross_layer, std::vector<sae::Dictionary> saes,
+                 const std::optional<std::string>& input, std::string name, double logit_mass,
+                 int64_t max_logits, std::vector<circuits::GraphTarget> targets,
+                 std::vector<circuits::Injection> injections, int64_t max_features, int64_t edges_per_row,
+                 bool fold, bool mask_first, int64_t rows_per_batch, int64_t batches_per_update,
+                 int64_t memory_budget, const std::string& rows_folder, double time_budget,
+                 const py::object& progress) {
+        const circuits::Transcoders dictionaries{std::move(transcoders), std::move(cross_layer),
+                                                 parse_input(input), std::move(name), std::move(saes)};
+        const circuits::AttributeOptions options{logit_mass,
+                                                 max_logits,
+                                                 std::move(targets),
+                                                 std::move(injections),
+                                                 max_features,
+                                                 edges_per_row,
+                                                 fold,
+                                                 mask_first,
+                                                 rows_per_batch,
+                                                 batches_per_update,
+                                                 memory_budget,
+                                                 rows_folder,
+                                                 time_budget,
+                                                 as_shown_progress(progress)};
+        const py::gil_scoped_release release;
+        return function(*model, tokens, dictionaries, options);
+      },
+      py::arg("model"), py::arg("tokens"), py::kw_only(), py::arg("transcoders"),
+      py::arg("cross_layer") = py::none(), py::arg("saes") = std::vector<sae::Dictionary>{},
+      py::arg("input") = py::none(), py::arg("name") = "", py::arg("logit_mass") = 0.95,
+      py::arg("max_logits") = 10, py::arg("targets") = std::vector<circuits::GraphTarget>{},
+      py::arg("injections") = std::vector<circuits::Injection>{}, py::arg("max_features") = 7500,
+      py::arg("edges_per_row") = 4096, py::arg("fold") = true, py::arg("mask_first") = true,
+      py::arg("rows_per_batch") = 256, py::arg("batches_per_update") = 4,
+      py::arg("memory_budget") = int64_t{2} << 30, py::arg("rows_folder") = "", py::arg("time_budget") = 0.0,
+      py::arg("progress") = py::none(), doc);
+}
+
+void bind_attribute(py::module_& m) {
+  py::class_<circuits::AttributionPlan>(m, "AttributionPlan", R"doc(
+What a graph takes: ``active_features``, ``rows`` of features at most, ``rows_per_batch``, ``seconds`` for them and ``bytes``
+beside model and dictionaries.
+)doc")
+      .def_readonly("active_features", &circuits::AttributionPlan::active_features)
+      .def_readonly("rows", &circuits::AttributionPlan::rows)
+      .def_readonly("rows_per_batch", &circuits::AttributionPlan::rows_per_batch)
+      .def_readonly("seconds", &circuits::AttributionPlan::seconds)
+      .def_readonly("bytes", &circuits::AttributionPlan::bytes);
+  bind_with_arguments(m, "attribute", &circuits::attribute,
+                      "The attribution graph of one prompt: see introspect.circuits.attribute.");
+  bind_with_arguments(m, "plan_attribution", &circuits::plan_attribution,
+                      "What attribute would take: see introspect.circuits.attribute.");
 }
 
 }  // namespace
@@ -199,41 +276,7 @@ Args:
       .def_readonly("positions", &circuits::Injection::positions)
       .def_readonly("vector", &circuits::Injection::vector_D);
 
-  m.def(
-      "attribute",
-      [](const std::shared_ptr<Model>& model, const torch::Tensor& tokens,
-         std::map<int64_t, sae::Dictionary> transcoders, std::optional<sae::CrossLayerTranscoder> cross_layer,
-         const std::optional<std::string>& input, std::string name, double logit_mass, int64_t max_logits,
-         std::vector<circuits::GraphTarget> targets, std::vector<circuits::Injection> injections,
-         int64_t max_features, int64_t edges_per_row, bool fold, bool mask_first, int64_t rows_per_batch,
-         int64_t batches_per_update, int64_t memory_budget, const py::object& progress) {
-        const circuits::Transcoders set{std::move(transcoders), std::move(cross_layer), parse_input(input),
-                                        std::move(name)};
-        const circuits::AttributeOptions options{logit_mass,
-                                                 max_logits,
-                                                 std::move(targets),
-                                                 std::move(injections),
-                                                 max_features,
-                                                 edges_per_row,
-                                                 fold,
-                                                 mask_first,
-                                                 rows_per_batch,
-                                                 batches_per_update,
-                                                 memory_budget,
-                                                 as_shown_progress(progress)};
-        const py::gil_scoped_release release;
-        return circuits::attribute(*model, tokens, set, options);
-      },
-      py::arg("model"), py::arg("tokens"), py::kw_only(), py::arg("transcoders"),
-      py::arg("cross_layer") = py::none(), py::arg("input") = py::none(), py::arg("name") = "",
-      py::arg("logit_mass") = 0.95, py::arg("max_logits") = 10,
-      py::arg("targets") = std::vector<circuits::GraphTarget>{},
-      py::arg("injections") = std::vector<circuits::Injection>{}, py::arg("max_features") = 7500,
-      py::arg("edges_per_row") = 4096, py::arg("fold") = true, py::arg("mask_first") = true,
-      py::arg("rows_per_batch") = 256, py::arg("batches_per_update") = 4,
-      py::arg("memory_budget") = int64_t{2} << 30, py::arg("progress") = py::none(), R"doc(
-The attribution graph of one prompt: see introspect.circuits.attribute.
-)doc");
+  bind_attribute(m);
 }
 
 }  // namespace introspect::python

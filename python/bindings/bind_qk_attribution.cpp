@@ -31,15 +31,17 @@ const char* name_of(QkPart::Kind kind) {
 
 using Layers = std::map<int64_t, sae::Dictionary>;
 using CrossLayer = std::optional<sae::CrossLayerTranscoder>;
+using Saes = std::vector<sae::Dictionary>;
 
 }  // namespace
 
 void bind_qk_attribution(py::module_& m) {
   py::class_<QkPart>(m, "QkPart", R"doc(
 A part of the stream that a head reads at one position: ``kind`` (feature, error, attention, token, bias), ``layer``,
-``feature`` and ``value`` (its activation).
+``feature`` and ``value`` (its activation), ``site`` (of features and errors: attention, mlp, residual).
 )doc")
       .def_property_readonly("kind", [](const QkPart& part) { return name_of(part.kind); })
+      .def_property_readonly("site", [](const QkPart& part) { return circuits::to_string(part.site); })
       .def_readonly("layer", &QkPart::layer)
       .def_readonly("feature", &QkPart::feature)
       .def_readonly("value", &QkPart::value)
@@ -67,28 +69,30 @@ A part of the stream that a head reads at one position: ``kind`` (feature, error
   m.def(
       "qk_attribution",
       [](const std::shared_ptr<Model>& model, const torch::Tensor& tokens, int64_t layer, int64_t head,
-         int64_t query, int64_t key, Layers layers, CrossLayer cross_layer,
+         int64_t query, int64_t key, Layers layers, CrossLayer cross_layer, Saes saes,
          const std::optional<std::string>& input, bool mask_first) {
-        return circuits::qk_attribution(*model, tokens, layer, head, query, key,
-                                        {std::move(layers), std::move(cross_layer), parse_input(input), ""},
-                                        mask_first);
+        return circuits::qk_attribution(
+            *model, tokens, layer, head, query, key,
+            {std::move(layers), std::move(cross_layer), parse_input(input), "", std::move(saes)}, mask_first);
       },
       py::arg("model"), py::arg("tokens"), py::arg("layer"), py::arg("head"), py::arg("query"),
       py::arg("key"), py::kw_only(), py::arg("transcoders"), py::arg("cross_layer") = py::none(),
-      py::arg("input") = py::none(), py::arg("mask_first") = true, NoGil(),
+      py::arg("saes") = Saes{}, py::arg("input") = py::none(), py::arg("mask_first") = true, NoGil(),
       "See introspect.circuits.qk_attribution.");
   m.def(
       "head_loadings",
       [](const std::shared_ptr<Model>& model, const torch::Tensor& tokens, const GraphNode& source,
-         const GraphNode& target, Layers layers, CrossLayer cross_layer,
+         const GraphNode& target, Layers layers, CrossLayer cross_layer, Saes saes,
          const std::optional<std::string>& input, bool mask_first) {
-        return circuits::head_loadings(*model, tokens,
-                                       {std::move(layers), std::move(cross_layer), parse_input(input), ""},
-                                       source, target, mask_first);
+        return circuits::head_loadings(
+            *model, tokens,
+            {std::move(layers), std::move(cross_layer), parse_input(input), "", std::move(saes)}, source,
+            target, mask_first);
       },
       py::arg("model"), py::arg("tokens"), py::arg("source"), py::arg("target"), py::kw_only(),
-      py::arg("transcoders"), py::arg("cross_layer") = py::none(), py::arg("input") = py::none(),
-      py::arg("mask_first") = true, NoGil(), "See introspect.circuits.head_loadings.");
+      py::arg("transcoders"), py::arg("cross_layer") = py::none(), py::arg("saes") = Saes{},
+      py::arg("input") = py::none(), py::arg("mask_first") = true, NoGil(),
+      "See introspect.circuits.head_loadings.");
 }
 
 }  // namespace introspect::python

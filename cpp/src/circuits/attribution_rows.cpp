@@ -1,6 +1,7 @@
 #include "circuits/attribution_rows.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include <ATen/ATen.h>
 
@@ -29,6 +30,18 @@ torch::Tensor dot_RP(const torch::Tensor& g_PRD, const torch::Tensor& x_PD) {
 
 }  // namespace
 
+RowTarget::Reads reads_of(FeatureSite site) {
+  switch (site) {
+    case FeatureSite::attention:
+      return RowTarget::Reads::attention_out;
+    case FeatureSite::mlp:
+      return RowTarget::Reads::mlp_input;
+    case FeatureSite::residual:
+      return RowTarget::Reads::residual;
+  }
+  throw std::logic_error("circuits: a site that nothing reads");
+}
+
 RowMaker::RowMaker(const FrozenModel& frozen, const FeatureLayers& features)
     : frozen_(frozen), features_(features) {
   const int64_t T = frozen.n_tokens();
@@ -39,7 +52,7 @@ RowMaker::RowMaker(const FrozenModel& frozen, const FeatureLayers& features)
     bounds_.push_back(layer.offsets.to(torch::kCPU).contiguous());
     offsets_.push_back(offsets_.back() + layer.ids.size(0));
     const auto counts = bounds_.back().slice(0, 1) - bounds_.back().slice(0, 0, -1);
-    cells.push_back(at::repeat_interleave(at::arange(T, counts.options()), counts) + layer.layer * T);
+    cells.push_back(at::repeat_interleave(at::arange(T, counts.options()), counts) + layer.error_row * T);
   }
   cells_ = cells.empty() ? at::empty({0}, at::kLong) : at::cat(cells);
 }
@@ -49,8 +62,8 @@ RowMaker::Place RowMaker::place(int64_t column) const {
   const auto index = static_cast<size_t>(after - offsets_.begin() - 1);
   const auto& layer = features_.layers[index];
   const int64_t entry = column - offsets_[index];
-  return {static_cast<int64_t>(index), cells_[column].item<int64_t>() - layer.layer * frozen_.n_tokens(),
-          layer.ids[entry].item<int64_t>(), layer.activations[entry].item<double>()};
+  return {static_cast<int64_t>(index), position(column), layer.ids[entry].item<int64_t>(),
+          layer.activations[entry].item<double>()};
 }
 
 int64_t RowMaker::row_bytes(int64_t n_positions) const {
@@ -58,7 +71,7 @@ int64_t RowMaker::row_bytes(int64_t n_positions) const {
   const auto& cfg = frozen_.model().cfg();
   // The gradient, what the heads mix of it twice, and its next value; and the row itself.
   return size * (n_positions * (2 * D + 3 * cfg.n_heads * cfg.d_head) + n_features() +
-                 2 * frozen_.n_layers() * frozen_.n_tokens());
+                 2 * features_.n_error_rows() * frozen_.n_tokens());
 }
 
 torch::Tensor RowMaker::written_mD(size_t index, size_t write, int64_t position) const {
@@ -83,20 +96,39 @@ void RowMaker::gather(int64_t memory) {
   }
 }
 
+int64_t RowMaker::gathered_bytes() const {
+  int64_t out = 0;
+  for (const auto& ways : gathered_)
+    for (const auto& rows_nD : ways) out += static_cast<int64_t>(rows_nD.nbytes());
+  return out;
+}
+
 std::vector<RowMaker::Cell> RowMaker::seen(const RowTarget& target) const {
+  // Sites lie at the depths of the targets that read there.
+  const auto below = [&](const FeatureLayer& from) {
+    if (frozen_.parallel() && target.reads == RowTarget::Reads::mlp_input && from.layer == target.layer)
+      return false;
+    return RowTarget{reads_of(from.site), from.layer, 0, {}, 0}.depth() < target.depth();
+  };
+  size_t begin = 0;
+  for (size_t i = 0; i < features_.layers.size(); ++i)  // nothing passes an SAE of the stream
+    if (features_.layers[i].site == FeatureSite::residual && writes_once_ && below(features_.layers[i]))
+      begin = i;
   std::vector<Cell> out;
-  for (size_t i = 0; i < features_.layers.size(); ++i) {
-    const int64_t layer = features_.layers[i].layer;
-    if (layer > target.layer || (layer == target.layer && target.reads == RowTarget::Reads::mlp_input)) break;
+  for (size_t i = begin; i < features_.layers.size(); ++i) {
+    const auto& from = features_.layers[i];
+    if (!below(from)) continue;
     const auto* bounds = bounds_[i].const_data_ptr<int64_t>();
     for (int64_t p = 0; p <= target.position; ++p)
       if (bounds[p + 1] > bounds[p])
-        out.push_back({layer * frozen_.n_tokens() + p, offsets_[i] + bounds[p], offsets_[i] + bounds[p + 1]});
+        out.push_back(
+            {from.error_row * frozen_.n_tokens() + p, offsets_[i] + bounds[p], offsets_[i] + bounds[p + 1]});
   }
   return out;
 }
 
 Rows RowMaker::rows(const std::vector<RowTarget>& targets) {
+  using Reads = RowTarget::Reads;
   const at::NoGradGuard no_grad;
   const int64_t R = static_cast<int64_t>(targets.size()), L = frozen_.n_layers(), T = frozen_.n_tokens();
   const auto options = frozen_.embedded_TD().options();
@@ -106,91 +138,128 @@ Rows RowMaker::rows(const std::vector<RowTarget>& targets) {
 
   // A product sets its block; only where several layers add to one does it have to be 0 before.
   if (!buffer_.defined() || buffer_.size(0) < R) buffer_ = at::empty({R, n_features()}, options);
-  Rows out{buffer_.narrow(0, 0, R), at::zeros({R, L * T}, options), at::zeros({R, T}, options),
-           at::zeros({R, L + 1}, options), at::zeros({R, L}, options)};
+  Rows out{buffer_.narrow(0, 0, R), at::zeros({R, features_.n_error_rows() * T}, options),
+           at::zeros({R, T}, options), at::zeros({R, L + 1}, options), at::zeros({R, L}, options)};
   if (!writes_once_) out.features_RN.zero_();
   for (int64_t r = 0; r < R; ++r)
     out.biases_RB[r][1 + targets[size_t(r)].layer] = targets[size_t(r)].constant;
 
-  auto g_PRD =
-      at::zeros({P, 0, D}, options);  // at the stream after the block, of the targets that are above it
-  int64_t n = 0;                      // of them
-  const auto count = [&](int64_t layer, RowTarget::Reads reads) {
+  // The gradient at the stream of rows [done, n): those that are above it, less those that end at an SAE above it.
+  auto g_PRD = at::zeros({P, 0, D}, options);
+  int64_t done = 0, n = 0;
+  const auto live = [&](const torch::Tensor& x) { return x.narrow(0, done, n - done); };
+  const auto count = [&](int64_t layer, Reads reads) {
     int64_t more = 0;
     while (n + more < R && targets[size_t(n + more)].layer == layer &&
            targets[size_t(n + more)].reads == reads)
       ++more;
     return more;
   };
-  const auto append = [&](const torch::Tensor& more_PRD) { g_PRD = at::cat({g_PRD, more_PRD}, 1); };
+  const auto append = [&](const torch::Tensor& more_PRD) {
+    g_PRD = at::cat({g_PRD, more_PRD}, 1);
+    n += more_PRD.size(1);
+  };
   const auto at_positions = [&](const torch::Tensor& g_RD, const torch::Tensor& positions_R) {
     auto x_PRD = at::zeros({P, g_RD.size(0), D}, options);
     return x_PRD.index_put_({positions_R, at::arange(g_RD.size(0), positions_R.options())}, g_RD);
   };
+  /// What is written at a site of a layer: features, errors and a constant.
+  const auto write = [&](FeatureSite site, int64_t layer, int64_t error_row, const torch::Tensor& error_TD,
+                         const torch::Tensor& bias_D) {
+    for (size_t i = 0; i < features_.layers.size(); ++i) {
+      const auto& from = features_.layers[i];
+      if (from.site != site) continue;
+      for (size_t way = 0; way < from.writes.size(); ++way) {
+        if (from.writes[way].first != layer) continue;
+        const auto* bounds = bounds_[i].const_data_ptr<int64_t>();
+        for (int64_t p = 0; p < P; ++p) {
+          const int64_t first = bounds[p], m = bounds[p + 1] - first;
+          if (m == 0) continue;
+          auto block = live(out.features_RN).narrow(1, offsets_[i] + first, m);
+          block.addmm_(g_PRD[p], written_mD(i, way, p).t(), writes_once_ ? 0 : 1);
+        }
+      }
+    }
+    live(out.errors_RE).narrow(1, error_row * T, P).copy_(dot_RP(g_PRD, error_TD.narrow(0, 0, P)));
+    if (bias_D.defined()) live(out.biases_RB).select(1, 1 + layer).add_(at::matmul(g_PRD, bias_D).sum(0));
+  };
+  const auto write_split = [&](const Split& split) {
+    const auto row = L + (&split - features_.splits.data());
+    write(split.site, split.layer, row, split.error_TD, split.bias_D);
+  };
 
   for (int64_t layer = L - 1; layer >= 0; --layer) {
     check_interrupt();
-    if (const int64_t more = count(layer, RowTarget::Reads::stream_after)) {
+    const auto* stream = features_.split(FeatureSite::residual, layer);
+    const auto* heads = features_.split(FeatureSite::attention, layer);
+    if (const int64_t more = count(layer, Reads::stream_after))
       append(at_positions(directions_of(targets, n, more), positions_of(targets, n, more)));
-      n += more;
+    if (stream) {
+      if (n > done) write_split(*stream);
+      done = n;
+      g_PRD = at::zeros({P, 0, D}, options);
     }
+    if (const int64_t more = count(layer, Reads::residual))
+      append(at_positions(directions_of(targets, n, more), positions_of(targets, n, more)));
 
-    // What is written after the MLP: features, errors, constants; and what the skip reads.
+    // What is written after the MLP; and what the skip reads.
     torch::Tensor skip_PRD;
-    if (n > 0) {
-      for (size_t i = 0; i < features_.layers.size(); ++i) {
-        const auto& from = features_.layers[i];
-        for (size_t write = 0; write < from.writes.size(); ++write) {
-          if (from.writes[write].first != layer) continue;
-          const auto* bounds = bounds_[i].const_data_ptr<int64_t>();
-          for (int64_t p = 0; p < P; ++p) {
-            const int64_t first = bounds[p], m = bounds[p + 1] - first;
-            if (m == 0) continue;
-            auto block = out.features_RN.narrow(0, 0, n).narrow(1, offsets_[i] + first, m);
-            block.addmm_(g_PRD[p], written_mD(i, write, p).t(), writes_once_ ? 0 : 1);
-          }
-        }
-      }
-      out.errors_RE.narrow(0, 0, n)
-          .narrow(1, layer * T, P)
-          .copy_(dot_RP(g_PRD, features_.error_TD[size_t(layer)].narrow(0, 0, P)));
+    if (n > done) {
       const auto& injected_TD = frozen_.injected_TD(layer);
       if (injected_TD.defined())
-        out.injections_RL.narrow(0, 0, n).select(1, layer).copy_(
-            dot_RP(g_PRD, injected_TD.narrow(0, 0, P)).sum(1));
-      const auto& bias_D = features_.bias_D[size_t(layer)];
-      if (bias_D.defined())
-        out.biases_RB.narrow(0, 0, n).select(1, 1 + layer).add_(at::matmul(g_PRD, bias_D).sum(0));
+        live(out.injections_RL).select(1, layer).copy_(dot_RP(g_PRD, injected_TD.narrow(0, 0, P)).sum(1));
+      write(FeatureSite::mlp, layer, layer, features_.error_TD[size_t(layer)],
+            features_.bias_D[size_t(layer)]);
       const auto& skip_DD = features_.skip_DD[size_t(layer)];
       if (skip_DD.defined())
         skip_PRD = frozen_.mlp_input_gradient(layer, features_.input, at::matmul(g_PRD, skip_DD));
       if (skip_PRD.defined() && !frozen_.parallel()) g_PRD = g_PRD + skip_PRD;
-
-      out.biases_RB.narrow(0, 0, n)
-          .select(1, 1 + layer)
-          .add_(dot_RP(g_PRD, frozen_.attention_bias_TD(layer).narrow(0, 0, P)).sum(1));
-      g_PRD = g_PRD + frozen_.attention_gradient(layer, g_PRD);
-      if (skip_PRD.defined() && frozen_.parallel()) g_PRD = g_PRD + skip_PRD;
     }
 
-    if (const int64_t more = count(layer, RowTarget::Reads::mlp_input)) {
+    const auto mlp_gradient = [&](int64_t more) {
+      return frozen_.mlp_input_gradient(layer, features_.input, directions_of(targets, n, more),
+                                        positions_of(targets, n, more));
+    };
+    if (heads && !frozen_.parallel())  // what attention adds reaches the MLP through the SAE
+      if (const int64_t more = count(layer, Reads::mlp_input))
+        append(at_positions(mlp_gradient(more), positions_of(targets, n, more)));
+    if (n > done) {
+      if (heads) {
+        write_split(*heads);
+      } else {
+        live(out.biases_RB)
+            .select(1, 1 + layer)
+            .add_(dot_RP(g_PRD, frozen_.attention_bias_TD(layer).narrow(0, 0, P)).sum(1));
+        g_PRD = g_PRD + frozen_.attention_gradient(layer, g_PRD);
+      }
+      if (skip_PRD.defined() && frozen_.parallel()) g_PRD = g_PRD + skip_PRD;
+    }
+    const auto add_attention_bias = [&](const torch::Tensor& g_RD, const torch::Tensor& positions_R) {
+      out.biases_RB.narrow(0, n, g_RD.size(0))
+          .select(1, 1 + layer)
+          .add_((g_RD * frozen_.attention_bias_TD(layer).index_select(0, positions_R)).sum(1));
+    };
+    if (const int64_t more = count(layer, Reads::mlp_input)) {
       const auto positions_R = positions_of(targets, n, more);
-      const auto g_RD =
-          frozen_.mlp_input_gradient(layer, features_.input, directions_of(targets, n, more), positions_R);
+      const auto g_RD = mlp_gradient(more);
       auto more_PRD = at_positions(g_RD, positions_R);
       if (!frozen_.parallel()) {
-        out.biases_RB.narrow(0, n, more)
-            .select(1, 1 + layer)
-            .add_((g_RD * frozen_.attention_bias_TD(layer).index_select(0, positions_R)).sum(1));
+        add_attention_bias(g_RD, positions_R);
         more_PRD = more_PRD + frozen_.attention_gradient(layer, g_RD, positions_R, P);
       }
       append(more_PRD);
-      n += more;
+    }
+    if (const int64_t more = count(layer, Reads::attention_out)) {
+      const auto positions_R = positions_of(targets, n, more);
+      const auto g_RD = directions_of(targets, n, more);
+      add_attention_bias(g_RD, positions_R);
+      append(frozen_.attention_gradient(layer, g_RD, positions_R, P));
     }
   }
-  out.tokens_RT.narrow(1, 0, P).copy_(dot_RP(g_PRD, frozen_.embedded_TD().narrow(0, 0, P)));
+  if (n == done) return out;
+  live(out.tokens_RT).narrow(1, 0, P).copy_(dot_RP(g_PRD, frozen_.embedded_TD().narrow(0, 0, P)));
   if (frozen_.positions_TD().defined())
-    out.biases_RB.select(1, 0).add_(dot_RP(g_PRD, frozen_.positions_TD().narrow(0, 0, P)).sum(1));
+    live(out.biases_RB).select(1, 0).add_(dot_RP(g_PRD, frozen_.positions_TD().narrow(0, 0, P)).sum(1));
   return out;
 }
 

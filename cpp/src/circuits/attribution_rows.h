@@ -11,20 +11,30 @@ namespace introspect::circuits {
 
 /// What a row explains: a vector that is dotted with the stream at one position.
 struct RowTarget {
-  enum class Reads : uint8_t { stream_after, mlp_input };
+  enum class Reads : uint8_t {
+    attention_out,  ///< what attention adds
+    mlp_input,
+    residual,      ///< the stream after the block, as an SAE of it reads it
+    stream_after,  ///< the same above such an SAE
+  };
   Reads reads = Reads::mlp_input;
   int64_t layer = 0;  ///< of the block that it reads in, or after
   int64_t position = 0;
   torch::Tensor direction_D;
   double constant = 0;  ///< what it is where the stream is 0: counted for the layer's bias
+
+  int64_t depth() const { return 4 * layer + static_cast<int64_t>(reads); }
 };
+
+/// What the encoders of a site read.
+RowTarget::Reads reads_of(FeatureSite site);
 
 /// Rows of targets over all active features: what each adds to each target.
 struct Rows {
   /// Every active feature, layer by layer and position by position. It stands in memory that the next rows take, and is
   /// set only where a target can see: below its layer, and up to its position.
   torch::Tensor features_RN;
-  torch::Tensor errors_RE;  ///< E = layers x positions
+  torch::Tensor errors_RE;  ///< E = rows of errors x positions
   torch::Tensor tokens_RT;
   torch::Tensor biases_RB;      ///< B = 1 + layers: position embeddings first
   torch::Tensor injections_RL;  ///< what is injected after each layer
@@ -46,23 +56,24 @@ class RowMaker {
   int64_t position(int64_t column) const {
     return cells_.const_data_ptr<int64_t>()[column] % frozen_.n_tokens();
   }
-  /// (layer, position) of each column as layer * positions + position, int64 [N].
+  /// The error's row and the position of each column as row * positions + position, int64 [N].
   const torch::Tensor& cells() const { return cells_; }
 
   /// Bytes that rows take beside their result, a row.
   int64_t row_bytes(int64_t n_positions) const;
 
-  /// Targets must stand by falling depth (layer, then stream_after before mlp_input).
+  /// Targets must stand by falling depth.
   Rows rows(const std::vector<RowTarget>& targets);
 
   /// What a target sees of the columns: [first, end) of each cell, layer by layer; all else of its row is 0.
   struct Cell {
-    int64_t number, first, end;  ///< number: layer * positions + position
+    int64_t number, first, end;  ///< number: as of cells()
   };
   std::vector<Cell> seen(const RowTarget& target) const;
 
   /// Keeps the decoder rows of all active features if they take no more bytes than this.
   void gather(int64_t memory);
+  int64_t gathered_bytes() const;
 
  private:
   /// What the features of layer `index` at a position write by its `write`th way, [m, D].

@@ -1,5 +1,10 @@
 #include "circuits/feature_layers.h"
 
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
 #include <ATen/ATen.h>
 
 #include "circuits/norms.h"
@@ -43,6 +48,37 @@ void check_fits(const models::Model& model, const sae::DictionaryOrigin& origin,
     check<ConfigError>(origin.outputs.size() > 1 || site.hook_name.rfind(prefix, 0) == 0, "attribute: ", who,
                        " must be of layer ", layer, ", got '", site.hook_name, "'");
   }
+}
+
+/// Where an SAE stands in for a vector of the model: site and layer.
+std::pair<FeatureSite, int64_t> split_of(const FrozenModel& frozen, const Dictionary& sae) {
+  const auto& model = frozen.model();
+  const auto& origin = sae.origin();
+  const auto name = origin.inputs.size() == 1 ? origin.inputs[0].hook_name : std::string();
+  const auto who = concat("the SAE of '", name, "'");
+  const auto point = name.empty() ? std::string() : point_in(name);
+  check<ConfigError>(point == "hook_attn_out" || point == "hook_resid_post" || point == "hook_resid_pre",
+                     "attribute: an SAE must be of hook_attn_out, hook_resid_post or hook_resid_pre, got '",
+                     name, "'; other points are not where a graph can be cut");
+  for (const auto& site : origin.outputs)
+    check<ConfigError>(site.hook_name.empty() || site.hook_name == name, "attribute: ", who,
+                       " must write where it reads, got '", site.hook_name,
+                       "'; a transcoder stands among transcoders");
+  const int64_t D = model.cfg().d_model;
+  check<ShapeError>(sae.d_in() == D && sae.d_out() == D, "attribute: ", who, " must be of vectors of ", D,
+                    ", got ", sae.d_in(), " and ", sae.d_out());
+  check<ConfigError>(!sae.weights().W_skip_DD.defined(), "attribute: ", who, " must have no skip");
+  check<ConfigError>(origin.model_hash.empty() || origin.model_hash == model.hash(), "attribute: ", who,
+                     " must be of this model, got one of '", origin.model_name, "' with other weights");
+  const auto number = name.substr(7, name.find('.', 7) - 7);  // after "blocks."
+  check<ConfigError>(name.rfind("blocks.", 0) == 0 && !number.empty() && number.size() < 6 &&
+                         number.find_first_not_of("0123456789") == std::string::npos,
+                     "attribute: an SAE's hook name must begin with its block, blocks.<layer>., got '", name,
+                     "'");
+  const int64_t layer = std::stoll(number) - (point == "hook_resid_pre" ? 1 : 0);
+  check<std::out_of_range>(layer >= 0 && layer < frozen.n_layers(), "attribute: ", who,
+                           " must be of a vector after block 0 to ", frozen.n_layers() - 1);
+  return {point == "hook_attn_out" ? FeatureSite::attention : FeatureSite::residual, layer};
 }
 
 /// A dictionary in the plainest form of one function: no scale of inputs, no rank by norm.
@@ -93,15 +129,63 @@ torch::Tensor written_TD(const FeatureLayer& from, const torch::Tensor& W_dec_FD
   return out_TD.index_add_(0, rows, W_dec_FD.index_select(0, from.ids) * from.activations.unsqueeze(1));
 }
 
+int64_t depth(const FeatureLayer& layer) {
+  return 3 * layer.layer + static_cast<int64_t>(layer.site);
+}
+
+/// The SAEs' features, and what they leave out of the vectors that they stand in for.
+void read_splits(FeatureLayers& out, const FrozenModel& frozen, const std::vector<Dictionary>& saes,
+                 bool mask_first) {
+  const auto dtype = frozen.embedded_TD().scalar_type();
+  std::vector<FeatureLayer> found;
+  for (const auto& given : saes) {
+    FeatureLayer one;
+    std::tie(one.site, one.layer) = split_of(frozen, given);
+    const auto who = concat("the SAE of '", given.origin().inputs[0].hook_name, "'");
+    for (const auto& other : found)
+      check<ConfigError>(depth(other) != depth(one), "attribute: two SAEs are of one vector, ", who);
+    const auto sae = plain(given, who).to(dtype);
+    const auto x_TD = one.site == FeatureSite::attention ? frozen.attention_out_TD(one.layer)
+                                                         : frozen.stream_after_TD(one.layer);
+    set_encoder(one, sae, {}, dtype);
+    set_activations(one, sae.encode_sparse(x_TD), mask_first, dtype);
+    one.writes.emplace_back(one.layer, sae.weights().W_dec_FD);
+    found.push_back(std::move(one));
+    Split split{found.back().layer, found.back().site, x_TD.clone(), sae.weights().b_dec_D};
+    if (split.bias_D.defined()) split.error_TD -= split.bias_D;
+    split.error_TD -= written_TD(found.back(), sae.weights().W_dec_FD);
+    out.splits.push_back(std::move(split));
+  }
+  const auto before = [](const auto& a, const auto& b) {
+    return std::pair(a.layer, a.site) < std::pair(b.layer, b.site);
+  };
+  std::sort(out.splits.begin(), out.splits.end(), before);
+  std::sort(found.begin(), found.end(), before);
+  for (size_t i = 0; i < found.size(); ++i) {
+    found[i].error_row = static_cast<int64_t>(out.error_TD.size() + i);
+    out.layers.push_back(std::move(found[i]));
+  }
+  std::stable_sort(out.layers.begin(), out.layers.end(), before);
+}
+
 }  // namespace
 
-FeatureLayers read_features(const FrozenModel& frozen, const Transcoders& transcoders, bool mask_first) {
+const Split* FeatureLayers::split(FeatureSite site, int64_t layer) const {
+  for (const auto& one : splits)
+    if (one.site == site && one.layer == layer) return &one;
+  return nullptr;
+}
+
+FeatureLayers read_features(const FrozenModel& frozen, const Transcoders& transcoders, bool mask_first,
+                            bool may_be_none) {
   const auto& model = frozen.model();
   const int64_t L = frozen.n_layers();
   const auto dtype = frozen.embedded_TD().scalar_type();
-  check<ConfigError>(transcoders.layers.empty() == transcoders.cross_layer.has_value(),
-                     "attribute: transcoders of layers or a cross-layer transcoder are needed, got ",
-                     transcoders.layers.empty() ? "neither" : "both");
+  check<ConfigError>(transcoders.layers.empty() || !transcoders.cross_layer,
+                     "attribute: transcoders of layers or a cross-layer transcoder are needed, got both");
+  check<ConfigError>(
+      may_be_none || !transcoders.layers.empty() || transcoders.cross_layer || !transcoders.saes.empty(),
+      "attribute: transcoders of layers, a cross-layer transcoder or SAEs are needed, got none");
   FeatureLayers out;
   out.error_TD.resize(static_cast<size_t>(L));
   out.bias_D.resize(static_cast<size_t>(L));
@@ -116,7 +200,7 @@ FeatureLayers read_features(const FrozenModel& frozen, const Transcoders& transc
                        "attribute: all transcoders must read at one point");
     out.input = input;
     FeatureLayer one;
-    one.layer = layer;
+    one.layer = one.error_row = layer;
     set_encoder(one, dictionary, frozen.mlp_input_bias_D(layer, input), dtype);
     const auto x_TD = frozen.mlp_input_TD(layer, input);
     // Made anew, a dictionary has all its weights looked through.
@@ -176,6 +260,7 @@ FeatureLayers read_features(const FrozenModel& frozen, const Transcoders& transc
   }
   for (const auto& from : out.layers)
     for (const auto& [to, W_dec_FD] : from.writes) out.error_TD[size_t(to)] -= written_TD(from, W_dec_FD);
+  read_splits(out, frozen, transcoders.saes, mask_first);
   return out;
 }
 

@@ -98,6 +98,8 @@ FrozenModel::FrozenModel(const models::Model& model, const torch::Tensor& tokens
     if (kept.injected_TD.defined()) x_TD = x_TD + kept.injected_TD;
     layers_.push_back(std::move(kept));
   }
+  check<Error>(at::isfinite(x_TD).all().item<bool>(), "circuits: the stream of ", T, " tokens in '",
+               model.cfg().model_name, "' must be finite, got NaN or infinity: are its weights whole?");
   last_TD_ = x_TD;
   final_inverse_T1_ = inverse_scale(model.ln_final(), x_TD);
 }
@@ -108,7 +110,7 @@ torch::Tensor FrozenModel::make_pattern(int64_t layer, const Decoder::Qkv& qkv) 
   const auto scores_BHTS =
       ops::attention_scores(wide(qkv.q_BTHK), wide(qkv.k_BTGK).transpose(1, 2), 1 / options.score_divisor,
                             decoder_.positions_at(layer).mask, options.soft_cap);
-  return ops::attention_pattern(scores_BHTS)[0];
+  return block->parts().attn.pattern(scores_BHTS)[0];
 }
 
 Decoder::Qkv FrozenModel::qkv(int64_t layer) const {
@@ -128,10 +130,17 @@ torch::Tensor FrozenModel::pattern_HTS(int64_t layer) const {
   return kept.defined() ? kept : make_pattern(layer, qkv(layer));
 }
 
+int64_t FrozenModel::pattern_bytes() const {
+  int64_t out = 0;
+  for (const auto& layer : layers_)
+    if (layer.pattern_HTS.defined()) out += static_cast<int64_t>(layer.pattern_HTS.nbytes());
+  return out;
+}
+
 nn::Norm FrozenModel::mlp_norm(int64_t layer, TranscoderInput input) const {
   const auto block = this->block(layer);
   auto norm = block->parts().ln2;
-  if (input == TranscoderInput::normalized) norm.weight = at::ones_like(norm.weight);
+  if (input == TranscoderInput::normalized && !norm.is_none()) norm.weight = at::ones_like(norm.weight);
   return norm;
 }
 

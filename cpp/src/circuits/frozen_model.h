@@ -52,6 +52,13 @@ class FrozenModel {
   /// The stream before block `layer`.
   const torch::Tensor& resid_pre_TD(int64_t layer) const { return layers_[size_t(layer)].resid_pre_TD; }
 
+  /// The stream after block `layer`, with what is injected there.
+  const torch::Tensor& stream_after_TD(int64_t layer) const {
+    return layer + 1 < n_layers() ? resid_pre_TD(layer + 1) : last_TD_;
+  }
+  /// Bytes of the patterns that are kept.
+  int64_t pattern_bytes() const;
+
   /// What a transcoder reads in a layer, and what of it does not come from the stream: the norm's bias [D] or undefined.
   torch::Tensor mlp_input_TD(int64_t layer, TranscoderInput input) const;
   torch::Tensor mlp_input_bias_D(int64_t layer, TranscoderInput input) const;

@@ -1,9 +1,12 @@
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <map>
 #include <numeric>
 #include <set>
 #include <stdexcept>
+#include <tuple>
+#include <utility>
 
 #include <ATen/ATen.h>
 
@@ -28,12 +31,17 @@ int64_t paired(int64_t layer, int64_t feature) {
   return (layer + feature) * (layer + feature + 1) / 2 + feature;
 }
 
+/// Before the layer in ids of what is at no MLP.
+const char* prefix(FeatureSite site) {
+  return site == FeatureSite::attention ? "a" : site == FeatureSite::residual ? "r" : "";
+}
+
 std::string node_id(const GraphNode& node, int64_t n_layers) {
   switch (node.kind) {
     case GraphNodeKind::feature:
-      return concat(node.layer, "_", node.feature, "_", node.position);
+      return concat(prefix(node.site), node.layer, "_", node.feature, "_", node.position);
     case GraphNodeKind::error:
-      return concat(node.layer, "_-1_", node.position);
+      return concat(prefix(node.site), node.layer, "_-1_", node.position);
     case GraphNodeKind::token:
       return concat("E_", node.feature, "_", node.position);
     case GraphNodeKind::bias:
@@ -46,12 +54,17 @@ std::string node_id(const GraphNode& node, int64_t n_layers) {
   throw std::logic_error("circuits: a kind of node without an id");
 }
 
-const char* feature_type(GraphNodeKind kind) {
+/// Features of attention have the names of those that read it in other ways (Lorsa): front ends draw them.
+const char* feature_type(GraphNodeKind kind, FeatureSite site) {
   switch (kind) {
     case GraphNodeKind::feature:
-      return "cross layer transcoder";
+      return site == FeatureSite::attention  ? "lorsa"
+             : site == FeatureSite::residual ? "sae"
+                                             : "cross layer transcoder";
     case GraphNodeKind::error:
-      return "mlp reconstruction error";
+      return site == FeatureSite::attention  ? "lorsa error"
+             : site == FeatureSite::residual ? "reconstruction error"
+                                             : "mlp reconstruction error";
     case GraphNodeKind::token:
       return "embedding";
     case GraphNodeKind::bias:
@@ -69,10 +82,11 @@ bool is_drawn(GraphNodeKind kind) {
   return kind != GraphNodeKind::bias && kind != GraphNodeKind::injection;
 }
 
-GraphNodeKind kind_of(const std::string& type) {
+std::pair<GraphNodeKind, FeatureSite> kind_of(const std::string& type) {
   for (const auto kind : {GraphNodeKind::feature, GraphNodeKind::error, GraphNodeKind::token,
                           GraphNodeKind::bias, GraphNodeKind::logit, GraphNodeKind::injection})
-    if (type == feature_type(kind)) return kind;
+    for (const auto site : {FeatureSite::mlp, FeatureSite::attention, FeatureSite::residual})
+      if (type == feature_type(kind, site)) return {kind, site};
   throw ConfigError("AttributionGraph: a node's feature_type must be one of a transcoder graph, got '" +
                     type + "'");
 }
@@ -107,16 +121,27 @@ std::vector<int64_t> parts_of_id(const std::string& id) {
   size_t first = 0;
   while (first <= id.size()) {
     const auto end = std::min(id.find('_', first), id.size());
-    const auto part = id.substr(first, end - first);
+    auto part = id.substr(first, end - first);
+    if (first == 0 && part.size() > 1 && (part[0] == 'a' || part[0] == 'r')) part.erase(0, 1);
     char* stop = nullptr;
     const auto number = std::strtoll(part.c_str(), &stop, 10);
     check<ConfigError>(part == "E" || part == "bias" || part == "injection" || (!part.empty() && *stop == 0),
                        "AttributionGraph: a node id must be", " <layer>_<feature>_<position>, got '",
                        id.substr(0, 60), "'");
+    check<ConfigError>(std::llabs(number) < (int64_t{1} << 40),
+                       "AttributionGraph: a node id must hold smaller numbers than '", part.substr(0, 60),
+                       "'");
     out.push_back(part == "E" || part == "bias" || part == "injection" ? -1 : number);
     first = end + 1;
   }
   return out;
+}
+
+int64_t layer_of(const std::string& text) {
+  const auto layer = std::stoll(text);
+  check<ConfigError>(layer >= -1 && layer < 1'000'000, "AttributionGraph: a node's layer must be one, got ",
+                     layer);
+  return layer;
 }
 
 void set_edges(AttributionGraph& graph, std::vector<std::tuple<int64_t, int64_t, double>> edges) {
@@ -175,7 +200,7 @@ std::string AttributionGraph::to_json(const std::string& slug, const std::string
     one["feature"] = is_feature ? paired(node.layer, node.feature) : node.feature;
     one["layer"] = is_token ? std::string("E") : std::to_string(is_logit ? L + 1 : node.layer);
     one["ctx_idx"] = std::max<int64_t>(node.position, 0);
-    one["feature_type"] = feature_type(node.kind);
+    one["feature_type"] = feature_type(node.kind, node.site);
     one["token_prob"] = is_logit ? node.value : 0.0;
     one["is_target_logit"] = is_logit;
     one["run_idx"] = 0;
@@ -185,7 +210,7 @@ std::string AttributionGraph::to_json(const std::string& slug, const std::string
         is_logit   ? concat("Output \"", node.name, "\" (p=", fixed(node.value, 3), ")")
         : is_token ? concat("Emb: \"", node.name, "\"")
         : node.kind == GraphNodeKind::error
-            ? concat("Err: mlp ", node.layer, " \"",
+            ? concat("Err: ", to_string(node.site), " ", node.layer, " \"",
                      node.position < int64_t(token_texts.size()) ? token_texts[size_t(node.position)] : "",
                      "\"")
             : "";
@@ -215,9 +240,9 @@ AttributionGraph AttributionGraph::from_json(const std::string& text) {
   AttributionGraph graph;
   try {
     const auto& metadata = json.at("metadata");
-    const auto version = metadata.value("schema_version", kSchema);
-    introspect::check<ConfigError>(version <= kSchema, who, "the file is of schema ", version,
-                                   "; this reads up to ", kSchema);
+    const auto version = metadata.value("schema_version", Json(kSchema));
+    introspect::check<ConfigError>(version.is_number_integer() && version <= kSchema && version >= 0, who,
+                                   "the file is of schema ", version.dump(), "; this reads up to ", kSchema);
     introspect::check<ConfigError>(json.at("nodes").is_array() && json.at("links").is_array(), who,
                                    "nodes and links must be lists");
     introspect::check<ConfigError>(
@@ -243,7 +268,7 @@ AttributionGraph AttributionGraph::from_json(const std::string& text) {
     for (const auto& one : json.at("nodes")) {
       const auto id = one.at("node_id").get<std::string>();
       GraphNode node;
-      node.kind = kind_of(one.at("feature_type").get<std::string>());
+      std::tie(node.kind, node.site) = kind_of(one.at("feature_type").get<std::string>());
       const auto parts = parts_of_id(id);
       introspect::check<ConfigError>(number.emplace(id, graph.n_nodes()).second, who, "node id '",
                                      id.substr(0, 60), "' stands twice");
@@ -266,7 +291,7 @@ AttributionGraph AttributionGraph::from_json(const std::string& text) {
           node.layer = parts[0];
           node.feature = -1;
           node.position = one.at("ctx_idx").get<int64_t>();
-          if (one.at("layer").is_string()) node.layer = std::stoll(one["layer"].get<std::string>());
+          if (one.at("layer").is_string()) node.layer = layer_of(one["layer"].get<std::string>());
           break;
         case GraphNodeKind::token:
           node.layer = -1;
@@ -277,7 +302,7 @@ AttributionGraph AttributionGraph::from_json(const std::string& text) {
           break;
         case GraphNodeKind::bias:
         case GraphNodeKind::injection:
-          node.layer = std::stoll(one.at("layer").get<std::string>());
+          node.layer = layer_of(one.at("layer").get<std::string>());
           node.feature = -1;
           node.position = -1;
           break;
@@ -338,14 +363,15 @@ void AttributionGraph::save(const std::filesystem::path& path) const {
   std::vector<double> values;
   for (size_t i = 0; i < nodes.size(); ++i) {
     const auto& node = nodes[i];
-    table.insert(table.end(), {static_cast<int64_t>(node.kind), node.layer, node.position, node.feature});
+    table.insert(table.end(), {static_cast<int64_t>(node.kind), node.layer, node.position, node.feature,
+                               static_cast<int64_t>(node.site)});
     values.push_back(node.value);
     if (!node.name.empty()) names[std::to_string(i)] = node.name;
   }
   // Whole numbers stand as float64, which holds them exactly: io reads floating tensors only.
   io::save_safetensors(
       path,
-      {{"nodes", at::tensor(table, at::kLong).view({-1, 4}).to(torch::kFloat64)},
+      {{"nodes", at::tensor(table, at::kLong).view({-1, 5}).to(torch::kFloat64)},
        {"values", at::tensor(values, at::kDouble)},
        {"targets", at::tensor(targets, at::kLong).to(torch::kFloat64)},
        {"offsets", offsets.to(torch::kFloat64)},
@@ -384,15 +410,18 @@ AttributionGraph AttributionGraph::load(const std::filesystem::path& path) {
     const bool is_wide = file->dtype("weights") == "F64";
     graph.weights = file->read("weights", is_wide ? torch::kFloat64 : torch::kFloat32).contiguous();
     introspect::check<std::invalid_argument>(
-        table.dim() == 2 && table.size(1) == 4 && values.dim() == 1 && values.size(0) == table.size(0) &&
+        table.dim() == 2 && table.size(1) == 5 && values.dim() == 1 && values.size(0) == table.size(0) &&
             targets.dim() == 1,
-        "nodes must be [nodes, 4], values [nodes] and targets [targets]");
+        "nodes must be [nodes, 5], values [nodes] and targets [targets]");
     const auto* t = table.const_data_ptr<int64_t>();
-    for (int64_t i = 0; i < table.size(0); ++i, t += 4) {
+    for (int64_t i = 0; i < table.size(0); ++i, t += 5) {
       introspect::check<std::invalid_argument>(t[0] >= 0 && t[0] <= int64_t(GraphNodeKind::injection),
                                                "node ", i, " is of kind ", t[0], ", which is not known");
-      GraphNode node{static_cast<GraphNodeKind>(t[0]),   t[1], t[2], t[3],
-                     values.const_data_ptr<double>()[i], ""};
+      introspect::check<std::invalid_argument>(t[4] >= 0 && t[4] <= int64_t(FeatureSite::residual), "node ",
+                                               i, " is at site ", t[4], ", which is not known");
+      GraphNode node{
+          static_cast<GraphNodeKind>(t[0]), t[1], t[2], t[3], values.const_data_ptr<double>()[i], "",
+          static_cast<FeatureSite>(t[4])};
       graph.nodes.push_back(std::move(node));
     }
     for (const auto& [key, name] : meta.at("names").items()) graph.nodes.at(std::stoull(key)).name = name;

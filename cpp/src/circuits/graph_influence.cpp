@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <map>
 #include <numeric>
 #include <queue>
@@ -49,11 +50,11 @@ Edges edges_of(const AttributionGraph& graph, const std::vector<bool>& counts) {
   return out;
 }
 
-/// Rows from the last node to the first: a node's influence is known before its turn.
+/// Rows from the deepest node down: a node's influence is known before its turn.
 std::vector<size_t> rows_downwards(const AttributionGraph& graph) {
   std::vector<size_t> order(graph.targets.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  const auto depth = [&](size_t row) { return graph.nodes[size_t(graph.targets[row])].layer; };
+  const auto depth = [&](size_t row) { return graph.nodes[size_t(graph.targets[row])].depth(); };
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return depth(a) > depth(b); });
   return order;
 }
@@ -139,6 +140,28 @@ std::string to_string(GraphNodeKind kind) {
   throw std::logic_error("circuits: a kind of node without a name");
 }
 
+std::string to_string(FeatureSite site) {
+  switch (site) {
+    case FeatureSite::attention:
+      return "attention";
+    case FeatureSite::mlp:
+      return "mlp";
+    case FeatureSite::residual:
+      return "residual";
+  }
+  throw std::logic_error("circuits: a site without a name");
+}
+
+int64_t GraphNode::depth() const {
+  const auto within = [&]() -> int64_t {
+    if (kind == GraphNodeKind::token) return 3;
+    if (kind == GraphNodeKind::injection) return 2;
+    if (kind != GraphNodeKind::feature && kind != GraphNodeKind::error) return 0;
+    return site == FeatureSite::attention ? 0 : site == FeatureSite::mlp ? 1 : 3;
+  };
+  return 4 * layer + within();
+}
+
 void AttributionGraph::check() const {
   const auto who = "AttributionGraph: ";
   const auto index = [](const torch::Tensor& x) {
@@ -155,12 +178,19 @@ void AttributionGraph::check() const {
   const auto* from = sources.const_data_ptr<int64_t>();
   introspect::check<std::invalid_argument>(bounds[0] == 0 && bounds[targets.size()] == n_edges(), who,
                                            "offsets must begin at 0 and end at the number of edges");
-  std::set<std::tuple<GraphNodeKind, int64_t, int64_t, int64_t>> seen;
+  std::set<std::tuple<GraphNodeKind, int64_t, int64_t, int64_t, FeatureSite>> seen;
+  constexpr int64_t kMostLayers = 100'000, kMost = int64_t{1} << 31;
   for (const auto& node : nodes) {
     introspect::check<std::invalid_argument>(std::isfinite(node.value), who,
                                              "values of nodes must be finite");
+    const bool is_nowhere = node.kind == GraphNodeKind::bias || node.kind == GraphNodeKind::injection;
     introspect::check<std::invalid_argument>(
-        seen.emplace(node.kind, node.layer, node.position, node.feature).second, who, "a ",
+        node.layer >= -1 && node.layer < kMostLayers && std::abs(node.feature) < kMost &&
+            (is_nowhere ? node.position == -1 : node.position >= 0 && node.position < kMost),
+        who, "a ", to_string(node.kind), " must be of a layer, position and number that there can be, got ",
+        node.layer, ", ", node.position, " and ", node.feature);
+    introspect::check<std::invalid_argument>(
+        seen.emplace(node.kind, node.layer, node.position, node.feature, node.site).second, who, "a ",
         to_string(node.kind), " of layer ", node.layer, ", position ", node.position, ", number ",
         node.feature, " stands twice");
   }
@@ -176,7 +206,7 @@ void AttributionGraph::check() const {
                                                "an edge comes from node ", from[e], " of ", n_nodes());
       const auto& source = nodes[size_t(from[e])];
       const bool is_before =
-          source.kind == GraphNodeKind::bias ? source.layer <= target.layer : source.layer < target.layer;
+          source.kind == GraphNodeKind::bias ? source.layer <= target.layer : source.depth() < target.depth();
       introspect::check<std::invalid_argument>(is_before && source.kind != GraphNodeKind::logit &&
                                                    source.position <= std::max(target.position, int64_t{-1}),
                                                who,
@@ -344,10 +374,11 @@ std::vector<GraphPath> AttributionGraph::paths(int64_t from, int64_t to, int64_t
   return out;
 }
 
-int64_t AttributionGraph::find(GraphNodeKind kind, int64_t layer, int64_t position, int64_t feature) const {
+int64_t AttributionGraph::find(GraphNodeKind kind, int64_t layer, int64_t position, int64_t feature,
+                               FeatureSite site) const {
   for (size_t i = 0; i < nodes.size(); ++i)
     if (nodes[i].kind == kind && nodes[i].layer == layer && nodes[i].position == position &&
-        nodes[i].feature == feature)
+        nodes[i].feature == feature && nodes[i].site == site)
       return static_cast<int64_t>(i);
   throw std::out_of_range(concat("AttributionGraph: there is no ", to_string(kind), " of layer ", layer,
                                  ", position ", position, ", number ", feature));

@@ -15,17 +15,6 @@ namespace {
 
 using Kind = QkPart::Kind;
 
-FeatureLayers features_of(const FrozenModel& frozen, const Transcoders& transcoders, bool mask_first) {
-  if (!transcoders.layers.empty() || transcoders.cross_layer)
-    return read_features(frozen, transcoders, mask_first);
-  FeatureLayers none;
-  none.bias_D.resize(size_t(frozen.n_layers()));
-  none.skip_DD.resize(size_t(frozen.n_layers()));
-  for (int64_t layer = 0; layer < frozen.n_layers(); ++layer)
-    none.error_TD.push_back(frozen.mlp_out_TD(layer));
-  return none;
-}
-
 struct Parts {
   std::vector<QkPart> parts;
   std::vector<torch::Tensor> vectors;  // [D] each; they sum to the stream
@@ -39,26 +28,38 @@ struct Parts {
 /// What stands in the stream before a block at one position.
 Parts parts_at(const FrozenModel& frozen, const FeatureLayers& features, int64_t layer, int64_t position) {
   Parts out;
+  int64_t cut = -1;  // the block after which an SAE stands for the stream
+  for (int64_t below = 0; below < layer; ++below)
+    if (features.split(FeatureSite::residual, below)) cut = below;
   for (const auto& from : features.layers) {
     const auto first = from.offsets[position].item<int64_t>(),
                n = from.offsets[position + 1].item<int64_t>() - first;
     for (int64_t i = first; i < first + n; ++i) {
       torch::Tensor vector;
       for (const auto& [to, W_dec_FD] : from.writes) {
-        if (to >= layer) continue;
+        if (to >= layer || to < cut || (to == cut && from.site != FeatureSite::residual)) continue;
         const auto row = W_dec_FD[from.ids[i].item<int64_t>()];
         vector = vector.defined() ? vector + row : row;
       }
       if (!vector.defined()) continue;
       const auto a = from.activations[i];
-      out.add({Kind::feature, from.layer, from.ids[i].item<int64_t>(), a.item<double>()}, vector * a);
+      out.add({Kind::feature, from.layer, from.ids[i].item<int64_t>(), a.item<double>(), from.site},
+              vector * a);
     }
   }
   const auto& embedded = frozen.embedded_TD();
   auto bias_D = at::zeros({embedded.size(1)}, embedded.options());
-  if (frozen.positions_TD().defined()) bias_D = bias_D + frozen.positions_TD()[position];
-  for (int64_t below = 0; below < layer; ++below) {
-    out.add({Kind::attention, below}, frozen.attention_out_TD(below)[position]);
+  if (cut < 0 && frozen.positions_TD().defined()) bias_D = bias_D + frozen.positions_TD()[position];
+  const auto add_split = [&](const Split& split) {
+    out.add({Kind::error, split.layer, -1, 0, split.site}, split.error_TD[position]);
+    if (split.bias_D.defined()) bias_D = bias_D + split.bias_D;
+  };
+  if (cut >= 0) add_split(*features.split(FeatureSite::residual, cut));
+  for (int64_t below = cut + 1; below < layer; ++below) {
+    if (const auto* heads = features.split(FeatureSite::attention, below))
+      add_split(*heads);
+    else
+      out.add({Kind::attention, below}, frozen.attention_out_TD(below)[position]);
     // Of a layer with a skip, what it carries is left with the error: the MLP's output less features and constant.
     auto error_D = features.error_TD[size_t(below)][position];
     const auto& skip_DD = features.skip_DD[size_t(below)];
@@ -70,7 +71,7 @@ Parts parts_at(const FrozenModel& frozen, const FeatureLayers& features, int64_t
     out.add({Kind::error, below}, error_D);
     if (features.bias_D[size_t(below)].defined()) bias_D = bias_D + features.bias_D[size_t(below)];
   }
-  out.add({Kind::token, -1}, embedded[position]);
+  if (cut < 0) out.add({Kind::token, -1}, embedded[position]);
   out.add({Kind::bias, -1}, bias_D);
   return out;
 }
@@ -106,7 +107,7 @@ QkAttribution qk_attribution(const models::Model& model, const torch::Tensor& to
   const auto pattern = frozen.pattern_HTS(layer)[head][query][key].item<double>();
   check<std::invalid_argument>(key <= query && pattern > 0, "qk_attribution: position ", query,
                                " does not see position ", key, " in layer ", layer);
-  const auto features = features_of(frozen, transcoders, mask_first);
+  const auto features = read_features(frozen, transcoders, mask_first, /*may_be_none=*/true);
 
   const auto block = model.block(layer);
   const auto& attention = block->parts().attn;
@@ -121,20 +122,30 @@ QkAttribution qk_attribution(const models::Model& model, const torch::Tensor& to
   };
   const auto inverse = frozen.ln1_inverse_T1(layer);
   const auto of = [&](const Parts& parts, int64_t position, int64_t first,
-                      const std::optional<nn::Norm>& norm) {
+                      const std::optional<nn::Norm>& norm, int64_t first_of_kind, int64_t n_of_kind) {
     auto x_NK = linear_part(at::stack(parts.vectors), block->parts().ln1, inverse[position], rows(first),
                             biases(first));
     if (norm) {
-      const auto whole_K = x_NK.sum(0);
-      x_NK = frozen_normed(*norm, x_NK, inverse_scale(*norm, whole_K));
+      auto own = *norm;
+      auto whole = x_NK.sum(0);
+      if (norm->over_heads) {  // OLMo's: the scale is that of all heads together
+        own.weight = norm->weight.narrow(0, (first - first_of_kind) * K, K);
+        const auto stream = at::stack(parts.vectors);
+        const auto all = W.narrow(0, first_of_kind * K, n_of_kind * K);
+        whole =
+            linear_part(stream, block->parts().ln1, inverse[position], all,
+                        b.defined() ? wide(b).narrow(0, first_of_kind * K, n_of_kind * K) : torch::Tensor{})
+                .sum(0);
+      }
+      x_NK = frozen_normed(own, x_NK, inverse_scale(own, whole));
       if (norm->bias.defined()) x_NK[-1] += wide(norm->bias);
     }
     return frozen.rotated(layer, x_NK, position);
   };
   const auto query_parts = parts_at(frozen, features, layer, query),
              key_parts = parts_at(frozen, features, layer, key);
-  const auto q_NK = of(query_parts, query, head, attention.weights().q_norm);
-  const auto k_MK = of(key_parts, key, H + group, attention.weights().k_norm);
+  const auto q_NK = of(query_parts, query, head, attention.weights().q_norm, 0, H);
+  const auto k_MK = of(key_parts, key, H + group, attention.weights().k_norm, H, G);
   QkAttribution out{layer, head, query, key, query_parts.parts, key_parts.parts, {}};
   out.terms = at::mm(q_NK, k_MK.t()) / options.score_divisor;
   out.score = at::dot(q_NK.sum(0), k_MK.sum(0)).item<double>() / options.score_divisor;
@@ -149,7 +160,7 @@ HeadLoadings head_loadings(const models::Model& model, const torch::Tensor& toke
   const at::NoGradGuard no_grad;
   const auto tokens = checked_tokens(model, tokens_T, 1, "head_loadings");
   const FrozenModel frozen(model, tokens, int64_t{1} << 30);
-  const auto features = features_of(frozen, transcoders, mask_first);
+  const auto features = read_features(frozen, transcoders, mask_first, /*may_be_none=*/true);
   const int64_t T = frozen.n_tokens(), L = frozen.n_layers(), H = model.cfg().n_heads;
   const auto options = frozen.embedded_TD().options();
   const int64_t D = frozen.embedded_TD().size(1);
@@ -160,13 +171,18 @@ HeadLoadings head_loadings(const models::Model& model, const torch::Tensor& toke
   };
   const auto layer_of = [&](const GraphNode& node) -> const FeatureLayer& {
     for (const auto& one : features.layers)
-      if (one.layer == node.layer) return one;
-    throw std::invalid_argument(concat("head_loadings: layer ", node.layer, " has no transcoder"));
+      if (one.layer == node.layer && one.site == node.site) return one;
+    throw std::invalid_argument(
+        concat("head_loadings: layer ", node.layer, " has no dictionary at its ", to_string(node.site)));
   };
 
-  // What the source adds to the stream after each layer: [T, D] by layer, the embedding's at -1.
+  // What the source adds at its site of each layer, [D].
   const int64_t at = position_of(source);
   std::vector<torch::Tensor> added(static_cast<size_t>(L));
+  const auto added_at = [&](FeatureSite site, int64_t layer) {
+    return source.kind != GraphNodeKind::token && source.site == site ? added[size_t(layer)]
+                                                                      : torch::Tensor{};
+  };
   torch::Tensor change_TD = at::zeros({T, D}, options);
   switch (source.kind) {
     case GraphNodeKind::token:
@@ -175,7 +191,14 @@ HeadLoadings head_loadings(const models::Model& model, const torch::Tensor& toke
     case GraphNodeKind::error:
       check<std::out_of_range>(source.layer >= 0 && source.layer < L, "head_loadings: layers are 0 to ",
                                L - 1, ", got ", source.layer);
-      added[size_t(source.layer)] = features.error_TD[size_t(source.layer)][at];
+      if (source.site == FeatureSite::mlp) {
+        added[size_t(source.layer)] = features.error_TD[size_t(source.layer)][at];
+      } else {
+        const auto* split = features.split(source.site, source.layer);
+        check<std::invalid_argument>(split != nullptr, "head_loadings: layer ", source.layer,
+                                     " has no SAE at its ", to_string(source.site));
+        added[size_t(source.layer)] = split->error_TD[at];
+      }
       break;
     case GraphNodeKind::feature: {
       const auto& from = layer_of(source);
@@ -195,16 +218,19 @@ HeadLoadings head_loadings(const models::Model& model, const torch::Tensor& toke
 
   // The gradient of the target at the stream, from its own layer down.
   const auto t_position = at::tensor({position_of(target)}, at::kLong);
-  int64_t top = L;  // the target reads the stream after this block's attention, or after the last block
+  const bool is_feature = target.kind == GraphNodeKind::feature;
+  int64_t top = L - 1;  // the last block on the way
   torch::Tensor g_TD = at::zeros({T, D}, options);
-  if (target.kind == GraphNodeKind::feature) {
+  if (is_feature) {
     const auto& one = layer_of(target);
     check<std::out_of_range>(target.feature >= 0 && target.feature < one.W_enc_FD.size(0),
                              "head_loadings: features are 0 to ", one.W_enc_FD.size(0) - 1, ", got ",
                              target.feature);
     top = target.layer;
-    g_TD[target.position] = frozen.mlp_input_gradient(
-        top, features.input, one.W_enc_FD[target.feature].unsqueeze(0), t_position)[0];
+    const auto w_1D = one.W_enc_FD[target.feature].unsqueeze(0);
+    g_TD[target.position] = target.site == FeatureSite::mlp
+                                ? frozen.mlp_input_gradient(top, features.input, w_1D, t_position)[0]
+                                : w_1D[0];
   } else {
     check<std::invalid_argument>(target.kind == GraphNodeKind::logit,
                                  "head_loadings: a target must be a feature or a logit");
@@ -214,58 +240,94 @@ HeadLoadings head_loadings(const models::Model& model, const torch::Tensor& toke
     const auto u_1D = logit_directions(model, at::tensor({target.feature}, at::kLong));
     g_TD[target.position] = frozen.final_gradient(u_1D, t_position)[0];
   }
-  const auto target_TD = g_TD;
-  const bool reads_attention = !(frozen.parallel() && target.kind == GraphNodeKind::feature);
-  std::vector<torch::Tensor> mid(static_cast<size_t>(L)),
-      pre(static_cast<size_t>(L));  // gradients after and before each layer's attention
+  const bool reads_attention = is_feature && target.site == FeatureSite::attention;
+  const bool reads_mlp_input = is_feature && target.site == FeatureSite::mlp;
   const auto skip = [&](int64_t layer, const torch::Tensor& g) {
     const auto& skip_DD = features.skip_DD[size_t(layer)];
     if (!skip_DD.defined()) return at::zeros_like(g);
     return frozen.mlp_input_gradient(layer, features.input, at::matmul(g, skip_DD).unsqueeze(1)).squeeze(1);
   };
-  for (int64_t layer = std::min(top, L - 1); layer >= 0; --layer) {
+  /// Gradients at what a layer adds: after the block, after its MLP, after its attention; and before the block. Undefined
+  /// where the target does not read.
+  struct Gradients {
+    torch::Tensor after, mlp, attention, before;
+  };
+  std::vector<Gradients> gradients(static_cast<size_t>(L));
+  for (int64_t layer = top; layer >= 0; --layer) {
+    auto& at_layer = gradients[size_t(layer)];
     const bool own = layer == top;
-    const auto through = own ? at::zeros_like(g_TD) : skip(layer, g_TD);
-    if (own && !reads_attention) {
-      pre[size_t(layer)] = g_TD;
-      continue;
+    const auto own_read = [&](bool here) { return own && here; };
+    torch::Tensor through;
+    if (own_read(reads_attention)) {
+      at_layer.attention = g_TD;
+    } else if (own_read(reads_mlp_input)) {
+      if (frozen.parallel()) {
+        at_layer.before = g_TD;
+        continue;
+      }
+      at_layer.attention = g_TD;
+    } else {
+      const bool cut = features.split(FeatureSite::residual, layer) != nullptr;
+      const bool is_below_cut = own_read(is_feature && target.site == FeatureSite::residual);
+      if (!is_below_cut) at_layer.after = g_TD;
+      if (cut && !is_below_cut) break;  // nothing passes an SAE of the stream
+      at_layer.mlp = g_TD;
+      through = skip(layer, g_TD);
+      at_layer.attention = frozen.parallel() ? g_TD : g_TD + through;
     }
-    mid[size_t(layer)] = frozen.parallel() ? g_TD : g_TD + through;
-    g_TD = mid[size_t(layer)] + frozen.attention_gradient(layer, mid[size_t(layer)].unsqueeze(1)).squeeze(1);
-    if (frozen.parallel()) g_TD = g_TD + through;
-    pre[size_t(layer)] = g_TD;
+    const auto& mid = at_layer.attention;
+    auto below = own_read(reads_attention) ? at::zeros_like(mid) : mid;
+    if (own_read(reads_attention) || !features.split(FeatureSite::attention, layer))
+      below = below + frozen.attention_gradient(layer, mid.unsqueeze(1)).squeeze(1);
+    if (frozen.parallel() && through.defined()) below = below + through;
+    g_TD = at_layer.before = below;
   }
 
   HeadLoadings out;
   std::vector<torch::Tensor> heads, past;
+  torch::Tensor edge = at::zeros({}, options);
   bool begun = source.kind == GraphNodeKind::token;
-  const int64_t last = std::min(top, L - 1);
-  for (int64_t layer = 0; layer <= last; ++layer) {
+  const auto add = [&](FeatureSite site, int64_t layer, const torch::Tensor& gradient_TD) {
+    const auto what_D = added_at(site, layer);
+    if (!what_D.defined()) return;
+    change_TD[at] += what_D;
+    begun = true;
+    if (gradient_TD.defined()) edge = edge + at::dot(gradient_TD[at], what_D);
+  };
+  if (begun && gradients[0].before.defined()) edge = (gradients[0].before * change_TD).sum();
+  for (int64_t layer = 0; layer <= top; ++layer) {
+    const auto& at_layer = gradients[size_t(layer)];
+    const bool own = layer == top;
+    const bool own_heads = own && reads_attention;
+    const bool cut = features.split(FeatureSite::attention, layer) && !own_heads;
     auto through_HTD = at::zeros({H, T, D}, options);
-    if (begun && mid[size_t(layer)].defined()) {
-      through_HTD = frozen.attention_change(layer, change_TD);
-      const auto by_head_H = (through_HTD * mid[size_t(layer)]).sum({1, 2});
-      const auto whole = (pre[size_t(layer)] * change_TD).sum();
+    if (begun && at_layer.attention.defined()) {
+      if (!cut) through_HTD = frozen.attention_change(layer, change_TD);
+      const auto by_head_H = (through_HTD * at_layer.attention).sum({1, 2});
+      const auto whole = (at_layer.before * change_TD).sum();
       out.layers.push_back(layer);
       heads.push_back(by_head_H);
       past.push_back(whole - by_head_H.sum());
+    } else if (begun && !cut) {
+      through_HTD = frozen.attention_change(layer, change_TD);
     }
-    if (layer == top) break;
-    const auto read_TD = frozen.parallel() ? change_TD : change_TD + through_HTD.sum(0);
-    auto next_TD = change_TD + through_HTD.sum(0);
+    if (own_heads) break;
+    const auto read_before_TD = change_TD;
+    change_TD = change_TD + through_HTD.sum(0);
+    add(FeatureSite::attention, layer, at_layer.attention);
+    if (own && reads_mlp_input) break;
+    const auto& read_TD = frozen.parallel() ? read_before_TD : change_TD;
     if (features.skip_DD[size_t(layer)].defined())
-      next_TD = next_TD + at::linear(frozen.mlp_input_change(layer, features.input, read_TD),
-                                     features.skip_DD[size_t(layer)]);
-    if (added[size_t(layer)].defined()) {
-      next_TD[at] += added[size_t(layer)];
-      begun = true;
-    }
-    change_TD = next_TD;
+      change_TD = change_TD + at::linear(frozen.mlp_input_change(layer, features.input, read_TD),
+                                         features.skip_DD[size_t(layer)]);
+    add(FeatureSite::mlp, layer, at_layer.mlp);
+    if (own && is_feature) break;  // of the stream: its SAE is above
+    if (features.split(FeatureSite::residual, layer)) change_TD = at::zeros({T, D}, options);
+    add(FeatureSite::residual, layer, at_layer.after);
   }
   out.heads = heads.empty() ? at::zeros({0, H}, options) : at::stack(heads);
   out.past_attention = past.empty() ? at::zeros({0}, options) : at::stack(past);
-  const auto& g_end_TD = top < L ? pre[size_t(top)] : target_TD;
-  out.edge = (g_end_TD * change_TD).sum().item<double>();
+  out.edge = edge.item<double>();
   return out;
 }
 

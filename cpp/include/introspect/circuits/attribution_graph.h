@@ -14,11 +14,18 @@ namespace introspect::circuits {
 
 enum class GraphNodeKind : uint8_t {
   feature,  ///< of a transcoder that is active: layer, position, number
-  error,    ///< what the transcoders of a layer leave out of the MLP's output at a position
+  error,    ///< what dictionaries leave out at a position: of an MLP's output, or where an SAE is
   token,    ///< an embedding
   bias,  ///< what a layer adds whatever it reads: of attention, norms, transcoders; layer -1: position embeddings
   logit,      ///< a target
   injection,  ///< what an experiment adds to the stream after a layer
+};
+
+/// Where a dictionary reads and writes.
+enum class FeatureSite : uint8_t {
+  attention,  ///< an SAE of what attention adds to the stream: hook_attn_out
+  mlp,        ///< a transcoder, from what the MLP reads to what it adds
+  residual,   ///< an SAE of the stream after the block: hook_resid_post
 };
 
 /// A node of a graph.
@@ -29,6 +36,10 @@ struct GraphNode {
   int64_t feature = 0;   ///< of the transcoder; the token's id of tokens and logits; -1 else
   double value = 0;      ///< the activation of a feature; the probability (or weight) of a target
   std::string name;      ///< of tokens and targets: their text
+  FeatureSite site = FeatureSite::mlp;  ///< of features and errors
+
+  /// Edges lead from lower to higher: what attention of a layer adds, then its MLP, what is injected, and the stream after it.
+  int64_t depth() const;
   bool operator==(const GraphNode&) const = default;
 };
 
@@ -59,7 +70,7 @@ struct GraphPath {
 ///
 /// Edge (t, s) is what s adds to t's pre-activation (of a target: its logit) in the model with its attention patterns,
 /// norms' scales and MLP outputs held fixed, in which it is linear: with errors and biases the edges of a node sum to it.
-/// Nodes stand in order: features by layer, position and number, then errors, tokens, biases, injections and
+/// Nodes stand in order: features by depth, position and number, then errors, tokens, biases, injections and
 /// targets. A value.
 /// Source: Ameisen et al. 2025, "Circuit Tracing".
 struct INTROSPECT_EXPORT AttributionGraph {
@@ -107,7 +118,8 @@ struct INTROSPECT_EXPORT AttributionGraph {
   std::vector<GraphPath> paths(int64_t from, int64_t to, int64_t n = 10) const;
 
   /// The number of a node. Throws std::out_of_range where there is none.
-  int64_t find(GraphNodeKind kind, int64_t layer, int64_t position, int64_t feature) const;
+  int64_t find(GraphNodeKind kind, int64_t layer, int64_t position, int64_t feature,
+               FeatureSite site = FeatureSite::mlp) const;
 
   /// Ours: a .safetensors with the edges and everything else as its metadata. Throws IoError.
   void save(const std::filesystem::path& path) const;
@@ -123,5 +135,7 @@ struct INTROSPECT_EXPORT AttributionGraph {
 
 /// "feature", "error", "token", "bias", "logit", "injection".
 INTROSPECT_EXPORT std::string to_string(GraphNodeKind kind);
+/// "attention", "mlp", "residual".
+INTROSPECT_EXPORT std::string to_string(FeatureSite site);
 
 }  // namespace introspect::circuits

@@ -23,9 +23,10 @@ struct QkPart {
     bias,       ///< position embedding, the transcoders' constants, and the biases of norm and projection
   };
   Kind kind = Kind::feature;
-  int64_t layer = -1;    ///< of features, errors and attention
-  int64_t feature = -1;  ///< of features
-  double value = 0;      ///< activation of a feature
+  int64_t layer = -1;                   ///< of features, errors and attention
+  int64_t feature = -1;                 ///< of features
+  double value = 0;                     ///< activation of a feature
+  FeatureSite site = FeatureSite::mlp;  ///< of features and errors
 };
 
 /// Why a head attends from one position to another: its score as a sum over pairs of parts, one at each position.
@@ -42,7 +43,9 @@ struct QkAttribution {
   double soft_cap = 0;  ///< of the model; 0: none
 };
 
-/// Throws as attribute does for tokens and transcoders (which may be none: then MLPs are errors), std::out_of_range for a
+/// Parts are what an SAE of the stream stands for, if there is one below, and what is written after it.
+///
+/// Throws as attribute does for tokens and dictionaries (which may be none: then MLPs are errors), std::out_of_range for a
 /// layer, head or positions that are not there, and std::invalid_argument for a key that the query does not see.
 /// Source: transformer-circuits.pub/2025/attention-qk; the bilinear form with rotation, norms of queries and keys and gains.
 INTROSPECT_EXPORT QkAttribution qk_attribution(const models::Model& model, const torch::Tensor& tokens_T,
@@ -60,7 +63,7 @@ struct HeadLoadings {
 };
 
 /// One sweep up from the source and one down from the target. Nodes are those of a graph of the same model, prompt and
-/// transcoders: a feature, error or token as source, a feature or a logit (feature = its token) as target.
+/// dictionaries: a feature, error or token as source, a feature or a logit (feature = its token) as target.
 /// Throws std::invalid_argument for other kinds and features that are not active, and as attribute.
 INTROSPECT_EXPORT HeadLoadings head_loadings(const models::Model& model, const torch::Tensor& tokens_T,
                                              const Transcoders& transcoders, const GraphNode& source,
