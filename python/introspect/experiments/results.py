@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     import pandas
 
     from ..report.verdicts import Verdict
+    from ..studies.claims import Claims
 
 __all__ = ["SCHEMA", "Compared", "Detection", "Identification", "Result", "Setting"]
 __all__ += ["check_schema", "finite", "setting_of", "write_text"]
@@ -323,6 +324,16 @@ class Result:
         from ..report.verdicts import of_result
 
         return of_result(self)
+
+    def claims(self, **options: Any) -> Claims:
+        """What the result shows, as a ladder: rungs that it has no readings for say what would run them.
+
+        Args:
+            options: of ``introspect.studies.claims.claims``.
+        """
+        from ..studies.claims import claims
+
+        return claims(self, **options)
 
     def summary(self) -> str:
         """A short table in plain text: what each concept did in each setting, and the word for it."""

@@ -153,7 +153,10 @@ class Claims:
     def from_dict(cls, data: dict[str, Any]) -> Claims:
         """Raises ValueError for anything that to_dict does not write."""
         try:
-            rungs = [Rung(**{**one, "interval": one["interval"] and tuple(one["interval"])}) for one in data["rungs"]]
+            rungs = [
+                Rung(**{**_with_tuple(one), "contrasts": [_with_tuple(each) for each in one["contrasts"]]})
+                for one in data["rungs"]
+            ]
             own = {key: data[key] for key in cls.__dataclass_fields__ if key != "rungs"}
             if bad := {rung.verdict for rung in rungs} - MARKS.keys():
                 raise ValueError(f"verdicts are {', '.join(MARKS)}, got {sorted(bad)}")
@@ -197,6 +200,11 @@ def claims(found: Study | Result, *, level: float = 0.05, smallest: float = 0.2)
     from .ladder import ladder
 
     return ladder(evidence_of(found), level=level, smallest=smallest)
+
+
+def _with_tuple(data: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists for tuples."""
+    return {**data, "interval": data["interval"] and tuple(data["interval"])}
 
 
 def number(value: float, unit: str, interval: tuple[float, float] | None = None) -> str:

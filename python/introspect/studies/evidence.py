@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 Cell = tuple[str, ...]
+K = TypeVar("K", bound=Hashable)
 SAME_QUESTION = ("setting", "paraphrase", "question")
 """Arms that ask the same questions are compared reading by reading."""
 SAME_SETTING = ("setting",)
@@ -60,11 +62,8 @@ class Readings:
     def cells(self, key: Sequence[str]) -> dict[tuple[str, Cell], float]:
         """The mean value of each concept and cell of ``key``."""
         columns = [getattr(self, name) for name in key if getattr(self, name)]
-        sums: dict[tuple[str, Cell], list[float]] = defaultdict(list)
-        cells = zip(*columns, strict=True) if columns else [()] * len(self)
-        for concept, cell, value in zip(self.concept, cells, self.value, strict=True):
-            sums[concept, cell].append(value)
-        return {place: sum(values) / len(values) for place, values in sums.items()}
+        cells: Iterable[Cell] = zip(*columns, strict=True) if columns else [()] * len(self)
+        return _means(zip(zip(self.concept, cells, strict=True), self.value, strict=True))
 
     def by_concept(self) -> dict[str, float]:
         """The mean of each concept over its cells, so that a setting with more readings does not count for more."""
@@ -139,7 +138,7 @@ def net_of_pull(own: Readings, others: Sequence[Readings]) -> dict[str, float]:
     injection; what it says at the own question's log-odds is subtracted. A setting is left out where the controls are
     fewer than four, span less than a nat, or do not reach as far as the own question.
     """
-    found: dict[tuple[str, Cell], list[float]] = defaultdict(list)
+    found: list[tuple[tuple[str, Cell], float]] = []
     lines: dict[tuple[str, Cell], list[tuple[float, float]]] = defaultdict(list)
     for arm in others:
         for place, base, value in _placed(arm):
@@ -149,8 +148,8 @@ def net_of_pull(own: Readings, others: Sequence[Readings]) -> dict[str, float]:
         xs = [x for x, _ in points]
         if len(points) < 4 or max(xs) - min(xs) < 1 or not min(xs) <= base <= max(xs):
             continue
-        found[place].append(value - _line_at(points, base))
-    return _by_concept({place: sum(values) / len(values) for place, values in found.items()})
+        found.append((place, value - _line_at(points, base)))
+    return _by_concept(_means(found))
 
 
 def held_out(cells: Mapping[tuple[str, Cell], float]) -> dict[str, float]:
@@ -194,7 +193,17 @@ def _line_at(points: Sequence[tuple[float, float]], x: float) -> float:
 
 
 def _by_concept(cells: Mapping[tuple[str, Cell], float]) -> dict[str, float]:
-    found: dict[str, list[float]] = defaultdict(list)
-    for (concept, _), value in cells.items():
-        found[concept].append(value)
-    return {concept: sum(values) / len(values) for concept, values in found.items()}
+    return _means((concept, value) for (concept, _), value in cells.items())
+
+
+def _means(values: Iterable[tuple[K, float]]) -> dict[K, float]:
+    """The mean value of every key, in the order in which they come."""
+    sums: dict[K, float] = {}
+    counts: dict[K, int] = {}
+    for key, value in values:
+        if key in sums:
+            sums[key] += value
+            counts[key] += 1
+        else:
+            sums[key], counts[key] = value, 1
+    return {key: total / counts[key] for key, total in sums.items()}

@@ -168,7 +168,7 @@ def _count(values: list[float], alpha: float) -> Tested:
     from ..statistics import binomial_p, proportion
 
     n, k = len(values), sum(value > 0 for value in values)
-    exact = proportion(k, n, 1 - 2 * alpha)
+    exact = proportion(k, n, confidence=1 - 2 * alpha)
     few = _few(n, alpha)
     interval = (exact.interval.low - 0.5, exact.interval.high - 0.5)
     p_above, p_below = binomial_p(k, n, 0.5), binomial_p(n - k, n, 0.5)
@@ -291,13 +291,18 @@ def _live(evidence: Evidence, alpha: float) -> Rung:
         said.append(f"{100 * share:.0f}% of the readings still an answer")
     if evidence.has("known_positive"):
         values = evidence.arms["known_positive"].by_concept()
-        known = _test(STEPS[0], Contrast("the known positive", values), alpha, math.inf)
+        known = _test(STEPS[0], Contrast("the known positive", values), alpha, 1.0)
         if known.p_above > alpha:
             faults.append(f"the known positive shows nothing ({number(known.effect, 'nats', known.interval)})")
         said.append(f"a known positive of {number(known.effect, 'nats', known.interval)}")
     if faults:
         return Rung(
             **same, verdict=FAILS, effect=effect, felled_by="the instrument", sentence=f"{upper_first(listed(faults))}."
+        )
+    if not said:
+        run = "introspect.dose(model, vector, protocol)"
+        return Rung(
+            **same, verdict=NOT_RUN, sentence="Whether the injection acts was not measured.", what_would_run_it=run
         )
     missing = "" if evidence.has("dose") else " How large the injection is was not measured (introspect.dose)."
     return Rung(**same, verdict=HOLDS, effect=effect, sentence=f"The injection acts: {listed(said)}.{missing}")

@@ -104,10 +104,9 @@ def _net(evidence: Evidence) -> Readings | None:
     own = evidence.arms["injected"]
     if not evidence.has("rotations"):
         return own
-    random = evidence.arms["rotations"].cells(SAME_QUESTION)
-    mine = own.cells(SAME_QUESTION)
+    columns = [name for name in SAME_QUESTION if getattr(own, name) and getattr(evidence.arms["rotations"], name)]
+    mine, random = own.cells(columns), evidence.arms["rotations"].cells(columns)
     places = [place for place in mine if place in random]
-    columns = [name for name in SAME_QUESTION if getattr(own, name)]
     cells = {name: [cell[i] for _, cell in places] for i, name in enumerate(columns)}
     return Readings([concept for concept, _ in places], [mine[p] - random[p] for p in places], **cells)
 
