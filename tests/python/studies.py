@@ -33,7 +33,18 @@ def readings(values, rng, *, settings=SETTINGS, wordings=("own",), questions=("q
 
 
 def evidence(
-    rng, *, n=10, shift=1.0, spread=0.8, others=None, draw=None, branches=("detection",), places=0.3, gain=1.0
+    rng,
+    *,
+    n=10,
+    shift=1.0,
+    spread=0.8,
+    others=None,
+    draw=None,
+    branches=("detection",),
+    places=0.3,
+    gain=1.0,
+    settings=SETTINGS,
+    wordings=WORDINGS,
 ):
     """A study in which every concept has a shift of its own around a true mean.
 
