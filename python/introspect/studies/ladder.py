@@ -4,8 +4,10 @@ A rung compares arms concept by concept: every concept gives one number, the mea
 questions of the difference of two arms, and concepts are the sample. A rung with several controls holds where every one
 of them is beaten (the largest p decides, which needs no correction: Berger 1982).
 
-Holds: the mean is above 0. Its p is the larger of Student's t over the concepts and of the flips of their signs, so it
-relies on neither normal nor symmetric differences alone; six concepts are the least with which it can be at most 0.025.
+Holds: the mean is above 0. Its p is the largest of three: Student's t over the concepts, flips of their signs, and the
+bootstrap-t that draws concepts. Six concepts are the least with which it can be at most 0.025. Differences that are
+skewed towards 0 remain: of a mirrored exponential, 5 in 100 false claims with ten concepts and 3 with twenty, where t
+alone makes 10 and 7.
 Fails: the mean is shown to be below the smallest effect that counts, by the same tests (Bonferroni over the rung's
 controls). The interval shows both: a rung holds where it lies above 0 and fails where it lies below that effect.
 Not shown: neither; the bound is what the effect is shown to lie within, plus and minus (two one-sided tests).
@@ -31,6 +33,8 @@ from .rungs import BRANCHES, STEPS, Contrast, Step
 
 LEAST_KL = 0.01
 """Nats of divergence below which an injection is too weak for a missing effect to say anything."""
+RESAMPLES = 1999
+"""Of the bootstrap: its p is at least 1 in 2,000."""
 LEAST_KEPT = 0.5
 """Share of readings that must still be an answer."""
 
@@ -128,7 +132,7 @@ def _check_copies(evidence: Evidence) -> None:
 
 def _test(step: Step, contrast: Contrast, alpha: float, least: float, of: int = 1) -> Tested:
     """One of ``of`` contrasts of a rung."""
-    from ..statistics import clustered_mean  # here, because it loads torch
+    from ..statistics import clustered_mean, equivalence  # here, because it loads torch
 
     concepts, values = list(contrast.values), list(contrast.values.values())
     n = len(values)
@@ -142,6 +146,7 @@ def _test(step: Step, contrast: Contrast, alpha: float, least: float, of: int = 
         same = "all concepts have the same value to the last bit"
         return Tested(contrast.name, n, mean, math.nan, None, 1.0, 1.0, problem=few or same)
     above = clustered_mean(values, concepts, confidence=1 - 2 * alpha)
+    drawn = equivalence(values, concepts, (0.0, least), errors="bootstrap_t", resamples=RESAMPLES)
     below = clustered_mean(values, concepts, confidence=1 - 2 * alpha / of, null=least)
     return Tested(
         contrast.name,
@@ -149,8 +154,8 @@ def _test(step: Step, contrast: Contrast, alpha: float, least: float, of: int = 
         above.value,
         above.standard_error,
         (above.interval.low, above.interval.high),
-        max(above.p_greater, above.p_greater_by_flips),
-        max(below.p_less, below.p_less_by_flips),
+        max(above.p_greater, above.p_greater_by_flips, drawn.p_low),
+        max(below.p_less, below.p_less_by_flips, drawn.p_high),
         max(abs(below.interval.low), abs(below.interval.high)),
         few,
     )
@@ -231,7 +236,8 @@ def _decide(
             said = f"{upper_first(worst.problem)}. What was seen is {texts['effect']}."
         else:
             within = f"It is shown to lie within ±{number(same['bound'], step.unit).lstrip('+')}."
-            said = _joined(step.not_shown.format(**texts), within if step.name != "concepts" else "")
+            alone = "Student's t alone would show it." if worst.interval and worst.interval[0] > 0 else ""
+            said = _joined(step.not_shown.format(**texts), within if step.name != "concepts" else "", alone)
         return Rung(**same, verdict=NOT_SHOWN, sentence=said)
     if chain > alpha:
         said = _joined(step.holds.format(**texts), "But it counts only where the rungs below it hold.")

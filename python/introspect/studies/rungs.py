@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from .evidence import SAME_QUESTION, SAME_SETTING, Evidence, Readings, difference, held_out, net_of_pull
 
 LEAST_PARAPHRASES = 3
+LEAST_CONCEPTS = 6
+"""of which all must go the same way for one chance in 40"""
 
 DETECTION, CONTENT, LOCALISATION = "detection", "content", "localisation"
 BRANCHES = (DETECTION, CONTENT, LOCALISATION)
@@ -122,9 +124,10 @@ def _wordings(evidence: Evidence) -> list[Contrast]:
 
 def _held_out(evidence: Evidence) -> list[Contrast]:
     net = _net(evidence)
-    if net is None or len(net.distinct("setting")) < 2:
+    if net is None or len(net.distinct("setting")) < 2 or len(net.concepts) < 2 * LEAST_CONCEPTS:
         return []
-    return [Contrast("settings chosen on the other concepts", held_out(net.cells(SAME_SETTING)))]
+    setting, values = held_out(net.cells(SAME_SETTING))
+    return [Contrast(setting, values)]
 
 
 def _concepts(evidence: Evidence) -> list[Contrast]:
@@ -268,15 +271,17 @@ STEPS = (
     ),
     Step(
         name="settings",
-        title="at held-out settings",
+        title="at a held-out setting",
         branch=DETECTION,
         needs=("injected",),
         contrasts=_held_out,
-        stands="at strengths and layers chosen on other concepts",
-        holds="At strengths and layers chosen on the other concepts it is {effect}.",
-        fails="At strengths and layers chosen on the other concepts it is {effect}, shown to be below {bound}.",
-        not_shown="At strengths and layers chosen on the other concepts it is open: {effect}.",
-        not_run="There is one strength and one range of layers, so none could be chosen on other concepts.",
+        stands="at a setting chosen on other concepts",
+        holds="At the setting that is best on one half of the concepts ({worst}) the other half moves by {effect}.",
+        fails="At the setting that is best on one half of the concepts ({worst}) the other half moves by {effect}, "
+        "shown to be below {bound}.",
+        not_shown="At the setting that is best on one half of the concepts ({worst}) it is open for the other: {effect}.",
+        not_run=f"It takes two settings and {2 * LEAST_CONCEPTS} concepts: one half of them to choose a setting, the "
+        "other to be tested there.",
         run=_run(strengths="[...]", layers="[...]"),
     ),
     Step(
