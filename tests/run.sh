@@ -23,8 +23,14 @@ TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:30 parity:30 slow:45 consumer:25 ex
 [ -z "${INTROSPECT_SLOW:-}" ] || TIERS=${TIERS/sanitize:90/sanitize:240}
 [ -z "${INTROSPECT_QUICK:-}" ] || TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:30"
 
-# Two busy threads a process: torch takes every core otherwise, and the tests run one after another.
+# Two busy threads a process: torch takes every core otherwise.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg PYTHONUNBUFFERED=1
+
+# Tests of Python run in WORKERS processes of one thread each; a file's tests stay together, since they share models.
+WORKERS=${INTROSPECT_WORKERS:-$(nproc)}
+[ "$WORKERS" -le 4 ] || WORKERS=4 # each holds some models: four gigabytes at most
+SHARED=()
+[ "$WORKERS" = 1 ] || SHARED=(-n "$WORKERS" --dist loadfile)
 
 # Each tier below is a function that may write "passed failed skipped" to $COUNTS; without it the tier counts as one test.
 
@@ -48,7 +54,7 @@ tier_lint() {
 run_pytest() {
   local xml=$REPORTS/$TIER.xml status=0
   rm -f "$xml"
-  python -m pytest -q --junitxml="$xml" "$@" || status=$?
+  python -m pytest -q --junitxml="$xml" "${SHARED[@]}" "$@" || status=$?
   [ ! -e "$xml" ] || python - "$xml" >"$COUNTS" <<'PY'
 import sys
 import xml.etree.ElementTree as ET
@@ -62,7 +68,7 @@ PY
   return $status
 }
 
-tier_layering() { run_pytest tests/python/unit/test_layering.py; }
+tier_layering() { run_pytest tests/python/unit/test_layering.py -n 0; }
 tier_stubs() { bash tests/stubs.sh --check; }
 tier_unit() { run_pytest tests/python/unit --ignore=tests/python/unit/test_layering.py; }
 tier_parity() { run_pytest tests/python/parity; }

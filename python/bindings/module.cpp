@@ -65,6 +65,7 @@ PYBIND11_MODULE(_C, m) {
   python::bind_apply(m);
   python::bind_experiments(m);
   python::bind_dose(m);
+  python::bind_answers(m);
   python::bind_statistics(m);
   python::bind_probes(m);
   python::bind_erasure(m);

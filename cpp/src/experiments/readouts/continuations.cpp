@@ -2,37 +2,16 @@
 
 #include <stdexcept>
 
-#include <ATen/ATen.h>
-
 #include "introspect/core/check.h"
 #include "introspect/text/tokenizer.h"
 
 #include "experiments/readouts/library.h"
+#include "experiments/text_log_prob.h"
 
 namespace introspect::experiments {
 namespace {
 
 using Ids = std::vector<int64_t>;
-
-/// resid_TD [T, D]: after all tokens but the last one.
-double log_prob(const models::Model& model, const Ids& ids, double first, const torch::Tensor& resid_TD) {
-  double out = first;
-  for (size_t t = 1; t < ids.size(); ++t) {
-    const auto logits_V =
-        model.readout(resid_TD[static_cast<int64_t>(t) - 1]).to(torch::kCPU, torch::kFloat64);
-    out += (logits_V[ids[t]] - logits_V.logsumexp({0})).item<double>();
-  }
-  return out;
-}
-
-/// Of the texts: the residuals after all of its tokens but the last one. One token needs none.
-Need after(const ReadoutRequest& request, const Ids& ids) {
-  auto out = Need::last_residual(request.model.cfg());
-  out.after = {ids.begin(), ids.end() - 1};
-  out.read.positions.clear();
-  for (size_t t = 0; t < out.after.size(); ++t) out.read.positions.push_back(static_cast<int64_t>(t));
-  return out;
-}
 
 std::optional<PreparedReadout> prepare(const ReadoutRequest& request) {
   if (!request.parameter || request.parameter->size() == 0) return std::nullopt;
@@ -44,7 +23,7 @@ std::optional<PreparedReadout> prepare(const ReadoutRequest& request) {
     texts.push_back(request.model.tokenizer().encode(words, /*add_special_tokens=*/false));
     check<std::invalid_argument>(!texts.back().empty(),
                                  "run_experiment: a continuation must have a token, got '", words, "'");
-    if (texts.back().size() > 1) out.needs.push_back(after(request, texts.back()));
+    if (texts.back().size() > 1) out.needs.push_back(residuals_of(request, texts.back()));
     key.push_back(as_list(texts.back()));
   }
   out.fields = {{"continuations", request.parameter->size()}};
@@ -56,7 +35,7 @@ std::optional<PreparedReadout> prepare(const ReadoutRequest& request) {
     for (const auto& ids : texts) {
       const auto first = static_cast<double>(inputs.logits_V[ids[0]].item<double>()) - inputs.log_total;
       const auto resid_TD = ids.size() > 1 ? inputs.needed[next++].select(1, 0) : torch::Tensor();
-      log_probs.push_back(log_prob(inputs.model, ids, first, resid_TD));
+      log_probs.push_back(first + rest_log_prob(inputs.model, ids, resid_TD));
     }
     return {{"continuations", log_probs}};
   };

@@ -126,6 +126,14 @@ Value::List read_tokens(const ReadoutInputs& inputs, const std::vector<int64_t>&
   return out;
 }
 
+Need residuals_of(const ReadoutRequest& request, const std::vector<int64_t>& ids) {
+  auto out = Need::last_residual(request.model.cfg());
+  out.after = {ids.begin(), ids.end() - 1};
+  out.read.positions.clear();
+  for (size_t t = 0; t < out.after.size(); ++t) out.read.positions.push_back(static_cast<int64_t>(t));
+  return out;
+}
+
 std::string problem_of_tokens(const Value& value, const std::string& where) {
   return problem_of_list(value, where, [](const Value& one, const std::string& place) -> std::string {
     auto problem = problem_of_fields(

@@ -62,6 +62,9 @@ enum class Kind { text, whole, number };
 std::string problem_of_fields(const Value& value, const std::string& where,
                               const std::vector<std::pair<std::string, Kind>>& fields);
 
+/// What a text's log-probability needs: the last residuals after all of its tokens but the last one. One token needs none.
+Need residuals_of(const ReadoutRequest& request, const std::vector<int64_t>& ids);
+
 // ---- tokens at the read position ----
 
 /// The ids of the tokens that a content report reads: for each concept its word without and with a space before it.
