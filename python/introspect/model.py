@@ -57,8 +57,8 @@ def load_model(
         chat_template: instead of the one in the model's files, or for files that have none: the text of a Jinja
             template, a file that holds one, a folder or .gguf file that has one, or the name of a native format
             (``ChatTemplate.names()``).
-        revision: of a hub id: the branch, tag or commit to fetch, such as a stage of training. Each is kept in a
-            folder of its own, and the model's name, which results hold, ends in "@" and it.
+        revision: of a hub id: the branch, tag or commit to fetch, such as a stage of training; "owner/name@revision"
+            is the same. Each is kept in a folder of its own, and the model's name, which results hold, ends in it.
         n_ctx: the longest text, in tokens, instead of what the files say. Needed for texts beyond the length that a
             model was trained on before rope scaling "longrope" (Phi-4) or "dynamic": there the frequencies depend on
             the text's length, and are here those of a text of n_ctx tokens for every text.
@@ -99,7 +99,8 @@ def load_model(
         keep_blocks=keep_blocks,
         progress=progress,
     )
-    return Model(native, name=os.fspath(source) + (f"@{revision}" if revision else ""))
+    name = os.fspath(source)
+    return Model(native, name=f"{name}@{revision}" if revision and "@" not in name else name)
 
 
 class Model(HookedModel):

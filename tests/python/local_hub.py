@@ -24,6 +24,7 @@ class Hub:
 
     def __init__(self):
         self.files = {REPO: {FILE: WEIGHTS, "README.md": b"# hello"}}
+        self.revisions = {}  # (repository, revision) -> files, of revisions other than main
         self.stated_sha256 = {}
         self.cut_after = []  # for each coming download: close the connection after so many bytes
         self.ranges = True
@@ -48,10 +49,12 @@ class Hub:
         self.requests.append((path, request.headers.get("Range")))
         if self.status != 200:
             return request.send_error(self.status)
-        for repo, files in self.files.items():
-            if path == f"/api/models/{repo}/revision/main":
+        for (repo, at), files in [((repo, "main"), files) for repo, files in self.files.items()] + [
+            *self.revisions.items()
+        ]:
+            if path == f"/api/models/{repo}/revision/{at}":
                 return self.listing(request, repo, files)
-            if path.startswith(f"/{repo}/resolve/main/") and (name := path.split("/main/")[1]) in files:
+            if path.startswith(f"/{repo}/resolve/{at}/") and (name := path.split(f"/{at}/")[1]) in files:
                 return self.content(request, files[name])
         return request.send_error(404)
 

@@ -46,10 +46,13 @@ class PlainHooks:
 
     def mlp_out(self, layer: int) -> Place:
         block = self.layers[layer]
-        return (block.post_feedforward_layernorm if self.name.startswith("gemma") else block.mlp), "out", slice(None)
+        after = self.name.startswith(("gemma", "olmo"))
+        return (block.post_feedforward_layernorm if after else block.mlp), "out", slice(None)
 
     def mlp_in(self, layer: int) -> Place:
         block = self.layers[layer]
+        if self.name.startswith("olmo"):
+            return block.mlp, "in", slice(None)
         names = ("pre_feedforward_layernorm", "ln_2", "post_attention_layernorm")
         return next(getattr(block, name) for name in names if hasattr(block, name)), "in", slice(None)
 

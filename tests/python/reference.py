@@ -28,7 +28,7 @@ CLASSES = {
 
 @contextmanager
 def exact_softmax():
-    """Attention patterns of float64 models in float64: transformers' eager attention asks for a float32 softmax.
+    """Attention patterns and routers of float64 models in float64, for which transformers asks for a float32 softmax.
 
     Its sdpa attention would be exact, but returns no patterns and leaves Gemma 2's soft cap out.
     """
@@ -37,11 +37,14 @@ def exact_softmax():
     def exact(x, dim=None, dtype=None):
         return softmax(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype)
 
+    to_float = torch.Tensor.float  # of Mixtral's router
     torch.nn.functional.softmax = exact
+    torch.Tensor.float = lambda x: x if x.dtype == torch.float64 else to_float(x)
     try:
         yield
     finally:
         torch.nn.functional.softmax = softmax
+        torch.Tensor.float = to_float
 
 
 def exact_forward(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor | None = None):

@@ -8,15 +8,22 @@ from reference import exact_softmax
 from tiny import ARCHITECTURES
 
 
+def eps_of(norm):
+    return getattr(norm, "eps", None) or norm.variance_epsilon
+
+
+def weight_of(norm):
+    """What a norm multiplies by; Gemma's 1 + weight is float32 in every dtype."""
+    weight = norm.weight.detach()
+    return (1 + weight.float()).double() if type(norm).__name__.startswith("Gemma") else weight
+
+
 def exact_norms(model):
     """transformers' RMS norms in float64 of a float64 model, which they round to float32."""
     for module in model.modules():
         name = type(module).__name__
         if name.endswith("RMSNorm"):
-            # Gemma's 1 + weight is float32 in every dtype.
-            weight = (1 + module.weight.float()).double() if name.startswith("Gemma") else module.weight
-            weight = weight.detach()
-            eps = getattr(module, "eps", None) or module.variance_epsilon
+            weight, eps = weight_of(module), eps_of(module)
 
             def forward(x, weight=weight, eps=eps):
                 return x * (x.pow(2).mean(-1, keepdim=True) + eps).rsqrt() * weight
@@ -32,14 +39,14 @@ def transformers_parts(model, name):
         return [(b.attn.c_proj, b.attn, b.mlp, None) for b in model.transformer.h], model.transformer.wte
     if family == "GPTNeoX":
         return [(b.attention.dense, b.attention, b.mlp, None) for b in model.gpt_neox.layers], model.gpt_neox.embed_in
-    gemma = family.startswith("Gemma")
+    after = family.startswith(("Gemma", "Olmo"))  # norms of what layers write
     layers = model.model.layers
     return [
         (
             b.self_attn.o_proj,
-            b.post_attention_layernorm if gemma else b.self_attn,
-            b.post_feedforward_layernorm if gemma else b.mlp,
-            b.post_attention_layernorm if gemma else None,
+            b.post_attention_layernorm if after else b.self_attn,
+            b.post_feedforward_layernorm if after else b.mlp,
+            b.post_attention_layernorm if after else None,
         )
         for b in layers
     ], model.model.embed_tokens
@@ -80,11 +87,7 @@ def transformers_outputs(model, name, tokens, metric=None):
             out = (z @ W.T).detach()
             if norm is not None:  # with the scale of the whole
                 raw = kept[f"raw{layer}"].detach()
-                out = (
-                    out
-                    * (raw.pow(2).mean(-1, keepdim=True) + norm.eps).rsqrt()
-                    * (1 + norm.weight.detach().float()).double()
-                )
+                out = out * (raw.pow(2).mean(-1, keepdim=True) + eps_of(norm)).rsqrt() * weight_of(norm)
             outputs.append(out)
             gradients.append(gradient(f"a{layer}"))
         outputs.append(kept[f"m{layer}"].detach())

@@ -89,6 +89,8 @@ ROPE_BASES = {  # Gemma 3's, far enough apart to show within a short text
     "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 300.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
 }
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
+EXPERTS = {"num_experts_per_tok": 2, "sliding_window": WINDOW}
 NEOX = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
 GPT2 = {
     "vocab_size": 101, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 6, "bos_token_id": 1, "eos_token_id": 2,
@@ -132,6 +134,23 @@ ARCHITECTURES = {
     ),
     "phi3": ("Phi3", {**SIZES, "partial_rotary_factor": 0.5, "sliding_window": WINDOW}),
     "phi3 no window": ("Phi3", {**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
+    "olmo2": ("Olmo2", {**SIZES, "attention_bias": True, "tie_word_embeddings": True}),
+    "olmo3": (
+        "Olmo3",
+        {**SIZES, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+         "rope_parameters": {"full_attention": YARN_ROPE,
+                             "sliding_attention": {"rope_type": "default", "rope_theta": 500.0}}},
+    ),
+    "mixtral": ("Mixtral", {**WIDE, **EXPERTS, "num_local_experts": 5}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {**WIDE, "num_experts_per_tok": 3, "num_experts": 6, "moe_intermediate_size": 14, "norm_topk_prob": False,
+         "attention_bias": True, "tie_word_embeddings": True},
+    ),
+    "gpt_oss": (
+        "GptOss",
+        {**WIDE, **EXPERTS, "num_local_experts": 4, "rope_parameters": {**YARN_ROPE, "truncate": False}},
+    ),
 }  # fmt: skip
 
 
@@ -147,6 +166,7 @@ def tiny_transformers(name: str, seed: int = 0, **overrides) -> torch.nn.Module:
     model_class = getattr(transformers, family + ("LMHeadModel" if family == "GPT2" else "ForCausalLM"))
     config = config_class(**{**arguments, **overrides})
     config._attn_implementation = "eager"
+    config._experts_implementation = "eager"
     model = model_class(config).double().eval()
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -155,6 +175,8 @@ def tiny_transformers(name: str, seed: int = 0, **overrides) -> torch.nn.Module:
                 scale = 0.4
             elif "embed" in key or "wte" in key or "wpe" in key:
                 scale = 1.0
+            elif "experts" in key or "router" in key or "mlp.gate.weight" in key:  # gpt-oss's gates reach their limit
+                scale = (4.0 if family == "GptOss" else 1.5) / config.hidden_size**0.5
             else:
                 scale = 1.5 / min(parameter.shape) ** 0.5
             parameter.copy_(torch.randn(parameter.shape, generator=rng, dtype=torch.float64) * scale)

@@ -12,6 +12,8 @@
 #include "introspect/core/check.h"
 #include "introspect/ops/activation.h"
 #include "models/architecture.h"
+#include "models/config_fields.h"
+#include "models/rope_config.h"
 #include "models/unsupported.h"
 
 namespace introspect::models {
@@ -19,46 +21,6 @@ namespace introspect::models {
 namespace {
 
 using nlohmann::json;
-using Field = JsonField<ConfigError>;
-
-constexpr auto kWho = "config.json: ";
-
-Field field_of(const json& object, const std::string& key) {
-  return {object.at(key), kWho, concat("'", key, "'")};
-}
-
-/// A config.json as the class of its family in transformers 5 reads it: a field that the class does not have is passed
-/// over, one that is absent has the class's default.
-class Fields {
- public:
-  Fields(const json& given, const char* defaults) : given_(given), defaults_(json::parse(defaults)) {}
-
-  bool has(const char* key) const { return defaults_.contains(key); }
-  const json& otherwise(const char* key) const { return defaults_.at(key); }
-  Field at(const char* key) const { return field_of(given_.contains(key) ? given_ : defaults_, key); }
-  bool is_null(const char* key) const { return at(key).is_null(); }
-  /// Whether the field follows from others where it is absent or null.
-  bool follows(const char* key) const { return defaults_.at(key).is_null(); }
-
-  /// A positive number of things.
-  int64_t size(const char* key) const {
-    const auto field = at(key);
-    const auto value = field.integer();
-    field.require(value > 0 && value < kLargestSize, "must be from 1 to ", kLargestSize - 1, ", got ", value);
-    return value;
-  }
-  /// One of the names that families have for one setting.
-  const char* name(std::initializer_list<const char*> keys) const {
-    for (const char* key : keys)
-      if (has(key)) return key;
-    return *keys.begin();
-  }
-
- private:
-  const json& given_;
-  json defaults_;
-};
-
 /// Numbers that JSON does not have, as transformers 5 writes them: {"__float__": "Infinity"}.
 void decode_floats(json& value) {
   if (value.is_object() && value.size() == 1 && value.contains("__float__")) {
@@ -87,7 +49,7 @@ const Family& family_of(const json& config) {
   for (const auto& family : families()) {
     if (name.empty() ? type == family.model_type : name == family.hf) {
       // transformers goes by the type, and files by which class they are of: no telling which of two is meant.
-      check<ConfigError>(type.empty() || type == family.model_type, kWho, "'model_type' must be '",
+      check<ConfigError>(type.empty() || type == family.model_type, kConfigJson, "'model_type' must be '",
                          family.model_type, "' beside 'architectures' of ", family.hf, ", got ",
                          excerpt(type));
       return family;
@@ -95,7 +57,7 @@ const Family& family_of(const json& config) {
     known += concat(known.empty() ? "" : ", ", family.hf);
   }
   const auto what = what_is(name, type);
-  throw ConfigError(concat(kWho, "'architectures' must be one of ", known, ", got ",
+  throw ConfigError(concat(kConfigJson, "'architectures' must be one of ", known, ", got ",
                            excerpt(name.empty() ? type : name), what.empty() ? "" : concat(", ", what)));
 }
 
@@ -107,10 +69,10 @@ void check_options(const json& config, const Family& family) {
   };
   for (const char* key : {"num_local_experts", "num_experts"})
     check<ConfigError>(family.common.is_mixture() || !is_there(key) || field_of(config, key).integer() <= 1,
-                       kWho, "a mixture of experts ('", key, "'), which this library does not run");
+                       kConfigJson, "a mixture of experts ('", key, "'), which this library does not run");
   for (const char* key :
        {"use_bidirectional_attention", "scale_attn_by_inverse_layer_idx", "add_cross_attention"})
-    check<ConfigError>(!is_there(key) || !field_of(config, key).boolean(), kWho, "'", key,
+    check<ConfigError>(!is_there(key) || !field_of(config, key).boolean(), kConfigJson, "'", key,
                        "' is true, which this library does not run");
   if (is_there("mlp_only_layers"))
     field_of(config, "mlp_only_layers")
@@ -126,7 +88,7 @@ void check_options(const json& config, const Family& family) {
       field_of(config, key)
           .require(field_of(config, key).number() == value, "must be ", value,
                    ", which this library runs only");
-  check<ConfigError>(!is_there("per_layer_config"), kWho,
+  check<ConfigError>(!is_there("per_layer_config"), kConfigJson,
                      "'per_layer_config' gives layers sizes of their own, which this library does not run");
 }
 
@@ -151,7 +113,7 @@ std::optional<io::Packing> read_packing(const json& config, const Family& family
     return out;
   }
   check<ConfigError>(
-      method == "gptq" || method == "awq", kWho, "the weights are quantised by ",
+      method == "gptq" || method == "awq", kConfigJson, "the weights are quantised by ",
       excerpt(method.empty() ? describe(given) : method),
       ", which this library does not read; it reads safetensors in float formats, GPTQ, AWQ and "
       "gpt-oss's MXFP4, and GGUF");
@@ -186,159 +148,6 @@ std::string activation(const Field& field) {
   return {};
 }
 
-// ---- rotary embedding -----------------------------------------------------------------------------------------------
-
-/// One set of RoPE parameters, and what stands for a parameter that it leaves out.
-struct Rope {
-  json parameters = json::object();
-  std::string place;  // "'rope_scaling'"
-
-  Field field() const { return {parameters, kWho, place}; }
-  bool has(const char* key) const { return parameters.contains(key); }
-  double number(const char* key, double otherwise) const {
-    return has(key) ? field().at(key).number() : otherwise;
-  }
-};
-
-Rope rope_of(const json& config, const char* key) {
-  Rope rope{config.at(key), concat("'", key, "'")};
-  rope.field().object();
-  return rope;
-}
-
-/// rope_scaling, else rope_parameters, else the family's: transformers 5 gives the older name precedence.
-Rope flat_rope(const json& config, const Fields& fields) {
-  for (const char* key : {"rope_scaling", "rope_parameters"})
-    if (const auto found = config.find(key); found != config.end() && !found->is_null()) {
-      auto rope = rope_of(config, key);
-      if (!rope.parameters.empty()) return rope;
-    }
-  Rope rope{json::object(), "'rope_parameters'"};
-  if (fields.has("rope_parameters")) rope.parameters = fields.otherwise("rope_parameters");
-  return rope;
-}
-
-/// Gemma 3 and OLMo 3 have a set for each type of layer; rope_scaling is about the layers without a window.
-Rope rope_of_layers(const json& config, const char* type) {
-  Rope rope{json::object(), "'rope_parameters'"};
-  if (const auto found = config.find("rope_parameters"); found != config.end() && !found->is_null()) {
-    const auto all = rope_of(config, "rope_parameters");
-    rope.place = concat("'rope_parameters.", type, "'");
-    if (all.has(type) && !all.parameters.at(type).is_null()) rope.parameters = all.parameters.at(type);
-    rope.field().object();
-  }
-  if (const auto found = config.find("rope_scaling");
-      std::string_view(type) == "full_attention" && found != config.end() && !found->is_null()) {
-    rope.parameters.update(rope_of(config, "rope_scaling").parameters);
-    rope.place = "'rope_scaling'";
-  }
-  return rope;
-}
-
-std::vector<double> numbers(const Field& field) {
-  std::vector<double> out;
-  for (size_t i = 0; i < field.list(); ++i) out.push_back(field.at(i).number());
-  return out;
-}
-
-/// What cosines and sines are multiplied by where no number is given, arXiv:2309.00071 and the mscale of DeepSeek's.
-double yarn_attention_factor(const Rope& rope, double factor) {
-  const auto of = [&](double mscale) { return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1; };
-  const double mscale = rope.number("mscale", 0), all = rope.number("mscale_all_dim", 0);
-  return mscale != 0 && all != 0 ? of(mscale) / of(all) : of(1);
-}
-
-/// Likewise of longrope, arXiv:2402.13753.
-double longrope_attention_factor(double factor, double original) {
-  return factor <= 1 ? 1.0 : std::sqrt(1 + std::log(factor) / std::log(original));
-}
-
-ops::RotaryScaling scaling_of(const Rope& rope, const Fields& config, const json& given, bool by_layer) {
-  ops::RotaryScaling s;
-  const char* key = rope.has("rope_type") ? "rope_type" : "type";
-  auto type = rope.has(key) ? rope.field().at(key).text() : "default";
-  const char* const original = "original_max_position_embeddings";
-  if (config.has(original) && (type == "su" || type == "yarn")) type = "longrope";  // Phi-3's older words
-  if (type == "default") return s;
-  rope.field().require(
-      type == "linear" || type == "llama3" || type == "yarn" || type == "longrope" || type == "dynamic",
-      "must be of the type default, linear, llama3, yarn, longrope or dynamic, got ", excerpt(type));
-  const auto number = [&](const char* name) { return rope.field().at(name).number(); };
-  const auto given_number = [&](const char* name) {
-    return rope.has(name) && !rope.parameters.at(name).is_null();
-  };
-  const auto n_positions = static_cast<double>(config.size("max_position_embeddings"));
-  s.type = type;
-  if (type == "linear" || type == "llama3" || type == "dynamic") s.factor = number("factor");
-  if (type == "linear") return s;
-  // One beside the parameters comes first where a model has one set of them.
-  if ((given.contains(original) || config.has(original)) && !by_layer)
-    s.original_max_position =
-        config.has(original) ? config.at(original).number() : field_of(given, original).number();
-  else
-    s.original_max_position = rope.has(original) ? number(original) : n_positions;
-  if (type == "dynamic") s.original_max_position = n_positions;
-  if (type == "llama3") {
-    s.low_freq_factor = number("low_freq_factor");
-    s.high_freq_factor = number("high_freq_factor");
-  }
-  if (type != "yarn" && type != "longrope") return s;
-  rope.field().require(s.original_max_position > 1,
-                       "must have an original_max_position_embeddings above 1, got ",
-                       s.original_max_position);
-  s.factor = given_number("factor") ? number("factor") : n_positions / s.original_max_position;
-  if (type == "yarn") {
-    if (given_number("beta_fast")) s.beta_fast = number("beta_fast");
-    if (given_number("beta_slow")) s.beta_slow = number("beta_slow");
-    if (rope.has("truncate") && !by_layer)
-      s.truncate = rope.field().at("truncate").boolean();  // as transformers does
-    s.attention_factor = yarn_attention_factor(rope, s.factor);
-  } else {
-    s.short_factor = numbers(rope.field().at("short_factor"));
-    s.long_factor = numbers(rope.field().at("long_factor"));
-    s.attention_factor = longrope_attention_factor(s.factor, s.original_max_position);
-  }
-  if (given_number("attention_factor")) s.attention_factor = number("attention_factor");
-  return s;
-}
-
-void read_rotary(const json& given, const Fields& config, const Family& family, Config& cfg) {
-  const bool by_layer = config.has("rope_local_base_freq") || family.layers_have_own_ropes;
-  const auto rope = by_layer ? rope_of_layers(given, "full_attention") : flat_rope(given, config);
-  if (config.has("layer_types") && !by_layer)
-    for (const char* type : {"full_attention", "sliding_attention"})
-      rope.field().require(!rope.has(type), "must be one set of parameters in this family, got one for ",
-                           type);
-  const auto base = [&](const Rope& of, const char* key) {
-    return of.has("rope_theta") ? of.field().at("rope_theta").number() : config.at(key).number();
-  };
-  cfg.rotary_base = base(rope, config.name({"rope_theta", "rotary_emb_base"}));
-  cfg.rotary_scaling = scaling_of(rope, config, given, by_layer);
-  if (by_layer) {
-    const auto local = rope_of_layers(given, "sliding_attention");
-    cfg.rotary_base_local = base(local, config.name({"rope_local_base_freq", "rope_theta"}));
-    const auto type = scaling_of(local, config, given, by_layer).type;
-    local.field().require(type == "none", "must be of the type default, got '", type, "'");
-  }
-
-  cfg.rotary_dim = cfg.d_head;
-  const char* const part_key = config.name({"partial_rotary_factor", "rotary_pct"});
-  const bool has_part =
-      config.has(part_key);  // else transformers rotates whole heads, or fails where it scales
-  if (!has_part && cfg.rotary_scaling.type == "none") return;
-  const double otherwise = has_part                   ? config.at(part_key).number()
-                           : given.contains(part_key) ? field_of(given, part_key).number()
-                                                      : 1.0;
-  const auto part = rope.number("partial_rotary_factor", otherwise);
-  const auto place = rope.has("partial_rotary_factor") ? "partial_rotary_factor" : part_key;
-  check<ConfigError>(part > 0 && part <= 1, kWho, "'", place, "' must be above 0 and at most 1, got ", part);
-  cfg.rotary_dim = static_cast<int64_t>(static_cast<double>(cfg.d_head) * part);
-  check<ConfigError>(has_part || cfg.rotary_dim == cfg.d_head, kWho, "'", place,
-                     "' must be 1 in this family, got ", part);
-  check<ConfigError>(cfg.rotary_dim > 0 && cfg.rotary_dim % 2 == 0, kWho, "'", place,
-                     "' must leave an even number of a head's ", cfg.d_head, " dimensions, got ", part);
-}
-
 // ---- windows --------------------------------------------------------------------------------------------------------
 
 /// Which layers see a window of keys: 'layer_types', or the family's rule for files that leave it out.
@@ -371,9 +180,10 @@ void read_windows(const Fields& config, const Family& family, Config& cfg) {
       types.push_back((layer + 1) % period != 0 ? "local" : "global");
   }
   if (std::ranges::find(types, "local") == types.end()) return;
-  check<ConfigError>(is_used, kWho,
+  check<ConfigError>(is_used, kConfigJson,
                      "'layer_types' has layers with a window, but 'use_sliding_window' is false");
-  check<ConfigError>(has_window, kWho, "'sliding_window' is missing, and layers of this model have one");
+  check<ConfigError>(has_window, kConfigJson,
+                     "'sliding_window' is missing, and layers of this model have one");
   cfg.window_size = config.size("sliding_window");
   cfg.attn_types = std::move(types);
 }
@@ -387,7 +197,7 @@ Config read_config(const json& given, const Family& family, int64_t n_tensors) {
   const char* const layers = config.name({"num_hidden_layers", "n_layer"});
   cfg.n_layers = config.size(layers);
   // Every layer has tensors: a number that is made up is not believed, since lists are as long as it.
-  check<ConfigError>(cfg.n_layers <= n_tensors, kWho, "'", layers, "' must fit the files' ", n_tensors,
+  check<ConfigError>(cfg.n_layers <= n_tensors, kConfigJson, "'", layers, "' must fit the files' ", n_tensors,
                      " tensors, got ", cfg.n_layers);
   cfg.d_model = config.size(config.name({"hidden_size", "n_embd"}));
   cfg.n_heads = config.size(config.name({"num_attention_heads", "n_head"}));
@@ -427,7 +237,7 @@ Config read_config(const json& given, const Family& family, int64_t n_tensors) {
   const bool has_scalar = config.has("query_pre_attn_scalar");
   const auto scalar =
       has_scalar ? config.at("query_pre_attn_scalar").number() : static_cast<double>(cfg.d_head);
-  check<ConfigError>(scalar > 0, kWho, "'query_pre_attn_scalar' must be positive, got ", scalar);
+  check<ConfigError>(scalar > 0, kConfigJson, "'query_pre_attn_scalar' must be positive, got ", scalar);
   cfg.attn_scale = is_scaled ? std::sqrt(scalar) : 1.0;
   const auto soft_cap = [&](const char* key) {
     if (!config.has(key) || config.is_null(key)) return 0.0;
@@ -465,13 +275,13 @@ void rename_fields(json& config, const Family& family) {
 }  // namespace
 
 Architecture architecture_of_hf(const json& config, int64_t n_tensors) {
-  check<ConfigError>(config.is_object(), kWho, "must hold an object");
+  check<ConfigError>(config.is_object(), kConfigJson, "must hold an object");
   const Family& family = family_of(config);
   check_options(config, family);
   json text = config;
   if (config.contains("text_config")) {  // of a model that sees images too
     text = config.at("text_config");
-    Field(text, kWho, "'text_config'").object();
+    Field(text, kConfigJson, "'text_config'").object();
     check_options(text, family);
   }
   decode_floats(text);

@@ -137,6 +137,44 @@ const BlockWeight* find_block_weight(const Parts& parts, std::string_view name) 
   return found != std::end(kBlockWeights) && found->has(parts) ? found : nullptr;
 }
 
+/// A weight of a router or an expert, matrices as [out, in]; undefined if the block has none of that name.
+torch::Tensor mixture_weight(const Parts& p, std::string_view name) {
+  if (!p.mlp.is_mixture()) return {};
+  const auto& [router, experts] = p.mlp.mixture();
+  const auto of = [](const nn::Linear& linear, std::string_view kind) {
+    return kind == "weight" ? linear.dense() : kind == "bias" ? linear.bias() : torch::Tensor{};
+  };
+  constexpr std::string_view kRouter = "mlp.W_gate.", kExperts = "mlp.experts.";
+  if (name.starts_with(kRouter)) return of(router, name.substr(kRouter.size()));
+  if (!name.starts_with(kExperts)) return {};
+  name.remove_prefix(kExperts.size());
+  size_t expert = 0;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), expert);
+  name.remove_prefix(static_cast<size_t>(end - name.data()));
+  const auto dot = name.rfind('.');
+  if (error != std::errc() || expert >= experts.size() || dot == std::string_view::npos) return {};
+  const auto matrix = name.substr(0, dot), kind = name.substr(dot + 1);
+  const auto& [in, out] = experts[expert];
+  const int64_t M = p.mlp.d_mlp();
+  if (matrix == ".W_gate" && p.mlp.gated()) return of(in.rows(0, M), kind);
+  if (matrix == ".W_in") return of(in.rows(p.mlp.gated() ? M : 0, M), kind);
+  return matrix == ".W_out" ? of(out, kind) : torch::Tensor{};
+}
+
+/// The names of those that there are.
+std::vector<std::string> mixture_names(const Parts& p) {
+  std::vector<std::string> out;
+  const auto add = [&](const std::string& matrix) {
+    for (const char* kind : {".weight", ".bias"})
+      if (mixture_weight(p, matrix + kind).defined()) out.push_back(matrix + kind);
+  };
+  if (!p.mlp.is_mixture()) return out;
+  for (size_t e = 0; e < p.mlp.mixture().experts.size(); ++e)
+    for (const char* matrix : {"W_gate", "W_in", "W_out"}) add(concat("mlp.experts.", e, ".", matrix));
+  add("mlp.W_gate");
+  return out;
+}
+
 /// A weight that stands once in the model; undefined if it has none of that name.
 torch::Tensor model_weight(const Model& model, std::string_view name) {
   const auto& w = model.weights();
@@ -173,6 +211,7 @@ torch::Tensor weight(const Model& model, std::string_view name) {
   if (const auto in_block = split(name, blocks.size())) {
     const auto& parts = blocks[in_block->first].parts();
     if (const auto* found = find_block_weight(parts, in_block->second)) return found->get(parts);
+    if (auto found = mixture_weight(parts, in_block->second); found.defined()) return found;
   } else if (auto found = model_weight(model, name); found.defined()) {
     return found;
   }
@@ -189,6 +228,7 @@ std::vector<std::string> weight_names(const Model& model) {
     for (const auto& w : kBlockWeights)
       if (w.has(parts) && (!w.listed || w.listed(parts)))
         names.push_back(concat("blocks.", layer, ".", w.name));
+    for (const auto& name : mixture_names(parts)) names.push_back(concat("blocks.", layer, ".", name));
   }
   names.emplace_back("ln_final.w");
   if (model.weights().ln_final.bias.defined()) names.emplace_back("ln_final.b");
@@ -201,9 +241,12 @@ torch::Tensor stacked_weight(const Model& model, std::string_view name) {
   std::vector<torch::Tensor> layers;
   for (const auto& block : model.weights().blocks) {
     const auto* found = find_block_weight(block.parts(), name);
-    check<std::invalid_argument>(found != nullptr, "stacked_weight: this model's blocks have no '", name,
-                                 "'; names are as in 'attn.W_Q'");
-    layers.push_back(found->get(block.parts()));
+    auto weight = found != nullptr ? found->get(block.parts()) : mixture_weight(block.parts(), name);
+    check<std::invalid_argument>(
+        weight.defined(), "stacked_weight: this model's blocks have no '", name,
+        "'; names are as in 'attn.W_Q'",
+        block.parts().mlp.is_mixture() ? ", and an expert's as in 'mlp.experts.0.W_in.weight'" : "");
+    layers.push_back(std::move(weight));
   }
   return at::stack(layers);
 }

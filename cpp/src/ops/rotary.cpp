@@ -51,12 +51,15 @@ torch::Tensor longrope_frequencies(const torch::Tensor& inverse_frequencies, con
   return (torch::tensor(factors, torch::kFloat32) * inverse_frequencies).reciprocal();
 }
 
-/// The base for which the slowest frequency turns as far over the longest text as it did over the original one.
-double dynamic_base(int64_t d_rotary, double base, const RotaryScaling& s) {
+/// The base for which the slowest frequency turns as far over the longest text as it did over the original one, in
+/// float32 as transformers computes it.
+torch::Tensor dynamic_base(int64_t d_rotary, double base, const RotaryScaling& s) {
   check<ConfigError>(d_rotary > 2, "rotary_frequencies: dynamic scaling needs a width above 2, got ",
                      d_rotary);
-  const double longest = std::max(s.longest, s.original_max_position), width = static_cast<double>(d_rotary);
-  return base * std::pow(s.factor * longest / s.original_max_position - (s.factor - 1), width / (width - 2));
+  if (s.longest <= s.original_max_position) return at::full({}, base, torch::kFloat32);
+  const double width = static_cast<double>(d_rotary);
+  const auto longest = at::full({}, s.longest, torch::kFloat32);
+  return (longest * s.factor / s.original_max_position - (s.factor - 1)).pow(width / (width - 2)) * base;
 }
 
 }  // namespace
@@ -65,8 +68,8 @@ torch::Tensor rotary_frequencies(int64_t d_rotary, double base, const RotaryScal
   check<ConfigError>(d_rotary > 0 && d_rotary % 2 == 0, "rotary_frequencies: the width must be even, got ",
                      d_rotary);
   const auto exponents = at::arange(0, d_rotary, 2, torch::kLong).to(torch::kFloat32) / d_rotary;
-  if (scaling.type == "dynamic") base = dynamic_base(d_rotary, base, scaling);
-  const auto powers = at::pow(base, exponents);
+  const auto powers = scaling.type == "dynamic" ? dynamic_base(d_rotary, base, scaling).pow(exponents)
+                                                : at::pow(base, exponents);
   if (scaling.type == "yarn") return yarn_frequencies(powers, d_rotary, base, scaling);
   if (scaling.type == "longrope") return longrope_frequencies(powers, scaling);
   const auto frequencies = 1.0 / powers;

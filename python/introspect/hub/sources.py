@@ -18,7 +18,7 @@ from .model_names import aliases, what_is
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b-instruct"
 
-_REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+(?<!\.gguf))(:(?P<file>[^:]+\.gguf))?")
+_REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+(?<!\.gguf))(@(?P<revision>\w[\w./-]*))?(:(?P<file>[^:]+\.gguf))?")
 _HF_FILES = re.compile(
     r"config\.json|generation_config\.json|tokenizer[\w.-]*|special_tokens_map\.json|added_tokens\.json|vocab\.json|"
     r"merges\.txt|chat_template\.jinja|model\.safetensors|model\.safetensors\.index\.json|model-\d+-of-\d+\.safetensors"
@@ -37,7 +37,7 @@ def resolve(source: str | os.PathLike, *, revision: str | None = None) -> Path:
 
     Args:
         source: a HF folder, a .gguf file, a short name (``introspect pull --help`` lists them) or a hub id,
-            "owner/name" or "owner/name:file.gguf".
+            "owner/name" or "owner/name:file.gguf", with "@revision" after the name or without.
         revision: of a hub id, its branch, tag or commit.
 
     Raises:
@@ -46,18 +46,18 @@ def resolve(source: str | os.PathLike, *, revision: str | None = None) -> Path:
     """
     path = Path(source).expanduser()
     if path.exists():
-        _check_revision("resolve", os.fspath(source), None, revision)
+        _checked_revision("resolve", os.fspath(source), None, revision)
         return path
     registry = model_registry()
     name = _full_name(os.fspath(source), registry)
     if name in registry:
-        _check_revision("resolve", name, None, revision)
+        _checked_revision("resolve", name, None, revision)
         local = models_folder() / registry[name]["file"]
         right_size = local.exists() and registry[name]["bytes"] in (None, local.stat().st_size)
         return local if right_size else pull(name)
     match = _REPO.fullmatch(name)
     if match and not _is_path(name):
-        _check_revision("resolve", name, match, revision)
+        revision = _checked_revision("resolve", name, match, revision)
         if local := _local_repo(match, revision):
             return local
         if is_missing_path(name):
@@ -75,7 +75,7 @@ def pull(name: str, *, revision: str | None = None, say: Callable[[str], None] |
     """Fetch a model from the first source that answers, and check it.
 
     Args:
-        name: a short name, or a hub id ("owner/name" or "owner/name:file.gguf").
+        name: a short name, or a hub id ("owner/name", "owner/name@revision" or "owner/name:file.gguf").
         revision: of a hub id, its branch, tag or commit, kept in a folder of its own; main is meant if not given.
         say: gets one sentence for each source that did not deliver; they go to standard error if not given.
 
@@ -90,14 +90,14 @@ def pull(name: str, *, revision: str | None = None, say: Callable[[str], None] |
     registry = model_registry()
     name = _full_name(name, registry)
     if name in registry:
-        _check_revision("pull", name, None, revision)
+        _checked_revision("pull", name, None, revision)
         return _locked(lambda: _pull_registered(name, registry[name], say))
     match = _REPO.fullmatch(name)
     if match and not _is_path(name):
         if what := what_is(name):
             raise _error("ConfigError", f"pull: {name} is {what}")
-        _check_revision("pull", name, match, revision)
-        return _locked(lambda: _local_repo(match, revision) or _pull_repo(match, revision))
+        at = _checked_revision("pull", name, match, revision)
+        return _locked(lambda: _local_repo(match, at) or _pull_repo(match, at))
     if _is_path(name):
         raise _error("IoError", f"pull: {name} is the path of a file or folder; a known name or a hub id is needed")
     raise _unknown("pull", name, "is neither a known name nor a hub id")
@@ -113,13 +113,19 @@ def _is_path(name: str) -> bool:
     return name.startswith((".", "~", os.sep)) or name.endswith(os.sep)
 
 
-def _check_revision(who: str, name: str, match: re.Match | None, revision: str | None) -> None:
-    if revision is None:
-        return
+def _checked_revision(who: str, name: str, match: re.Match | None, revision: str | None) -> str | None:
+    """The revision that is asked for, by argument or in a hub id after "@"; None: the main one."""
     if match is None:
-        raise _error("ConfigError", f"{who}: revision= goes with a hub id (owner/name), and {name} is none")
-    if not _REVISION.fullmatch(revision) or ".." in revision:
+        if revision is not None:
+            raise _error("ConfigError", f"{who}: revision= goes with a hub id (owner/name), and {name} is none")
+        return None
+    in_name = match["revision"]
+    if revision is not None and in_name is not None and revision != in_name:
+        raise _error("ConfigError", f"{who}: {name} names the revision {in_name}, and revision= is {revision!r}")
+    revision = in_name if revision is None else revision
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise _error("ConfigError", f"{who}: a revision is a branch, tag or commit, got {revision!r}")
+    return revision
 
 
 def is_missing_path(name: str) -> bool:

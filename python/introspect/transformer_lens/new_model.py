@@ -29,7 +29,7 @@ _ONLY: dict[str, tuple[Any, str]] = {
     "post_embedding_ln": (False, "embeddings are not normed"),
     "rotary_adjacent_pairs": (False, "rotary dimensions are paired half a head apart"),
     "load_in_4bit": (False, "weights are held in a float dtype"),
-    "num_experts": (None, "mixtures of experts are not run"),
+    "num_experts": (None, "mixtures of experts are read from files, not made"),
     "n_devices": (1, "a model lives on one device"),
 }
 

@@ -58,7 +58,8 @@ class SVDInterpreter:
                 )
             directions = block.attn.OV[head_index].Vh.mT
         else:
-            matrix = block.mlp.W_out if vector_type == "w_out" else block.mlp.W_in.T * block.ln2.w
+            reads = block.ln2.w if hasattr(block.ln2, "w") else 1  # OLMo 2 and 3 read the stream as it is
+            matrix = block.mlp.W_out if vector_type == "w_out" else block.mlp.W_in.T * reads
             directions = torch.linalg.svd(matrix.detach().float(), full_matrices=False)[2]
         if not 0 < num_vectors <= len(directions):
             raise IndexError(f"get_singular_vectors: num_vectors must be 1 to {len(directions)}, got {num_vectors}")

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from local_hub import FILE, NAME, REPO, WEIGHTS, unreachable_address
+from tiny import write_tiny
 
 import introspect
 from introspect import hub
@@ -175,6 +176,37 @@ def test_a_hub_id_of_safetensors_is_a_folder_with_only_the_files_needed(server, 
     server.requests.clear()
     assert hub.resolve("maker/tiny") == path
     assert server.requests == []
+
+
+def test_revisions_of_a_hub_id_are_kept_apart(server, folder, tmp_path):
+    files = {path.name: path.read_bytes() for path in write_tiny(tmp_path / "last").iterdir()}
+    first = {path.name: path.read_bytes() for path in write_tiny(tmp_path / "first", seed=1).iterdir()}
+    server.files["maker/tiny"] = files
+    server.revisions = {("maker/tiny", "stage1-step1000"): first}
+    models = [
+        introspect.load_model("maker/tiny"),
+        introspect.load_model("maker/tiny", revision="stage1-step1000"),
+        introspect.load_model("maker/tiny@stage1-step1000"),
+    ]
+    assert [model.name for model in models] == ["maker/tiny", *["maker/tiny@stage1-step1000"] * 2]
+    assert models[0].hash != models[1].hash == models[2].hash
+    requests = len(server.requests)
+    assert hub.resolve("maker/tiny@stage1-step1000").name == "maker--tiny@stage1-step1000"
+    assert len(server.requests) == requests
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "kind", "words"),
+    [
+        ("maker/tiny", "../../evil", introspect.ConfigError, "branch, tag or commit"),
+        ("maker/tiny@one", "two", introspect.ConfigError, "names the revision one"),
+        (NAME, "one", introspect.ConfigError, "goes with a hub id"),
+        ("maker/tiny", "nowhere", introspect.IoError, "at revision nowhere"),
+    ],
+)
+def test_revisions_that_cannot_be_are_said(server, folder, name, revision, kind, words):
+    with pytest.raises(kind, match=words):
+        introspect.load_model(name, revision=revision)
 
 
 def test_small_files_of_a_hub_id_are_checked_too(server, folder, monkeypatch):

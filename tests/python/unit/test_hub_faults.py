@@ -193,9 +193,8 @@ UNKNOWN_HERE = {
     "llama-65b-hf": "first-generation LLaMA", "opt-125m": "OPT", "facebook/opt-1.3b": "OPT", "bert": "an encoder",
     "bert-base-cased": "an encoder", "t5-small": "encoder and a decoder", "bloom-560m": "ALiBi",
     "santacoder": "BigCode",
-    "qwen-7b-chat": "first-generation Qwen", "phi-2": "Phi", "mixtral": "a mixture of experts",
-    "mixtral-8x7b": "a mixture of experts", "othello-gpt": "Othello", "openai/gpt-oss-20b": "a mixture of experts",
-    "allenai/OLMo-2-1124-7B": "OLMo",
+    "qwen-7b-chat": "first-generation Qwen", "phi-2": "Phi", "olmoe-1b-7b-0924": "a mixture of experts",
+    "deepseek-ai/DeepSeek-V3": "a mixture of experts", "othello-gpt": "Othello", "allenai/OLMo-7B-hf": "OLMo",
 }  # fmt: skip
 
 

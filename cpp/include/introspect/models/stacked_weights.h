@@ -18,7 +18,10 @@ namespace introspect::models {
 /// b_out [D], b_U [V]; b_gate [M] is a gate's. Keys and values of a group have two names: "attn._W_K" [G, D, K] holds
 /// each group once, "attn.W_K" [H, D, K] repeats it for every query head of the group, and so for W_V, b_K and b_V.
 /// Norms have w, one more than what is stored in a Gemma checkpoint, and LayerNorm b: "ln1", "ln2", "ln1_post",
-/// "ln2_post", "attn.q_norm" and "attn.k_norm" of a block, and "ln_final".
+/// "ln2_post", "attn.q_norm" and "attn.k_norm" of a block, and "ln_final". What TransformerLens calls ln1 and ln2 of OLMo 2
+/// and 3, which norm what layers write, is ln1_post and ln2_post here. A mixture of experts has no W_in: its names are
+/// "mlp.W_gate.weight" [E, D] of the router, and "mlp.experts.0.W_gate.weight" and W_in [M, D], W_out [D, M] of an expert,
+/// which TransformerLens keeps as [out, in], and ".bias" where there are biases.
 ///
 /// What the model has is returned as a view of the tensor in use and must not be written to: the model is immutable,
 /// and other models may share it. Repeated groups, missing biases, a scaled embedding (Gemma: W_E holds the scale, so
