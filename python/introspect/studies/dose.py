@@ -222,6 +222,8 @@ def dose(
         "memory_budget": given.whole("memory_budget", memory_budget),
     }
     texts = {"max_new_tokens": max_new_tokens, "factor": factor, "more_repetition": more_repetition}
+    if not numbers and not wanted:
+        raise ValueError(f"{who}: at least one strength or target is needed, got none")
     with _shown(progress) as options["progress"]:
         found = []
         if numbers:

@@ -49,12 +49,12 @@ def run(model, ids, positions=(), added=None):
 
 
 def added_of(model, vector, strength, norms=None):
-    """{block: what is added}, strengths being fractions of the norms where they are given."""
+    """{block: what is added}, strengths being fractions of the norms where they are given. Operands are float32."""
     out = {}
     for layer in LAYERS:
-        direction = vector.directions[layer].double()
-        factor = strength * norms[layer] / direction.norm() if norms else strength
-        out[layer] = factor * direction
+        direction = vector.directions[layer]
+        factor = strength * (norms[layer] / direction.norm().item()) if norms else strength
+        out[layer] = (direction * factor).double()
     return out
 
 
@@ -348,7 +348,7 @@ def test_nulls_of_equal_dose_are_the_runs_own_rotations(model, vectors):
     norms = introspect.residual_norms(model, TURNS, positions=index)
     nulls = introspect.equal_dose(model, {"cat": vectors["cat"]}, protocol(), strength=0.3, nulls=2, seed=4, **QUIET)
     for number, null in enumerate(nulls["cat"]):
-        strength = null.norms()[1] / norms[1]
+        strength = null.norms[1] / norms[1]
         by_run = introspect.run_experiment(
             model, protocol(), strengths=strength, strength_unit="residual", nulls=2, **options
         )
@@ -533,7 +533,7 @@ def test_a_plan_solves_nothing(model, vectors):
 
 
 def test_tables_and_curves(model, vectors):
-    found = introspect.dose(model, vectors, protocol(), nulls=1, max_new_tokens=4, **QUIET)
+    found = introspect.dose(model, vectors, protocol(), nulls=1, max_new_tokens=3, **QUIET)
     table = found.to_pandas()
     assert {"target", "strength", "kl", "coherence"} <= set(table.columns)
     assert len(table) == 2 * 2 * len(STRENGTHS)
