@@ -19,7 +19,7 @@ using Tensors = std::map<std::string, torch::Tensor>;
 sae::InputNorm parse_input_norm(const std::string& name) {
   std::string names;
   for (const auto norm : {sae::InputNorm::none, sae::InputNorm::scale, sae::InputNorm::constant_norm,
-                          sae::InputNorm::layer_norm}) {
+                          sae::InputNorm::layer_norm, sae::InputNorm::whitening}) {
     if (name == to_string(norm)) return norm;
     names += (names.empty() ? "" : ", ") + to_string(norm);
   }

@@ -37,7 +37,7 @@ def encoding(threads: int, repeats: int) -> None:
     sae, x = SAE(**weights, architecture="topk", k=k), torch.randn(rows, d_in, generator=rng)
     with SAELens({"architecture": "topk", "k": k, "d_in": d_in, "d_sae": d_sae}, weights, threads) as peer:
         peer.rows(x)
-        difference = (sae.encode(x) - peer.encode()).abs().max().item()
+        agreement = compared(sae.encode(x), peer.encode())
         floor, sparse, dense, whole, their_encode, their_forward = take_turns(
             repeats,
             *matrix_products([torch.zeros(d_sae, d_in)], rows)[:1],
@@ -58,7 +58,20 @@ def encoding(threads: int, repeats: int) -> None:
             f"  {name:28} {mine.best:6.0f} ms  SAELens {theirs.best:6.0f} ms  x{theirs.best / mine.best:.1f}"
             f"  {floor.best / mine.best:.0%} of the floor"
         )
-    print(f"  features agree within {difference:.1e}")
+    print(f"  {agreement}")
+
+
+def compared(ours: torch.Tensor, theirs: torch.Tensor) -> str:
+    """How far values are apart, and choices: of two p that are equal but for rounding either may be the k-th."""
+    mine, other = ours != 0, theirs != 0
+    values = (ours - theirs).abs()[mine & other].max().item()
+    swapped = (mine != other).any(1)
+    said = f"features that both chose agree within {values:.1e}"
+    if not swapped.any():
+        return said + "; all choices are the same"
+    apart = (ours * (mine & ~other) - theirs * (other & ~mine)).sum(1)[swapped].abs().max().item()
+    rows = f"{int(swapped.sum())} of {len(ours)} rows"
+    return f"{said}; in {rows} the last chosen is another, whose value differs by {apart:.1e}"
 
 
 def training_steps(threads: int, repeats: int) -> None:

@@ -255,17 +255,20 @@ class Run {
 
   void save() const {
     good([&] { run_.dictionaries(); });
+    const auto target = options_.folder / concat(kStep, step_);
+    const fs::path partial = target.string() + std::string(kPartial);
     try {
-      write_checkpoint();
-    } catch (const fs::filesystem_error& error) {
+      if (!fs::exists(target)) write_checkpoint(target, partial);
+    } catch (
+        const std::exception& error) {  // a full disk keeps the checkpoint before, and no half of this one
+      std::error_code none;
+      fs::remove_all(partial, none);
+      if (dynamic_cast<const fs::filesystem_error*>(&error) == nullptr) throw;
       throw IoError(concat(kWho, error.what()));
     }
   }
 
-  void write_checkpoint() const {
-    const auto target = options_.folder / concat(kStep, step_);
-    if (fs::exists(target)) return;
-    const fs::path partial = target.string() + std::string(kPartial);
+  void write_checkpoint(const fs::path& target, const fs::path& partial) const {
     fs::remove_all(partial);
     fs::create_directories(partial);
     for (size_t i = 0; i < run_.trainers.size(); ++i) run_.trainers[i].save(partial / dictionary_folder(i));

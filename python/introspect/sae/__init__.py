@@ -1,10 +1,11 @@
 """Dictionaries: sparse autoencoders, transcoders and crosscoders; native in cpp's sae module."""
 
 from .._C import DictionaryOrigin, DictionarySite
-from ..steering.splice import splice_intervention
+from ..steering.splice import splice_intervention, splice_interventions
 from .absorption import Absorption, concept_absorption, first_letter_absorption
 from .attribution import FeatureAttribution, attribute_features
 from .contexts import Contexts, contexts_of
+from .cross_layer_trainer import CrossLayerTrainer, train_cross_layer
 from .cross_layer_transcoder import CrossLayerTranscoder
 from .dictionary import SAE, Crosscoder, SAEConfig, SAEMetadata, SparseFeatures, Transcoder
 from .diffing import (
@@ -28,6 +29,12 @@ from .export import (
     write_saedashboard,
 )
 from .features import FeatureStatistics, feature_card, feature_statistics, logit_effects
+from .probe_perturbation import (
+    CorrelationRemoval,
+    ProbePerturbation,
+    spurious_correlation_removal,
+    targeted_probe_perturbation,
+)
 from .probing import SparseProbing, sparse_probing
 from .readouts import Feature, InjectedFeatures, feature_readout, injected_features
 from .recovery import Recovery, best_cosines, decoder_cosines
@@ -54,6 +61,8 @@ __all__ = [
     "ActivationFile",
     "ActivationStream",
     "Contexts",
+    "CorrelationRemoval",
+    "CrossLayerTrainer",
     "CrossLayerTranscoder",
     "Crosscoder",
     "CrosscoderClasses",
@@ -72,6 +81,7 @@ __all__ = [
     "LanguageModelSAERunnerConfig",
     "LanguageModelSAETrainingRunner",
     "LatentScaling",
+    "ProbePerturbation",
     "Recovery",
     "SAEConfig",
     "SAEMetadata",
@@ -113,9 +123,13 @@ __all__ = [
     "rising_features",
     "sparse_probing",
     "splice_intervention",
+    "splice_interventions",
+    "spurious_correlation_removal",
     "steer_with_sae",
+    "targeted_probe_perturbation",
     "text_features",
     "token_stream",
+    "train_cross_layer",
     "train_many",
     "write_activations",
     "write_neuronpedia",

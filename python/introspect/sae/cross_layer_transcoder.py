@@ -109,6 +109,13 @@ class CrossLayerTranscoder(_C.CrossLayerTranscoder):
 
         return cls.of(files.cross_layer_from_pretrained(release, sae_id, **options))
 
+    @classmethod
+    def train(cls, model: Any, texts: Any, **options: Any) -> CrossLayerTranscoder:
+        """One of all blocks of a model, trained on its activations over texts: see ``sae.train_cross_layer``."""
+        from .cross_layer_trainer import train_cross_layer
+
+        return train_cross_layer(model, texts, **options)
+
     def save(self, path: str | os.PathLike, **options: Any) -> None:
         """Writes a folder that circuit-tracer reads: see ``introspect.sae.files``."""
         from . import files

@@ -97,7 +97,7 @@ class SAE(_C.Dictionary):
     compute the same (``hash``). bfloat16 and float16 dictionaries compute in float32 and round last.
 
     Args:
-        W_enc: [d_in, d_sae]; None of matching pursuit.
+        W_enc: [d_in, d_sae]; of matching pursuit none.
         W_dec: [d_sae, d_out].
         b_enc: [d_sae]; None is zero.
         b_dec: [d_out]; None is zero.
@@ -127,8 +127,8 @@ class SAE(_C.Dictionary):
 
     def __init__(
         self,
-        W_enc: torch.Tensor | None,
-        W_dec: torch.Tensor,
+        W_enc: torch.Tensor | None = None,
+        W_dec: torch.Tensor | None = None,
         b_enc: torch.Tensor | None = None,
         b_dec: torch.Tensor | None = None,
         *,
@@ -151,6 +151,8 @@ class SAE(_C.Dictionary):
         model_name: str = "",
         origin: _C.DictionaryOrigin | None = None,
     ) -> None:
+        if W_dec is None:
+            raise TypeError("SAE: W_dec is required")
         given = {
             "W_enc": W_enc if W_enc is None or W_enc.dim() != 2 else W_enc.mT,
             "W_dec": W_dec,

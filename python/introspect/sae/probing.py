@@ -10,12 +10,26 @@ import torch
 
 from .. import _C
 from ..analysis.probes import fit_probe
-from .contexts import contexts_of
+from .contexts import Contexts, contexts_of
 from .diffing import Texts, text_features
 from .features import read_inputs
 
 if TYPE_CHECKING:
     import pandas
+
+
+def mean_activations(model: Any, sae: _C.Dictionary, contexts: Contexts) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means over each text's tokens: what the dictionary reads, [texts, d_in], and its features, [texts, d_sae].
+
+    Raises:
+        ValueError: a text without a token that is read.
+    """
+    f = text_features(model, sae, contexts)
+    read = contexts.read()
+    x = read_inputs(model, sae, contexts).double() * read[..., None]
+    tokens = torch.zeros(len(f), dtype=torch.float64).index_add_(0, contexts.texts, read.sum(1).double())
+    sums = torch.zeros(len(f), x.shape[-1], dtype=torch.float64).index_add_(0, contexts.texts, x.sum(1))
+    return sums / tokens[:, None], f
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +92,7 @@ def sparse_probing(
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     test = torch.zeros(len(y), dtype=torch.bool)
     test[order[: max(int(len(y) * test_share), 1)]] = True
-    f = text_features(model, sae, contexts)
-    read = contexts.read()
-    x = read_inputs(model, sae, contexts).double() * read[..., None]
-    tokens = torch.zeros(len(y), dtype=torch.float64).index_add_(0, contexts.texts, read.sum(1).double())
-    pooled = torch.zeros(len(y), x.shape[-1], dtype=torch.float64).index_add_(0, contexts.texts, x.sum(1))
+    x, f = mean_activations(model, sae, contexts)
 
     def accuracy(values: torch.Tensor) -> float:
         probe = fit_probe(values[~test], y[~test].tolist())
@@ -96,7 +106,7 @@ def sparse_probing(
     return SparseProbing(
         {k: accuracy(f[:, list(ids)]) for k, ids in chosen.items()},
         chosen,
-        accuracy(pooled / tokens[:, None]),
+        accuracy(x),
         max(share, 1 - share),
         test,
     )

@@ -247,32 +247,25 @@ def train_many(
         raise ValueError("train: at least one dictionary is needed, got none")
     wanted = [_Wanted.of(dictionary) for dictionary in dictionaries]
     every = sites([site for one in wanted for site in (*one.inputs, *one.outputs)])
-    mixing: dict[str, Any] = {
-        "batch_rows": train_batch_size_tokens,
-        "buffer_rows": 16 * train_batch_size_tokens if buffer_tokens is None else buffer_tokens,
-        "mixing": activations_mixing_fraction,
-        "seed": seed,
-    }
-    origin: dict[str, Any]
-    if isinstance(texts, ActivationStream):
-        stream, origin = texts, {}
-    elif isinstance(texts, ActivationFile):
-        stream, origin = ActivationStream.of_file(texts, repeat=True, **mixing), json.loads(texts.notes)
-    else:
-        models = models_of(model)
-        tokens = token_stream(
-            models[0],
-            texts,
-            context_size=context_size,
-            prepend_bos=prepend_bos,
-            sequence_separator_token=sequence_separator_token,
-            disable_concat_sequences=disable_concat_sequences,
-            is_dataset_tokenized=is_dataset_tokenized,
-            repeat=True,
-        )
-        read = source_options(models[0], exclude_special_tokens, max_norm_multiple, seqpos_slice, dtype, memory_budget)
-        stream = ActivationStream.of_model(models, tokens, every, **read, **mixing)
-        origin = json.loads(origin_notes(models[0], tokens))
+    stream, origin = stream_of(
+        model,
+        texts,
+        every,
+        train_batch_size_tokens=train_batch_size_tokens,
+        context_size=context_size,
+        prepend_bos=prepend_bos,
+        sequence_separator_token=sequence_separator_token,
+        disable_concat_sequences=disable_concat_sequences,
+        is_dataset_tokenized=is_dataset_tokenized,
+        exclude_special_tokens=exclude_special_tokens,
+        max_norm_multiple=max_norm_multiple,
+        seqpos_slice=seqpos_slice,
+        buffer_tokens=buffer_tokens,
+        activations_mixing_fraction=activations_mixing_fraction,
+        dtype=dtype,
+        seed=seed,
+        memory_budget=memory_budget,
+    )
     widths = dict(zip(stream.sites, stream.widths, strict=True))
     evaluations = max(1, steps // 20)
     trained, records = _C.train_dictionaries(
@@ -301,6 +294,53 @@ def train_many(
         progress=progress,
     )
     return Training([SAE.of(dictionary) for dictionary in trained], records, _names(wanted))
+
+
+def stream_of(
+    model: Any,
+    texts: Texts | ActivationFile | ActivationStream,
+    every: list[tuple[str, int]],
+    *,
+    train_batch_size_tokens: int,
+    context_size: int = 128,
+    prepend_bos: bool = True,
+    sequence_separator_token: Any = "bos",
+    disable_concat_sequences: bool = False,
+    is_dataset_tokenized: bool = False,
+    exclude_special_tokens: bool | Sequence[int] = True,
+    max_norm_multiple: float | None = 10.0,
+    seqpos_slice: tuple[int | None, ...] = (None,),
+    buffer_tokens: int | None = None,
+    activations_mixing_fraction: float = 0.5,
+    dtype: torch.dtype | str | None = None,
+    seed: int = 0,
+    memory_budget: int = 1 << 30,
+) -> tuple[ActivationStream, dict[str, Any]]:
+    """Batches of activations at sites ``every``, and what is known of where they come from; see ``train_many``."""
+    mixing: dict[str, Any] = {
+        "batch_rows": train_batch_size_tokens,
+        "buffer_rows": 16 * train_batch_size_tokens if buffer_tokens is None else buffer_tokens,
+        "mixing": activations_mixing_fraction,
+        "seed": seed,
+    }
+    if isinstance(texts, ActivationStream):
+        return texts, {}
+    if isinstance(texts, ActivationFile):
+        return ActivationStream.of_file(texts, repeat=True, **mixing), json.loads(texts.notes)
+    models = models_of(model)
+    tokens = token_stream(
+        models[0],
+        texts,
+        context_size=context_size,
+        prepend_bos=prepend_bos,
+        sequence_separator_token=sequence_separator_token,
+        disable_concat_sequences=disable_concat_sequences,
+        is_dataset_tokenized=is_dataset_tokenized,
+        repeat=True,
+    )
+    read = source_options(models[0], exclude_special_tokens, max_norm_multiple, seqpos_slice, dtype, memory_budget)
+    stream = ActivationStream.of_model(models, tokens, every, **read, **mixing)
+    return stream, json.loads(origin_notes(models[0], tokens))
 
 
 _SHARED = frozenset(train_many.__kwdefaults__ or ())

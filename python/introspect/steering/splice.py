@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 from .. import _C
 from ..arguments import positions_and_ids
 from ..hooks.manager import Hooked, Steered
+from .splice_cross_layer import check_layers, edits_of_layer, parts
 from .steer import SPAN, Tokens, token_sets
 
 Spliced = TypeVar("Spliced", bound=Hooked)
 Amounts = Mapping[int, float]
+LayerAmounts = Mapping[tuple[int, int], float]
 
 
 def feature_edits(
@@ -71,12 +73,14 @@ def splice_intervention(
     hook: str = "",
     hook_out: str = "",
     any_model: bool = False,
+    keeps: str = "",
 ) -> _C.Intervention:
     """A dictionary as an Intervention, for graphs and files; arguments and errors are those of ``Model.splice``.
 
     Args:
         skip_padding: False for a graph's segments, which have none: without a text filter its pieces are shared more
             often.
+        keeps: "everything" adds what the dictionary decodes; "" goes by ``error_term``.
     """
     who = "splice"
     sites = checked_sites(model, sae, who, hook=hook, hook_out=hook_out, any_model=any_model)
@@ -94,7 +98,7 @@ def splice_intervention(
     what = _C.splice(
         sae,
         edits=edits,
-        keeps="error" if error_term else "nothing",
+        keeps=keeps or ("error" if error_term else "nothing"),
         strength=strength,
         hook_name=sites[0],
         hook_name_out=sites[1],
@@ -113,6 +117,47 @@ def splice_intervention(
     )
 
 
+def splice_interventions(
+    model: Any,
+    sae: _C.Dictionary | _C.CrossLayerTranscoder,
+    *,
+    add: Any = None,
+    clamp: Any = None,
+    scale: Any = None,
+    ablate: Any = (),
+    error_term: bool = True,
+    **options: Any,
+) -> list[_C.Intervention]:
+    """As ``splice_intervention``, also for a cross-layer transcoder: one for each layer it reads and layer it writes.
+
+    Args:
+        add, clamp, scale, ablate: of a cross-layer transcoder by (layer, feature).
+        options: of ``splice_intervention``; a cross-layer transcoder stands where it was trained.
+
+    Raises:
+        As ``splice_intervention``; TypeError, IndexError: features of a cross-layer transcoder that are no (layer,
+        feature) of it.
+    """
+    edits = {"add": add, "clamp": clamp, "scale": scale, "ablate": ablate}
+    if not isinstance(sae, _C.CrossLayerTranscoder):
+        return [splice_intervention(model, sae, **edits, error_term=error_term, **options)]
+    if options.get("hook") or options.get("hook_out"):
+        raise TypeError("splice: a cross-layer transcoder stands where it was trained: hook and hook_out are of others")
+    check_layers(edits, sae.n_layers, "splice")
+    out = []
+    written = -1
+    for layer, target, part in parts(sae):
+        own = edits_of_layer(layer, edits, "splice")
+        if error_term and not any(own.values()):
+            continue  # changes nothing
+        # The first part at a layer takes the place of what is there, and the others are added to it.
+        first = target != written
+        written = target
+        keeps = "" if error_term or first else "everything"
+        out.append(splice_intervention(model, part, **own, error_term=error_term, keeps=keeps, **options))
+    return out
+
+
 def _bos(model: Any) -> int | None:
     native = model.native
     return native.tokenizer.bos_token_id if native.has_tokenizer else None
@@ -121,12 +166,12 @@ def _bos(model: Any) -> int | None:
 @contextlib.contextmanager
 def splice(
     model: Spliced,
-    sae: _C.Dictionary,
+    sae: _C.Dictionary | _C.CrossLayerTranscoder,
     *,
-    add: Amounts | None = None,
-    clamp: Amounts | None = None,
-    scale: Amounts | None = None,
-    ablate: Iterable[int] = (),
+    add: Amounts | LayerAmounts | None = None,
+    clamp: Amounts | LayerAmounts | None = None,
+    scale: Amounts | LayerAmounts | None = None,
+    ablate: Iterable[int] | Iterable[tuple[int, int]] = (),
     error_term: bool = True,
     strength: float = 1.0,
     positions: tuple[int, int | None] | list[int] = (0, None),
@@ -147,7 +192,8 @@ def splice(
     another splice several dictionaries. Gradients are those of this function; ``HookedTransformer.saes`` has SAELens's.
 
     Args:
-        sae: an SAE, or a transcoder, which reads at one point and changes another.
+        sae: an SAE; a transcoder, which reads at one point and changes another; or a cross-layer transcoder, which
+            changes all layers: its features are (layer, feature).
         add: {feature: amount}: f + amount.
         clamp: {feature: value}: the value.
         scale: {feature: factor}: factor times f.
@@ -169,7 +215,7 @@ def splice(
         IndexError: a feature that it does not have.
         ValueError: a feature edited twice, or numbers that are not finite.
     """
-    intervention = splice_intervention(
+    interventions = splice_interventions(
         model,
         sae,
         add=add,
@@ -187,8 +233,10 @@ def splice(
         hook_out=hook_out,
         any_model=any_model,
     )
-    model.native.make_hooks().add_intervention(intervention)  # throws now what the first pass would
-    effects = [Steered(intervention)]
+    hooks = model.native.make_hooks()
+    for intervention in interventions:
+        hooks.add_intervention(intervention)  # throws now what the first pass would
+    effects = [Steered(intervention) for intervention in interventions]
     model._put(effects, everywhere=False)
     try:
         yield model
