@@ -45,6 +45,7 @@ def evidence(
     gain=1.0,
     settings=SETTINGS,
     wordings=WORDINGS,
+    controls=("rotations", "equal_dose", "swap", *BASES),
 ):
     """A study in which every concept has a shift of its own around a true mean.
 
@@ -53,6 +54,7 @@ def evidence(
         others: {arm: true mean}, of the arms in the injection's place and at other questions; 0 if not named.
         draw: (rng, n) -> deviations of the concepts, of mean 0 and standard deviation 1; normal if not given.
         places: true share of right answers above chance; gain: true gain of the concept's word, nats.
+        controls: arms beside the injected one.
     """
     draw = draw or (lambda rng, n: rng.normal(0, 1, n))
     concepts, others = CONCEPTS[:n], others or {}
@@ -67,9 +69,9 @@ def evidence(
     if "detection" in branches:
         same = {"settings": settings, "wordings": wordings}
         arms["injected"] = readings(means(shift), rng, base=lambda i: OWN_BASE, **same)
-        for name in ("rotations", "equal_dose", "swap"):
+        for name in [name for name in controls if name not in BASES]:
             arms[name] = readings(about(others.get(name, 0.0)), rng, **same)
-        for name, at in BASES.items():
+        for name, at in [(name, at) for name, at in BASES.items() if name in controls]:
             asked = {"wordings": ("control",), "questions": ("a", "b"), "base": functools.partial(int.__add__, int(at))}
             arms[name] = readings(about(others.get(name, 0.0)), rng, settings=settings, **asked)
     if "content" in branches:

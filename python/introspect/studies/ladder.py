@@ -33,8 +33,8 @@ from .rungs import BRANCHES, STEPS, Contrast, Step
 
 LEAST_KL = 0.01
 """Nats of divergence below which an injection is too weak for a missing effect to say anything."""
-RESAMPLES = 1999
-"""Of the bootstrap: its p is at least 1 in 2,000."""
+RESAMPLES = 999
+"""Of the bootstrap, whose p is 1 in 1,000 at least."""
 LEAST_KEPT = 0.5
 """Share of readings that must still be an answer."""
 

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 STATISTICS = (
     "Concepts are the sample: every concept gives one number a comparison, the mean over its settings, wordings and "
-    "questions. A claim holds where this mean is above zero by Student's t over the concepts, by flips of their signs and "
-    "by a bootstrap-t over concepts, whichever p is the largest, against every control of the rung (intersection-union)."
+    "questions. A claim holds where this mean is above zero by Student's t over the concepts, by flips of their signs "
+    "and by a bootstrap-t over concepts, whichever p is the largest, against every control of the rung "
+    "(intersection-union)."
 )
 
 

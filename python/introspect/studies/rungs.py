@@ -276,10 +276,10 @@ STEPS = (
         needs=("injected",),
         contrasts=_held_out,
         stands="at a setting chosen on other concepts",
-        holds="At the setting that is best on one half of the concepts ({worst}) the other half moves by {effect}.",
-        fails="At the setting that is best on one half of the concepts ({worst}) the other half moves by {effect}, "
+        holds="At the setting that is best on half of the concepts ({worst}) the others move by {effect}.",
+        fails="At the setting that is best on half of the concepts ({worst}) the others move by {effect}, "
         "shown to be below {bound}.",
-        not_shown="At the setting that is best on one half of the concepts ({worst}) it is open for the other: {effect}.",
+        not_shown="At the setting that is best on half of the concepts ({worst}) it is open for the rest: {effect}.",
         not_run=f"It takes two settings and {2 * LEAST_CONCEPTS} concepts: one half of them to choose a setting, the "
         "other to be tested there.",
         run=_run(strengths="[...]", layers="[...]"),

@@ -19,6 +19,7 @@ from introspect.studies.ladder import ladder, least_concepts
 DRAWS = 1000
 LEVEL = 0.025  # one-sided half of 0.05
 SMALL = {"settings": ("0.1",), "wordings": ("own",)}  # one reading a concept and question, for speed
+FEW = {**SMALL, "controls": ("rotations",)}
 
 
 def at_most(level, draws=DRAWS):
@@ -50,7 +51,8 @@ def uneven(rng, n):
 @pytest.mark.parametrize("draw", [None, heavy, uneven], ids=["normal", "heavy tails", "unequal variances"])
 @pytest.mark.parametrize("n", [6, 10])
 def test_a_shift_that_is_not_there_is_claimed_at_most_as_often_as_stated(draw, n):
-    found = counts(n=n, shift=0.0, draw=draw, seed=n, **SMALL)
+    # Nothing above the lowest rung can hold where it does not: the other arms cost time and change nothing.
+    found = counts(n=n, shift=0.0, draw=draw, seed=n, **FEW)
     assert found["anything above live"] <= at_most(LEVEL)
     if n == 10 and draw is None:  # and the level is used: with six concepts flips allow 1 in 64
         assert found["sham", "holds"] >= stats.binom.ppf(1e-4, DRAWS, 0.6 * LEVEL)
@@ -66,14 +68,14 @@ def test_a_shift_that_is_not_there_is_claimed_at_most_as_often_as_stated(draw, n
     ],
 )
 def test_a_control_that_moves_as_much_fells_its_rung_and_all_above(rung, others):
-    found = counts(shift=1.0, spread=0.4, n=12, others=others, draws=300)
+    found = counts(shift=1.0, spread=0.4, n=12, others=others, draws=200)
     names = [name for name, _ in [key for key in found if isinstance(key, tuple)]]
     above = ["sham", "equal_norm", "equal_dose", "questions", "natural", "wordings", "concepts", "settings"]
     above = above[above.index(rung) :]
     assert set(above) <= set(names)
     for name in above:
-        assert found[name, "holds"] <= at_most(LEVEL, 300), name
-    assert found["sham", "holds"] > 290  # what lies below still stands
+        assert found[name, "holds"] <= at_most(LEVEL, 200), name
+    assert found["sham", "holds"] > 190  # what lies below still stands
 
 
 def test_three_kinds_of_claim_share_one_level():
@@ -82,29 +84,29 @@ def test_three_kinds_of_claim_share_one_level():
 
 
 def test_power_is_that_of_the_t_test():
-    """A shift of 0.7, a spread of 0.8, ten concepts; flips cost at most a few points of the t test's power."""
-    found = counts(shift=0.7, spread=0.8, n=10, **SMALL)
+    """A shift of 0.7, a spread of 0.8, ten concepts; flips and bootstrap cost a few points of the t test's power."""
+    found = counts(shift=0.7, spread=0.8, n=10, **FEW)
     error = math.hypot(0.8, 0.1) / math.sqrt(10)  # a concept's one reading scatters by 0.1
     power = stats.nct.sf(stats.t.ppf(0.975, 9), 9, 0.7 / error)
     share = found["sham", "holds"] / DRAWS
     noise = 4 * math.sqrt(power * (1 - power) / DRAWS)
-    assert power - 0.06 - noise < share < power + noise
+    assert power - 0.08 - noise < share < power + noise
     assert found["any failure"] == pytest.approx(0, abs=10)
 
 
 def test_a_strong_claim_reaches_the_top():
-    found = counts(shift=2.0, spread=0.6, n=12, draws=200)
+    found = counts(shift=2.0, spread=0.6, n=12, draws=100)
     for name in ("equal_norm", "equal_dose", "questions", "natural", "wordings", "concepts", "settings"):
-        assert found[name, "holds"] > 190, name
+        assert found[name, "holds"] > 90, name
 
 
 def test_an_effect_of_the_smallest_size_is_called_too_small_at_most_as_often_as_stated():
-    found = counts(shift=0.2, spread=0.3, **SMALL)
+    found = counts(shift=0.2, spread=0.3, **FEW)
     assert found["sham", "fails"] <= at_most(LEVEL)
 
 
 def test_an_effect_of_nothing_is_shown_to_be_too_small_with_the_power_of_two_one_sided_tests():
-    found = counts(shift=0.0, spread=0.2, n=12, **SMALL)
+    found = counts(shift=0.0, spread=0.2, n=12, **FEW)
     error = math.hypot(0.2, 0.1) / math.sqrt(12)
     power = stats.nct.cdf(stats.t.ppf(0.025, 11), 11, -0.2 / error)
     share = found["sham", "fails"] / DRAWS
@@ -152,7 +154,8 @@ def test_a_rung_is_the_test_that_scipy_makes_of_concepts_means():
         flips = stats.permutation_test(
             (means,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="greater"
         )
-        assert shown.p_own == pytest.approx(max(theirs.pvalue, flips.pvalue))
+        drawn = statistics.equivalence(means, list(cells), (0, 1), errors="bootstrap_t", resamples=999)
+        assert shown.p_own == pytest.approx(max(theirs.pvalue, flips.pvalue, drawn.p_low))
         interval = stats.ttest_1samp(means, 0).confidence_interval(0.95)
         np.testing.assert_allclose(shown.interval, list(interval))
         bound = statistics.equivalence(means, list(cells), (-1, 1), level=0.025).smallest_bound
@@ -292,9 +295,8 @@ def test_every_wording_must_do_it(numpy_rng):
     broken = Readings(arm.concept, value, arm.setting, arm.paraphrase, arm.question, arm.base)
     shown = ladder(Evidence({**made.arms, "injected": broken}))
     assert shown["wordings"].verdict != "holds" and "wording “formally”" in shown["wordings"].sentence
-    assert (
-        shown["settings"].verdict == "not shown" and "only where the rungs below it hold" in shown["settings"].sentence
-    )
+    said = shown["concepts"].sentence
+    assert shown["concepts"].verdict == "not shown" and "only where the rungs below it hold" in said
 
 
 def test_what_was_not_run_says_what_would_run_it(numpy_rng):
