@@ -18,6 +18,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -37,14 +38,20 @@ def exact_softmax():
     def exact(x, dim=None, dtype=None):
         return softmax(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype)
 
-    to_float = torch.Tensor.float  # of Mixtral's router
-    torch.nn.functional.softmax = exact
-    torch.Tensor.float = lambda x: x if x.dtype == torch.float64 else to_float(x)
+    route = MixtralTopKRouter.forward
+
+    def exact_route(self, hidden_states):  # theirs makes float32 of the logits first
+        if self.weight.dtype != torch.float64:
+            return route(self, hidden_states)
+        logits = torch.nn.functional.linear(hidden_states.reshape(-1, self.hidden_dim), self.weight)
+        weights, indices = logits.softmax(-1).topk(self.top_k, dim=-1)
+        return logits, weights / weights.sum(-1, keepdim=True), indices
+
+    torch.nn.functional.softmax, MixtralTopKRouter.forward = exact, exact_route
     try:
         yield
     finally:
-        torch.nn.functional.softmax = softmax
-        torch.Tensor.float = to_float
+        torch.nn.functional.softmax, MixtralTopKRouter.forward = softmax, route
 
 
 def exact_forward(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor | None = None):

@@ -61,7 +61,8 @@ def test_layers_read_the_stream_as_it_is(load, tokens):
     assert not any(".ln1." in name or ".ln2." in name for name in model.hook_dict)
     with pytest.raises(introspect.HookError, match=r"ln1_post\.hook_normalized"):
         model.run_with_cache(tokens, [f"blocks.{LAYER}.ln1.hook_normalized"])
-    _, cache = model.run_with_cache(tokens, ["resid_pre", "q", "mlp_in", "pre"])
+    points = ("hook_resid_pre", "attn.hook_q", "hook_mlp_in", "mlp.hook_pre")
+    _, cache = model.run_with_cache(tokens, [f"blocks.{LAYER}.{point}" for point in points])
     W_Q = model.native.weight(f"blocks.{LAYER}.attn.W_Q")
     q = torch.einsum("btd,hdk->bthk", cache["resid_pre", LAYER], W_Q)
     torch.testing.assert_close(cache["q", LAYER], q, **EXACT)
