@@ -16,6 +16,15 @@ from introspect import _C, FinetuneExample
 FAMILIES = ["qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "phi3"]
 STEPS, LR = 20, 0.01
 
+# transformers computes RMS norms in float32 whatever the model's dtype, and so do we: numbers that agree to 1e-16 before
+# one are rounded apart to 1e-7 of their size after it. LayerNorms are float64 on both sides.
+LAYER_NORMS = ["gpt2", "gpt_neox"]
+PRODUCTS = {"gpt_neox": ["query_key_value", "dense"], "gpt2": ["c_attn", "mlp.c_proj"], "qwen2": ["q_proj", "up_proj"]}
+
+
+def floor(name, exact=1e-9, rounded=2e-6):
+    return {"rtol": 0, "atol": exact if name in LAYER_NORMS else rounded}
+
 
 @pytest.fixture
 def examples(rng):
@@ -75,20 +84,20 @@ def test_gradients_are_pefts(name, tmp_path, examples):
     loss, gradients = ours.gradients(list(range(len(examples))))
     expected = peft_loss(theirs, examples)
     expected.backward()
-    assert loss == pytest.approx(expected.item(), abs=1e-9)
+    assert loss == pytest.approx(expected.item(), abs=floor(name)["atol"])
     parameters = {n: p.grad for n, p in theirs.named_parameters() if p.requires_grad}
     assert len(gradients) == len(parameters)
     for key, gradient in gradients.items():
         module, matrix = key.rsplit(".", 1)
         theirs_gradient = parameters[f"base_model.model.{module}.{matrix}.default.weight"]
-        torch.testing.assert_close(gradient, theirs_gradient, rtol=0, atol=1e-9)
+        torch.testing.assert_close(gradient, theirs_gradient, **floor(name))
     assert max(g.abs().max() for g in gradients.values()) > 1e-3
 
 
-@pytest.mark.parametrize("layers", [[2], [1, 2]])
-def test_blocks_below_the_trained_ones_change_no_gradient(layers, tmp_path, examples):
+@pytest.mark.parametrize(("name", "layers"), [("gpt_neox", [2]), ("gpt2", [1, 2]), ("qwen2", [1, 2])])
+def test_blocks_below_the_trained_ones_change_no_gradient(name, layers, tmp_path, examples):
     """They run once without a graph, with what is injected there; with no room for residuals they run in each step."""
-    theirs = random_peft("qwen2", tmp_path, layers_to_transform=layers)
+    theirs = random_peft(name, tmp_path, layers_to_transform=layers, target_modules=PRODUCTS[name])
     model = introspect.load_model(tmp_path / "base", dtype=torch.float64)
     adapter = introspect.Adapter.load(tmp_path / "adapter")
     kept, run_again = trainer(model, adapter, examples), trainer(model, adapter, examples, memory_budget=1)
@@ -101,7 +110,7 @@ def test_blocks_below_the_trained_ones_change_no_gradient(layers, tmp_path, exam
         for key, gradient in gradients.items():
             module, matrix = key.rsplit(".", 1)
             expected = parameters[f"base_model.model.{module}.{matrix}.default.weight"]
-            torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-9)
+            torch.testing.assert_close(gradient, expected, **floor(name))
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gpt2", "gpt_neox"])
@@ -126,7 +135,8 @@ def test_twenty_steps_are_those_of_torchs_adam_on_peft(name, tmp_path, examples)
         optimizer.step()
         schedule.step()
     # Adam divides a gradient by its own size: the rounding of the smallest ones, 1e-16, is held against eps = 1e-8.
-    torch.testing.assert_close(losses, expected_losses, rtol=0, atol=1e-6)
+    close = floor(name, exact=1e-6, rounded=1e-4)
+    torch.testing.assert_close(losses, expected_losses, **close)
     assert losses[-1] < 0.9 * losses[0]
     theirs.save_pretrained(tmp_path / "trained", save_embedding_layers=False)
     expected = load_file(tmp_path / "trained" / "adapter_model.safetensors")
@@ -134,7 +144,7 @@ def test_twenty_steps_are_those_of_torchs_adam_on_peft(name, tmp_path, examples)
     saved = load_file(tmp_path / "ours" / "adapter_model.safetensors")
     assert saved.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(saved[key], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(saved[key], value, **close)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma3", "gpt2", "gpt_neox", "phi3"])
@@ -149,7 +159,7 @@ def test_peft_reads_what_was_trained_here(name, tmp_path, examples, rng):
     with torch.no_grad(), exact_softmax():
         expected = theirs(tokens).logits
     with model.adapted(adapter):
-        torch.testing.assert_close(model(tokens), expected, rtol=0, atol=1e-9)
+        torch.testing.assert_close(model(tokens), expected, **floor(name, rounded=2e-5))
     assert (model(tokens) - expected).abs().max() > 1e-2
     config = theirs.peft_config["default"]
     assert (config.r, config.lora_alpha, config.layers_to_transform) == (3, 5, [1, 2])
