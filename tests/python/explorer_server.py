@@ -16,6 +16,8 @@ from introspect.explorer.dictionaries import Dictionaries
 from introspect.explorer.session import Session
 
 TOKEN = "a-token-of-the-tests"
+PROMPT = "a cat ate bread"
+SCRIPT = "<script>document.title='stolen'</script>"
 
 
 @dataclass
@@ -66,7 +68,7 @@ def running(space: workspace.Workspace):
     listener = server.bind(0)
     port = listener.getsockname()[1]
     session = Session(introspect.load_model(space.model), space) if space.model else None
-    dictionaries = Dictionaries(space, session) if space.dictionaries else None
+    dictionaries = Dictionaries(space, session) if space.dictionaries or space.cross_layer else None
     if session:
         session.dictionaries = dictionaries
     app = server.build(space, session, token=TOKEN, port=port, dictionaries=dictionaries)

@@ -69,3 +69,26 @@ def cross_layer(model, *, d_sae: int = 12, hook_in: str = "hook_mlp_in"):
         model_hash=model.native.hash,
     )
     return _C.CrossLayerTranscoder(layers, rand(L, D) / 4, origin=where)
+
+
+def sae(model, name: str, *, d_sae: int = 20, **config):
+    """A jumprelu SAE of the vectors at a hook point."""
+    rng = torch.Generator().manual_seed(sum(map(ord, name)))
+    D = model.cfg.d_model
+
+    def rand(*shape):
+        return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+    weights = {
+        "W_enc": rand(d_sae, D),
+        "b_enc": rand(d_sae),
+        "W_dec": rand(d_sae, D) / 4,
+        "b_dec": rand(D) / 4,
+        "threshold": torch.rand(d_sae, generator=rng, dtype=torch.float64),
+    }
+    where = _C.DictionaryOrigin(inputs=[_C.DictionarySite(name, D)], model_hash=model.native.hash)
+    return _C.Dictionary("jumprelu", weights, origin=where, **config)
+
+
+def saes(model, *points: str):
+    return [sae(model, name) for name in points]

@@ -48,7 +48,8 @@ torch::Tensor checked(const models::Model& model, const torch::Tensor& tokens_T,
                              ", got ", injection.layer);
     check<ShapeError>(injection.vector_D.defined() && injection.vector_D.dim() == 1 &&
                           injection.vector_D.size(0) == model.cfg().d_model,
-                      "attribute: an injection must be of a vector [", model.cfg().d_model, "]");
+                      "attribute: an injection must be of a vector [", model.cfg().d_model, "], got ",
+                      injection.vector_D.defined() ? concat(injection.vector_D.sizes()) : "none");
     check<std::invalid_argument>(at::isfinite(injection.vector_D).all().item<bool>(),
                                  "attribute: an injection must be finite");
     for (const int64_t position : injection.positions)

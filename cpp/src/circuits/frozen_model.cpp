@@ -61,13 +61,15 @@ FrozenModel::FrozenModel(const models::Model& model, const torch::Tensor& tokens
       const auto z_TE = at::bmm(pattern_HTS, v_HSK).transpose(0, 1).reshape({T, H * K});
       return at::matmul(z_TE, wide(attn.weights().O.dense()).t());
     };
-    auto out_TD = mix(wide(qkv.v_BTGK[0]));
     // Of a stream of zeros: the bias of the norm through W_V, b_V, and after the heads b_O.
     const auto W_V = wide(attn.weights().QKV.dense()).narrow(0, (H + G) * K, G * K);
-    auto b_V = torch::zeros({G * K}, out_TD.options());
+    auto b_V = torch::zeros({G * K}, x_TD.options());
     if (ln1.bias.defined()) b_V = b_V + at::mv(W_V, wide(ln1.bias));
     if (attn.weights().QKV.bias().defined())
       b_V = b_V + wide(attn.weights().QKV.bias()).narrow(0, (H + G) * K, G * K);
+    // Values in the dtype of the graph, not rounded as the model's are: the map from the stream is then exact.
+    const auto v_TE = at::linear(frozen_normed(ln1, x_TD, kept.ln1_inverse_T1), W_V) + b_V;
+    auto out_TD = mix(v_TE.view({T, G, K}));
     auto bias_TD = mix(b_V.view({1, G, K}).expand({T, G, K}));
     if (attn.weights().O.bias().defined()) {
       out_TD = out_TD + wide(attn.weights().O.bias());

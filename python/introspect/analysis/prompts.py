@@ -38,6 +38,18 @@ def tokens_of(model: Any, prompts: Prompts, who: str, name: str) -> list[list[in
     return out
 
 
+def one_prompt(model: Any, prompt: Prompts, who: str) -> list[int]:
+    """The same of a single prompt.
+
+    Raises:
+        ValueError: several of them.
+    """
+    found = tokens_of(model, prompt, who, "prompt")
+    if len(found) != 1:
+        raise ValueError(f"{who}: one prompt is wanted, got {len(found)}")
+    return found[0]
+
+
 def check_aligned(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], who: str) -> None:
     """Raises ValueError, with both lengths and where they differ first, unless prompts of a pair are as long."""
     for number, (clean, corrupted) in enumerate(pairs):

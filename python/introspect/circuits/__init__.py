@@ -9,7 +9,16 @@ from .attribution import (
     faithfulness,
     run_circuit,
 )
-from .attribution_graph import AttributionGraph, GraphNode, GraphPath, GraphScores, GraphTarget, Injection, attribute
+from .attribution_graph import (
+    AttributionGraph,
+    AttributionPlan,
+    GraphNode,
+    GraphPath,
+    GraphScores,
+    GraphTarget,
+    Injection,
+    attribute,
+)
 from .circuit import Circuit
 from .graph_comparison import GraphComparison, compare, mean_graph
 from .qk import HeadLoadings, QkAttribution, head_loadings, qk_attribution
@@ -17,6 +26,7 @@ from .validation import Validation, feature_interventions, predicted_effects, va
 
 __all__ = [
     "AttributionGraph",
+    "AttributionPlan",
     "Circuit",
     "Discovery",
     "EdgeAttribution",

@@ -5,22 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 
 from .. import _C
 from .._C import GraphNode, GraphTarget, Injection
-from ..analysis.prompts import tokens_of
+from ..analysis.prompts import one_prompt
 from ..arguments import native_model
 from ..output_files import write_bytes
+from ..progress import duration
 from .transcoders import transcoder_arguments
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["AttributionGraph", "GraphNode", "GraphPath", "GraphScores", "GraphTarget", "Injection", "attribute"]
+__all__ = [
+    "AttributionGraph",
+    "AttributionPlan",
+    "GraphNode",
+    "GraphPath",
+    "GraphScores",
+    "GraphTarget",
+    "Injection",
+    "attribute",
+]
 
 
 class GraphScores(NamedTuple):
@@ -38,11 +49,36 @@ class GraphPath(NamedTuple):
 
 
 @dataclass(frozen=True)
+class AttributionPlan:
+    """What ``attribute(..., plan=True)`` gives in place of a graph.
+
+    Attributes:
+        active_features: over all layers and positions.
+        rows: of features, at most.
+        rows_per_batch: that the memory budget has room for.
+        seconds: estimate for them, by some that were timed on this machine as it is now.
+        bytes: estimate of the memory beside model and dictionaries, the graph included.
+    """
+
+    active_features: int
+    rows: int
+    rows_per_batch: int
+    seconds: float
+    bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows:,} rows over {self.active_features:,} active features, about {duration(self.seconds)}, "
+            f"{self.bytes / 2**20:,.0f} MiB beside model and dictionaries"
+        )
+
+
+@dataclass(frozen=True)
 class AttributionGraph:
     """Nodes, and how much each adds to each one after it, in a model whose patterns, norms and MLPs are held fixed.
 
     Edge (t, s) is what s adds to t's pre-activation, of a target to its logit: with errors and biases the edges into a
-    node sum to it. Nodes stand in order: features by layer, position and number, then errors, tokens, biases,
+    node sum to it. Nodes stand in order: features by depth, position and number, then errors, tokens, biases,
     injections and targets. What prunes or selects returns another graph.
 
     Source: Ameisen et al. 2025, "Circuit Tracing"; formulas of scores and pruning as in circuit-tracer.
@@ -124,7 +160,7 @@ class AttributionGraph:
         """How it was made: active features, those that got a row, options."""
         return self.native.notes
 
-    @property
+    @cached_property
     def nodes(self) -> list[GraphNode]:
         return self.native.nodes
 
@@ -176,13 +212,13 @@ class AttributionGraph:
         """The heaviest ways from one node to another, heaviest first."""
         return [GraphPath(*path) for path in self.native.paths(source, target, n)]
 
-    def find(self, kind: str, layer: int, position: int = -1, feature: int = -1) -> int:
-        """The number of a node.
+    def find(self, kind: str, layer: int, position: int = -1, feature: int = -1, site: str = "mlp") -> int:
+        """The number of a node; ``site`` of features and errors is mlp, attention or residual.
 
         Raises:
             IndexError: there is none.
         """
-        return self.native.find(kind, layer, position, feature)
+        return self.native.find(kind, layer, position, feature, site)
 
     def supernodes(self, groups: Mapping[str, Sequence[int]]) -> torch.Tensor:
         """The graph between groups of nodes: [groups, groups], row t the sum of edges from each group into group t.
@@ -226,7 +262,7 @@ class AttributionGraph:
         return self.svg() if self.n_nodes <= MOST_NODES and self.n_edges <= MOST_EDGES else None
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a node: kind, layer, position, feature, value, name, influence, in_sum."""
+        """One row a node: kind, layer, position, feature, value, name, site, influence, in_sum."""
         import pandas as pd
 
         table = pd.DataFrame(self.native.columns)
@@ -238,11 +274,22 @@ class AttributionGraph:
         return f"AttributionGraph({self.prompt!r}, {self.n_nodes:,} nodes, {self.n_edges:,} edges)"
 
 
+@overload
+def attribute(
+    model: Any, prompt: Any, transcoders: Any = ..., *, plan: Literal[True], **options: Any
+) -> AttributionPlan: ...
+@overload
+def attribute(
+    model: Any, prompt: Any, transcoders: Any = ..., *, plan: Literal[False] = ..., **options: Any
+) -> AttributionGraph: ...
+
+
 def attribute(
     model: Any,
     prompt: Any,
-    transcoders: Any,
+    transcoders: Any = None,
     *,
+    saes: Sequence[Any] = (),
     input: str | None = None,
     targets: Sequence[GraphTarget] | None = None,
     injections: Sequence[Injection] = (),
@@ -255,16 +302,25 @@ def attribute(
     rows_per_batch: int = 256,
     batches_per_update: int = 4,
     memory_budget: int = 2 << 30,
+    time_budget: float | None = None,
+    resume: str | os.PathLike | None = None,
+    plan: bool = False,
     name: str = "",
     progress: Callable[[str, int, int], None] | bool | None = None,
-) -> AttributionGraph:
+) -> AttributionGraph | AttributionPlan:
     """The attribution graph of one prompt.
 
     One forward pass, then rows of the linear model from the targets down, each within its causal cone.
 
+    An SAE stands in for the vector that it reads: what comes later gets its features, its constant and its error in
+    place of what made that vector, and its features get that. Through an SAE of the stream everything passes. The MLP
+    of a layer without a transcoder is error as a whole.
+
     Args:
         prompt: a text or token ids, at least two tokens.
-        transcoders: {layer: Transcoder} from what the MLPs read to what they write, or a CrossLayerTranscoder.
+        transcoders: {layer: Transcoder} from what the MLPs read to what they write, or a CrossLayerTranscoder; None for
+            SAEs alone.
+        saes: of hook_attn_out, hook_resid_post or hook_resid_pre, as their hook names say; one of a vector.
         input: where they read: "residual" (before the norm), "normalized" (after it, before its weight) or "mlp" (what
             the MLP reads); by default what their files say.
         targets: instead of the likeliest next tokens.
@@ -275,33 +331,42 @@ def attribute(
         fold: what features without a node contribute counts as their position's error, so that sums stay exact.
         mask_first: no features at the first position.
         memory_budget: bytes beside model, transcoders and result.
+        time_budget: seconds that features' rows may take by an estimate before them; None: any time.
+        resume: a folder in which rows are kept as they are made: with the same arguments a call that was ended goes on
+            where it stood, to the same graph. It may be deleted afterwards.
+        plan: give an AttributionPlan, what it would take, after a forward pass and a few rows.
 
     Raises:
+        IoError: rows of another graph in ``resume``.
         ConfigError: transcoders of another model or that are not linear where they are active.
         ShapeError: their widths, or the number of tokens.
-        ValueError: options out of range, or a budget that does not hold one row.
+        ValueError: options out of range, or a budget that does not hold one row, or all in its time, with the estimate.
     """
     native = native_model(model, "attribute")
-    ids = tokens_of(model, prompt, "attribute", "prompt")
-    if len(ids) != 1:
-        raise ValueError(f"attribute: one prompt is wanted, got {len(ids)}")
-    return AttributionGraph(
-        _C.attribute(
-            native,
-            torch.tensor(ids[0]),
-            **transcoder_arguments(transcoders, input, "attribute"),
-            name=name,
-            logit_mass=logit_mass,
-            max_logits=max_logits,
-            targets=list(targets or []),
-            injections=list(injections),
-            max_features=max_features,
-            edges_per_row=edges_per_row,
-            fold=fold,
-            mask_first=mask_first,
-            rows_per_batch=rows_per_batch,
-            batches_per_update=batches_per_update,
-            memory_budget=memory_budget,
-            progress=progress,
-        )
-    )
+    for what, given, kind in (("targets", targets or (), GraphTarget), ("injections", injections, Injection)):
+        for one in given:
+            if not isinstance(one, kind):
+                raise TypeError(f"attribute: {what} must be {kind.__name__}s, got {one!r}")
+    arguments: dict[str, Any] = {
+        **transcoder_arguments({} if transcoders is None else transcoders, input, "attribute", saes),
+        "name": name,
+        "logit_mass": logit_mass,
+        "max_logits": max_logits,
+        "targets": list(targets or []),
+        "injections": list(injections),
+        "max_features": max_features,
+        "edges_per_row": edges_per_row,
+        "fold": fold,
+        "mask_first": mask_first,
+        "rows_per_batch": rows_per_batch,
+        "batches_per_update": batches_per_update,
+        "memory_budget": memory_budget,
+        "time_budget": time_budget or 0.0,
+        "progress": progress,
+    }
+    tokens = torch.tensor(one_prompt(model, prompt, "attribute"))
+    if plan:
+        found = _C.plan_attribution(native, tokens, **arguments)
+        return AttributionPlan(*(getattr(found, field) for field in AttributionPlan.__dataclass_fields__))
+    folder = "" if resume is None else os.fspath(resume)
+    return AttributionGraph(_C.attribute(native, tokens, rows_folder=folder, **arguments))

@@ -25,11 +25,12 @@ class NodeKey(NamedTuple):
     layer: int
     position: int
     feature: int
+    site: str
 
 
 @dataclass(frozen=True)
 class GraphComparison:
-    """Two graphs with their nodes matched by kind, layer, position and feature.
+    """Two graphs with their nodes matched by kind, layer, position, feature and site.
 
     A node or edge that one of them lacks has the value 0 there.
     """
@@ -40,7 +41,7 @@ class GraphComparison:
 
     @cached_property
     def nodes(self) -> pd.DataFrame:
-        """One row a node of either: kind, layer, position, feature, name, its value and influence in each, the change.
+        """One row a node of either: kind to site, name, its value and influence in each, the change.
 
         Sorted by how much its influence changed, most first. ``in_first`` and ``in_second`` say which graph has it.
         """
@@ -62,7 +63,7 @@ class GraphComparison:
 
     @cached_property
     def edges(self) -> pd.DataFrame:
-        """One row an edge of either: source and target (kind, layer, position, feature), its weights, the change."""
+        """One row an edge of either: source and target (kind to site), its weights, the change."""
         import pandas as pd
 
         weights: dict[tuple[NodeKey, NodeKey], list[float]] = {}
@@ -197,7 +198,7 @@ def mean_graph(graphs: Sequence[AttributionGraph], *, positions: Sequence[Positi
                 weights[to, start] = weights.get((to, start), 0.0) + weight / len(graphs)
     # Positions from 0 again.
     lowest = min((key.position for key in values if key.kind not in _NOWHERE), default=0)
-    order = sorted(values, key=lambda key: (_ORDER.index(key.kind), key))
+    order = sorted(values, key=lambda key: (_ORDER.index(key.kind), key.layer, key.site, key.position, key.feature))
     number = {key: i for i, key in enumerate(order)}
     names = {place: shared[place][1] if place in shared else "*" for place in tokens}
     nodes = [
@@ -208,6 +209,7 @@ def mean_graph(graphs: Sequence[AttributionGraph], *, positions: Sequence[Positi
             key.feature,
             values[key][0],
             names[key.position] if key.kind == "token" else values[key][1],
+            key.site,
         )
         for key in order
     ]
@@ -249,9 +251,9 @@ _ABSENT = {
 
 def _key(node: _C.GraphNode, positions: Positions) -> NodeKey | None:
     if node.kind in _NOWHERE:
-        return NodeKey(node.kind, node.layer, -1, node.feature)
+        return NodeKey(node.kind, node.layer, -1, node.feature, node.site)
     place = positions[node.position]
-    return None if place is None else NodeKey(node.kind, node.layer, place, node.feature)
+    return None if place is None else NodeKey(node.kind, node.layer, place, node.feature, node.site)
 
 
 def _edges(graph: AttributionGraph) -> list[tuple[int, int, float]]:

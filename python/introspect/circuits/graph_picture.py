@@ -100,16 +100,19 @@ _LOGITS = 10**6  # a row above all layers
 
 
 def _row(node: GraphNode) -> int:
-    """Rows from below: tokens, then layers; injections stand above their layer's features, targets above all."""
+    """Rows from below: tokens, then what is in each layer by depth, targets above all."""
     if node.kind == "logit":
         return _LOGITS
-    return 2 * node.layer + (1 if node.kind == "injection" else 0)
+    return node.depth + (1 if node.kind == "bias" and node.layer >= 0 else 0)  # beside its layer's features
 
 
 def _row_name(row: int) -> str:
     if row == _LOGITS:
         return "targets"
-    return "tokens" if row < 0 else f"layer {row // 2}" if row % 2 == 0 else "injected"
+    return "tokens" if row < 0 else f"layer {row // 4}{_WITHIN[row % 4]}" if row % 4 != 2 else "injected"
+
+
+_WITHIN = (" heads", "", "", " stream")
 
 
 def _length(graph: AttributionGraph, column: int, cells: dict[tuple[int, int], list[int]]) -> int:
@@ -176,8 +179,12 @@ def _said(node: GraphNode) -> str:
     if node.kind == "logit":
         return f"{_shown(repr(node.name))} ({node.value:.3f})"
     if node.kind == "feature":
-        return f"feature {node.feature} of layer {node.layer} at {node.position}, {node.value:.3g}"
-    return f"{node.kind} of layer {node.layer}" + (f" at {node.position}" if node.position >= 0 else "")
+        return f"{_at(node)}feature {node.feature} of layer {node.layer} at {node.position}, {node.value:.3g}"
+    return f"{_at(node)}{node.kind} of layer {node.layer}" + (f" at {node.position}" if node.position >= 0 else "")
+
+
+def _at(node: GraphNode) -> str:
+    return "" if node.site == "mlp" else f"{node.site} "
 
 
 def _shown(text: str) -> str:

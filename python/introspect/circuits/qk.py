@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 
 from .. import _C
 from .._C import GraphNode, QkPart
-from ..analysis.prompts import tokens_of
+from ..analysis.prompts import one_prompt
 from ..arguments import native_model
 from .transcoders import transcoder_arguments
 
@@ -67,9 +68,11 @@ class QkAttribution:
                     "query_kind": q.kind,
                     "query_layer": q.layer,
                     "query_feature": q.feature,
+                    "query_site": q.site,
                     "key_kind": k.kind,
                     "key_layer": k.layer,
                     "key_feature": k.feature,
+                    "key_site": k.site,
                     "term": flat[place].item(),
                 }
             )
@@ -117,6 +120,7 @@ def qk_attribution(
     query: int,
     key: int,
     transcoders: Any = None,
+    saes: Sequence[Any] = (),
     input: str | None = None,
     mask_first: bool = True,
 ) -> QkAttribution:
@@ -128,7 +132,8 @@ def qk_attribution(
 
     Args:
         query, key: positions of the prompt; negative from its end.
-        transcoders: as of ``attribute``; None: MLPs are errors as a whole.
+        transcoders, saes: as of ``attribute``; without any, MLPs are errors as a whole. Of an SAE of the
+            stream and what is below it there are its parts alone.
 
     Raises:
         IndexError: a layer, head or position that is not there.
@@ -137,7 +142,7 @@ def qk_attribution(
     Source: transformer-circuits.pub/2025/attention-qk.
     """
     native = native_model(model, "qk_attribution")
-    ids = tokens_of(model, prompt, "qk_attribution", "prompt")[0]
+    ids = one_prompt(model, prompt, "qk_attribution")
     query, key = (len(ids) + p if p < 0 else p for p in (query, key))
     return QkAttribution(
         _C.qk_attribution(
@@ -148,7 +153,7 @@ def qk_attribution(
             query,
             key,
             mask_first=mask_first,
-            **transcoder_arguments(transcoders or {}, input, "qk_attribution"),
+            **transcoder_arguments({} if transcoders is None else transcoders, input, "qk_attribution", saes),
         )
     )
 
@@ -160,6 +165,7 @@ def head_loadings(
     source: GraphNode,
     target: GraphNode,
     *,
+    saes: Sequence[Any] = (),
     input: str | None = None,
     mask_first: bool = True,
 ) -> HeadLoadings:
@@ -173,13 +179,13 @@ def head_loadings(
         ValueError: nodes of other kinds, or a feature that is not active.
     """
     native = native_model(model, "head_loadings")
-    ids = tokens_of(model, prompt, "head_loadings", "prompt")[0]
+    ids = one_prompt(model, prompt, "head_loadings")
     found = _C.head_loadings(
         native,
         torch.tensor(ids),
         source,
         target,
         mask_first=mask_first,
-        **transcoder_arguments(transcoders, input, "head_loadings"),
+        **transcoder_arguments({} if transcoders is None else transcoders, input, "head_loadings", saes),
     )
     return HeadLoadings(found.layers, found.heads, found.past_attention, found.edge)

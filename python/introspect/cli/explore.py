@@ -48,6 +48,15 @@ def command(
             exists=True, dir_okay=False, metavar="F", help="Texts, one a line, that feature pages take examples from."
         ),
     ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            metavar="DIR",
+            help="Pages of features that a graph's set came with; by default the folder features beside the graph.",
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 is any free one.")] = 7741,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = False,
     chat_template: ChatTemplateOption = None,
@@ -74,16 +83,16 @@ def command(
         "runs": run or [],
         "vectors": vector or [],
     }
-    space = workspace.find(what, model=model, lens=lens, texts=texts, **given)
+    space = workspace.find(what, model=model, lens=lens, texts=texts, features=features, **given)
     listener = bind(port)  # before the model is loaded, which takes a while
     session = dictionaries = None
-    if space.dictionaries or space.model:
+    if space.dictionaries or space.cross_layer or space.model:
         from ..explorer.dictionaries import Dictionaries
         from ..explorer.session import Session
 
         if space.model:
             session = Session(load_model(space.model, dtype, device, chat_template), space)
-        if space.dictionaries:
+        if space.dictionaries or space.cross_layer:
             dictionaries = Dictionaries(space, session)
         if session:
             session.dictionaries = dictionaries
@@ -107,6 +116,7 @@ def _contents(space: Workspace) -> str:
     kinds = {
         "model": [space.model] if space.model else [],
         "dictionaries": list(space.dictionaries),
+        "cross-layer transcoders": list(space.cross_layer),
         "graphs": list(space.graphs),
         "runs": list(space.runs),
         "vectors": list(space.vectors),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,12 +40,21 @@ GraphArgument = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, metavar="GRAPH", help="A .safetensors, .json or .pt of a graph.")
 ]
 TranscodersOption = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         "--transcoders",
         exists=True,
         metavar="FOLDER",
         help="With layer_0.safetensors and so on, a folder for each layer, or a cross-layer transcoder.",
+    ),
+]
+SaesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--sae",
+        exists=True,
+        metavar="PATH",
+        help="An SAE of hook_attn_out or hook_resid_post, which stands in for what it reads; several times.",
     ),
 ]
 InputOption = Annotated[
@@ -61,8 +73,9 @@ EdgeThreshold = Annotated[
 def attribute(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="The text whose next token is explained.")],
-    transcoders: TranscodersOption,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="F", help="The .safetensors or .json to write.")],
+    transcoders: TranscodersOption = None,
+    saes: SaesOption = None,
     input: InputOption = None,
     logits: Annotated[int, typer.Option(min=1, max=MOST, help="Likeliest next tokens that are targets, at most.")] = 10,
     features: Annotated[int, typer.Option(min=0, max=MOST, help="Features that get a row, at most.")] = 7500,
@@ -70,6 +83,14 @@ def attribute(
     memory: Annotated[
         int, typer.Option(min=1, max=1 << 30, metavar="MIB", help="Memory beside model, transcoders and result.")
     ] = 2048,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="S", help="That rows may take, by an estimate before them."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep rows beside OUT (.rows) until it is written, and go on from them.")
+    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and end.")] = False,
     biases: Annotated[bool, typer.Option("--biases", help="Keep nodes of biases in a .json.")] = False,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
@@ -79,22 +100,31 @@ def attribute(
     output_file(out, FILES)
     from ..circuits import attribute
 
+    read, cut = load_dictionaries(transcoders, saes)
     loaded = load_model(model, dtype, device)
-    read = load_transcoders(transcoders)
+    options: dict[str, Any] = {
+        "saes": cut,
+        "input": input,
+        "max_logits": logits,
+        "max_features": features,
+        "edges_per_row": edges_per_row,
+        "memory_budget": memory << 20,
+        "time_budget": seconds,
+        "name": ", ".join(path.name for path in (*([transcoders] if transcoders else []), *(saes or []))),
+    }
+    if plan:
+        found = attribute(loaded, prompt, read, plan=True, **options)
+        print_json(asdict(found)) if json else print(found)
+        return
+    rows = out.with_suffix(".rows") if resume else None
     with step_bars() as step:
-        graph = attribute(
-            loaded,
-            prompt,
-            read,
-            input=input,
-            max_logits=logits,
-            max_features=features,
-            edges_per_row=edges_per_row,
-            memory_budget=memory << 20,
-            name=transcoders.name,
-            progress=step,
-        )
+        graph = attribute(loaded, prompt, read, resume=rows, progress=step, **options)
     _write(graph, out, biases)
+    if rows is not None:
+        for file in rows.glob("rows_*.safetensors"):
+            file.unlink()
+        with contextlib.suppress(OSError):  # what else is in it stays
+            rows.rmdir()
     _report(graph, json)
 
 
@@ -182,7 +212,8 @@ def compare(
 def validate(
     model: Model,
     graph: GraphArgument,
-    transcoders: TranscodersOption,
+    transcoders: TranscodersOption = None,
+    saes: SaesOption = None,
     features: Annotated[int, typer.Option(min=2, max=MOST, help="Features of most influence that are taken out.")] = 40,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="F", help="A table of the features (.csv, .parquet).")
@@ -197,9 +228,10 @@ def validate(
     from ..circuits import validate
 
     read = _load(graph)
+    layers, cut = load_dictionaries(transcoders, saes)
     loaded = load_model(model, dtype, device)
     with step_bars() as step:
-        found = validate(loaded, read, load_transcoders(transcoders), n=features, progress=step)
+        found = validate(loaded, read, layers, saes=cut, n=features, progress=step)
     measures = {name: getattr(found, name) for name in ("correlation", "rank_correlation", "slope", "null_ratio")}
     if json:
         print_json({**measures, "features": found.table.to_dict("records")})
@@ -212,6 +244,19 @@ def validate(
     if out is not None:
         write_table(found.table, out)
         note(f"wrote {out}")
+
+
+def load_dictionaries(transcoders: Path | None, saes: Sequence[Path] | None) -> tuple[Any, list[Any]]:
+    """Transcoders, None for none, and SAEs.
+
+    Raises:
+        ValueError: neither was given.
+    """
+    from ..sae import files
+
+    if transcoders is None and not saes:
+        raise ValueError("graph: dictionaries are needed: --transcoders FOLDER, --sae PATH or both")
+    return None if transcoders is None else load_transcoders(transcoders), [files.load(path) for path in saes or []]
 
 
 def load_transcoders(folder: Path) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,48 @@ PAGES = "pages.safetensors"
 MOST_FEATURES = 200  # of one answer
 
 
+SPLITS = {"hook_attn_out": ("attention", 0), "hook_resid_post": ("residual", 0), "hook_resid_pre": ("residual", -1)}
+MLP_INPUTS = ("hook_mlp_in", "hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in")
+
+
+def place_of(reads: str, writes: str) -> tuple[str, int] | None:
+    """The site and layer that a dictionary of these hook points has in an attribution graph; None for none."""
+    found = re.fullmatch(r"blocks\.(\d{1,5})\.(.+)", reads)
+    if not found:
+        return None
+    layer, point = int(found[1]), found[2]
+    if point in SPLITS and writes in ("", reads):
+        site, before = SPLITS[point]
+        return site, layer + before
+    return ("mlp", layer) if point in MLP_INPUTS else None
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What ``circuits.attribute`` takes: transcoders of layers or a cross-layer one, and SAEs."""
+
+    transcoders: Any = field(default_factory=dict)
+    saes: list[Any] = field(default_factory=list)
+
+    def encoder(self, site: str, layer: int) -> tuple[str, Any] | None:
+        """What makes a site's features, and the point that it reads; None where none is open or its file is silent."""
+        if site == "mlp" and isinstance(self.transcoders, dict):
+            one = self.transcoders.get(layer)
+            name = "" if one is None else _name(one.origin.inputs)
+        elif site == "mlp":
+            inputs = self.transcoders.origin.inputs
+            one = self.transcoders.layers[layer] if layer < self.transcoders.n_layers else None
+            name = inputs[layer].hook_name if layer < len(inputs) else ""
+        else:
+            found = (sae for sae in self.saes if place_of(_name(sae.origin.inputs), "") == (site, layer))
+            one = next(found, None)
+            name = "" if one is None else _name(one.origin.inputs)
+        return (name, one) if one is not None and name else None
+
+    def __bool__(self) -> bool:
+        return bool(self.saes) or not isinstance(self.transcoders, dict) or bool(self.transcoders)
+
+
 class Dictionaries:
     """Dictionaries of a workspace. Only the worker's thread uses what needs the model."""
 
@@ -23,6 +68,7 @@ class Dictionaries:
         self._loaded: dict[str, Any] = {}
         self._pages: dict[str, Any] = {}
         self._labels: dict[str, Labels] = {}
+        self._loaded_crossing: dict[str, Any] = {}
 
     @property
     def names(self) -> list[str]:
@@ -67,13 +113,32 @@ class Dictionaries:
             raise Refused(f"the dictionary {name} does not say which point of a model it is of")
         return sites[0].hook_name
 
-    def of_layer(self, layer: int) -> Any:
-        """The transcoder or other dictionary of a layer, for changes from a graph."""
+    def of_graph(self, places: Collection[tuple[str, int]]) -> Sets:
+        """The open dictionaries of a graph's places, (site, layer) each. Raises Refused for two of one."""
+        transcoders: dict[int, Any] = {}
+        saes: dict[tuple[str, int], Any] = {}
         for name in self.names:
-            parts = self.hook(name).split(".")
-            if len(parts) > 2 and parts[1] == str(layer):
-                return self.sae(name)
-        raise Refused(f"no dictionary of layer {layer} is open: --sae DIR for each layer of the graph", 409)
+            sae = self.sae(name)
+            place = place_of(_name(sae.origin.inputs), _name(sae.origin.outputs))
+            if place is None or place not in places:
+                continue
+            if place in saes or (place[0] == "mlp" and place[1] in transcoders):
+                raise Refused(f"two dictionaries are open that read {self.hook(name)}: which one is the graph of?", 409)
+            if place[0] == "mlp":
+                transcoders[place[1]] = sae
+            else:
+                saes[place] = sae
+        crossing = list(self._space.cross_layer) if any(site == "mlp" for site, _ in places) else []
+        if len(crossing) > 1 or (crossing and transcoders):
+            raise Refused("more than one set of transcoders is open: which one is the graph of?", 409)
+        return Sets(self._cross_layer(crossing[0]) if crossing else transcoders, list(saes.values()))
+
+    def _cross_layer(self, name: str) -> Any:
+        if name not in self._loaded_crossing:
+            from ..sae.files import load_cross_layer
+
+            self._loaded_crossing[name] = load_cross_layer(self._space.cross_layer[name])
+        return self._loaded_crossing[name]
 
     def info(self, name: str) -> dict[str, Any]:
         sae = self.sae(name)
@@ -222,3 +287,7 @@ class Dictionaries:
             return cards.of_statistics(found.card(index), labels)
         model = self._session.model if self._session else None
         return cards.of_weights(model, self.sae(name), index, labels)
+
+
+def _name(sites: Sequence[Any]) -> str:
+    return sites[0].hook_name if len(sites) == 1 else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
 
-from .fields import Refused
+from .fields import Refused, is_number
 from .json_text import Json
 from .security import REPORT_POLICY
 from .workspace import Workspace
@@ -154,7 +153,7 @@ def _setting(row: dict[str, Any]) -> Any:
 
 
 def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return float(value) if is_number(value) else None
 
 
 def routes(space: Workspace) -> list[Route]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +16,13 @@ class Refused(Exception):
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number that a float can hold; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # a whole number of JSON may have any number of digits
 
 
 class Fields:
@@ -112,7 +119,7 @@ class Fields:
         if values is default:
             return values
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not is_number(value):
                 raise self._refuse(name, "finite numbers", value)
         return [float(value) for value in values]
 

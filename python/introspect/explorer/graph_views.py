@@ -46,12 +46,23 @@ class OpenGraphs:
         return self._open[name]
 
 
+def _place(graph: graphs.GraphData, node: str) -> int:
+    try:
+        return graph.ids.index(node)
+    except ValueError:
+        raise Refused(f"there is no node {node[:80]!r} in this graph", 404) from None
+
+
 def routes(space: Workspace, session: Session | None, dictionaries: Any, worker: Worker) -> list[Route]:
     opened = OpenGraphs(space)
 
     async def graph(request: Request) -> Response:
         name = request.path_params["name"]
-        text = await run_in_threadpool(lambda: dumps(graphs.columns(*opened.get(name))))
+
+        def written() -> str:
+            return dumps({**graphs.columns(*opened.get(name)), "has_pages": name in space.features})
+
+        text = await run_in_threadpool(written)
         return Response(text, media_type="application/json")
 
     async def original(request: Request) -> Response:
@@ -79,13 +90,10 @@ def routes(space: Workspace, session: Session | None, dictionaries: Any, worker:
         """Predicted changes of logits and of the nodes that change most; with "measure", measured ones beside them."""
         name, fields = request.path_params["name"], await body(request)
         found, _ = await run_in_threadpool(opened.get, name)
-        place = {one: i for i, one in enumerate(found.ids)}
-        factors = {}
-        for one in fields.objects("changes", MOST_CHANGES):
-            node = one.text("node", most=200)
-            if node not in place:
-                raise Refused(f"there is no node {node[:80]!r} in this graph", 404)
-            factors[place[node]] = one.number("factor", -100, 100)
+        factors = {
+            _place(found, one.text("node", most=200)): one.number("factor", -100, 100)
+            for one in fields.objects("changes", MOST_CHANGES)
+        }
         if not factors:
             raise Refused("no change was given: choose nodes and factors")
         predicted = await run_in_threadpool(graphs.predict, found, factors)
@@ -97,8 +105,38 @@ def routes(space: Workspace, session: Session | None, dictionaries: Any, worker:
             answer = graph_changes.with_measured(answer, measured)
         return Json(answer)
 
+    async def why(request: Request) -> Json:
+        """Why a head attends from one position to another, computed in the open model."""
+        name, fields = request.path_params["name"], await body(request)
+        found, _ = await run_in_threadpool(opened.get, name)
+        return Json(
+            await worker.run(request, lambda job: graph_changes.why_attended(found, session, dictionaries, fields, job))
+        )
+
+    async def heads(request: Request) -> Json:
+        """Which heads carry a link between two nodes."""
+        name, fields = request.path_params["name"], await body(request)
+        found, _ = await run_in_threadpool(opened.get, name)
+        ends = [_place(found, fields.text(end, most=200)) for end in ("source", "target")]
+        return Json(
+            await worker.run(request, lambda job: graph_changes.heads_between(found, *ends, session, dictionaries, job))
+        )
+
+    async def feature(request: Request) -> Json:
+        """The page of a feature that came with the graph's set."""
+        given = request.path_params
+        found, _ = await run_in_threadpool(opened.get, given["name"])
+        folder = space.features.get(given["name"])
+        if folder is None:
+            raise Refused("no features came with this graph", 404)
+        scan = found.metadata.get("scan", "")
+        return Json(await run_in_threadpool(folder.card, given["layer"], given["index"], scan))
+
     return [
         Route("/api/graph/{name}/change", change, methods=["POST"]),
+        Route("/api/graph/{name}/why", why, methods=["POST"]),
+        Route("/api/graph/{name}/heads", heads, methods=["POST"]),
+        Route("/api/graph/{name}/feature/{layer:int}/{index:int}", feature),
         Route("/api/graph/{name}/file", original, methods=["POST"]),
         Route("/api/graph/{name}", graph),
     ]

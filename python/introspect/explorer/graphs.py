@@ -10,13 +10,18 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from .._json import parse_json
-from .fields import Fields, Refused
+from .fields import MOST_TEXT, Fields, Refused, is_number
+
+if TYPE_CHECKING:
+    from ..circuits import AttributionGraph
 
 SCHEMA = 1
 MOST_BYTES = 512 << 20
@@ -24,32 +29,35 @@ MOST_NODES = 50_000
 MOST_LINKS = 3_000_000
 MOST_TOKENS = 8_192
 MOST_LABEL = 2_000  # characters
-KINDS = {
-    "cross layer transcoder": "feature",
-    "transcoder": "feature",
-    "sae": "feature",
-    "lorsa": "attention feature",
-    "mlp reconstruction error": "error",
-    "reconstruction error": "error",
-    "lorsa error": "error",
-    "embedding": "token",
-    "token": "token",
-    "logit": "logit",
-    "bias": "bias",
+KINDS = {  # and where they are
+    "cross layer transcoder": ("feature", "mlp"),
+    "transcoder": ("feature", "mlp"),
+    "sae": ("stream feature", "residual"),
+    "lorsa": ("attention feature", "attention"),
+    "mlp reconstruction error": ("error", "mlp"),
+    "reconstruction error": ("error", "residual"),
+    "lorsa error": ("error", "attention"),
+    "embedding": ("token", "mlp"),
+    "token": ("token", "mlp"),
+    "logit": ("logit", "mlp"),
+    "bias": ("bias", "mlp"),
+    "injection": ("injection", "mlp"),
 }
-ORDER = ("feature", "attention feature", "error", "token", "logit", "bias", "other")
-_FEATURE_ID = re.compile(r"(\d+)_(\d+)_(\d+)")
+ORDER = ("feature", "attention feature", "stream feature", "error", "token", "logit", "bias", "injection", "other")
+_FEATURE_ID = re.compile(r"[ar]?(\d+)_(\d+)_(\d+)")
 
 
 @dataclass(frozen=True)
 class GraphData:
     """Nodes and links as columns; links go from ``source`` to ``target``, both places in ``ids``."""
 
+    name: str
     metadata: dict[str, Any]
     q_params: dict[str, Any]
     tokens: list[str]
     ids: list[str]
     kinds: list[str]
+    sites: list[str]  # attention, mlp or residual
     layers: np.ndarray  # int, -1 is the embedding
     positions: np.ndarray  # int
     labels: list[str]
@@ -61,12 +69,23 @@ class GraphData:
     source: np.ndarray
     target: np.ndarray
     weight: np.ndarray
+    prompt: str = ""  # the whole of it
+    token_ids: list[int] = field(default_factory=list)  # where the file has them
+    model_hash: str = ""
     qk: dict[int, dict[str, Any]] = field(default_factory=dict)
     dropped_links: int = 0
 
     @property
     def n(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def native(self) -> AttributionGraph:
+        """The same nodes and links, node for node. Raises Refused."""
+        return _native(self)
+
+    def is_feature(self, node: int) -> bool:
+        return "feature" in self.kinds[node]
 
 
 def load(path: Path) -> GraphData:
@@ -75,11 +94,11 @@ def load(path: Path) -> GraphData:
 
 
 def text_of(path: Path) -> str:
-    """The JSON of a graph's file; our own .safetensors is written as JSON first, with the nodes of biases."""
+    """The JSON of a graph's file; .safetensors and circuit-tracer's .pt are written as JSON first, with biases."""
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise Refused(f"{path.name}: a graph file may have {MOST_BYTES >> 20} MiB, and this one has {size >> 20}", 413)
-    if path.suffix == ".safetensors":
+    if path.suffix in (".safetensors", ".pt"):
         from ..circuits import AttributionGraph
 
         return AttributionGraph.load(path).to_json(slug=path.stem, biases=True)
@@ -105,7 +124,9 @@ def from_json(data: Any, name: str) -> GraphData:
     place = {one: i for i, one in enumerate(columns["ids"])}
     source, target, weight, dropped = _links(links, place, name)
     return GraphData(
+        name=name,
         metadata=_plain(meta),
+        **_made_of(meta, len(tokens)),
         q_params=_q_params(data.get("qParams") or {}, place),
         tokens=tokens,
         source=source,
@@ -130,18 +151,28 @@ def _plain(meta: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(info, Mapping):
         found |= {key: str(info[key])[:MOST_LABEL] for key in ("description", "creator_name") if info.get(key)}
     threshold = meta.get("node_threshold")
-    return found | ({"node_threshold": float(threshold)} if threshold is not None and _is_number(threshold) else {})
+    return found | ({"node_threshold": float(threshold)} if threshold is not None and is_number(threshold) else {})
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _made_of(meta: Mapping[str, Any], n_tokens: int) -> dict[str, Any]:
+    """Which prompt of which model: the library's own files say it exactly."""
+    ours = meta.get("introspect")
+    ids = ours.get("tokens") if isinstance(ours, Mapping) else None
+    known = (
+        isinstance(ids, list) and len(ids) == n_tokens and all(type(one) is int and 0 <= one < 1 << 31 for one in ids)
+    )
+    return {
+        "prompt": str(meta.get("prompt", ""))[:MOST_TEXT],
+        "token_ids": ids if known else [],
+        "model_hash": str(ours.get("model_hash", "")) if isinstance(ours, Mapping) else "",
+    }
 
 
 def _number(node: Mapping[str, Any], key: str, missing: float, where: str) -> float:
     value = node.get(key)
     if value is None:
         return missing
-    if not _is_number(value) or abs(value) > 1e30:
+    if not is_number(value) or abs(value) > 1e30:
         raise Refused(f"{where}: {key} must be a finite number, got {str(value)[:40]}")
     return float(value)
 
@@ -149,7 +180,18 @@ def _number(node: Mapping[str, Any], key: str, missing: float, where: str) -> fl
 def _nodes(nodes: Sequence[Any], n_tokens: int, name: str) -> dict[str, Any]:
     found: dict[str, list] = {
         key: []
-        for key in ("ids", "kinds", "layers", "positions", "labels", "features", "activations", "token_prob", "shares")
+        for key in (
+            "ids",
+            "kinds",
+            "sites",
+            "layers",
+            "positions",
+            "labels",
+            "features",
+            "activations",
+            "token_prob",
+            "shares",
+        )
     }
     is_target, qk, seen = [], {}, set()
     for i, node in enumerate(nodes):
@@ -165,7 +207,7 @@ def _nodes(nodes: Sequence[Any], n_tokens: int, name: str) -> dict[str, Any]:
                 "circuit-tracer before 0.5.1 can collide with features of layer 0; write the graph again)"
             )
         seen.add(given)
-        kind = KINDS.get(str(node.get("feature_type")), "other")
+        kind, site = KINDS.get(str(node.get("feature_type")), ("other", "mlp"))
         layer = str(node.get("layer"))
         if layer not in ("E", "-1") and not (layer.isascii() and layer.isdecimal() and len(layer) < 5):
             raise Refused(f"{where}: layer must be a number or E, got {layer[:20]!r}")
@@ -173,9 +215,10 @@ def _nodes(nodes: Sequence[Any], n_tokens: int, name: str) -> dict[str, Any]:
         if not isinstance(position, int) or isinstance(position, bool) or not 0 <= position < n_tokens:
             raise Refused(f"{where}: ctx_idx must be of one of the {n_tokens} tokens, got {str(position)[:20]}")
         parts = _FEATURE_ID.fullmatch(given)
-        is_feature = kind in ("feature", "attention feature")
+        is_feature = "feature" in kind
         found["ids"].append(given)
         found["kinds"].append(kind)
+        found["sites"].append(site)
         found["layers"].append(-1 if layer == "E" else int(layer))
         found["positions"].append(position)
         found["labels"].append(str(node.get("clerp") or node.get("ppClerp") or "")[:MOST_LABEL])
@@ -200,7 +243,7 @@ def _qk(traced: Mapping[str, Any]) -> dict[str, Any]:
         for row in (traced.get(key) or [])[:most] if isinstance(traced.get(key), list) else []:
             cells = list(row.values()) if isinstance(row, Mapping) else row if isinstance(row, list) else []
             names = [str(cell)[:200] for cell in cells if isinstance(cell, str)]
-            numbers = [float(cell) for cell in cells if _is_number(cell)]
+            numbers = [float(cell) for cell in cells if is_number(cell)]
             if names and numbers:
                 rows.append({"names": names[:2], "weight": numbers[-1]})
         kept[key] = rows
@@ -251,13 +294,13 @@ def _q_params(given: Any, place: Mapping[str, int]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Scores:
-    """What is computed of a graph's links.
+    """What is computed of a graph's links; see AttributionGraph.
 
     Attributes:
-        influence: of each node on the logits, weighted by their probabilities.
+        influence: of each node on the logits, weighted by their probabilities; biases take no part.
         node_share: cumulative share of it, the most influential first; small is important, as in the files.
         link_share: the same for links, by normalised weight times the influence of where they lead.
-        replacement, completeness: see circuit-tracer; errors count against both.
+        replacement, completeness: errors count against both.
     """
 
     influence: np.ndarray
@@ -268,41 +311,56 @@ class Scores:
 
 
 def scores(graph: GraphData) -> Scores:
-    """v = sum over k of w A^k, A the links' |weight| normalised over each target. Refuses links in a circle."""
-    from scipy.sparse import csr_array
-
-    absolute = np.abs(graph.weight)
+    """Raises Refused for links that do not lead from what is earlier in the model to what is later."""
+    native = graph.native
+    influence = native.influence().numpy()
+    found = native.scores()
+    counts = np.array([kind != "bias" for kind in graph.kinds])
+    absolute = np.abs(graph.weight) * counts[graph.source]
     into = np.bincount(graph.target, absolute, graph.n)
-    normalised = absolute / np.maximum(into[graph.target], 1e-10)
-    matrix = csr_array((normalised, (graph.target, graph.source)), shape=(graph.n, graph.n))
-    start = np.where(np.array([kind == "logit" for kind in graph.kinds]), graph.token_prob, 0.0)
-    if not start.any():
-        start = np.array([1.0 if kind == "logit" else 0.0 for kind in graph.kinds])
-    total, step = np.zeros(graph.n), start
-    for _ in range(_longest(graph) + 1):
-        step = step @ matrix
-        if not step.any():
-            break
-        total = total + step
-    else:
-        raise Refused("the graph's links go in a circle: links must lead from lower layers to higher ones")
-    kinds = np.array(graph.kinds)
-    tokens, errors = total[kinds == "token"].sum(), total[kinds == "error"].sum()
-    of_errors = np.bincount(graph.target, np.where(kinds[graph.source] == "error", normalised, 0.0), graph.n)
-    weights = total + start
-    link = normalised * weights[graph.target]
-    return Scores(
-        influence=total,
-        node_share=_cumulative(total),
-        link_share=_cumulative(link),
-        replacement=float(tokens / (tokens + errors)) if tokens + errors else math.nan,
-        completeness=float((weights * (1 - of_errors)).sum() / weights.sum()) if weights.sum() else math.nan,
-    )
+    weights = influence + _target_weights(graph)
+    link = absolute / np.maximum(into[graph.target], 1e-10) * weights[graph.target]
+    return Scores(influence, _cumulative(influence), _cumulative(link), found.replacement, found.completeness)
 
 
-def _longest(graph: GraphData) -> int:
-    """No path of a graph without circles has more links: layers and positions only grow along one."""
-    return min(graph.n, 2 * len(np.unique(graph.layers)) * max(len(graph.tokens), 1) + 2)
+def _target_weights(graph: GraphData) -> np.ndarray:
+    """The outputs' probabilities; 1 each where the file has none."""
+    is_logit = np.array([kind == "logit" for kind in graph.kinds])
+    weights = np.where(is_logit, graph.token_prob, 0.0)
+    return weights if weights.any() else is_logit.astype(float)
+
+
+def _native(graph: GraphData) -> AttributionGraph:
+    from .. import _C
+    from ..circuits import AttributionGraph
+
+    weights = _target_weights(graph)
+    nodes, taken = [], set()
+    for i, kind in enumerate(graph.kinds):
+        is_feature = kind not in ("error", "token", "logit", "bias", "injection")
+        at = -1 if kind in ("bias", "injection") else int(graph.positions[i])
+        # A file's id says which node it is, and not all kinds have a number of their own.
+        layer, number = int(graph.layers[i]), graph.features[i] if is_feature else -1
+        if number is None or (kind, graph.sites[i], layer, at, number) in taken:
+            number = -2 - i
+        taken.add((kind, graph.sites[i], layer, at, number))
+        value = graph.activations[i] if is_feature and np.isfinite(graph.activations[i]) else weights[i]
+        nodes.append(_C.GraphNode("feature" if is_feature else kind, layer, at, number, value, "", graph.sites[i]))
+    order = np.argsort(graph.target, kind="stable")
+    targets, counts = np.unique(graph.target, return_counts=True)
+    try:
+        native = _C.AttributionGraph(
+            nodes,
+            targets.tolist(),
+            torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)),
+            torch.from_numpy(graph.source[order].astype(np.int64)),
+            torch.from_numpy(graph.weight[order].astype(np.float64)),
+            prompt=str(graph.metadata.get("prompt", "")),
+            token_texts=graph.tokens,
+        )
+    except ValueError as error:
+        raise Refused(f"{graph.name}: {str(error).removeprefix('AttributionGraph: ')}") from None
+    return AttributionGraph(native)
 
 
 def _cumulative(values: np.ndarray) -> np.ndarray:
@@ -314,30 +372,15 @@ def _cumulative(values: np.ndarray) -> np.ndarray:
 
 
 def predict(graph: GraphData, factors: Mapping[int, float]) -> np.ndarray:
-    """How much each node changes when others are multiplied by a factor, to first order, with the rest as it was.
+    """How much each node changes when features are multiplied by a factor, as ``predicted_effects`` has it.
 
-    A link's weight is what its source adds to its target, so that a source of which f times is there adds (f - 1) times
-    its weight, and a feature changed by d of its activation a passes on d / a of its own links. Returns the change of
-    each node in its own unit: of a feature's activation, of a logit.
+    Of a changed feature itself, what it is changed by.
     """
-    from scipy.sparse import csr_array
+    from ..circuits import predicted_effects
 
-    matrix = csr_array((graph.weight, (graph.target, graph.source)), shape=(graph.n, graph.n))
-    carries = np.array([kind in ("feature", "attention feature") for kind in graph.kinds])
-    size = np.where(carries & np.isfinite(graph.activations) & (graph.activations != 0), graph.activations, np.inf)
-    given = np.zeros(graph.n)
+    change = predicted_effects(graph.native, {node: factor - 1 for node, factor in factors.items()}).numpy()
     for node, factor in factors.items():
-        given[node] = factor - 1
-    fixed = np.zeros(graph.n, dtype=bool)
-    fixed[list(factors)] = True
-    relative, change = given, np.zeros(graph.n)
-    for _ in range(_longest(graph) + 1):
-        change = matrix @ relative
-        new = np.where(fixed, given, change / size)
-        if np.array_equal(new, relative):
-            break
-        relative = new
-    change[fixed] = (given * np.where(np.isfinite(graph.activations), graph.activations, 0.0))[fixed]
+        change[node] = (factor - 1) * graph.activations[node]
     return change
 
 

@@ -84,6 +84,7 @@ def build(space: Workspace, session: Session | None, *, token: str, port: int, d
             {
                 "model": session.name if session else None,
                 "dictionaries": list(space.dictionaries),
+                "cross_layer": list(space.cross_layer),
                 "graphs": list(space.graphs),
                 "runs": list(space.runs),
                 "vectors": list(space.vectors),
@@ -137,6 +138,7 @@ _HANDLERS: Any = {
     TypeError: _failed,
     ImportError: _failed,
     MemoryError: _failed,
+    Exception: _failed,  # a fault of ours: its sentence for the page, its traceback for the terminal
 }
 
 

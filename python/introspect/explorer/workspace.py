@@ -11,13 +11,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .feature_folders import INDEX, FeatureFolder
+
 MOST_FILES = 2_000  # in one folder
 LOOKED_AT = 1 << 20  # bytes of a JSON file that say what it is
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 DICTIONARY_FILES = ("sae_weights.safetensors", "sae.safetensors", "params.npz", "ae.pt", "dictionary.safetensors")
 GRAPH = "introspect.attribution_graph"  # a key of a graph's notes
 CELLS = "cells.sqlite"
-FOLDER_SKIPPED = {"features", "__pycache__", "node_modules"}
+FEATURES = "features"
+FOLDER_SKIPPED = {FEATURES, "__pycache__", "node_modules"}
+CROSS_LAYER = ("W_enc_*.safetensors", "params_layer_*.safetensors")
 
 
 @dataclass
@@ -29,6 +33,8 @@ class Workspace:
     graphs: dict[str, Path] = field(default_factory=dict)
     runs: dict[str, Path] = field(default_factory=dict)
     vectors: dict[str, Path] = field(default_factory=dict)
+    cross_layer: dict[str, Path] = field(default_factory=dict)  # transcoders, for graphs
+    features: dict[str, FeatureFolder] = field(default_factory=dict)  # of graphs: pages of features
     lens: Path | None = None
     texts: Path | None = None  # one text a line, for the contexts of features
     layers: dict[str, int] = field(default_factory=dict)  # of dictionaries that share a folder, one a layer
@@ -36,12 +42,15 @@ class Workspace:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.model or self.dictionaries or self.graphs or self.runs or self.vectors)
+        return not (self.model or self.dictionaries or self.cross_layer or self.graphs or self.runs or self.vectors)
 
     def add(self, kind: str, path: Path, name: str | None = None) -> None:
         """A file or folder of a kind ("graphs", ...), under a name that no other of its kind has."""
         found: dict[str, Path] = getattr(self, kind)
         if path in found.values():
+            return
+        if kind == "dictionaries" and is_cross_layer(path):
+            self.add("cross_layer", path, name)
             return
         if kind == "dictionaries" and (layers := layer_files(path)):
             for layer in layers:
@@ -53,6 +62,9 @@ class Workspace:
         while unique in found:
             unique, n = f"{base} ({n})", n + 1
         found[unique] = path
+        beside = path.parent / FEATURES
+        if kind == "graphs" and FeatureFolder.is_one(beside):
+            self.features[unique] = FeatureFolder(beside)
 
 
 def find(
@@ -65,6 +77,7 @@ def find(
     vectors: Sequence[Path] = (),
     lens: Path | None = None,
     texts: Path | None = None,
+    features: Path | None = None,
 ) -> Workspace:
     """A workspace of a path (a graph, a run, a dictionary, a model, or a folder of these) or of a model's name.
 
@@ -88,6 +101,10 @@ def find(
     for kind, given in (("dictionaries", dictionaries), ("graphs", graphs), ("runs", runs), ("vectors", vectors)):
         for one in given:
             space.add(kind, Path(one))
+    if features is not None:
+        if not FeatureFolder.is_one(features):
+            raise FileNotFoundError(f"explore: {features} holds no pages of features ({INDEX} or <number>.json)")
+        space.features = dict.fromkeys(space.graphs, FeatureFolder(features))
     if space.is_empty:
         raise FileNotFoundError(
             f"explore: {path} holds no model, dictionary, attribution graph (.json with nodes and links), run "
@@ -103,7 +120,13 @@ def is_model(path: Path) -> bool:
 
 
 def is_dictionary(path: Path) -> bool:
-    return path.is_dir() and (any((path / name).is_file() for name in DICTIONARY_FILES) or bool(layer_files(path)))
+    return path.is_dir() and (
+        any((path / name).is_file() for name in DICTIONARY_FILES) or bool(layer_files(path)) or is_cross_layer(path)
+    )
+
+
+def is_cross_layer(path: Path) -> bool:
+    return path.is_dir() and any(next(path.glob(pattern), None) is not None for pattern in CROSS_LAYER)
 
 
 def layer_files(path: Path) -> list[int]:
@@ -135,7 +158,13 @@ def kind_of_json(path: Path) -> str:
 
 
 def _is_vector(path: Path) -> bool:
-    return path.suffix == ".gguf" and b"controlvector" in path.open("rb").read(1 << 12)
+    if path.suffix != ".gguf":
+        return False
+    try:
+        with path.open("rb") as file:
+            return b"controlvector" in file.read(1 << 12)
+    except OSError:
+        return False
 
 
 def _files(folder: Path, pattern: str) -> Iterable[Path]:
@@ -167,7 +196,7 @@ def _look_into(space: Workspace, folder: Path, *, deeper: bool) -> None:
 
 
 def _look_at(space: Workspace, path: Path, *, alone: bool = True) -> None:
-    if path.suffix == ".json" and kind_of_json(path) == "graph":
+    if (path.suffix == ".json" and kind_of_json(path) == "graph") or (path.suffix == ".pt" and alone):
         space.add("graphs", path)
     elif (path.suffix == ".sqlite" and alone) or (path.suffix == ".json" and alone and kind_of_json(path) == "result"):
         space.add("runs", path)

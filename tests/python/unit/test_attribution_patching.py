@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from pairs import alike
-from tiny import write_tiny_transformers
+from tiny import tiny_loader, write_tiny_transformers
 
 import introspect
 from introspect.analysis import attribution_patch
@@ -22,15 +22,12 @@ RMS_FLOOR = {"rtol": 1e-5, "atol": 1e-5}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    names = {name: str(write_tiny_transformers(folder / name, name)) for name in FAMILIES}
-    made = introspect.HookedTransformer.from_pretrained_no_processing
-    return {name: made(path, dtype=torch.float64) for name, path in names.items()}
+    return tiny_loader(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(params=FAMILIES)
 def model(request, models):
-    return models[request.param]
+    return models(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +95,7 @@ def test_every_point_is_difference_times_gradient(model, prompts):
 @pytest.mark.parametrize("point", ["resid_pre", "z", "q", "k", "v", "mlp_post"])
 def test_it_is_the_limit_of_exact_patching(models, prompts, name, point):
     """Of a small step towards the other run; in the families whose norms are float64."""
-    model = models[name]
+    model = models(name)
     clean, corrupted = prompts
     grid = attribution_patch(model, clean, corrupted, METRIC, [point])
     _, cache = model.run_with_cache(clean)
@@ -173,7 +170,7 @@ def test_corrected_queries_and_keys_are_a_softmax_made_anew(model, prompts):
 
 def test_corrections_stay_finite_where_scores_are_huge(models, prompts):
     """Queries a thousand times as large saturate every row: exponentials of score differences overflow."""
-    native = models["gpt2"].native
+    native = models("gpt2").native
     weights = {name: x.clone() for name, x in native.named_weights()}
     for layer in range(native.cfg.n_layers):
         weights[f"blocks.{layer}.attn.W_QKV"][: native.cfg.d_model] *= 1000
@@ -185,7 +182,7 @@ def test_corrections_stay_finite_where_scores_are_huge(models, prompts):
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "gemma2"])
 def test_grad_drop_is_the_mean_over_dropped_layers(models, prompts, name):
     """Each layer's outputs without a gradient, by backward hooks, one backward pass a layer."""
-    model = models[name]
+    model = models(name)
     clean, corrupted = prompts
     L = model.cfg.n_layers
     points = ["z", "v", "mlp_out", "resid_pre"]
@@ -217,7 +214,7 @@ def test_grad_drop_is_the_mean_over_dropped_layers(models, prompts, name):
 
 def test_star_of_queries_has_both_corrections(models, prompts):
     """Nothing flows back from above the last layer: dropping any other layer leaves its estimates as they are."""
-    model = models["gpt2"]
+    model = models("gpt2")
     last = model.cfg.n_layers - 1
     star = attribution_patch(model, *prompts, METRIC, ["q", "k"], method="atp*")
     fixed = attribution_patch(model, *prompts, METRIC, ["q", "k"], method="atp+qk")
@@ -228,7 +225,7 @@ def test_star_of_queries_has_both_corrections(models, prompts):
 
 
 def test_equal_prompts_give_zeros_and_batches_change_nothing(models, prompts):
-    model = models["llama"]
+    model = models("llama")
     clean, corrupted = prompts
     flat = attribution_patch(model, clean, clean, METRIC, points_of(model))
     assert all((grid.values == 0).all() for grid in flat.grids.values())
@@ -243,7 +240,7 @@ def test_equal_prompts_give_zeros_and_batches_change_nothing(models, prompts):
 
 
 def test_pairs_of_several_lengths_are_summed_over_positions(models, prompts):
-    model = models["gpt2"]
+    model = models("gpt2")
     clean, corrupted = (x.tolist() for x in prompts)
     clean[1], corrupted[1] = clean[1][:-1], corrupted[1][:-1]
     with pytest.raises(ValueError, match="pairs must have as many tokens, got 9 and 8: sum the positions"):
@@ -256,7 +253,7 @@ def test_pairs_of_several_lengths_are_summed_over_positions(models, prompts):
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 def test_a_divergence_is_from_the_clean_run(models, prompts, direction):
-    model = models["gpt2"]
+    model = models("gpt2")
     clean, corrupted = prompts
     grid = attribution_patch(model, clean, corrupted, introspect.Divergence(), direction=direction)
     assert (grid.clean.abs() < 1e-12).all()
@@ -270,7 +267,7 @@ def test_a_divergence_is_from_the_clean_run(models, prompts, direction):
 
 def test_tables_and_pictures(models, prompts):
     points = ["resid_pre", "z", "pattern_dest_src"]
-    grids = attribution_patch(models["gpt2"], *prompts, METRIC, points)
+    grids = attribution_patch(models("gpt2"), *prompts, METRIC, points)
     assert list(grids.grids) == points
     table = grids.to_pandas()
     assert {"point", "layer", "effect", "normalised"} <= set(table.columns)
@@ -295,7 +292,7 @@ def test_tables_and_pictures(models, prompts):
 )
 def test_bad_requests_say_what_is_wrong(models, prompts, name, arguments, error, says):
     with pytest.raises(error, match=says):
-        attribution_patch(models[name], *prompts, **{"metric": METRIC, **arguments})
+        attribution_patch(models(name), *prompts, **{"metric": METRIC, **arguments})
 
 
 def test_a_model_of_one_layer_has_nothing_to_drop(tmp_path, prompts):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from analytic import fraction_of_previous, induction_head, or_gate
 from pairs import alike
-from tiny import write_tiny_transformers
+from tiny import tiny_loader
 
 import introspect
 from introspect.analysis import direct_path_grid, path_patching
@@ -20,15 +20,12 @@ FLOOR = {"rtol": 0, "atol": 1e-9}  # float64 on both sides
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    names = {name: str(write_tiny_transformers(folder / name, name)) for name in FAMILIES}
-    made = introspect.HookedTransformer.from_pretrained_no_processing
-    return {name: made(path, dtype=torch.float64) for name, path in names.items()}
+    return tiny_loader(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(params=FAMILIES)
 def model(request, models):
-    return models[request.param]
+    return models(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +194,7 @@ def test_grids_of_paths_from_head_to_head(model, prompts, component):
 
 
 def test_pairs_directions_and_budgets_change_nothing(models, prompts):
-    model = models["llama"]
+    model = models("llama")
     clean, corrupted = prompts
     options = {"senders": "heads", "receivers": ["a2.h1<q>", "a1.g0<v>"], "freeze_mlps": False}
     grid = path_patching(model, clean, corrupted, METRIC, **options)
@@ -211,7 +208,7 @@ def test_pairs_directions_and_budgets_change_nothing(models, prompts):
 
 
 def test_pairs_of_several_lengths(models, prompts):
-    model = models["gpt2"]
+    model = models("gpt2")
     clean, corrupted = (x.tolist() for x in prompts)
     clean[1], corrupted[1] = clean[1][:-1], corrupted[1][:-1]
     grid = path_patching(model, clean, corrupted, introspect.LogitDifference(5, 6), receivers="a2.h1<q>")
@@ -223,7 +220,7 @@ def test_pairs_of_several_lengths(models, prompts):
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 def test_a_divergence_is_from_the_clean_run(models, prompts, direction):
-    model = models["gpt2"]
+    model = models("gpt2")
     clean, corrupted = prompts
     grid = path_patching(model, clean, corrupted, introspect.Divergence(), direction=direction)
     assert (grid.clean == 0).all() and (grid.corrupted > 0).all()
@@ -242,15 +239,15 @@ def test_a_divergence_is_from_the_clean_run(models, prompts, direction):
 
 
 def test_less_is_run_than_cell_by_cell(models, prompts):
-    grid = path_patching(models["llama"], *prompts, METRIC, receivers="a2.h1<q>")
+    grid = path_patching(models("llama"), *prompts, METRIC, receivers="a2.h1<q>")
     # 12 heads a pair are below layer 2, which is run for each of them; the run itself once.
     assert grid.token_layers_asked == 2 * 12 * T * 3
     assert grid.token_layers_to_run <= 2 * (12 * T + 3 * T)
-    assert path_patching(models["llama"], *prompts, METRIC).token_layers_to_run == 0  # paths to the logits are readouts
+    assert path_patching(models("llama"), *prompts, METRIC).token_layers_to_run == 0  # paths to the logits are readouts
 
 
 def test_tables_intervals_and_pictures(models, prompts):
-    model = models["gpt2"]
+    model = models("gpt2")
     grid = path_patching(model, *prompts, METRIC)
     table = grid.to_pandas(intervals=True)
     assert list(table.columns) == ["layer", "head", "effect", "normalised", "low", "high"] and len(table) == 18
@@ -292,11 +289,11 @@ def test_tables_intervals_and_pictures(models, prompts):
 )  # fmt: skip
 def test_bad_requests_say_what_is_wrong(models, prompts, arguments, error, says):
     with pytest.raises(error, match=says):
-        path_patching(models["llama"], *prompts, METRIC, **arguments)
+        path_patching(models("llama"), *prompts, METRIC, **arguments)
 
 
 def test_bad_prompts_and_metrics(models, prompts):
-    model = models["llama"]
+    model = models("llama")
     clean, corrupted = (x.tolist() for x in prompts)
     with pytest.raises(ValueError, match="pair 1 have 7 and 6, and differ first at token 2"):
         path_patching(model, clean, [corrupted[0], corrupted[1][:-1]], METRIC)

@@ -39,7 +39,7 @@ struct GraphNode {
   FeatureSite site = FeatureSite::mlp;  ///< of features and errors
 
   /// Edges lead from lower to higher: what attention of a layer adds, then its MLP, what is injected, and the stream after it.
-  int64_t depth() const;
+  INTROSPECT_EXPORT int64_t depth() const;
   bool operator==(const GraphNode&) const = default;
 };
 

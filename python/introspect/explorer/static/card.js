@@ -15,9 +15,13 @@ export async function dictionaryOf(contents, layer) {
 }
 
 // Fills a place with the page of a feature of a dictionary, or of the dictionary of a layer.
-export async function featureCard(place, contents, { name, layer, index, short = false, go }) {
+export async function featureCard(place, contents, { name, graph, layer, index, short = false, go }) {
   place.classList.add("busy");
   try {
+    if (graph) { // the pages that came with a graph's set
+      fill(place, cardBody(await get(path("api", "graph", graph, "feature", String(layer), String(index)), "card"), { short, go }));
+      return null;
+    }
     const of = name ?? await dictionaryOf(contents, layer);
     if (!of) { fill(place, h("p", { class: "soft small" }, `No dictionary of layer ${layer} is open.`)); return null; }
     const known = infos.get(of);

@@ -7,13 +7,14 @@ import { changePanel } from "./graph_change.js";
 import { Graph } from "./graph_data.js";
 import { Drawing } from "./graph_draw.js";
 import { subgraphPanel } from "./graph_sub.js";
+import { whyPanel } from "./graph_why.js";
 import { say } from "./main.js";
 import * as state from "./state.js";
 
 const LISTED = 40;
 
 export async function graphView(place, contents) {
-  const which = h("select", { "aria-label": "Graph", onchange: () => { state.set({ graph: which.value, node: null, pinned: null, groups: null, changes: null, path: null }); open(); } },
+  const which = h("select", { "aria-label": "Graph", onchange: () => { state.set({ graph: which.value, node: null, pinned: null, groups: null, changes: null, path: null, why: null }); open(); } },
     contents.graphs.map(name => option(name)));
   if (contents.graphs.includes(state.get("graph"))) which.value = state.get("graph");
   const slider = (id, key, missing, label) => h("input", { type: "range", id, min: 0, max: 1, step: 0.005, value: state.getNumber(key, missing), "aria-label": label,
@@ -40,11 +41,12 @@ export async function graphView(place, contents) {
   };
   const panel = subgraphPanel(sub, view);
   const change = changePanel(view);
+  const why = whyPanel(view);
   const details = h("section", { class: "panel", id: "node" });
   const connections = h("section", { class: "panel", id: "connections" });
   const paths = h("section", { class: "panel", id: "paths" });
   const qk = h("section", { class: "panel", id: "qk", hidden: true });
-  fill(side, details, connections, paths, change.element, qk);
+  fill(side, details, connections, paths, change.element, qk, why.element);
 
   async function open() {
     stage.classList.add("busy");
@@ -69,6 +71,7 @@ export async function graphView(place, contents) {
     change.restore();
     prune();
     choose(clicked, { keep: true });
+    why.open();
   }
 
   function prune() {
@@ -142,7 +145,8 @@ export async function graphView(place, contents) {
       h("div", { class: "row" }, h("button", { id: "pin", "aria-pressed": view.pinned.has(i), onclick: () => pin(i), title: "p" }, view.pinned.has(i) ? "Pinned" : "Pin"),
         h("button", { onclick: () => { from = i; findPaths(); } }, "Paths from here"),
         kind.includes("feature") ? [h("button", { onclick: () => change.put(i, 0) }, "Take out"), h("button", { onclick: () => change.put(i, 2) }, "Double")] : []), body);
-    if (kind.includes("feature") && graph.feature[i] !== null && contents.dictionaries.length) featureCard(body, contents, { layer: graph.layer[i], index: graph.feature[i], short: true });
+    const pages = graph.data.has_pages;
+    if (kind.includes("feature") && graph.feature[i] !== null && (pages || contents.dictionaries.length)) featureCard(body, contents, { graph: pages ? which.value : null, layer: graph.layer[i], index: graph.feature[i], short: true });
     const traced = graph.data.qk[i];
     qk.hidden = !traced;
     if (traced) fill(qk, h("h2", {}, "Why it attends there (QK)"), qkList("Pairs", traced.pair_wise_contributors), qkList("Queries", traced.top_q_marginal_contributors), qkList("Keys", traced.top_k_marginal_contributors));
@@ -181,6 +185,7 @@ export async function graphView(place, contents) {
   const percentOf = part => `${part < 0 ? "−" : ""}${percent(Math.abs(part))}`;
 
   function findPaths() {
+    why.choose(from, clicked);
     if (from === null || clicked === null || from === clicked || !graph) {
       paths.hidden = from === null;
       if (from !== null) fill(paths, h("h2", {}, "Paths"), h("p", { class: "soft small" }, "from ", h("bdi", {}, visible(graph.name(from))), ": choose where they end. ", h("button", { class: "quiet", onclick: () => { from = null; findPaths(); } }, "Let go")));

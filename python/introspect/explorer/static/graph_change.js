@@ -13,7 +13,7 @@ export function changePanel(view) {
   const empty = h("button", { class: "quiet", onclick: () => { changes.clear(); draw(); } }, "Empty");
   const element = h("section", { class: "panel", id: "change" }, h("h2", {}, "Change features"), list, h("div", { class: "row" }, predict, measure, empty), out);
   const changes = new Map(); // node -> factor
-  measure.disabled = !view.contents.model || !view.contents.dictionaries.length;
+  measure.disabled = !view.contents.model || !(view.contents.dictionaries.length || view.contents.cross_layer.length);
 
   function put(i, factor) {
     const group = view.groups.find(one => one.members.includes(i));

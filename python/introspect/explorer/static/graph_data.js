@@ -18,7 +18,7 @@ export class Graph {
     this.outOf = lists(this.n, this.source);
     this.total = new Float64Array(this.n); // sum of |weight| into each node
     for (let e = 0; e < this.links; e++) this.total[this.target[e]] += Math.abs(this.weight[e]);
-    this.isFixed = this.kind.map(kind => ["token", "logit"].includes(this.kindNames[kind]));
+    this.isFixed = this.kind.map(kind => ["token", "logit", "injection"].includes(this.kindNames[kind]));
     this.byShare = Array.from({ length: this.links }, (_, e) => e).sort((a, b) => this.linkShare[a] - this.linkShare[b]);
     this.shownNodes = new Uint8Array(this.n).fill(1);
     this.shownLinks = new Uint8Array(this.links).fill(1);

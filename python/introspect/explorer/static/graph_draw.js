@@ -1,7 +1,7 @@
 // Drawing a graph on two canvases: links below, nodes above. Tokens lie across, layers upward; what shares a place spreads
 // within it. Ten thousand nodes take a few milliseconds a frame: only what moved is drawn again.
 
-const SHAPES = { feature: "circle", "attention feature": "ring", error: "diamond", token: "square", logit: "triangle", bias: "cross", other: "circle" };
+const SHAPES = { feature: "circle", "attention feature": "ring", "stream feature": "circle", error: "diamond", token: "square", logit: "triangle", bias: "cross", injection: "triangle", other: "circle" };
 const LEFT = 56, RIGHT = 14, TOP = 14, BOTTOM = 34;
 const MOST_SHAPES = 2000; // nodes
 const MOST_IDLE = 3000, MOST_MOVING = 500; // links that are drawn while nothing is chosen, and while the graph moves

@@ -5,13 +5,16 @@ import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import graph_sets
 import pytest
 import synthetic
 import synthetic_graph
+import torch
 from conftest import REQUIRE
 from explorer_server import running, write_dictionary
 from tiny_chat import random_vectors, write_tiny_chat
 
+import introspect
 from introspect.explorer import workspace
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -75,11 +78,22 @@ def explorer(tmp_path_factory):
     (folder / "graph.json").write_text(json.dumps(data))
     large = synthetic_graph.graph(n_features=10_000, n_tokens=16, n_layers=26, links_each=16)
     (folder / "large.json").write_text(json.dumps(large))
+    write_circuit(folder)
     random_vectors()["cat"].export_gguf(folder / "cat.gguf")
     (folder / "run").mkdir()
     (folder / "run" / "with_info.json").write_text(json.dumps(synthetic.detection()))
     with running(workspace.find(str(folder))) as one:
         yield one
+
+
+def write_circuit(folder):
+    """A graph of the model, and the transcoders that it is of."""
+    model = introspect.load_model(folder / "model")
+    sets = {layer: one.to(torch.float32) for layer, one in graph_sets.per_layer(model).items()}
+    for layer, one in sets.items():
+        introspect.sae.files.save(one, folder / f"transcoder {layer}")
+    graph = introspect.circuits.attribute(model, "a cat ate bread", sets, progress=False)
+    graph.to_json(folder / "own.json")
 
 
 @pytest.fixture
@@ -185,6 +199,35 @@ def test_a_graph_is_pruned_pinned_grouped_changed_and_saved(page, explorer):
     assert page.locator(".sub .block").count() == 2
     assert page.input_value("#node-share") == "1"
     assert page.locator("#change .row.small").count() == 1
+
+
+def test_heads_are_asked_why_and_changes_measured(page, explorer):
+    visit(page, explorer, "view=graphs&graph=own&nodes=1&links=1")
+    page.wait_for_selector("#counts:not(:empty)")
+    page.fill("#qk-live [aria-label=Layer]", "2")
+    page.fill("#qk-live [aria-label=Head]", "1")
+    page.select_option("#qk-live [aria-label='From the token']", "5")
+    page.select_option("#qk-live [aria-label='To the token']", "3")
+    page.click("#why")
+    page.wait_for_selector("#qk-live .bars tr")
+    said = page.inner_text("#qk-live p")
+    page.reload()
+    page.wait_for_selector("#qk-live .bars tr")
+    assert page.inner_text("#qk-live p") == said
+    page.fill("[type=search]", "feature")
+    page.locator(".hits button").first.click()
+    page.click("text=Paths from here")
+    page.fill("[type=search]", "says")
+    page.locator(".hits button").first.click()
+    page.click("#carriers")
+    page.wait_for_selector("text=Heads that carry it")
+    page.locator("#qk-live [aria-label=Heads] .pickable").first.click()
+    page.wait_for_function(f"document.querySelector('#qk-live p').innerText !== {json.dumps(said)}")
+    page.fill("[type=search]", "feature")
+    page.locator(".hits button").first.click()
+    page.click("text=Take out")
+    page.click("#measure")
+    page.wait_for_selector("text=measured in the model")
 
 
 def test_ten_thousand_nodes_stay_responsive(page, explorer, capsys):
