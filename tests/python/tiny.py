@@ -154,6 +154,9 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
+MIXTURES = tuple(name for name, (_, arguments) in ARCHITECTURES.items() if "num_experts_per_tok" in arguments)
+
+
 def tiny_transformers(name: str, seed: int = 0, **overrides) -> torch.nn.Module:
     """A transformers model of ARCHITECTURES in float64 with eager attention and every parameter random.
 

@@ -99,7 +99,7 @@ torch::Tensor Mlp::mix(const torch::Tensor& x_BTD, const Context& ctx) const {
       ctx.hook(Point::kExpertWeights, at::softmax(mixture_.router.forward(x_BTD), -1, wide));
   const auto chosen_BTk = std::get<1>(at::topk(probabilities_BTE.detach(), k, -1));
   const auto indices_BTk = ctx.hook(Point::kExpertIndices, chosen_BTk);
-  if (!indices_BTk.is_same(chosen_BTk)) {
+  if (!indices_BTk.is_same(chosen_BTk) && indices_BTk.numel() > 0) {
     const auto [low, high] = at::aminmax(indices_BTk);
     check<std::out_of_range>(low.item<int64_t>() >= 0 && high.item<int64_t>() < E, "block ", ctx.layer,
                              ": mlp.hook_expert_indices must be 0 to ", E - 1, ", got ", low.item<int64_t>(),
@@ -109,12 +109,12 @@ torch::Tensor Mlp::mix(const torch::Tensor& x_BTD, const Context& ctx) const {
   if (options_.norm_topk_prob) weights_BTk = weights_BTk / weights_BTk.sum({-1}, /*keepdim=*/true);
 
   // A pair is a token and one of its experts; those of one expert stand together, in the order of the tokens.
-  const auto experts_P = indices_BTk.reshape({-1});
+  const auto experts_P = indices_BTk.flatten();
   const auto order_P = std::get<1>(at::sort(experts_P, /*stable=*/true, /*dim=*/0, /*descending=*/false));
   const auto counts_E = at::bincount(experts_P, {}, E).to(torch::kCPU);
   const auto tokens_P = order_P.div(k, "floor");
-  const auto weights_P1 = weights_BTk.to(dtype).reshape({-1, 1}).index_select(0, order_P);
-  const auto x_ND = x_BTD.reshape({-1, x_BTD.size(2)});
+  const auto weights_P1 = weights_BTk.to(dtype).flatten().unsqueeze(1).index_select(0, order_P);
+  const auto x_ND = x_BTD.flatten(0, 1);
   auto out_ND = at::zeros({x_ND.size(0), first().out.n_out()}, x_ND.options());
   int64_t done = 0;
   for (int64_t e = 0; e < E; ++e) {
@@ -127,7 +127,7 @@ torch::Tensor Mlp::mix(const torch::Tensor& x_BTD, const Context& ctx) const {
     out_ND = out_ND.index_add(0, tokens_n, y_nD);
     done += n;
   }
-  return out_ND.view({x_BTD.size(0), x_BTD.size(1), -1});
+  return out_ND.view({x_BTD.size(0), x_BTD.size(1), out_ND.size(1)});
 }
 
 }  // namespace introspect::nn

@@ -14,7 +14,13 @@ import torch
 from .. import _C
 
 # Which families were trained without a BOS token in front: TransformerLens does not prepend one for them.
-_WITHOUT_BOS = {"GPTNeoXForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "PhiForCausalLM"}
+_WITHOUT_BOS = {
+    "GPTNeoXForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "PhiForCausalLM",
+}
 
 # TransformerLens's fields in its order, which are arguments by position, with the defaults; None of the first four.
 FIELDS: dict[str, Any] = {
@@ -240,7 +246,10 @@ class LoadedConfig(HookedTransformerConfig):
     def n_params(self) -> int:
         """Weights of attention and MLPs, without biases, norms and embeddings, as TransformerLens counts them."""
         c = self.native.cfg
-        return c.n_layers * c.d_model * (4 * c.d_head * c.n_heads + c.d_mlp * (3 if c.gated_mlp else 2))
+        mlp = c.d_mlp * (3 if c.gated_mlp else 2)
+        if c.num_experts:  # and the router's row of each
+            mlp = (mlp + 1) * c.num_experts
+        return c.n_layers * c.d_model * (4 * c.d_head * c.n_heads + mlp)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("native", "given"):

@@ -54,7 +54,13 @@ class NoSuchWeightError(_C.ConfigError, AttributeError):
 
 
 def W_gate(model: LensModel) -> torch.Tensor | None:
-    """[n_layers, d_model, d_mlp], or None where the MLP has no gate."""
+    """[n_layers, d_model, d_mlp], or None where the MLP has no gate.
+
+    Raises:
+        ConfigError: the model is a mixture of experts.
+    """
+    if model.native.cfg.num_experts:
+        raise NoSuchWeightError("W_gate: each expert of a mixture has its own: blocks[0].mlp.experts.0.W_gate.weight")
     return model.native.stacked_weight("mlp.W_gate") if model.native.cfg.gated_mlp else None
 
 

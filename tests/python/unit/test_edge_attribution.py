@@ -6,7 +6,7 @@ import pytest
 import torch
 from pairs import T, load, pair
 from senders import exact_norms, transformers_outputs
-from tiny import ARCHITECTURES, tiny_transformers, write_tiny, write_tiny_transformers
+from tiny import ARCHITECTURES, MIXTURES, tiny_transformers, write_tiny, write_tiny_transformers
 
 import introspect
 from introspect import LogitDifference
@@ -160,7 +160,7 @@ def test_sums_over_receivers_are_this_library_s_attribution_patching(name, tmp_p
             assert score == pytest.approx(float(values[int(head)] if head else values), abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in MIXTURES])  # a router's choice jumps
 def test_integrated_gradients_are_complete(name, tmp_path, rng):
     """Edges of the input sum to m(corrupted) - m(clean), those of a component to the effect of replacing it: 1e-9."""
     folder = write_tiny_transformers(tmp_path, name)

@@ -8,7 +8,7 @@ from tiny_chat import write_tiny_chat
 import introspect
 from introspect import _C, analysis
 
-POST_NORMS = ("gemma2", "gemma3")
+POST_NORMS = ("gemma2", "gemma3", "olmo")
 
 
 @pytest.fixture(scope="module")
