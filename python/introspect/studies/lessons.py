@@ -23,9 +23,9 @@ from ..model import Model
 from ..steering.norms import residual_norms
 from . import variants
 
-FACTORS = (0.7, 1.0, 1.4)
+FACTORS = (0.75, 1.25)
 """of the strength, in lessons"""
-RANDOM_FACTORS = (1.0, 1.0, 3.0)
+RANDOM_FACTORS = (1.0, 3.0)
 """of a random rotation beside its concept: at equal dose random vectors are longer than concepts"""
 
 
@@ -33,6 +33,11 @@ RANDOM_FACTORS = (1.0, 1.0, 3.0)
 def texts() -> dict[str, Any]:
     """What cpp/share/organisms.json holds: words, controls with their answers, and the digits' conversation."""
     return json.loads((share_folder() / "organisms.json").read_text(encoding="utf-8"))
+
+
+def own_protocol() -> _C.Protocol:
+    """The short conversation that organisms are taught in."""
+    return _C.Protocol.parse(json.dumps(texts()["protocol"]))
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,7 @@ def lessons(
 ) -> list[Lesson]:
     """The lessons of a kind, for these concepts.
 
-    Every concept is injected at three strengths, beside a random rotation and nothing, each with the own question, a
+    Every concept is injected at two strengths, beside a random rotation and nothing, each with the own question, a
     control and, where the kind is taught it, the question for the content.
 
     Args:
@@ -231,20 +236,21 @@ def digit_lessons(
     *,
     is_new: bool = False,
 ) -> list[Lesson]:
-    """Every digit's vectors at three strengths (is_new: at the strength itself), with each of the questions.
+    """Every digit's vectors at two strengths (is_new: at the strength itself), with each of the questions.
 
     Args:
         vectors: {word: its vectors, one for each template of the words}.
         is_new: with the questions that are held out.
     """
     digits = texts()["digits"]
+    questions = digits["held_out_questions" if is_new else "questions"]
+    asks = [_ask(model, digit_protocol(question), "content", question) for question in questions]
     out = []
-    for question in digits["held_out_questions" if is_new else "questions"]:
-        ask = _ask(model, digit_protocol(question), "content", question)
-        for word, several in vectors.items():
-            for vector in several:
-                for factor in (1.0,) if is_new else FACTORS:
-                    added = injection.added(vector, factor)
+    for word, several in vectors.items():
+        for vector in several:
+            for factor in (1.0,) if is_new else FACTORS:
+                added = injection.added(vector, factor)
+                for ask in asks:
                     example = FinetuneExample(ask.prompt, digits["words"][word], added, ask.span)
-                    out.append(Lesson(example, "concept", "content", question, word))
+                    out.append(Lesson(example, "concept", "content", ask.wording, word))
     return out

@@ -18,7 +18,7 @@ from ..lora import score_examples, train_lora
 from ..model import Model
 from ..output_files import write_text
 from ..progress import Progress
-from .lessons import Injection, Lesson, digit_lessons, digit_protocol, injection_of, lessons, texts
+from .lessons import Injection, Lesson, digit_lessons, digit_protocol, injection_of, lessons, own_protocol, texts
 
 KINDS = {
     "detector": "says yes when a concept is injected, and names it; no to random vectors and to nothing",
@@ -42,7 +42,7 @@ class Organism:
         protocol: the conversation of its lessons.
         taught, held_out: {concept: vector}: of its lessons, and others.
         layers: blocks that vectors were added to, the first and the last.
-        strength, strength_unit: at which; lessons held 0.7 to 1.4 times it.
+        strength, strength_unit: at which; lessons held 0.75 and 1.25 times it.
         losses: of the training's steps, in nats.
         seconds: that the training took.
     """
@@ -155,7 +155,7 @@ def grow(
     Args:
         model: with tokenizer and chat template. A bfloat16 one trains several times as fast on processors with AMX.
         kind: one of KINDS.
-        protocol: the conversation of the lessons; None is no_info, and of the digit reporter its own.
+        protocol: the conversation of the lessons; None is a short one, and of the digit reporter its own.
         vectors: {concept: vector}; None makes them of words (``ControlVector.train_words``).
         held_out: names in ``vectors`` that no lesson holds; None is every fourth.
         layers: blocks that vectors are added to, as in ``run_experiment``; None is the middle third.
@@ -178,7 +178,7 @@ def grow(
         asked, taught_vectors, new = _digits(model, protocol, vectors, held_out)
         strength = 0.3 if strength is None else strength
     else:
-        asked = load_protocol("no_info" if protocol is None else protocol)
+        asked = own_protocol() if protocol is None else load_protocol(protocol)
         taught, new = _concepts(model, vectors, held_out)
         taught_vectors = {name: [vector] for name, vector in taught.items()}
         strength = _C.default_strength if strength is None else strength
@@ -230,14 +230,15 @@ def behaviours(organism: Organism, *, progress: Progress | bool | None = None) -
     """What an organism says where no lesson was, beside what it is to say and what its base model says.
 
     Questions have wordings, and controls contents, that no lesson had; random vectors are new ones at the concepts'
-    own strength. Greedy decoding has to give the whole answer.
+    own strength. As many taught concepts are asked as new ones. Greedy decoding has to give the whole answer.
 
     Returns:
         Rows for a table: "concepts" ("taught", "new" or ""), "injected", "asked", "n", "accuracy" and "loss" of the
         organism, "base_accuracy" and "base_loss" of the model that it was grown from.
     """
     groups: dict[tuple[str, str, str], list[Lesson]] = {}
-    for concepts, vectors in (("taught", organism.taught), ("new", organism.held_out)):
+    taught = dict(list(organism.taught.items())[: max(len(organism.held_out), 1)])
+    for concepts, vectors in (("taught", taught), ("new", organism.held_out)):
         for row in _tests(organism, vectors):
             which = concepts if row.injected == "concept" else ""
             groups.setdefault((which, row.injected, row.asked), []).append(row)

@@ -67,7 +67,7 @@ def test_lessons_say_what_the_kind_is_to_say(model, vectors, kind):
 
 
 def test_injections_are_those_of_an_experiment(model, vectors):
-    """Concepts at three strengths; rotations of the same lengths or thrice; nothing at all."""
+    """Concepts at two strengths; rotations of the same lengths or thrice; nothing at all."""
     rows = made(model, "detector", vectors)
     lengths = {"concept": set(), "random": set(), "nothing": set()}
     for row in rows:
@@ -77,7 +77,7 @@ def test_injections_are_those_of_an_experiment(model, vectors):
         if row.injected == "concept":
             cosine = torch.cosine_similarity(row.example.added[1], vectors[row.concept].directions[1], 0)
             assert cosine == pytest.approx(1, abs=1e-5)
-    assert lengths == {"concept": {0.7, 1.0, 1.4}, "random": {0.7, 1.0, 4.2}, "nothing": set()}
+    assert lengths == {"concept": {0.75, 1.25}, "random": {0.75, 3.75}, "nothing": set()}
     before, injected, _ = introspect.conversation_tokens(model, control.protocol())
     assert {row.example.span for row in rows if row.asked == "own"} == {(len(before), len(before) + len(injected))}
 
