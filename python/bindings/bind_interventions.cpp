@@ -109,6 +109,7 @@ Replacing a pattern or a norm's scale by what was recorded freezes it.
 Operators of control vectors, with u = v / |v|; the last three also take v [2, W], whose rows span a plane:
 
 - ``norm_preserving_add``: (x + s v) |x| / |x + s v|
+- ``multiply``: x (1 + s (v - 1)), element by element
 - ``project_to``: x + s (target - x.u) u
 - ``clamp``: x + s (min(max(x.u, low), high) - x.u) u; either end may be left out
 - ``rotate``: x turned by s ``angle`` degrees towards v, or from row 0 towards row 1

@@ -61,6 +61,37 @@ def looped(model, ids, positions=(), added=None, replaced=None) -> Looped:
     )
 
 
+@torch.no_grad()
+def changed(model, turns, injected=(), changes=None, more=()) -> torch.Tensor:
+    """Logits [T, vocabulary] of a pass over a conversation with changes[layer](x [P, D]) in its injected messages.
+
+    ``more`` are tokens after the conversation, which are changed too.
+    """
+    ids = [*chat_ids(model, turns), *more]
+    index = [*message_positions(model, turns, injected), *range(len(ids) - len(more), len(ids))]
+
+    def hook_of(change):
+        def hook(x, hook):
+            x = x.clone()
+            x[:, index] = change(x[0, index])
+            return x
+
+        return hook
+
+    hooks = [(f"blocks.{layer}.hook_resid_post", hook_of(change)) for layer, change in (changes or {}).items()]
+    with model.hooks(fwd_hooks=hooks):
+        return model(torch.tensor([ids]))[0]
+
+
+def adding(vector, strength) -> dict:
+    """The changes of ``changed`` that add a control vector."""
+
+    def of(direction):
+        return lambda x: x + (strength * direction).to(x)  # the product in float32, as the library has it
+
+    return {layer: of(direction) for layer, direction in vector.directions.items()}
+
+
 def token(model, text) -> int:
     (one,) = model.tokenizer.encode(text, add_special_tokens=False)
     return one

@@ -1,6 +1,7 @@
 #include "experiments/experiment_graph.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include <ATen/ATen.h>
@@ -42,6 +43,14 @@ Directions scaled(const Scene& scene, const Injection& injection, StrengthUnit u
   return out;
 }
 
+std::map<int64_t, double> added_lengths(const Scene& scene, const Injection& injection, StrengthUnit unit,
+                                        const Measured& measured) {
+  auto out = factors(scene, injection, unit, measured);
+  for (auto& [layer, length] : out)
+    length = std::abs(length) * injection.directions.at(layer).norm().item<double>();
+  return out;
+}
+
 ExperimentGraph::ExperimentGraph(graph::Graph& graph, const graph::ModelPtr& model, const Protocol& protocol,
                                  const Design& design, StrengthUnit unit, Measured& measured)
     : model_(model), protocol_(protocol), design_(design), unit_(unit), measured_(measured), graph_(graph) {}
@@ -60,14 +69,15 @@ std::vector<hooks::Intervention> ExperimentGraph::interventions(const Scene& sce
                                                                 const Injection& injection,
                                                                 std::pair<int64_t, int64_t> range) const {
   std::vector<hooks::Intervention> out;
+  if (protocol_.inject == Inject::noise) {
+    for (const auto& [layer, length] : added_lengths(scene, injection, unit_, measured_))
+      out.emplace_back().values[layer] = drawn_noise(injection, layer, range, model_->cfg().d_model, length);
+    return out;
+  }
   for (const auto& [layer, factor] : factors(scene, injection, unit_, measured_)) {
     auto& one = out.emplace_back();
     one.values[layer] = injection.directions.at(layer);
     one.strength = factor;
-    if (protocol_.inject != Inject::noise) continue;
-    const auto length = std::abs(factor) * injection.directions.at(layer).norm().item<double>();
-    one.values[layer] = drawn_noise(injection, layer, range, model_->cfg().d_model, length);
-    one.strength = 1.0;
   }
   const auto for_each_block = [&](const char* op, double strength, const auto& operand_of) {
     for (int64_t layer = injection.first_layer; layer <= injection.last_layer; ++layer) {
@@ -190,7 +200,7 @@ void ExperimentGraph::measure_other(const Scene& scene, const std::string& other
   for (const auto layer : design_.injected_layers()) {
     GraphRead read;
     read.layers = {layer};
-    read.positions.resize(scene.injected.size());
+    read.positions.resize(scene.others.at(other).size());
     std::iota(read.positions.begin(), read.positions.end(), int64_t{0});
     Use use{Use::What::other};
     use.scene = &scene;

@@ -48,6 +48,10 @@ struct Measured {
 Directions scaled(const Scene& scene, const Injection& injection, StrengthUnit unit,
                   const Measured& measured);
 
+/// The length of what is added to each block's output.
+std::map<int64_t, double> added_lengths(const Scene& scene, const Injection& injection, StrengthUnit unit,
+                                        const Measured& measured);
+
 /// Readings of an experiment in a graph, which may hold those of other experiments too.
 ///
 /// `measured` is what injections are made with, and where what is measured goes.

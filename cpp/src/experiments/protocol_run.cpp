@@ -29,13 +29,9 @@ std::string exactly(double number) {
   return std::stod(text) == number ? text : nlohmann::json(number).dump();
 }
 
-/// Of what is added to each block's output: its lengths.
-std::string lengths_hash(const Directions& directions) {
+std::string lengths_hash(const std::map<int64_t, double>& lengths) {
   Sha256 hash;
-  for (const auto& [layer, direction] : directions) {
-    const auto length = direction.norm().item<double>();
-    hash.update(concat(layer, ":")).update(&length, sizeof(length));
-  }
+  for (const auto& [layer, length] : lengths) hash.update(concat(layer, ":")).update(&length, sizeof(length));
   return hash.hex();
 }
 
@@ -351,8 +347,9 @@ std::string ProtocolRun::added_hash(const Scene& scene, const Injection& injecti
                    " ", blocks);
       break;
     case Inject::noise:
-      out = concat("noise ", lengths_hash(scaled(scene, injection, *options_.strength_unit, measured_)), " ",
-                   injection.seed);
+      out =
+          concat("noise ", lengths_hash(added_lengths(scene, injection, *options_.strength_unit, measured_)),
+                 " ", injection.seed);
       break;
     case Inject::dropout:
       out = concat("dropout ", exactly(injection.strength), " ", injection.seed, " ", blocks);

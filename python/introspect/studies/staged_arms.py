@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import _C
-from ..experiments.arguments import Arguments
+from ..experiments.arguments import Arguments, load_protocol
 from ..experiments.results import Result
 from . import variants
 from .setup import NOTHING, Results, Setup, joined, parts_of
@@ -22,7 +22,8 @@ TOLERANCE = 0.02
 def sham(setup: Setup, _: Any) -> list[Experiment]:
     """Told, and untold where the protocol has a twin without its information; nothing is injected into either."""
     told = setup.experiment(strengths=0.0, strength_unit="absolute")
-    twin = setup.more.get("untold") or variants.untold(setup.protocol)
+    given = setup.more.get("untold")
+    twin = variants.untold(setup.protocol, None if given is None else load_protocol(given))
     return [told] if twin is None else [told, told.changed(protocol=twin)]
 
 

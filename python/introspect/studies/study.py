@@ -70,6 +70,12 @@ class Study:
 
         return claims(self, **options)
 
+    def report(self, path: str | os.PathLike, claims: Claims | None = None) -> Path:
+        """Write the study's page, the verdict first; where it lies. ``claims`` are its own unless they are given."""
+        from ..report.study_page import write
+
+        return write(self, path, claims)
+
     def to_pandas(self) -> pandas.DataFrame:
         """One row a reading of every arm, the arm's name first; columns that some arms lack are empty there."""
         import pandas

@@ -61,13 +61,17 @@ def paraphrased(protocol: _C.Protocol, paraphrases: Any) -> _C.Protocol:
     return _C.Protocol.parse(json.dumps({key: value for key, value in data.items() if value is not None}))
 
 
-def untold(protocol: _C.Protocol) -> _C.Protocol | None:
-    """The shipped twin of a shipped protocol without its information, in the protocol's words otherwise."""
-    twin = UNTOLD.get(protocol.name)
-    if twin is None or _shipped(protocol.name).turns != protocol.turns:
-        return None
+def untold(protocol: _C.Protocol, given: _C.Protocol | None = None) -> _C.Protocol | None:
+    """The twin of a protocol without its information (the shipped one, of a shipped one), asked in the same words."""
+    twin = given
+    if twin is None:
+        name = UNTOLD.get(protocol.name)
+        if name is None or _shipped(protocol.name).turns != protocol.turns:
+            return None
+        twin = _shipped(name)
     fields = json.loads(protocol.to_json())
-    return edited(_shipped(twin), "untold", paraphrases=fields.get("paraphrases"), readouts=fields.get("readouts"))
+    same = {name: fields.get(name) for name in ("paraphrases", "asks_own_question", "readouts", "read")}
+    return edited(twin, "untold", **same)
 
 
 def with_groups(protocol: _C.Protocol, groups: dict[str, list[str]]) -> _C.Protocol:

@@ -41,7 +41,8 @@ def columns(path, table="cells"):
 def test_a_setting_has_the_same_fields_everywhere(store):
     introspect.Store(store)
     assert set(introspect._C.setting_fields) == set(SETTING)
-    assert set(SETTING) <= columns(store) and set(SETTING) <= columns(store, "asked")
+    named = {"question_group" if name == "group" else name for name in SETTING}  # a word of SQL's own
+    assert named <= columns(store) and named <= columns(store, "asked")
     assert set(SETTING) <= introspect.Store(store).rows()[0].keys()
     assert set(KEYS) < set(SETTING)
 
@@ -53,6 +54,7 @@ def test_it_opens_and_says_what_it_said(store, read_only):
     assert opened.problems() == [] and opened.damaged() == []
     table = opened.to_pandas()
     assert set(table.kind) == {"base", "introspection", "control", "random"}
+    assert set(table.group) == {"(none)"}
     injected = {row["log_odds"] for row in table[table.kind != "base"].to_dict("records")}
     assert injected == {row["injected"]["log_odds"] for rows in READINGS.values() for row in rows}
     if read_only:
@@ -90,4 +92,5 @@ def test_bringing_it_up_to_date_is_done_wholly_or_not_at_all(tmp_path):
     with sqlite3.connect(path) as database:
         database.execute("DROP TABLE asked")
     introspect.Store(path)
-    assert "asked_in" in columns(path) and "asked_in" in columns(path, "asked")
+    for table in ("cells", "asked"):
+        assert {"asked_in", "question_group"} <= columns(path, table)

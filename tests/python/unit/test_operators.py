@@ -14,7 +14,7 @@ import introspect
 B, T, D = 2, 5, 32
 NAME = "blocks.1.hook_resid_post"
 FLOOR = {"rtol": 0, "atol": 1e-9}  # float64: the same sums in another order; residuals here are below 100
-OPERATORS = ("norm_preserving_add", "project_to", "clamp", "rotate", "angular", "adaptive_angular")
+OPERATORS = ("norm_preserving_add", "multiply", "project_to", "clamp", "rotate", "angular", "adaptive_angular")
 PLANES = ("rotate", "angular", "adaptive_angular")
 
 
@@ -64,6 +64,8 @@ def formula(op, x, v, s, p):
     """What an operator makes of one activation x [D]; v is [D] or [2, D]."""
     if op == "norm_preserving_add":
         return unit(x + s * v) * np.linalg.norm(x)
+    if op == "multiply":
+        return x * (1 + s * (v - 1))
     if op in ("project_to", "clamp"):
         at = x @ unit(v)
         aim = p["target"] if op == "project_to" else np.clip(at, p.get("low"), p.get("high"))
@@ -123,7 +125,7 @@ def test_operators_that_keep_the_norm_do(tmp_path, tokens, rng, op, dtype):
     assert not torch.equal(changed, cache[NAME])
 
 
-@pytest.mark.parametrize("op", ["norm_preserving_add", "project_to", "clamp", "rotate"])
+@pytest.mark.parametrize("op", ["norm_preserving_add", "multiply", "project_to", "clamp", "rotate"])
 def test_strength_zero_changes_nothing_bit_for_bit(model, tokens, x, op):
     parameters = {"project_to": {"target": 3.0}, "clamp": {"low": 3.0}, "rotate": {"angle": 5.0}}.get(op, {})
     assert torch.equal(apply(model, tokens, torch.ones(D), op, 0.0, parameters=parameters), x)
