@@ -1,4 +1,4 @@
-"""``introspect report``: a run folder as tables, plots and a page."""
+"""``introspect report``: a run folder or a saved study as tables, plots and a page."""
 
 from __future__ import annotations
 
@@ -14,17 +14,42 @@ from .common import Json, guarded, note, print_json
 
 @guarded
 def command(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="A folder that introspect run wrote.")
+    found: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", exists=True, help="A folder that introspect run wrote, or the file of a study."),
     ],
     json: Json = False,
 ) -> None:
-    """Print the tables of a run and write report.html, report.json, report.csv and the plots into its folder."""
+    """Print what a run or a study shows, and write its page beside it.
+
+    Of a run folder: report.html, report.json, report.csv and the plots. Of a study: its ladder of claims, and the page
+    under the study's name.
+    """
+    from ..studies.files import is_study  # here, because it loads torch
+
+    if is_study(found):
+        _study(found, json)
+        return
+    if found.is_file():
+        raise typer.BadParameter(f"{found} is no folder of a run and no file of a study")
     with step_bars() as step:
-        page = report.write(folder, progress=step)
-    results = report.load_folder(folder)
+        page = report.write(found, progress=step)
+    results = report.load_folder(found)
     if json:
         print_json(report.as_dict(results))
         return
     report.show(results)
+    note(f"\nwrote {page}")
+
+
+def _study(path: Path, json: bool) -> None:
+    from ..studies.study import Study  # here, because it loads torch
+
+    study = Study.load(path)
+    claims = study.claims()
+    page = study.report(path.with_suffix(".html"))
+    if json:
+        print_json(claims.to_dict())
+        return
+    typer.echo(str(claims))
     note(f"\nwrote {page}")

@@ -38,7 +38,8 @@ class PooledContrast:
     tau: float
     """standard deviation between studies"""
     prediction: tuple[float, float] | None
-    """where one more study's effect would lie; None for fewer than three studies"""
+    """where one more study's effect would lie; None for fewer than three studies, and too narrow for few: of eight it
+    holds 88 of 100 where it says 95"""
 
     def __str__(self) -> str:
         mean = number(self.effect, self.unit, self.interval)
