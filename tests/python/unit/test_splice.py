@@ -11,6 +11,7 @@ import pytest
 import torch
 from dictionaries import ARCHITECTURES as KINDS
 from dictionaries import decode, dictionary_at, edited, encode
+from safetensors.torch import load_file
 from tiny import ARCHITECTURES, write_tiny, write_tiny_transformers
 
 import introspect
@@ -183,6 +184,32 @@ def test_a_transcoder_reads_one_point_and_writes_another(model, rng, layers, err
     tokens = tokens_for(model, rng)
     expected = model.run_with_hooks(tokens, [(below, keep), (above, write)])
     with model.splice(sae, **EDITS, error_term=error_term):
+        torch.testing.assert_close(model(tokens), expected, **FLOOR)
+
+
+def test_a_transcoder_may_read_what_the_mlp_itself_reads(tmp_path, rng):
+    """mlp.hook_in, normed and times the norm's weight: Gemma Scope 2's transcoders and mwhanna's are of it."""
+    folder = write_tiny(tmp_path)
+    model = introspect.load_model(folder, dtype=torch.float64)
+    tokens, names = tokens_for(model, rng), ("blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out")
+    _, cache = model.run_with_cache(tokens, names_filter=list(names))
+    gate, up, down = (
+        load_file(folder / "model.safetensors")[f"model.layers.1.mlp.{name}_proj.weight"].double()
+        for name in ("gate", "up", "down")
+    )
+    x = cache[names[0]]
+    mlp = (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+    torch.testing.assert_close(mlp, cache[names[1]], **FLOOR)
+    assert not [name for name in model.hook_dict if name.endswith("mlp.hook_in")]  # by name alone, as hook_mlp_in
+
+    sae, edits = dictionary_at(names[0], model.cfg.d_model, hook_out=names[1]), {"clamp": {3: 2.0}}
+
+    def write(y, hook):
+        f = encode(sae, x)
+        return y + decode(sae, edited(f, **edits), x) - decode(sae, f, x)
+
+    expected = model.run_with_hooks(tokens, [(names[1], write)])
+    with model.splice(sae, **edits):
         torch.testing.assert_close(model(tokens), expected, **FLOOR)
 
 
