@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 
-def parse_json(text: str, who: str, error: type[Exception] | None = None) -> Any:
+def parse_json(text: str | bytes, who: str, error: type[Exception] | None = None) -> Any:
     """The value of a JSON text.
 
     Args:

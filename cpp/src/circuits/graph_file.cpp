@@ -282,6 +282,10 @@ AttributionGraph AttributionGraph::from_json(const std::string& text) {
           node.layer = parts[0];
           node.feature = parts[1];
           node.position = parts[2];
+          introspect::check<ConfigError>(one.value("ctx_idx", node.position) == node.position, who, "node '",
+                                         id.substr(0, 60),
+                                         "' must be at the position that its id says, got ctx_idx ",
+                                         one.value("ctx_idx", node.position));
           node.value = one.contains("activation") && one["activation"].is_number()
                            ? one["activation"].get<double>()
                            : 0.0;

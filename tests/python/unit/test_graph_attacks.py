@@ -167,6 +167,7 @@ FEATURE, ERROR = "cross layer transcoder", "mlp reconstruction error"
         lambda data, nodes: nodes[FEATURE][0].update(node_id=f"{2**62}_1_1"),
         lambda data, nodes: nodes[FEATURE][0].update(node_id="0_1_-7"),
         lambda data, nodes: nodes[FEATURE][0].update(node_id="0_1"),
+        lambda data, nodes: nodes[FEATURE][0].update(ctx_idx=-7),
         lambda data, nodes: nodes[FEATURE][0].update(node_id=7),
         lambda data, nodes: nodes[FEATURE][0].pop("node_id"),
         lambda data, nodes: nodes["logit"][0].update(token_prob="high"),

@@ -175,14 +175,14 @@ export async function graphView(place, contents) {
       const other = e => (direction === "in" ? graph.source[e] : graph.target[e]);
       return [h("h3", {}, `${title} (${found.length.toLocaleString()})`), found.length ? bars(found.slice(0, LISTED).map(e => ({
         name: visible(graph.name(other(e))), title: `${graph.name(other(e))}, ${graph.where(other(e))}`,
-        content: h("span", {}, h("bdi", {}, visible(graph.name(other(e)))), h("span", { class: "soft small" }, ` ${graph.layer[other(e)] < 0 ? "" : `L${graph.layer[other(e)]} `}${visible(graph.tokens[graph.position[other(e)]] ?? "")}`)),
+        content: h("span", {}, h("bdi", {}, visible(graph.name(other(e)))), h("span", { class: "soft small" }, ` ${graph.layer[other(e)] < 0 || graph.kindOf(other(e)) === "logit" ? "" : `L${graph.layer[other(e)]} `}${visible(graph.tokens[graph.position[other(e)]] ?? "")}`)),
         values: [graph.part(e)], text: [percentOf(graph.part(e))], onclick: () => choose(other(e)),
       })), { label: title }) : h("p", { class: "soft small" }, "none at these thresholds")];
     };
     fill(connections, list("in", "What it gets"), list("out", "What it gives"));
   }
 
-  const percentOf = part => `${part < 0 ? "−" : ""}${percent(Math.abs(part))}`;
+  const percentOf = part => `${part <= -0.001 ? "−" : ""}${percent(Math.abs(part))}`;
 
   function findPaths() {
     why.choose(from, clicked);

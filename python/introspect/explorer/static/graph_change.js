@@ -36,7 +36,10 @@ export function changePanel(view) {
     element.classList.add("busy");
     try {
       const found = await post(path("api", "graph", view.name, "change"), { measure: measured, changes: [...changes].map(([i, factor]) => ({ node: view.graph.id[i], factor })) }, "change");
-      const called = row => visible(view.graph.name(view.graph.place.get(row.node)));
+      const called = row => {
+        const i = view.graph.place.get(row.node);
+        return `${visible(view.graph.name(i))}${view.graph.kindOf(i) === "logit" ? "" : ` · L${view.graph.layer[i]} ${visible(view.graph.tokens[view.graph.position[i]] ?? "")}`}`;
+      };
       const rows = list => bars(list.map(row => ({ name: called(row), values: "measured" in row ? [row.predicted, row.measured] : [row.predicted],
         text: "measured" in row ? [number(row.predicted, 2), number(row.measured, 2)] : [number(row.predicted, 2)], onclick: () => view.choose(view.graph.place.get(row.node)) })), { hues: ["var(--blue)", "var(--green)"], label: "Changes" });
       const has = found.logits.some(row => "measured" in row);

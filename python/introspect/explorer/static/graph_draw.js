@@ -209,7 +209,8 @@ export class Drawing {
       context.rect(x1 + 2, this.height - BOTTOM, x2 - x1 - 4, BOTTOM);
       context.clip();
       context.font = "12px ui-monospace, monospace";
-      context.fillText(this.graph.tokens[j].replace(/\n/g, "⏎").trim() || "␣", (x1 + x2) / 2, this.height - BOTTOM + 8);
+      const token = this.graph.tokens[j].replace(/\n/g, "⏎").trim() || "␣";
+      context.fillText(fitted(context, token, x2 - x1 - 2), (x1 + x2) / 2, this.height - BOTTOM + 8);
       context.restore();
     });
     context.restore();
@@ -376,6 +377,14 @@ function canvas(place, name) {
   element.className = name;
   place.append(element);
   return element;
+}
+
+// A text with its end left out where it is too wide.
+function fitted(context, text, width) {
+  if (context.measureText(text).width <= width) return text;
+  let end = Math.min(text.length, 40);
+  while (end > 1 && context.measureText(`${text.slice(0, end)}…`).width > width) end--;
+  return `${text.slice(0, end)}…`;
 }
 
 function shape(path, kind, x, y, r) {

@@ -27,14 +27,15 @@ export function whyPanel(view) {
     if (element.hidden) return;
     for (const list of [query, key]) fill(list, view.graph.tokens.map((token, i) => option(String(i), `${i} ${visible(token).slice(0, 24)}`)));
     const last = view.graph.tokens.length - 1;
-    const [l, hd, q, k] = state.getJson("why", [0, 0, last, Math.max(0, last - 1)]);
-    [layer.value, head.value, query.value, key.value] = [l, hd, q, k];
+    const usual = [0, 0, last, Math.max(0, last - 1)], asked = state.getJson("why", usual);
+    const valid = Array.isArray(asked) && asked.length === 4 && asked.every(Number.isInteger) && asked[3] <= asked[2] && asked[2] <= last;
+    [layer.value, head.value, query.value, key.value] = valid ? asked : usual;
     try {
       const info = await get("/api/model");
       layer.max = info.n_layers - 1;
       head.max = info.n_heads - 1;
     } catch (error) { say(error); }
-    if (state.get("why")) run();
+    if (state.get("why") && valid) run();
   }
 
   // The clicked node, and where a path to it begins.
