@@ -27,8 +27,15 @@ def whole(name: str, doc: str) -> Any:
 
 
 def stacked(name: str, doc: str) -> Any:
-    """A property that is a weight of every block, in a new tensor."""
-    return property(lambda model: model.native.stacked_weight(name), doc=doc)
+    """A property that is a weight of every block, in a new tensor; a mixture of experts has none of an MLP."""
+
+    def of(model: LensModel) -> torch.Tensor:
+        try:
+            return model.native.stacked_weight(name)
+        except ValueError as error:
+            raise NoSuchWeightError(str(error)) from None
+
+    return property(of, doc=doc)
 
 
 class LoadedKeys(NamedTuple):
@@ -60,7 +67,7 @@ def W_gate(model: LensModel) -> torch.Tensor | None:
         ConfigError: the model is a mixture of experts.
     """
     if model.native.cfg.num_experts:
-        raise NoSuchWeightError("W_gate: each expert of a mixture has its own: blocks[0].mlp.experts.0.W_gate.weight")
+        raise NoSuchWeightError("W_gate: each expert of a mixture has its own, blocks.0.mlp.experts.0.W_gate.weight")
     return model.native.stacked_weight("mlp.W_gate") if model.native.cfg.gated_mlp else None
 
 

@@ -56,7 +56,7 @@ def test_rope_scaling_has_the_factor_that_llama_cpp_takes(family, keys, factor, 
 @pytest.mark.parametrize(
     ("keys", "word"),
     [
-        ({"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}, "rope.scaling.type"),
+        ({"rope__scaling__type": "other", "rope__scaling__factor": 4.0}, "rope.scaling.type"),
         ({"rope__scaling__factor": -1.0}, "factor"),
         ({"rope__scaling__factor": 2.0, "rope__scaling__attn_factor": 1.2}, "attn_factor"),
         ({"attention__causal": False}, "attention.causal"),

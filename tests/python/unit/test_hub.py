@@ -200,7 +200,7 @@ def test_revisions_of_a_hub_id_are_kept_apart(server, folder, tmp_path):
     [
         ("maker/tiny", "../../evil", introspect.ConfigError, "branch, tag or commit"),
         ("maker/tiny@one", "two", introspect.ConfigError, "names the revision one"),
-        (NAME, "one", introspect.ConfigError, "goes with a hub id"),
+        ("smollm2-135m-instruct", "one", introspect.ConfigError, "goes with a hub id"),
         ("maker/tiny", "nowhere", introspect.IoError, "at revision nowhere"),
     ],
 )
