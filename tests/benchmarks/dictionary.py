@@ -32,6 +32,8 @@ WANTED = {
     "jumprelu": {"hook": HOOK, "d_sae": 4608, "k": 32, "architecture": "jumprelu"},
 }
 HELD_OUT = 60  # documents
+JUDGED = 24  # of these
+CHARACTERS = 1000  # of each
 
 
 def write(args: argparse.Namespace) -> None:
@@ -64,7 +66,10 @@ def train(args: argparse.Namespace) -> None:
                 f"dead {one['dead_share']:.3f}"
                 for name, one in zip(WANTED, record.held_out, strict=True)
             )
-            print(f"step {record.step}, {record.rows:,} tokens, {time.perf_counter() - start:.0f} s: {figures}", flush=True)
+            print(
+                f"step {record.step}, {record.rows:,} tokens, {time.perf_counter() - start:.0f} s: {figures}",
+                flush=True,
+            )
         if record.step == args.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -97,7 +102,7 @@ def train(args: argparse.Namespace) -> None:
 
 def texts_of(args: argparse.Namespace) -> list[str]:
     with (args.corpus / "corpus.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line)["text"] for line in file][-HELD_OUT:]
+        return [json.loads(line)["text"][:CHARACTERS] for line in file][-HELD_OUT:]
 
 
 def dictionaries(args: argparse.Namespace) -> dict[str, introspect.SAE]:
@@ -116,9 +121,11 @@ def dictionaries(args: argparse.Namespace) -> dict[str, introspect.SAE]:
 
 def judge(args: argparse.Namespace) -> None:
     model = introspect.load_model(args.model)
-    texts = texts_of(args)
+    texts = texts_of(args)[:JUDGED]
     print(f"{len(texts)} documents; sources and licences: {args.corpus / 'SOURCES.md'}")
-    print("| dictionary | explained variance | L0 | dead | CE | spliced | zero | CE recovered | of the mean's | KL recovered |")
+    print(
+        "| dictionary | explained variance | L0 | dead | CE | spliced | zero | CE recovered | of the mean's | KL recovered |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     found = {
         name: evaluate(model, one, texts, context_size=128, progress=False) for name, one in dictionaries(args).items()

@@ -6,7 +6,14 @@ import torch
 from tiny import write_tiny_transformers
 
 import introspect
-from introspect.circuits import attribute, feature_interventions, predicted_effects, validate
+from introspect.circuits import (
+    GraphTarget,
+    Injection,
+    attribute,
+    feature_interventions,
+    predicted_effects,
+    validate,
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +107,84 @@ def test_what_is_no_feature_is_refused(model, case):
         feature_interventions(graph, transcoders, {10**6: -1.0})
     with pytest.raises(IndexError, match="is no target"):
         validate(model, graph, transcoders, target=token)
+
+
+@pytest.fixture(scope="module")
+def injected(model, tokens):
+    """A graph of given targets under injections, and what it was made with."""
+    rng = torch.Generator().manual_seed(1)
+    vector, direction, inner = torch.randn(3, model.cfg.d_model, generator=rng, dtype=torch.float64)
+    last = model.cfg.n_layers - 1
+    given = {
+        "injections": [Injection(0, [2, 3], vector), Injection(last, [4], -vector)],
+        "targets": [GraphTarget("yes - no", direction, position=5), GraphTarget("a probe", inner, layer=0, weight=0.5)],
+    }
+    transcoders = graph_sets.per_layer(model)
+    return transcoders, attribute(model, tokens.tolist(), transcoders, **given, progress=False), given
+
+
+def stream(model, tokens, injections, changes=()):
+    """hook_resid_post of every block, with hooks."""
+    seen = {}
+
+    def edit(x, hook):
+        layer, name = int(hook.name.split(".")[1]), hook.name.split(".", 2)[2]
+        if name == "hook_mlp_out":
+            for change in changes:
+                if layer in change.values:
+                    x[0, change.positions] += change.values[layer]
+            return x
+        for one in injections:
+            if one.layer == layer:
+                x[0, one.positions] += one.vector
+        seen[layer] = x[0].clone()
+        return x
+
+    points = [f"blocks.{i}.{name}" for i in range(model.cfg.n_layers) for name in ("hook_mlp_out", "hook_resid_post")]
+    model.run_with_hooks(tokens[None], [(points, edit)])
+    return seen
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_given_targets_and_injections_are_measured_as_they_were_given(model, tokens, injected, which):
+    transcoders, graph, given = injected
+    target = [i for i, n in enumerate(graph.nodes) if n.kind == "logit"][which]
+    nodes = [i for i, n in enumerate(graph.nodes) if n.kind == "feature" and n.layer == 0 and n.position < 5][:3]
+    found = validate(model, graph, transcoders, target=target, nodes=nodes, **given)
+
+    def value(changes):
+        resid = stream(model, tokens, given["injections"], changes)
+        one = given["targets"][which]
+        if one.layer is not None:
+            return (resid[one.layer][one.position] @ one.direction).item()
+        x = resid[model.cfg.n_layers - 1][one.position]  # gpt2: a layer norm with its weight; the bias is a constant
+        weights = dict(model.native.named_weights())
+        x = torch.nn.functional.layer_norm(x, x.shape, weights["ln_final.w"], eps=model.native.cfg.eps)
+        return (x @ one.direction).item()
+
+    for row in found.table.itertuples():
+        expected = value(feature_interventions(graph, transcoders, {int(row.node): -1.0})) - value([])
+        assert row.measured == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    # the probe stands at the last token, which earlier ones do not reach within the first block
+    assert (found.table.measured.abs().max() > 1e-4) == (which == 0)
+
+
+def test_what_an_injection_does_goes_through_the_whole_linear_model(injected):
+    _, graph, _ = injected
+    A = graph.adjacency()
+    values = torch.tensor([n.value if n.kind == "feature" else float("inf") for n in graph.nodes], dtype=torch.float64)
+    node = next(i for i, n in enumerate(graph.nodes) if n.kind == "injection")
+    total = torch.linalg.solve(torch.eye(len(values), dtype=torch.float64) - A / values, A[:, node])
+    torch.testing.assert_close(predicted_effects(graph, {node: -1.0}), -total, rtol=1e-9, atol=1e-10)
+
+
+def test_other_targets_or_injections_than_the_graphs_are_refused(model, injected, case):
+    transcoders, graph, given = injected
+    targets, injections = given["targets"], given["injections"]
+    with pytest.raises(ValueError, match="injections after blocks"):
+        validate(model, graph, transcoders, n=2, targets=targets)
+    for others in ((), targets[::-1]):
+        with pytest.raises(ValueError, match="must be among attribute's targets"):
+            validate(model, graph, transcoders, n=2, targets=others, injections=injections)
+    with pytest.raises(ValueError, match="explains next tokens"):
+        validate(model, case[1], case[0], n=2, targets=targets)
