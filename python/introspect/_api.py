@@ -17,7 +17,7 @@ if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(
         f"{_REBUILD}"
     )
 
-from . import analysis, circuits, io, ops, patching, repeng, sae, statistics, utils
+from . import analysis, circuits, io, ops, patching, repeng, sae, statistics, studies, utils
 from ._C import (
     Adapter,
     ChatTemplate,
@@ -79,6 +79,7 @@ from .steering.training import (
     shuffled_vectors,
 )
 from .studies.dose import coherent_window, dose, equal_dose, solve_strength
+from .studies.study import Study, run_study
 from .transformer_lens import evals, loading
 from .transformer_lens.factored_matrix import FactoredMatrix
 from .transformer_lens.hook_root import HookedRootModule, HookPoint
@@ -140,6 +141,7 @@ __all__ = [
     "ShapeError",
     "Store",
     "StreamDecoder",
+    "Study",
     "TextFilter",
     "TokenTrie",
     "Tokenizer",
@@ -181,6 +183,7 @@ __all__ = [
     "resolve",
     "run_experiment",
     "run_experiments",
+    "run_study",
     "run_trie",
     "sae",
     "score_examples",
@@ -188,6 +191,7 @@ __all__ = [
     "shuffled_vectors",
     "solve_strength",
     "statistics",
+    "studies",
     "train_lora",
     "utils",
 ]
