@@ -1,6 +1,6 @@
 """Inject a concept into one turn of a chat and ask the model whether it noticed, against ten random vectors.
 
-python examples/python/inject.py [--model NAME] [--concept cat] [--fraction 0.1]
+python examples/python/inject.py [--model NAME] [--concept cat] [--strength kl=0.4]
 """
 
 import argparse
@@ -10,7 +10,7 @@ import introspect
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="qwen2.5-coder-0.5b-instruct")
 parser.add_argument("--concept", default="cat")
-parser.add_argument("--fraction", type=float, default=0.1, help="strength, as a share of the median residual norm")
+parser.add_argument("--strength", default="kl=0.4", help="a dose that is solved for, or a share of the residual norm")
 parser.add_argument("--suffixes", type=int, default=100, help="pairs to train the vector on")
 parser.add_argument("--nulls", type=int, default=10, help="random rotations of the vector")
 args = parser.parse_args()
@@ -23,7 +23,7 @@ result = introspect.run_experiment(
     model,
     introspect.load_protocol("no_info"),
     vectors={args.concept: vector},
-    strengths=[args.fraction],
+    strengths=args.strength if args.strength[0].isalpha() else float(args.strength),
     strength_unit="residual",
     layers=[(1 / 3, 2 / 3)],
     questions=[],
