@@ -1,5 +1,6 @@
 #include "bindings.h"
 
+#include "introspect/models/adapter.h"
 #include "introspect/training/lora_trainer.h"
 #include "introspect/training/score_examples.h"
 
@@ -12,6 +13,34 @@ using training::LoraTrainer;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
 void bind_lora_training(py::module_& m) {
+  // The model is bound after the adapter.
+  py::reinterpret_borrow<py::class_<models::Adapter, std::shared_ptr<models::Adapter>>>(m.attr("Adapter"))
+      .def_static(
+          "create",
+          [](const models::Model& model, int64_t rank, double alpha, const std::vector<std::string>& targets,
+             const std::vector<int64_t>& layers, uint64_t seed) {
+            return std::const_pointer_cast<models::Adapter>(
+                models::Adapter::create(model, {rank, alpha, targets, layers, seed}));
+          },
+          py::arg("model"), py::kw_only(), py::arg("rank") = models::AdapterOptions{}.rank,
+          py::arg("alpha") = models::AdapterOptions{}.alpha, py::arg("targets") = std::vector<std::string>{},
+          py::arg("layers") = std::vector<int64_t>{}, py::arg("seed") = models::AdapterOptions{}.seed,
+          py::call_guard<py::gil_scoped_release>(), R"doc(
+An adapter that changes nothing yet, as peft starts one: A uniform within 1 / sqrt(in), B zero.
+
+Args:
+    model: the native model.
+    rank, alpha: what is added is alpha / rank B A x, A [rank, in] and B [out, rank].
+    targets: ends of modules' names: "q_proj", "mlp.c_proj"; empty: every product of a block.
+    layers: blocks; empty: all.
+    seed: of A.
+
+Raises:
+    ValueError: a rank below 1, or an alpha that is not above 0.
+    IndexError: a layer that the model does not have.
+    ConfigError: a target that no module is called, with the nearest names.
+)doc");
+
   py::class_<LoraExample>(m, "LoraExample",
                           "Token ids that introspect.train_lora learns from: see introspect.FinetuneExample.")
       .def(py::init([](std::vector<int64_t> prompt, std::vector<int64_t> target,

@@ -126,31 +126,6 @@ Raises:
         embeddings, start values that change the base model; or weights that are there only as a pickle.
     ShapeError: matrices whose ranks are not the config's.
 )doc")
-      .def_static(
-          "create",
-          [](const models::Model& model, int64_t rank, double alpha, const std::vector<std::string>& targets,
-             const std::vector<int64_t>& layers, uint64_t seed) {
-            return std::const_pointer_cast<Adapter>(
-                Adapter::create(model, {rank, alpha, targets, layers, seed}));
-          },
-          py::arg("model"), py::kw_only(), py::arg("rank") = models::AdapterOptions{}.rank,
-          py::arg("alpha") = models::AdapterOptions{}.alpha, py::arg("targets") = std::vector<std::string>{},
-          py::arg("layers") = std::vector<int64_t>{}, py::arg("seed") = models::AdapterOptions{}.seed,
-          py::call_guard<py::gil_scoped_release>(), R"doc(
-An adapter that changes nothing yet, as peft starts one: A uniform within 1 / sqrt(in), B zero.
-
-Args:
-    model: the native model.
-    rank, alpha: what is added is alpha / rank B A x, A [rank, in] and B [out, rank].
-    targets: ends of modules' names: "q_proj", "mlp.c_proj"; empty: every product of a block.
-    layers: blocks; empty: all.
-    seed: of A.
-
-Raises:
-    ValueError: a rank below 1, or an alpha that is not above 0.
-    IndexError: a layer that the model does not have.
-    ConfigError: a target that no module is called, with the nearest names.
-)doc")
       .def("save", &Adapter::save, py::arg("folder"), py::call_guard<py::gil_scoped_release>(), R"doc(
 Writes adapter_config.json and adapter_model.safetensors, which peft reads.
 

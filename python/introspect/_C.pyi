@@ -19,16 +19,21 @@ __all__: list[str] = [
     "AttributionAtPoint",
     "AttributionGraph",
     "AttributionPatching",
+    "AttributionPlan",
     "ChatSource",
     "ChatTemplate",
     "Circuit",
     "CircuitComparison",
+    "ClusteredMean",
+    "Coherence",
+    "CoherentWindow",
     "Condition",
     "Config",
     "ConfigError",
     "Confusion",
     "ContextGroup",
     "ControlVector",
+    "CrossLayerTrainer",
     "CrossLayerTranscoder",
     "Dictionary",
     "DictionaryEvaluation",
@@ -36,6 +41,8 @@ __all__: list[str] = [
     "DictionarySite",
     "DirectionScores",
     "EdgeAttribution",
+    "EqualDose",
+    "Equivalence",
     "Error",
     "Estimate",
     "Factor",
@@ -62,12 +69,18 @@ __all__: list[str] = [
     "LeaceFitter",
     "Lens",
     "LensReading",
+    "LoraCost",
+    "LoraExample",
+    "LoraStep",
+    "LoraTrainer",
     "MatchedRate",
     "MaxNullBand",
+    "MetaAnalysis",
     "Metric",
     "MetricTerm",
     "Model",
     "MonitorReport",
+    "NativeDose",
     "Neighbours",
     "NullBand",
     "PatchAxes",
@@ -92,6 +105,7 @@ __all__: list[str] = [
     "ShapeError",
     "ShiftRow",
     "ShiftTable",
+    "SolvedDose",
     "SparseFeatures",
     "SpliceFigures",
     "Store",
@@ -113,6 +127,7 @@ __all__: list[str] = [
     "acdc",
     "activations_at",
     "adjusted_p",
+    "answer_shares",
     "anthropic_jumprelu",
     "apply_norm",
     "as_interventions",
@@ -131,7 +146,9 @@ __all__: list[str] = [
     "check_dictionary",
     "check_folds",
     "check_probe",
+    "clustered_mean",
     "coactive_features",
+    "coherent_windows",
     "collect_activations",
     "collect_positions",
     "composition_scores",
@@ -144,6 +161,7 @@ __all__: list[str] = [
     "debug_prediction",
     "decoder_neighbours",
     "decompose_resid",
+    "default_coherence_factor",
     "default_layers",
     "default_nulls",
     "default_strength",
@@ -154,6 +172,8 @@ __all__: list[str] = [
     "direction_of_pairs",
     "edge_attribution",
     "entropy",
+    "equal_doses",
+    "equivalence",
     "estimate_layers",
     "evaluate_dictionary",
     "evaluate_probe",
@@ -183,6 +203,9 @@ __all__: list[str] = [
     "match_pattern",
     "max_null_band",
     "mean_differences",
+    "measure_coherence",
+    "measure_doses",
+    "meta_analysis",
     "monitor_report",
     "most_changed",
     "n_tokens_after_instruction",
@@ -194,10 +217,12 @@ __all__: list[str] = [
     "operator_names",
     "orthogonalised",
     "ov_copying_scores",
+    "parse_dose",
     "patch_grid",
     "patched_residuals",
     "patchscope",
     "path_patching",
+    "plan_attribution",
     "plan_trie",
     "prediction_points",
     "probe_of_direction",
@@ -226,12 +251,14 @@ __all__: list[str] = [
     "save_safetensors",
     "save_torch_zip",
     "score_directions",
+    "score_examples",
     "select_direction",
     "sensitivity",
     "set_log_odds",
     "setting_fields",
     "sha256_hex",
     "shift_table",
+    "solve_doses",
     "spearman",
     "splice",
     "splice_seen",
@@ -245,6 +272,7 @@ __all__: list[str] = [
     "train_dictionaries",
     "train_tuned_lens",
     "unembedding_hash",
+    "whitening",
     "write_activations",
     "write_atomically",
 ]
@@ -760,6 +788,7 @@ class Intervention:
     Operators of control vectors, with u = v / |v|; the last three also take v [2, W], whose rows span a plane:
 
     - ``norm_preserving_add``: (x + s v) |x| / |x + s v|
+    - ``multiply``: x (1 + s (v - 1)), element by element
     - ``project_to``: x + s (target - x.u) u
     - ``clamp``: x + s (min(max(x.u, low), high) - x.u) u; either end may be left out
     - ``rotate``: x turned by s ``angle`` degrees towards v, or from row 0 towards row 1
@@ -1269,6 +1298,8 @@ class Config:
     @property
     def attn_scores_soft_cap(self) -> float: ...
     @property
+    def attn_sinks(self) -> bool: ...
+    @property
     def attn_types(self) -> list[str]: ...
     @property
     def d_head(self) -> int: ...
@@ -1282,6 +1313,8 @@ class Config:
     def embed_scale(self) -> float: ...
     @property
     def eps(self) -> float: ...
+    @property
+    def experts_per_token(self) -> int: ...
     @property
     def gated_mlp(self) -> bool: ...
     @property
@@ -1297,9 +1330,15 @@ class Config:
     @property
     def n_layers(self) -> int: ...
     @property
+    def norm_rounds_last(self) -> bool: ...
+    @property
+    def norm_topk_prob(self) -> bool: ...
+    @property
     def norm_weight_offset(self) -> bool: ...
     @property
     def normalization_type(self) -> str: ...
+    @property
+    def num_experts(self) -> int: ...
     @property
     def original_architecture(self) -> str: ...
     @property
@@ -1309,6 +1348,8 @@ class Config:
     @property
     def positional_embedding_type(self) -> str: ...
     @property
+    def qk_norm_over_heads(self) -> bool: ...
+    @property
     def qkv_bias(self) -> bool: ...
     @property
     def rotary_base(self) -> float: ...
@@ -1317,9 +1358,15 @@ class Config:
     @property
     def rotary_dim(self) -> int: ...
     @property
+    def rotary_in_float32(self) -> bool: ...
+    @property
     def rotary_scaling(self) -> str: ...
     @property
+    def router_bias(self) -> bool: ...
+    @property
     def tie_word_embeddings(self) -> bool: ...
+    @property
+    def use_normalization_after_only(self) -> bool: ...
     @property
     def use_normalization_before_and_after(self) -> bool: ...
     @property
@@ -1335,9 +1382,38 @@ class Adapter:
     has it, and ``Graph.segment(..., adapter=adapter)`` runs one segment with it. The base model's weights are shared.
     """
     @staticmethod
-    def load(folder: os.PathLike | str | bytes) -> Adapter:
+    def create(
+        model: Model,
+        *,
+        rank: typing.SupportsInt | typing.SupportsIndex = 8,
+        alpha: typing.SupportsFloat | typing.SupportsIndex = 16.0,
+        targets: collections.abc.Sequence[str] = [],
+        layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> Adapter:
+        """
+        An adapter that changes nothing yet, as peft starts one: A uniform within 1 / sqrt(in), B zero.
+
+        Args:
+            model: the native model.
+            rank, alpha: what is added is alpha / rank B A x, A [rank, in] and B [out, rank].
+            targets: ends of modules' names: "q_proj", "mlp.c_proj"; empty: every product of a block.
+            layers: blocks; empty: all.
+            seed: of A.
+
+        Raises:
+            ValueError: a rank below 1, or an alpha that is not above 0.
+            IndexError: a layer that the model does not have.
+            ConfigError: a target that no module is called, with the nearest names.
+        """
+    @staticmethod
+    def load(folder: os.PathLike | str | bytes, *, any_base: bool = False) -> Adapter:
         """
         Reads a folder with adapter_config.json and adapter_model.safetensors; nothing in it is executed.
+
+        Args:
+            any_base: an adapter that ``train_lora`` made runs on the model that it was trained on only, told by its hash; True
+                lets it run on others of the same shapes. Files of peft tell no hash.
 
         Raises:
             IoError: a file is missing or damaged.
@@ -1346,6 +1422,18 @@ class Adapter:
             ShapeError: matrices whose ranks are not the config's.
         """
     def __repr__(self) -> str: ...
+    def save(self, folder: os.PathLike | str | bytes) -> None:
+        """
+        Writes adapter_config.json and adapter_model.safetensors, which peft reads.
+
+        Raises:
+            IoError: the folder cannot be written to.
+        """
+    @property
+    def base_hash(self) -> str:
+        """
+        Hash of the model that it was trained on; empty where that is not known.
+        """
     @property
     def base_model(self) -> str:
         """
@@ -1377,6 +1465,7 @@ class Model:
         device: torch.device = ...,
         tokenizer_path: os.PathLike | str | bytes | None = None,
         chat_template: ChatTemplate | None = None,
+        n_ctx: typing.SupportsInt | typing.SupportsIndex | None = None,
     ) -> Model:
         """
         Copies a transformers model that is in memory; no file is written.
@@ -1402,6 +1491,7 @@ class Model:
         device: torch.device = ...,
         block_devices: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, torch.device] = {},
         chat_template: ChatTemplate | None = None,
+        n_ctx: typing.SupportsInt | typing.SupportsIndex | None = None,
         keep_blocks: bool = True,
         progress: typing.Any = None,
     ) -> Model:
@@ -1413,6 +1503,8 @@ class Model:
             device: where the weights live.
             block_devices: where single blocks live instead, with their keys and values.
             chat_template: instead of the one found beside the weights.
+            n_ctx: the longest text, instead of what the files say. With rope scaling "longrope" and "dynamic" the frequencies
+                are those of a text of this length; left out, those before scaling.
             keep_blocks: False reads each block from the files when it runs, and drops it after it.
             progress: called with (what, done, total).
 
@@ -2839,8 +2931,11 @@ class Protocol:
         injected        indices into turns, ascending; or [{turn, text}]: passages of messages
         inject          {by: "vector"}, "random" (directions of the vector's lengths), "model" (model: a name among
                         run_experiment's models, which prefills the spans), "tokens" (turns: the same messages with $CONCEPT
-                        written into the injected ones; priming) or "patch" (turns, of as many tokens: their residuals
-                        replace the spans')
+                        written into the injected ones; priming), "patch" (turns, of as many tokens: their residuals
+                        replace the spans'), "swap" (text: as many tokens of it stand in the spans' place, and their residuals
+                        replace the spans'), "noise" (a Gaussian direction of the vector's length at every token and block),
+                        "dropout" (rate: elements of the blocks' outputs set to zero) or "scale" (the outputs times
+                        1 + strength). texts: {concept: what stands for $CONCEPT}
         relative_strength  factor on a run's strengths
         read            "yes_no", "content" or "sample"
         readouts        {name: parameter}: what is read besides the log-odds. lens, attention, divergence: true; top_k:
@@ -2855,7 +2950,8 @@ class Protocol:
         sentences       instead of injected: $SENTENCES in a turn stands for them, and each is a passage
         answers         one token for each passage: each is injected alone, and these are read (localisation)
         sampling        {max_new_tokens, temperature, top_p, top_k}
-        controls        {questions, question, turns, injected, name, asked_in}, or the name of such a file beside. They are
+        controls        {questions, groups, question, turns, injected, name, asked_in}, or the name of such a file beside.
+                        groups: {name: questions} besides, whose rows have a group. They are
                         asked in the protocol's own conversation in the place of the last user message, in the words of
                         question (with $QUESTION). turns and injected are another conversation, called name, that a run may
                         ask them in instead (run_experiment's controls); asked_in says where unless a run does
@@ -2898,6 +2994,11 @@ class Protocol:
     def control_conversations(self) -> list[str]:
         """
         Where control questions can be asked: run_experiment's controls.
+        """
+    @property
+    def control_groups(self) -> dict[str, list[str]]:
+        """
+        More control questions, by the name of their group.
         """
     @property
     def control_questions(self) -> list[str]: ...
@@ -3078,6 +3179,110 @@ class LayerEstimate:
     def question_kind(self) -> str: ...
     @property
     def strength(self) -> float: ...
+
+class NativeDose:
+    """
+    What one injection does to the model: see introspect.dose.
+    """
+    @property
+    def concept(self) -> str: ...
+    @property
+    def first_layer(self) -> int: ...
+    @property
+    def kl(self) -> float: ...
+    @property
+    def kl_later(self) -> float: ...
+    @property
+    def kl_read(self) -> float: ...
+    @property
+    def last_layer(self) -> int: ...
+    @property
+    def leak(self) -> float: ...
+    @property
+    def leak_base(self) -> float: ...
+    @property
+    def next(self) -> float: ...
+    @property
+    def next_base(self) -> float: ...
+    @property
+    def null_index(self) -> int: ...
+    @property
+    def relative(self) -> float: ...
+    @property
+    def sd(self) -> float: ...
+    @property
+    def sd_overall(self) -> float: ...
+    @property
+    def strength(self) -> float: ...
+
+class SolvedDose:
+    """
+    The injection that reaches a target.
+    """
+    @property
+    def dose(self) -> NativeDose: ...
+    @property
+    def is_monotone(self) -> bool:
+        """
+        Whether more strength gave more dose wherever it was measured on the way.
+        """
+    @property
+    def n_measured(self) -> int: ...
+    @property
+    def target(self) -> float: ...
+
+class EqualDose:
+    """
+    A null that does as much to the model as a vector.
+    """
+    @property
+    def added(self) -> ControlVector: ...
+    @property
+    def solved(self) -> SolvedDose: ...
+    @property
+    def vector(self) -> NativeDose: ...
+
+class Coherence:
+    """
+    How steered text reads beside unsteered text.
+    """
+    @property
+    def concept(self) -> str: ...
+    @property
+    def first_layer(self) -> int: ...
+    @property
+    def is_coherent(self) -> bool: ...
+    @property
+    def last_layer(self) -> int: ...
+    @property
+    def null_index(self) -> int: ...
+    @property
+    def perplexity(self) -> float: ...
+    @property
+    def perplexity_base(self) -> float: ...
+    @property
+    def repetition(self) -> float: ...
+    @property
+    def repetition_base(self) -> float: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def strength(self) -> float: ...
+    @property
+    def texts(self) -> list[str]: ...
+    @property
+    def texts_base(self) -> list[str]: ...
+
+class CoherentWindow:
+    """
+    The strengths from 0 on at which steered text is coherent.
+    """
+    @property
+    def broken(self) -> float: ...
+    @property
+    def largest(self) -> Coherence: ...
+    @property
+    def tried(self) -> list[Coherence]: ...
 
 class Interval:
     """
@@ -3276,6 +3481,77 @@ class Confusion:
     def p_accuracy(self) -> float: ...
     @property
     def p_information(self) -> float: ...
+
+class ClusteredMean:
+    """
+    The mean of a quantity over a sample of clusters, of which there may be few.
+
+    ``p_greater`` and ``p_less`` are the chances of so high and so low a mean by Student's t, ``p_greater_by_flips`` and
+    ``p_less_by_flips`` by flips of signs.
+    """
+    @property
+    def clusters(self) -> int: ...
+    @property
+    def interval(self) -> Interval: ...
+    @property
+    def p_greater(self) -> float: ...
+    @property
+    def p_greater_by_flips(self) -> float: ...
+    @property
+    def p_less(self) -> float: ...
+    @property
+    def p_less_by_flips(self) -> float: ...
+    @property
+    def standard_error(self) -> float: ...
+    @property
+    def value(self) -> float: ...
+
+class Equivalence:
+    """
+    Whether a mean is shown to lie between two bounds.
+
+    ``p``, the larger of ``p_low`` and ``p_high``, is of the claim; ``mean`` has the interval of confidence 1 - 2 level;
+    ``smallest_bound`` is the least margin, plus and minus, within which equivalence is shown.
+    """
+    @property
+    def mean(self) -> Estimate: ...
+    @property
+    def p(self) -> float: ...
+    @property
+    def p_high(self) -> float: ...
+    @property
+    def p_low(self) -> float: ...
+    @property
+    def smallest_bound(self) -> float: ...
+
+class MetaAnalysis:
+    """
+    Effects of several studies as a sample of studies.
+
+    ``effect`` is the mean over studies, ``p`` its two-sided p; ``prediction`` is where one more study's effect would lie (NaN for
+    fewer than three studies); ``i_squared`` is the share of the variance that lies between studies, 0 to 1; ``q`` and ``p_q``
+    are Cochran's test that all have one effect; ``weights`` sum to 1.
+    """
+    @property
+    def effect(self) -> Estimate: ...
+    @property
+    def i_squared(self) -> float: ...
+    @property
+    def i_squared_interval(self) -> Interval: ...
+    @property
+    def p(self) -> float: ...
+    @property
+    def p_q(self) -> float: ...
+    @property
+    def prediction(self) -> Interval: ...
+    @property
+    def q(self) -> float: ...
+    @property
+    def tau_squared(self) -> float: ...
+    @property
+    def tau_squared_interval(self) -> Interval: ...
+    @property
+    def weights(self) -> list[float]: ...
 
 class Probe:
     """
@@ -3854,6 +4130,10 @@ class Dictionary:
         """
     def fold_decoder_norm(self) -> Dictionary: ...
     def fold_input_scale(self) -> Dictionary: ...
+    def fold_whitening(self, mean: torch.Tensor, matrix: torch.Tensor, inverse: torch.Tensor) -> Dictionary:
+        """
+        Of whitened rows one of the rows themselves: see SAE.fold_activation_whitening.
+        """
     def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
         """
         What the features of x [.., d_in] are made of: [.., d_sae] (of gated ones without biases).
@@ -4045,7 +4325,8 @@ class GraphNode:
 
     ``kind``: feature, error, token, bias, injection or logit; ``layer``: -1 of tokens, n_layers of targets; ``position``: -1 of biases;
     ``feature``: its number in the transcoder, the token's id of tokens and logits, -1 else; ``value``: the activation of a feature,
-    the probability (or weight) of a target; ``name``: the text of tokens and targets.
+    the probability (or weight) of a target; ``name``: the text of tokens and targets; ``site``: of features and errors, attention
+    (what it adds), mlp or residual (the stream after the block); ``depth``: edges lead to higher ones.
     """
 
     __hash__: typing.ClassVar[None] = None
@@ -4058,8 +4339,11 @@ class GraphNode:
         feature: typing.SupportsInt | typing.SupportsIndex = -1,
         value: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         name: str = "",
+        site: str = "mlp",
     ) -> None: ...
     def __repr__(self) -> str: ...
+    @property
+    def depth(self) -> int: ...
     @property
     def feature(self) -> int: ...
     @property
@@ -4070,6 +4354,8 @@ class GraphNode:
     def name(self) -> str: ...
     @property
     def position(self) -> int: ...
+    @property
+    def site(self) -> str: ...
     @property
     def value(self) -> float: ...
 
@@ -4112,6 +4398,7 @@ class AttributionGraph:
         layer: typing.SupportsInt | typing.SupportsIndex,
         position: typing.SupportsInt | typing.SupportsIndex = -1,
         feature: typing.SupportsInt | typing.SupportsIndex = -1,
+        site: str = "mlp",
     ) -> int: ...
     def in_sums(self) -> torch.Tensor: ...
     def influence(self, *, biases: bool = False) -> torch.Tensor: ...
@@ -4220,10 +4507,26 @@ class Injection:
     @property
     def vector(self) -> torch.Tensor: ...
 
+class AttributionPlan:
+    """
+    What a graph takes: ``active_features``, ``rows`` of features at most, ``rows_per_batch``, ``seconds`` for them and ``bytes``
+    beside model and dictionaries.
+    """
+    @property
+    def active_features(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def rows_per_batch(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+
 class QkPart:
     """
     A part of the stream that a head reads at one position: ``kind`` (feature, error, attention, token, bias), ``layer``,
-    ``feature`` and ``value`` (its activation).
+    ``feature`` and ``value`` (its activation), ``site`` (of features and errors: attention, mlp, residual).
     """
     def __repr__(self) -> str: ...
     @property
@@ -4232,6 +4535,8 @@ class QkPart:
     def kind(self) -> str: ...
     @property
     def layer(self) -> int: ...
+    @property
+    def site(self) -> str: ...
     @property
     def value(self) -> float: ...
 
@@ -4411,6 +4716,117 @@ class Trainer:
     def d_in(self) -> int: ...
     @property
     def d_out(self) -> int: ...
+    @property
+    def options(self) -> typing.Any:
+        """
+        All options by name.
+        """
+    @property
+    def origin(self) -> DictionaryOrigin: ...
+    @property
+    def steps(self) -> int:
+        """
+        Updates done.
+        """
+
+class CrossLayerTrainer:
+    """
+    A cross-layer transcoder being trained: see introspect.sae.CrossLayerTrainer.
+    """
+    @staticmethod
+    def load(folder: os.PathLike | str | bytes, device: torch.device = ...) -> CrossLayerTrainer:
+        """
+        Go on with what ``save`` wrote: the same numbers, bit for bit on as many threads.
+
+        Raises:
+            IoError: the file is missing or damaged.
+        """
+    @typing.overload
+    def __init__(
+        self,
+        options: str,
+        n_layers: typing.SupportsInt | typing.SupportsIndex,
+        d_in: typing.SupportsInt | typing.SupportsIndex,
+        d_out: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        origin: DictionaryOrigin = ...,
+        start: tuple[
+            collections.abc.Sequence[collections.abc.Mapping[str, torch.Tensor]],
+            torch.Tensor | None,
+            torch.Tensor | None,
+        ]
+        | None = None,
+        device: torch.device = ...,
+    ) -> None:
+        """
+        Options as JSON, start as ``weights`` gives it: see introspect.sae.CrossLayerTrainer.
+        """
+    @typing.overload
+    def __init__(self, other: CrossLayerTrainer) -> None:
+        """
+        What another one was, which is not to be used any more.
+        """
+    def firing_rates(self) -> torch.Tensor:
+        """
+        Share of the rows of the last 2,000 to 4,000 steps in which each feature was active, [n_layers, d_sae] float64.
+        """
+    def gradients(
+        self, x: torch.Tensor, y: torch.Tensor
+    ) -> tuple[TrainerMetrics, tuple[list[dict[str, torch.Tensor]], torch.Tensor | None, torch.Tensor | None]]:
+        """
+        Metrics and gradients as the next step would take them, before clipping; nothing is changed.
+
+        Returns:
+            TrainerMetrics, and gradients in the form of ``weights``.
+        """
+    def measure(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """
+        Gather lengths of rows for input_norm "expected_average_only_in", over as many batches as it is called with.
+
+        Args:
+            x: [n_layers, rows, d_in].
+            y: [n_layers, rows, d_out].
+        """
+    def save(self, folder: os.PathLike | str | bytes) -> None:
+        """
+        Write cross_layer_trainer.safetensors into a folder, whole or not at all: weights, moments, counters, options.
+
+        Raises:
+            IoError: it cannot be written.
+        """
+    def step(self, x: torch.Tensor, y: torch.Tensor) -> TrainerMetrics:
+        """
+        One update.
+
+        Args:
+            x: [n_layers, rows, d_in], what the MLPs read; any floating dtype.
+            y: [n_layers, rows, d_out], what they write.
+
+        Returns:
+            TrainerMetrics: losses and l0 are sums over layers.
+
+        Raises:
+            ShapeError: other shapes.
+            Error: a loss or gradient that is not finite, or every feature dead. The trainer is then as it was before.
+        """
+    def steps_since_fired(self) -> torch.Tensor:
+        """
+        int64 [n_layers, d_sae].
+        """
+    def transcoder(self) -> CrossLayerTranscoder:
+        """
+        The transcoder as it stands, in the form that infers.
+        """
+    def weights(self) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | None, torch.Tensor | None]:
+        """
+        Copies of what is trained: a {name: tensor} for each layer, b_dec [n_layers, d_out], and W_skip or None.
+        """
+    @property
+    def d_in(self) -> int: ...
+    @property
+    def d_out(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
     @property
     def options(self) -> typing.Any:
         """
@@ -5001,6 +5417,128 @@ class Neighbours:
         float64 [k].
         """
 
+class LoraExample:
+    """
+    Token ids that introspect.train_lora learns from: see introspect.FinetuneExample.
+    """
+    def __init__(
+        self,
+        prompt: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        target: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        *,
+        added: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, torch.Tensor] = {},
+        first: typing.SupportsInt | typing.SupportsIndex = 0,
+        last: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
+
+class LoraStep:
+    """
+    One step of a LoraTrainer, before its update.
+
+    Attributes:
+        step: updates before this one.
+        loss: mean cross-entropy of the batch's target tokens, in nats.
+        gradient_norm: of all matrices together, before clipping.
+        lr: of this step.
+    """
+    @property
+    def gradient_norm(self) -> float: ...
+    @property
+    def loss(self) -> float: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def step(self) -> int: ...
+
+class LoraCost:
+    """
+    What a pass over all examples of a LoraTrainer costs.
+
+    Attributes:
+        tokens: of all examples, each by itself.
+        nodes: that run instead: equal beginnings with equal injections are one path.
+        first_layer: the lowest block that is trained; those below have no gradient.
+        n_params: trained.
+        keeps_residuals: the blocks below run once for all steps.
+    """
+    @property
+    def first_layer(self) -> int: ...
+    @property
+    def keeps_residuals(self) -> bool: ...
+    @property
+    def n_params(self) -> int: ...
+    @property
+    def nodes(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+
+class LoraTrainer:
+    """
+    What introspect.train_lora drives: a LoRA adapter being trained.
+    """
+    def __init__(
+        self,
+        model: Model,
+        start: Adapter,
+        examples: collections.abc.Sequence[LoraExample],
+        *,
+        steps: typing.SupportsInt | typing.SupportsIndex,
+        batch_size: typing.SupportsInt | typing.SupportsIndex = 8,
+        lr: typing.SupportsFloat | typing.SupportsIndex = 0.001,
+        lr_end: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        clip: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+        memory_budget: typing.SupportsInt | typing.SupportsIndex = 2147483648,
+    ) -> None:
+        """
+        Arguments and errors are those of introspect.train_lora; start: introspect.Adapter.create(...).
+        """
+    def adapter(self) -> Adapter:
+        """
+        The adapter as it stands: a copy.
+        """
+    def gradients(
+        self, examples: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> tuple[float, dict[str, torch.Tensor]]:
+        """
+        Loss and gradients of a batch of these examples, before clipping; nothing is changed.
+
+        Args:
+            examples: their numbers.
+
+        Returns:
+            The loss, and gradients by name: "model.layers.3.self_attn.q_proj.lora_A" is [r, in].
+        """
+    def resume(self, file: os.PathLike | str | bytes) -> None:
+        """
+        Goes on from a file of ``save`` with the same numbers as without the interruption.
+
+        Raises:
+            IoError: a file that is missing or damaged.
+            ConfigError: one of another training: model, start, examples or options.
+        """
+    def save(self, file: os.PathLike | str | bytes) -> None:
+        """
+        Writes matrices, moments and the number of steps.
+
+        Raises:
+            IoError: the file cannot be written.
+        """
+    def step(self, progress: typing.Any = None) -> LoraStep:
+        """
+        One update.
+
+        Raises:
+            Error: a loss or gradient that is not finite: the adapter is then as it was before.
+        """
+    @property
+    def cost(self) -> LoraCost: ...
+    @property
+    def steps(self) -> int:
+        """
+        Updates done.
+        """
+
 def ablation_everywhere(model: typing.Any, direction: torch.Tensor) -> list[Intervention]:
     """
     The direction [d_model] taken off all that is written to the residual stream, as three interventions.
@@ -5092,6 +5630,29 @@ def adjusted_p(p_values: collections.abc.Sequence[float], method: str = "holm") 
         ValueError: no values, values not from 0 to 1, or another method.
     """
 
+def answer_shares(
+    model: Model,
+    prompts: collections.abc.Sequence[
+        tuple[
+            collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], collections.abc.Sequence[Intervention]
+        ]
+    ],
+    answers: collections.abc.Sequence[tuple[str, collections.abc.Sequence[str]]],
+    *,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+    progress: typing.Any = None,
+) -> torch.Tensor:
+    """
+    The exact probability of every label after each prompt, see introspect.studies.answer_shares.
+
+    Args:
+        prompts: (token ids, interventions while they run) each.
+        answers: (label, texts) each.
+
+    Returns:
+        [n_prompts, n_labels], float64.
+    """
+
 def anthropic_jumprelu(
     d_in: typing.SupportsInt | typing.SupportsIndex,
     d_sae: typing.SupportsInt | typing.SupportsIndex,
@@ -5148,6 +5709,7 @@ def attribute(
     *,
     transcoders: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, Dictionary],
     cross_layer: CrossLayerTranscoder | None = None,
+    saes: collections.abc.Sequence[Dictionary] = [],
     input: str | None = None,
     name: str = "",
     logit_mass: typing.SupportsFloat | typing.SupportsIndex = 0.95,
@@ -5161,6 +5723,8 @@ def attribute(
     rows_per_batch: typing.SupportsInt | typing.SupportsIndex = 256,
     batches_per_update: typing.SupportsInt | typing.SupportsIndex = 4,
     memory_budget: typing.SupportsInt | typing.SupportsIndex = 2147483648,
+    rows_folder: str = "",
+    time_budget: typing.SupportsFloat | typing.SupportsIndex = 0.0,
     progress: typing.Any = None,
 ) -> AttributionGraph:
     """
@@ -5359,6 +5923,35 @@ def check_probe(who: str, probe: Probe, model: typing.Any) -> None:
     Raises ConfigError for a probe of another model.
     """
 
+def clustered_mean(
+    values: collections.abc.Sequence[float],
+    clusters: collections.abc.Sequence[str],
+    *,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+    null: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+    flips: typing.SupportsInt | typing.SupportsIndex = 16384,
+    seed: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> ClusteredMean:
+    """
+    The mean over clusters (concepts, say) with its interval and one-sided p-values; each cluster counts alike.
+
+    Student's t on the clusters' means (Ibragimov & Müller 2010) needs no agreement of their variances or sizes; flips of the
+    signs of their distances from ``null`` (Canay, Romano & Shaikh 2017) are exact where these are symmetric. c clusters
+    cannot give a p of flips below 2^-c.
+
+    Args:
+        values: [n] numbers.
+        clusters: [n], the cluster of each.
+        confidence: of the interval.
+        null: the mean that the p-values are against.
+        flips: of signs; all of them where there are no more.
+        seed: of the flips where there are more.
+
+    Raises:
+        ValueError: lists of different lengths, numbers that are not finite, fewer than two clusters, clusters whose means are
+            all equal, or options out of range.
+    """
+
 def coactive_features(
     activations: FeatureActivations,
     feature: typing.SupportsInt | typing.SupportsIndex,
@@ -5366,6 +5959,16 @@ def coactive_features(
 ) -> Neighbours:
     """
     The features whose values correlate most (Pearson, over the tokens read) with one's. Raises IndexError.
+    """
+
+def coherent_windows(
+    model: Model,
+    context: Protocol | collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+    vectors: collections.abc.Sequence[tuple[str, ControlVector]],
+    **kwargs,
+) -> list[CoherentWindow]:
+    """
+    The coherent window of every vector and range.
     """
 
 def collect_activations(
@@ -5701,6 +6304,43 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     Entropy of the next token in nats: [..., d_vocab] -> float64 [...].
     """
 
+def equal_doses(
+    model: Model,
+    context: Protocol | collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+    vectors: collections.abc.Sequence[tuple[str, ControlVector]],
+    what: str,
+    **kwargs,
+) -> list[EqualDose]:
+    """
+    Every null of the vectors at the strength that gives the vector's own dose.
+    """
+
+def equivalence(
+    values: collections.abc.Sequence[float],
+    clusters: collections.abc.Sequence[str],
+    bounds: tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex],
+    *,
+    level: typing.SupportsFloat | typing.SupportsIndex = 0.05,
+    errors: str = "student",
+    resamples: typing.SupportsInt | typing.SupportsIndex = 9999,
+    seed: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> Equivalence:
+    """
+    Two one-sided tests over clusters (Schuirmann 1987): what a null result must pass before it is called one.
+
+    Args:
+        values: [n] numbers.
+        clusters: [n], the cluster of each.
+        bounds: (low, high), in the unit of the values.
+        level: of either test, and so of the claim.
+        errors: "student" (t of the clusters' means) or "bootstrap_t" (clusters drawn with replacement).
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: as ``clustered_mean``, and for bounds that are not finite or not in order.
+    """
+
 def estimate_layers(
     model: Model,
     protocol: Protocol,
@@ -5890,6 +6530,7 @@ def head_loadings(
     *,
     transcoders: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, Dictionary],
     cross_layer: CrossLayerTranscoder | None = None,
+    saes: collections.abc.Sequence[Dictionary] = [],
     input: str | None = None,
     mask_first: bool = True,
 ) -> HeadLoadings:
@@ -6129,6 +6770,51 @@ def mean_differences(
     Mean activations of some texts less those of others before every block: float64 [positions, layers, d_model].
     """
 
+def measure_coherence(
+    model: Model,
+    context: Protocol | collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+    vectors: collections.abc.Sequence[tuple[str, ControlVector]],
+    **kwargs,
+) -> list[Coherence]:
+    """
+    How the text of every vector, range and strength reads.
+    """
+
+def measure_doses(
+    model: Model,
+    context: Protocol | collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+    vectors: collections.abc.Sequence[tuple[str, ControlVector]],
+    **kwargs,
+) -> list[NativeDose]:
+    """
+    The dose of every vector, range and strength in a protocol or in prompts (token ids).
+    """
+
+def meta_analysis(
+    effects: collections.abc.Sequence[float],
+    standard_errors: collections.abc.Sequence[float],
+    *,
+    method: str = "reml",
+    hartung_knapp: bool = True,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+) -> MetaAnalysis:
+    """
+    Random-effects meta-analysis of studies that share no readings.
+
+    Args:
+        effects: [studies].
+        standard_errors: [studies], above 0.
+        method: of the variance between studies: "reml" (Viechtbauer 2005), "paule_mandel" (1982) or "dersimonian_laird" (1986).
+        hartung_knapp: t with the observed spread (Hartung & Knapp 2001), never narrower than without it (Röver, Knapp & Friede
+            2015); False: normal, which is too narrow for few studies.
+        confidence: of the intervals. That of tau squared is by Q's profile (Viechtbauer 2007), the prediction interval as
+            Higgins, Thompson & Spiegelhalter 2009.
+
+    Raises:
+        ValueError: fewer than two studies, lists of different lengths, effects that are not finite, standard errors not above
+            0, or another method.
+    """
+
 def monitor_report(
     positives: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
     negatives: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
@@ -6248,6 +6934,11 @@ def ov_copying_scores(model: Model, circuit: str = "full") -> torch.Tensor:
         circuit: "head", of W_V W_O, or "full", of W_E W_V W_O W_U, from tokens to logits.
     """
 
+def parse_dose(text: str) -> tuple[str, float]:
+    """
+    The name and the number of a dose such as 'kl=0.5'. Raises ValueError for any other text.
+    """
+
 def patch_grid(
     model: Model,
     pairs: collections.abc.Sequence[PatchPair],
@@ -6313,6 +7004,34 @@ def path_patching(
     Values [pairs, receivers, senders (, positions)]: see analysis.path_patching.
     """
 
+def plan_attribution(
+    model: Model,
+    tokens: torch.Tensor,
+    *,
+    transcoders: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, Dictionary],
+    cross_layer: CrossLayerTranscoder | None = None,
+    saes: collections.abc.Sequence[Dictionary] = [],
+    input: str | None = None,
+    name: str = "",
+    logit_mass: typing.SupportsFloat | typing.SupportsIndex = 0.95,
+    max_logits: typing.SupportsInt | typing.SupportsIndex = 10,
+    targets: collections.abc.Sequence[GraphTarget] = [],
+    injections: collections.abc.Sequence[Injection] = [],
+    max_features: typing.SupportsInt | typing.SupportsIndex = 7500,
+    edges_per_row: typing.SupportsInt | typing.SupportsIndex = 4096,
+    fold: bool = True,
+    mask_first: bool = True,
+    rows_per_batch: typing.SupportsInt | typing.SupportsIndex = 256,
+    batches_per_update: typing.SupportsInt | typing.SupportsIndex = 4,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 2147483648,
+    rows_folder: str = "",
+    time_budget: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+    progress: typing.Any = None,
+) -> AttributionPlan:
+    """
+    What attribute would take: see introspect.circuits.attribute.
+    """
+
 def plan_trie(
     model: Model, trie: TokenTrie, *, memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824
 ) -> TriePlan:
@@ -6371,6 +7090,7 @@ def qk_attribution(
     *,
     transcoders: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, Dictionary],
     cross_layer: CrossLayerTranscoder | None = None,
+    saes: collections.abc.Sequence[Dictionary] = [],
     input: str | None = None,
     mask_first: bool = True,
 ) -> QkAttribution:
@@ -6580,6 +7300,12 @@ def rotary_frequencies(
     low_freq_factor: typing.SupportsFloat | typing.SupportsIndex = 1.0,
     high_freq_factor: typing.SupportsFloat | typing.SupportsIndex = 4.0,
     original_max_position: typing.SupportsFloat | typing.SupportsIndex = 8192.0,
+    beta_fast: typing.SupportsFloat | typing.SupportsIndex = 32.0,
+    beta_slow: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+    truncate: bool = True,
+    short_factor: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
+    long_factor: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
+    longest: typing.SupportsFloat | typing.SupportsIndex = 0.0,
 ) -> torch.Tensor:
     """
     The angular frequencies of rotary embedding.
@@ -6587,7 +7313,9 @@ def rotary_frequencies(
     Args:
         d_rotary: width that is rotated, even.
         base: of the geometric series (theta).
-        scaling: "none", "linear" (divided by ``factor``) or "llama3" (the other arguments are its own).
+        scaling: "none", "linear" (divided by ``factor``), "llama3" (low_freq_factor, high_freq_factor), "yarn" (beta_fast,
+            beta_slow, truncate), "longrope" (short_factor, or long_factor where ``longest`` is above
+            ``original_max_position``) or "dynamic" (a base that grows with ``longest``, in positions).
 
     Returns:
         float32 [d_rotary / 2], in radians per position.
@@ -6616,27 +7344,8 @@ def run_circuits(
 
 def run_experiments(
     model: Model,
-    protocols: collections.abc.Sequence[Protocol],
+    experiments: collections.abc.Sequence[dict],
     *,
-    vectors: collections.abc.Sequence[tuple[str, ControlVector]],
-    strengths: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] | None,
-    layers: collections.abc.Sequence[
-        tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex, bool]
-    ],
-    parts: collections.abc.Sequence[
-        tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]
-    ],
-    questions: collections.abc.Sequence[str] | None,
-    controls: str | None,
-    control_filter: typing.SupportsFloat | typing.SupportsIndex | None,
-    nulls: typing.SupportsInt | typing.SupportsIndex,
-    null_vectors: collections.abc.Mapping[str, collections.abc.Sequence[ControlVector]],
-    concepts: collections.abc.Sequence[str],
-    models: collections.abc.Mapping[str, Model],
-    strength_unit: str | None,
-    seed: typing.SupportsInt | typing.SupportsIndex,
-    readouts: dict,
-    directions: collections.abc.Sequence[tuple[str, ControlVector]],
     store: Store,
     memory_budget: typing.SupportsInt | typing.SupportsIndex,
     progress: typing.Any,
@@ -6646,7 +7355,7 @@ def run_experiments(
     pass_seconds: typing.SupportsFloat | typing.SupportsIndex,
 ) -> list[str]:
     """
-    The results of introspect.run_experiments as JSON; layers are (first, last, whether they are fractions). ``work`` is told the token-layers done and to do, ``before`` the RunPlan; with ``only_plan`` nothing else happens.
+    The results of experiments that run together as JSON. Each is a dictionary of run_experiment's arguments, all of them there; layers are (first, last, whether they are fractions) and groups pairs. ``work`` is told the token-layers done and to do, ``before`` the RunPlan; with ``only_plan`` nothing else happens.
     """
 
 def run_trie(
@@ -6756,6 +7465,20 @@ def score_directions(
     DirectionScores of mean differences [positions, layers, d_model], in the order [layer, position].
     """
 
+def score_examples(
+    model: Model,
+    examples: collections.abc.Sequence[LoraExample],
+    *,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+    progress: typing.Any = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    How a model answers examples: see introspect.score_examples.
+
+    Returns:
+        float64 [n], the mean cross-entropy of each example's target tokens; bool [n], whether greedy decoding gives the target.
+    """
+
 def select_direction(
     scores: collections.abc.Sequence[DirectionScores],
     *,
@@ -6845,6 +7568,18 @@ def shift_table(
     Raises:
         ValueError: lists of other lengths, numbers that are not finite, an arm without readings, a question in both arms,
             or fewer than two levels to draw from.
+    """
+
+def solve_doses(
+    model: Model,
+    context: Protocol | collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+    vectors: collections.abc.Sequence[tuple[str, ControlVector]],
+    what: str,
+    value: typing.SupportsFloat | typing.SupportsIndex,
+    **kwargs,
+) -> list[SolvedDose]:
+    """
+    The strength of every vector and range that gives the dose.
     """
 
 def spearman(a: collections.abc.Sequence[float], b: collections.abc.Sequence[float]) -> float:
@@ -7093,6 +7828,26 @@ def unembedding_hash(model: typing.Any) -> str:
     The hash of an unembedding in the config.json of the tuned-lens package.
     """
 
+def whitening(
+    rows: torch.Tensor, *, eps: typing.SupportsFloat | typing.SupportsIndex = 0.001
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    The affine map that gives rows mean 0 and covariance 1: z = (x - mean) matrix, x = z inverse + mean.
+
+    Args:
+        rows: [n, d], more than d of them.
+        eps: added to the variances of the covariance's eigenvectors.
+
+    Returns:
+        mean [d], matrix [d, d] and inverse [d, d], float64.
+
+    Raises:
+        ShapeError: rows are not [n, d].
+        ValueError: too few rows, or numbers that are not finite.
+
+    Source: arXiv:2511.13981.
+    """
+
 def write_activations(
     models: collections.abc.Sequence[typing.Any],
     tokens: TokenStream,
@@ -7156,6 +7911,7 @@ def write_atomically(path: os.PathLike | str | bytes, bytes: bytes) -> None:
 
 __version__: str = "0.1.0"
 built_with_torch: str = "2.13.0"
+default_coherence_factor: float = 8.0
 default_layers: tuple = (0.33, 0.66)
 default_nulls: int = 10
 default_strength: float = 0.1
@@ -7175,4 +7931,5 @@ setting_fields: tuple = (
     "place",
     "part_first",
     "part_last",
+    "group",
 )

