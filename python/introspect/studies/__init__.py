@@ -5,6 +5,8 @@ from .answers import grade as grade
 from .answers import spellings as spellings
 from .arms import ARMS as ARMS
 from .arms import DEFAULT_ARMS as DEFAULT_ARMS
+from .certificates import Certificate as Certificate
+from .certificates import certify as certify
 from .judges import Judge as Judge
 from .judges import Judgement as Judgement
 from .judges import agreement as agreement

@@ -19,6 +19,7 @@ from ..output_files import write_text
 from ..steering.training import ControlVector
 from . import variants
 from .arms import ARMS, DEFAULT_ARMS
+from .certificates import certify
 from .setup import Arm, Setup
 from .together import Experiment, plan_together, run_together
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from .claims import Claims
 
 SCHEMA = 1
+SAME = ("seed", "strength_unit", "threads", "versions")
+"""Settings that a study has in common with its results."""
 PARTS = ("model", "protocol", "settings", "arms")
 
 
@@ -174,6 +177,7 @@ def run_study(
     paraphrases: Any = None,
     nulls: int = _C.default_nulls,
     seed: int = 0,
+    certified: bool = True,
     store: str | os.PathLike | _C.Store | None = None,
     memory_budget: int = 512 << 20,
     progress: Callable[[str, int, int], None] | bool | None = None,
@@ -194,6 +198,7 @@ def run_study(
         paraphrases: the own question in other words, as a protocol has them; None: the protocol's, or the library's
             where it asks the article's question; []: none.
         nulls: rotations, and vectors of equal dose, of each concept.
+        certified: read the first injection in other ways too, see ``certify``; reports print what came out.
         store, memory_budget, progress, long: as ``run_experiment`` has them.
         plan: run nothing and return a ``StudyPlan``.
         more: of single arms. Of shuffled_pairs ``pairs`` or ``shuffled`` ({concept: pairs or vectors}) and
@@ -231,12 +236,9 @@ def run_study(
     if solved and "injected" in results:
         doses.note(vars(results["injected"]), solved, setup.protocol.relative_strength)
     own = next(iter(results.values()))
+    same: dict[str, Any] = {name: own.settings[name] for name in SAME if name in own.settings}
     settings = {
-        **{
-            name: own.settings[name]
-            for name in ("seed", "strength_unit", "threads", "versions")
-            if name in own.settings
-        },
+        **same,
         "strengths": list(dict.fromkeys(row["strength"] for row in own.rows)),
         "layers": list(dict.fromkeys((row["first_layer"], row["last_layer"]) for row in own.rows)),
         "nulls": setup.nulls,
@@ -247,7 +249,26 @@ def run_study(
     study = Study(results, own.model, own.protocol, settings, costs.costs(), run.not_run)
     if "injected" in results:
         study.dose = {"injected": results["injected"].settings.get("dose", [])}
+    if certified and "injected" in results:
+        study.certificates = _certified(setup, results["injected"])
     return study
+
+
+def _certified(setup: Setup, injected: Result) -> dict[str, Any]:
+    """The certificate of the first injection, or why there is none."""
+    row = injected.rows[0]
+    try:
+        found = certify(
+            setup.model,
+            setup.protocol,
+            {row["concept"]: setup.vectors[row["concept"]]},
+            strengths=row["strength"] / setup.protocol.relative_strength,
+            strength_unit=injected.settings["strength_unit"],
+            layers=(row["first_layer"], row["last_layer"]),
+        )
+    except _C.ConfigError as error:
+        return {"not certified": str(error)}
+    return {"first injection": found.to_dict()}
 
 
 def _solved(given: Arguments, setup: Setup, only_plan: bool) -> tuple[Setup, list[doses.Dose]]:
@@ -302,6 +323,7 @@ class _Run:
 
     def __init__(self, setup: Setup, arms: Sequence[Arm], *, is_lenient: bool) -> None:
         self.setup = setup
+        self.is_lenient = is_lenient
         self.not_run: dict[str, str] = {}
         self.arms: list[Arm] = []
         self.first: dict[str, list[Experiment]] = {}
@@ -313,23 +335,32 @@ class _Run:
                     self.first[arm.name] = list(arm.first(setup))
                 self.planned[arm.name] = _as_list(arm.make(setup, None))
             except _C.ConfigError as error:
-                if not is_lenient:
-                    raise
-                self.not_run[arm.name] = str(error).removeprefix(f"arm '{arm.name}': ")
-                self.first.pop(arm.name, None)
+                self._leave_out(arm, error)
             else:
                 self.arms.append(arm)
+
+    def _leave_out(self, arm: Arm, error: Exception) -> None:
+        """Notes why an arm cannot be had. Raises the error where the arm was named, and of the study's own experiment."""
+        if not self.is_lenient or arm.name == "injected":
+            raise error
+        self.not_run[arm.name] = str(error).removeprefix(f"arm '{arm.name}': ")
+        self.first.pop(arm.name, None)
+        self.arms = [one for one in self.arms if one is not arm]
 
     def plan(self, store: Any, memory_budget: int) -> StudyPlan:
         shared = {"store": store, "memory_budget": memory_budget}
         arms = {}
         everything: dict[Any, list[Experiment]] = {}
-        for arm in self.arms:
+        for arm in tuple(self.arms):
             first, own = self.first.get(arm.name, []), self.planned[arm.name]
             other = arm.model(self.setup)
-            plans = [plan_together(other or self.setup.model, own, **shared)]
-            if first:
-                plans.append(plan_together(self.setup.model, first, **shared))
+            try:
+                plans = [plan_together(other or self.setup.model, own, **shared)]
+                if first:
+                    plans.append(plan_together(self.setup.model, first, **shared))
+            except _C.ConfigError as error:
+                self._leave_out(arm, error)
+                continue
             arms[arm.name] = _sum(plans)
             everything.setdefault(other or self.setup.model, []).extend(own)
             everything.setdefault(self.setup.model, []).extend(first)
@@ -338,7 +369,13 @@ class _Run:
 
     def results(self, shared: dict[str, Any]) -> dict[str, Result]:
         known: dict[str, Any] = dict(_run_split(self.setup.model, self.first, shared))
-        known |= {arm.name: arm.measure(self.setup) for arm in self.arms if arm.measure}
+        for arm in tuple(self.arms):
+            if not arm.measure:
+                continue
+            try:
+                known[arm.name] = arm.measure(self.setup)
+            except (ValueError, _C.ConfigError) as error:  # a dose that nothing reaches
+                self._leave_out(arm, error)
         made = {
             arm.name: _as_list(arm.make(self.setup, known[arm.name])) if arm.name in known else self.planned[arm.name]
             for arm in self.arms
