@@ -35,13 +35,13 @@ activations::ActivationStream stream_of(const std::shared_ptr<const models::Mode
   if (packing.bos) options.exclude_tokens = {*packing.bos};
   const auto documents = activations::Documents::of_texts(steering::load_suffixes(), model);
   return {activations::model_activations({model}, {documents, packing}, {{hook_name}}, options),
-          {.batch_rows = 512, .buffer_rows = 4096}};
+          {.batch_rows = 256, .buffer_rows = 2048}};
 }
 
 sae::Dictionary train(const std::shared_ptr<const models::Model>& model, const std::string& hook_name) {
-  constexpr int64_t kSteps = 60;
+  constexpr int64_t kSteps = 40;
   auto stream = stream_of(model, hook_name);
-  sae::TrainerOptions options{.objective = sae::Objective::topk, .d_sae = 1024, .k = 16};
+  sae::TrainerOptions options{.objective = sae::Objective::topk, .d_sae = 768, .k = 16};
   options.input_norm = sae::InputNorm::scale;
   options.b_dec_start = sae::BiasStart::mean;
   options.lr = 1e-3;
@@ -51,7 +51,7 @@ sae::Dictionary train(const std::shared_ptr<const models::Model>& model, const s
   origin.model_hash = model->hash();
   std::vector<sae::Trainer> trainers;
   trainers.push_back(sae::make_trainer(stream, options, {{hook_name}}, {}, origin));
-  sae::TrainOptions training{.steps = kSteps, .held_out_rows = 1024, .evaluate_every = 20};
+  sae::TrainOptions training{.steps = kSteps, .held_out_rows = 512, .evaluate_every = 20};
   training.on_record = [](const sae::TrainingRecord& record) {
     if (record.held_out.empty()) return;
     std::printf("step %3lld: explained variance of held-out tokens %.3f\n",
