@@ -109,10 +109,14 @@ int main(int argc, char** argv) {
     }
 
     const auto tokens = model->tokenizer().encode(prompt, /*add_special_tokens=*/true);
-    const auto graph =
-        circuits::attribute(*model, torch::tensor(tokens), transcoders, {.max_features = 1000});
+    circuits::AttributeOptions options;
+    options.max_features = 1000;
+    const auto graph = circuits::attribute(*model, torch::tensor(tokens), transcoders, options);
     const auto scores = graph.scores();
-    const auto small = graph.pruned({.node_threshold = 0.7, .edge_threshold = 0.95});
+    circuits::PruneOptions prune;
+    prune.node_threshold = 0.7;
+    prune.edge_threshold = 0.95;
+    const auto small = graph.pruned(prune);
     std::printf("%lld nodes, %lld after pruning; replacement %.2f, completeness %.2f\n",
                 static_cast<long long>(graph.n_nodes()), static_cast<long long>(small.n_nodes()),
                 scores.replacement, scores.completeness);

@@ -7,9 +7,9 @@
     python tests/benchmarks/dictionary.py judge corpus work
     python tests/benchmarks/dictionary.py show corpus work
 
-Every step goes on where it was broken off. ``train`` keeps the losses of every step in work/steps.jsonl, of steps that ran
-twice twice, and says at its end whether they were the same. ``judge`` reads the corpus's last documents, which no
-training saw.
+Every step goes on where it was broken off. ``train`` keeps the losses of every step in work/steps.jsonl, those of steps
+that ran twice too, and says at its end whether they were the same. ``judge`` reads the last documents of the corpus,
+which no training saw.
 """
 
 from __future__ import annotations
@@ -123,20 +123,18 @@ def judge(args: argparse.Namespace) -> None:
     model = introspect.load_model(args.model)
     texts = texts_of(args)[:JUDGED]
     print(f"{len(texts)} documents; sources and licences: {args.corpus / 'SOURCES.md'}")
-    print(
-        "| dictionary | explained variance | L0 | dead | CE | spliced | zero | CE recovered | of the mean's | KL recovered |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    columns = ["dictionary", "explained variance", "L0", "dead", "CE", "spliced", "zero"]
+    columns += ["CE recovered", "of the mean's", "KL recovered"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     found = {
         name: evaluate(model, one, texts, context_size=128, progress=False) for name, one in dictionaries(args).items()
     }
     floor = found["mean"].splice.ce_spliced
     for name, one in found.items():
         r, s = one.reconstruction, one.splice
-        print(
-            f"| {name} | {r.explained_variance:.3f} | {r.l0:.1f} | {r.dead_share:.3f} | {s.ce:.3f} | {s.ce_spliced:.3f} | "
-            f"{s.ce_zero:.3f} | {s.ce_score:.3f} | {(floor - s.ce_spliced) / (floor - s.ce):.3f} | {s.kl_score:.3f} |"
-        )
+        numbers = [r.explained_variance, r.l0, r.dead_share, s.ce, s.ce_spliced, s.ce_zero, s.ce_score]
+        numbers += [(floor - s.ce_spliced) / (floor - s.ce), s.kl_score]
+        print(f"| {name} | {' | '.join(f'{number:.3f}' for number in numbers)} |", flush=True)
     print(f"({found['topk'].reconstruction.rows:,} tokens)")
 
 
