@@ -340,7 +340,7 @@ class _Run:
                 self.arms.append(arm)
 
     def _leave_out(self, arm: Arm, error: Exception) -> None:
-        """Notes why an arm cannot be had. Raises the error where the arm was named, and of the study's own experiment."""
+        """Notes why an arm cannot be had. Raises the error where it was named, and of the study's own experiment."""
         if not self.is_lenient or arm.name == "injected":
             raise error
         self.not_run[arm.name] = str(error).removeprefix(f"arm '{arm.name}': ")

@@ -380,6 +380,27 @@ def test_default_arms_that_cannot_be_had_are_left_out_with_the_reason(model, vec
         study["observer"]
 
 
+def test_doses_that_cannot_be_equalled_leave_the_rest(model, told, vectors):
+    options = {name: value for name, value in OPTIONS.items() if name != "words"} | {"strengths": [-1.0], "words": 1}
+    study = run_study(model, told, vectors=vectors, **options)
+    assert "above 0" in study.not_run["equal_dose"] and "rotations" in study.results
+    with pytest.raises(ValueError, match="above 0"):
+        run_study(model, told, vectors=vectors, arms="equal_dose", **options)
+
+
+def test_strengths_may_be_doses(model, told, vectors):
+    options = {**OPTIONS, "strengths": "kl=0.05"}
+    study = run_study(model, told, vectors=vectors, arms=["injected", "noise", "equal_dose", "observer"], **options)
+    rows = study["injected"].rows
+    assert all(row["dose_kl"] == pytest.approx(0.05, rel=0.02) for row in rows)
+    strengths = {row["concept"]: row["strength"] for row in rows}
+    assert strengths["cat"] != strengths["bread"]
+    for arm in ("noise", "equal_dose", "observer"):
+        assert {row["concept"]: row["strength"] for row in study[arm].rows} == strengths
+    assert all(one["kl"] == pytest.approx(0.05, rel=0.04) for one in study["equal_dose"].settings["doses"])
+    assert study.dose["injected"]
+
+
 def test_shipped_groups_and_paraphrases(model, vectors):
     from introspect.studies import variants
 
