@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -168,11 +168,12 @@ def _trainer(
 
 
 def _encoded(model: Model, examples: Sequence[FinetuneExample], who: str) -> list[_C.LoraExample]:
-    rows = [encode_example(model, example, i, who) for i, example in enumerate(examples)]
-    return [
-        _C.LoraExample(row.prompt, row.target, added=dict(row.added), first=row.span[0], last=row.span[1])
-        for row in rows
-    ]
+    out = []
+    for i, example in enumerate(examples):
+        row = encode_example(model, example, i, who)
+        added: dict[Any, torch.Tensor] = dict(row.added)
+        out.append(_C.LoraExample(row.prompt, row.target, added=added, first=row.span[0], last=row.span[1]))
+    return out
 
 
 def _chosen(given, kind: type, name: str) -> list:
