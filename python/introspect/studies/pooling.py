@@ -121,7 +121,8 @@ def pool(
     groups: dict[tuple[str, ...], list[dict[str, Result]]] = defaultdict(list)
     for part in parts:
         groups[_identity(part)].append(part)
-    notes, ladders = [], {}
+    notes: list[str] = []
+    ladders: dict[str, Claims] = {}
     for members in groups.values():
         merged = _merged(members)
         label = _label(merged, ladders)
@@ -190,7 +191,7 @@ def _contrasts(ladders: Mapping[str, Claims], method: str, confidence: float) ->
                 if error is not None and math.isfinite(error) and error > 0:
                     shown = {key: one[key] for key in ("effect", "standard_error", "n")}
                     found[rung.name, one["name"], rung.unit].append({"label": label, **shown})
-    for (rung, control, unit), studies in found.items():
+    for (name, control, unit), studies in found.items():
         if len(studies) < 2:
             continue
         pooled: MetaAnalysis = meta_analysis(
@@ -201,7 +202,7 @@ def _contrasts(ladders: Mapping[str, Claims], method: str, confidence: float) ->
         )
         low, high = pooled.prediction.low, pooled.prediction.high
         yield PooledContrast(
-            rung=rung,
+            rung=name,
             control=control,
             unit=unit,
             studies=[{**one, "weight": weight} for one, weight in zip(studies, pooled.weights, strict=True)],

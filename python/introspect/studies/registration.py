@@ -168,7 +168,12 @@ def register(
             raise ValueError(f"register: hypotheses are about the rungs {', '.join(rungs)}, got {name!r}")
         if verdict not in MARKS:
             raise ValueError(f"register: the verdict of {name!r} must be one of {', '.join(MARKS)}, got {verdict!r}")
-    lists = {"arms": list(arms), "concepts": list(concepts), "strengths": list(strengths), "seeds": list(seeds)}
+    lists: dict[str, Any] = {
+        "arms": list(arms),
+        "concepts": list(concepts),
+        "strengths": list(strengths),
+        "seeds": list(seeds),
+    }
     for name, entries in lists.items():
         if not entries:
             raise ValueError(f"register: {name} must name what will be run, got none")

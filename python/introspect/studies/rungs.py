@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .evidence import SAME_QUESTION, SAME_SETTING, Evidence, Readings, difference, held_out, net_of_pull
 
@@ -109,7 +110,7 @@ def _net(evidence: Evidence) -> Readings | None:
     columns = [name for name in SAME_QUESTION if getattr(own, name) and getattr(evidence.arms["rotations"], name)]
     mine, random = own.cells(columns), evidence.arms["rotations"].cells(columns)
     places = [place for place in mine if place in random]
-    cells = {name: [cell[i] for _, cell in places] for i, name in enumerate(columns)}
+    cells: dict[str, Any] = {name: [cell[i] for _, cell in places] for i, name in enumerate(columns)}
     return Readings([concept for concept, _ in places], [mine[p] - random[p] for p in places], **cells)
 
 
