@@ -7,6 +7,12 @@ from .arms import ARMS as ARMS
 from .arms import DEFAULT_ARMS as DEFAULT_ARMS
 from .certificates import Certificate as Certificate
 from .certificates import certify as certify
+from .claims import Claims as Claims
+from .claims import Rung as Rung
+from .evidence import Evidence as Evidence
+from .evidence import Readings as Readings
+from .gap import Gap as Gap
+from .gap import probe_report_gap as probe_report_gap
 from .judges import Judge as Judge
 from .judges import Judgement as Judgement
 from .judges import agreement as agreement
@@ -18,6 +24,10 @@ from .organisms import Organism as Organism
 from .organisms import behaviours as behaviours
 from .organisms import grow as grow
 from .organisms import load_organism as load_organism
+from .pooling import Pooled as Pooled
+from .pooling import pool as pool
+from .registration import Registration as Registration
+from .registration import register as register
 from .setup import Arm as Arm
 from .setup import Setup as Setup
 from .study import Study as Study
