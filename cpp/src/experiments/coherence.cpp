@@ -19,7 +19,7 @@ namespace introspect::experiments {
 namespace {
 
 // Strengths of a window, in units of DoseMeter::scale.
-constexpr double kFirst = 1.0 / 80, kLargest = 20.0;
+constexpr double kFirst = 1.0 / 80, kUsual = 1.0 / 20, kLargest = 20.0;
 constexpr int64_t kGram = 3;
 constexpr auto kCoherent = "coherent";
 
@@ -248,14 +248,20 @@ std::vector<CoherentWindow> coherent_windows(const graph::ModelPtr& model, const
     return std::find_if(tried[subject].begin(), tried[subject].end(),
                         [](const auto& one) { return !one.second.is_coherent; });
   };
-  for (double at = kFirst; at <= kLargest;) {  // two steps at once: batches are cheaper than their rows
+  // Two at once, since a batch is cheaper than its rows. Whether there were any.
+  const auto measure_two = [&](double at, const auto& is_wanted) {
     std::vector<DoseMeter::Request> requests;
-    for (int step = 0; step < 2; ++step, at *= 2)
-      for (size_t subject = 0; subject < n; ++subject)
-        if (first_broken(subject) == tried[subject].end())
-          requests.emplace_back(subject, at * reader.meter().scale(subject));
-    if (requests.empty()) break;
-    measure(requests);
+    for (size_t subject = 0; subject < n; ++subject)
+      if (is_wanted(subject))
+        for (const double strength : {at, 2 * at})
+          requests.emplace_back(subject, strength * reader.meter().scale(subject));
+    if (!requests.empty()) measure(requests);
+    return !requests.empty();
+  };
+  const auto is_whole = [&](size_t subject) { return first_broken(subject) == tried[subject].end(); };
+  measure_two(kUsual, is_whole);
+  measure_two(kFirst, [&](size_t subject) { return first_broken(subject) == tried[subject].begin(); });
+  for (double at = 4 * kUsual; at <= kLargest && measure_two(at, is_whole); at *= 4) {
   }
   std::vector<DoseMeter::Request> between;
   for (size_t subject = 0; subject < n; ++subject) {

@@ -165,7 +165,7 @@ def dose(
     coherence: bool = True,
     max_new_tokens: int = 40,
     factor: float = _C.default_coherence_factor,
-    more_repetition: float = 0.1,
+    more_repetition: float = 0.15,
     tolerance: float = 1e-3,
     memory_budget: int = 512 << 20,
     progress: Callable[[str, int, int], None] | bool | None = None,
@@ -313,7 +313,7 @@ def coherent_window(
     strength_unit: str = "residual",
     max_new_tokens: int = 40,
     factor: float = _C.default_coherence_factor,
-    more_repetition: float = 0.1,
+    more_repetition: float = 0.15,
     memory_budget: int = 512 << 20,
     progress: Callable[[str, int, int], None] | bool | None = None,
 ) -> CoherentWindow:

@@ -34,8 +34,8 @@ struct Coherence {
 
 struct CoherenceOptions : DoseOptions {
   int64_t max_new_tokens = 40;
-  double factor = 4.0;           ///< perplexity may be so many times that of the unsteered texts
-  double more_repetition = 0.1;  ///< repetition may be so much larger
+  double factor = 8.0;            ///< perplexity may be so many times that of the unsteered texts
+  double more_repetition = 0.15;  ///< repetition may be so much larger
 };
 
 /// Coherence of every vector x range x strength (then of its rotations). Texts are drawn side by side.
@@ -56,10 +56,10 @@ struct CoherentWindow {
 
 /// The window of every vector x range (then of its rotations).
 ///
-/// Strengths of ratio 2 are tried upwards until one is not coherent, then three between it and the one before: the largest
-/// strength is known to a factor of 1.19. A strength counts only if all smaller ones that were tried are coherent. `strengths`
-/// of the options are not used. Throws as measure_coherence does, and Error for a window that is empty: not even the smallest
-/// strength tried (1/80 of the median residual norm) is coherent.
+/// Strengths of ratio 2 are tried, from 1/20 median residual norm upwards (from 1/80 where that is not coherent) until one is
+/// not coherent, then three between it and the one before: the largest strength is known to a factor of 1.19. A strength
+/// counts only if all smaller ones that were tried are coherent. `strengths` of the options are not used. Throws as
+/// measure_coherence does, and Error for a window that is empty: not even the smallest strength is coherent.
 INTROSPECT_EXPORT std::vector<CoherentWindow> coherent_windows(const graph::ModelPtr& model,
                                                                const DoseContext& context,
                                                                const NamedVectors& vectors,
