@@ -14,8 +14,8 @@ from .. import _C
 from ..experiments.arguments import Arguments
 from ..experiments.results import Result
 from ..experiments.run import conversation_tokens
-from ..steering.norms import residual_norms
 from ..steering.training import ControlVector
+from .added import added
 from .together import Experiment, run_together
 from .variants import edited
 
@@ -122,10 +122,14 @@ def certify(
     ids = conversation_tokens(model, asked)
     tokens = [*ids.before, *ids.injected, *ids.after]
     first, last = len(ids.before), len(ids.before) + len(ids.injected)
-    added = _added(model, vectors[name], row, fresh.settings["strength_unit"], tokens, (first, last))
+    blocks = range(row["first_layer"], row["last_layer"] + 1)
+    unit = fresh.settings["strength_unit"]
+    changes = added(model, vectors[name], row["strength"], unit, blocks, tokens, (first, last))
     answers = [_token(model, asked.yes_token), _token(model, asked.no_token)]
-    alone = {on: _pass(model, [tokens], added if on else {}, (first, last), row["last_layer"]) for on in (False, True)}
-    beside = _pass(model, [tokens, [*tokens, *tokens[-PADDING:]]], added, (first, last), row["last_layer"])
+    alone = {
+        on: _pass(model, [tokens], changes if on else {}, (first, last), row["last_layer"]) for on in (False, True)
+    }
+    beside = _pass(model, [tokens, [*tokens, *tokens[-PADDING:]]], changes, (first, last), row["last_layer"])
     odds = {on: _odds(one[0][0], answers) for on, one in alone.items()}
     change = (alone[True][1][0] - alone[False][1][0]).double().norm(dim=-1).tolist()
     return Certificate(
@@ -143,22 +147,9 @@ def certify(
     )
 
 
-def _added(
-    model: Model, vector: ControlVector, row: dict, unit: str, tokens: Sequence[int], span: tuple[int, int]
-) -> dict[int, torch.Tensor]:
-    """What is added to the output of each block of the range."""
-    blocks = [one for one in vector.directions if row["first_layer"] <= one <= row["last_layer"]]
-    if unit == "absolute":
-        return {one: row["strength"] * vector.directions[one] for one in blocks}
-    counted = [p for p in range(*span) if p > 0 or span[1] - span[0] == 1]  # the first token's norm is no usual one
-    norms = residual_norms(model, torch.tensor([list(tokens)]), layers=blocks, positions=counted)
-    units = {one: torch.nn.functional.normalize(vector.directions[one], dim=0) for one in blocks}
-    return {one: row["strength"] * norms[one] * units[one] for one in blocks}
-
-
 @torch.no_grad()
 def _pass(
-    model: Model, rows: list[list[int]], added: Mapping[int, torch.Tensor], span: tuple[int, int], block: int
+    model: Model, rows: list[list[int]], changes: Mapping[int, torch.Tensor], span: tuple[int, int], block: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Last logits [row, vocabulary] and residuals after a block [row, pos, d_model]; the first row is injected."""
     width = max(map(len, rows))
@@ -169,13 +160,13 @@ def _pass(
     def of(layer: int) -> Any:
         def add(x: torch.Tensor, hook: Any) -> torch.Tensor:
             x = x.clone()
-            x[0, begin + span[0] : begin + span[1]] += added[layer].to(x)
+            x[0, begin + span[0] : begin + span[1]] += changes[layer].to(x)
             return x
 
         return add
 
     kept: list[torch.Tensor] = []
-    hooks = [(f"blocks.{layer}.hook_resid_post", of(layer)) for layer in added]
+    hooks = [(f"blocks.{layer}.hook_resid_post", of(layer)) for layer in changes]
     hooks.append((f"blocks.{block}.hook_resid_post", lambda x, hook: kept.append(x.clone())))
     logits = model.run_with_hooks(tokens, hooks, attention_mask=mask)
     assert logits is not None
