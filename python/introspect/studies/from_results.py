@@ -59,7 +59,7 @@ def _of_result(result: Result) -> Evidence:
 
 def _of_study(study: Study) -> Evidence:
     collected: dict[str, _Columns] = defaultdict(_Columns)
-    missing: dict[str, str] = {}
+    missing = {name: f"It cannot be had here: {why}." for name, why in getattr(study, "not_run", {}).items()}
     notes = []
     for name, result in study.results.items():
         if name in ("injected", "question_groups", "content"):

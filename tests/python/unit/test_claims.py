@@ -48,8 +48,11 @@ def uneven(rng, n):
     return rng.normal(0, 1, n) * scale / math.sqrt((scale**2).mean())
 
 
-@pytest.mark.parametrize("draw", [None, heavy, uneven], ids=["normal", "heavy tails", "unequal variances"])
-@pytest.mark.parametrize("n", [6, 10])
+@pytest.mark.parametrize(
+    ("draw", "n"),
+    [(None, 6), (None, 10), (heavy, 10), (uneven, 10)],
+    ids=["six concepts", "ten concepts", "heavy tails", "unequal variances"],
+)
 def test_a_shift_that_is_not_there_is_claimed_at_most_as_often_as_stated(draw, n):
     # Nothing above the lowest rung can hold where it does not: the other arms cost time and change nothing.
     found = counts(n=n, shift=0.0, draw=draw, seed=n, **FEW)
@@ -79,7 +82,7 @@ def test_a_control_that_moves_as_much_fells_its_rung_and_all_above(rung, others)
 
 
 def test_three_kinds_of_claim_share_one_level():
-    found = counts(shift=0.0, gain=0.0, places=0.0, branches=("detection", "content", "localisation"), **SMALL)
+    found = counts(shift=0.0, gain=0.0, places=0.0, branches=("detection", "content", "localisation"), **FEW)
     assert found["anything above live"] <= at_most(LEVEL)
 
 
@@ -384,6 +387,9 @@ def test_a_study_gives_every_arm(numpy_rng):
     study = studies.study(numpy_rng, shifts=dict.fromkeys(studies.CONCEPTS[:8], 0.0) | {"cat": 0.1})
     found = evidence_of(study)
     assert set(found.arms) >= {"injected", "rotations", "equal_dose", "swap", "factual_yes", "factual_no", "contested"}
+    del study.results["equal_dose"]
+    study.not_run["equal_dose"] = "nothing is added here"
+    assert study.claims()["equal_dose"].sentence.endswith("It cannot be had here: nothing is added here.")
     study = studies.study(numpy_rng, shifts={c: 1 + 0.1 * i for i, c in enumerate(studies.CONCEPTS)})
     shown = study.claims()
     assert shown["settings"].verdict == "holds" and shown["settings"].n_concepts == 6
