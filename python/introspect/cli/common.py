@@ -75,7 +75,7 @@ def parse_strength(text: str) -> float | str:
     from ..experiments.doses import check_target  # here, because it loads torch
 
     try:
-        return check_target(text, "--strength")
+        return check_target(text, "--strength", "it")
     except ValueError as error:
         raise typer.BadParameter(str(error).removeprefix("--strength: ")) from None
 

@@ -212,7 +212,7 @@ class Arguments:
             return self.numbers(name, given)
         if not all(isinstance(one, str) for one in listed):
             self.fail(name, "numbers or doses, not some of each", tuple(listed), ValueError)
-        return [doses.check_target(one, self.who) for one in listed]
+        return [doses.check_target(one, self.who, name) for one in listed]
 
     def whole(self, name: str, given: Any, *, least: int | None = None) -> int:
         given = _scalar(given)

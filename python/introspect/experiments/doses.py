@@ -85,7 +85,7 @@ def is_target(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def check_target(text: str, who: str) -> str:
+def check_target(text: str, who: str, name: str = "strength") -> str:
     """The text of a dose. Raises ValueError for any other text."""
     if text == COHERENT:
         return text
@@ -93,7 +93,7 @@ def check_target(text: str, who: str) -> str:
         _C.parse_dose(text)
     except ValueError as error:
         near = str(error).partition(": ")[2]
-        raise ValueError(f"{who}: a strength is a number, {COHERENT!r} or a dose such as 'kl=0.5': {near}") from None
+        raise ValueError(f"{who}: {name} must be a number, {COHERENT!r} or a dose such as 'kl=0.5': {near}") from None
     return text
 
 
