@@ -126,7 +126,7 @@ def test_a_detector_tells_new_concepts_from_new_random_vectors(detector):
 
 
 def test_the_base_stays_and_the_organism_is_it_with_the_adapter(detector, model):
-    tokens = torch.tensor([detector.taught and introspect.conversation_tokens(model, control.protocol()).before])
+    tokens = torch.tensor([introspect.conversation_tokens(model, control.protocol()).injected])
     assert detector.base is model
     assert detector.model.hash == model.with_adapter(detector.adapter).hash != model.hash
     with model.adapted(detector.adapter):
