@@ -119,7 +119,8 @@ def test_attention_is_read_as_it_was_changed(models, point):
     assert_reads(Graph(nodes, tuple(asked)), readings, reads, models)
     if op == "zero":
         assert not readings[reads[1]][:, 1, 1].any()
-        assert readings[reads[1]][:, 1, 0].sum(-1).allclose(torch.ones(2, dtype=torch.float64))
+        sums = readings[reads[1]][:, 1, 0].sum(-1)  # of a head that was left alone; sinks take some of it
+        assert sums.allclose(torch.ones_like(sums)) != models[0].cfg.attn_sinks
 
 
 @pytest.mark.parametrize("order", [("gpt2", "qwen2"), ("qwen2", "gpt2"), ("qwen2", "wide qwen2")])

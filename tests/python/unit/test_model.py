@@ -9,7 +9,9 @@ from tiny import write_tiny, write_tiny_transformers
 
 import introspect
 
-FAMILIES = ["qwen2 windows", "qwen3", "llama", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "phi3"]
+FAMILIES = [
+    "qwen2 windows", "qwen3", "llama", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "phi3", "olmo2", "gpt_oss",
+]  # fmt: skip
 FLOOR = {"rtol": 0, "atol": 1e-9}  # float64: other kernels for other shapes, nothing else
 
 
@@ -71,11 +73,17 @@ def test_every_hook_point_is_read_with_its_shape(model, tokens):
     shapes |= {"pattern": (3, c.n_heads, 12, 12), "attn_scores": (3, c.n_heads, 12, 12)}
     for name, shape in shapes.items():
         assert cache[f"blocks.1.attn.hook_{name}"].shape == shape
-    assert cache["blocks.1.mlp.hook_pre"].shape == (3, 12, c.d_mlp)
-    assert cache["blocks.1.ln1.hook_scale"].shape == (3, 12, 1)
+    if c.num_experts:
+        assert cache["blocks.1.mlp.hook_expert_weights"].shape == (3, 12, c.num_experts)
+        assert cache["blocks.1.mlp.hook_expert_indices"].shape == (3, 12, c.experts_per_token)
+    else:
+        assert cache["blocks.1.mlp.hook_pre"].shape == (3, 12, c.d_mlp)
+    norm = "ln1_post" if c.use_normalization_after_only else "ln1"
+    assert cache[f"blocks.1.{norm}.hook_scale"].shape == (3, 12, 1)
     resid = cache["blocks.1.hook_resid_pre"] + cache["blocks.1.hook_attn_out"] + cache["blocks.1.hook_mlp_out"]
     torch.testing.assert_close(resid, cache["blocks.1.hook_resid_post"], **FLOOR)
-    torch.testing.assert_close(cache["blocks.2.attn.hook_pattern"].sum(-1), torch.ones(3, c.n_heads, 12).double())
+    if not c.attn_sinks:
+        torch.testing.assert_close(cache["blocks.2.attn.hook_pattern"].sum(-1), torch.ones(3, c.n_heads, 12).double())
 
 
 def test_patching_a_residual_makes_the_rest_of_the_run_the_other_prompts(model, tokens):
