@@ -114,8 +114,8 @@ int main(int argc, char** argv) {
     const auto graph = circuits::attribute(*model, torch::tensor(tokens), transcoders, options);
     const auto scores = graph.scores();
     circuits::PruneOptions prune;
-    prune.node_threshold = 0.7;
-    prune.edge_threshold = 0.95;
+    prune.node_threshold = 0.9;
+    prune.edge_threshold = 0.98;
     const auto small = graph.pruned(prune);
     std::printf("%lld nodes, %lld after pruning; replacement %.2f, completeness %.2f\n",
                 static_cast<long long>(graph.n_nodes()), static_cast<long long>(small.n_nodes()),
@@ -129,7 +129,7 @@ int main(int argc, char** argv) {
     std::vector<circuits::GraphPath> paths;
     for (int64_t i = 0; i < small.n_nodes(); ++i)
       if (small.nodes[size_t(i)].kind == circuits::GraphNodeKind::token)
-        for (auto& path : small.paths(i, target, 3)) paths.push_back(std::move(path));
+        for (auto& path : small.paths(i, target, 5)) paths.push_back(std::move(path));
     std::sort(paths.begin(), paths.end(), [](const auto& a, const auto& b) { return a.weight > b.weight; });
     paths.resize(std::min<size_t>(paths.size(), 8));
     for (const auto& path : paths) {
