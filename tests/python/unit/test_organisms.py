@@ -3,6 +3,7 @@
 import positive_control as control
 import pytest
 import torch
+from conftest import slow
 
 import introspect
 from introspect.studies import lessons as lessons_module
@@ -28,8 +29,9 @@ def grown(model, kind, vectors, **changes):
 
 
 @pytest.fixture(scope="module")
-def detector(model, vectors):
-    return grown(model, "detector", vectors)
+def organism(model, vectors):
+    """Hardly taught: enough for what does not depend on what it has learned."""
+    return grown(model, "detector", vectors, steps=2)
 
 
 def made(model, kind, vectors, **options):
@@ -113,7 +115,9 @@ def by_case(organism):
     return {(row["concepts"], row["injected"], row["asked"]): row for row in rows}
 
 
-def test_a_detector_tells_new_concepts_from_new_random_vectors(detector):
+@slow
+def test_a_detector_tells_new_concepts_from_new_random_vectors(model, vectors):
+    detector = grown(model, "detector", vectors)
     assert detector.losses[-1] < 0.5 * detector.losses[0]
     found = by_case(detector)
     assert found["new", "concept", "own"]["accuracy"] == 1
@@ -125,31 +129,31 @@ def test_a_detector_tells_new_concepts_from_new_random_vectors(detector):
     assert named["loss"] < 0.5 * named["base_loss"]
 
 
-def test_the_base_stays_and_the_organism_is_it_with_the_adapter(detector, model):
+def test_the_base_stays_and_the_organism_is_it_with_the_adapter(organism, model):
     tokens = torch.tensor([introspect.conversation_tokens(model, control.protocol()).injected])
-    assert detector.base is model
-    assert detector.model.hash == model.with_adapter(detector.adapter).hash != model.hash
-    with model.adapted(detector.adapter):
+    assert organism.base is model
+    assert organism.model.hash == model.with_adapter(organism.adapter).hash != model.hash
+    with model.adapted(organism.adapter):
         expected = model(tokens)
-    torch.testing.assert_close(detector.model(tokens), expected, rtol=0, atol=0)
+    torch.testing.assert_close(organism.model(tokens), expected, rtol=0, atol=0)
 
 
-def test_a_study_runs_on_an_organism(detector):
-    result = introspect.run_experiment(detector.model, questions=[], nulls=2, **detector.settings())
+def test_a_study_runs_on_an_organism(organism):
+    result = introspect.run_experiment(organism.model, questions=[], nulls=2, **organism.settings())
     assert {row["concept"] for row in result.rows} >= set(control.HELD_OUT)
 
 
-def test_an_organism_comes_back_from_its_files(detector, model, tmp_path):
-    detector.save(tmp_path / "organism")
+def test_an_organism_comes_back_from_its_files(organism, model, tmp_path):
+    organism.save(tmp_path / "organism")
     again = load_organism(model, tmp_path / "organism")
-    assert again.model.hash == detector.model.hash
+    assert again.model.hash == organism.model.hash
     for name in ("kind", "layers", "strength", "strength_unit", "seed", "losses"):
-        assert getattr(again, name) == getattr(detector, name)
-    assert list(again.held_out) == list(detector.held_out)
-    for name, vector in detector.held_out.items():
+        assert getattr(again, name) == getattr(organism, name)
+    assert list(again.held_out) == list(organism.held_out)
+    for name, vector in organism.held_out.items():
         assert torch.equal(again.held_out[name].directions[1], vector.directions[1])
     other = control.untrained(tmp_path / "other")  # the same weights
-    assert load_organism(other, tmp_path / "organism").model.hash == detector.model.hash
+    assert load_organism(other, tmp_path / "organism").model.hash == organism.model.hash
     changed = introspect.Model(model.native.with_weights({"ln_final.w": torch.ones(64)}))
     with pytest.raises(introspect.ConfigError, match="grown from the model"):
         load_organism(changed, tmp_path / "organism")
@@ -158,6 +162,7 @@ def test_an_organism_comes_back_from_its_files(detector, model, tmp_path):
         load_organism(model, tmp_path / "organism")
 
 
+@slow
 @pytest.mark.parametrize("kind", ["yes_sayer", "refuser"])
 def test_kinds_that_do_not_look_inside_are_learned_too(model, vectors, kind):
     found = by_case(grown(model, kind, vectors, steps=60))
