@@ -133,6 +133,7 @@
 #include "introspect/analysis/residual_stream.h"
 #include "introspect/analysis/tuned_lens.h"
 #include "introspect/sae/contexts.h"
+#include "introspect/sae/cross_layer_trainer.h"
 #include "introspect/sae/cross_layer_transcoder.h"
 #include "introspect/sae/dictionary.h"
 #include "introspect/sae/evaluation.h"
@@ -142,6 +143,7 @@
 #include "introspect/sae/splice.h"
 #include "introspect/sae/train.h"
 #include "introspect/sae/trainer.h"
+#include "introspect/sae/whitening.h"
 
 #include "introspect/circuits/acdc.h"
 #include "introspect/circuits/attribute.h"
@@ -151,6 +153,7 @@
 #include "introspect/circuits/nodes.h"
 #include "introspect/circuits/qk_attribution.h"
 #include "introspect/circuits/run_circuit.h"
+#include "introspect/experiments/answers.h"
 #include "introspect/experiments/coherence.h"
 #include "introspect/experiments/defaults.h"
 #include "introspect/experiments/dose.h"
