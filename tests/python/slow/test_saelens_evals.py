@@ -11,7 +11,7 @@ from conftest import ROOT
 from dictionaries import dictionary_at
 from safetensors.torch import save_file
 
-from introspect import _C, SAE
+from introspect import _C
 
 sys.path.insert(0, str(ROOT / "tests/benchmarks"))
 from peers.environment import SAE_LENS
@@ -35,8 +35,8 @@ def test_figures_are_saelens_own(tmp_path, rng, architecture):
     python = SAE_LENS.python()
     if python is None:
         pytest.skip("no environment of SAELens: python tests/benchmarks/peers/environment.py makes it")
-    made = dictionary_at("blocks.1.hook_resid_post", 16, architecture, dtype=torch.float32, kind=_C.Dictionary)
-    SAE.of(made).save(tmp_path / "sae")
+    made = dictionary_at("blocks.1.hook_resid_post", 16, architecture, dtype=torch.float32)
+    made.save(tmp_path / "sae")
     tokens = torch.randint(0, 20, (6, 30), generator=rng)
     x = torch.randn(6, 30, 16, generator=rng) + 2
     save_file({"x": x, "tokens": tokens}, tmp_path / "rows.safetensors")
