@@ -24,7 +24,8 @@ for concept in cat bread; do
   [ -e "$out/$concept.gguf" ] || introspect train "$model" --concept "$concept" --dtype "$dtype" -o "$out/$concept.gguf"
   vectors+=(--vector "$concept=$out/$concept.gguf")
 done
+# 0.05 of the residual norm in nine blocks: at 0.1 the 0.5B loops. The report shows the dose beside it.
 introspect run "$model" top_of_mind no_info with_info content_report "${vectors[@]}" \
-  --fraction 0.1 --layers 0.33-0.66 --nulls 10 --dtype "$dtype" --yes -o "$out"
+  --fraction 0.05 --layers 0.33-0.66 --nulls 10 --dtype "$dtype" --yes -o "$out"
 introspect report "$out"
 echo "The report: $out/report.html (the whole took $SECONDS s)"

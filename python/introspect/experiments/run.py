@@ -266,12 +266,12 @@ def run_native(
 
     known: dict[Any, list[doses.Dose]] = {}
     solved = [doses.resolve(who, model, one, known, only_plan=plan) for one in experiments]
-    experiments = [one for one, _ in solved]
+    native = [one for one, _ in solved]
     shown = None if plan else progress_module.shown(options["progress"])
     try:
         texts = _C.run_experiments(
             **shared,
-            experiments=list(experiments),
+            experiments=native,
             progress=shown,
             work=getattr(shown, "work", None),
             before=before,
@@ -283,7 +283,7 @@ def run_native(
     if plan:
         return planned  # type: ignore[return-value]  # one for all protocols
     results = [json.loads(text) for text in texts]
-    for data, experiment, (_, found) in zip(results, experiments, solved, strict=True):
+    for data, (experiment, found) in zip(results, solved, strict=True):
         measured = found or (doses.measure(model, experiment) if experiment["dose"] else [])
         doses.note(data, measured, experiment["protocol"].relative_strength)
         # What reports show: turns, injected, controls.
