@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -274,16 +274,6 @@ class AttributionGraph:
         return f"AttributionGraph({self.prompt!r}, {self.n_nodes:,} nodes, {self.n_edges:,} edges)"
 
 
-@overload
-def attribute(
-    model: Any, prompt: Any, transcoders: Any = ..., *, plan: Literal[True], **options: Any
-) -> AttributionPlan: ...
-@overload
-def attribute(
-    model: Any, prompt: Any, transcoders: Any = ..., *, plan: Literal[False] = ..., **options: Any
-) -> AttributionGraph: ...
-
-
 def attribute(
     model: Any,
     prompt: Any,
@@ -307,7 +297,7 @@ def attribute(
     plan: bool = False,
     name: str = "",
     progress: Callable[[str, int, int], None] | bool | None = None,
-) -> AttributionGraph | AttributionPlan:
+) -> AttributionGraph:
     """The attribution graph of one prompt.
 
     One forward pass, then rows of the linear model from the targets down, each within its causal cone.
@@ -367,6 +357,7 @@ def attribute(
     tokens = torch.tensor(one_prompt(model, prompt, "attribute"))
     if plan:
         found = _C.plan_attribution(native, tokens, **arguments)
-        return AttributionPlan(*(getattr(found, field) for field in AttributionPlan.__dataclass_fields__))
+        fields = AttributionPlan.__dataclass_fields__
+        return AttributionPlan(*(getattr(found, one) for one in fields))  # type: ignore[return-value]
     folder = "" if resume is None else os.fspath(resume)
     return AttributionGraph(_C.attribute(native, tokens, rows_folder=folder, **arguments))

@@ -21,7 +21,7 @@ def transcoder_arguments(transcoders: Any, input: str | None, who: str, saes: Se
     for one in others:
         if not isinstance(one, _C.Dictionary):
             raise TypeError(f"{who}: saes must be SAEs, got {one!r}")
-    found = {"transcoders": {}, "cross_layer": None, "input": input, "saes": others}
+    found: dict[str, Any] = {"transcoders": {}, "cross_layer": None, "input": input, "saes": others}
     if isinstance(transcoders, _C.CrossLayerTranscoder):
         return {**found, "cross_layer": transcoders}
     if isinstance(transcoders, Mapping):

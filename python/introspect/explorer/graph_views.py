@@ -17,7 +17,7 @@ from .fields import Refused
 from .json_text import Json, dumps
 from .model_views import body
 from .session import Session
-from .worker import Worker
+from .worker import Job, Worker
 from .workspace import Workspace
 
 KEPT = 3  # graphs in memory
@@ -117,10 +117,12 @@ def routes(space: Workspace, session: Session | None, dictionaries: Any, worker:
         """Which heads carry a link between two nodes."""
         name, fields = request.path_params["name"], await body(request)
         found, _ = await run_in_threadpool(opened.get, name)
-        ends = [_place(found, fields.text(end, most=200)) for end in ("source", "target")]
-        return Json(
-            await worker.run(request, lambda job: graph_changes.heads_between(found, *ends, session, dictionaries, job))
-        )
+        source, target = (_place(found, fields.text(end, most=200)) for end in ("source", "target"))
+
+        def work(job: Job) -> dict[str, Any]:
+            return graph_changes.heads_between(found, source, target, session, dictionaries, job)
+
+        return Json(await worker.run(request, work))
 
     async def feature(request: Request) -> Json:
         """The page of a feature that came with the graph's set."""

@@ -75,7 +75,9 @@ class CrossLayerTrainer(_C.CrossLayerTrainer):
         return CrossLayerTranscoder.of(super().transcoder())
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, device: torch.device | str = "cpu") -> CrossLayerTrainer:
+    def load(  # type: ignore[override]  # a folder is a path, never bytes
+        cls, folder: str | os.PathLike, device: torch.device | str = "cpu"
+    ) -> CrossLayerTrainer:
         """Go on with what ``save`` wrote: the same numbers, bit for bit on as many threads.
 
         Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from .. import _C
 from ..analysis.prompts import tokens_of
@@ -19,10 +19,6 @@ OTHER = "(other)"
 Texts = Mapping[str, Sequence[str]]
 
 
-@overload
-def answer_shares(model: Model, prompts: str, answers: Texts, **options: Any) -> dict[str, float]: ...
-@overload
-def answer_shares(model: Model, prompts: Sequence[Any], answers: Texts, **options: Any) -> list[dict[str, float]]: ...
 def answer_shares(
     model: Model,
     prompts: Any,

@@ -231,7 +231,7 @@ def _named(
     start = graph.segment(model, ids.before) if ids.before else None
 
     def states(changes: Mapping[int, torch.Tensor]) -> tuple[int, int]:
-        added_to = [_C.Intervention(dict(changes))] if changes else []
+        added_to = [_C.Intervention({block: change for block, change in changes.items()})] if changes else []
         node = graph.segment(model, ids.injected, start, added_to)
         span = graph.read(node, positions=range(last - first))
         return span, graph.read(graph.segment(model, ids.after, node))
@@ -242,7 +242,7 @@ def _named(
         states(added(model, vector, row["strength"], unit, blocks, tokens, (first, last)))
         for vector in vectors.values()
     ]
-    found = graph.run()
+    found: list[Any] = graph.run()
     means = [found[span].double().mean(0) for span, _ in (plain, *steered)]
     ends = [found[end].double()[0] for _, end in (plain, *steered)]
     truth = torch.arange(len(vectors))
