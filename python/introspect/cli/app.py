@@ -20,6 +20,7 @@ from . import (
     patch,
     probe,
     pull,
+    replicate,
     report,
     run,
     sae,
@@ -37,7 +38,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (pull, info, lens, patch, heads, probe, generate, train, dose, run, sweep, report, explore):
+for command in (pull, info, lens, patch, heads, probe, generate, train, dose, run, sweep, replicate, report, explore):
     app.command(name=command.__name__.rpartition(".")[2])(command.command)
 app.add_typer(vector.app, name="vector")
 app.add_typer(store.app, name="store")

@@ -5,6 +5,8 @@ from .answers import grade as grade
 from .answers import spellings as spellings
 from .arms import ARMS as ARMS
 from .arms import DEFAULT_ARMS as DEFAULT_ARMS
+from .atlas import Replication as Replication
+from .atlas import replicate as replicate
 from .certificates import Certificate as Certificate
 from .certificates import certify as certify
 from .claims import Claims as Claims

@@ -1,0 +1,60 @@
+"""A replication as text: our figures beside the published ones."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .replicate import Replication
+
+WIDTH = 100
+HEAD = ("figure", "ours [95%]", "chance", "n")
+
+
+def text_table(ran: Replication) -> str:
+    """Title, question, our figures in lines with the published ones under them, and what differs."""
+    entry = ran.entry
+    cells = [
+        (
+            figure.name,
+            f"{figure} {figure.unit}",
+            "" if math.isnan(figure.chance) else f"{figure.chance:.3g}",
+            str(figure.estimate.n),
+        )
+        for figure in ran.figures
+    ]
+    widths = [max(len(row[i]) for row in (HEAD, *cells)) for i in range(len(HEAD))]
+
+    def line(row: tuple[str, ...]) -> str:
+        return "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+
+    lines = [entry.title, entry.source, *textwrap.wrap(entry.asks, WIDTH), "", line(HEAD)]
+    rows = ran.rows()
+    for figure, cell, row in zip(ran.figures, cells, rows, strict=True):
+        lines.append(line(cell))
+        if row["published"]:
+            lines += textwrap.wrap(
+                f"published: {row['published']}", WIDTH, initial_indent="    ", subsequent_indent="    "
+            )
+        if figure.n_failed or figure.n_left:
+            lines.append(
+                f"    of {figure.n_readings} readings {figure.n_failed} failed, "
+                f"{figure.n_left} left yes and no unlikely"
+            )
+    beside = {one for figure in ran.figures for one in ran.published(figure)}
+    if others := [one for one in entry.published if one not in beside]:
+        lines += ["", "published, with nothing of ours beside it:"]
+        for one in others:
+            note = f" ({one.note})" if one.note else ""
+            lines += textwrap.wrap(
+                f"{one.name}: {one.value} {one.unit}".rstrip() + note,
+                WIDTH,
+                initial_indent="  ",
+                subsequent_indent="  ",
+            )
+    lines += ["", "what differs:"]
+    for text in ran.differs:
+        lines += textwrap.wrap(text, WIDTH, initial_indent="- ", subsequent_indent="  ")
+    return "\n".join(lines)
