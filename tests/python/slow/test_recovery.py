@@ -108,7 +108,12 @@ PLANTED, RATE, LAYER = 64, 0.02, 3
 @slow
 def test_directions_planted_in_a_real_model_s_activations_are_found(stories15m):
     """Sparse directions added to what a real model has at a hook: a dictionary has a feature for each, and one that was
-    trained without them has none."""
+    trained without them has none.
+
+    A row has 1.3 of the directions beside what the model puts there. With a larger k, features that were not needed
+    share in a direction and its own turns away: mean cosines at lr 3e-3 after 400 steps were .92 for k 12, .86 for 24
+    and .77 for 48.
+    """
     model = introspect.load_model(stories15m)
     hook = f"blocks.{LAYER}.hook_resid_post"
     texts = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)]
@@ -127,10 +132,10 @@ def test_directions_planted_in_a_real_model_s_activations_are_found(stories15m):
     found = {}
     for name, data in (("with", planted), ("without", x)):
         trainer = Trainer(
-            x.shape[1], objective="batchtopk", d_sae=1024, k=24, lr=1e-3, b_dec_start="mean", decay_steps=200,
-            total_steps=1000, dead_window=100, input_norm="expected_average_only_in", seed=1,
+            x.shape[1], objective="batchtopk", d_sae=512, k=8, lr=1e-3, b_dec_start="mean", decay_steps=120,
+            total_steps=600, dead_window=100, input_norm="expected_average_only_in", seed=1,
         )  # fmt: skip
-        for _ in range(1000):
+        for _ in range(600):
             trainer.step(data[torch.randint(len(data), (1024,), generator=rng)])
         found[name] = recovery(trainer.dictionary(), directions)
         if name == "with":
