@@ -25,6 +25,7 @@ from . import (
     run,
     sae,
     store,
+    study,
     sweep,
     train,
     vector,
@@ -38,7 +39,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (pull, info, lens, patch, heads, probe, generate, train, dose, run, sweep, replicate, report, explore):
+RUNS = (dose, run, sweep, study, replicate)
+for command in (pull, info, lens, patch, heads, probe, generate, train, *RUNS, report, explore):
     app.command(name=command.__name__.rpartition(".")[2])(command.command)
 app.add_typer(vector.app, name="vector")
 app.add_typer(store.app, name="store")

@@ -197,7 +197,12 @@ def test_bad_arguments_are_refused_before_anything_runs(model, vectors):
     with pytest.raises(ValueError, match="no vector of dog; there are cat, bread"):
         atlas.replicate("godet", model, vectors=vectors, concepts=["cat", "dog"])
     with pytest.raises(ValueError, match="two concepts or more"):
-        atlas.replicate("godet", model, vectors=vectors, concepts=1)
+        atlas.replicate("godet", model, vectors=vectors, concepts=["cat"])
+    for few in (1, 0, -1):
+        with pytest.raises(ValueError, match=f"concepts must be .*2.*{few}"):
+            atlas.replicate("godet", model, vectors=vectors, concepts=few)
+    with pytest.raises(ValueError, match="3 concepts are asked for, and there are 2"):
+        atlas.replicate("godet", model, vectors=vectors, concepts=3)
     uneven = {"cat": vectors["cat"], "elephant": vectors["bread"]}
     with pytest.raises(introspect.ConfigError, match=r"equally many tokens.*cat \(1\), elephant \(9\)"):
         atlas.replicate("macar", model, vectors=uneven)
@@ -228,3 +233,22 @@ def test_command_lists_plans_and_runs(folder, vectors, tmp_path):
         "detect/yes_shift/style=plain",
         "detect/yes_shift/style=doubtful",
     ]
+
+
+def test_study_is_a_command_that_says_what_stands_and_writes_the_page(folder, vectors, tmp_path):
+    command = ["study", str(folder), "anthropic_style", "-o", str(tmp_path / "out"), "--nulls", "2", "--layers", "1-2"]
+    for name, vector in vectors.items():
+        vector.save(tmp_path / f"{name}.gguf")
+        command += ["--vector", f"{name}={tmp_path / f'{name}.gguf'}"]
+    command += ["--arm", "injected", "--arm", "rotations"]
+    planned = CliRunner().invoke(app, [*command, "--dry-run"])
+    assert planned.exit_code == 0, planned.output
+    assert "together" in planned.stdout and not (tmp_path / "out").exists()
+    ran = CliRunner().invoke(app, command)
+    assert ran.exit_code == 0, ran.output
+    study = introspect.studies.Study.load(tmp_path / "out" / "anthropic_style.study.json")
+    assert list(study.results) == ["injected", "rotations"]
+    assert study.claims().strongest in ran.stdout
+    assert (tmp_path / "out" / "anthropic_style.html").is_file()
+    unknown = CliRunner().invoke(app, [*command, "--arm", "wishes"])
+    assert unknown.exit_code == 1 and "arms must be of" in unknown.stderr

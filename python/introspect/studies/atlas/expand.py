@@ -165,21 +165,22 @@ def _options(
     protocol: _C.Protocol,
 ) -> dict[str, Any]:
     adds = protocol.inject in ("vector", "random")
-    given = {"nulls": 0, **part.options}
+    given: dict[str, Any] = {"nulls": 0, **part.options}
     out: dict[str, Any] = {
         "strengths": settings.get("strengths"),
         "strength_unit": settings.get("strength_unit"),
-        "layers": tuple(settings.get("layers", _C.default_layers)),
+        "layers": _range(settings.get("layers", _C.default_layers)),
         "dose": False,
     }
     asks_controls = given.pop("questions", None) == GROUPS
-    out |= {"questions": None, "groups": None} if asks_controls else {"questions": [], "groups": {}}
+    none: dict[str, Any] = {"questions": [], "groups": {}}
+    out |= dict.fromkeys(none) if asks_controls else none
     if given.pop("directions", False):
         given["directions"] = dict(vectors)
     if given["nulls"] and adds:
         given["nulls"] = settings.get("nulls", given["nulls"])
     if "layers" in given:
-        given["layers"] = tuple(given["layers"])
+        given["layers"] = _range(given["layers"])
     if shares := given.get("readouts", {}).get("answer_shares"):
         given["readouts"] = {**given["readouts"], "answer_shares": _answers(shares, list(vectors))}
     if protocol.inject in ("tokens", "model"):  # nothing is added
@@ -187,6 +188,12 @@ def _options(
     for old, new in entry.texts.items():
         given = _replaced(given, old, new)
     return out | given
+
+
+def _range(layers: Any) -> Any:
+    """A range of two numbers as ``run_experiment`` has it, since a list would be two ranges; others as they are."""
+    is_pair = isinstance(layers, list) and len(layers) == 2 and all(isinstance(at, int | float) for at in layers)
+    return tuple(layers) if is_pair else layers
 
 
 def _answers(shares: Mapping[str, Sequence[str]], concepts: Sequence[str]) -> dict[str, list[str]]:

@@ -243,7 +243,7 @@ class Measure:
             raise _C.ConfigError(f"{where}: each must be a list of tags, and {', '.join(WHOLE)} have no less")
         if bool(label) != (kind in ("answer_share", "answer_gain")):
             raise _C.ConfigError(f"{where}: label goes with answer_share and answer_gain, got {label!r} for {kind}")
-        return cls(kind, given.get("name", kind), given.get("of", {}), given.get("less", {}), each, label)
+        return cls(str(kind), str(given.get("name", kind)), given.get("of", {}), given.get("less", {}), each, label)
 
     def figures(self, part: str, readings: Sequence[Reading]) -> list[Figure]:
         """One figure for each of the values of ``each`` that occur, in their order.

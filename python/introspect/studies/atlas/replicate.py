@@ -216,18 +216,15 @@ def _vectors(
     is_named = concepts is not None and not isinstance(concepts, int)
     if is_named:
         names = list(concepts)  # type: ignore[arg-type]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"{who}: concepts must be a number or a list of words, got {concepts!r}")
         if vectors is not None and (lacking := [name for name in names if name not in vectors]):
             raise ValueError(f"{who}: there is no vector of {', '.join(lacking)}; there are {', '.join(known)}")
         if len(set(names)) < len(names):
             raise ValueError(f"{who}: concepts must be named once each, got {', '.join(names)}")
     else:
-        n = (
-            concepts
-            if concepts is not None
-            else len(known)
-            if vectors is not None
-            else entry.settings.get("concepts", 6)
-        )
+        usual = len(known) if vectors is not None else entry.settings.get("concepts", CONCEPTS)
+        n: int = usual if concepts is None else Arguments(who).whole("concepts", concepts, least=FEWEST)
         if vectors is None and asks_for_words(entry):
             known = _equally_long(model, known)
         if n > len(known):

@@ -1,0 +1,111 @@
+"""``introspect study``: a protocol with its control arms, what it shows, and the page."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Annotated, Any
+
+import typer
+
+from ..output_files import check_file_name
+from ..progress import step_bars_or_lines
+from . import experiment
+from .common import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    Json,
+    Layers,
+    Model,
+    guarded,
+    load_model,
+    note,
+    one,
+    parse_layers,
+    parse_number,
+    parse_strength,
+    print_json,
+    resumable,
+)
+from .run import DEFAULT_LAYERS
+
+
+@guarded
+def command(
+    model: Model,
+    protocol: Annotated[str, typer.Argument(metavar="PROTOCOL", help="with_info, no_info, ... or a file of your own.")],
+    vector: experiment.Vectors,
+    output: experiment.Folder,
+    arms: Annotated[
+        list[str] | None,
+        typer.Option("--arm", metavar="ARM", help="injected, rotations, swap, ...; all that fit if none is given."),
+    ] = None,
+    strength: Annotated[
+        list[Any] | None,
+        typer.Option(
+            parser=one(parse_strength, "--strength"),
+            metavar="S",
+            help="Factor of the vector, or a dose that is solved for: kl=0.5 (nats), sd=2, coherent.",
+        ),
+    ] = None,
+    fraction: Annotated[
+        list[float] | None,
+        typer.Option(
+            parser=one(parse_number, "--fraction"),
+            metavar="F",
+            help="Strength as a fraction of the median residual norm. 0.1 if not given.",
+        ),
+    ] = None,
+    layers: Annotated[
+        list[Layers] | None,
+        typer.Option(
+            parser=one(parse_layers, "--layers"), metavar="A-B", help="Steered blocks, or fractions; 0.33-0.66 if none."
+        ),
+    ] = None,
+    nulls: experiment.Nulls = 10,
+    seed: experiment.Seed = 0,
+    dtype: DtypeOption = Dtype.float32,
+    device: DeviceOption = "cpu",
+    dry_run: experiment.DryRun = False,
+    yes: experiment.Yes = False,
+    json: Json = False,
+) -> None:
+    """Run a protocol with its control arms, say what still stands, and write the study and its page into DIR."""
+    files = experiment.vector_files(vector)
+    options: dict[str, Any] = experiment.strengths(strength, fraction)
+    import introspect
+
+    from ..studies import run_study
+
+    chosen = experiment.load_protocols([protocol])[0]
+    name = check_file_name(chosen.name, "the protocol's name")
+    options |= {
+        "vectors": {concept: introspect.ControlVector.load(path) for concept, path in files.items()},
+        "layers": [tuple(one) for one in layers or [DEFAULT_LAYERS]],
+        "nulls": nulls,
+        "seed": seed,
+        "store": output / experiment.CELLS,
+        **({"arms": arms} if arms else {}),
+    }
+    loaded = load_model(model, dtype, device)
+    plan = run_study(loaded, chosen, **options, plan=True)
+    if dry_run:
+        typer.echo(str(plan))
+        return
+    note(f"introspect: {plan.together}")  # type: ignore[attr-defined]
+    experiment.agree(plan.together, yes)  # type: ignore[attr-defined]
+    output.mkdir(parents=True, exist_ok=True)
+    resumable(output)
+    with step_bars_or_lines() as step, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        study = run_study(loaded, chosen, **options, progress=step, long=True)
+    for warning in caught:
+        note(f"introspect: {warning.message}")
+    study.save(output / f"{name}.study.json")
+    claims = study.claims()
+    page = study.report(output / f"{name}.html", claims)
+    if json:
+        print_json({**claims.to_dict(), "not_run": study.not_run})
+    else:
+        typer.echo(str(claims))
+        note(f"\nthe page: {page}")
