@@ -35,7 +35,7 @@ activations::ActivationStream stream_of(const std::shared_ptr<const models::Mode
   if (packing.bos) options.exclude_tokens = {*packing.bos};
   const auto documents = activations::Documents::of_texts(steering::load_suffixes(), model);
   return {activations::model_activations({model}, {documents, packing}, {{hook_name}}, options),
-          {.batch_rows = 256, .buffer_rows = 2048}};
+          {.batch_rows = 192, .buffer_rows = 1536}};
 }
 
 sae::Dictionary train(const std::shared_ptr<const models::Model>& model, const std::string& hook_name) {
@@ -51,7 +51,7 @@ sae::Dictionary train(const std::shared_ptr<const models::Model>& model, const s
   origin.model_hash = model->hash();
   std::vector<sae::Trainer> trainers;
   trainers.push_back(sae::make_trainer(stream, options, {{hook_name}}, {}, origin));
-  sae::TrainOptions training{.steps = kSteps, .held_out_rows = 512, .evaluate_every = 20};
+  sae::TrainOptions training{.steps = kSteps, .held_out_rows = 256, .evaluate_every = 20};
   training.on_record = [](const sae::TrainingRecord& record) {
     if (record.held_out.empty()) return;
     std::printf("step %3lld: explained variance of held-out tokens %.3f\n",
@@ -76,7 +76,7 @@ int main(int argc, char** argv) {
   }
   try {
     const auto model = models::Model::load(argv[1]);
-    const auto layer = model->cfg().n_layers / 2;
+    const auto layer = model->cfg().n_layers / 3;
     const auto folder = std::filesystem::temp_directory_path() / "introspect-example-dictionary";
     if (argc < 3)
       sae::save_dictionary(train(model, hooks::hook_name({hooks::Point::kResidPost, layer})), folder);
