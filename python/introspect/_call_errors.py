@@ -52,14 +52,14 @@ def explain(name: str, signatures: list[str], positional: list, named: dict[str,
 
 
 def _fault(parameters: Sequence[Parameter], positional: list, named: dict[str, Any]) -> tuple[int, str]:
-    """How far a call gets with a signature (later faults are those of the nearest one), and what is wrong."""
+    """How far a call gets with a signature (below 0: names that it does not have), and what is wrong."""
     by_name = {p.name: p for p in parameters}
     in_order = [p for p in parameters if not p.keyword_only and not p.name.startswith("*")]
     takes_rest = any(p.name.startswith("*") and p.name != "*" for p in parameters)
     if (unknown := [key for key in named if key not in by_name]) and not takes_rest:
         near = difflib.get_close_matches(unknown[0], by_name, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        return 0, f"there is no argument {unknown[0]!r}{hint}"
+        return -len(unknown), f"there is no argument {unknown[0]!r}{hint}"
     if len(positional) > len(in_order) and not takes_rest:
         behind = [p.name for p in parameters if p.keyword_only and p.name not in named]
         hint = f" ({', '.join(behind)} by name only)" if behind else ""

@@ -95,6 +95,7 @@ def test_no_call_answers_with_a_list_of_signatures(instances):
         (lambda m: introspect.Intervention({}, rows=[2**80]), "'rows'.*more than 64 bits"),
         (lambda m: introspect.Intervention({1: np.ones(3)}), "'values'.*Tensor.*got ndarray for 1"),
         (lambda m: introspect.Intervention({}, rowz=[1]), "no argument 'rowz'"),
+        (lambda m: _C.Dictionary("topk", {}, k=4.0, kind=1), r"no argument 'kind'.*Dictionary\(architecture, weights"),
         (lambda m: introspect.Intervention({}, "add"), "at most 1 arguments go by position, got 2"),
         (lambda m: introspect.Intervention(), "argument 'values' is missing"),
         (lambda m: introspect.ControlVector("qwen2", torch.ones(3)), "'directions'.*dict of int to Tensor, got Tensor"),
