@@ -150,6 +150,8 @@ def test_measures_by_hand():
     assert (identified.estimate.value, identified.chance) == (0.5, 0.5)
     own = figure({"measure": "answer_share", "label": "own"}, readings[:2])[0]
     assert own.estimate.value == pytest.approx((2 / 3 + 1 / 4) / 2)
+    # each concept's own share of both: 2/3 and 1/4, whose t interval reaches beyond what a share can be
+    assert (own.estimate.low, own.estimate.high) == (0.0, 1.0)
     # rates: of log-odds 1 and 0
     assert figure("yes_rate", readings)[0].estimate.value == pytest.approx((1 / (1 + math.exp(-1)) + 0.5) / 2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,15 @@ def mean_over(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
         return Estimate(value, value, value, len(each))
     found = _C.clustered_mean([value for value, _ in kept], [cluster for _, cluster in kept])
     return Estimate(found.value, found.interval.low, found.interval.high, len(each))
+
+
+BOUNDS = {"share": (0.0, 1.0), "rank correlation": (-1.0, 1.0), "bits": (0.0, math.inf)}
+"""What a number of a unit can be, where it is no difference."""
+
+
+def within(found: Estimate, least: float, most: float) -> Estimate:
+    """The estimate with the part of its interval that can be."""
+    return replace(found, low=max(found.low, least), high=min(found.high, most)) if math.isfinite(found.low) else found
 
 
 def mutual_information(shares: Sequence[Sequence[float]]) -> float:
@@ -272,7 +281,7 @@ class Measure:
             raise _C.ConfigError(f"measure {name}: no reading has {dict(self.less)}, which is to be subtracted")
         left = sum(reading.left for reading in readings)
         if self.kind in WHOLE:
-            found = _WHOLE[self.kind](readings)
+            found = within(_WHOLE[self.kind](readings), *BOUNDS[WHOLE[self.kind]])
             return Figure(name, found, WHOLE[self.kind], n_readings=len(readings))
         kind = KINDS[self.kind]
         arguments = {"label": self.label} if self.label else {}
@@ -287,9 +296,11 @@ class Measure:
                     level[reading.about].append(value)
             less = {concept: float(np.mean(some)) for concept, some in level.items()}
             values = [value - less.get(concept, math.nan) for value, concept in zip(values, about, strict=True)]
+        found = mean_over(values, about)
+        is_level = not minus and self.kind != "answer_gain"
         return Figure(
             name,
-            mean_over(values, about),
+            within(found, *BOUNDS[kind.unit]) if is_level and kind.unit in BOUNDS else found,
             kind.unit,
             math.nan if minus else kind.chance(readings),
             len(readings),
