@@ -1,8 +1,9 @@
-"""JSON from files that nobody vouches for."""
+"""JSON from files that nobody vouches for, and values as JSON can hold them."""
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 
@@ -27,3 +28,14 @@ def parse_json(text: str | bytes, who: str, error: type[Exception] | None = None
     from ._C import IoError  # here, because it loads torch
 
     raise IoError(f"{who}: {reason}")
+
+
+def finite(value: Any) -> Any:
+    """The same value with None in place of NaN and infinities, as JSON needs it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

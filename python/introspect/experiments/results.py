@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._json import parse_json
+from .._json import finite, parse_json
 from ..output_files import write_text
 from ..tables import check_format, write_table
 from .detections import (
@@ -329,9 +329,9 @@ class Result:
         """What the result shows, as a ladder: rungs that it has no readings for say what would run them.
 
         Args:
-            options: of ``introspect.studies.claims.claims``.
+            options: of ``introspect.studies.from_results.claims``.
         """
-        from ..studies.claims import claims
+        from ..studies.from_results import claims
 
         return claims(self, **options)
 
@@ -349,17 +349,6 @@ def check_schema(data: Any) -> None:
         raise ValueError(f"Result: schema must be {SCHEMA}, got {schema!r}")
     if missing := {"model", "protocol", "settings", "rows"} - data.keys():
         raise ValueError(f"Result: it must hold model, protocol, settings and rows, missing {sorted(missing)}")
-
-
-def finite(value: Any) -> Any:
-    """The same value with None in place of NaN and infinities, as JSON needs it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 def _with_nan(row: dict) -> dict:

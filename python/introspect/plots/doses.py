@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 
 from .style import CONCEPT, CONTROL, NULL, THIRD, Figure, NothingToDraw, frame, legend_below, shorten
-
-if TYPE_CHECKING:
-    from ..studies.dose import DoseRow, Doses
 
 COLOURS = (CONCEPT, CONTROL, THIRD, "#CC79A7", "#E69F00", "#56B4E9")
 MOST = 12  # lines of one panel
 LEAST_KL = 1e-6  # nats: below it is rounding
 
 
-def dose_curves(doses: Doses) -> Figure:
+def dose_curves(doses: Any) -> Figure:
     """Three panels over strength: KL (dashed at the tokens after the injected ones), size, and coherence.
 
     A line is a vector and range, grey for random rotations; an open marker in the last panel is text that is broken.
@@ -25,7 +22,7 @@ def dose_curves(doses: Doses) -> Figure:
     Raises:
         NothingToDraw: no row with a strength above 0.
     """
-    lines: dict[tuple[str, int, int, int], list[DoseRow]] = {}
+    lines: dict[tuple[str, int, int, int], list[Any]] = {}
     for row in doses:
         if row.strength > 0:
             lines.setdefault((row.concept, row.first_layer, row.last_layer, row.null_index), []).append(row)
@@ -79,7 +76,7 @@ def dose_curves(doses: Doses) -> Figure:
     return figure
 
 
-def _line(axes: Axes, rows: list[DoseRow], name: str, **style: Any) -> None:
+def _line(axes: Axes, rows: list[Any], name: str, **style: Any) -> None:
     least = LEAST_KL if name.startswith("kl") else 0.0
     points = [(row.strength, value) for row in rows if math.isfinite(value := getattr(row, name)) and value > least]
     if points:

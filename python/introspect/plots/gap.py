@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from .style import CONCEPT, CONTROL, NULL, THIRD, Figure, frame, legend_below
 
-if TYPE_CHECKING:
-    from ..studies.gap import Gap
 
-
-def gap(found: Gap) -> Figure:
-    """Shares of concepts named above, nats below, over the blocks; what is random is grey."""
+def gap(found: Any) -> Figure:
+    """A Gap: shares of concepts named above, nats below, over the blocks; what is random is grey."""
     figure = Figure(figsize=(8.2, 6.2), layout="constrained")
     shares, nats = figure.subplots(2, 1, sharex=True, height_ratios=(1.4, 1))
     blocks = range(len(found.moved))

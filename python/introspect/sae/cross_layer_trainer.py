@@ -207,7 +207,7 @@ def _keep(trainer: CrossLayerTrainer, stream: ActivationStream, folder: Path) ->
         shutil.rmtree(partial, ignore_errors=True)
         trainer.save(partial)
         stream.save(partial / STREAM)
-        partial.rename(target)
+        os.replace(partial, target)
     except OSError as error:
         raise _C.IoError(f"train_cross_layer: {target}: {error.strerror or error}") from error
     finally:

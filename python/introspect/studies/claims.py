@@ -6,11 +6,11 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .._json import finite
+
 if TYPE_CHECKING:
     import pandas
 
-    from ..experiments.results import Result
-    from .study import Study
 
 HOLDS, FAILS, NOT_SHOWN, NOT_RUN = "holds", "fails", "not shown", "not run"
 MARKS = {HOLDS: "✓", FAILS: "✗", NOT_SHOWN: "?", NOT_RUN: "–"}
@@ -144,8 +144,6 @@ class Claims:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON, NaN as null."""
-        from ..experiments.results import finite  # here, because it loads torch
-
         rungs = [asdict(rung) for rung in self.rungs]
         return finite({**asdict(self), "rungs": rungs, "strongest": self.strongest, "stopped": self.stopped})
 
@@ -186,20 +184,6 @@ class Claims:
             lines.append(f"{rung.mark} {rung.title.ljust(width)}  {rung.verdict.ljust(9)}  {rung.sentence}")
         lines += [f"! {note}" for note in self.notes]
         return "\n".join(lines)
-
-
-def claims(found: Study | Result, *, level: float = 0.05, smallest: float = 0.2) -> Claims:
-    """The ladder of a study, or of one result: rungs it has no readings for are "not run", with what would run them.
-
-    Args:
-        found: a Study or a Result.
-        level: see ``introspect.studies.ladder``, which has the rules.
-        smallest: the smallest shift that counts, in nats.
-    """
-    from .from_results import evidence_of
-    from .ladder import ladder
-
-    return ladder(evidence_of(found), level=level, smallest=smallest)
 
 
 def _with_tuple(data: dict[str, Any]) -> dict[str, Any]:

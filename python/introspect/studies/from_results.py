@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..experiments.detections import all_finite, failed, shift_of, token_pairs
 from ..experiments.results import Result
+from .claims import Claims
 from .evidence import SHIFTS, Evidence, Readings
+from .ladder import ladder
 
 if TYPE_CHECKING:
     from .study import Study
@@ -217,3 +219,14 @@ def _collect_places(result: Result, collected: dict[str, _Columns]) -> None:
         name = "localised" if row["kind"] == "introspection" else "localised_matched"
         # Wherever the injection was, the readings are of one setting.
         collected[name].add({key: entry for key, entry in row.items() if key != "place"}, right)
+
+
+def claims(found: Study | Result, *, level: float = 0.05, smallest: float = 0.2) -> Claims:
+    """The ladder of a study, or of one result: rungs it has no readings for are "not run", with what would run them.
+
+    Args:
+        found: a Study or a Result.
+        level: see ``introspect.studies.ladder``, which has the rules.
+        smallest: the smallest shift that counts, in nats.
+    """
+    return ladder(evidence_of(found), level=level, smallest=smallest)

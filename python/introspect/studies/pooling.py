@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..experiments.results import Result
-from .claims import Claims, claims, number
+from .claims import Claims, number
+from .from_results import claims
 
 if TYPE_CHECKING:
     import pandas

@@ -118,7 +118,7 @@ class Registration:
 
     def outcomes(self, study: Study) -> list[tuple[str, str, str]]:
         """(rung, expected and found verdict) of every hypothesis, by the level and smallest effect registered."""
-        from .claims import claims
+        from .from_results import claims
 
         found = claims(study, level=self.level, smallest=self.smallest)
         return [(name, expected, found[name].verdict) for name, expected in self.hypotheses.items()]

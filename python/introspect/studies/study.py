@@ -68,8 +68,8 @@ class Study:
         return self.results[arm]
 
     def claims(self, **options: Any) -> Claims:
-        """What the study shows, as a ladder; see ``introspect.studies.claims``."""
-        from .claims import claims
+        """What the study shows, as a ladder; see ``introspect.studies.ladder``."""
+        from .from_results import claims
 
         return claims(self, **options)
 

@@ -11,9 +11,9 @@ from scipy import stats
 
 from introspect import statistics
 from introspect.experiments.results import Result
-from introspect.studies.claims import Claims, claims
+from introspect.studies.claims import Claims
 from introspect.studies.evidence import Evidence, Readings, difference, held_out, net_of_pull
-from introspect.studies.from_results import evidence_of
+from introspect.studies.from_results import claims, evidence_of
 from introspect.studies.ladder import ladder, least_concepts
 
 DRAWS = 1000

@@ -184,7 +184,7 @@ def test_wrong_checkpoints_are_typed_errors(tmp_path):
     broken(introspect.ShapeError, r"must be \[101, 4096\] by the config", default)
     broken(introspect.ConfigError, "must be a whole number", {**config, "hidden_size": "32"})
     broken(introspect.ConfigError, "multiple", {**config, "num_key_value_heads": 3})
-    broken(introspect.ConfigError, "yarn", {**config, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}})
+    broken(introspect.ConfigError, "spiral", {**config, "rope_scaling": {"rope_type": "spiral", "factor": 2.0}})
     broken(introspect.ShapeError, "embed_tokens.weight", {**config, "vocab_size": 102})
     del weights["model.norm.weight"]
     broken(introspect.ConfigError, r"model\.norm\.weight", weights=weights)

@@ -230,10 +230,10 @@ def test_a_divergence_is_from_the_clean_run(models, prompts, direction):
     source = {"denoising": clean, "noising": corrupted}[direction]
     _, a = model.run_with_cache(source)
     _, b = model.run_with_cache(base)
-    W_O = model.W_O
+    named = introspect.HookedTransformer(model)
     for layer, head in itertools.product(range(3), (0, 3)):
-        change = (a["z", layer] - b["z", layer])[:, :, head] @ W_O[layer, head]
-        logits = model.unembed(model.ln_final(b["resid_post", 2] + change))
+        change = (a["z", layer] - b["z", layer])[:, :, head] @ named.W_O[layer, head]
+        logits = named.unembed(named.ln_final(b["resid_post", 2] + change))
         expected = introspect.Divergence()(logits, reference=model(clean)).double() - grid.patched
         torch.testing.assert_close(grid.values[:, layer, head], expected, **FLOOR)
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .replicate import Replication
+from typing import Any
 
 WIDTH = 100
 HEAD = ("figure", "ours [95%]", "chance", "n")
 
 
-def text_table(ran: Replication) -> str:
+def text_table(ran: Any) -> str:
     """Title, question, our figures in lines with the published ones under them, and what differs."""
     entry = ran.entry
     cells = [
