@@ -86,7 +86,7 @@ def plans(engine, trie, budget: int) -> bool:
         return False
 
 
-# Of the largest value: sums in another order; bfloat16 keeps 8 bits, and roundings of three layers add up to a few units.
+# Of the largest value: sums in another order; bfloat16 keeps 8 bits, and three layers round a few units.
 @pytest.mark.parametrize(("dtype", "floor"), [(torch.float32, 5e-6), (torch.bfloat16, 2**-8 * 8)])
 def test_the_kernel_agrees_with_the_masked_product(tmp_path, dtype, floor):
     """float32 and bfloat16 walk the tree; the plain run of each sequence is the fused product."""
