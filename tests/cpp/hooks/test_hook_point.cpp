@@ -15,7 +15,7 @@ hooks::HookPoints every_point(int64_t n_layers) {
   return points;
 }
 
-constexpr hooks::HookFlags kEverything = {true, true, true, true};
+constexpr hooks::HookFlags kEverything = {true, true, true, true, true};
 
 }  // namespace
 
@@ -34,7 +34,7 @@ TEST_CASE("every hook name parses back to its site", "[hooks]") {
 
 TEST_CASE("points that only hooks need are left out unless a flag asks for them", "[hooks]") {
   const auto points = every_point(2);
-  REQUIRE(points.names(kEverything).size() - points.names().size() == 6 * 2);
+  REQUIRE(points.names(kEverything).size() - points.names().size() == 7 * 2);
   REQUIRE(points.parse("blocks.1.attn.hook_result") == Site{Point::kResult, 1});
 }
 
