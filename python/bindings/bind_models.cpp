@@ -169,13 +169,9 @@ void bind_models(py::module_& m) {
           [](const std::filesystem::path& path, torch::ScalarType dtype, torch::Device device,
              std::map<int64_t, torch::Device> block_devices, std::optional<text::ChatTemplate> chat_template,
              std::optional<int64_t> n_ctx, bool keep_blocks, py::object progress) {
-            const LoadOptions options{dtype,
-                                      device,
-                                      std::move(chat_template),
-                                      std::move(block_devices),
-                                      n_ctx,
-                                      keep_blocks,
-                                      as_progress(std::move(progress))};
+            const LoadOptions options{
+                dtype, device,      std::move(chat_template),        std::move(block_devices),
+                n_ctx, keep_blocks, as_progress(std::move(progress))};
             const py::gil_scoped_release release;
             return std::const_pointer_cast<Model>(Model::load(path, options));
           },

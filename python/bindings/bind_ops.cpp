@@ -25,8 +25,8 @@ Raises:
   m.def(
       "rotary_frequencies",
       [](int64_t d_rotary, double base, const std::string& scaling, double factor, double low_freq_factor,
-         double high_freq_factor, double original_max_position, double beta_fast, double beta_slow, bool truncate,
-         std::vector<double> short_factor, std::vector<double> long_factor, double longest) {
+         double high_freq_factor, double original_max_position, double beta_fast, double beta_slow,
+         bool truncate, std::vector<double> short_factor, std::vector<double> long_factor, double longest) {
         ops::RotaryScaling how;
         how.type = scaling;
         how.factor = factor;

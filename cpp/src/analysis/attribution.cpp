@@ -69,9 +69,10 @@ std::vector<std::string> attribution_points(const Model& model, Unit unit) {
     if (points.has({point, layer})) names.push_back(hooks::hook_name({point, layer}));
   };
   const bool heads = unit == Unit::kHead || unit == Unit::kNeuron, neurons = unit == Unit::kNeuron;
-  check<ConfigError>(!neurons || !model.cfg().is_mixture(),
-                     "direct_logit_attribution: neurons of a mixture of experts are not taken apart: unit must be layer, "
-                     "component or head");
+  check<ConfigError>(
+      !neurons || !model.cfg().is_mixture(),
+      "direct_logit_attribution: neurons of a mixture of experts are not taken apart: unit must be layer, "
+      "component or head");
   add(Point::kEmbed);
   add(Point::kPosEmbed);
   for (int64_t layer = 0; layer < model.cfg().n_layers; ++layer) {

@@ -76,8 +76,8 @@ class Decoder {
   struct Trace {
     struct Layer {
       torch::Tensor x_attention, x_mlp;  // the streams that attention and the MLP read
-      torch::Tensor qkv, hidden;         // [B, T, R, K], and the MLP before its activation, or what a mixture reads
-      torch::Tensor attention, mlp;      // what they compute, where a norm follows
+      torch::Tensor qkv, hidden;  // [B, T, R, K], and the MLP before its activation, or what a mixture reads
+      torch::Tensor attention, mlp;  // what they compute, where a norm follows
     };
     int64_t first_layer = 0;
     std::vector<Layer> layers;  // from first_layer on; what is needed for gradients is computed again

@@ -77,8 +77,9 @@ void check_options(const models::Model& model, const Protocol& protocol, const N
   }
   for (const auto& own : options.own_strengths) {
     check<std::invalid_argument>(own.strengths.size() == options.strengths->size(),
-                                 "run_experiment: own_strengths of '", own.concept_name, "' must be as many as ",
-                                 "strengths (", options.strengths->size(), "), got ", own.strengths.size());
+                                 "run_experiment: own_strengths of '", own.concept_name,
+                                 "' must be as many as ", "strengths (", options.strengths->size(), "), got ",
+                                 own.strengths.size());
     for (const auto strength : own.strengths)
       check<std::invalid_argument>(std::isfinite(strength), "run_experiment: own_strengths of '",
                                    own.concept_name, "' must be finite, got ", strength);

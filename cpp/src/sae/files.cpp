@@ -28,9 +28,12 @@ bool is_weights_file(const fs::path& path) {
 
 /// The files of a folder that hold tensors, but not those that only accompany them.
 std::vector<fs::path> weights_files(const fs::path& folder) {
-  static const std::set<std::string> kBeside = {"sparsity.safetensors", "activations_store_state.safetensors",
+  static const std::set<std::string> kBeside = {"sparsity.safetensors",
+                                                "activations_store_state.safetensors",
                                                 "activation_whitening.safetensors",
-                                                "trainer_state.pt", "optimizer.pt", "state.pt"};
+                                                "trainer_state.pt",
+                                                "optimizer.pt",
+                                                "state.pt"};
   std::vector<fs::path> out;
   std::error_code problem;
   for (fs::directory_iterator at(folder, problem), end; !problem && at != end; at.increment(problem))

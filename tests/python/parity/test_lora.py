@@ -16,8 +16,8 @@ from introspect import _C, FinetuneExample
 FAMILIES = ["qwen2", "qwen3", "llama", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "phi3"]
 STEPS, LR = 20, 0.01
 
-# transformers computes RMS norms in float32 whatever the model's dtype, and so do we: numbers that agree to 1e-16 before
-# one are rounded apart to 1e-7 of their size after it. LayerNorms are float64 on both sides.
+# transformers computes RMS norms in float32 whatever the model's dtype, and so do we: numbers that agree to 1e-16
+# before one are rounded apart to 1e-7 of their size after it. LayerNorms are float64 on both sides.
 LAYER_NORMS = ["gpt2", "gpt_neox"]
 PRODUCTS = {"gpt_neox": ["query_key_value", "dense"], "gpt2": ["c_attn", "mlp.c_proj"], "qwen2": ["q_proj", "up_proj"]}
 

@@ -235,7 +235,9 @@ def test_what_is_no_model_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "what"),
     [
-        ("Qwen2MoeForCausalLM", "a mixture of experts"), ("OlmoeForCausalLM", "a mixture of experts"), ("DeepseekV3ForCausalLM", "a mixture of experts"),
+        ("Qwen2MoeForCausalLM", "a mixture of experts"),
+        ("OlmoeForCausalLM", "a mixture of experts"),
+        ("DeepseekV3ForCausalLM", "a mixture of experts"),
         ("Llama4ForConditionalGeneration", "a mixture of experts"),
         ("OlmoForCausalLM", "a decoder of another family"), ("OPTForCausalLM", "a decoder of another family"),
         ("GPTNeoForCausalLM", "a decoder of another family"), ("GemmaForCausalLM", "a decoder of another family"),

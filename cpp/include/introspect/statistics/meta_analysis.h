@@ -31,7 +31,8 @@ struct MetaAnalysis {
   double q = 0, p_q = 1;  // Cochran's test that all studies have one effect
   double i_squared = 0;   // share of the variance that is between studies, 0 to 1
   Interval i_squared_interval;
-  Interval prediction;  // where the effect of one more study would lie; NaN for fewer than three, too narrow for few
+  Interval
+      prediction;  // where the effect of one more study would lie; NaN for fewer than three, too narrow for few
   std::vector<double> weights;  // of the studies, summing to 1
 };
 
