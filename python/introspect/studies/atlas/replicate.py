@@ -242,7 +242,8 @@ def _vectors(
             )
     if vectors is not None:
         return {name: vectors[name] for name in names}
-    return ControlVector.train_words_many(model, names, load_words("baseline"))
+    every = list(range(model.cfg.n_layers))  # the first block too, into which hahami injects
+    return ControlVector.train_words_many(model, names, load_words("baseline"), layers=every)
 
 
 def _length(model: Model, word: str) -> int:
