@@ -1,6 +1,8 @@
 """A local server with OpenAI's chat completions, whose answers a test decides."""
 
+import contextlib
 import json
+import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 from introspect.endpoint import Endpoint
@@ -30,3 +32,15 @@ class ChatServer:
 
         self.http = HTTPServer(("127.0.0.1", 0), Handler)
         self.endpoint = Endpoint(f"http://127.0.0.1:{self.http.server_port}/v1", "judge", api_key="secret")
+
+
+@contextlib.contextmanager
+def serving():
+    """A ChatServer that answers until the block ends."""
+    made = ChatServer()
+    thread = threading.Thread(target=made.http.serve_forever, daemon=True)
+    thread.start()
+    yield made
+    made.http.shutdown()
+    made.http.server_close()
+    thread.join()

@@ -16,7 +16,20 @@ from ..experiments.runs import CELLS as CELLS
 from ..experiments.runs import difference, model_facts, note_finished, protocol_facts, write_note
 from ..output_files import check_file_name
 from ..progress import step_bars_or_lines
-from .common import MOST, Dtype, SeedOption, load_model, note, print_json, resumable
+from .common import (
+    MOST,
+    Dtype,
+    Layers,
+    SeedOption,
+    load_model,
+    note,
+    one,
+    parse_layers,
+    parse_number,
+    parse_strength,
+    print_json,
+    resumable,
+)
 
 if TYPE_CHECKING:
     from ..experiments.results import Result
@@ -38,6 +51,30 @@ Controls = Annotated[
         metavar="CONVERSATION",
         help="Where control questions are asked: own (the protocol's own conversation, the default), with_info (as in "
         "the article, always after its long introduction) or another protocol.",
+    ),
+]
+Strength = Annotated[
+    list[Any] | None,
+    typer.Option(
+        parser=one(parse_strength, "--strength"),
+        metavar="S",
+        help="Factor of the vector, or a dose that is solved for: kl=0.5 (nats), sd=2, coherent.",
+    ),
+]
+Fraction = Annotated[
+    list[float] | None,
+    typer.Option(
+        parser=one(parse_number, "--fraction"),
+        metavar="F",
+        help="Strength as a fraction of the median residual norm. 0.1 if not given.",
+    ),
+]
+Ranges = Annotated[
+    list[Layers] | None,
+    typer.Option(
+        parser=one(parse_layers, "--layers"),
+        metavar="A-B",
+        help="Steered blocks, or fractions. 0.33-0.66 if not given.",
     ),
 ]
 Nulls = Annotated[int, typer.Option(min=0, max=MOST, help="Random rotations of each vector to compare with.")]

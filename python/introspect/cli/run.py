@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,10 +17,6 @@ from .common import (
     Model,
     guarded,
     note,
-    one,
-    parse_layers,
-    parse_number,
-    parse_strength,
     print_json,
 )
 
@@ -33,30 +29,9 @@ def command(
     protocols: experiment.Protocols,
     vector: experiment.Vectors,
     output: experiment.Folder,
-    strength: Annotated[
-        list[Any] | None,
-        typer.Option(
-            parser=one(parse_strength, "--strength"),
-            metavar="S",
-            help="Factor of the vector, or a dose that is solved for: kl=0.5 (nats), sd=2, coherent.",
-        ),
-    ] = None,
-    fraction: Annotated[
-        list[float] | None,
-        typer.Option(
-            parser=one(parse_number, "--fraction"),
-            metavar="F",
-            help="Strength as a fraction of the median residual norm. 0.1 if not given.",
-        ),
-    ] = None,
-    layers: Annotated[
-        list[Layers] | None,
-        typer.Option(
-            parser=one(parse_layers, "--layers"),
-            metavar="A-B",
-            help="Steered blocks, or fractions. 0.33-0.66 if not given.",
-        ),
-    ] = None,
+    strength: experiment.Strength = None,
+    fraction: experiment.Fraction = None,
+    layers: experiment.Ranges = None,
     questions: experiment.Questions = "controls",
     controls: experiment.Controls = None,
     nulls: experiment.Nulls = 10,

@@ -15,15 +15,10 @@ from .common import (
     Dtype,
     DtypeOption,
     Json,
-    Layers,
     Model,
     guarded,
     load_model,
     note,
-    one,
-    parse_layers,
-    parse_number,
-    parse_strength,
     print_json,
     resumable,
 )
@@ -40,28 +35,9 @@ def command(
         list[str] | None,
         typer.Option("--arm", metavar="ARM", help="injected, rotations, swap, ...; all that fit if none is given."),
     ] = None,
-    strength: Annotated[
-        list[Any] | None,
-        typer.Option(
-            parser=one(parse_strength, "--strength"),
-            metavar="S",
-            help="Factor of the vector, or a dose that is solved for: kl=0.5 (nats), sd=2, coherent.",
-        ),
-    ] = None,
-    fraction: Annotated[
-        list[float] | None,
-        typer.Option(
-            parser=one(parse_number, "--fraction"),
-            metavar="F",
-            help="Strength as a fraction of the median residual norm. 0.1 if not given.",
-        ),
-    ] = None,
-    layers: Annotated[
-        list[Layers] | None,
-        typer.Option(
-            parser=one(parse_layers, "--layers"), metavar="A-B", help="Steered blocks, or fractions; 0.33-0.66 if none."
-        ),
-    ] = None,
+    strength: experiment.Strength = None,
+    fraction: experiment.Fraction = None,
+    layers: experiment.Ranges = None,
     nulls: experiment.Nulls = 10,
     seed: experiment.Seed = 0,
     dtype: DtypeOption = Dtype.float32,

@@ -2,10 +2,9 @@
 
 import json
 import re
-import threading
 
 import pytest
-from chat_server import ChatServer
+from chat_server import serving
 
 from introspect import _C
 from introspect.sae.explanations import Endpoint, Explanation, detection_score, explain, fuzzing_score
@@ -13,13 +12,8 @@ from introspect.sae.explanations import Endpoint, Explanation, detection_score, 
 
 @pytest.fixture
 def server():
-    made = ChatServer()
-    thread = threading.Thread(target=made.http.serve_forever, daemon=True)
-    thread.start()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
-    thread.join()
+    with serving() as made:
+        yield made
 
 
 def context(words, active):

@@ -1,11 +1,9 @@
 """Judges: local and behind a server; agreement and corrected rates against sklearn, hand arithmetic and simulation."""
 
-import threading
-
 import numpy
 import pytest
 import torch
-from chat_server import ChatServer
+from chat_server import serving
 from sklearn.metrics import cohen_kappa_score
 from tiny_chat import write_tiny_chat
 
@@ -18,13 +16,8 @@ LABELS = {"yes": "it says that it noticed something", "no": "it says that it did
 
 @pytest.fixture
 def server():
-    made = ChatServer()
-    thread = threading.Thread(target=made.http.serve_forever, daemon=True)
-    thread.start()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
-    thread.join()
+    with serving() as made:
+        yield made
 
 
 def test_a_server_judges_and_rubbish_is_marked(server):
