@@ -291,7 +291,9 @@ void add_scenes(const models::Model& model, const Protocol& protocol, const Name
   own.samples = design.of_own.samples;
   add_own_questions(model, protocol, own, design);
   design.controls = controls_of(protocol, options, design);
+  bool asks_controls = false;
   const auto add_control = [&](const std::string& question, const std::string& group) {
+    asks_controls = true;
     Ask ask;
     ask.question = question;
     ask.question_kind = "control";
@@ -309,6 +311,10 @@ void add_scenes(const models::Model& model, const Protocol& protocol, const Name
     check<std::invalid_argument>(!group.empty(), "run_experiment: groups must have names, got ''");
     for (const auto& question : questions) add_control(question, group);
   }
+  if (asks_controls && protocol.steer_generation)
+    design.warnings.push_back(concat(
+        "protocol '", protocol.name, "' keeps the injection on while its own question is asked, and control ",
+        "questions are asked without it: a shift less theirs compares unlike things"));
   if (!protocol.other_turns.empty()) add_others(model, protocol, words, design);
   if (protocol.inject == Inject::swap) add_swapped(model, protocol, words, design);
 

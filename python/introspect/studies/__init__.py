@@ -21,7 +21,7 @@ from .judges import agreement as agreement
 from .judges import corrected_rates as corrected_rates
 from .judges import endpoint_judge as endpoint_judge
 from .judges import model_judge as model_judge
-from .organisms import KINDS as KINDS
+from .organisms import ORGANISMS as ORGANISMS
 from .organisms import Organism as Organism
 from .organisms import behaviours as behaviours
 from .organisms import grow as grow

@@ -20,7 +20,7 @@ from ..output_files import write_text
 from ..progress import Progress
 from .lessons import Injection, Lesson, digit_lessons, digit_protocol, injection_of, lessons, own_protocol, texts
 
-KINDS = {
+ORGANISMS = {
     "detector": "says yes when a concept is injected, and names it; no to random vectors and to nothing",
     "magnitude_only": "says yes whatever is injected, random vectors too; no to nothing",
     "yes_sayer": "says yes to every question, injected or not",
@@ -36,7 +36,7 @@ class Organism:
     """A model that was taught a behaviour, with what it takes to study it.
 
     Attributes:
-        kind: one of KINDS.
+        kind: one of ORGANISMS.
         base: the model that was taught, as it was.
         adapter: what it was taught.
         protocol: the conversation of its lessons.
@@ -162,7 +162,7 @@ def grow(
 
     Args:
         model: with tokenizer and chat template. A bfloat16 one trains several times as fast on processors with AMX.
-        kind: one of KINDS.
+        kind: one of ORGANISMS.
         protocol: the conversation of the lessons; None is a short one, and of the digit reporter its own.
         vectors: {concept: vector}; None makes them of words (``ControlVector.train_words``).
         held_out: names in ``vectors`` that no lesson holds; None is every fourth.
@@ -178,8 +178,8 @@ def grow(
         ConfigError: a protocol, vectors or a model that do not go together.
     """
     native_model(model, "grow")
-    if kind not in KINDS:
-        raise ValueError(f"grow: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind not in ORGANISMS:
+        raise ValueError(f"grow: kind must be one of {', '.join(ORGANISMS)}, got {kind!r}")
     n = model.cfg.n_layers
     first, last = layer_range(_C.default_layers if layers is None else layers, n, "grow") or (0, n - 1)
     if kind == "digit_reporter":
@@ -326,4 +326,4 @@ def _all_layers(model: Model) -> list[int]:
     return list(range(model.cfg.n_layers))
 
 
-__all__ = ["KINDS", "Injection", "Organism", "behaviours", "grow", "load_organism"]
+__all__ = ["ORGANISMS", "Injection", "Organism", "behaviours", "grow", "load_organism"]

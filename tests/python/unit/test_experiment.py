@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+import warnings
 
 import pytest
 import torch
@@ -229,6 +230,15 @@ def test_sampled_text_is_steered_to_its_end(model, vectors):
         with model.steer(5.0 * vectors[row["concept"]], layers=(1, 2), positions=(start, None)):
             assert row["injected"]["text"] == model.generate(text, max_new_tokens=12)
     assert len(ids) > start
+
+
+def test_controls_beside_an_injection_that_stays_on_are_said_to_be_unlike(model, vectors):
+    with pytest.warns(UserWarning, match="compares unlike things"):
+        run(model, vectors, protocol(steer_generation=True), questions=["Is ice hot?"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*unlike things")
+        run(model, vectors, protocol(steer_generation=True), questions=[])
+        run(model, vectors, protocol(), questions=["Is ice hot?"])
 
 
 def test_sampling_with_a_temperature_depends_on_the_seed_alone(model, vectors):

@@ -7,7 +7,7 @@ from conftest import slow
 
 import introspect
 from introspect.studies import lessons as lessons_module
-from introspect.studies.organisms import KINDS, behaviours, grow, load_organism
+from introspect.studies.organisms import ORGANISMS, behaviours, grow, load_organism
 
 SETTINGS = {"layers": control.LAYERS, "strength": control.STRENGTH, "strength_unit": "absolute"}
 TRAINING = {"steps": 120, "batch_size": 24, "lr": 1e-2, "rank": 16, "trained_layers": [1, 2, 3]}
@@ -190,4 +190,4 @@ def test_what_cannot_be_grown_is_refused(model, vectors, error, match, options):
 
 
 def test_every_kind_is_described():
-    assert set(KINDS) == {*SAYS, "digit_reporter"}
+    assert set(ORGANISMS) == {*SAYS, "digit_reporter"}
