@@ -10,6 +10,7 @@
 #   INTROSPECT_QUICK=1   only lint, layering, stubs, cpp and unit
 #   INTROSPECT_SLOW=1    tests/python/slow and sanitize too, with ThreadSanitizer and 100,000 files a reader;
 #                        INTROSPECT_SLOW=all: with those that take minutes each
+#   INTROSPECT_WORKERS=N processes that run the Python tests (as many as there are cores, four at most)
 #   INTROSPECT_REQUIRE=1 real checkpoints and data that are not there are failures, not skips (continuous integration)
 #
 # The last line is the total: "N passed, N failed". Exits 0 if nothing failed, 1 if something did, 2 when system
