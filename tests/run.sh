@@ -55,6 +55,7 @@ tier_lint() {
 run_pytest() {
   local xml=$REPORTS/$TIER.xml status=0
   rm -f "$xml"
+  [ "$WORKERS" = 1 ] || export OMP_NUM_THREADS=1
   python -m pytest -q --junitxml="$xml" "${SHARED[@]}" "$@" || status=$?
   [ ! -e "$xml" ] || python - "$xml" >"$COUNTS" <<'PY'
 import sys

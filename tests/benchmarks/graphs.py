@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=16384)
     parser.add_argument("--active", type=int, default=300)
     parser.add_argument("--peer-rows", type=int, default=64, help="rows of the peer's way, one batch; 0: not run")
+    parser.add_argument("--budget", type=int, default=2, help="GiB that attribute may take beside its result")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -163,7 +164,7 @@ def main() -> None:
             """The graph, its seconds, and those before its features' rows: forward pass, encoders, rows of targets."""
             start, steps = time.perf_counter(), []
             graph = attribute(
-                model, tokens, transcoders, max_features=n_rows, memory_budget=2 << 30,
+                model, tokens, transcoders, max_features=n_rows, memory_budget=options.budget << 30,
                 progress=lambda *_: steps.append(time.perf_counter() - start),
             )  # fmt: skip
             return time.perf_counter() - start, steps[0], graph
