@@ -20,7 +20,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 REPORTS=$ROOT/build/reports
 
 # name and time limit in minutes, in the order of running
-TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:30 parity:30 slow:45 consumer:25 examples:20 notebooks:25 sanitize:90"
+TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:30 parity:30 slow:45 consumer:25 examples:30 notebooks:25 sanitize:90"
 [ -z "${INTROSPECT_SLOW:-}" ] || TIERS=${TIERS/sanitize:90/sanitize:240}
 [ -z "${INTROSPECT_QUICK:-}" ] || TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:30"
 
