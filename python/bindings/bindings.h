@@ -52,10 +52,7 @@ void bind_splice(py::module_& m);
 void bind_attribution_graph(py::module_& m);
 void bind_qk_attribution(py::module_& m);
 void bind_dose(py::module_& m);
-void bind_claims(py::module_& m);
-void bind_equivalence(py::module_& m);
 void bind_answers(py::module_& m);
-void bind_arms(py::module_& m);
 void bind_lora_training(py::module_& m);
 
 /// A Progress that calls `callback(what, done, total)` unless it is None, and lets Ctrl-C end the work either way.

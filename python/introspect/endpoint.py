@@ -1,4 +1,4 @@
-"""Language models behind a server with OpenAI's chat completions. Nothing asks one unless it is given."""
+"""Language models on a server with OpenAI's chat completions. None is asked unless an Endpoint is given."""
 
 from __future__ import annotations
 

@@ -1,17 +1,40 @@
-"""What an injection adds to the output of each block, as ``run_experiment`` works it out."""
+"""What an injection adds to each block, and where, as ``run_experiment`` works it out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from .. import _C
+from ..experiments.run import conversation_tokens
 from ..steering.norms import residual_norms
 
 if TYPE_CHECKING:
     from ..model import Model
     from ..steering.training import ControlVector
+
+
+class Spanned(NamedTuple):
+    """A conversation's tokens, and the injected ones among them, [first, last)."""
+
+    tokens: list[int]
+    span: tuple[int, int]
+
+
+def adds_to_one_span(protocol: _C.Protocol) -> bool:
+    """Whether a protocol adds vectors to whole messages that follow one another."""
+    injected = protocol.injected
+    is_whole = bool(injected) and injected == list(range(injected[0], injected[-1] + 1))
+    return is_whole and protocol.inject == "vector"
+
+
+def spanned(model: Model, protocol: _C.Protocol) -> Spanned:
+    """The conversation of a protocol that adds to one span."""
+    ids = conversation_tokens(model, protocol)
+    first = len(ids.before)
+    return Spanned([*ids.before, *ids.injected, *ids.after], (first, first + len(ids.injected)))
 
 
 def added(

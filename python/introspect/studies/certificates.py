@@ -13,9 +13,8 @@ import torch
 from .. import _C
 from ..experiments.arguments import Arguments
 from ..experiments.results import Result
-from ..experiments.run import conversation_tokens
 from ..steering.training import ControlVector
-from .added import added
+from .added import added, adds_to_one_span, spanned
 from .together import Experiment, run_together
 from .variants import edited
 
@@ -99,9 +98,7 @@ def certify(
     """
     given = Arguments("certify")
     asked = edited(given.protocol(protocol), "certified", paraphrases=None, controls=None, asks_own_question=None)
-    injected = asked.injected
-    whole = bool(injected) and injected == list(range(injected[0], injected[-1] + 1))
-    if asked.inject != "vector" or asked.steer_generation or asked.answers or not whole:
+    if asked.steer_generation or asked.answers or not adds_to_one_span(asked):
         raise _C.ConfigError(
             f"certify: protocol '{asked.name}' must add vectors to whole messages that follow one another, and to "
             "nothing after them"
@@ -119,9 +116,7 @@ def certify(
     )
     (fresh,) = run_together(model, [run], progress=False)
     row = fresh.rows[0]
-    ids = conversation_tokens(model, asked)
-    tokens = [*ids.before, *ids.injected, *ids.after]
-    first, last = len(ids.before), len(ids.before) + len(ids.injected)
+    tokens, (first, last) = spanned(model, asked)
     blocks = range(row["first_layer"], row["last_layer"] + 1)
     unit = fresh.settings["strength_unit"]
     changes = added(model, vectors[name], row["strength"], unit, blocks, tokens, (first, last))

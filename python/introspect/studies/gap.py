@@ -13,10 +13,10 @@ from .. import _C
 from ..analysis.probes import fit_probe
 from ..experiments.arguments import Arguments
 from ..experiments.results import Result
-from ..experiments.run import conversation_tokens, run_experiment
+from ..experiments.run import run_experiment
 from ..graph import Graph
 from ..steering.training import ControlVector
-from .added import added
+from .added import added, adds_to_one_span, spanned
 
 if TYPE_CHECKING:
     import pandas
@@ -143,8 +143,7 @@ def probe_report_gap(
     named = dict(given.vectors(vectors))
     concepts = tuple(named)
     nulls = given.whole("nulls", nulls, least=0)
-    whole = bool(asked.injected) and asked.injected == list(range(asked.injected[0], asked.injected[-1] + 1))
-    if asked.read != "content" or asked.inject != "vector" or not whole:
+    if asked.read != "content" or not adds_to_one_span(asked):
         raise _C.ConfigError(
             f"probe_report_gap: protocol '{asked.name}' must read content, and add vectors to whole messages that "
             "follow one another"
@@ -224,17 +223,15 @@ def _named(
     model: Model, protocol: Any, probes: Sequence[Any], vectors: Mapping[str, ControlVector], row: dict, unit: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Of each block the share of concepts that probes name: at the injected tokens, and where the answer is read."""
-    ids = conversation_tokens(model, protocol)
-    tokens = [*ids.before, *ids.injected, *ids.after]
-    first, last = len(ids.before), len(ids.before) + len(ids.injected)
+    tokens, (first, last) = spanned(model, protocol)
     graph = Graph()
-    start = graph.segment(model, ids.before) if ids.before else None
+    start = graph.segment(model, tokens[:first]) if first else None
 
     def states(changes: Mapping[int, torch.Tensor]) -> tuple[int, int]:
         added_to = [_C.Intervention({block: change for block, change in changes.items()})] if changes else []
-        node = graph.segment(model, ids.injected, start, added_to)
+        node = graph.segment(model, tokens[first:last], start, added_to)
         span = graph.read(node, positions=range(last - first))
-        return span, graph.read(graph.segment(model, ids.after, node))
+        return span, graph.read(graph.segment(model, tokens[last:], node))
 
     blocks = range(row["first_layer"], row["last_layer"] + 1)
     plain = states({})

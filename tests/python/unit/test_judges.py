@@ -1,4 +1,4 @@
-"""Judges: local and behind a server; agreement and corrected rates against sklearn, hand arithmetic and simulation."""
+"""Local and served judges, against a server of the test; kappa and corrected rates, against sklearn and simulation."""
 
 import numpy
 import pytest
