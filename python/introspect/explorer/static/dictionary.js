@@ -38,6 +38,7 @@ export async function dictionaryView(place, contents) {
   }
 
   async function find() {
+    if (!info) return; // open() finds as soon as it knows the dictionary
     const words = search.value.trim();
     state.set({ search: search.value, by: how.value === "text" ? null : how.value });
     fill(read);

@@ -75,6 +75,7 @@ export async function graphView(place, contents) {
   }
 
   function prune() {
+    if (!graph) return; // open() prunes as soon as there is one
     const kept = new Set([...view.pinned, ...view.groups.flatMap(group => group.members), ...(clicked === null ? [] : [clicked])]);
     const left = graph.prune(Number(nodes.value), Number(links.value), kept);
     counts.textContent = `${left.nodes.toLocaleString()} nodes, ${left.links.toLocaleString()} links · ${percent(left.influence)}`;

@@ -22,7 +22,7 @@ const KEYS = [
 
 const main = document.getElementById("main");
 const message = document.getElementById("message");
-let contents, current, shown;
+let contents, current = null, shown, opened = 0;
 
 export function say(error) {
   if (error instanceof Gone) return;
@@ -51,20 +51,23 @@ async function show(name, push) {
   if (push) state.set({ view: name }, { push: true });
   if (shown === name && current?.restore) { current.restore(); return; }
   current?.leave?.();
+  current = null;
   shown = name;
+  const own = ++opened;
   for (const button of document.querySelectorAll("#views button")) {
     if (button.dataset.view === name) button.setAttribute("aria-current", "page");
     else button.removeAttribute("aria-current");
   }
   document.title = `${VIEWS[name].name} · introspect`;
   if (!VIEWS[name].has(contents)) {
-    current = null;
     fill(main, h("div", { class: "empty" }, EMPTY[name]));
     return;
   }
   const place = h("div", { class: `view ${name}` });
   fill(main, place);
-  current = await VIEWS[name].make(place, contents) ?? null;
+  const made = await VIEWS[name].make(place, contents);
+  if (own === opened) current = made;
+  else if (shown !== name) made?.leave?.(); // another view was asked for meanwhile
 }
 
 const EMPTY = {
@@ -107,9 +110,9 @@ async function start() {
   document.getElementById("subject").textContent = contents.model ?? "";
   addEventListener("keydown", keys);
   const first = Object.keys(VIEWS).find(name => VIEWS[name].has(contents)) ?? "model";
-  const opened = () => (state.get("view") in VIEWS ? state.get("view") : first);
-  state.onmove(() => show(opened(), false).catch(say));
-  await show(opened(), false);
+  const wanted = () => (state.get("view") in VIEWS ? state.get("view") : first);
+  state.onmove(() => show(wanted(), false).catch(say));
+  await show(wanted(), false);
   if (contents.skipped.length) say(contents.skipped.join(" "));
 }
 

@@ -1,4 +1,8 @@
-"""The explorer's page in a real browser: it is used as a person would, and asks for nothing outside of this machine."""
+"""The explorer's page in a real browser: it is used as a person would, and asks for nothing outside of this machine.
+
+What the page does after an answer of the server is waited for (``expect``, ``wait_for_selector``), never read at once.
+A wait for a function (``wait_for_function``) is `eval` in the page, which its Content-Security-Policy forbids.
+"""
 
 import json
 import shutil
@@ -17,10 +21,22 @@ from tiny_chat import random_vectors, write_tiny_chat
 import introspect
 from introspect.explorer import workspace
 
+playwright = pytest.importorskip("playwright.sync_api")
+expect = playwright.expect
+PATIENCE = 60_000  # milliseconds: the machine may be busy
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 BAD = "<img src=x onerror=\"document.title='stolen'\"><script>document.title='stolen'</script>"
 SIZES = [(1000, 700), (1600, 950)]
+# What stands in a view once it can be used.
+READY = {
+    "model": "#logits .bars td",
+    "dictionaries": ".features button",
+    "dictionaries&feature=3": ".page h3",
+    "graphs": "#counts:not(:empty)",
+    "experiments": "[data-cell]",
+    "experiments&cell=0": ".page .facts",
+}
 # What reaches beyond the window, and controls that have no name for a screen reader.
 TOO_WIDE = """[...document.querySelectorAll("main *")]
   .filter(one => one.getClientRects().length && !one.closest(".scroll, svg, .hits"))
@@ -56,7 +72,7 @@ def missing(what):
 def browser():
     if CHROMIUM is None:
         missing("there is no Chromium: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
+    expect.set_options(timeout=PATIENCE)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
         yield browser
@@ -101,7 +117,7 @@ def page(browser, explorer):
     """A page in a profile of its own. What went wrong in it, and where it went, is looked at afterwards."""
     context = browser.new_context(viewport={"width": 1000, "height": 700}, accept_downloads=True)
     page = context.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(PATIENCE)
     asked, problems = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
@@ -114,10 +130,11 @@ def page(browser, explorer):
     assert problems == []
 
 
-def visit(page, explorer, state=""):
+def visit(page, explorer, view="model", more=""):
+    """Open a view, and wait until it can be used."""
     page.goto("about:blank")
-    page.goto(f"{explorer.url}#{state}")
-    page.wait_for_load_state("networkidle")
+    page.goto(f"{explorer.url}#view={view}{more}")
+    page.wait_for_selector(READY[view])
 
 
 def test_a_prompt_is_typed_read_steered_and_restored(page, explorer):
@@ -125,12 +142,13 @@ def test_a_prompt_is_typed_read_steered_and_restored(page, explorer):
     assert "token" not in page.url  # it is out of the address bar
     page.fill("#prompt", "a cat ate bread")
     page.press("#prompt", "Control+Enter")
-    page.wait_for_selector("table.map td")
     tokens = page.locator(".prompt .tokens button")
+    expect(tokens).to_have_text(["a", " cat", " ", "a", "t", "e", " bread"])
+    expect(page.locator("table.map thead th").nth(1)).to_have_text("a")
     tokens.nth(3).click()
     page.locator("table.map tbody tr").nth(1).locator("td").nth(3).click()
-    assert tokens.nth(3).get_attribute("aria-pressed") == "true"
-    page.wait_for_selector("#logits .bars td")
+    expect(tokens.nth(3)).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#logits h2")).to_have_text("Next token after a")
     page.fill("#steer-word", " cat")
     page.fill("#steer-strength", "0.5")
     page.press("#steer-strength", "Enter")
@@ -138,8 +156,8 @@ def test_a_prompt_is_typed_read_steered_and_restored(page, explorer):
     page.wait_for_selector("#logits .key.orange")
     page.fill("#new-tokens", "5")
     page.click("#write")
-    page.wait_for_selector("#write:enabled")
-    assert page.locator("#steer .texts pre").count() == 2
+    expect(page.locator("#steer .texts pre")).to_have_count(2)
+    expect(page.locator("#write")).to_be_enabled()
     page.click("#attention summary")
     page.locator("#attention .head").nth(2).click()
     page.wait_for_selector(".pattern canvas")
@@ -148,39 +166,41 @@ def test_a_prompt_is_typed_read_steered_and_restored(page, explorer):
     before = page.url
     page.reload()
     page.wait_for_selector("#logits .key.orange")
-    assert page.url == before
-    assert page.input_value("#prompt") == "a cat ate bread"
-    assert page.is_checked("#steer-on") and page.input_value("#steer-word") == " cat"
-    assert page.locator(".prompt .tokens button").nth(3).get_attribute("aria-pressed") == "true"
-    assert page.locator(".pattern").count() == 1
+    expect(page).to_have_url(before)
+    expect(page.locator("#prompt")).to_have_value("a cat ate bread")
+    expect(page.locator("#steer-on")).to_be_checked()
+    expect(page.locator("#steer-word")).to_have_value(" cat")
+    expect(tokens.nth(3)).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(".pattern")).to_have_count(1)
 
 
 def test_a_graph_is_pruned_pinned_grouped_changed_and_saved(page, explorer):
-    visit(page, explorer, "view=graphs&graph=graph")
-    page.wait_for_selector("#counts:not(:empty)")
+    visit(page, explorer, "graphs", "&graph=graph")
     many = page.inner_text("#counts")
     page.locator("#node-share").fill("0.4")
-    assert page.inner_text("#counts") != many
+    expect(page.locator("#counts")).not_to_have_text(many, use_inner_text=True)
     page.locator("#node-share").fill("1")
     page.locator("#link-share").fill("1")
     page.fill("[type=search]", "onerror")
     page.locator(".hits button:not(:has-text('token '))").first.click()  # the feature whose name is markup
-    assert page.inner_text("#node h2") == BAD
-    assert page.locator("#qk .bars tr").count() == 2
+    blocks = page.locator(".sub .block")
+    expect(page.locator("#node h2")).to_have_text(BAD)
+    expect(page.locator("#qk .bars tr")).to_have_count(2)
     page.click("#pin")
     page.locator("#connections .pickable").first.click()
+    expect(page.locator("#node h2")).not_to_have_text(BAD)
     page.click("#pin")
-    assert page.locator(".sub .block").count() == 2
-    page.locator(".sub .block").nth(0).click()
-    page.locator(".sub .block").nth(1).click(modifiers=["Shift"])
+    expect(blocks).to_have_count(2)
+    blocks.nth(0).click()
+    blocks.nth(1).click(modifiers=["Shift"])
     page.fill(".sub input", "my group")
     page.click("text=Group")
-    assert page.locator(".sub .block.group").count() == 1
+    expect(page.locator(".sub .block.group")).to_have_count(1)
     page.keyboard.press("Escape")
     page.locator("canvas.nodes").focus()
     for key in ("ArrowUp", "ArrowLeft", "ArrowDown", "p"):
         page.keyboard.press(key)
-    assert page.locator(".sub .block").count() == 2
+    expect(blocks).to_have_count(2)
     page.fill("[type=search]", "feature")
     page.locator(".hits button").nth(1).click()
     page.click("text=Take out")
@@ -196,24 +216,23 @@ def test_a_graph_is_pruned_pinned_grouped_changed_and_saved(page, explorer):
     assert len(data["qParams"]["pinnedIds"]) == 1
     page.reload()
     page.wait_for_selector(".sub .block.group")
-    assert page.locator(".sub .block").count() == 2
-    assert page.input_value("#node-share") == "1"
-    assert page.locator("#change .row.small").count() == 1
+    expect(blocks).to_have_count(2)
+    expect(page.locator("#node-share")).to_have_value("1")
+    expect(page.locator("#change .row.small")).to_have_count(1)
 
 
 def test_heads_are_asked_why_and_changes_measured(page, explorer):
-    visit(page, explorer, "view=graphs&graph=own&nodes=1&links=1")
-    page.wait_for_selector("#counts:not(:empty)")
+    visit(page, explorer, "graphs", "&graph=own&nodes=1&links=1")
+    said = page.locator("#qk-live p")
     page.fill("#qk-live [aria-label=Layer]", "2")
     page.fill("#qk-live [aria-label=Head]", "1")
     page.select_option("#qk-live [aria-label='From the token']", "5")
     page.select_option("#qk-live [aria-label='To the token']", "3")
     page.click("#why")
     page.wait_for_selector("#qk-live .bars tr")
-    said = page.inner_text("#qk-live p")
+    first = said.inner_text()
     page.reload()
-    page.wait_for_selector("#qk-live .bars tr")
-    assert page.inner_text("#qk-live p") == said
+    expect(said).to_have_text(first, use_inner_text=True)
     page.fill("[type=search]", "feature")
     page.locator(".hits button").first.click()
     page.click("text=Paths from here")
@@ -222,7 +241,7 @@ def test_heads_are_asked_why_and_changes_measured(page, explorer):
     page.click("#carriers")
     page.wait_for_selector("text=Heads that carry it")
     page.locator("#qk-live [aria-label=Heads] .pickable").first.click()
-    page.wait_for_function(f"document.querySelector('#qk-live p').innerText !== {json.dumps(said)}")
+    expect(said).not_to_have_text(first, use_inner_text=True)
     page.fill("[type=search]", "feature")
     page.locator(".hits button").first.click()
     page.click("text=Take out")
@@ -232,9 +251,8 @@ def test_heads_are_asked_why_and_changes_measured(page, explorer):
 
 def test_ten_thousand_nodes_stay_responsive(page, explorer, capsys):
     """Every node and the strongest links are drawn again and again: while the graph is dragged, zoomed and pruned."""
-    visit(page, explorer, "view=graphs&graph=large&nodes=1&links=1")
-    page.wait_for_selector("#counts:not(:empty)", timeout=60_000)
-    assert "10,4" in page.inner_text("#counts")
+    visit(page, explorer, "graphs", "&graph=large&nodes=1&links=1")
+    expect(page.locator("#counts")).to_contain_text("10,4")
     page.evaluate("introspectFrames.length = 0")
     intervals = page.evaluate(DRAGGED)
     for share in ("0.9", "0.95", "1"):
@@ -251,7 +269,7 @@ def test_ten_thousand_nodes_stay_responsive(page, explorer, capsys):
 
 
 def test_a_feature_is_found_tested_and_labelled(page, explorer):
-    visit(page, explorer, "view=dictionaries")
+    visit(page, explorer, "dictionaries")
     page.fill("#search", "a cat ate bread")
     page.press("#search", "Enter")
     page.wait_for_selector(".left .tokens button")
@@ -268,19 +286,17 @@ def test_a_feature_is_found_tested_and_labelled(page, explorer):
     before = page.url
     page.reload()
     page.wait_for_selector(".contexts li")
-    assert page.url == before
-    assert page.input_value("[aria-label=Label]") == BAD
+    expect(page).to_have_url(before)
+    expect(label).to_have_value(BAD)
 
 
 def test_a_reading_is_drilled_into(page, explorer):
-    visit(page, explorer, "view=experiments")
-    page.wait_for_selector("[data-cell]")
+    visit(page, explorer, "experiments")
     page.locator("[data-cell]").first.click()
     page.wait_for_selector(".page .facts")
     shown = page.inner_text(".page h1")
     page.reload()
-    page.wait_for_selector(".page .facts")
-    assert page.inner_text(".page h1") == shown
+    expect(page.locator(".page h1")).to_have_text(shown, use_inner_text=True)
 
 
 def test_keys_lead_through_the_views(page, explorer):
@@ -290,18 +306,63 @@ def test_keys_lead_through_the_views(page, explorer):
         page.keyboard.press(str(number))
         page.wait_for_selector(f"nav button[aria-current]:text-is('{name}')")
     page.keyboard.press("?")
-    assert page.locator("dialog[open]").count() == 1
+    expect(page.locator("dialog[open]")).to_have_count(1)
     page.keyboard.press("Escape")
+    expect(page.locator("dialog[open]")).to_have_count(0)
     page.keyboard.press("t")
-    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
     page.go_back()
     page.wait_for_selector("nav button[aria-current]:text-is('Graphs')")
 
 
+def hold(page, address):
+    """Requests to an address wait; the function that is given back lets them go."""
+    held = []
+    page.route(address, lambda route: held.append(route))
+
+    def release():
+        with page.expect_response(address):
+            held[0].continue_()
+
+    return release
+
+
+def test_what_is_asked_while_a_view_opens_is_done_when_it_is_open(page, explorer):
+    visit(page, explorer, "experiments")
+    release = hold(page, "**/api/dictionary/sae")
+    page.keyboard.press("2")
+    page.fill("#search", "a cat ate bread")
+    page.press("#search", "Enter")
+    release()
+    expect(page.locator(".left .tokens button")).to_have_count(7)
+    release = hold(page, "**/api/graph/graph")
+    page.keyboard.press("Escape")
+    page.keyboard.press("3")
+    page.locator("#node-share").fill("0.4")
+    release()
+    few = page.locator("#counts")
+    expect(few).not_to_be_empty()
+    shown = few.inner_text()
+    page.locator("#node-share").fill("1")
+    expect(few).not_to_have_text(shown, use_inner_text=True)
+
+
+def test_a_view_that_comes_late_takes_no_keys_from_the_one_that_is_shown(page, explorer):
+    visit(page, explorer, "dictionaries")
+    release = hold(page, "**/api/model/tokens")
+    page.keyboard.press("1")
+    page.wait_for_selector("#prompt")
+    page.keyboard.press("4")
+    page.wait_for_selector("[data-cell]")
+    release()
+    page.keyboard.press("ArrowDown")
+    expect(page.locator("[data-cell][aria-current]")).to_have_count(1)
+
+
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("view", ["model", "dictionaries&feature=3", "graphs&graph=graph", "experiments&cell=0"])
+@pytest.mark.parametrize("view", ["model", "dictionaries&feature=3", "graphs", "experiments&cell=0"])
 def test_nothing_is_wider_than_the_window(page, explorer, size, view):
     page.set_viewport_size({"width": size[0], "height": size[1]})
-    visit(page, explorer, f"view={view}")
+    visit(page, explorer, view)
     assert page.evaluate(TOO_WIDE) == []
     assert page.evaluate(UNNAMED) == []

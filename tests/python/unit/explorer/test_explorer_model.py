@@ -11,6 +11,7 @@ import torch
 from explorer_server import PROMPT, TOKEN
 
 import introspect
+from introspect.explorer import worker
 
 
 def test_lens_and_norms_are_the_librarys(explorer, model):
@@ -107,8 +108,17 @@ def test_a_word_and_a_feature_steer(explorer, model, folder):
         assert row["steered"] == pytest.approx(expected[row["id"]].item(), rel=1e-4)
 
 
-def test_a_client_that_goes_ends_its_work(explorer):
-    """The worker is free again long before 1,000 tokens are written."""
+def test_a_client_that_goes_ends_its_work(explorer, monkeypatch):
+    """The worker is free again long before 1,000 tokens are written, which would take ten seconds."""
+    written = []
+
+    def slowly(job, event):
+        time.sleep(0.01)
+        written.append(event)
+        emit(job, event)
+
+    emit = worker.Job.emit
+    monkeypatch.setattr(worker.Job, "emit", slowly)
     request = json.dumps({"prompt": PROMPT, "max_new_tokens": 1000}).encode()
     connection = http.client.HTTPConnection("127.0.0.1", explorer.port)
     headers = {"x-secret-key": TOKEN, "content-type": "application/json"}
@@ -117,11 +127,11 @@ def test_a_client_that_goes_ends_its_work(explorer):
     assert explorer.worker._jobs
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
-    for _ in range(100):
-        if not explorer.worker._jobs:
-            break
-        time.sleep(0.05)
+    end = time.monotonic() + 60
+    while explorer.worker._jobs and time.monotonic() < end:
+        time.sleep(0.01)
     assert not explorer.worker._jobs
+    assert 0 < len(written) < 1000
     assert explorer.post("/api/model/tokens", {"prompt": PROMPT})[0] == 200
 
 
