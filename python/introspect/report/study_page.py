@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..output_files import write_text
-from ..studies.claims import MARKS, NOT_RUN, Claims, Rung, lower_first, number, upper_first
+from ..studies.claims import MARKS, NOT_RUN, Claims, Rung, lower_first, number, signed, upper_first
 from ..studies.evidence import Evidence, Readings
 from ..studies.from_results import evidence_of
 from ..studies.methods import methods
@@ -36,6 +37,7 @@ CONTENT = {
     "observer": "an observer who only reads the text",
 }
 PLACES = {"localised": "which passage was injected", "localised_matched": "matched questions about the passages"}
+INTERVAL = re.compile(r"(?<=\d), (?=[+-]?[\d.]+\])")  # the middle of "[-0.10, +0.20]"
 RULES = (
     "A rung holds where its effect is above 0 for every control, and fails where it is shown to be below the smallest "
     "effect that counts. Concepts are the sample; p is corrected for the whole ladder."
@@ -73,6 +75,7 @@ def html(study: Study, claims: Claims | None = None) -> str:
         certificates=_certificates(study.certificates),
         versions=own.settings["versions"],
         rules=RULES,
+        unbroken=_unbroken,
     )
 
 
@@ -84,6 +87,11 @@ def write(study: Study, path: str | os.PathLike, claims: Claims | None = None) -
 
 def _heading(study: Study) -> str:
     return f"{study.model['name']}: what its answers say of an injection ({study.protocol['name']})"
+
+
+def _unbroken(text: str) -> str:
+    """The text with intervals that no line breaks."""
+    return INTERVAL.sub(",\u00a0", text)
 
 
 def _css(verdict: str) -> str:
@@ -206,7 +214,8 @@ def _forest(
     scale = 1 if unit == "nats" else 100
     return {
         "title": title,
-        "text": f"{text} Mean over concepts with its {100 * confidence:.3g}% interval; every small point is a concept.",
+        "text": f"{text} Mean over concepts with its {100 * confidence:.3g}% interval; every small point is a concept, "
+        "and the dotted line the mean of the first row.",
         "rows": rows,
         "zero": place(0.0),
         "own": next((row["mean"] for row in rows if row.get("own")), None),
@@ -275,7 +284,7 @@ def _concepts(evidence: Evidence) -> dict[str, Any] | None:
     columns = {name: evidence.arms[name].by_concept() for name in shown}
     labels = {"injected": "shift", "rotations": "random, same length", "equal_dose": "random, same dose"}
     rows = [
-        [concept, *(f"{columns[name][concept]:+.2f}" if concept in columns[name] else NONE for name in shown)]
+        [concept, *(signed(columns[name][concept]) if concept in columns[name] else NONE for name in shown)]
         for concept in sorted(columns["injected"], key=lambda concept: -columns["injected"][concept])
     ]
     return {

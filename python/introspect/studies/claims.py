@@ -194,10 +194,16 @@ def _with_tuple(data: dict[str, Any]) -> dict[str, Any]:
 def number(value: float, unit: str, interval: tuple[float, float] | None = None) -> str:
     """ "+2.10 nats [+1.20, +3.00]", or points of a hundred for shares."""
     digits, scale, name = (2, 1.0, "nats") if unit == "nats" else (0, 100.0, "points")
-    said = f"{scale * value:+.{digits}f} {name}"
+    said = f"{signed(scale * value, digits)} {name}"
     if interval is None:
         return said
-    return f"{said} [{scale * interval[0]:+.{digits}f}, {scale * interval[1]:+.{digits}f}]"
+    return f"{said} [{signed(scale * interval[0], digits)}, {signed(scale * interval[1], digits)}]"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """ "+2.10", "-0.30"; "0.00" for what is not told from zero by these digits."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if not text.strip("+-0.") else text
 
 
 def listed(names: list[str]) -> str:

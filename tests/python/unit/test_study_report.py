@@ -22,6 +22,7 @@ WIDTHS = (400, 700, 1400)
 PROBE = """
 <script>
 addEventListener("load", () => {
+  document.querySelectorAll("details").forEach(one => { one.open = true; });
   const wide = [...document.querySelectorAll("td, th, p, li, dd, h1, h2, .rung, .forest > *, .turn")]
     .filter(one => one.getClientRects().length && one.getBoundingClientRect().right > innerWidth + 1)
     .map(one => one.outerHTML.slice(0, 80));
@@ -63,9 +64,9 @@ def test_what_stands_comes_first_and_what_fells_it_next(study):
     order = [
         claims.strongest,
         claims["questions"].sentence,
-        "The ladder",
         "How far the answer moves",
-        "Rung by rung",
+        "The ladder",
+        "Each rung in a sentence",
         "The arms",
         "The concepts",
         "The conversation",
