@@ -11,6 +11,7 @@ import typer
 from ..output_files import check_file_name
 from . import experiment
 from .common import (
+    ChatTemplateOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -76,6 +77,7 @@ def command(
     yes: experiment.Yes = False,
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
+    chat_template: ChatTemplateOption = None,
     json: Json = False,
 ) -> None:
     """Run a published study on a model, and print ours beside theirs with intervals and what differs."""
@@ -101,7 +103,7 @@ def command(
         "seed": seed,
         "store": None if output is None else output / experiment.CELLS,
     }
-    loaded = load_model(model, dtype, device)
+    loaded = load_model(model, dtype, device, chat_template)
     total = atlas.replicate(entry, loaded, **options, plan=True)
     if plan:
         typer.echo(total)
@@ -119,7 +121,16 @@ def command(
     if output is not None:
         ran.save(output / f"{entry.name}.json")
     if json:
-        print_json({"entry": entry.name, "model": ran.model, "figures": ran.rows(), "differs": ran.differs})
+        print_json(
+            {
+                "entry": entry.name,
+                "model": ran.model,
+                "verdict": ran.verdict,
+                "claims": ran.claims.to_dict(),
+                "figures": ran.rows(),
+                "differs": ran.differs,
+            }
+        )
     else:
         typer.echo(str(ran))
 

@@ -21,9 +21,9 @@ class Rung:
     """One claim and what became of it.
 
     ``verdict`` is "holds", "fails" (shown to be smaller than what counts, or the other way), "not shown" or "not run".
-    ``effect`` and ``interval`` are of the control that decides, in ``unit`` ("nats", or a "share"); the effect is shown
-    to lie within plus and minus ``bound``. ``p`` is corrected for the whole ladder, ``p_own`` is of this rung alone.
-    ``stands`` is what may be said, as part of a sentence, where this rung and all below it hold.
+    ``effect`` and ``interval`` are of the control that decides, in ``unit`` ("nats", a "share", or another); the effect
+    is shown to lie within plus and minus ``bound``. ``p`` is corrected for the whole ladder, ``p_own`` is of this rung
+    alone. ``stands`` is what may be said, as part of a sentence, where this rung and all below it hold.
     """
 
     name: str
@@ -192,8 +192,8 @@ def _with_tuple(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def number(value: float, unit: str, interval: tuple[float, float] | None = None) -> str:
-    """ "+2.10 nats [+1.20, +3.00]", or points of a hundred for shares."""
-    digits, scale, name = (2, 1.0, "nats") if unit == "nats" else (0, 100.0, "points")
+    """ "+2.10 nats [+1.20, +3.00]", points of a hundred for a "share", or the number with the name of its unit."""
+    digits, scale, name = (0, 100.0, "points") if unit == "share" else (2, 1.0, unit)
     said = f"{signed(scale * value, digits)} {name}"
     if interval is None:
         return said

@@ -22,7 +22,7 @@ PLAIN_NO = ("", "control")
 ELSEWHERE = "They were asked in another conversation, so their shift is of that context."
 
 
-class _Columns:
+class Columns:
     """Readings being collected."""
 
     def __init__(self) -> None:
@@ -53,33 +53,33 @@ def setting_name(row: Mapping[str, Any]) -> str:
 
 
 def _of_result(result: Result) -> Evidence:
-    collected: dict[str, _Columns] = defaultdict(_Columns)
+    collected: dict[str, Columns] = defaultdict(Columns)
     missing: dict[str, str] = {}
-    _collect(result, collected, missing)
-    return _evidence([result], collected, missing)
+    collect(result, collected, missing)
+    return evidence_from([result], collected, missing)
 
 
 def _of_study(study: Study) -> Evidence:
-    collected: dict[str, _Columns] = defaultdict(_Columns)
+    collected: dict[str, Columns] = defaultdict(Columns)
     missing = {name: f"It cannot be had here: {why}." for name, why in getattr(study, "not_run", {}).items()}
     notes = []
     for name, result in study.results.items():
         if name in ("injected", "question_groups", "content"):
-            _collect(result, collected, missing)
+            collect(result, collected, missing)
         elif name == "sham":
             notes += _told(result)
-        elif name in SHIFTS:
-            _collect_arm(result, name, collected)
+        elif name in SHIFTS or name == "known_positive":
+            collect_arm(result, name, collected)
         elif name in ("no_question", "observer"):
-            _collect_content(result, _rows(result, "introspection"), name, collected)
+            _collect_content(result, usable(result, "introspection"), name, collected)
     for name in ("swap", "scaled", "input_edit", "other_span", "dropout", "no_question", "observer"):
         _forget_settings(collected, name, "content" if name in ("no_question", "observer") else "injected")
-    return _evidence(list(study.results.values()), collected, missing, notes)
+    return evidence_from(list(study.results.values()), collected, missing, notes)
 
 
 def _told(sham: Result) -> list[str]:
     """How far the information alone moves the answer, where the protocol has a twin without it."""
-    shifts = [shift_of(row) for row in _rows(sham, "introspection")]
+    shifts = [shift_of(row) for row in usable(sham, "introspection")]
     if not sham.settings.get("untold") or not shifts:
         return []
     return [
@@ -87,7 +87,7 @@ def _told(sham: Result) -> list[str]:
     ]
 
 
-def _forget_settings(collected: Mapping[str, _Columns], name: str, own: str) -> None:
+def _forget_settings(collected: Mapping[str, Columns], name: str, own: str) -> None:
     """An arm with strengths or layers of its own is compared over all of them, not setting by setting."""
     if name not in collected or own not in collected:
         return
@@ -96,8 +96,8 @@ def _forget_settings(collected: Mapping[str, _Columns], name: str, own: str) -> 
         collected[name].columns["setting"] = []
 
 
-def _evidence(
-    results: list[Result], collected: Mapping[str, _Columns], missing: Mapping[str, str], notes: Sequence[str] = ()
+def evidence_from(
+    results: Sequence[Result], collected: Mapping[str, Columns], missing: Mapping[str, str], notes: Sequence[str] = ()
 ) -> Evidence:
     notes = list(notes)
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -120,33 +120,37 @@ def _evidence(
     )
 
 
-def _rows(result: Result, kind: str, question_kind: str | None = None) -> list[dict]:
+def usable(result: Result, kind: str, question_kind: str | None = None) -> list[dict]:
     """Usable rows of a kind."""
     rows = (row for row in result.rows if row["kind"] == kind and question_kind in (None, row["question_kind"]))
     return [row for row in rows if not failed(row)]
 
 
-def _collect(result: Result, collected: dict[str, _Columns], missing: dict[str, str]) -> None:
-    """The arms that one experiment holds: its injections, rotations, control questions, tokens and passages."""
+def collect(result: Result, collected: dict[str, Columns], missing: dict[str, str], **more: Any) -> None:
+    """The arms that one experiment holds: its injections, rotations, control questions, tokens and passages.
+
+    Args:
+        more: columns of its yes-no readings in the place of the rows' own.
+    """
     read = result.protocol["read"]
     if result.protocol.get("answers"):
-        _collect_places(result, collected)
+        collect_places(result, collected)
         return
-    own = _rows(result, "introspection")
+    own = usable(result, "introspection")
     if read == "content":
         _collect_content(result, own, "content", collected)
-        _collect_content(result, _rows(result, "random", "introspection"), "content_rotations", collected)
+        _collect_content(result, usable(result, "random", "introspection"), "content_rotations", collected)
         _collect_other_vectors(result, own, collected)
     if read != "yes_no":
         return
     for row in own:
-        collected["injected"].add(row, shift_of(row), base=row["base"]["log_odds"])
-        collected["format"].add(row, float(not result.leaves_format(row)))
+        collected["injected"].add(row, shift_of(row), base=row["base"]["log_odds"], **more)
+        collected["format"].add(row, float(not result.leaves_format(row)), **more)
         if (kl := row.get("dose_kl")) is not None and math.isfinite(kl):
-            collected["dose"].add(row, kl)
-    for row in _rows(result, "random", "introspection"):
-        collected["rotations"].add(row, shift_of(row))
-    for row in _rows(result, "control"):
+            collected["dose"].add(row, kl, **more)
+    for row in usable(result, "random", "introspection"):
+        collected["rotations"].add(row, shift_of(row), **more)
+    for row in usable(result, "control"):
         group = row.get("group", "")
         group = "factual_no" if group in PLAIN_NO else group
         if group not in GROUPS:
@@ -154,17 +158,17 @@ def _collect(result: Result, collected: dict[str, _Columns], missing: dict[str, 
         if row.get("asked_in", "own") != "own":
             missing[group] = ELSEWHERE
             continue
-        collected[group].add(row, shift_of(row), base=row["base"]["log_odds"])
+        collected[group].add(row, shift_of(row), base=row["base"]["log_odds"], **more)
 
 
-def _collect_arm(result: Result, name: str, collected: dict[str, _Columns]) -> None:
+def collect_arm(result: Result, name: str, collected: dict[str, Columns], **more: Any) -> None:
     """An arm in the injection's place: its rows are random ones or, where another thing was injected, its own."""
-    rows = _rows(result, "random", "introspection") or _rows(result, "introspection")
+    rows = usable(result, "random", "introspection") or usable(result, "introspection")
     for row in rows:
-        collected[name].add(row, shift_of(row))
+        collected[name].add(row, shift_of(row), **more)
 
 
-def _collect_content(result: Result, rows: Iterable[dict], name: str, collected: dict[str, _Columns]) -> None:
+def _collect_content(result: Result, rows: Iterable[dict], name: str, collected: dict[str, Columns]) -> None:
     """The gain of the concept's own word less the mean gain of the other concepts' words, with or without a space."""
     for row in rows:
         gains = _gains(result, row)
@@ -175,7 +179,7 @@ def _collect_content(result: Result, rows: Iterable[dict], name: str, collected:
             collected[name].add(row, gains[row["concept"]] - sum(others) / len(others))
 
 
-def _collect_other_vectors(result: Result, rows: Iterable[dict], collected: dict[str, _Columns]) -> None:
+def _collect_other_vectors(result: Result, rows: Iterable[dict], collected: dict[str, Columns]) -> None:
     """The same of a concept's word under the other concepts' directions: what it gains whatever is injected."""
     for row in rows:
         gains = _gains(result, row)
@@ -205,8 +209,12 @@ def _log_sum(values: list[float]) -> float:
     return top + math.log(sum(math.exp(value - top) for value in values)) if math.isfinite(top) else math.nan
 
 
-def _collect_places(result: Result, collected: dict[str, _Columns]) -> None:
-    """Whether the passage with the largest gain is the one that was injected, less the level of chance."""
+def collect_places(result: Result, collected: dict[str, Columns], name: str = "") -> None:
+    """Whether the passage with the largest gain is the one that was injected, less the level of chance.
+
+    Args:
+        name: of their arm; what the rows' kind says if it is empty.
+    """
     chance = 1 / len(result.protocol["answers"])
     for row in result.rows:
         if row["kind"] not in ("introspection", "control") or "place" not in row:
@@ -216,9 +224,9 @@ def _collect_places(result: Result, collected: dict[str, _Columns]) -> None:
             continue
         gains = [after - before for before, after in zip(base, injected, strict=True)]
         right = float(gains.index(max(gains)) == row["place"]) - chance
-        name = "localised" if row["kind"] == "introspection" else "localised_matched"
+        arm = name or ("localised" if row["kind"] == "introspection" else "localised_matched")
         # Wherever the injection was, the readings are of one setting.
-        collected[name].add({key: entry for key, entry in row.items() if key != "place"}, right)
+        collected[arm].add({key: entry for key, entry in row.items() if key != "place"}, right)
 
 
 def claims(found: Study | Result, *, level: float = 0.05, smallest: float = 0.2) -> Claims:

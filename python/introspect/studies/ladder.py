@@ -23,7 +23,7 @@ as many, each by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,10 @@ RESAMPLES = 999
 """Of the bootstrap, whose p is 1 in 1,000 at least."""
 LEAST_KEPT = 0.5
 """Share of readings that must still be an answer."""
+ANY = 1e-9
+"""The smallest effect that counts, where any does."""
+LIVE = ("injected", "content", "localised", "own")
+"""Arms whose readings show that the injection acts; the first that is there is asked."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,14 @@ class Tested:
     """the effect in words, where it is no mean"""
 
 
-def ladder(evidence: Evidence, *, level: float = 0.05, smallest: float = 0.2, smallest_share: float = 0.05) -> Claims:
+def ladder(
+    evidence: Evidence,
+    *,
+    level: float = 0.05,
+    smallest: float = 0.2,
+    smallest_share: float = 0.05,
+    own: Sequence[Step] = (),
+) -> Claims:
     """The rungs of a study, each with its verdict, and what still stands.
 
     Args:
@@ -67,6 +78,7 @@ def ladder(evidence: Evidence, *, level: float = 0.05, smallest: float = 0.2, sm
         smallest: the smallest shift that counts, in nats. 0.2 moves a probability of one half by five points and any
             other by less.
         smallest_share: the smallest gain in right answers that counts.
+        own: claims of the study besides the ladder's (``rungs.own_step``), in their order.
 
     Raises:
         ValueError: arms that share no readings with what they are compared with, concepts that are copies of one
@@ -77,22 +89,24 @@ def ladder(evidence: Evidence, *, level: float = 0.05, smallest: float = 0.2, sm
     if not (smallest > 0 and smallest_share > 0):
         raise ValueError(f"ladder: the smallest effects must be above 0, got {smallest} and {smallest_share}")
     _check_copies(evidence)
-    contrasts = {step.name: step.contrasts(evidence) for step in STEPS}
-    branches = [one for one in BRANCHES if any(contrasts[step.name] for step in STEPS if step.branch == one)]
+    steps = (*STEPS, *own)
+    contrasts = {step.name: step.contrasts(evidence) for step in steps}
+    branches = [one for one in BRANCHES if any(contrasts[step.name] for step in steps if step.branch == one)]
     # One branch that was not run costs nothing; with none there is nothing to correct.
     alpha = level / 2 / max(1, len(branches))
     live = _live(evidence, alpha)
     rungs = [live]
     reached = dict.fromkeys(BRANCHES, 0.0)  # the largest p so far
-    for step in STEPS:
-        least = smallest if step.unit == "nats" else smallest_share
+    for step in steps:
+        usual = smallest if step.unit == "nats" else smallest_share
+        least = usual if step.least is None else step.least or ANY
         tested = [_test(step, contrast, alpha, least, len(contrasts[step.name])) for contrast in contrasts[step.name]]
         rung = _decide(step, tested, evidence, alpha, least, reached[step.branch], live.verdict, len(branches))
         if tested:
             stopped = rung.verdict in (FAILS, NOT_SHOWN)
             reached[step.branch] = 1.0 if stopped else max(reached[step.branch], rung.p_own or 0.0)
         rungs.append(rung)
-    counts = [len(arm.concepts) for name, arm in evidence.arms.items() if name in ("injected", "content", "localised")]
+    counts = [len(arm.concepts) for name, arm in evidence.arms.items() if name in LIVE]
     return Claims(
         rungs=rungs,
         level=level,
@@ -268,7 +282,7 @@ def _joined(*sentences: str) -> str:
 def _live(evidence: Evidence, alpha: float) -> Rung:
     """Whether the injection acted, the answers are still answers, and what must show an effect does."""
     same: dict[str, Any] = {"name": "live", "title": "the instrument is live", "branch": ""}
-    own = next((evidence.arms[name] for name in ("injected", "content", "localised") if evidence.has(name)), None)
+    own = next((evidence.arms[name] for name in LIVE if evidence.has(name)), None)
     if own is None:
         run = 'introspect.studies.run_study(model, "with_info", vectors=vectors)'
         return Rung(**same, verdict=NOT_RUN, sentence="Nothing was injected.", what_would_run_it=run)
@@ -298,7 +312,8 @@ def _live(evidence: Evidence, alpha: float) -> Rung:
     if evidence.has("known_positive"):
         values = evidence.arms["known_positive"].by_concept()
         known = _test(STEPS[0], Contrast("the known positive", values), alpha, 1.0)
-        if known.p_above > alpha:
+        # With concepts too few for a test it must still point the right way.
+        if known.effect <= 0 if known.problem else known.p_above > alpha:
             faults.append(f"the known positive shows nothing ({number(known.effect, 'nats', known.interval)})")
         said.append(f"a known positive of {number(known.effect, 'nats', known.interval)}")
     if faults:

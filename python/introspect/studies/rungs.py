@@ -12,9 +12,10 @@ LEAST_PARAPHRASES = 3
 LEAST_CONCEPTS = 6
 """of which all must go the same way for one chance in 40"""
 
-DETECTION, CONTENT, LOCALISATION = "detection", "content", "localisation"
-BRANCHES = (DETECTION, CONTENT, LOCALISATION)
-"""Claims of three kinds, none of which needs another: that something was injected, what it was, and where."""
+DETECTION, CONTENT, LOCALISATION, OWN = "detection", "content", "localisation", "own"
+BRANCHES = (DETECTION, CONTENT, LOCALISATION, OWN)
+"""Claims of kinds none of which needs another: that something was injected, what it was, where, and what a study claims
+besides these (``own_step``)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Step:
     not_run: str
     run: str
     unit: str = "nats"
+    least: float | None = None
+    """the smallest effect that counts, where it is not the ladder's; 0: any"""
 
 
 def _run(*arms: str, protocol: str = "protocol", **more: str) -> str:
@@ -175,6 +178,36 @@ NATURAL = {
     "input_edit": "the concept written into the text",
     "other_span": "an injection into another passage",
 }
+
+
+def own_step(
+    name: str, title: str, stands: str, contrasts: Sequence[Contrast], *, unit: str, least: float, run: str = ""
+) -> Step:
+    """A claim of a study that is none of the ladder's, as a rung.
+
+    Args:
+        stands: what may be said where it holds: a clause.
+        contrasts: with names as they stand after "beside"; without any the rung is not run.
+        unit: see ``claims.number``.
+        least: the smallest effect that counts; 0: any above 0.
+    """
+    bound = "{bound} is shown to be out of reach" if least else "shown to be below 0"
+    return Step(
+        name=name,
+        title=title,
+        branch=OWN,
+        needs=(),
+        contrasts=lambda evidence: list(contrasts),
+        stands=stands,
+        holds="It is so beside {controls}: {effect}{least}.",
+        fails=f"It is not so beside {{worst}}: {{effect}}, {'and ' if least else ''}{bound}.",
+        not_shown="It is open beside {worst}: {effect}.",
+        not_run="It was not read.",
+        run=run,
+        unit=unit,
+        least=least,
+    )
+
 
 STEPS = (
     Step(

@@ -28,6 +28,13 @@ OPTIONS = ("strengths", "strength_unit", "layers", "nulls", "readouts", "directi
 """What a part may ask of ``run_experiment`` by itself; "directions": true are the concepts' vectors."""
 
 
+FED = (
+    *("injected", "matched", "third_person", "content", "no_question", "observer"),
+    *("localised", "localised_matched", "own"),
+)
+"""Arms of the ladder that a part may feed."""
+
+
 @dataclass(frozen=True)
 class Published:
     """A published figure.
@@ -46,6 +53,24 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What the study claims that is none of the ladder's rungs: figures of ours that are above 0 where it is true.
+
+    Attributes:
+        contrasts: {what it is compared with, as it stands after "beside": the name of a figure, or of two, whose
+            difference it is}. What a figure is by chance is taken from it.
+        stands: what may be said where it holds: a clause.
+        smallest: the smallest effect that counts, in the figures' unit; 0: any.
+    """
+
+    name: str
+    title: str
+    contrasts: Mapping[str, Sequence[str]]
+    stands: str
+    smallest: float
+
+
+@dataclass(frozen=True)
 class Part:
     """One experiment of an entry, or as many as its axes have values, times concepts where it is written for each.
 
@@ -58,6 +83,8 @@ class Part:
         orders: how many orders $CONCEPTS, the list of the concepts, is written in; they are the axis "order".
         measures: what is taken from its readings.
         options: see OPTIONS.
+        arms: {arm of ``studies.Evidence``: {axis: value or values}}: which arms of the ladder the readings of these
+            values feed. "injected" feeds those of random vectors and of control questions too.
     """
 
     name: str
@@ -68,6 +95,7 @@ class Part:
     vary: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     orders: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+    arms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,6 +109,7 @@ class Entry:
         texts: {"$NAME": text}: what stands for these names in its parts.
         differs: what ours does otherwise.
         wording: "theirs" or "own": whose prompts these are.
+        claims: of its own, besides the ladder's.
     """
 
     name: str
@@ -94,6 +123,7 @@ class Entry:
     differs: Sequence[str]
     wording: str
     texts: Mapping[str, str] = field(default_factory=dict)
+    claims: Sequence[Claim] = ()
 
     @classmethod
     def parse(cls, text: str) -> Entry:
@@ -119,6 +149,7 @@ class Entry:
             top.texts("differs"),
             top.text("wording"),
             top.take("texts", dict, {}),
+            [_claim(one) for one in top.each("claims")] if "claims" in top.left else [],
         )
         published.end()
         top.end()
@@ -129,6 +160,11 @@ class Entry:
         for key, value in out.texts.items():
             if not key.startswith("$") or not isinstance(value, str):
                 top.fail("texts", 'must be {"$NAME": text}', {key: value})
+        measured = {f"{part.name}/{measure.name}" for part in out.parts for measure in part.measures}
+        for claim in out.claims:
+            for figures in claim.contrasts.values():
+                if lacking := {"/".join(name.split("/")[:2]) for name in figures} - measured:
+                    top.fail("claims", f"must be of figures that there are ({claim.name})", sorted(lacking))
         return out
 
     @classmethod
@@ -198,6 +234,24 @@ def _published(one: _Fields) -> Published:
     return figure
 
 
+def _claim(one: _Fields) -> Claim:
+    contrasts = one.take("contrasts", dict)
+    for name, figures in contrasts.items():
+        if not isinstance(figures, list) or len(figures) not in (1, 2) or not all(isinstance(f, str) for f in figures):
+            one.fail("contrasts", "must be {beside what: [figure] or [figure, figure]}", {name: figures})
+    claim = Claim(
+        one.text("name"),
+        one.text("title"),
+        contrasts,
+        one.text("stands"),
+        float(one.take("smallest", (int, float))),
+    )
+    if not contrasts or not claim.smallest >= 0:
+        one.fail("smallest", "must be 0 or more, and contrasts one or more", claim.smallest)
+    one.end()
+    return claim
+
+
 def _settings(one: _Fields) -> dict[str, Any]:
     found = {name: one.take(name, kind) for name, kind in SETTINGS.items() if name in one.left}
     one.end()
@@ -231,8 +285,14 @@ def _part(one: _Fields) -> Part:
         vary,
         one.take("orders", int, 1),
         options,
+        one.take("arms", dict, {}),
     )
     one.end()
+    for arm, wanted in part.arms.items():
+        if arm not in FED:
+            one.fail("arms", f"must be of {', '.join(FED)}", arm)
+        if not isinstance(wanted, dict) or not set(wanted) <= {"vector", *part.vary}:
+            one.fail(f"arms.{arm}", "must be {axis: value or values}", wanted)
     if not part.measures or part.orders < 1:
         one.fail("measures", "must be one or more, and orders 1 or more", part.orders)
     if part.mismatch and not part.per_concept:

@@ -43,12 +43,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over clusters; the interval is NaN where there is one cluster only."""
+    """A mean over clusters; the interval is NaN where there is one cluster only. ``each`` has every cluster's mean."""
 
     value: float
     low: float = math.nan
     high: float = math.nan
     n: int = 0
+    each: Mapping[str, float] = field(default_factory=dict)
 
 
 def mean_over(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
@@ -64,14 +65,15 @@ def mean_over(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
     means = defaultdict(list)
     for value, cluster in kept:
         means[cluster].append(value)
-    each = [float(np.mean(one)) for one in means.values()]
+    of_each = {cluster: float(np.mean(one)) for cluster, one in means.items()}
+    each = list(of_each.values())
     value = float(np.mean(each))
     if len(each) < 2:
-        return Estimate(value, n=len(each))
+        return Estimate(value, n=len(each), each=of_each)
     if np.ptp(each) <= 1e-12 * max(1.0, abs(value)):
-        return Estimate(value, value, value, len(each))
+        return Estimate(value, value, value, len(each), of_each)
     found = _C.clustered_mean([value for value, _ in kept], [cluster for _, cluster in kept])
-    return Estimate(found.value, found.interval.low, found.interval.high, len(each))
+    return Estimate(found.value, found.interval.low, found.interval.high, len(each), of_each)
 
 
 BOUNDS = {"share": (0.0, 1.0), "rank correlation": (-1.0, 1.0), "bits": (0.0, math.inf)}

@@ -17,12 +17,14 @@ from ...experiments.results import Result, finite
 from ...experiments.runs import model_facts
 from ...output_files import write_text
 from ...steering.training import ControlVector
+from ..claims import Claims
 from ..together import run_together
 from .entry import Entry, Published
 from .entry import entry as find_entry
 from .expand import Cell, asks_for_words, cells
 from .measures import Figure, Reading
 from .table import text_table
+from .verdict import claims_of, verdict
 
 if TYPE_CHECKING:
     import pandas
@@ -45,6 +47,7 @@ class Replication:
         model: ``Result.model``.
         settings: concepts, strengths, strength_unit, layers, seed.
         figures: ours.
+        claims: the ladder of what its readings show; its rungs are of ``introspect.studies``, and the study's own.
         differs: what is not as it was published.
         results: {protocol's name, and " (other concepts)" where others' vectors are injected: Result}.
     """
@@ -53,6 +56,7 @@ class Replication:
     model: dict[str, Any]
     settings: dict[str, Any]
     figures: list[Figure]
+    claims: Claims
     differs: list[str]
     results: dict[str, Result] = field(default_factory=dict)
 
@@ -99,11 +103,16 @@ class Replication:
             )
         return out
 
+    @property
+    def verdict(self) -> str:
+        """What stands in a line, and the names of the rungs by what became of them."""
+        return verdict(self.claims)
+
     def __str__(self) -> str:
         return text_table(self)
 
     def to_json(self) -> str:
-        """JSON of schema 1: figures, what was published, and every result; NaN is null."""
+        """JSON of schema 1: verdict, rungs, figures, what was published, and every result; NaN is null."""
         data = {
             "schema": SCHEMA,
             "entry": self.entry.name,
@@ -111,6 +120,8 @@ class Replication:
             "source": self.entry.source,
             "model": self.model,
             "settings": self.settings,
+            "verdict": self.verdict,
+            "claims": self.claims.to_dict(),
             "figures": self.rows(),
             "published": [asdict(one) for one in self.entry.published],
             "differs": self.differs,
@@ -167,7 +178,13 @@ def replicate(
     who = "replicate"
     entry = find_entry(name)
     given = Arguments(who)
-    given.engine(model)
+    engine = given.engine(model)
+    if not engine.has_chat_template:  # before vectors are trained
+        raise _C.ConfigError(
+            f"{who}: model '{engine.cfg.model_name}' has no chat template, and the entries are conversations: it is a "
+            "base model, or its files lack the template. Give one when you load it (chat_template=, --chat-template): "
+            "the name of a format (chatml), or a file in Jinja that writes the turns plainly"
+        )
     chosen = _vectors(who, model, entry, vectors, concepts)
     settings = {key: value for key, value in entry.settings.items() if key in ("strengths", "strength_unit", "nulls")}
     settings["layers"] = entry.settings.get("layers", _C.default_layers) if layers is None else layers
@@ -199,7 +216,8 @@ def replicate(
         "seed": seed,
         "vectors": "given" if vectors is not None else "of words",
     }
-    return Replication(entry, facts, said, figures, _differs(entry, facts, said), _named(listed, results))
+    claims = claims_of(entry, listed, results, figures, facts["name"])
+    return Replication(entry, facts, said, figures, claims, _differs(entry, facts, said), _named(listed, results))
 
 
 def _vectors(

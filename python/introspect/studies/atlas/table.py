@@ -1,4 +1,4 @@
-"""A replication as text: our figures beside the published ones."""
+"""A replication as text: its verdict, our figures beside the published ones, and the rungs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 import textwrap
 from typing import Any
 
+from ..claims import NOT_RUN
+
 WIDTH = 100
 HEAD = ("figure", "ours [95%]", "chance", "n")
 
 
 def text_table(ran: Any) -> str:
-    """Title, question, our figures in lines with the published ones under them, and what differs."""
+    """Title, question, verdict, our figures in lines with the published ones under them, rungs, and what differs."""
     entry = ran.entry
     cells = [
         (
@@ -27,7 +29,8 @@ def text_table(ran: Any) -> str:
     def line(row: tuple[str, ...]) -> str:
         return "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
-    lines = [entry.title, entry.source, *textwrap.wrap(entry.asks, WIDTH), "", line(HEAD)]
+    lines = [entry.title, entry.source, *textwrap.wrap(entry.asks, WIDTH), ""]
+    lines += [*textwrap.wrap(f"verdict: {ran.verdict}", WIDTH, subsequent_indent="  "), "", line(HEAD)]
     rows = ran.rows()
     for figure, cell, row in zip(ran.figures, cells, rows, strict=True):
         lines.append(line(cell))
@@ -51,7 +54,24 @@ def text_table(ran: Any) -> str:
                 initial_indent="  ",
                 subsequent_indent="  ",
             )
+    lines += ["", "rungs:", *_rungs(ran.claims)]
     lines += ["", "what differs:"]
     for text in ran.differs:
         lines += textwrap.wrap(text, WIDTH, initial_indent="- ", subsequent_indent="  ")
     return "\n".join(lines)
+
+
+def _rungs(claims: Any) -> list[str]:
+    """Those that were run with their sentences, and then the others by what would run them."""
+    lines = []
+    by_run: dict[str, list[str]] = {}
+    for rung in claims.rungs:
+        if rung.verdict == NOT_RUN:
+            by_run.setdefault(rung.what_would_run_it, []).append(rung.title)
+            continue
+        said = f"{rung.mark} {rung.title}: {rung.verdict}. {rung.sentence}"
+        lines += textwrap.wrap(said, WIDTH, subsequent_indent="  ")
+    for run, titles in by_run.items():
+        lines += textwrap.wrap(f"– not run: {', '.join(titles)}", WIDTH, subsequent_indent="  ")
+        lines += [f"    {run}"] if run else []
+    return lines + [line for note in claims.notes for line in textwrap.wrap(f"! {note}", WIDTH)]
