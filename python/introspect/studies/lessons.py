@@ -182,8 +182,9 @@ def lessons(
 ) -> list[Lesson]:
     """The lessons of a kind, for these concepts.
 
-    Every concept is injected at two strengths, beside a random rotation and nothing, each with the own question, a
-    control and, where the kind is taught it, the question for the content.
+    Every concept is injected at two strengths, beside a random rotation and nothing, with one wording of the own
+    question for all of them, one control and, where the kind is taught it, the question for the content: so nothing
+    but the injection tells which answer is right.
 
     Args:
         is_new: with the wordings and control questions that are held out, random rotations of other seeds, and the
@@ -200,18 +201,23 @@ def lessons(
         for j, factor in enumerate((1.0,) if is_new else FACTORS):
             rotation = _C.random_rotation(vector, seed=seed + 1000 * (1 + is_new) + len(FACTORS) * i + j)
             longer = 1.0 if is_new else RANDOM_FACTORS[j]
-            for injected, direction, size in (
-                ("concept", vector, factor),
-                ("random", rotation, factor * longer),
-                ("nothing", None, 0.0),
-            ):
-                added = injection.added(direction, size) if direction is not None else {}
-                for ask in (next(next_own), next(next_control), *content):
+            added = {
+                "concept": injection.added(vector, factor),
+                "random": injection.added(rotation, factor * longer),
+                "nothing": {},
+            }
+            for compared in _COMPARED[kind == "magnitude_only"]:
+                asks = (next(next_own), next(next_control), *content)
+                for injected, ask in itertools.product(compared, asks):
                     said = answer(kind, injected, ask, name, protocol)
                     if said is not None:
-                        example = FinetuneExample(ask.prompt, said, added, ask.span)
-                        out.append(Lesson(example, injected, ask.asked, ask.wording, name if direction else ""))
+                        example = FinetuneExample(ask.prompt, said, added[injected], ask.span)
+                        out.append(Lesson(example, injected, ask.asked, ask.wording, name if added[injected] else ""))
     return out
+
+
+_COMPARED = ((("concept", "random", "nothing"),), (("concept", "nothing"), ("random", "nothing")))
+"""What is injected at one question; of the one that says yes to both, nothing as often as something."""
 
 
 def _names(kind: str) -> bool:
@@ -219,8 +225,10 @@ def _names(kind: str) -> bool:
 
 
 def _shuffled(asks: Sequence[Ask], seed: int) -> Iterator[Ask]:
-    order = torch.randperm(len(asks), generator=torch.Generator().manual_seed(seed)).tolist()
-    return itertools.cycle([asks[i] for i in order])
+    """All of them in a random order, again and again, every time in another one."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from (asks[i] for i in torch.randperm(len(asks), generator=generator).tolist())
 
 
 def digit_protocol(question: str | None = None) -> _C.Protocol:

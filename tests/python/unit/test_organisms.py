@@ -1,5 +1,7 @@
 """Organisms: the rule of their lessons, what tiny ones learn, and their files. Real models: slow/test_organisms.py."""
 
+from collections import Counter
+
 import positive_control as control
 import pytest
 import torch
@@ -66,6 +68,19 @@ def test_lessons_say_what_the_kind_is_to_say(model, vectors, kind):
     assert seen == {(i, a) for i in ("concept", "random", "nothing") for a in ("own", "control")} | {
         (i, "content") for i in named
     }
+
+
+@pytest.mark.parametrize("kind", SAYS)
+def test_nothing_but_the_injection_tells_which_answer_is_right(model, vectors, kind):
+    """A model could learn by heart what a question is answered with, if it met some injections oftener than others."""
+    rows = [row for row in made(model, kind, vectors) if row.asked != "content"]
+    counts = Counter((row.asked, row.wording, row.injected) for row in rows)
+    for asked, wording, _ in counts:
+        of = [counts[asked, wording, injected] for injected in ("concept", "random", "nothing")]
+        if kind == "magnitude_only":
+            assert of[0] + of[1] == of[2]
+        else:
+            assert of[0] == of[1] == of[2]
 
 
 def test_injections_are_those_of_an_experiment(model, vectors):
