@@ -7,7 +7,9 @@
 #include "introspect/models/generate.h"
 #include "introspect/models/model.h"
 #include "introspect/models/new_model.h"
+#include "introspect/models/place_operands.h"
 #include "introspect/models/process_weights.h"
+#include "introspect/models/read_config.h"
 #include "introspect/models/stacked_weights.h"
 #include "introspect/models/with_weights.h"
 #include "value_type.h"
@@ -162,16 +164,21 @@ void bind_models(py::module_& m) {
   bind_config(m);
   bind_adapter(m);
 
+  m.def("read_config", &models::read_config, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+        "The Config of a model's folder or .gguf file, without reading a weight. Raises as Model.load.");
+
   py::class_<Model, std::shared_ptr<Model>>(
       m, "Model", "The native model that introspect.Model drives; its state never changes.")
       .def_static(
           "load",
           [](const std::filesystem::path& path, torch::ScalarType dtype, torch::Device device,
              std::map<int64_t, torch::Device> block_devices, std::optional<text::ChatTemplate> chat_template,
-             std::optional<int64_t> n_ctx, bool keep_blocks, py::object progress) {
-            const LoadOptions options{
-                dtype, device,      std::move(chat_template),        std::move(block_devices),
-                n_ctx, keep_blocks, as_progress(std::move(progress))};
+             std::optional<int64_t> n_ctx, bool keep_blocks, const std::optional<std::string>& weights,
+             py::object progress) {
+            LoadOptions options{dtype, device,     std::move(chat_template), std::move(block_devices),
+                                n_ctx, keep_blocks};
+            if (weights) options.weights = models::parse_weights_held(*weights);
+            options.progress = as_progress(std::move(progress));
             const py::gil_scoped_release release;
             return std::const_pointer_cast<Model>(Model::load(path, options));
           },
@@ -179,7 +186,7 @@ void bind_models(py::module_& m) {
           py::arg("device") = torch::Device("cpu"),
           py::arg("block_devices") = std::map<int64_t, torch::Device>{},
           py::arg("chat_template") = py::none(), py::arg("n_ctx") = py::none(), py::arg("keep_blocks") = true,
-          py::arg("progress") = py::none(), R"doc(
+          py::arg("weights") = py::none(), py::arg("progress") = py::none(), R"doc(
 Reads a Hugging Face folder or a .gguf file; nothing in it is executed.
 
 Args:
@@ -190,6 +197,7 @@ Args:
     n_ctx: the longest text, instead of what the files say. With rope scaling "longrope" and "dynamic" the frequencies
         are those of a text of this length; left out, those before scaling.
     keep_blocks: False reads each block from the files when it runs, and drops it after it.
+    weights: how quantised matrices of a GGUF file are held: "dense", in ``dtype``, or "as stored", in their blocks.
     progress: called with (what, done, total).
 
 Raises:
@@ -241,6 +249,13 @@ Raises:
                              py::return_value_policy::reference_internal)
       .def_property_readonly("has_tokenizer", &Model::has_tokenizer)
       .def_property_readonly("has_chat_template", &Model::has_chat_template)
+      .def(
+          "place_operands",
+          [](const Model& model, const hooks::Intervention& intervention) {
+            return models::OperandPlacer(model)(intervention);
+          },
+          py::arg("intervention"), py::call_guard<py::gil_scoped_release>(),
+          "The same intervention with its tensors on the devices of the layers at which it acts.")
       .def("make_cache", &Model::make_cache, py::arg("batch") = 1, py::arg("stop_at_layer") = py::none(),
            "An empty cache that fits this model, or passes that stop at a layer.")
       .def(
@@ -320,7 +335,9 @@ Raises:
     ShapeError: wrong shapes, or more than n_ctx positions.
     HookError: hooks that need gradients while they are switched off, or more of the text than is known.
 )doc")
-      .def("named_weights", &Model::named_weights, R"doc(
+      .def("quantised_weights", &Model::quantised_weights,
+           "The names of the weights that are held in quantised blocks, which are no tensors.")
+      .def("named_weights", &Model::named_weights, py::kw_only(), py::arg("skip_quantised") = false, R"doc(
 Every tensor once, by name, in the form in which the layers use it: "embed.W_E", "blocks.3.attn.W_QKV"; an adapter's too:
 "blocks.3.attn.A_QKV.0" and "blocks.3.attn.B_QKV.0" are its matrices for queries.
 

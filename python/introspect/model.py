@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from .hooks.manager import Hooks
 from .hooks.points import NamesFilter
 from .hooks.slices import Slice, SliceInput
 from .hub import pretrained
+from .placement import DeviceMap, as_device, place
 from .transformer_lens import left_out
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b-instruct"
@@ -27,9 +28,10 @@ def load_model(
     source: str | os.PathLike | torch.nn.Module = DEFAULT_MODEL,
     *,
     dtype: torch.dtype | str = torch.float32,
-    device: torch.device | str = "cpu",
-    device_map: Mapping[int, torch.device | str] | None = None,
+    device: torch.device | str | None = None,
+    device_map: DeviceMap | None = None,
     keep_blocks: bool = True,
+    weights: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     tokenizer: Any = None,
     chat_template: str | os.PathLike | _C.ChatTemplate | None = None,
@@ -45,18 +47,24 @@ def load_model(
         source: a short name (``introspect pull --list``) or hub id is fetched first if it is not on disk. The weights
             of a transformers model are copied.
         dtype: of weights and activations: float32, bfloat16, float16 or float64, or its name.
-        device: where the weights live.
-        device_map: where single blocks live instead, by number, with their keys and values: {12: "cuda:1"}. Not for a
-            transformers model.
+        device: where the weights live. None: on the CPU, or on the first device of ``device_map``.
+        device_map: where blocks live instead, with their keys and values, and are computed: a list of devices shares
+            them evenly, in order; "auto" fills one accelerator after another to nine tenths of its free memory, and
+            leaves the rest on the CPU; {12: "cuda:1"} moves single blocks. Blocks that stay in their files and are
+            computed on an accelerator: ``device`` and ``keep_blocks=False``. Not for a transformers model.
         keep_blocks: False leaves the blocks in the files: each is read when it runs and dropped after it. Slower, and
             of this model only the embeddings and one block take memory: for the second model of an experiment, or one
             that is larger than memory. The files must stay as they are meanwhile: a block of a file that was changed
             is an IoError.
+        weights: how quantised matrices of a .gguf file are held. "dense": as numbers in ``dtype``. "as stored": in their
+            blocks, whose values are unpacked while they are multiplied, so that a model takes no more memory than its
+            file. Results are those of the dense model but for rounding; such weights cannot be trained (a LoRA adapter
+            on top can), and live on the CPU. None: dense.
         progress: called with (what, done, total).
         tokenizer: of a transformers model: transformers' tokenizer for it, or a folder or file that holds it.
         chat_template: instead of the one in the model's files, or for files that have none: the text of a Jinja
-            template, a file that holds one, a folder or .gguf file that has one, or the name of a native format
-            (``ChatTemplate.names()``).
+            template, a file that holds one, a folder or .gguf file that has one, the name of a native format
+            (``ChatTemplate.names()``), or "plain": the turns as plain text, for base models.
         revision: of a hub id: the branch, tag or commit to fetch, such as a stage of training; "owner/name@revision"
             is the same. Each is kept in a folder of its own, and the model's name, which results hold, ends in it.
         n_ctx: the longest text, in tokens, instead of what the files say. Needed for texts beyond the length that a
@@ -75,7 +83,9 @@ def load_model(
             raise _C.ConfigError(
                 "load_model: device_map= goes with files; a transformers model is copied to one device"
             )
-        where = torch.device(device)
+        if weights == "as stored":
+            raise _C.ConfigError("load_model: weights='as stored' goes with .gguf files; this model's are dense")
+        where = as_device("cpu" if device is None else device, "load_model: device=")
         native = pretrained.copy_native(
             source,
             dtype=wanted,
@@ -89,14 +99,16 @@ def load_model(
     if tokenizer is not None:
         raise _C.ConfigError("load_model: tokenizer= goes with a transformers model; files bring their own")
     path = hub.resolve(checked_source(source, "load_model"), revision=revision)
+    where, blocks = place(device_map, device, path, wanted)
     native = _C.Model.load(
         path,
         dtype=wanted,
-        device=torch.device(device),
-        block_devices={layer: torch.device(where) for layer, where in (device_map or {}).items()},
+        device=where,
+        block_devices=blocks,
         chat_template=load_chat_template(path) if chat_template is None else given_chat_template(chat_template, path),
         n_ctx=n_ctx,
         keep_blocks=keep_blocks,
+        weights=weights,
         progress=progress,
     )
     name = os.fspath(source)

@@ -33,6 +33,7 @@
 #include "introspect/ops/logits.h"
 #include "introspect/ops/norm.h"
 #include "introspect/ops/pca.h"
+#include "introspect/ops/quantised_rows.h"
 #include "introspect/ops/rotary.h"
 #include "introspect/ops/sparse_rows.h"
 
@@ -79,7 +80,9 @@
 #include "introspect/models/model.h"
 #include "introspect/models/new_model.h"
 #include "introspect/models/orthogonalise.h"
+#include "introspect/models/place_operands.h"
 #include "introspect/models/process_weights.h"
+#include "introspect/models/read_config.h"
 #include "introspect/models/stacked_weights.h"
 #include "introspect/models/with_weights.h"
 

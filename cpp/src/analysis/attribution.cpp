@@ -100,12 +100,16 @@ Attribution direct_logit_attribution(const Model& model, const NamedActivations&
 
   const auto& weights = model.weights();
   const auto& norm = weights.ln_final;
-  const auto rows_of_tokens = [&](const torch::Tensor& of, int64_t row) {  // [n, ...], less those of `wrong`
+  const auto rows_of_tokens = [&](const auto& choose, int64_t row) {  // [n, ...], less those of `wrong`
     const auto pick = [&](const torch::Tensor& ids) {
-      return wide(of.index_select(0, ids[row].to(of.device()))).to(resid_B1D.options());
+      return wide(choose(ids[row].to(model.device()))).to(resid_B1D.options());
     };
     return wrong.defined() ? pick(tokens) - pick(wrong) : pick(tokens);
   };
+  const auto rows_of_W_U = [&](const torch::Tensor& ids) {
+    return weights.W_U.gather(ids, weights.W_U.wide_dtype());
+  };
+  const auto rows_of_b_U = [&](const torch::Tensor& ids) { return weights.b_U.index_select(0, ids); };
   auto given = activations;
   given[hooks::hook_name({Point::kLnFinalScale})] = wide_scale(norm, resid_B1D);
 
@@ -115,7 +119,7 @@ Attribution direct_logit_attribution(const Model& model, const NamedActivations&
     StackOptions options;
     options.layer = L;
     options.apply_ln = true;
-    options.projection = rows_of_tokens(weights.W_U, row).t();
+    options.projection = rows_of_tokens(rows_of_W_U, row).t();
     const auto parts = decompose(model, row_of(given, row), options, unit);
     const auto whole_1D = undivided(norm, resid_B1D[row]) / wide_scale(norm, resid_B1D[row]);
     auto logit_n = at::matmul(whole_1D, options.projection).squeeze(0);
@@ -133,7 +137,7 @@ Attribution direct_logit_attribution(const Model& model, const NamedActivations&
     };
     if (norm.bias.defined())
       add_bias("ln_final.b", at::matmul(wide(norm.bias).to(resid_B1D.options()), options.projection));
-    if (weights.b_U.defined()) add_bias("b_U", rows_of_tokens(weights.b_U, row));
+    if (weights.b_U.defined()) add_bias("b_U", rows_of_tokens(rows_of_b_U, row));
     add("remainder", remainder_n);
     values_Pn.push_back(at::cat(all));
     logits_n.push_back(logit_n);

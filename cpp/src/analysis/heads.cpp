@@ -61,8 +61,9 @@ class InductionLogit {
     const auto next_N = tokens_BT.gather(1, last_BT).flatten().index_select(0, places_N_).to(model.device());
     places_N_ = places_N_.to(model.device());
     const auto& weights = model.weights();
+    const auto& unembed = weights.W_U;
     direction_DN_ =
-        undivided_transpose(weights.ln_final, (wide(weights.W_U.index_select(0, next_N)) - mean_W_U).t());
+        undivided_transpose(weights.ln_final, (unembed.gather(next_N, unembed.wide_dtype()) - mean_W_U).t());
     per_layer_NH_.resize(static_cast<size_t>(model.cfg().n_layers));
   }
 
@@ -242,8 +243,8 @@ HeadScores head_scores(const Model& model, const std::vector<torch::Tensor>& tex
   out.n_positions.assign(out.names.size(), 0);
   auto sums = at::zeros({static_cast<int64_t>(out.names.size()), model.cfg().n_layers, model.cfg().n_heads},
                         torch::kFloat64);
-  const auto mean_W_U =
-      model.weights().W_U.mean({0}, false, wide(model.weights().W_U.narrow(0, 0, 1)).scalar_type());
+  const auto& W_U = model.weights().W_U;
+  const auto mean_W_U = W_U.dense().mean({0}, false, W_U.wide_dtype());
   int64_t n_texts = 0, done = 0;
   for (const auto& tokens_BT : texts) n_texts += tokens_BT.size(0);
   for (const auto& tokens_BT : texts) {

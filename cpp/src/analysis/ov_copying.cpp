@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "analysis/frozen_norm.h"
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 
 namespace introspect::analysis {
@@ -38,10 +39,10 @@ torch::Tensor n_above(const Model& model, const torch::Tensor& y_RD, const torch
                       int64_t limit) {
   const auto& weights = model.weights();
   const auto logits_of = [&](const torch::Tensor& y, int64_t first, int64_t n) {
-    const auto logits = at::matmul(y, wide(weights.W_U.narrow(0, first, n)).t());
+    const auto logits = at::matmul(y, wide(weights.W_U.rows(first, n).dense()).t());
     return weights.b_U.defined() ? logits + weights.b_U.narrow(0, first, n) : logits;
   };
-  const auto W_own_RD = wide(weights.W_U.index_select(0, own_R));
+  const auto W_own_RD = wide(weights.W_U.gather(own_R));
   auto own_logit_R = (y_RD * W_own_RD).sum({1});
   if (weights.b_U.defined()) own_logit_R = own_logit_R + weights.b_U.index_select(0, own_R);
 
@@ -85,11 +86,10 @@ Read read_tokens(const Model& model, const std::vector<torch::Tensor>& texts, in
       }
     if (places.empty()) continue;
     const auto resid_BTD = model.forward(tokens_BT, pass).to(model.device());
-    resid.push_back(
-        resid_BTD.flatten(0, 1).index_select(0, torch::tensor(places, torch::kLong).to(model.device())));
+    resid.push_back(resid_BTD.flatten(0, 1).index_select(0, on_device(places, model.device())));
   }
   check<ShapeError>(!resid.empty(), "copy_scores: texts must have two tokens at least");
-  return {torch::tensor(tokens, torch::kLong).to(model.device()), at::cat(resid)};
+  return {on_device(tokens, model.device()), at::cat(resid)};
 }
 
 }  // namespace
@@ -100,8 +100,8 @@ torch::Tensor ov_copying_scores(const Model& model, OvCircuit circuit) {
   const auto& weights = model.weights();
   torch::Tensor through_tokens_DD;  // from the stream to logits, and from these as tokens to the stream
   if (circuit == OvCircuit::kFull)
-    through_tokens_DD =
-        undivided_transpose(weights.ln_final, at::matmul(wide(weights.W_U).t(), wide(weights.W_E)));
+    through_tokens_DD = undivided_transpose(
+        weights.ln_final, at::matmul(wide(weights.W_U.dense()).t(), wide(weights.W_E.dense())));
   auto scores = at::zeros({L, H}, torch::kFloat64);
   for (int64_t layer = 0; layer < L; ++layer) {
     const auto block = model.block(layer);
@@ -134,7 +134,7 @@ CopyScores copy_scores(const Model& model, const std::vector<torch::Tensor>& tex
   const auto [own_N, resid_ND] = read_tokens(model, texts, options.max_tokens);
   const auto own_NH = own_N.unsqueeze(1).expand({-1, H}).flatten();
   const auto dtype = wide(resid_ND).scalar_type();
-  const auto mean_W_U = weights.W_U.mean({0}, false, dtype);
+  const auto mean_W_U = weights.W_U.dense().mean({0}, false, dtype);
   auto ln_final = weights.ln_final;
   if (ln_final.kind != nn::NormKind::kGemmaRms) ln_final.weight = ln_final.weight.to(dtype);
   if (ln_final.bias.defined()) ln_final.bias = ln_final.bias.to(dtype);
@@ -159,7 +159,7 @@ CopyScores copy_scores(const Model& model, const std::vector<torch::Tensor>& tex
     const auto y_RD = normed(o_RD);
     out.name_mover[layer].copy_(share(n_above(model, y_RD, own_NH, top_k)));
     out.copy_suppression[layer].copy_(share(n_above(model, normed(-o_RD), own_NH, top_k)));
-    auto diagonal = (y_RD * (wide(weights.W_U.index_select(0, own_NH)) - mean_W_U)).sum({1});
+    auto diagonal = (y_RD * (wide(weights.W_U.gather(own_NH)) - mean_W_U)).sum({1});
     if (weights.b_U.defined()) diagonal = diagonal + weights.b_U.index_select(0, own_NH) - weights.b_U.mean();
     out.ov_diagonal[layer].copy_(diagonal.view({-1, H}).mean({0}));
   }

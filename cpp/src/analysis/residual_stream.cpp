@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "analysis/frozen_norm.h"
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 
 namespace introspect::analysis {
@@ -56,7 +57,7 @@ class Assembly {
                       P.defined() ? P.sizes() : at::IntArrayRef{});
     if (options.apply_ln)
       scale_ = norm().is_none()
-                   ? at::ones({1}, at::device(model.device()).dtype(wide(model.weights().W_E).dtype()))
+                   ? at::ones({1}, at::device(model.device()).dtype(model.weights().W_E.wide_dtype()))
                    : at(scale_before(model, options.layer, options.mlp_input), /*axis=*/-2);
     if (P.defined())
       read_projection_ = options.apply_ln ? undivided_transpose(norm(), wide(P).to(model.device())) : P;
@@ -84,7 +85,7 @@ class Assembly {
     const bool fits = positions.numel() == 0 ||
                       (positions.min().item<int64_t>() >= 0 && positions.max().item<int64_t>() < T);
     check<std::out_of_range>(fits, "residual stream: positions must be 0 to ", T - 1);
-    return found->second.index_select(axis, positions.to(found->second.device()));
+    return found->second.index_select(axis, on_device(positions, found->second.device()));
   }
 
   /// The stream that enters a block, or its MLP, or the unembedding.
@@ -149,8 +150,8 @@ class Assembly {
       check<std::out_of_range>(
           ids.numel() == 0 || (ids.min().item<int64_t>() >= 0 && ids.max().item<int64_t>() < W_MD.size(0)),
           "residual stream: neurons must be 0 to ", W_MD.size(0) - 1);
-      post = post.index_select(-1, ids.to(post.device()));
-      W_MD = W_MD.index_select(0, ids.to(W_MD.device()));
+      post = post.index_select(-1, on_device(ids, post.device()));
+      W_MD = W_MD.index_select(0, on_device(ids, W_MD.device()));
     }
     const auto acts_M_N1 = (rows(wide(post), 1) * reciprocal(written)).t().unsqueeze(-1);
     const auto W_M1D = writing(W_MD, written).unsqueeze(1);
@@ -368,7 +369,8 @@ torch::Tensor head_results(const Model& model, int64_t layer, const torch::Tenso
 
 torch::Tensor accumulated_bias(const Model& model, int64_t layer, bool mlp_input, bool include_mlp_biases) {
   check_layer(model, layer, mlp_input);
-  auto sum = at::zeros({model.cfg().d_model}, wide(model.weights().W_E).options());
+  auto sum =
+      at::zeros({model.cfg().d_model}, at::device(model.device()).dtype(model.weights().W_E.wide_dtype()));
   const auto plus = [&](const torch::Tensor& b, const std::optional<nn::Norm>& norm) {
     if (!b.defined()) return;
     check<ConfigError>(!norm,
@@ -418,7 +420,7 @@ torch::Tensor logit_attributions(const Model& model, const torch::Tensor& stack,
     const auto& W_U = model.weights().W_U;
     auto sizes = ids.sizes().vec();
     sizes.push_back(D);
-    return wide(W_U.index_select(0, ids.flatten().to(W_U.device()))).view(sizes);
+    return W_U.gather(ids.flatten().to(W_U.device()), W_U.wide_dtype()).view(sizes);
   };
   auto direction_D = direction(tokens);
   if (incorrect_tokens.defined()) direction_D = direction_D - direction(incorrect_tokens);

@@ -43,7 +43,7 @@ struct Unembedding {
 Unembedding unembedding_of(const Model& model) {
   const auto dtype = lens_dtype(model);
   const auto& weights = model.weights();
-  Unembedding out{weights.W_U.detach().to(dtype), weights.b_U, weights.ln_final,
+  Unembedding out{weights.W_U.dense(dtype).detach(), weights.b_U, weights.ln_final,
                   model.cfg().output_logits_soft_cap};
   if (out.b_V.defined()) out.b_V = out.b_V.detach().to(dtype);
   out.norm.weight = out.norm.weight.detach().to(dtype);

@@ -60,17 +60,14 @@ std::vector<std::string> formatted(const std::vector<float>& values) {
 std::string unembedding_hash(const models::Model& model) {
   if (!model.keeps_blocks()) return "";
   const auto& W_U = model.weights().W_U;
-  const int64_t V = W_U.size(0), D = W_U.size(1);
-  if (W_U.numel() < kLeastSummarised || V <= 2 * kEdge || D <= 2 * kEdge) return "";
+  const int64_t V = W_U.n_out(), D = W_U.n_in();
+  if (V * D < kLeastSummarised || V <= 2 * kEdge || D <= 2 * kEdge) return "";
   const auto ends = [&](int64_t n) {
     return torch::tensor({int64_t{0}, int64_t{1}, int64_t{2}, n - 3, n - 2, n - 1},
-                         W_U.options().dtype(torch::kLong));
+                         at::device(W_U.device()).dtype(torch::kLong));
   };
-  const auto corners = W_U.detach()
-                           .index_select(0, ends(V))
-                           .index_select(1, ends(D))
-                           .to(torch::kCPU, torch::kFloat32)
-                           .contiguous();
+  const auto corners =
+      W_U.gather(ends(V)).detach().index_select(1, ends(D)).to(torch::kCPU, torch::kFloat32).contiguous();
   const auto* first = corners.const_data_ptr<float>();
   const auto numbers = formatted({first, first + corners.numel()});
   std::string text = "[";

@@ -3,6 +3,7 @@
 #include <torch/autograd.h>
 
 #include "circuits/norms.h"
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 #include "introspect/core/interrupt.h"
 #include "introspect/ops/activation.h"
@@ -116,7 +117,7 @@ Decoder::Decoder(const models::Model& model, const Nodes& nodes, int64_t n_token
 
 torch::Tensor Decoder::embedded(const torch::Tensor& tokens_BT) const {
   const auto& cfg = model_.cfg();
-  const auto x_BTD = at::embedding(model_.weights().W_E, tokens_BT.to(model_.device()));
+  const auto x_BTD = model_.weights().W_E.gather(on_device(tokens_BT, model_.device()));
   return cfg.embed_scale == 1 ? x_BTD : x_BTD * at::full({}, cfg.embed_scale, x_BTD.options());
 }
 

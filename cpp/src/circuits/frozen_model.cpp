@@ -27,7 +27,7 @@ torch::Tensor checked_tokens(const models::Model& model, const torch::Tensor& to
 
 torch::Tensor logit_directions(const models::Model& model, const torch::Tensor& ids) {
   const auto& W_U = model.weights().W_U;
-  return wide(W_U.index_select(0, ids.to(W_U.device()))) - wide(W_U).mean(0);
+  return W_U.gather(ids.to(W_U.device()), W_U.wide_dtype()) - W_U.dense(W_U.wide_dtype()).mean(0);
 }
 
 FrozenModel::FrozenModel(const models::Model& model, const torch::Tensor& tokens_T,

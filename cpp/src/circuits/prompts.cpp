@@ -9,6 +9,7 @@
 #include "introspect/core/check.h"
 
 #include "core/excerpt.h"
+#include "core/on_device.h"
 
 namespace introspect::circuits {
 
@@ -150,7 +151,7 @@ Measure::Measure(const Decoder& decoder, const Prompts& prompts, const Batch& ba
   for (const size_t i : batch.which) {
     metrics_.push_back(&prompts.metrics[prompts.metrics.size() == 1 ? 0 : i]);
     reads_.push_back(analysis::reads_of(*metrics_.back(), batch.n_tokens(), decoder.model().cfg().d_vocab));
-    positions_.push_back(torch::tensor(reads_.back().positions, torch::kLong).to(decoder.model().device()));
+    positions_.push_back(on_device(reads_.back().positions, decoder.model().device()));
   }
   references_.resize(metrics_.size());
 }
@@ -159,11 +160,11 @@ torch::Tensor Measure::logits(const torch::Tensor& x, const torch::Tensor& vocab
   const auto& model = decoder_.model();
   if (model.dtype() != torch::kFloat64) return model.readout(x, vocab_ids);
   const auto& weights = model.weights();
-  const auto rows = [&](const torch::Tensor& t) {
-    return t.defined() && vocab_ids.defined() ? t.index_select(0, vocab_ids.to(t.device())) : t;
-  };
-  const auto out = at::matmul(normed(weights.ln_final, x), rows(weights.W_U).t());
-  const auto biased = weights.b_U.defined() ? out + rows(weights.b_U) : out;
+  const auto ids = vocab_ids.defined() ? on_device(vocab_ids, model.device()) : vocab_ids;
+  const auto W_U = ids.defined() ? weights.W_U.gather(ids) : weights.W_U.dense();
+  const auto out = at::matmul(normed(weights.ln_final, x), W_U.t());
+  const auto& b_U = weights.b_U;
+  const auto biased = b_U.defined() ? out + (ids.defined() ? b_U.index_select(0, ids) : b_U) : out;
   const double cap = model.cfg().output_logits_soft_cap;
   return cap > 0 ? (biased / cap).tanh() * cap : biased;
 }

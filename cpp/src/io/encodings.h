@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "io/dequantise.h"
+#include "core/dequantise.h"
 
 namespace introspect::io {
 

@@ -77,6 +77,18 @@ MappedFile::~MappedFile() {
   if (descriptor_ >= 0) ::close(descriptor_);
 }
 
+void MappedFile::read(size_t offset, std::span<std::byte> out) const {
+  size_t done = 0;
+  while (done < out.size()) {
+    const ssize_t got =
+        ::pread(descriptor_, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
+    if (got < 0 && errno == EINTR) continue;
+    check<IoError>(got > 0, path_.string(), ": ", out.size(), " bytes at ", offset,
+                   " cannot be read: ", got < 0 ? last_error() : std::string("the file ends before"));
+    done += static_cast<size_t>(got);
+  }
+}
+
 void MappedFile::check_unchanged() const {
   if (descriptor_ < 0) return;
   struct stat status{};

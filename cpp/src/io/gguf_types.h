@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "io/dequantise.h"
+#include "core/dequantise.h"
 
 namespace introspect::io {
 

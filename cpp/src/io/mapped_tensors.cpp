@@ -88,6 +88,14 @@ std::span<const std::byte> MappedTensors::bytes(const std::string& name) const {
   return tensor.file->bytes().subspan(tensor.offset, tensor.size);
 }
 
+torch::Tensor MappedTensors::read_bytes(const std::string& name) const {
+  const auto& tensor = at(name);
+  tensor.file->check_unchanged();
+  auto out = torch::empty({static_cast<int64_t>(tensor.size)}, torch::kByte);
+  tensor.file->read(tensor.offset, {static_cast<std::byte*>(out.mutable_data_ptr()), tensor.size});
+  return out;
+}
+
 std::string MappedTensors::fingerprint() const {
   std::vector<const StoredTensor*> by_name;
   for (const auto& tensor : tensors_) by_name.push_back(&tensor);

@@ -18,10 +18,33 @@ namespace introspect::models {
 
 namespace {
 
+/// Throws ConfigError for a device that this torch cannot use.
+void check_device(torch::Device device) {
+  try {
+    at::empty({1}, at::device(device));
+  } catch (const c10::Error& error) {
+    const std::string reason = error.what_without_backtrace();
+    throw ConfigError(concat("Model::load: device '", device.str(),
+                             "' cannot be used here: ", reason.substr(0, reason.find_first_of(".\n"))));
+  }
+}
+
+bool is_as_stored(const LoadOptions& options) {
+  return options.weights == WeightsHeld::kAsStored;
+}
+
 void check_options(const LoadOptions& options) {
+  bool on_cpu = options.device.is_cpu();
+  for (const auto& [layer, device] : options.block_devices) on_cpu = on_cpu && device.is_cpu();
+  check<ConfigError>(
+      on_cpu || !is_as_stored(options),
+      "Model::load: quantised blocks are used as stored on the CPU only; give weights='dense' for ",
+      options.device.is_cpu() ? "device_map" : options.device.str());
   check<ConfigError>(options.dtype == torch::kFloat32 || options.dtype == torch::kBFloat16 ||
                          options.dtype == torch::kFloat64 || options.dtype == torch::kFloat16,
                      "Model::load: dtype must be float32, bfloat16, float16 or float64, got ", options.dtype);
+  check_device(options.device);
+  for (const auto& [layer, device] : options.block_devices) check_device(device);
 }
 
 /// The chat template beside the tokenizer where it is one of the native formats.
@@ -99,6 +122,13 @@ std::shared_ptr<const Model> assemble(std::shared_ptr<const io::TensorSource> so
 
 }  // namespace
 
+WeightsHeld parse_weights_held(const std::string& word) {
+  if (word == "dense") return WeightsHeld::kDense;
+  check<ConfigError>(word == "as stored", "Model::load: weights must be 'dense' or 'as stored', got '", word,
+                     "'");
+  return WeightsHeld::kAsStored;
+}
+
 std::shared_ptr<const Model> Model::load(const std::filesystem::path& path_or_name,
                                          const LoadOptions& options) {
   check_options(options);
@@ -110,6 +140,8 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path_or_na
     const auto folder = io::HfFolder::open(path);
     architecture = architecture_of_hf(io::parse_json_object(folder.config_json, path / "config.json"),
                                       static_cast<int64_t>(folder.weights->names().size()));
+    check<ConfigError>(!is_as_stored(options), "Model::load: weights='as stored' is for GGUF files; ",
+                       path.string(), " is a folder");
     architecture.cfg.eos_token_ids = text::eos_token_ids_of(path);
     source = folder.weights;
     if (architecture.packing) source = io::unpacked(source, *architecture.packing);
@@ -129,6 +161,8 @@ std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
                                                  const std::optional<std::filesystem::path>& tokenizer_path,
                                                  const LoadOptions& options) {
   check_options(options);
+  check<ConfigError>(!is_as_stored(options),
+                     "Model::from_tensors: tensors are dense; weights='as stored' is for GGUF");
   check<ConfigError>(options.keep_blocks,
                      "Model::from_tensors: blocks can stay in files, not in tensors; keep_blocks");
   const at::NoGradGuard no_grad;

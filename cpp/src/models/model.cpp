@@ -3,6 +3,7 @@
 #include <unordered_set>
 
 #include "core/dense.h"
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 #include "introspect/nn/parts.h"
 #include "introspect/ops/linear.h"
@@ -37,8 +38,9 @@ torch::Tensor real_keys(const ForwardOptions& options, const torch::Tensor& inpu
   const auto ones = [&](int64_t t) {
     return at::ones({input.size(0), t}, at::device(device).dtype(torch::kBool));
   };
-  const auto now = options.attention_mask.defined() ? options.attention_mask.to(device, torch::kBool)
-                                                    : ones(input.size(1));
+  const auto now = options.attention_mask.defined()
+                       ? on_device(options.attention_mask, device).to(torch::kBool)
+                       : ones(input.size(1));
   if (offset == 0) return now;
   return at::cat({cached_padding ? options.cache->mask().to(device) : ones(offset), now}, 1);
 }
@@ -111,14 +113,17 @@ std::vector<std::pair<std::string, torch::Tensor>> named(const Weights& weights)
   const auto add = [&](std::string name, const torch::Tensor& t) {
     if (t.defined() && seen.insert(t.const_data_ptr()).second) out.emplace_back(std::move(name), t);
   };
-  add("embed.W_E", weights.W_E);
+  const auto add_linear = [&](const std::string& name, const nn::Linear& linear) {
+    if (!linear.is_quantised()) add(name, linear.dense());
+  };
+  add_linear("embed.W_E", weights.W_E);
   add("pos_embed.W_pos", weights.W_pos);
   for (size_t layer = 0; layer < weights.blocks.size(); ++layer)
     nn::for_each_tensor(weights.blocks[layer].parts(), [&](const std::string& name, const torch::Tensor& t) {
       add(concat("blocks.", layer, ".", name), t);
     });
   nn::Norm::for_each_tensor(weights.ln_final, "ln_final", add);
-  add("unembed.W_U", weights.W_U);
+  add_linear("unembed.W_U", weights.W_U);
   add("unembed.b_U", weights.b_U);
   return out;
 }
@@ -135,9 +140,10 @@ int64_t total(const nn::Block& block, const Count& count) {
 template <typename Count>
 int64_t total(const Weights& weights, const Count& count) {
   int64_t n = count(weights.ln_final);
-  for (const auto& tensor : {weights.W_E, weights.W_pos, weights.b_U})
+  for (const auto& tensor : {weights.W_pos, weights.b_U})
     if (tensor.defined()) n += count(tensor);
-  if (!weights.W_U.is_same(weights.W_E)) n += count(weights.W_U);
+  n += count(weights.W_E);
+  if (!weights.W_U.shares_weight(weights.W_E)) n += count(weights.W_U);
   for (const auto& block : weights.blocks) n += total(block, count);
   return n;
 }
@@ -176,8 +182,29 @@ std::shared_ptr<const nn::Block> Model::block(int64_t layer) const {
   return {std::shared_ptr<const void>(), &weights_.blocks[static_cast<size_t>(layer)]};
 }
 
-std::vector<std::pair<std::string, torch::Tensor>> Model::named_weights() const {
+std::vector<std::pair<std::string, torch::Tensor>> Model::named_weights(bool skip_quantised) const {
+  const auto quantised = skip_quantised ? std::vector<std::string>() : quantised_weights();
+  check<ConfigError>(quantised.empty(), "model '", cfg_.model_name, "': ", quantised.size(),
+                     " weights are held in quantised blocks (",
+                     quantised.empty() ? std::string() : quantised.front(),
+                     "), which cannot be listed, trained or replaced: load it with weights='dense'");
   return named(weights());
+}
+
+std::vector<std::string> Model::quantised_weights() const {
+  const auto& w = weights();
+  std::vector<std::string> out;
+  if (w.W_E.is_quantised()) out.emplace_back("embed.W_E");
+  for (size_t layer = 0; layer < w.blocks.size(); ++layer)
+    nn::for_each_part(w.blocks[layer].parts(), [&](std::string_view name, const auto& part) {
+      if constexpr (std::is_same_v<std::remove_cvref_t<decltype(part)>, nn::Linear>) {
+        const auto dot = name.rfind('.') + 1;
+        if (part.is_quantised())
+          out.push_back(concat("blocks.", layer, ".", name.substr(0, dot), "W_", name.substr(dot)));
+      }
+    });
+  if (w.W_U.is_quantised() && !w.W_U.shares_weight(w.W_E)) out.emplace_back("unembed.W_U");
+  return out;
 }
 
 int64_t Model::n_params() const {
@@ -251,7 +278,7 @@ void Model::check_input(const torch::Tensor& input, const ForwardOptions& option
     check<ShapeError>(input.dim() == 2 && input.numel() > 0 && input.scalar_type() == torch::kLong,
                       "Model::forward: tokens must be int64 [batch, pos] and not empty, got ",
                       input.scalar_type(), " ", input.sizes());
-    const auto [low, high] = at::aminmax(input);
+    const auto [low, high] = at::aminmax(input.cpu());
     check<std::out_of_range>(low.item<int64_t>() >= 0 && high.item<int64_t>() < cfg_.d_vocab,
                              "Model::forward: token ids must be 0 to ", cfg_.d_vocab - 1, ", got ",
                              low.item<int64_t>(), " to ", high.item<int64_t>());
@@ -286,7 +313,7 @@ void Model::check_input(const torch::Tensor& input, const ForwardOptions& option
   check<ShapeError>(!mask.defined() || (mask.dim() == 2 && mask.size(0) == B && mask.size(1) == T),
                     "Model::forward: attention_mask must be [", B, ", ", T, "] as the input is, got ",
                     mask.defined() ? mask.sizes() : at::IntArrayRef{});
-  check<ShapeError>(!mask.defined() || mask.to(torch::kBool).any(1).all().item<bool>(),
+  check<ShapeError>(!mask.defined() || mask.cpu().to(torch::kBool).any(1).all().item<bool>(),
                     "Model::forward: every row of attention_mask must hold a real token");
   if (options.logits_at == LogitsAt::kPositions) {
     const auto& positions = options.positions;
@@ -344,7 +371,7 @@ std::pair<torch::Tensor, torch::Tensor> Model::rotary_angles(const torch::Tensor
 
 torch::Tensor Model::embed(const torch::Tensor& tokens_BT, const torch::Tensor& positions_BT,
                            const nn::Context& ctx) const {
-  auto x_BTD = at::embedding(weights_.W_E, tokens_BT);
+  auto x_BTD = weights_.W_E.gather(tokens_BT);
   // The factor is rounded to the model's dtype first, as the checkpoints were trained.
   if (cfg_.embed_scale != 1) x_BTD = x_BTD * at::full({}, cfg_.embed_scale, x_BTD.options());
   x_BTD = ctx.hook(hooks::Point::kEmbed, x_BTD);
@@ -357,7 +384,7 @@ torch::Tensor Model::forward(const torch::Tensor& input, const ForwardOptions& o
   std::optional<SoleUser::Use> cache_use;
   if (options.cache) cache_use.emplace(options.cache->enter("Model::forward: the KVCache"));
   check_input(input, options);
-  const auto x = input.to(device());
+  const auto x = on_device(input, device());
   const int64_t T = x.size(1);
   nn::Context ctx;
   ctx.hooks = options.hooks && !options.hooks->empty() ? options.hooks : nullptr;
@@ -369,10 +396,10 @@ torch::Tensor Model::forward(const torch::Tensor& input, const ForwardOptions& o
   torch::Tensor positions_BT;
   if (options.parents.defined()) {
     const auto tree = token_tree(options.parents, ctx.offset, cfg_.n_ctx);
-    positions_BT = tree.depths_T.to(device()).unsqueeze(0);
-    ctx.global = positions_in_tree(tree.depths_T.to(device()), tree.parents_S, /*local=*/false);
-    if (!cfg_.attn_types.empty())
-      ctx.local = positions_in_tree(tree.depths_T.to(device()), tree.parents_S, /*local=*/true);
+    const auto depths_T = on_device(tree.depths_T, device());
+    positions_BT = depths_T.unsqueeze(0);
+    ctx.global = positions_in_tree(depths_T, tree.parents_S, /*local=*/false);
+    if (!cfg_.attn_types.empty()) ctx.local = positions_in_tree(depths_T, tree.parents_S, /*local=*/true);
   } else {
     const auto real_BS = real_keys(options, x, ctx.offset);
     positions_BT = token_positions(real_BS, ctx.offset, T, device());
@@ -418,10 +445,10 @@ torch::Tensor Model::logits(const torch::Tensor& resid_BTD, const ForwardOptions
       case LogitsAt::kAll:
         return x_BTn;
       case LogitsAt::kPositions:
-        return x_BTn.index_select(1, options.positions.to(device()));
+        return x_BTn.index_select(1, on_device(options.positions, device()));
       case LogitsAt::kLast: {
         if (!options.attention_mask.defined()) return x_BTn.slice(1, -1);
-        const auto column_B = last_real_column(options.attention_mask.to(device(), torch::kBool));
+        const auto column_B = last_real_column(on_device(options.attention_mask, device()).to(torch::kBool));
         return x_BTn.gather(1, column_B.view({-1, 1, 1}).expand({-1, 1, x_BTn.size(2)}));
       }
     }
@@ -441,18 +468,19 @@ torch::Tensor Model::hooked_logits(const torch::Tensor& resid_BTD, const torch::
   using hooks::Point;
   const auto x_BTD = ctx.hook(Point::kUnembedIn, weights_.ln_final.forward(resid_BTD, ctx));
   const bool select_first = vocab_ids.defined() && !ctx.wants(Point::kUnembedOut);
-  const auto [W_U, b_U] = unembedding(select_first ? vocab_ids : torch::Tensor{});
-  auto logits_BTV = ctx.hook(Point::kUnembedOut, ops::linear(x_BTD, W_U, b_U));
-  if (vocab_ids.defined() && !select_first) logits_BTV = logits_BTV.index_select(2, vocab_ids.to(device()));
+  const auto unembed = unembedding(select_first ? vocab_ids : torch::Tensor{}, dtype());
+  auto logits_BTV = ctx.hook(Point::kUnembedOut, unembed.forward(x_BTD));
+  if (vocab_ids.defined() && !select_first)
+    logits_BTV = logits_BTV.index_select(2, on_device(vocab_ids, device()));
   if (dtype() != torch::kFloat64) logits_BTV = logits_BTV.to(torch::kFloat32);
   return soft_capped(logits_BTV, cfg_.output_logits_soft_cap);
 }
 
-std::pair<torch::Tensor, torch::Tensor> Model::unembedding(const torch::Tensor& vocab_ids) const {
-  if (!vocab_ids.defined()) return {weights_.W_U, weights_.b_U};
-  const auto ids = vocab_ids.to(device());
-  return {weights_.W_U.index_select(0, ids),
-          weights_.b_U.defined() ? weights_.b_U.index_select(0, ids) : torch::Tensor{}};
+nn::Linear Model::unembedding(const torch::Tensor& vocab_ids, torch::ScalarType type) const {
+  const auto& b_U = weights_.b_U;
+  if (!vocab_ids.defined()) return b_U.defined() ? weights_.W_U.with_bias(b_U) : weights_.W_U;
+  const auto ids = on_device(vocab_ids, device());
+  return nn::Linear(weights_.W_U.gather(ids, type), b_U.defined() ? b_U.index_select(0, ids) : b_U);
 }
 
 torch::Tensor Model::readout(const torch::Tensor& resid, const torch::Tensor& vocab_ids) const {
@@ -472,15 +500,14 @@ torch::Tensor Model::readout(const torch::Tensor& resid, const torch::Tensor& vo
         "Model::readout: vocabulary ids must be 0 to ", cfg_.d_vocab - 1, ", got ",
         vocab_ids.min().item<int64_t>(), " to ", vocab_ids.max().item<int64_t>());
   const auto wide = dtype() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
-  const auto [W_U, b_U] = unembedding(vocab_ids);
+  const auto unembed = unembedding(vocab_ids, wide);
   auto ln_final = weights_.ln_final;
   if (ln_final.kind != nn::NormKind::kGemmaRms) ln_final.weight = ln_final.weight.to(wide);
   if (ln_final.bias.defined()) ln_final.bias = ln_final.bias.to(wide);
   const auto x_ND = ln_final.apply(resid.reshape({-1, cfg_.d_model}).to(device(), wide));
-  auto logits_NV = wide == torch::kFloat64 ? at::linear(x_ND, W_U) : ops::linear_fp32(x_ND, W_U);
-  if (b_U.defined()) logits_NV = logits_NV + b_U;
+  const auto logits_NV = wide == torch::kFloat64 ? unembed.forward(x_ND) : unembed.forward_fp32(x_ND);
   auto sizes = resid.sizes().vec();
-  sizes.back() = W_U.size(0);
+  sizes.back() = unembed.n_out();
   return soft_capped(logits_NV, cfg_.output_logits_soft_cap).view(sizes);
 }
 

@@ -44,11 +44,11 @@ Weights untrained(const Config& cfg, const torch::TensorOptions& options) {
   const Untrained source{options, cfg};
   const int64_t D = cfg.d_model, V = cfg.d_vocab;
   Weights w;
-  w.W_E = source.zeros({V, D});
+  w.W_E = nn::Linear(source.zeros({V, D}));
   if (cfg.positional_embedding_type == "standard") w.W_pos = source.zeros({cfg.n_ctx, D});
   for (int64_t layer = 0; layer < cfg.n_layers; ++layer) w.blocks.push_back(make_block(cfg, layer, source));
   w.ln_final = make_norm(cfg, source, "ln_final", D, Point::kLnFinalScale, Point::kLnFinalNormalized);
-  w.W_U = cfg.tie_word_embeddings ? w.W_E : source.zeros({V, D});
+  w.W_U = cfg.tie_word_embeddings ? w.W_E : nn::Linear(source.zeros({V, D}));
   w.b_U = source.zeros({V});
   if (cfg.positional_embedding_type != "rotary") return w;
   w.rotary_frequencies =

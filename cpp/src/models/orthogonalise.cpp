@@ -32,7 +32,7 @@ std::shared_ptr<const Model> orthogonalised(const Model& model, const torch::Ten
     return (wide - wide.matmul(u_D).unsqueeze(-1) * u_D).to(x.scalar_type());
   };
   auto weights = model.weights();
-  weights.W_E = without(weights.W_E);
+  weights.W_E = nn::Linear(without(weights.W_E.dense()));
   if (weights.W_pos.defined()) weights.W_pos = without(weights.W_pos);
   for (auto& block : weights.blocks) {
     auto parts = block.parts();

@@ -47,7 +47,7 @@ torch::Tensor without_mean(const torch::Tensor& x, int64_t dim) {
 /// The weight and bias of a norm, moved into the product that reads its output.
 void fold(const nn::Norm& norm, nn::Linear& linear) {
   if (norm.is_none()) return;
-  const auto dtype = linear.dense().scalar_type();
+  const auto dtype = linear.dtype();
   auto W = wide(linear.dense()), b = linear.bias();
   if (norm.bias.defined()) b = plus(b, at::mv(W, wide(norm.bias))).to(dtype);
   W = W * wide(norm.weight);
@@ -78,10 +78,10 @@ void fold_norms(Weights& weights) {
     for (auto* reading : parts.mlp.readers()) fold(parts.ln2, *reading);
     make_neutral(parts.ln2);
   });
-  nn::Linear unembed(weights.W_U, weights.b_U);
+  auto unembed = weights.W_U.with_bias(weights.b_U);
   fold(weights.ln_final, unembed);
-  weights.W_U = unembed.dense();
   weights.b_U = unembed.bias();
+  weights.W_U = unembed.with_bias({});
   make_neutral(weights.ln_final);
 }
 
@@ -89,7 +89,7 @@ void center_writing(Weights& weights) {
   const auto centred = [](const torch::Tensor& x, int64_t dim) {
     return x.defined() ? without_mean(wide(x), dim).to(x.scalar_type()) : x;
   };
-  weights.W_E = centred(weights.W_E, 1);
+  weights.W_E = nn::Linear(centred(weights.W_E.dense(), 1));
   weights.W_pos = centred(weights.W_pos, 1);
   edit_blocks(weights, [&](nn::BlockParts& parts, nn::AttentionWeights& attn) {
     auto all = parts.mlp.writers();
@@ -100,8 +100,8 @@ void center_writing(Weights& weights) {
 }
 
 void center_unembedding(Weights& weights) {
-  const auto dtype = weights.W_U.scalar_type();
-  weights.W_U = without_mean(wide(weights.W_U), 0).to(dtype);
+  const auto dtype = weights.W_U.dtype();
+  weights.W_U = nn::Linear(without_mean(wide(weights.W_U.dense()), 0).to(dtype));
   if (weights.b_U.defined()) weights.b_U = without_mean(wide(weights.b_U), 0).to(dtype);
 }
 
@@ -169,7 +169,7 @@ void describe(const Weights& weights, Config& cfg) {
   cfg.attn_out_bias = attn.O.bias().defined();
   cfg.mlp_bias = mlp.in.bias().defined() || mlp.out.bias().defined();
   if (parts.mlp.is_mixture()) cfg.router_bias = mixture.router.bias().defined();
-  cfg.tie_word_embeddings = weights.W_U.is_same(weights.W_E);
+  cfg.tie_word_embeddings = weights.W_U.shares_weight(weights.W_E);
 }
 
 }  // namespace

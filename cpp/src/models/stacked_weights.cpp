@@ -14,7 +14,8 @@ using Parts = nn::BlockParts;
 
 torch::Tensor bias_or_zeros(const nn::Linear& linear, at::IntArrayRef sizes) {
   const auto& bias = linear.bias();
-  return bias.defined() ? bias.view(sizes) : at::zeros(sizes, linear.dense().options());
+  return bias.defined() ? bias.view(sizes)
+                        : at::zeros(sizes, at::device(linear.device()).dtype(linear.dtype()));
 }
 torch::Tensor bias_or_zeros(const nn::Linear& linear) {
   return bias_or_zeros(linear, {linear.n_out()});
@@ -180,14 +181,14 @@ torch::Tensor model_weight(const Model& model, std::string_view name) {
   const auto& w = model.weights();
   if (name == "embed.W_E") {
     const double scale = model.cfg().embed_scale;
-    return scale == 1 ? w.W_E
-                      : w.W_E * at::full({}, scale, w.W_E.options());  // rounded as Model::forward does
+    const auto W_E = w.W_E.dense();
+    return scale == 1 ? W_E : W_E * at::full({}, scale, W_E.options());  // rounded as Model::forward does
   }
   if (name == "pos_embed.W_pos") return w.W_pos;
   if (name == "ln_final.w") return w.ln_final.weight;
   if (name == "ln_final.b") return w.ln_final.bias;
-  if (name == "unembed.W_U") return w.W_U.t();
-  if (name == "unembed.b_U") return bias_or_zeros(nn::Linear(w.W_U, w.b_U));
+  if (name == "unembed.W_U") return w.W_U.dense().t();
+  if (name == "unembed.b_U") return bias_or_zeros(w.W_U.with_bias(w.b_U));
   return {};
 }
 

@@ -1,7 +1,12 @@
 #include "models/weight_reader.h"
 
-#include "introspect/core/check.h"
+#include <algorithm>
+#include <optional>
 
+#include "core/dequantise.h"
+#include "introspect/core/check.h"
+#include "introspect/io/mapped_tensors.h"
+#include "introspect/ops/quantised_rows.h"
 #include "models/make_block.h"
 #include "models/part_names.h"
 
@@ -20,7 +25,16 @@ class WeightReader {
         map_(architecture.map),
         dtype_(options.dtype),
         device_(options.device),
-        prefix_(name_prefix(*source_, map_)) {
+        prefix_(name_prefix(*source_, map_)),
+        copy_bytes_(options.keep_blocks) {
+    if (options.weights == WeightsHeld::kAsStored) {
+      stored_ = std::dynamic_pointer_cast<const io::MappedTensors>(source_);
+      const auto names = source_->names();
+      check<ConfigError>(
+          stored_ &&
+              std::any_of(names.begin(), names.end(), [&](const auto& name) { return is_quantised(name); }),
+          "Model::load: weights='as stored' needs a file with quantised blocks, and this one has none");
+    }
     if (options.block_devices.empty()) return;
     block_devices_.assign(static_cast<size_t>(cfg_.n_layers), at::empty({0}, at::device(device_)).device());
     for (const auto& [layer, device] : options.block_devices) {
@@ -44,7 +58,7 @@ class WeightReader {
     const int64_t D = cfg_.d_model, V = cfg_.d_vocab;
     Weights w;
     w.block_devices = block_devices_;
-    w.W_E = tensor(prefix_ + map_.embed + ".weight", {V, D});
+    w.W_E = matrix(prefix_ + map_.embed + ".weight", {V, D});
     if (!map_.pos_embed.empty()) w.W_pos = tensor(prefix_ + map_.pos_embed + ".weight", {cfg_.n_ctx, D});
     w.ln_final = make_norm(cfg_, *this, "ln_final", D, Point::kLnFinalScale, Point::kLnFinalNormalized);
     w.W_U = cfg_.tie_word_embeddings ? w.W_E : unembedding();
@@ -68,8 +82,9 @@ class WeightReader {
                         has_bias ? tensor(name + ".bias", {rows}) : torch::Tensor{});
     }
     const auto modules = modules_of(map_, cfg_, part);
-    return nn::Linear(fused(modules, ".weight", {rows, columns}),
-                      has_bias ? fused(modules, ".bias", {rows}) : torch::Tensor{});
+    const auto bias = has_bias ? fused(modules, ".bias", {rows}) : torch::Tensor{};
+    if (const auto blocks = stored_rows(modules, rows, columns)) return nn::Linear(*blocks, bias);
+    return nn::Linear(fused(modules, ".weight", {rows, columns}), bias);
   }
 
   torch::Tensor vector(std::string_view, int64_t width) const { return tensor(named(map_.sinks), {width}); }
@@ -79,8 +94,12 @@ class WeightReader {
     const auto& names = expert_names();
     const bool two = names.gate_in.empty();
     const auto in_names = two ? std::vector{names.gate, names.in} : std::vector{names.gate_in};
-    const auto in = expert_stack(in_names, names.weight_suffix, {E, rows, D}),
-               out = expert_stack({names.out}, names.weight_suffix, {E, D, M});
+    const auto stored_in = stored_experts(in_names, names, rows, D),
+               stored_out = stored_experts({names.out}, names, D, M);
+    const auto in = stored_in.empty() ? expert_stack(in_names, names.weight_suffix, {E, rows, D})
+                                      : torch::Tensor{},
+               out = stored_out.empty() ? expert_stack({names.out}, names.weight_suffix, {E, D, M})
+                                        : torch::Tensor{};
     torch::Tensor b_in, b_out;
     if (cfg_.mlp_bias) {
       b_in = expert_stack(in_names, names.bias_suffix, {E, rows});
@@ -88,8 +107,13 @@ class WeightReader {
     }
     const auto of = [](const torch::Tensor& b, int64_t e) { return b.defined() ? b[e] : b; };
     std::vector<nn::MlpWeights> all;
+    const auto linear = [&](const std::vector<ops::QuantisedRows>& stored, const torch::Tensor& dense,
+                            int64_t e, const torch::Tensor& b) {
+      return dense.defined() ? nn::Linear(dense[e], of(b, e))
+                             : nn::Linear(stored[static_cast<size_t>(e)], of(b, e));
+    };
     for (int64_t e = 0; e < E; ++e)
-      all.push_back({nn::Linear(in[e], of(b_in, e)), nn::Linear(out[e], of(b_out, e))});
+      all.push_back({linear(stored_in, in, e, b_in), linear(stored_out, out, e, b_out)});
     return all;
   }
 
@@ -148,10 +172,10 @@ class WeightReader {
 
   std::string named(const std::string& module) const { return prefix_ + at_layer(module, layer_); }
 
-  torch::Tensor unembedding() const {
+  nn::Linear unembedding() const {
     auto name = unembed_name(*source_, map_);
     if (name.empty()) name = map_.unembed.front() + ".weight";  // for the error that names it
-    return tensor(name, {cfg_.d_vocab, cfg_.d_model});
+    return matrix(name, {cfg_.d_vocab, cfg_.d_model});
   }
 
   void read_frequencies(Weights& w) const {
@@ -167,6 +191,89 @@ class WeightReader {
     if (cfg_.rotary_base_local > 0)
       w.rotary_frequencies_local =
           ops::rotary_frequencies(cfg_.rotary_dim, cfg_.rotary_base_local, {}).to(device_);
+  }
+
+  // Matrices that stay in their blocks.
+
+  bool is_quantised(const std::string& name) const {
+    return find_quantisation(source_->dtype(name)) != nullptr;
+  }
+
+  /// The stored bytes of a tensor, uint8 [rows, bytes of a row], its last dimension `columns` long; a view of the mapped
+  /// file where blocks stay there.
+  torch::Tensor stored_bytes(const std::string& name, int64_t rows, int64_t columns) const {
+    const auto encoding = source_->dtype(name);
+    const auto [elements, size] = find_block_format(encoding)->layout;
+    check<ConfigError>(columns % elements == 0, "model: the tensor '", name, "' is stored as ", encoding,
+                       ", whose blocks of ", elements, " do not divide its rows of ", columns,
+                       ": load it with weights='dense'");
+    const std::vector<int64_t> sizes = {rows, columns / elements * size};
+    if (copy_bytes_) return stored_->read_bytes(name).view(sizes);
+    const auto bytes = stored_->bytes(name);
+    // from_blob takes a mutable pointer; the bytes are only read.
+    return torch::from_blob(
+        const_cast<std::byte*>(bytes.data()), sizes, [keep = stored_](void*) {}, torch::kByte);
+  }
+
+  /// The modules' rows one after another as they stand in the file; nothing unless one of them is quantised and all can be
+  /// held so.
+  std::optional<ops::QuantisedRows> stored_rows(const std::vector<ModuleRows>& modules, int64_t rows,
+                                                int64_t columns) const {
+    if (!stored_ || is_check_ || map_.transposed) return std::nullopt;
+    bool any = false, all = !modules.empty();
+    for (const auto& module : modules) {
+      const auto name = named(module.name) + ".weight";
+      any = any || is_quantised(name);
+      all = all && ops::QuantisedRows::can_hold(source_->dtype(name));
+    }
+    if (!any || !all) return std::nullopt;
+    std::vector<ops::QuantisedRows> parts;
+    int64_t n = 0;
+    for (const auto& module : modules) {
+      const auto name = named(module.name) + ".weight";
+      check_tensor(name, {module.n, columns});
+      auto bytes = stored_bytes(name, module.n, columns);
+      if (module.order != RowOrder::kPlain) bytes = in_order(bytes, module.order, cfg_).contiguous();
+      check<Error>(module.first == n, "weight_reader: modules must follow one another");
+      n += module.n;
+      parts.emplace_back(source_->dtype(name), std::move(bytes), dtype_);
+    }
+    check<Error>(n == rows, "weight_reader: modules must make up the rows");
+    return ops::QuantisedRows::joined(parts);
+  }
+
+  /// The same of each expert; none unless all of their tensors hold one expert after another.
+  std::vector<ops::QuantisedRows> stored_experts(const std::vector<std::string>& modules,
+                                                 const ExpertNames& names, int64_t rows,
+                                                 int64_t columns) const {
+    if (!stored_ || is_check_ || names.transposed || names.interleaved) return {};
+    const int64_t E = cfg_.num_experts, n = rows / static_cast<int64_t>(modules.size());
+    std::vector<std::vector<ops::QuantisedRows>> parts(static_cast<size_t>(E));
+    for (const auto& module : modules) {
+      const bool by_expert = module.find("{e}") != std::string::npos;
+      torch::Tensor all;
+      for (int64_t e = 0; e < E; ++e) {
+        const auto name = at_expert(named(module), e) + names.weight_suffix;
+        if (!is_quantised(name)) return {};
+        if (by_expert || !all.defined()) {
+          check_tensor(name, by_expert ? at::IntArrayRef({n, columns}) : at::IntArrayRef({E, n, columns}));
+          all = stored_bytes(name, by_expert ? n : E * n, columns);
+        }
+        parts[static_cast<size_t>(e)].emplace_back(source_->dtype(name),
+                                                   by_expert ? all : all.narrow(0, e * n, n), dtype_);
+      }
+    }
+    std::vector<ops::QuantisedRows> out;
+    for (const auto& of_expert : parts) out.push_back(ops::QuantisedRows::joined(of_expert));
+    return out;
+  }
+
+  nn::Linear matrix(const std::string& name, const std::vector<int64_t>& sizes) const {
+    if (!stored_ || is_check_ || !source_->has(name) || !is_quantised(name))
+      return nn::Linear(tensor(name, sizes));
+    check_tensor(name, sizes);
+    return nn::Linear(
+        ops::QuantisedRows(source_->dtype(name), stored_bytes(name, sizes[0], sizes[1]), dtype_));
   }
 
   torch::Tensor tensor(const std::string& name, const std::vector<int64_t>& sizes) const {
@@ -219,6 +326,8 @@ class WeightReader {
   torch::ScalarType dtype_;
   torch::Device device_;
   std::string prefix_;
+  std::shared_ptr<const io::MappedTensors> stored_;  // the source, where its blocks are used as they are
+  bool copy_bytes_ = true;                           // and not where they lie
   std::vector<torch::Device> block_devices_;
   int64_t layer_ = -1;     // the block that is read
   bool is_check_ = false;  // tensors have a shape and no memory

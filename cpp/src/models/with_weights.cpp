@@ -17,7 +17,7 @@ using Replacements = std::unordered_map<const void*, torch::Tensor>;
 
 Replacements match(const Model& model, const std::map<std::string, torch::Tensor>& given) {
   Replacements out;
-  for (const auto& [name, old] : model.named_weights()) {
+  for (const auto& [name, old] : model.named_weights(/*skip_quantised=*/true)) {
     const auto found = given.find(name);
     if (found == given.end()) continue;
     const auto& tensor = found->second;
@@ -29,11 +29,17 @@ Replacements match(const Model& model, const std::map<std::string, torch::Tensor
     out.emplace(old.const_data_ptr(), tensor);
   }
   if (out.size() == given.size()) return out;
-  const auto names = model.named_weights();
-  for (const auto& [name, tensor] : given)
+  const auto names = model.named_weights(/*skip_quantised=*/true);
+  const auto quantised = model.quantised_weights();
+  for (const auto& [name, tensor] : given) {
+    check<ConfigError>(std::find(quantised.begin(), quantised.end(), name) == quantised.end(),
+                       "with_weights: '", name,
+                       "' is held in quantised blocks, which no tensor replaces: load the model with "
+                       "weights='dense'");
     check<std::invalid_argument>(
         std::any_of(names.begin(), names.end(), [&](const auto& weight) { return weight.first == name; }),
         "with_weights: the model has no weight '", name, "'; Model::named_weights lists them");
+  }
   return out;
 }
 
@@ -59,7 +65,8 @@ std::shared_ptr<const Model> with_weights(const Model& model,
       tensor = found->second;
   };
   auto weights = model.weights();
-  for (auto* tensor : {&weights.W_E, &weights.W_pos, &weights.W_U, &weights.b_U}) replace("", *tensor);
+  for (auto* tensor : {&weights.W_pos, &weights.b_U}) replace("", *tensor);
+  for (auto* linear : {&weights.W_E, &weights.W_U}) nn::Linear::for_each_tensor(*linear, "", replace);
   for (auto& block : weights.blocks) {
     auto parts = block.parts();
     nn::for_each_tensor(parts, replace);

@@ -39,7 +39,8 @@ hooks::Site checked_site(const hooks::HookPoints& points, const std::string& nam
 bool is_centred(const models::Model& model) {
   if (!model.keeps_blocks()) return false;  // as in the file
   const auto W_E = model.weights()
-                       .W_E.narrow(0, 0, std::min<int64_t>(model.cfg().d_vocab, 64))
+                       .W_E.rows(0, std::min<int64_t>(model.cfg().d_vocab, 64))
+                       .dense()
                        .to(torch::kCPU, torch::kFloat64);
   const auto mean = W_E.mean(-1).abs().max().item<double>(), size = W_E.abs().mean().item<double>();
   const bool half = model.dtype() == torch::kBFloat16 || model.dtype() == torch::kFloat16;

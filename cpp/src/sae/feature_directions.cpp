@@ -6,6 +6,7 @@
 #include "introspect/core/check.h"
 #include "introspect/sae/feature_statistics.h"
 
+#include "core/on_device.h"
 #include "sae/context_pass.h"
 
 namespace introspect::sae {
@@ -85,7 +86,7 @@ torch::Tensor logit_effects(const models::Model& model, const Dictionary& dictio
   const bool is_double = model.dtype() == torch::kFloat64;
   const auto options =
       torch::TensorOptions(is_double ? torch::kFloat64 : torch::kFloat32).device(model.device());
-  const auto at = ids.to(dictionary.device());
+  const auto at = on_device(ids, dictionary.device());
   auto rows = dictionary.weights().W_dec_FD.index_select(0, at).narrow(1, first, width).to(options);
   const auto& config = dictionary.config();
   if (config.rank_by_decoder_norm)
@@ -94,7 +95,8 @@ torch::Tensor logit_effects(const models::Model& model, const Dictionary& dictio
   auto v_nD = in_stream(model, outputs[chosen], rows);
   const auto& norm = model.ln_final();
   if (norm.kind == nn::NormKind::kLayer) v_nD = v_nD - v_nD.mean(-1, /*keepdim=*/true);
-  return at::linear(v_nD * norm.weight.to(options), model.weights().W_U.to(options)).to(torch::kCPU);
+  return at::linear(v_nD * norm.weight.to(options), model.weights().W_U.dense(options.dtype().toScalarType()))
+      .to(torch::kCPU);
 }
 
 }  // namespace introspect::sae

@@ -35,9 +35,9 @@ models::Model tiny_model() {
   cfg.positional_embedding_type = "standard", cfg.attn_scale = 2;
   cfg.qkv_bias = cfg.attn_out_bias = cfg.mlp_bias = true;
   models::Weights weights;
-  weights.W_E = random({V, D});
+  weights.W_E = nn::Linear(random({V, D}));
   weights.W_pos = random({16, D});
-  weights.W_U = random({V, D});
+  weights.W_U = nn::Linear(random({V, D}));
   weights.ln_final = layer_norm(D, hooks::Point::kLnFinalScale, hooks::Point::kLnFinalNormalized);
   for (int64_t layer = 0; layer < L; ++layer)
     weights.blocks.emplace_back(nn::BlockParts{
@@ -90,7 +90,7 @@ TEST_CASE("every component of a recorded pass sums to the stream, and its attrib
 
   const auto attributions = analysis::logit_attributions(
       run.model, stack.components, run.activations.at("ln_final.hook_scale"), run.tokens);
-  const auto constant = at::mv(run.model.weights().W_U, run.model.weights().ln_final.bias);
+  const auto constant = at::mv(run.model.weights().W_U.dense(), run.model.weights().ln_final.bias);
   const auto logits = run.logits.gather(2, run.tokens.unsqueeze(2)).squeeze(2);
   REQUIRE(close(attributions.sum({0}) + constant.index({run.tokens}), logits));
 }

@@ -28,6 +28,10 @@ class INTROSPECT_EXPORT MappedFile {
   const std::filesystem::path& path() const { return path_; }
   std::span<const std::byte> bytes() const { return {data_, size_}; }
 
+  /// Copies out.size() bytes from `offset` on, past the mapping: their pages take no memory, and a file that was cut is an
+  /// IoError.
+  void read(size_t offset, std::span<std::byte> out) const;
+
   /// Throws IoError if the file's size or time of modification is another than when it was opened.
   void check_unchanged() const;
 

@@ -27,18 +27,24 @@ class Adapter;
 
 /// The tensors of a model, in the form in which the layers use them.
 struct Weights {
-  torch::Tensor W_E;    // [V, D]
+  nn::Linear W_E;       // [V, D], whose rows are the tokens'
   torch::Tensor W_pos;  // [n_ctx, D]; undefined with rotary positions
   std::vector<nn::Block> blocks;
   std::function<nn::Block(int64_t layer)> read_block;  // instead of `blocks`, where they stay in their files
   std::vector<torch::Device> block_devices;            // of each block; empty: W_E's
   nn::Norm ln_final;
-  torch::Tensor W_U;                 // [V, D], one row a token; the same tensor as W_E where they are tied
+  nn::Linear W_U;                    // [V, D], one row a token; it shares W_E's weight where they are tied
   torch::Tensor b_U;                 // [V]; undefined unless weights were processed
   torch::Tensor rotary_frequencies;  // float32 [rotary_dim / 2]; undefined without rotary positions
   torch::Tensor rotary_frequencies_local;  // of the layers with a window, if theirs differ
   bool is_processed = false;               // by models/process_weights.h: no longer the checkpoint's own
 };
+
+/// How matrices that a file holds quantised are held.
+enum class WeightsHeld : uint8_t { kDense, kAsStored };
+
+/// "dense" or "as stored". Throws ConfigError for another word.
+INTROSPECT_EXPORT WeightsHeld parse_weights_held(const std::string& word);
 
 /// How a model is read from its files.
 struct LoadOptions {
@@ -59,6 +65,12 @@ struct LoadOptions {
   /// experiment, or a model and its activations, need not fit into memory together. The files must stay as they are:
   /// a block of a file that was changed or cut is an IoError, and one cut while it is read ends the process.
   bool keep_blocks = true;
+
+  /// How quantised matrices of a GGUF file are held: dense in `dtype`, or as the blocks that they are in the file, whose
+  /// values products unpack on the way (ops/quantised_rows.h). Blocks take a quarter of the memory or less and cannot be
+  /// trained. Left out, it is kDense. Throws ConfigError for kAsStored of a file without quantised blocks, or on another
+  /// device than the CPU.
+  std::optional<WeightsHeld> weights;
   Progress progress;
 };
 
@@ -125,7 +137,7 @@ class INTROSPECT_EXPORT Model {
   /// A block, which lives as long as the pointer where blocks stay in the files, and as long as the model otherwise.
   std::shared_ptr<const nn::Block> block(int64_t layer) const;
   bool keeps_blocks() const { return !weights_.read_block; }
-  torch::ScalarType dtype() const { return weights_.W_E.scalar_type(); }
+  torch::ScalarType dtype() const { return weights_.W_E.dtype(); }
   torch::Device device() const { return weights_.W_E.device(); }  ///< of tokens, the embedding and logits
   torch::Device device(int64_t layer) const {
     return weights_.block_devices.empty() ? device() : weights_.block_devices.at(static_cast<size_t>(layer));
@@ -139,8 +151,11 @@ class INTROSPECT_EXPORT Model {
   /// ("blocks.3.attn.A_QKV.0").
   ///
   /// They are the live weights: never to be written to, but requires_grad_() on one makes a forward pass differentiable
-  /// in it.
-  std::vector<std::pair<std::string, torch::Tensor>> named_weights() const;
+  /// in it. Weights in quantised blocks are no tensors: ConfigError if there are any, unless they are to be skipped.
+  std::vector<std::pair<std::string, torch::Tensor>> named_weights(bool skip_quantised = false) const;
+
+  /// The names, as in named_weights, of the weights that are held in quantised blocks.
+  std::vector<std::string> quantised_weights() const;
 
   int64_t n_params() const;
   int64_t nbytes() const;  ///< in memory: without blocks that stay in the files
@@ -209,7 +224,7 @@ class INTROSPECT_EXPORT Model {
                           bool local) const;
   torch::Tensor logits(const torch::Tensor& resid_BTD, const ForwardOptions& options,
                        const nn::Context& ctx) const;
-  std::pair<torch::Tensor, torch::Tensor> unembedding(const torch::Tensor& vocab_ids) const;
+  nn::Linear unembedding(const torch::Tensor& vocab_ids, torch::ScalarType type) const;
   torch::Tensor hooked_logits(const torch::Tensor& resid_BTD, const torch::Tensor& vocab_ids,
                               const nn::Context& ctx) const;
 

@@ -1,4 +1,4 @@
-#include "io/dequantise.h"
+#include "core/dequantise.h"
 
 #include <array>
 #include <bit>
@@ -15,7 +15,7 @@
 #endif
 #define INTROSPECT_INLINE __attribute__((always_inline)) inline
 
-namespace introspect::io {
+namespace introspect {
 namespace {
 
 // The layouts below are those of ggml's ggml-common.h; `d` is a block's float16 scale, `m` or `dmin` that of its offset.
@@ -210,6 +210,22 @@ INTROSPECT_VECTORISED void dequantise_q6_k(const uint8_t* b, int64_t n, float* _
   }
 }
 
+INTROSPECT_VECTORISED void widen_f16(const uint8_t* b, int64_t n, float* __restrict y) {
+  for (int64_t i = 0; i < n; ++i) y[i] = load_half(b + 2 * i);
+}
+
+INTROSPECT_VECTORISED void widen_bf16(const uint8_t* b, int64_t n, float* __restrict y) {
+  for (int64_t i = 0; i < n; ++i) {
+    uint16_t upper;
+    std::memcpy(&upper, b + 2 * i, sizeof(upper));
+    y[i] = std::bit_cast<float>(uint32_t{upper} << 16);
+  }
+}
+
+void copy_f32(const uint8_t* b, int64_t n, float* __restrict y) {
+  std::memcpy(y, b, static_cast<size_t>(n) * sizeof(float));
+}
+
 constexpr Quantisation kQuantisations[] = {
     {"Q4_0", {kBlock, 18}, dequantise_q4_0},       {"Q4_1", {kBlock, 20}, dequantise_q4_1},
     {"Q5_0", {kBlock, 22}, dequantise_q5_0},       {"Q5_1", {kBlock, 24}, dequantise_q5_1},
@@ -218,6 +234,9 @@ constexpr Quantisation kQuantisations[] = {
     {"Q4_K", {kSuperBlock, 144}, dequantise_q4_k}, {"Q5_K", {kSuperBlock, 176}, dequantise_q5_k},
     {"Q6_K", {kSuperBlock, 210}, dequantise_q6_k}};
 
+constexpr Quantisation kFloats[] = {
+    {"F32", {1, 4}, copy_f32}, {"F16", {1, 2}, widen_f16}, {"BF16", {1, 2}, widen_bf16}};
+
 }  // namespace
 
 const Quantisation* find_quantisation(std::string_view name) {
@@ -225,6 +244,13 @@ const Quantisation* find_quantisation(std::string_view name) {
     if (quantisation.name == name) return &quantisation;
   }
   return nullptr;
+}
+
+const Quantisation* find_block_format(std::string_view name) {
+  for (const auto& format : kFloats) {
+    if (format.name == name) return &format;
+  }
+  return find_quantisation(name);
 }
 
 INTROSPECT_VECTORISED void round_to_bfloat16(const float* values, int64_t n, uint16_t* __restrict out) {
@@ -253,4 +279,4 @@ INTROSPECT_VECTORISED void round_to_float16(const float* values, int64_t n, uint
   }
 }
 
-}  // namespace introspect::io
+}  // namespace introspect

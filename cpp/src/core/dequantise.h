@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <string_view>
 
-namespace introspect::io {
+namespace introspect {
 
 /// How an encoding lays values out: blocks of `block_elements` values in `block_bytes` bytes.
 struct BlockLayout {
@@ -24,8 +24,11 @@ struct Quantisation {
 /// The quantisation called `name` ("Q4_K"), or nullptr.
 const Quantisation* find_quantisation(std::string_view name);
 
+/// The same, or F32, F16 or BF16 as blocks of one value.
+const Quantisation* find_block_format(std::string_view name);
+
 /// Rounds to nearest, ties to even, as ATen does.
 void round_to_bfloat16(const float* values, int64_t n, uint16_t* out);
 void round_to_float16(const float* values, int64_t n, uint16_t* out);
 
-}  // namespace introspect::io
+}  // namespace introspect

@@ -1,0 +1,19 @@
+#pragma once
+
+#include <cstdint>
+
+#include "core/dequantise.h"
+
+namespace introspect::ops {
+
+constexpr int64_t kMaxDotRows = 4;  // rows of x that one unpacking serves in registers
+
+/// out[n * stride + r] = x[n, :] . row r, summed in float32, for N <= kMaxDotRows rows of x [N, K] and the rows of blocks
+/// that follow one another at `rows`.
+///
+/// A row's result does not depend on N. With AVX-512 the usual encodings are unpacked in registers, all others a part of a
+/// row at a time.
+void dot_rows(const Quantisation& quantisation, const float* x, int64_t N, const uint8_t* rows,
+              int64_t n_rows, int64_t K, float* out, int64_t stride);
+
+}  // namespace introspect::ops

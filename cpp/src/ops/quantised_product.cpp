@@ -1,0 +1,82 @@
+#include "ops/quantised_product.h"
+
+#include <algorithm>
+
+#include "core/parallel.h"
+#include "ops/gemm.h"
+#include "ops/quantised_dot.h"
+
+namespace introspect::ops {
+
+namespace {
+
+constexpr int64_t kBytesPerTask = 1 << 16;
+
+int64_t row_bytes(const BlockRows& part, int64_t K) {
+  return K / part.quantisation->layout.block_elements * part.quantisation->layout.block_bytes;
+}
+
+/// Calls f(first row, part of a part) for the rows [first, last) of all parts.
+template <typename F>
+void for_parts(const std::vector<BlockRows>& parts, int64_t K, int64_t first, int64_t last, const F& f) {
+  int64_t at = 0;
+  for (const auto& part : parts) {
+    const int64_t begin = std::max(first, at), end = std::min(last, at + part.n);
+    if (begin < end)
+      f(begin, BlockRows{part.quantisation, part.bytes + (begin - at) * row_bytes(part, K), end - begin});
+    at += part.n;
+  }
+}
+
+/// For N <= kMaxDotRows: out [N, V] float32.
+torch::Tensor few_rows(const torch::Tensor& x_NK, const std::vector<BlockRows>& parts, int64_t V) {
+  const auto wide = x_NK.to(torch::kFloat32);
+  const int64_t N = wide.size(0), K = wide.size(1);
+  auto out_NV = at::empty({N, V}, wide.options());
+  const float* x = wide.const_data_ptr<float>();
+  float* out = out_NV.mutable_data_ptr<float>();
+  int64_t bytes = 0;
+  for (const auto& part : parts) bytes += part.n * row_bytes(part, K);
+  const int64_t grain = std::max<int64_t>(1, V * kBytesPerTask / std::max<int64_t>(bytes, 1));
+  parallel_for(0, V, grain, [&](int64_t first, int64_t last) {
+    for_parts(parts, K, first, last, [&](int64_t v, const BlockRows& rows) {
+      dot_rows(*rows.quantisation, x, N, rows.bytes, rows.n, K, out + v, V);
+    });
+  });
+  return out_NV;
+}
+
+}  // namespace
+
+torch::Tensor quantised_product(const torch::Tensor& x_NK, const std::vector<BlockRows>& parts,
+                                const torch::Tensor& bias) {
+  const int64_t N = x_NK.size(0), K = x_NK.size(1);
+  int64_t V = 0;
+  for (const auto& part : parts) V += part.n;
+  if (N <= kMaxDotRows) {
+    auto y = few_rows(x_NK, parts, V);
+    if (bias.defined()) y.add_(bias);
+    return y.to(x_NK.scalar_type());
+  }
+  const auto unpack = [&](int64_t first, int64_t n, float* to) {
+    for_parts(parts, K, first, first + n, [&](int64_t row, const BlockRows& rows) {
+      rows.quantisation->dequantise(rows.bytes, rows.n * (K / rows.quantisation->layout.block_elements),
+                                    to + (row - first) * K);
+    });
+  };
+  // Rows of numbers a few at a time, by ATen's products.
+  constexpr int64_t kPanelValues = 1 << 20;
+  const int64_t step = std::max<int64_t>(1, kPanelValues / std::max<int64_t>(K, 1));
+  auto out_NV = at::empty({N, V}, x_NK.options());
+  auto panel = at::empty({std::min(step, V), K}, torch::kFloat32);
+  for (int64_t first = 0; first < V; first += step) {
+    const int64_t n = std::min(step, V - first);
+    parallel_for(0, n, std::max<int64_t>(1, (1 << 16) / K), [&](int64_t a, int64_t b) {
+      unpack(first + a, b - a, panel.mutable_data_ptr<float>() + a * K);
+    });
+    out_NV.narrow(1, first, n).copy_(at::linear(x_NK, panel.narrow(0, 0, n).to(x_NK.scalar_type())));
+  }
+  return bias.defined() ? (out_NV + bias).to(x_NK.scalar_type()) : out_NV;
+}
+
+}  // namespace introspect::ops
