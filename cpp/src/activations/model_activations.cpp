@@ -12,6 +12,7 @@
 #include "introspect/hooks/part.h"
 
 #include "core/json.h"
+#include "core/on_device.h"
 #include "engine/memory.h"
 
 namespace introspect::activations {
@@ -152,7 +153,7 @@ class ModelActivations final : public ActivationSource {
     const auto& model = *models_[m];
     auto hooks = model.make_hooks();
     int64_t stop = -1;
-    const auto positions = torch::tensor(positions_, torch::kLong).to(model.device());
+    const auto positions = on_device(positions_, model.device());
     const bool everywhere = static_cast<int64_t>(positions_.size()) == tokens_BT.size(1);
     for (size_t i = 0; i < sites_.size(); ++i) {
       const auto& site = sites_[i];

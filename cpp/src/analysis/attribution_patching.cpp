@@ -14,6 +14,7 @@
 
 #include "analysis/frozen_norm.h"
 #include "analysis/softmax_effects.h"
+#include "core/on_device.h"
 
 namespace introspect::analysis {
 namespace {
@@ -166,7 +167,7 @@ class Batch {
     const auto resid_BTD = model_.forward(x_BTD, pass);
     for (size_t b = 0; b < rows_.size(); ++b) {
       const auto reads = reads_of(pair(b).metric, T_, model_.cfg().d_vocab);
-      const auto positions = torch::tensor(reads.positions, torch::kLong).to(resid_BTD.device());
+      const auto positions = on_device(reads.positions, resid_BTD.device());
       const auto resid_PD = resid_BTD[static_cast<int64_t>(b)].index_select(0, positions);
       out.resid_PD.push_back(is_to ? resid_PD : resid_PD.detach());
     }

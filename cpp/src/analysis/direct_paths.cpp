@@ -6,6 +6,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "analysis/frozen_norm.h"
+#include "core/on_device.h"
 
 namespace introspect::analysis {
 namespace {
@@ -97,7 +98,7 @@ class DirectRun {
   }
 
   void add(const torch::Tensor& entries, const torch::Tensor& change_nD) {
-    change_ED_.index_add_(0, entries.to(change_ED_.device()), change_nD.to(change_ED_.scalar_type()));
+    change_ED_.index_add_(0, on_device(entries, change_ED_.device()), change_nD.to(change_ED_.scalar_type()));
   }
 
   /// Adds what stands at a point of the other run less what stood there.
@@ -140,7 +141,7 @@ class DirectRun {
     const auto entries = answering.nonzero().flatten();
     if (entries.numel() == 0) return;
     const auto& parts = block->parts();
-    const auto change_nD = in_change_ED.index_select(0, entries.to(in_change_ED.device()));
+    const auto change_nD = in_change_ED.index_select(0, on_device(entries, in_change_ED.device()));
     const auto in_nD = (at(to_, Point::kMlpIn, layer, entries) + change_nD).to(model_.dtype());
     auto out_nD = parts.mlp.forward(parts.ln2.apply(in_nD).unsqueeze(0), {}).squeeze(0);
     if (parts.ln2_post) out_nD = parts.ln2_post->apply(out_nD);

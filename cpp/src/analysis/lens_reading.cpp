@@ -7,6 +7,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 #include "introspect/core/interrupt.h"
 
@@ -151,7 +152,7 @@ class Reader {
       place(out_.top_log_probs).copy_(values);
     }
     if (!options_.targets.empty()) {
-      const auto targets = torch::tensor(options_.targets, torch::kLong).to(log_q.device());
+      const auto targets = on_device(options_.targets, log_q.device());
       place(out_.target_log_probs).copy_(log_q.index_select(-1, targets));
       place(out_.target_ranks).copy_(ranks(log_q, targets.expand({log_q.size(0), log_q.size(1), -1})));
     }
@@ -214,7 +215,7 @@ LensReading read_lens(const Model& model, const Lens& lens, const torch::Tensor&
     out.tokens.push_back(here.const_data_ptr<int64_t>()[position]);
     next.push_back(position + 1 < T ? here.const_data_ptr<int64_t>()[position + 1] : -1);
   }
-  const auto next_P = torch::tensor(next, torch::kLong).to(model.device());
+  const auto next_P = on_device(next, model.device());
 
   Reader reader(model, options, out);
   const auto element = model.dtype() == torch::kFloat64 ? 8 : 4;

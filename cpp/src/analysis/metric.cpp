@@ -10,6 +10,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 
 namespace introspect::analysis {
@@ -195,9 +196,9 @@ torch::Tensor of_logits(const Metric& metric, const torch::Tensor& logits,
   check<ShapeError>(logits.dim() >= 2, "metric: logits must be [..., positions, d_vocab], got ",
                     logits.sizes());
   const auto reads = reads_of(metric, logits.size(-2), logits.size(-1));
-  const auto positions = torch::tensor(reads.positions, torch::kLong).to(logits.device());
+  const auto positions = on_device(reads.positions, logits.device());
   auto read = logits.index_select(-2, positions);
-  if (reads.vocab_ids.defined()) read = read.index_select(-1, reads.vocab_ids.to(logits.device()));
+  if (reads.vocab_ids.defined()) read = read.index_select(-1, on_device(reads.vocab_ids, logits.device()));
   torch::Tensor reference_PV;
   if (reference_TV.defined())
     reference_PV = reference_TV.index_select(-2, positions.to(reference_TV.device()));

@@ -9,6 +9,7 @@
 #include "introspect/core/check.h"
 
 #include "analysis/direct_paths.h"
+#include "core/on_device.h"
 
 namespace introspect::analysis {
 namespace {
@@ -358,8 +359,7 @@ class PairOfRuns {
       const auto chosen = changed.nonzero().flatten().to(value.device());
       patch.values[receiver.layer] =
           torch::zeros(sizes, value.options())
-              .index_copy(0, torch::tensor(patch.positions, torch::kLong).to(value.device()),
-                          value.index_select(0, chosen))
+              .index_copy(0, on_device(patch.positions, value.device()), value.index_select(0, chosen))
               .unsqueeze(0);
       out.push_back(std::move(patch));
     }

@@ -5,6 +5,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 
 namespace introspect::cache {
@@ -315,11 +316,11 @@ KVCache KVCache::select_rows(const std::vector<int64_t>& rows) const {
   for (int64_t layer = 0; layer < shape_.n_layers; ++layer) {
     const Layer& l = layers_[static_cast<size_t>(layer)];
     if (!l.storage) continue;
-    const auto here = index.to(l.device);
+    const auto here = on_device(index, l.device);
     out.append(layer, keys(layer).index_select(0, here), values(layer).index_select(0, here));
   }
   out.length_ = length_;
-  if (mask_.defined()) out.mask_ = mask_.index_select(0, index.to(device_));
+  if (mask_.defined()) out.mask_ = mask_.index_select(0, on_device(index, device_));
   return out;
 }
 
@@ -333,11 +334,11 @@ KVCache KVCache::select_positions(const std::vector<int64_t>& positions) const {
   if (positions.empty()) return out;
   const auto index = torch::tensor(positions, torch::kLong);
   for (int64_t layer = 0; layer < shape_.n_layers; ++layer) {
-    const auto here = index.to(device(layer));
+    const auto here = on_device(index, device(layer));
     out.append(layer, keys(layer).index_select(2, here), values(layer).index_select(2, here));
   }
   out.length_ = static_cast<int64_t>(positions.size());
-  if (mask_.defined()) out.mask_ = mask_.index_select(1, index.to(device_));
+  if (mask_.defined()) out.mask_ = mask_.index_select(1, on_device(index, device_));
   return out;
 }
 
@@ -404,7 +405,8 @@ void KVCache::commit(int64_t n, const torch::Tensor& mask_BT) {
                     mask_BT.defined() ? mask_BT.sizes() : at::IntArrayRef{});
   if (mask_BT.defined() || mask_.defined()) {
     const auto options = at::device(device_).dtype(torch::kBool);
-    const auto added = mask_BT.defined() ? mask_BT.to(options) : at::ones({shape_.batch, n}, options);
+    const auto added = mask_BT.defined() ? on_device(mask_BT, device_).to(torch::kBool)
+                                         : at::ones({shape_.batch, n}, options);
     mask_ = at::cat({mask_of(0, length_), added}, 1);
   }
   length_ += n;

@@ -5,6 +5,7 @@
 #include <queue>
 #include <span>
 
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 #include "introspect/statistics/rank_agreement.h"
 
@@ -223,8 +224,7 @@ std::vector<hooks::Intervention> Circuit::outside(
       check<std::invalid_argument>(found != activations.end(), "circuit: the activation '", name,
                                    "' is needed for what is outside of the circuit, and was not given");
       auto value = found->second;
-      if (!heads.empty() && value.dim() > 1)
-        value = value.index_select(-2, torch::tensor(heads, torch::kLong).to(value.device()));
+      if (!heads.empty() && value.dim() > 1) value = value.index_select(-2, on_device(heads, value.device()));
       i.values[layer] = value;
     }
     out.push_back(std::move(i));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/on_device.h"
 #include "introspect/core/interrupt.h"
 
 namespace introspect::circuits {
@@ -61,7 +62,7 @@ class ExactEdges {
   torch::Tensor changes(const std::vector<Edge>& edges) const {
     std::vector<int64_t> ids;
     for (const auto& edge : edges) ids.push_back(edge.sender);
-    return change_.index_select(0, torch::tensor(ids, torch::kLong).to(change_.device()));
+    return change_.index_select(0, on_device(ids, change_.device()));
   }
 
   void of_attention(int64_t layer) {

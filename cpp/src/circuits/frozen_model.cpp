@@ -5,12 +5,22 @@
 #include <ATen/ATen.h>
 
 #include "circuits/norms.h"
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 #include "introspect/core/interrupt.h"
 #include "introspect/ops/attention.h"
 #include "introspect/ops/rotary.h"
 
 namespace introspect::circuits {
+
+namespace {
+
+/// index_select by a list that may be the host's.
+torch::Tensor rows_of(const torch::Tensor& x, int64_t axis, const torch::Tensor& list) {
+  return x.index_select(axis, on_device(list, x.device()));
+}
+
+}  // namespace
 
 torch::Tensor checked_tokens(const models::Model& model, const torch::Tensor& tokens_T, int64_t least,
                              const char* who) {
@@ -164,7 +174,7 @@ torch::Tensor FrozenModel::mlp_input_gradient(int64_t layer, TranscoderInput inp
                                               const torch::Tensor& positions_R) const {
   if (input == TranscoderInput::residual) return g_RD;
   return frozen_gradient(mlp_norm(layer, input), g_RD,
-                         layers_[size_t(layer)].ln2_inverse_T1.index_select(0, positions_R));
+                         rows_of(layers_[size_t(layer)].ln2_inverse_T1, 0, positions_R));
 }
 
 torch::Tensor FrozenModel::mlp_input_gradient(int64_t layer, TranscoderInput input,
@@ -208,11 +218,10 @@ torch::Tensor FrozenModel::attention_gradient(int64_t layer, const torch::Tensor
   const int64_t H = attn.options().n_heads, K = attn.options().d_head, R = g_RD.size(0);
   auto g = g_RD;
   if (ln1_post)
-    g = frozen_gradient(*ln1_post, g,
-                        layers_[size_t(layer)].ln1_post_inverse_T1.index_select(0, positions_R));
+    g = frozen_gradient(*ln1_post, g, rows_of(layers_[size_t(layer)].ln1_post_inverse_T1, 0, positions_R));
   const auto g_RHK = at::mm(g, wide(attn.weights().O.dense())).view({R, H, K});
   const auto pattern_PRH =
-      pattern_HTS(layer).index_select(1, positions_R).narrow(2, 0, n_positions).permute({2, 1, 0});
+      rows_of(pattern_HTS(layer), 1, positions_R).narrow(2, 0, n_positions).permute({2, 1, 0});
   return through_values(layer, pattern_PRH.unsqueeze(3) * g_RHK.unsqueeze(0));
 }
 
@@ -240,7 +249,7 @@ torch::Tensor FrozenModel::attention_out_TD(int64_t layer) const {
 }
 
 torch::Tensor FrozenModel::final_gradient(const torch::Tensor& g_RD, const torch::Tensor& positions_R) const {
-  return frozen_gradient(model().ln_final(), g_RD, final_inverse_T1_.index_select(0, positions_R));
+  return frozen_gradient(model().ln_final(), g_RD, rows_of(final_inverse_T1_, 0, positions_R));
 }
 
 torch::Tensor FrozenModel::final_bias_D() const {

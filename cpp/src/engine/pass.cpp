@@ -2,6 +2,7 @@
 
 #include <numeric>
 
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 
 namespace introspect::engine {
@@ -295,7 +296,7 @@ nn::Context Pass::context(const models::Model& model, int64_t layer, const torch
   ctx.layer = layer;
   const bool local = model.cfg().is_local(layer);
   auto& positions = local ? ctx.local : ctx.global;
-  positions = model.positions_in_tree(depths_T.to(device()), parents_S, local).to(device(layer));
+  positions = model.positions_in_tree(on_device(depths_T, device()), parents_S, local).to(device(layer));
   return ctx;
 }
 
@@ -314,7 +315,7 @@ torch::Tensor Pass::run_rows(const models::Model& model, int64_t layer, int64_t 
   stash_within(hooks, layer, first, n);
   ctx.hooks = hooks.empty() ? nullptr : &hooks;
   const auto outputs = outputs_of(layer, first, n);
-  if (outputs && hooks.empty()) ctx.outputs = as_tensor(*outputs, device(layer));
+  if (outputs && hooks.empty()) ctx.outputs = torch::tensor(*outputs, torch::kLong);
   const auto x_BTD = x_MD_.narrow(0, first, n).unsqueeze(0).to(device(layer));
   auto y_MD = block(model, layer).forward(x_BTD, ctx).squeeze(0);
   keep_attention(model, layer, watched);

@@ -13,6 +13,7 @@
 
 #include <torch/types.h>
 
+#include "core/on_device.h"
 #include "engine/run_plan.h"
 
 namespace introspect::engine {
@@ -21,7 +22,7 @@ using Indices = std::vector<int64_t>;
 using Models = std::vector<std::shared_ptr<const models::Model>>;
 
 inline torch::Tensor as_tensor(const Indices& list, torch::Device device) {
-  return torch::tensor(list, torch::kLong).to(device);
+  return on_device(list, device);
 }
 
 /// Where residuals stand before a block and after it, in all layers of all passes: tensors of every size would leave the
@@ -148,6 +149,8 @@ class Pass {
   /// Of one query's pattern over the keys of its path, from the first, the heads and keys that are asked for.
   void keep_pattern(const Kept& kept, torch::Tensor pattern_HS);
 
+  void keep_waiting();
+
   std::vector<std::pair<int64_t, Captured>> collect();
 
   /// What pieces of the pass read for others of their points: which slots at which height.
@@ -178,7 +181,8 @@ class Pass {
   std::map<const models::Model*, std::shared_ptr<const nn::Block>> blocks_;  // of the layer that runs
   torch::Tensor parents_S_, depths_S_;
   std::map<std::pair<int64_t, int64_t>, torch::Tensor> queries_;  // by capture and position
-  std::map<int64_t, torch::Tensor> values_;                       // by capture
+  std::map<int64_t, torch::Tensor> values_;                       // by capture, on the CPU
+  std::vector<std::pair<Kept, torch::Tensor>> waiting_;           // for the one copy from the device
   struct Source {
     int64_t slot;
     hooks::Site site;

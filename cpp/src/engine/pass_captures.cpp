@@ -26,11 +26,15 @@ void Pass::keep_residual(int64_t h, hooks::Point point, int64_t layer) {
     }
   }
   if (rows.empty()) return;
-  const auto values = x_MD_.index_select(0, as_tensor(rows, device())).to(torch::kCPU, wide());
+  const auto values = x_MD_.index_select(0, as_tensor(rows, device())).to(wide());
   for (size_t i = 0; i < kept.size(); ++i) keep(kept[i], values[static_cast<int64_t>(i)]);
 }
 
 void Pass::keep(const Kept& at, const torch::Tensor& value) {
+  if (!value.is_cpu()) {
+    waiting_.emplace_back(at, value.clone());
+    return;
+  }
   auto& kept = values_[at.capture];
   const auto& wanted = capture(at.capture);
   if (!kept.defined()) {
@@ -80,7 +84,7 @@ std::vector<Pass::Kept> Pass::watch(hooks::HookRegistry& hooks, const models::Mo
                       else if (capture(kept.capture).what == Capture::What::attention)
                         queries_[{kept.capture, kept.position}] = value.clone();
                       else
-                        keep(kept, value.to(torch::kCPU, wide()));
+                        keep(kept, value.to(wide()));
                     }
                   });
   return attention;
@@ -117,10 +121,25 @@ void Pass::keep_pattern(const Kept& kept, torch::Tensor pattern_HS) {
   auto out = at::zeros({pattern_HS.size(0), wanted.last_key - wanted.first_key}, pattern_HS.options());
   const int64_t seen = std::min(wanted.last_key, pattern_HS.size(1)) - wanted.first_key;
   if (seen > 0) out.narrow(1, 0, seen).copy_(pattern_HS.narrow(1, wanted.first_key, seen));
-  keep(kept, out.to(torch::kCPU));
+  keep(kept, out);
+}
+
+/// Everything that was read on a device comes to the host in one copy.
+void Pass::keep_waiting() {
+  if (waiting_.empty()) return;
+  std::vector<torch::Tensor> flat;
+  for (const auto& [at, value] : waiting_) flat.push_back(value.flatten().to(device()));
+  const auto all = at::cat(flat).cpu();
+  int64_t first = 0;
+  for (const auto& [at, value] : waiting_) {
+    keep(at, all.narrow(0, first, value.numel()).view(value.sizes()));
+    first += value.numel();
+  }
+  waiting_.clear();
 }
 
 std::vector<std::pair<int64_t, Captured>> Pass::collect() {
+  keep_waiting();
   std::vector<std::pair<int64_t, Captured>> out;
   for (const int64_t c : captures_) {
     Captured captured;

@@ -7,6 +7,7 @@
 
 #include "introspect/core/check.h"
 
+#include "core/on_device.h"
 #include "engine/memory.h"
 
 namespace introspect::engine {
@@ -148,29 +149,39 @@ torch::Tensor run_trie(const models::Model& model, const TokenTrie& trie, const 
       columns.push_back(reads.nodes[read] - first);
     }
     const auto rows_n = torch::tensor(rows, torch::kLong);
-    const auto columns_n = torch::tensor(columns, torch::kLong).to(model.device());
+    const auto columns_n = torch::tensor(columns, torch::kLong);
     const auto n_reads = static_cast<int64_t>(rows.size());
 
-    const auto take = [&](const torch::Tensor& x_TD, int64_t layer_at) {
-      for (int64_t from = 0; from < n_reads; from += kReadsAtATime) {
-        const auto n = std::min(kReadsAtATime, n_reads - from);
-        auto read = x_TD.index_select(0, columns_n.narrow(0, from, n));
-        if (reads.last_layer_after_norm &&
-            reads.layers[static_cast<size_t>(layer_at)] + 1 == model.cfg().n_layers)
-          read = model.ln_final().apply(read);
-        read = read.to(torch::kCPU, wide);
-        if (!out.defined()) {
-          auto sizes = read.sizes().vec();
-          sizes[0] = n_rows;
-          sizes.insert(sizes.begin() + 1, static_cast<int64_t>(reads.layers.size()));
-          out = counts.empty() ? at::empty(sizes, read.options()) : at::zeros(sizes, read.options());
-        }
-        auto of_layer = out.select(1, layer_at);
-        if (counts.empty())
-          of_layer.index_copy_(0, rows_n.narrow(0, from, n), read);
-        else
-          of_layer.index_add_(0, rows_n.narrow(0, from, n), read);
+    const auto read_at = [&](const torch::Tensor& x_TD, int64_t layer_at, int64_t from, int64_t n) {
+      auto read = x_TD.index_select(0, on_device(columns_n.narrow(0, from, n), x_TD.device()));
+      if (reads.last_layer_after_norm &&
+          reads.layers[static_cast<size_t>(layer_at)] + 1 == model.cfg().n_layers)
+        read = model.ln_final().apply(read.to(model.device()));
+      return read.to(wide);
+    };
+    const auto keep = [&](const torch::Tensor& read, int64_t layer_at, int64_t from) {
+      if (!out.defined()) {
+        auto sizes = read.sizes().vec();
+        sizes[0] = n_rows;
+        sizes.insert(sizes.begin() + 1, static_cast<int64_t>(reads.layers.size()));
+        out = counts.empty() ? at::empty(sizes, read.options()) : at::zeros(sizes, read.options());
       }
+      auto of_layer = out.select(1, layer_at);
+      const auto rows_here = rows_n.narrow(0, from, read.size(0));
+      if (counts.empty())
+        of_layer.index_copy_(0, rows_here, read);
+      else
+        of_layer.index_add_(0, rows_here, read);
+    };
+    // What is read on a device comes to the host at the pass's end, in one copy.
+    std::vector<std::pair<int64_t, torch::Tensor>> waiting;
+    const auto take = [&](const torch::Tensor& x_TD, int64_t layer_at) {
+      if (!x_TD.is_cpu()) {
+        waiting.emplace_back(layer_at, read_at(x_TD, layer_at, 0, n_reads).to(model.device()));
+        return;
+      }
+      for (int64_t from = 0; from < n_reads; from += kReadsAtATime)
+        keep(read_at(x_TD, layer_at, from, std::min(kReadsAtATime, n_reads - from)).cpu(), layer_at, from);
     };
     auto hooks = model.make_hooks();
     for (size_t i = 0; i < reads.layers.size(); ++i)
@@ -186,6 +197,12 @@ torch::Tensor run_trie(const models::Model& model, const TokenTrie& trie, const 
     forward.parents = pass.parents();
     forward.stop_at_layer = stop;
     model.forward(pass.tokens(), forward);
+    if (!waiting.empty()) {
+      std::vector<torch::Tensor> reads_of_layers;
+      for (const auto& [layer_at, read] : waiting) reads_of_layers.push_back(read);
+      const auto all = at::stack(reads_of_layers).cpu();
+      for (size_t i = 0; i < waiting.size(); ++i) keep(all[static_cast<int64_t>(i)], waiting[i].first, 0);
+    }
     if (last < trie.size()) cache = cache.select_positions(pass.places_of_path_to(last));
   }
   if (!counts.empty()) {

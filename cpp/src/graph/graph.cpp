@@ -6,6 +6,7 @@
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
 #include "introspect/hooks/intervention_json.h"
+#include "introspect/models/place_operands.h"
 
 #include "engine/run_plan.h"
 #include "graph/lowering.h"
@@ -298,7 +299,11 @@ engine::Plan make_plan(const Lowering& lowered, const std::vector<ModelPtr>& mod
   // What check_model does not ask to be equal counts as the largest of all models.
   auto cfg = model.cfg();
   for (const auto& other : models) cfg.d_mlp = std::max(cfg.d_mlp, other->cfg().d_mlp);
-  return engine::Plan(lowered.pieces, lowered.captures, cfg, model.dtype(), model.device(),
+  auto pieces = lowered.pieces;
+  models::OperandPlacer place(model);
+  for (auto& piece : pieces)
+    for (auto& intervention : piece.interventions) intervention = place(std::move(intervention));
+  return engine::Plan(std::move(pieces), lowered.captures, cfg, model.dtype(), model.device(),
                       {options.memory_budget, options.most_rows, options.most_token_layers,
                        options.read_token_layers, options.least_reads});
 }

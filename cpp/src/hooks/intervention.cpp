@@ -6,6 +6,7 @@
 #include <set>
 
 #include "core/dense.h"
+#include "core/on_device.h"
 #include "hooks/selection.h"
 #include "introspect/core/check.h"
 
@@ -108,7 +109,7 @@ Operands operands_of_rows(const Intervention& i, const Operator& op, const Opera
   check<ShapeError>(operand.size(0) == static_cast<int64_t>(n), "intervention: the operand ", operand.sizes(),
                     " is for ", operand.size(0), " rows, but ", n, " are selected at ", point_name(i.point));
   if (places.size() == n) return operands;
-  return operand.index_select(0, torch::tensor(places, torch::kLong).to(operand.device()));
+  return operand.index_select(0, on_device(places, operand.device()));
 }
 
 void check_tokens(const std::vector<int64_t>& tokens) {
@@ -298,7 +299,7 @@ std::optional<Intervention> restrict_rows(const Intervention& i, const std::vect
     const int64_t last = *std::max_element(places.begin(), places.end());
     check<std::out_of_range>(last < operand.size(0), "intervention: rows must be 0 to ", operand.size(0) - 1,
                              ", got ", last);
-    operands = operand.index_select(0, torch::tensor(places, torch::kLong).to(operand.device()));
+    operands = operand.index_select(0, on_device(places, operand.device()));
   }
   return out;
 }

@@ -1,6 +1,7 @@
 #include "introspect/hooks/operands.h"
 
 #include <algorithm>
+#include "core/on_device.h"
 
 namespace introspect::hooks {
 
@@ -24,7 +25,7 @@ bool Operands::requires_grad() const {
 
 Operands Operands::to(torch::Device device) const {
   auto out = *this;
-  for (auto& [name, tensor] : out.tensors_) tensor = tensor.to(device);
+  for (auto& [name, tensor] : out.tensors_) tensor = on_device(tensor, device);
   return out;
 }
 

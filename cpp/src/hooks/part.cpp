@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 
 namespace introspect::hooks {
@@ -36,7 +37,7 @@ Span cut(const PositionRange& range, int64_t n) {
 }
 
 torch::Tensor select(const torch::Tensor& x, int64_t axis, const std::vector<int64_t>& indices) {
-  return x.index_select(axis, torch::tensor(indices, torch::kLong).to(x.device()));
+  return x.index_select(axis, on_device(indices, x.device()));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 
 namespace introspect::hooks {
@@ -11,8 +12,8 @@ namespace {
 
 torch::Tensor index_tensor(const std::vector<int64_t>& list, int64_t start, int64_t size,
                            torch::Device device) {
-  const auto options = torch::dtype(torch::kLong);
-  return (list.empty() ? at::arange(start, start + size, options) : torch::tensor(list, options)).to(device);
+  return list.empty() ? at::arange(start, start + size, at::device(device).dtype(torch::kLong))
+                      : on_device(list, device);
 }
 
 /// All `n`, or those that are listed.

@@ -1,5 +1,6 @@
 #include "introspect/nn/attention.h"
 
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 #include "introspect/ops/rotary.h"
 
@@ -26,14 +27,15 @@ torch::Tensor with_gradient(const torch::Tensor& cached_BGSK, const torch::Tenso
   return at::cat({cached_BGSK.narrow(2, 0, before), now_BGTK}, 2);
 }
 
-/// The same where only some positions are asked: their angles and their places among the S keys.
+/// The same where only some positions are asked, int64 on the CPU: their angles and their places among the S keys.
 Positions of_outputs(Positions positions, const torch::Tensor& outputs, int64_t T, int64_t S) {
   if (!outputs.defined()) return positions;
   if (positions.cos.defined()) {
-    positions.cos = positions.cos.index_select(1, outputs);
-    positions.sin = positions.sin.index_select(1, outputs);
+    const auto rows = on_device(outputs, positions.cos.device());
+    positions.cos = positions.cos.index_select(1, rows);
+    positions.sin = positions.sin.index_select(1, rows);
   }
-  positions.mask.queries = (outputs + (S - T)).to(torch::kCPU, torch::kInt);
+  positions.mask.queries = (outputs + (S - T)).to(torch::kInt);
   return positions;
 }
 
@@ -68,7 +70,7 @@ Attention::Qkv Attention::project(const AttentionInput& x) const {
 torch::Tensor Attention::forward(const AttentionInput& x, const Context& ctx) const {
   const auto& positions = options_.local ? ctx.local : ctx.global;
   auto asked = x;
-  if (ctx.outputs.defined()) asked.q = x.q.index_select(1, ctx.outputs);
+  if (ctx.outputs.defined()) asked.q = x.q.index_select(1, on_device(ctx.outputs, x.q.device()));
   const auto qkv = project(asked);
   auto q_BTHK = ctx.hook(Point::kQ, qkv.q_BTHK);
   auto k_BTGK = ctx.hook(Point::kK, qkv.k_BTGK);
@@ -138,13 +140,13 @@ void Attention::show_pattern(const torch::Tensor& q_BTHK, const torch::Tensor& k
   auto visible = mask;
   if (!std::holds_alternative<std::monostate>(part.positions)) {
     const int64_t T = q_BTHK.size(1), S = k_BGSK.size(2);
-    const auto rows = torch::tensor(hooks::position_indices(part, T), torch::kLong).to(q_BTHK.device());
+    const auto rows = on_device(hooks::position_indices(part, T), q_BTHK.device());
     q_BtHK = q_BTHK.index_select(1, rows);
     visible = ops::mask_of_rows(mask, rows, T, S, q_BTHK.scalar_type());
   }
   if (!part.heads.empty()) {
     const int64_t H = q_BTHK.size(2), R = H / k_BGSK.size(1);
-    const auto heads = torch::tensor(part.heads, torch::kLong).remainder(H).to(q_BTHK.device());
+    const auto heads = on_device(part.heads, q_BTHK.device()).remainder(H);
     q_BtHK = q_BtHK.index_select(2, heads);
     keys = k_BGSK.index_select(1, heads.div(R, "floor"));
     if (sinks_h.defined()) sinks_h = sinks_h.index_select(0, heads);

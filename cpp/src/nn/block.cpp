@@ -1,5 +1,6 @@
 #include "introspect/nn/block.h"
 
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 
 namespace introspect::nn {
@@ -13,7 +14,7 @@ torch::Tensor Block::forward(const torch::Tensor& resid_pre_BTD, const Context& 
   auto x_BTD = ctx.hook(Point::kResidPre, resid_pre_BTD);
 
   auto attn_out_BTD = attn.forward(attention_input(x_BTD, ctx), ctx);
-  if (ctx.outputs.defined()) x_BTD = x_BTD.index_select(1, ctx.outputs);
+  if (ctx.outputs.defined()) x_BTD = x_BTD.index_select(1, on_device(ctx.outputs, x_BTD.device()));
   if (ln1_post) attn_out_BTD = ln1_post->forward(attn_out_BTD, ctx);
   attn_out_BTD = ctx.hook(Point::kAttnOut, attn_out_BTD);
   auto mid_BTD = x_BTD + attn_out_BTD;

@@ -111,7 +111,9 @@ torch::Tensor Mlp::mix(const torch::Tensor& x_BTD, const Context& ctx) const {
   // A pair is a token and one of its experts; those of one expert stand together, in the order of the tokens.
   const auto experts_P = indices_BTk.flatten();
   const auto order_P = std::get<1>(at::sort(experts_P, /*stable=*/true, /*dim=*/0, /*descending=*/false));
-  const auto counts_E = at::bincount(experts_P, {}, E).to(torch::kCPU);
+  const auto counts_E = at::zeros({E}, experts_P.options())
+                            .scatter_add_(0, experts_P, at::ones_like(experts_P))
+                            .to(torch::kCPU);
   const auto tokens_P = order_P.div(k, "floor");
   const auto weights_P1 = weights_BTk.to(dtype).flatten().unsqueeze(1).index_select(0, order_P);
   const auto x_ND = x_BTD.flatten(0, 1);

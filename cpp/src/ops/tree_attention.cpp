@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/on_device.h"
 #include "core/parallel.h"
 #include "ops/vector.h"
 
@@ -155,18 +156,38 @@ torch::Tensor tree_attention(const torch::Tensor& q_BTHK, const torch::Tensor& k
 }
 
 torch::Tensor tree_mask(const TokenTree& tree, int64_t n_queries, const torch::TensorOptions& options) {
-  const int64_t S = tree.parents_S.size(0);
+  // A walk that goes down before it goes on enters a node's subtree from `enter` to `leave`: a comparison on the device
+  // then tells whether a key is an ancestor, and only these numbers go there.
+  const int64_t S = tree.parents_S.size(0), T = n_queries;
   const int32_t* parents = tree.parents_S.const_data_ptr<int32_t>();
-  const int32_t* queries = tree.queries_T.defined() ? tree.queries_T.const_data_ptr<int32_t>() : nullptr;
-  auto mask = at::full({n_queries, S}, -std::numeric_limits<float>::infinity(), at::kFloat);
-  float* row = mask.mutable_data_ptr<float>();
-  for (int64_t t = 0; t < n_queries; ++t, row += S) {
-    int64_t seen = 0;
-    for (auto s = queries ? queries[t] : static_cast<int32_t>(S - n_queries + t);
-         s >= 0 && (tree.window == 0 || seen < tree.window); s = parents[s], ++seen)
-      row[s] = 0;
+  const auto numbers = at::zeros({3 * S + 2 * T}, torch::kLong);
+  auto* const enter = numbers.mutable_data_ptr<int64_t>();
+  auto *const leave = enter + S, *const depth = leave + S, *const own_enter = depth + S,
+              *const own_depth = own_enter + T;
+  std::vector<int64_t> size(static_cast<size_t>(S), 1), next(static_cast<size_t>(S));
+  for (int64_t s = S; s-- > 0;)
+    if (parents[s] >= 0) size[static_cast<size_t>(parents[s])] += size[static_cast<size_t>(s)];
+  int64_t next_root = 0;
+  for (int64_t s = 0; s < S; ++s) {
+    const auto at = static_cast<size_t>(s);
+    auto& place = parents[s] < 0 ? next_root : next[static_cast<size_t>(parents[s])];
+    enter[s] = place;
+    leave[s] = place += size[at];
+    next[at] = enter[s] + 1;
+    depth[s] = parents[s] < 0 ? 0 : depth[parents[s]] + 1;
   }
-  return mask.to(options).view({1, 1, n_queries, S});
+  for (int64_t t = 0; t < T; ++t) {
+    const int64_t own = tree.queries_T.defined() ? tree.queries_T.const_data_ptr<int32_t>()[t] : S - T + t;
+    own_enter[t] = enter[own];
+    own_depth[t] = depth[own];
+  }
+  const auto parts = on_device(numbers, options.device()).split_with_sizes({S, S, S, T, T});
+  const auto place_T1 = parts[3].unsqueeze(1);
+  auto seen_TS = (parts[0] <= place_T1).logical_and_(place_T1 < parts[1]);
+  if (tree.window > 0) seen_TS.logical_and_(parts[4].unsqueeze(1) - parts[2] < tree.window);
+  return at::zeros({T, S}, options)
+      .masked_fill_(seen_TS.logical_not_(), -std::numeric_limits<double>::infinity())
+      .view({1, 1, T, S});
 }
 
 }  // namespace introspect::ops

@@ -142,7 +142,7 @@ torch::Tensor read_contexts(const models::Model& model, const std::vector<std::s
     models::ForwardOptions pass;
     pass.hooks = &hooks;
     pass.stop_at_layer = sites.last_layer() + 1;
-    model.forward(batch.tokens_BT.to(model.device()), pass);
+    model.forward(batch.tokens_BT, pass);
     const auto x_BTD = sites.joined(*cache).to(torch::kCPU);
     const int64_t N = contexts.tokens_NT.size(0), T = contexts.tokens_NT.size(1);
     if (!out.defined()) out = at::zeros({N, T, x_BTD.size(2)}, x_BTD.options());

@@ -10,6 +10,7 @@
 #include "introspect/sae/dictionary.h"
 
 #include "core/dense.h"
+#include "core/on_device.h"
 #include "sae/architectures/architectures.h"
 #include "sae/arithmetic.h"
 
@@ -179,7 +180,7 @@ torch::Tensor Dictionary::encode(const torch::Tensor& x, const torch::Tensor& id
   check<std::out_of_range>(inside, "Dictionary: ids of features must be from 0 to ", d_sae() - 1, ", got ",
                            inside ? 0 : ids.min().item<int64_t>(), " to ",
                            inside ? 0 : ids.max().item<int64_t>());
-  const auto here = ids.to(device());
+  const auto here = on_device(ids, device());
   if (is_elementwise(config_.architecture)) {
     const auto some = rows_of(weights_, here);
     const auto in_x = input(x).x;

@@ -8,6 +8,7 @@
 
 #include "introspect/core/check.h"
 
+#include "core/on_device.h"
 #include "sae/context_pass.h"
 
 namespace introspect::sae {
@@ -187,11 +188,11 @@ DictionaryEvaluation evaluate(const models::Model& model, const Dictionary& dict
     models::ForwardOptions pass;
     pass.hooks = &reading;
     pass.stop_at_layer = options.spliced ? L : std::max(inputs.last_layer(), outputs.last_layer()) + 1;
-    const auto tokens_BT = batch.tokens_BT.to(model.device());
+    const auto tokens_BT = on_device(batch.tokens_BT, model.device());
     const auto resid_BTD = model.forward(tokens_BT, pass);
 
     const auto y_BTD = outputs.joined(*cache);
-    const auto read = batch.read_BT.to(y_BTD.device());
+    const auto read = on_device(batch.read_BT, y_BTD.device());
     const auto x_ND = inputs.joined(*cache).index({read}), y_ND = y_BTD.index({read});
     const auto f = dictionary.encode_sparse(x_ND);
     const auto y_hat_ND = dictionary.decode(f, x_ND);

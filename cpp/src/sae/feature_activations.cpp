@@ -12,6 +12,7 @@
 #include "introspect/sae/feature_statistics.h"
 
 #include "core/json.h"
+#include "core/on_device.h"
 #include "sae/context_pass.h"
 
 namespace introspect::sae {
@@ -147,9 +148,9 @@ FeatureActivations feature_activations(const models::Model& model, const Diction
     models::ForwardOptions pass;
     pass.hooks = &hooks;
     pass.stop_at_layer = inputs.last_layer() + 1;
-    model.forward(batch.tokens_BT.to(model.device()), pass);
+    model.forward(batch.tokens_BT, pass);
     const auto x_BTD = inputs.joined(*cache);
-    collector.add(x_BTD.index({batch.read_BT.to(x_BTD.device())}),
+    collector.add(x_BTD.index({on_device(batch.read_BT, x_BTD.device())}),
                   places_read(batch, contexts.tokens_NT.size(1)));
   }
   report(options.progress, "reading features", static_cast<int64_t>(all.size()),
@@ -176,7 +177,7 @@ FeatureActivations feature_activations(const Dictionary& dictionary, const Conte
   const auto x_ND = x_NTD.flatten(0, 1);
   for (const auto& batch : all) {
     const auto places = places_read(batch, tokens.size(1));
-    collector.add(x_ND.index_select(0, places.to(x_ND.device())), places);
+    collector.add(x_ND.index_select(0, on_device(places, x_ND.device())), places);
   }
   return collector.finish(contexts);
 }

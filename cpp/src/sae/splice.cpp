@@ -10,6 +10,7 @@
 #include "introspect/core/check.h"
 #include "introspect/hooks/operators.h"
 
+#include "core/on_device.h"
 #include "sae/arithmetic.h"
 #include "sae/sites.h"
 
@@ -265,7 +266,7 @@ hooks::Intervention splice(const Dictionary& dictionary, const std::vector<Featu
       values.push_back(edit.value);
     }
     const auto options = dictionary.weights().W_dec_FD.options().requires_grad(false);
-    operands["features"] = torch::tensor(ids, torch::kLong).to(options.device());
+    operands["features"] = on_device(ids, options.device());
     operands["gains"] = torch::tensor(gains, torch::kFloat64).to(options);
     operands["values"] = torch::tensor(values, torch::kFloat64).to(options);
   }

@@ -6,6 +6,7 @@
 
 #include <torch/types.h>
 
+#include "core/on_device.h"
 #include "introspect/core/check.h"
 
 namespace introspect::steering {
@@ -71,7 +72,7 @@ std::map<int64_t, double> residual_norms(const models::Model& model, const torch
     registry.observe(hooks::hook_name({hooks::Point::kResidPost, layer}),
                      [&](const torch::Tensor& x_BTD, hooks::Site site) {
                        const auto x_ND = x_BTD.flatten(0, 1);
-                       out[site.layer] = median_norm(x_ND.index_select(0, places.to(x_ND.device())));
+                       out[site.layer] = median_norm(x_ND.index_select(0, on_device(places, x_ND.device())));
                      });
   models::ForwardOptions pass;
   pass.hooks = &registry;

@@ -14,6 +14,7 @@
 #include "introspect/io/safetensors.h"
 
 #include "core/json.h"
+#include "core/on_device.h"
 #include "engine/memory.h"
 #include "models/adapter_places.h"
 #include "ops/adam.h"
@@ -137,7 +138,7 @@ void LoraTrainer::State::run_lower(const Progress& progress) {
     const auto part = tree.part(group);
     const auto values = lower(part);
     if (!out.defined()) out = at::empty({tree.n_nodes(), values.size(1)}, values.options());
-    out.index_copy_(0, part.nodes.to(out.device()), values);
+    out.index_copy_(0, on_device(part.nodes, out.device()), values);
     report(progress, "blocks below", done += static_cast<int64_t>(group.size()), tree.n_examples());
   }
   residuals = out;
@@ -182,16 +183,16 @@ std::pair<double, Gradients> LoraTrainer::State::gradients(const std::vector<int
     torch::Tensor input = part.tokens;
     if (first_layer > 0) {
       forward.start_at_layer = first_layer;
-      input =
-          residuals.defined() ? residuals.index_select(0, part.nodes.to(residuals.device())) : lower(part);
+      input = residuals.defined() ? residuals.index_select(0, on_device(part.nodes, residuals.device()))
+                                  : lower(part);
       input = input.unsqueeze(0);
     }
     const auto logits_nV = adapted->forward(input, forward)[0];
-    const auto sum_of_losses =
-        at::cross_entropy_loss(logits_nV, part.labels.to(logits_nV.device()), {}, at::Reduction::Sum) /
-        static_cast<double>(n_targets);
-    loss += sum_of_losses.item<double>();
+    const auto sum_of_losses = at::cross_entropy_loss(logits_nV, on_device(part.labels, logits_nV.device()),
+                                                      {}, at::Reduction::Sum) /
+                               static_cast<double>(n_targets);
     const auto some = torch::autograd::grad({sum_of_losses}, leaves);
+    loss += sum_of_losses.item<double>();
     if (sum.empty())
       sum = some;
     else
@@ -219,8 +220,11 @@ LoraStep LoraTrainer::step(const Progress& progress) {
   LoraStep out{.step = s.steps, .lr = s.lr()};
   auto [loss, gradient] = s.gradients(s.batch());
   const at::NoGradGuard no_grad;
+  std::vector<torch::Tensor> lengths;  // read at once: a device is waited for
+  for (const auto& g : gradient) lengths.push_back(g.norm().to(gradient.front().device(), torch::kFloat64));
+  const auto lengths_M = at::stack(lengths).cpu();
   double squares = 0;
-  for (const auto& g : gradient) squares += std::pow(g.norm().item<double>(), 2);
+  for (int64_t m = 0; m < lengths_M.size(0); ++m) squares += std::pow(lengths_M[m].item<double>(), 2);
   out.loss = loss;
   out.gradient_norm = std::sqrt(squares);
   check<Error>(std::isfinite(loss) && std::isfinite(out.gradient_norm), "train_lora: step ", s.steps,

@@ -6,6 +6,7 @@
 #include "introspect/core/check.h"
 #include "introspect/core/interrupt.h"
 
+#include "core/on_device.h"
 #include "engine/memory.h"
 #include "training/example_tree.h"
 
@@ -32,7 +33,7 @@ ExampleScores score_examples(const models::Model& model, const std::vector<LoraE
     forward.logits_at = models::LogitsAt::kPositions;
     forward.positions = part.reads;
     const auto logits_nV = model.forward(part.tokens, forward)[0];
-    const auto labels = part.labels.to(logits_nV.device());
+    const auto labels = on_device(part.labels, logits_nV.device());
     const auto losses =
         at::cross_entropy_loss(logits_nV, labels, {}, at::Reduction::None).to(torch::kCPU, torch::kFloat64);
     check<Error>(at::isfinite(losses).all().item<bool>(), "score_examples: logits that are not finite");

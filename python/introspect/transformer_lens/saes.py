@@ -30,6 +30,15 @@ class Attached:
     output: str
     use_error_term: bool
     points: dict[str, HookPoint] = field(default_factory=dict)
+    placed: dict[torch.device, _C.Dictionary] = field(default_factory=dict)  # on the devices of activations
+
+    def on(self, device: torch.device) -> _C.Dictionary:
+        """The dictionary where the activation is."""
+        if self.sae.device == device:
+            return self.sae
+        if device not in self.placed:
+            self.placed[device] = self.sae.to(device)
+        return self.placed[device]
 
     def put_into(self, registry: _C.HookRegistry, of: Pass) -> None:
         if self is not attached(of.model).get(self.input):  # another one stands there for a while
@@ -47,7 +56,11 @@ class Attached:
 
         def spliced(x: torch.Tensor, name: str) -> torch.Tensor:
             return _C.splice_seen(
-                self.sae, x, read.get("x"), keeps_error=self.use_error_term, see=lambda *seen: self._see(effects, *seen)
+                self.on(x.device),
+                x,
+                read.get("x"),
+                keeps_error=self.use_error_term,
+                see=lambda *seen: self._see(effects, *seen),
             )
 
         registry.add(self.output, spliced)

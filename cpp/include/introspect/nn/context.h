@@ -35,7 +35,7 @@ struct Context {
   int64_t layer = -1;                 // the block that is running; -1 outside of blocks
   Positions global, local;            // for layers that see every key, and for those with a window
 
-  /// The positions of this pass, int64 [n], whose output the block is run for; keys and values are those of all.
+  /// The positions of this pass, int64 [n] on the CPU, whose output the block is run for; keys and values are those of all.
   /// Undefined: all. Only where nothing is hooked and in token trees.
   torch::Tensor outputs;
 
