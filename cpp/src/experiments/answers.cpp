@@ -4,7 +4,6 @@
 #include <cmath>
 #include <map>
 #include <numeric>
-#include <optional>
 #include <stdexcept>
 #include <utility>
 
@@ -12,7 +11,7 @@
 
 #include "introspect/core/check.h"
 
-#include "experiments/text_log_prob.h"
+#include "experiments/token_tree.h"
 
 namespace introspect::experiments {
 namespace {
@@ -66,6 +65,12 @@ Answers::Answers(const AnswerTexts& texts, const text::Tokenizer& tokenizer) {
   }
 }
 
+std::vector<Ids> Answers::ids() const {
+  std::vector<Ids> out;
+  for (const auto& sequence : sequences_) out.push_back(sequence.ids);
+  return out;
+}
+
 std::vector<double> Answers::shares(const std::vector<double>& probabilities) const {
   check<std::invalid_argument>(probabilities.size() == sequences_.size(), "answers: there must be ",
                                sequences_.size(), " probabilities, got ", probabilities.size());
@@ -84,61 +89,65 @@ torch::Tensor answer_shares(const graph::ModelPtr& model, const std::vector<Answ
                             const Answers& answers, const graph::RunOptions& options) {
   check<std::invalid_argument>(!prompts.empty(), "answer_shares: there must be a prompt, got none");
   const auto& sequences = answers.sequences();
+  const TokenTree tree(answers.ids());
   size_t longest = 0;
-  for (const auto& sequence : sequences) longest = std::max(longest, sequence.ids.size());
+  for (const auto& path : tree.paths()) longest = std::max(longest, path.size());
 
   struct Use {
     size_t prompt;
-    std::optional<size_t>
-        sequence;  // that goes on here; none: the end of the prompt, where all of them begin
+    size_t path;  // n_paths: none, the end of the prompt
   };
+  const auto n = sequences.size(), n_paths = tree.paths().size();
   graph::Graph graph;
   std::map<graph::ReadId, std::vector<Use>> uses;
   for (size_t p = 0; p < prompts.size(); ++p) {
     const auto& prompt = prompts[p];
-    check<ShapeError>(static_cast<int64_t>(prompt.ids.size() + longest) - 1 <= model->cfg().n_ctx,
+    check<ShapeError>(static_cast<int64_t>(prompt.ids.size() + longest) <= model->cfg().n_ctx,
                       "answer_shares: prompt ", p, " (", prompt.ids.size(), " tokens) and an answer of ",
-                      longest, " must fit into the model's ", model->cfg().n_ctx, " positions");
+                      longest + 1, " must fit into the model's ", model->cfg().n_ctx, " positions");
     const auto node = graph.segment(model, prompt.ids, {}, prompt.interventions);
     graph::Read read;
     read.layers = {model->cfg().n_layers - 1};
-    uses[graph.read(node, read)].push_back({p, {}});
-    for (size_t i = 0; i < sequences.size(); ++i) {
-      const auto& ids = sequences[i].ids;
-      if (ids.size() == 1) continue;
-      read.positions.resize(ids.size() - 1);
+    uses[graph.read(node, read)].push_back({p, n_paths});
+    for (size_t i = 0; i < n_paths; ++i) {
+      const auto& path = tree.paths()[i];
+      read.positions.resize(path.size());
       std::iota(read.positions.begin(), read.positions.end(), int64_t{0});
-      const auto after = graph.segment(model, {ids.begin(), ids.end() - 1}, node);
-      uses[graph.read(after, read)].push_back({p, i});
+      uses[graph.read(graph.segment(model, path, node), read)].push_back({p, i});
     }
   }
 
-  const auto n = sequences.size();
-  std::vector<double> log_probs(prompts.size() * n, 0.0);  // first tokens and the rest add up
+  struct Prompt {
+    std::vector<torch::Tensor> resid_TD;  // of every path, and last at the end of the prompt
+    size_t n_missing;
+  };
+  std::vector<Prompt> read_of(prompts.size(), {std::vector<torch::Tensor>(n_paths + 1), n_paths + 1});
+  std::vector<std::vector<double>> log_probs(prompts.size());
+  const auto finish = [&](size_t p) {
+    auto resid_TD = std::exchange(read_of[p].resid_TD, {});
+    const auto logits_V = model->readout(resid_TD.back()[-1]).to(torch::kCPU, torch::kFloat64);
+    resid_TD.pop_back();
+    const auto log_total = logits_V.logsumexp({0}).item<double>();
+    check<Error>(std::isfinite(log_total), "answer_shares: logits must be finite, got others after prompt ",
+                 p);
+    log_probs[p] = tree.rest_log_probs(*model, resid_TD);
+    for (size_t i = 0; i < n; ++i)
+      log_probs[p][i] += logits_V[sequences[i].ids[0]].item<double>() - log_total;
+  };
   graph.run(options, [&](const std::vector<std::pair<graph::ReadId, engine::Captured>>& read) {
-    for (const auto& [id, captured] : read) {
-      const auto resid_TD = captured.values.select(1, 0);
+    for (const auto& [id, captured] : read)
       for (const auto& use : uses.at(id)) {
-        auto* const of_prompt = log_probs.data() + use.prompt * n;
-        if (use.sequence) {
-          of_prompt[*use.sequence] += rest_log_prob(*model, sequences[*use.sequence].ids, resid_TD);
-          continue;
-        }
-        const auto logits_V = model->readout(resid_TD[-1]).to(torch::kCPU, torch::kFloat64);
-        const auto log_total = logits_V.logsumexp({0}).item<double>();
-        check<Error>(std::isfinite(log_total),
-                     "answer_shares: logits must be finite, got others after prompt ", use.prompt);
-        for (size_t i = 0; i < n; ++i)
-          of_prompt[i] += logits_V[sequences[i].ids[0]].item<double>() - log_total;
+        auto& prompt = read_of[use.prompt];
+        prompt.resid_TD[use.path] = captured.values.select(1, 0);
+        if (--prompt.n_missing == 0) finish(use.prompt);
       }
-    }
   });
 
   const auto out = torch::empty(
       {static_cast<int64_t>(prompts.size()), static_cast<int64_t>(answers.labels().size())}, torch::kFloat64);
   for (size_t p = 0; p < prompts.size(); ++p) {
     std::vector<double> probabilities(n);
-    for (size_t i = 0; i < n; ++i) probabilities[i] = std::exp(log_probs[p * n + i]);
+    for (size_t i = 0; i < n; ++i) probabilities[i] = std::exp(log_probs[p][i]);
     out[static_cast<int64_t>(p)].copy_(torch::tensor(answers.shares(probabilities), torch::kFloat64));
   }
   return out;

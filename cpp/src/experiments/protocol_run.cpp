@@ -74,10 +74,11 @@ int64_t ProtocolRun::missing_tokens() const {
   return out;
 }
 
-double ProtocolRun::n_logits() const {
+double ProtocolRun::logits_per_read() const {
   int64_t out = design_.of_own.compares ? 2 : 1;
   for (const auto& readout : design_.readouts) out += readout->prepared.n_logits;
-  return static_cast<double>(out);
+  const auto n_reads = std::max<size_t>(1, design_.of_own.needs.steered().size());
+  return static_cast<double>(out) / static_cast<double>(n_reads);
 }
 
 int64_t ProtocolRun::direction_bytes() const {

@@ -44,8 +44,8 @@ class ProtocolRun {
     return std::count_if(missing_.begin(), missing_.end(), [](const auto& one) { return one.ask->samples; });
   }
   int64_t new_tokens() const { return protocol_.sampling.max_new_tokens; }
-  /// Positions whose logits one reading takes.
-  double n_logits() const;
+  /// Positions whose logits a reading takes, shared among the reads of the graph that it needs.
+  double logits_per_read() const;
   int64_t direction_bytes() const;
   /// Of what an injection that is drawn puts into a graph; 0 for others.
   int64_t drawn_bytes(const Scene& scene, const Injection& injection) const;

@@ -123,10 +123,10 @@ class Suite {
     return *speed_;
   }
 
-  /// What the readouts of one reading of a graph cost, as token-layers.
+  /// What the readouts of one read of a graph cost, as token-layers.
   int64_t read_token_layers() {
     double most = 0;
-    for (const auto& run : runs_) most = std::max(most, run->n_logits());
+    for (const auto& run : runs_) most = std::max(most, run->logits_per_read());
     return speed().as_token_layers(most);
   }
 

@@ -36,6 +36,7 @@ class INTROSPECT_EXPORT Answers {
 
   const std::vector<std::string>& labels() const { return labels_; }
   const std::vector<Sequence>& sequences() const { return sequences_; }
+  std::vector<std::vector<int64_t>> ids() const;  ///< of every sequence
 
   /// The probability of each label, of those of the sequences.
   std::vector<double> shares(const std::vector<double>& probabilities) const;

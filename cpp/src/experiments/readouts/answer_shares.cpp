@@ -6,7 +6,7 @@
 #include "introspect/experiments/answers.h"
 
 #include "experiments/readouts/library.h"
-#include "experiments/text_log_prob.h"
+#include "experiments/token_tree.h"
 
 namespace introspect::experiments {
 namespace {
@@ -29,21 +29,19 @@ std::optional<PreparedReadout> prepare(const ReadoutRequest& request) {
   const Answers answers(as_texts(*request.parameter), request.model.tokenizer());
   PreparedReadout out;
   Value::List key;
-  for (const auto& sequence : answers.sequences()) {
-    if (sequence.ids.size() > 1) out.needs.push_back(residuals_of(request, sequence.ids));
-    out.n_logits += static_cast<int64_t>(sequence.ids.size()) - 1;
+  for (const auto& sequence : answers.sequences())
     key.push_back(Value::Fields{{"label", answers.labels()[sequence.label]}, {"ids", as_list(sequence.ids)}});
-  }
+  const TokenTree tree(answers.ids());
+  for (const auto& path : tree.paths()) out.needs.push_back(residuals_after(request, path));
+  out.n_logits = tree.n_beginnings();
   out.fields = {{kField, static_cast<int64_t>(answers.labels().size())}};
   out.key = {{kField, key}};
   out.settings = {{kField, *request.parameter}};
-  out.read = [answers](const ReadoutInputs& inputs) -> Value::Fields {
-    std::vector<double> probabilities;
-    size_t next = 0;
-    for (const auto& sequence : answers.sequences()) {
-      const auto first = inputs.logits_V[sequence.ids[0]].item<double>() - inputs.log_total;
-      const auto resid_TD = sequence.ids.size() > 1 ? inputs.needed[next++].select(1, 0) : torch::Tensor();
-      probabilities.push_back(std::exp(first + rest_log_prob(inputs.model, sequence.ids, resid_TD)));
+  out.read = [answers, tree](const ReadoutInputs& inputs) -> Value::Fields {
+    auto probabilities = tree.rest_log_probs(inputs.model, last_residuals(inputs));
+    for (size_t i = 0; i < probabilities.size(); ++i) {
+      const auto first = inputs.logits_V[answers.sequences()[i].ids[0]].item<double>() - inputs.log_total;
+      probabilities[i] = std::exp(first + probabilities[i]);
     }
     Value::Fields shares;
     const auto found = answers.shares(probabilities);

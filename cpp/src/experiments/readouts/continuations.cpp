@@ -6,7 +6,7 @@
 #include "introspect/text/tokenizer.h"
 
 #include "experiments/readouts/library.h"
-#include "experiments/text_log_prob.h"
+#include "experiments/token_tree.h"
 
 namespace introspect::experiments {
 namespace {
@@ -23,20 +23,18 @@ std::optional<PreparedReadout> prepare(const ReadoutRequest& request) {
     texts.push_back(request.model.tokenizer().encode(words, /*add_special_tokens=*/false));
     check<std::invalid_argument>(!texts.back().empty(),
                                  "run_experiment: a continuation must have a token, got '", words, "'");
-    if (texts.back().size() > 1) out.needs.push_back(residuals_of(request, texts.back()));
     key.push_back(as_list(texts.back()));
   }
+  const TokenTree tree(texts);
+  for (const auto& path : tree.paths()) out.needs.push_back(residuals_after(request, path));
+  out.n_logits = tree.n_beginnings();
   out.fields = {{"continuations", request.parameter->size()}};
   out.key = {{"continuations", key}};
   out.settings = {{"continuations", *request.parameter}};
-  out.read = [texts](const ReadoutInputs& inputs) -> Value::Fields {
-    Value::Numbers log_probs;
-    size_t next = 0;
-    for (const auto& ids : texts) {
-      const auto first = static_cast<double>(inputs.logits_V[ids[0]].item<double>()) - inputs.log_total;
-      const auto resid_TD = ids.size() > 1 ? inputs.needed[next++].select(1, 0) : torch::Tensor();
-      log_probs.push_back(first + rest_log_prob(inputs.model, ids, resid_TD));
-    }
+  out.read = [texts, tree](const ReadoutInputs& inputs) -> Value::Fields {
+    auto log_probs = tree.rest_log_probs(inputs.model, last_residuals(inputs));
+    for (size_t i = 0; i < texts.size(); ++i)
+      log_probs[i] += inputs.logits_V[texts[i][0]].item<double>() - inputs.log_total;
     return {{"continuations", log_probs}};
   };
   return out;

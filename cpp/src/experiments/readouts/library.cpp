@@ -126,11 +126,17 @@ Value::List read_tokens(const ReadoutInputs& inputs, const std::vector<int64_t>&
   return out;
 }
 
-Need residuals_of(const ReadoutRequest& request, const std::vector<int64_t>& ids) {
+Need residuals_after(const ReadoutRequest& request, const std::vector<int64_t>& ids) {
   auto out = Need::last_residual(request.model.cfg());
-  out.after = {ids.begin(), ids.end() - 1};
+  out.after = ids;
   out.read.positions.clear();
-  for (size_t t = 0; t < out.after.size(); ++t) out.read.positions.push_back(static_cast<int64_t>(t));
+  for (size_t t = 0; t < ids.size(); ++t) out.read.positions.push_back(static_cast<int64_t>(t));
+  return out;
+}
+
+std::vector<torch::Tensor> last_residuals(const ReadoutInputs& inputs) {
+  std::vector<torch::Tensor> out;
+  for (const auto& values : inputs.needed) out.push_back(values.select(1, 0));
   return out;
 }
 

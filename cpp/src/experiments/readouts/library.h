@@ -62,8 +62,10 @@ enum class Kind { text, whole, number };
 std::string problem_of_fields(const Value& value, const std::string& where,
                               const std::vector<std::pair<std::string, Kind>>& fields);
 
-/// What a text's log-probability needs: the last residuals after all of its tokens but the last one. One token needs none.
-Need residuals_of(const ReadoutRequest& request, const std::vector<int64_t>& ids);
+/// The last residuals after each of these tokens, which follow the read position: [T, 1, D].
+Need residuals_after(const ReadoutRequest& request, const std::vector<int64_t>& ids);
+/// All that a readout needs, where these are its only needs: [T, D] each.
+std::vector<torch::Tensor> last_residuals(const ReadoutInputs& inputs);
 
 // ---- tokens at the read position ----
 
