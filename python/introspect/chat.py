@@ -26,6 +26,14 @@ def load_chat_template(path: str | os.PathLike) -> _C.ChatTemplate | None:
     return None if source is None else chat_template(source.jinja, special_tokens=source.special_tokens)
 
 
+PLAIN = (
+    "{{ bos_token }}{% for message in messages %}{% if loop.index0 %}{{ '\n\n' }}{% endif %}"
+    "{{ message['role'] | capitalize }}: {{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+"""Turns as plain text ("User: ...", "Assistant: ..."), for base models, which know no format: the template "plain"."""
+
+
 def given_chat_template(
     given: str | os.PathLike | _C.ChatTemplate, path: str | os.PathLike | None = None
 ) -> _C.ChatTemplate:
@@ -33,7 +41,7 @@ def given_chat_template(
 
     Args:
         given: the text of a Jinja template, a file that holds one, a folder or .gguf file that has one, the name of a
-            native format ("chatml"), or a ChatTemplate.
+            native format ("chatml"), "plain" (see PLAIN), or a ChatTemplate.
         path: the model's folder or .gguf file, whose special tokens the template may use.
 
     Raises:
@@ -42,7 +50,7 @@ def given_chat_template(
     """
     if isinstance(given, _C.ChatTemplate):
         return given
-    text = os.fspath(given)
+    text = PLAIN if os.fspath(given) == "plain" else os.fspath(given)
     if "{{" not in text and "{%" not in text and "\n" not in text:
         if text in _C.ChatTemplate.names():
             return _C.ChatTemplate.named(text)
@@ -54,7 +62,7 @@ def given_chat_template(
         if len(text) >= 4096 or not file.is_file():
             raise _C.ConfigError(
                 "chat_template must be the text of a template, a file, a folder or .gguf file with one, or one of "
-                f"{', '.join(_C.ChatTemplate.names())}, got {text[:200]!r}"
+                f"plain, {', '.join(_C.ChatTemplate.names())}, got {text[:200]!r}"
             )
         try:
             text = file.read_text(encoding="utf-8")

@@ -103,7 +103,9 @@ DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda
 ChatTemplateOption = Annotated[
     str | None,
     typer.Option(
-        "--chat-template", metavar="F", help="A file with the chat template in Jinja, or a format's name (chatml, ...)."
+        "--chat-template",
+        metavar="F",
+        help="A file with the chat template in Jinja, or a format's name (chatml, ...; plain for base models).",
     ),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of everything that is drawn at random.")]

@@ -245,10 +245,16 @@ def test_a_model_without_chat_template_is_refused_before_vectors_are_trained(tmp
             data = json.loads(path.read_text()) if path.suffix == ".json" else None
             path.write_text(json.dumps({**data, "chat_template": None}) if data else "")
     bare = introspect.load_model(folder)
-    with pytest.raises(
-        introspect.ConfigError, match=r"has no chat template.*--chat-template.*writes the turns plainly"
-    ):
+    with pytest.raises(introspect.ConfigError, match=r"has no chat template.*--chat-template.*\"plain\" writes"):
         atlas.replicate("godet", bare)
-    plain = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    given = introspect.load_model(folder, chat_template=plain)
+    given = introspect.load_model(folder, chat_template="plain")
+    said = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Ok."},
+        {"role": "user", "content": "So?"},
+    ]
+    assert (
+        given.apply_chat_template(said, add_generation_prompt=True)
+        == "User: Hi\n\nAssistant: Ok.\n\nUser: So?\n\nAssistant:"
+    )
     assert atlas.replicate("lindsey_prefill", given, vectors=tiny_chat.random_vectors(), plan=True).readings > 0

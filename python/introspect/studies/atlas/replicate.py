@@ -183,7 +183,7 @@ def replicate(
         raise _C.ConfigError(
             f"{who}: model '{engine.cfg.model_name}' has no chat template, and the entries are conversations: it is a "
             "base model, or its files lack the template. Give one when you load it (chat_template=, --chat-template): "
-            "the name of a format (chatml), or a file in Jinja that writes the turns plainly"
+            '"plain" writes the turns as plain text, "chatml" and others as chats, a file in Jinja as it says'
         )
     chosen = _vectors(who, model, entry, vectors, concepts)
     settings = {key: value for key, value in entry.settings.items() if key in ("strengths", "strength_unit", "nulls")}
