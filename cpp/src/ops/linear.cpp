@@ -3,6 +3,7 @@
 #include "core/parallel.h"
 #include "introspect/core/check.h"
 #include "ops/gemm.h"
+#include "ops/gemm_bfloat16.h"
 #include "ops/vector.h"
 
 namespace introspect::ops {
@@ -92,6 +93,10 @@ torch::Tensor product(const torch::Tensor& x_ND, const torch::Tensor& w_VD, cons
   const auto bias = b_V.defined() ? b_V.to(torch::kFloat32).contiguous() : b_V;
   if (w_VD.scalar_type() == torch::kFloat32)
     multiply<float, float>(x, w_VD, bias, out_NV);
+  else if (x.scalar_type() == torch::kBFloat16 && has_gemm_bfloat16())
+    gemm_bfloat16(x.const_data_ptr<c10::BFloat16>(), w_VD.const_data_ptr<c10::BFloat16>(),
+                  bias.defined() ? bias.const_data_ptr<float>() : nullptr,
+                  out_NV.mutable_data_ptr<c10::BFloat16>(), x.size(0), w_VD.size(0), x.size(1));
   else if (x.scalar_type() == torch::kFloat32)
     multiply<float, c10::BFloat16>(x, w_VD, bias, out_NV);
   else
@@ -101,10 +106,16 @@ torch::Tensor product(const torch::Tensor& x_ND, const torch::Tensor& w_VD, cons
 
 /// True if `product` is there for x in precision `x` and these weights, and quicker than ATen.
 bool has_product(torch::ScalarType x, const torch::Tensor& weight) {
-  return has_kernel(weight) && weight.numel() > 0 &&
-         (x == torch::kFloat32
-              ? has_gemm_rows()
-              : x == torch::kBFloat16 && weight.scalar_type() == x && has_gemm_rows_bfloat16());
+  if (!has_kernel(weight) || weight.numel() == 0) return false;
+  if (x == torch::kFloat32) return has_gemm_rows();
+  return x == torch::kBFloat16 && weight.scalar_type() == x &&
+         (has_gemm_bfloat16() || has_gemm_rows_bfloat16());
+}
+
+/// True if few rows have a kernel of their own: one sum over a whole row of weights, where many rows take them in
+/// another order. The products of bfloat16 give every number of rows the same bits.
+bool has_few_rows(torch::ScalarType x, const torch::Tensor& weight) {
+  return has_kernel(weight) && !(x == torch::kBFloat16 && has_gemm_bfloat16());
 }
 
 bool needs_grad(const torch::Tensor& x, const torch::Tensor& weight) {
@@ -120,7 +131,7 @@ torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const 
                     !needs_grad(x, weight) && (!bias.defined() || !needs_grad(bias, bias));
   auto sizes = x.sizes().vec();
   sizes.back() = weight.size(0);
-  if (fits && rows <= kMaxRows && has_kernel(weight)) {
+  if (fits && rows <= kMaxRows && has_few_rows(x.scalar_type(), weight)) {
     auto y = matvec(x.reshape({rows, D}).to(torch::kFloat32).contiguous(), weight);
     if (bias.defined()) y.add_(bias);
     return y.to(x.scalar_type()).view(sizes);

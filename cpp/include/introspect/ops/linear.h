@@ -8,8 +8,9 @@ namespace introspect::ops {
 
 /// x W^T + b over the last dimension, in x's dtype.
 ///
-/// One to four rows on the CPU go through a kernel of our own that reads each weight once at the memory's speed
-/// (ATen's bfloat16 matrix-vector product reaches a fifth of it); all else is at::linear. Accumulates in float32.
+/// Sums in float32. On the CPU products of float32 are kernels of our own, one for up to four rows that reads each
+/// weight once at the memory's speed; so are those of bfloat16, as ops/bfloat16_products.h says, which give a row the
+/// same bits whatever the number of rows. All else is at::linear.
 ///
 /// Shapes: x [..., D], weight [N, D], bias [N] or undefined -> [..., N].
 INTROSPECT_EXPORT torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight,

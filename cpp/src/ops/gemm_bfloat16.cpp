@@ -1,0 +1,387 @@
+#include "ops/gemm_bfloat16.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "core/parallel.h"
+#include "ops/amx.h"
+
+#if INTROSPECT_X86_KERNELS
+#include <immintrin.h>
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 finds it in its own header
+#endif
+
+namespace introspect::ops {
+
+#if INTROSPECT_X86_KERNELS
+
+namespace {
+
+using BFloat16 = c10::BFloat16;
+
+constexpr int64_t kPanelRows = 16;  // of x: the columns of a tile, the lanes of a register
+constexpr int64_t kBlockRows = 32;  // of w: two tiles
+constexpr int64_t kStep = 32;       // of k: a tile's 64 bytes
+constexpr int64_t kSums = kBlockRows * kPanelRows;
+constexpr int64_t kMostRows = 512;    // of one sweep over w
+constexpr int64_t kCached = 1 << 19;  // numbers of x that stay in L2 while w passes by
+constexpr int64_t kStepsAtOnce = 12;  // of two panels and a block, which then stay in L1
+constexpr int64_t kBlocksAtOnce = 8;  // that pass by a part of x where all of it does not stay in L2
+constexpr int64_t kBytesPerTask = 1 << 16, kFlopsPerTask = 1 << 22;  // either is worth a thread
+
+int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+/// Numbers that begin at a cache line: a tile's load takes five times as long where its rows cross lines.
+template <typename T>
+class Lines {
+ public:
+  explicit Lines(int64_t n)
+      : data_(static_cast<T*>(::operator new(static_cast<size_t>(n) * sizeof(T), kLine))) {}
+  T* get() const { return data_.get(); }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  struct Free {
+    void operator()(T* p) const { ::operator delete(p, kLine); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+/// x [rows, K] as panels, times w [N, K] -> out [rows, N].
+///
+/// A panel is 16 rows of x as pairs, [steps * 16 pairs, 16 rows, 2], so that one load gives a pair of each row; missing
+/// rows and what K lacks to a whole step are zero.
+struct Product {
+  const BFloat16* panels;
+  const BFloat16* w;
+  const float* bias;
+  BFloat16* out;
+  int64_t rows, N, K;
+
+  int64_t steps() const { return (K + kStep - 1) / kStep; }
+  int64_t panel_size() const { return steps() * kStep * kPanelRows; }
+  int64_t n_panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
+};
+
+/// 32 rows of w over some steps, which begin at cache lines, and one or two panels over the same.
+struct Operands {
+  const char* w = nullptr;
+  int64_t row_bytes = 0;
+  const BFloat16* panel = nullptr;
+  int64_t panel_size = 0, steps = 0;
+  int64_t rows = 0;            // of x in the last panel
+  bool add = false;            // to the sums there
+  const char* next = nullptr;  // rows that memory is asked for meanwhile; null: none
+};
+
+/// 16 x 16 words with rows and columns exchanged.
+INTROSPECT_AVX512_BFLOAT16 [[gnu::always_inline]] inline void transpose(__m512i r[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {  // r[4 j + i]: column i of each of four lanes, of the rows 4 j to 4 j + 3
+    t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+    t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+    t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+    t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+    r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+    r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+    r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+  }
+}
+
+/// The first n of 32 numbers.
+INTROSPECT_AVX512_BFLOAT16 [[gnu::always_inline]] inline __mmask32 first(int64_t n) {
+  return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1;
+}
+
+/// Panels [begin, end) of x [M, K].
+INTROSPECT_AVX512_BFLOAT16 void pack(const BFloat16* x, BFloat16* panels, int64_t M, int64_t K, int64_t begin,
+                                     int64_t end) {
+  const int64_t steps = (K + kStep - 1) / kStep;
+  for (int64_t p = begin; p < end; ++p) {
+    const BFloat16* rows = x + p * kPanelRows * K;
+    BFloat16* panel = panels + p * steps * kStep * kPanelRows;
+    const int64_t n_rows = std::min(kPanelRows, M - p * kPanelRows);
+    for (int64_t s = 0; s < steps; ++s) {
+      __m512i r[16];
+      for (int64_t i = 0; i < kPanelRows; ++i)
+        r[i] = i < n_rows ? _mm512_maskz_loadu_epi16(first(K - s * kStep), rows + i * K + s * kStep)
+                          : _mm512_setzero_si512();
+      transpose(r);
+      for (int64_t i = 0; i < kPanelRows; ++i) _mm512_store_si512(panel + (s * kPanelRows + i) * kStep, r[i]);
+    }
+  }
+}
+
+/// The sums [32 rows of w, 16 rows of x] of one panel, plus the bias, rounded, to out[m, n .. n + 32).
+INTROSPECT_AVX512_BFLOAT16 [[gnu::always_inline]] inline void write(const Product& o, const float* sums,
+                                                                    int64_t m, int64_t n) {
+  const auto halves = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
+                                       22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const int64_t n_columns = std::min(kBlockRows, o.N - n), n_rows = std::min(kPanelRows, o.rows - m);
+  __m512i r[16];
+  for (int64_t i = 0; i < 16; ++i) {
+    auto even = _mm512_load_ps(sums + 2 * i * kPanelRows);
+    auto odd = _mm512_load_ps(sums + (2 * i + 1) * kPanelRows);
+    if (o.bias) {
+      even = _mm512_add_ps(even, _mm512_set1_ps(2 * i < n_columns ? o.bias[n + 2 * i] : 0.0f));
+      odd = _mm512_add_ps(odd, _mm512_set1_ps(2 * i + 1 < n_columns ? o.bias[n + 2 * i + 1] : 0.0f));
+    }
+    const auto both = _mm512_cvtne2ps_pbh(odd, even);
+    __m512i words;
+    std::memcpy(&words, &both, sizeof words);
+    r[i] = _mm512_permutexvar_epi16(halves, words);
+  }
+  transpose(r);
+  const auto mask = first(n_columns);
+  for (int64_t i = 0; i < n_rows; ++i) _mm512_mask_storeu_epi16(o.out + (m + i) * o.N + n, mask, r[i]);
+}
+
+/// Two products at a time for P panels and R rows of w from `row` on.
+template <int P, int R>
+INTROSPECT_AVX512_BFLOAT16 [[gnu::always_inline]] inline void pairs(const Operands& o, int64_t row,
+                                                                    float* sums) {
+  __m512 acc[P][R];
+  for (int p = 0; p < P; ++p)
+    for (int r = 0; r < R; ++r)
+      acc[p][r] = o.add ? _mm512_load_ps(sums + p * kSums + (row + r) * kPanelRows) : _mm512_setzero_ps();
+  const char* w = o.w + row * o.row_bytes;
+  for (int64_t k = 0; k < o.steps * kStep / 2; ++k) {
+    __m512bh x[P];
+    for (int p = 0; p < P; ++p) std::memcpy(&x[p], o.panel + p * o.panel_size + k * kStep, sizeof x[p]);
+    for (int r = 0; r < R; ++r) {
+      int32_t pair;
+      std::memcpy(&pair, w + r * o.row_bytes + 4 * k, sizeof pair);
+      const auto word = _mm512_set1_epi32(pair);
+      __m512bh weight;
+      std::memcpy(&weight, &word, sizeof weight);
+      for (int p = 0; p < P; ++p) acc[p][r] = _mm512_dpbf16_ps(acc[p][r], x[p], weight);
+    }
+  }
+  for (int p = 0; p < P; ++p)
+    for (int r = 0; r < R; ++r) _mm512_store_ps(sums + p * kSums + (row + r) * kPanelRows, acc[p][r]);
+}
+
+/// The same for R rows of one panel: a register holds a pair of each of 16 rows of w, so that its lanes are all of use.
+template <int R>
+INTROSPECT_AVX512_BFLOAT16 [[gnu::always_inline]] inline void pairs_of_few(const Operands& o, int64_t row,
+                                                                           float* sums) {
+  __m512 acc[R];
+  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+  const char* w = o.w + row * o.row_bytes;
+  for (int64_t s = 0; s < o.steps; ++s) {
+    __m512i words[16];
+    for (int i = 0; i < 16; ++i) words[i] = _mm512_loadu_si512(w + i * o.row_bytes + s * 64);
+    transpose(words);
+    for (int k = 0; k < 16; ++k) {
+      __m512bh weight;
+      std::memcpy(&weight, &words[k], sizeof weight);
+      for (int r = 0; r < R; ++r) {
+        int32_t pair;
+        std::memcpy(&pair, o.panel + (s * 16 + k) * kStep + 2 * r, sizeof pair);
+        const auto word = _mm512_set1_epi32(pair);
+        __m512bh x;
+        std::memcpy(&x, &word, sizeof x);
+        acc[r] = _mm512_dpbf16_ps(acc[r], x, weight);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < 16; ++i) sums[(row + i) * kPanelRows + r] = acc[r][i];
+}
+
+struct Pairs {
+  template <int P>
+  INTROSPECT_AVX512_BFLOAT16 static void multiply(const Operands& o, float* sums) {
+    if (P == 1 && o.rows <= 4 && !o.add) {
+      for (int64_t row = 0; row < kBlockRows; row += kPanelRows)
+        o.rows == 1 ? pairs_of_few<1>(o, row, sums) : pairs_of_few<4>(o, row, sums);
+      return;
+    }
+    constexpr int R = 16 / P;  // sixteen sums hide the latency of one
+    for (int64_t row = 0; row < kBlockRows; row += R) pairs<P, R>(o, row, sums);
+  }
+};
+
+#if INTROSPECT_AMX_KERNELS
+
+struct Tiles {
+  WholeTiles whole;
+
+  /// 32 products at a time for two tiles of w and P panels: the sums are tiles 0 to 3, w's tiles 4 and 5, x's 6 and 7.
+  template <int P>
+  INTROSPECT_AMX static void multiply(const Operands& o, float* sums) {
+    const char *w = o.w, *x = reinterpret_cast<const char*>(o.panel),
+               *x1 = reinterpret_cast<const char*>(o.panel + o.panel_size), *next = o.next;
+    const int64_t stride = o.row_bytes, below = kPanelRows * stride;
+    __asm__ volatile("" ::: "memory");  // the compiler does not know that a tile's load reads memory
+    if (o.add) {
+      _tile_loadd(0, sums, 64);
+      _tile_loadd(1, sums + kSums / 2, 64);
+      if constexpr (P == 2) {
+        _tile_loadd(2, sums + kSums, 64);
+        _tile_loadd(3, sums + kSums + kSums / 2, 64);
+      }
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+      if constexpr (P == 2) {
+        _tile_zero(2);
+        _tile_zero(3);
+      }
+    }
+    for (int64_t s = 0; s < o.steps; ++s, w += 64, x += 1024, x1 += 1024) {
+      _tile_loadd(4, w, stride);
+      _tile_loadd(6, x, 64);
+      _tile_loadd(5, w + below, stride);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (P == 2) _tile_loadd(7, x1, 64);
+      _tile_dpbf16ps(1, 5, 6);
+      if constexpr (P == 2) {
+        _tile_dpbf16ps(2, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      if (next) {
+        for (int64_t r = 0; r < kBlockRows; ++r) _mm_prefetch(next + r * stride, _MM_HINT_T1);
+        next += 64;
+      }
+    }
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + kSums / 2, 64);
+    if constexpr (P == 2) {
+      _tile_stored(2, sums + kSums, 64);
+      _tile_stored(3, sums + kSums + kSums / 2, 64);
+    }
+    __asm__ volatile("" ::: "memory");
+  }
+};
+
+#endif
+
+/// Blocks of w over some steps as the kernels take them: in place, or a copy on cache lines, zero where w ends.
+class Blocks {
+ public:
+  Blocks(const Product& o, int64_t end, int64_t at_once)
+      : o_(o), end_(end), width_(at_once * kStep), copy_(kBlockRows * width_) {
+    in_place_ = reinterpret_cast<uintptr_t>(o.w) % 64 == 0 && o.K % kStep == 0;
+  }
+
+  Operands at(int64_t block, int64_t step, int64_t steps) const {
+    const int64_t n = block * kBlockRows, k = step * kStep, rows = std::min(kBlockRows, o_.N - n);
+    const BFloat16* w = o_.w + n * o_.K + k;
+    Operands out;
+    out.panel_size = o_.panel_size();
+    out.steps = steps;
+    out.add = step > 0;
+    if (in_place_ && rows == kBlockRows) {
+      out.w = reinterpret_cast<const char*>(w);
+      out.row_bytes = 2 * o_.K;
+      if (block + 1 < end_ && n + 2 * kBlockRows <= o_.N)
+        out.next = reinterpret_cast<const char*>(w + kBlockRows * o_.K);
+      return out;
+    }
+    out.w = reinterpret_cast<const char*>(copy_.get());
+    out.row_bytes = 2 * width_;
+    for (int64_t r = 0; r < kBlockRows; ++r) {
+      BFloat16* row = copy_.get() + r * width_;
+      const int64_t there = r < rows ? std::min(width_, o_.K - k) : 0;
+      std::fill(std::copy(w + r * o_.K, w + r * o_.K + there, row), row + width_, BFloat16(0.0f));
+    }
+    return out;
+  }
+
+ private:
+  Product o_;
+  int64_t end_, width_;
+  bool in_place_;
+  Lines<BFloat16> copy_;
+};
+
+/// The blocks [begin, end) of w times every panel.
+template <typename Kernel>
+INTROSPECT_AVX512_BFLOAT16 void multiply_blocks(const Product& o, int64_t begin, int64_t end) {
+  [[maybe_unused]] const Kernel kernel{};
+  // Two panels read w once, as it lies in memory. More read it part by part, so that the part stays in L1 meanwhile.
+  const int64_t n_panels = o.n_panels(), steps = o.steps();
+  const int64_t parts = n_panels > 2 ? (steps + kStepsAtOnce - 1) / kStepsAtOnce : 1;
+  const int64_t at_once = (steps + parts - 1) / parts;
+  const int64_t blocks_at_once = parts > 1 && o.panel_size() * n_panels > kCached ? kBlocksAtOnce : 1;
+  const int64_t sums_of_block = parts > 1 ? round_up(n_panels, 2) * kSums : 0;  // 0: written at once
+  const Lines<float> sums(std::max(2 * kSums, blocks_at_once * sums_of_block));
+  const Blocks blocks(o, end, at_once);
+  for (int64_t group = begin; group < end; group += blocks_at_once)
+    for (int64_t step = 0; step < steps; step += at_once)
+      for (int64_t b = group; b < std::min(end, group + blocks_at_once); ++b) {
+        auto part = blocks.at(b, step, std::min(at_once, steps - step));
+        for (int64_t p = 0; p < n_panels; p += 2) {
+          const bool two = p + 1 < n_panels;
+          part.panel = o.panels + p * o.panel_size() + step * kStep * kPanelRows;
+          part.rows = std::min(kPanelRows, o.rows - (p + two) * kPanelRows);
+          float* to = sums.get() + (b - group) * sums_of_block + (sums_of_block ? p * kSums : 0);
+          if (two)
+            Kernel::template multiply<2>(part, to);
+          else
+            Kernel::template multiply<1>(part, to);
+          part.next = nullptr;
+          if (step + at_once < steps) continue;
+          write(o, to, p * kPanelRows, b * kBlockRows);
+          if (two) write(o, to + kSums, (p + 1) * kPanelRows, b * kBlockRows);
+        }
+      }
+}
+
+void sweep(const Product& o) {
+  const int64_t block_bytes = 2 * kBlockRows * o.K, block_flops = 2 * kBlockRows * o.K * o.rows;
+  const int64_t grain =
+      std::max<int64_t>(1, std::min(kBytesPerTask / block_bytes, kFlopsPerTask / block_flops));
+#if INTROSPECT_AMX_KERNELS
+  const auto blocks = bfloat16_products() == "tiles" ? multiply_blocks<Tiles> : multiply_blocks<Pairs>;
+#else
+  const auto blocks = multiply_blocks<Pairs>;
+#endif
+  parallel_for(0, (o.N + kBlockRows - 1) / kBlockRows, grain,
+               [&](int64_t begin, int64_t end) { blocks(o, begin, end); });
+}
+
+}  // namespace
+
+void gemm_bfloat16(const BFloat16* x, const BFloat16* w, const float* bias, BFloat16* out, int64_t M,
+                   int64_t N, int64_t K) {
+  const int64_t width = round_up(K, kStep);
+  const int64_t cached = kCached / width / (2 * kPanelRows) * (2 * kPanelRows);
+  const int64_t most = cached < kMostRows / 2 ? kMostRows : std::min(kMostRows, cached);
+  const Lines<BFloat16> panels(round_up(std::min(M, most), kPanelRows) * width);
+  for (int64_t m = 0; m < M; m += most) {
+    const int64_t rows = std::min(most, M - m);
+    const int64_t n_panels = (rows + kPanelRows - 1) / kPanelRows;
+    const int64_t grain = std::max<int64_t>(1, kBytesPerTask / (2 * width * kPanelRows));
+    parallel_for(0, n_panels, grain,
+                 [&](int64_t begin, int64_t end) { pack(x + m * K, panels.get(), rows, K, begin, end); });
+    sweep({panels.get(), w, bias, out + m * N, rows, N, K});
+  }
+}
+
+#else
+
+void gemm_bfloat16(const c10::BFloat16*, const c10::BFloat16*, const float*, c10::BFloat16*, int64_t, int64_t,
+                   int64_t) {}
+
+#endif
+
+}  // namespace introspect::ops

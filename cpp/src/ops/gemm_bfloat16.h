@@ -1,0 +1,22 @@
+#pragma once
+
+#include <cstdint>
+
+#include <c10/util/BFloat16.h>
+
+#include "introspect/ops/bfloat16_products.h"
+
+namespace introspect::ops {
+
+/// True if products of bfloat16 are in use whose instructions this processor has (`bfloat16_products()` is "tiles" or
+/// "pairs"): `gemm_bfloat16` may be called.
+bool has_gemm_bfloat16();
+
+/// out[m, n] = x[m, :] . w[n, :] + bias[n], summed in float32 and rounded once, bias included.
+///
+/// Shapes: x [M, K], w [N, K], bias [N] or null, out [M, N], all contiguous. A row's result does not depend on how many
+/// rows there are. Each weight is read once for up to some hundred rows.
+void gemm_bfloat16(const c10::BFloat16* x, const c10::BFloat16* w, const float* bias, c10::BFloat16* out,
+                   int64_t M, int64_t N, int64_t K);
+
+}  // namespace introspect::ops
