@@ -106,18 +106,24 @@ INTROSPECT_AVX2 void block_avx2(const Operands<T>& o, int64_t first, int64_t las
   for (int64_t m = 0; m < o.rows; m += kPanelRows) columns<Lanes<8>, 2, 6>(o.from(m), first, last);
 }
 
-/// `count` weights in float32: w itself, or widened into `buffer`.
-const float* widened(const float* w, std::vector<float>&, int64_t) {
-  return w;
+/// Rows [first, first + n) of w [N, K] in float32: where they are, or in `buffer`.
+const float* rows_of(const float* w, std::vector<float>&, int64_t first, int64_t, int64_t K) {
+  return w + first * K;
 }
-const float* widened(const c10::BFloat16* w, std::vector<float>& buffer, int64_t count) {
-  buffer.assign(w, w + count);
+const float* rows_of(const c10::BFloat16* w, std::vector<float>& buffer, int64_t first, int64_t n,
+                     int64_t K) {
+  buffer.assign(w + first * K, w + (first + n) * K);
+  return buffer.data();
+}
+const float* rows_of(const UnpackRows& w, std::vector<float>& buffer, int64_t first, int64_t n, int64_t K) {
+  buffer.resize(static_cast<size_t>(n * K));
+  w(first, n, buffer.data());
   return buffer.data();
 }
 
 /// At most kPanels panels times all of w.
 template <typename T, typename W>
-void sweep(const Operands<T>& o, const W* w) {
+void sweep(const Operands<T>& o, const W& w) {
   const auto block = has_avx512() ? block_avx512<T> : block_avx2<T>;
   const int64_t blocks = (o.N + kColumns - 1) / kColumns;
   const int64_t grain = std::max<int64_t>(1, kTaskFlops / (2 * kColumns * o.K * o.rows));
@@ -126,7 +132,7 @@ void sweep(const Operands<T>& o, const W* w) {
     for (int64_t b = first_block; b < last_block; ++b) {
       const int64_t first = b * kColumns, last = std::min(o.N, first + kColumns);
       auto part = o;
-      part.w = widened(w + first * o.K, buffer, (last - first) * o.K);
+      part.w = rows_of(w, buffer, first, last - first, o.K);
       part.out += first;
       if (part.bias) part.bias += first;
       block(part, 0, last - first);
@@ -135,7 +141,7 @@ void sweep(const Operands<T>& o, const W* w) {
 }
 
 template <typename T, typename W>
-void multiply(const T* x, const W* w, const float* bias, T* out, int64_t M, int64_t N, int64_t K) {
+void multiply(const T* x, const W& w, const float* bias, T* out, int64_t M, int64_t N, int64_t K) {
   constexpr int64_t kRows = kPanels * kPanelRows;
   const int64_t padded = (std::min(M, kRows) + kPanelRows - 1) / kPanelRows * kPanelRows;
   const auto panels = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(padded * K));
@@ -166,6 +172,11 @@ void gemm_rows(const float* x, const c10::BFloat16* w, const float* bias, float*
   multiply(x, w, bias, out, M, N, K);
 }
 
+void gemm_rows(const float* x, const UnpackRows& w, const float* bias, float* out, int64_t M, int64_t N,
+               int64_t K) {
+  multiply(x, w, bias, out, M, N, K);
+}
+
 void gemm_rows(const c10::BFloat16* x, const c10::BFloat16* w, const float* bias, c10::BFloat16* out,
                int64_t M, int64_t N, int64_t K) {
   multiply(x, w, bias, out, M, N, K);
@@ -184,6 +195,8 @@ bool has_gemm_rows_bfloat16() {
 void gemm_rows(const float*, const float*, const float*, float*, int64_t, int64_t, int64_t) {}
 
 void gemm_rows(const float*, const c10::BFloat16*, const float*, float*, int64_t, int64_t, int64_t) {}
+
+void gemm_rows(const float*, const UnpackRows&, const float*, float*, int64_t, int64_t, int64_t) {}
 
 void gemm_rows(const c10::BFloat16*, const c10::BFloat16*, const float*, c10::BFloat16*, int64_t, int64_t,
                int64_t) {}

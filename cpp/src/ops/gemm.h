@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include <c10/util/BFloat16.h>
 
@@ -21,6 +22,12 @@ void gemm_rows(const float* x, const float* w, const float* bias, float* out, in
                int64_t K);
 void gemm_rows(const float* x, const c10::BFloat16* w, const float* bias, float* out, int64_t M, int64_t N,
                int64_t K);
+
+/// Writes rows [first, first + n) of a matrix [N, K] that is not there in numbers to out [n, K]. Called from all threads.
+using UnpackRows = std::function<void(int64_t first, int64_t n, float* out)>;
+void gemm_rows(const float* x, const UnpackRows& w, const float* bias, float* out, int64_t M, int64_t N,
+               int64_t K);
+
 void gemm_rows(const c10::BFloat16* x, const c10::BFloat16* w, const float* bias, c10::BFloat16* out,
                int64_t M, int64_t N, int64_t K);
 

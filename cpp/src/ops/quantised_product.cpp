@@ -58,16 +58,22 @@ torch::Tensor quantised_product(const torch::Tensor& x_NK, const std::vector<Blo
     if (bias.defined()) y.add_(bias);
     return y.to(x_NK.scalar_type());
   }
-  const auto unpack = [&](int64_t first, int64_t n, float* to) {
+  const UnpackRows unpack = [&](int64_t first, int64_t n, float* to) {
     for_parts(parts, K, first, first + n, [&](int64_t row, const BlockRows& rows) {
       rows.quantisation->dequantise(rows.bytes, rows.n * (K / rows.quantisation->layout.block_elements),
                                     to + (row - first) * K);
     });
   };
+  auto out_NV = at::empty({N, V}, x_NK.options());
+  if (x_NK.scalar_type() == torch::kFloat32 && has_gemm_rows()) {
+    const auto b = bias.defined() ? bias.to(torch::kFloat32).contiguous() : bias;
+    gemm_rows(x_NK.const_data_ptr<float>(), unpack, b.defined() ? b.const_data_ptr<float>() : nullptr,
+              out_NV.mutable_data_ptr<float>(), N, V, K);
+    return out_NV;
+  }
   // Rows of numbers a few at a time, by ATen's products.
   constexpr int64_t kPanelValues = 1 << 20;
   const int64_t step = std::max<int64_t>(1, kPanelValues / std::max<int64_t>(K, 1));
-  auto out_NV = at::empty({N, V}, x_NK.options());
   auto panel = at::empty({std::min(step, V), K}, torch::kFloat32);
   for (int64_t first = 0; first < V; first += step) {
     const int64_t n = std::min(step, V - first);

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <functional>
+#include <vector>
 
 #include <torch/types.h>
 
@@ -14,9 +14,6 @@ struct BlockRows {
   const uint8_t* bytes = nullptr;
   int64_t n = 0;
 };
-
-/// The values of rows [first, first + n) of several BlockRows taken as one matrix, in float32.
-using UnpackRows = std::function<void(int64_t first, int64_t n, float* out)>;
 
 /// x [N, K] times the rows of `parts`, V in all, plus bias [V] or nothing -> [N, V] in x's dtype, float32 or bfloat16,
 /// summed in float32. `x` is contiguous on the CPU and N at least one.
