@@ -17,7 +17,7 @@ export function lines(series, { x, y, width = 560, height = 190 }) {
     const box = chart.getBoundingClientRect(), i = Math.max(0, Math.min(n - 1, Math.round(((event.clientX - box.left) / box.width * width - L) / (width - L - R) * (n - 1))));
     says.textContent = `${x} ${i}: ${series.map(one => `${one.name} ${number(one.values[i])}`).join(", ")}`;
   });
-  return h("figure", { class: "chartbox" }, h("figcaption", { class: "soft small" }, series.map(one => [swatch(one.hue), ` ${one.name}  `]), y), chart);
+  return h("figure", { class: "chartbox" }, h("figcaption", { class: "soft small" }, `${y}: `, series.map(one => [swatch(one.hue), ` ${one.name} `])), chart);
 }
 
 function swatch(hue) {

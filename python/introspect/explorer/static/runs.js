@@ -35,7 +35,8 @@ export async function runsView(place, contents) {
 
   function report() {
     press("report");
-    fill(left, h("iframe", { class: "report", title: "Report page", sandbox: "allow-scripts", src: path("run", which.value, "report") }));
+    const wait = h("p", { class: "empty" }, "The report page is being made …");
+    fill(left, wait, h("iframe", { class: "report", title: "Report page", sandbox: "allow-scripts", src: path("run", which.value, "report"), onload: () => wait.remove() }));
     fill(right);
   }
 
@@ -65,7 +66,7 @@ export async function runsView(place, contents) {
       protocol.sentences.slice(0, 12).map(text => h("p", { class: "small" }, text)),
       h("details", {}, h("summary", {}, "Settings"), h("dl", { class: "settings" }, protocol.settings.map(([key, value]) => [h("dt", {}, key), h("dd", {}, value)]))),
       h("div", { class: "row" }, h("h2", {}, "Readings"), concept, kind, sort, counts),
-      h("div", { class: "scroll" }, h("table", { class: "cells" }, h("thead", {}, h("tr", {}, ["injected", "blocks", "question", "log-odds", "shift", ""].map(text => h("th", {}, text)))), body)));
+      h("div", { class: "scroll" }, h("table", { class: "cells" }, h("thead", {}, h("tr", {}, [["injected"], ["blocks", "num"], ["question"], ["log-odds", "num"], ["shift", "num"], [""]].map(([text, kind]) => h("th", { class: kind ?? "" }, text)))), body)));
 
     function list() {
       const shift = i => (columns.log_odds_injected[i] ?? 0) - (columns.log_odds_base[i] ?? 0);
@@ -98,8 +99,8 @@ export async function runsView(place, contents) {
     fill(right, h("h1", {}, found.label), h("p", { class: "soft" }, found.setting.kind, " · ", h("bdi", {}, found.setting.question)),
       h("dl", { class: "facts" }, [["log-odds", `${number(base.log_odds)} → ${number(injected.log_odds)} nats`], ["shift", `${shift < 0 ? "−" : "+"}${number(Math.abs(shift))}`],
         [`p(${found.yes.trim()})`, `${percent(base.p_yes)} → ${percent(injected.p_yes)}`], [`p(${found.no.trim()})`, `${percent(base.p_no)} → ${percent(injected.p_no)}`]].map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
-      h("h2", {}, "Conversation"), h("div", { class: "chat" }, found.conversation.map(turn => h("div", { class: `turn${turn.question ? " asked" : ""}` }, h("b", {}, turn.role + (turn.injected ? ", injected where marked" : "")),
-        h("div", { class: "said" }, turn.question && found.setting.question_kind === "control" ? h("bdi", {}, found.setting.question) : turn.pieces.map(([text, mark]) => (mark ? h("mark", {}, text) : text)))))),
+      h("h2", {}, "Conversation"), h("div", { class: "chat" }, found.conversation.map(turn => h("div", { class: `turn${turn.question ? " asked" : ""}` }, h("b", {}, turn.role + (turn.injected ? " · injected where marked" : "") + (turn.question ? " · the question" : "") + (turn.prefix ? " · written for the model, which goes on from here" : "")),
+        h("div", { class: "said" }, turn.question && found.setting.question_kind === "control" ? h("bdi", {}, found.setting.question) : turn.pieces.length ? turn.pieces.map(([text, mark]) => (mark ? h("mark", {}, text) : text)) : h("span", { class: "soft" }, "(empty)"))))),
       injected.text !== undefined ? [h("h2", {}, "What it writes"), h("div", { class: "texts" }, [["not injected", base.text], ["injected", injected.text]].map(([name, text]) => h("figure", {}, h("figcaption", { class: "soft small" }, name), h("pre", {}, text ?? ""))))] : [],
       injected.lens?.log_odds ? [h("h2", {}, "Log-odds by layer, through the lens"), lines([{ name: "not injected", values: base.lens?.log_odds ?? [], hue: "var(--blue)" }, { name: "injected", values: injected.lens.log_odds, hue: "var(--orange)" }], { x: "layer", y: "log-odds (nats)" })] : [],
       injected.attention ? [h("h2", {}, "Attention from the read position to the injected text"), headMap(injected.attention, base.attention)] : [],

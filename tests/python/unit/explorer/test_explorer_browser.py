@@ -27,7 +27,7 @@ PATIENCE = 60_000  # milliseconds: the machine may be busy
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 BAD = "<img src=x onerror=\"document.title='stolen'\"><script>document.title='stolen'</script>"
-SIZES = [(1000, 700), (1600, 950)]
+SIZES = [(700, 900), (1000, 700), (1600, 950)]
 # What stands in a view once it can be used.
 READY = {
     "model": "#logits .bars td",
