@@ -121,16 +121,7 @@ def command(
     if output is not None:
         ran.save(output / f"{entry.name}.json")
     if json:
-        print_json(
-            {
-                "entry": entry.name,
-                "model": ran.model,
-                "verdict": ran.verdict,
-                "claims": ran.claims.to_dict(),
-                "figures": ran.rows(),
-                "differs": ran.differs,
-            }
-        )
+        print_json(ran.summary())
     else:
         typer.echo(str(ran))
 

@@ -21,6 +21,15 @@ def is_study(path: Path) -> bool:
     return isinstance(data, dict) and isinstance(data.get("arms"), dict) and "protocol" in data
 
 
+def is_replication(path: Path) -> bool:
+    """Whether a file holds a replication; False for anything else, a damaged file too."""
+    try:
+        data = parse_json(path.read_text(encoding="utf-8"), str(path), ValueError)
+    except (ValueError, OSError):
+        return False
+    return isinstance(data, dict) and {"entry", "figures", "differs", "results"} <= data.keys()
+
+
 def load_found(path: Path) -> Study | Result:
     """The study or result of a file.
 

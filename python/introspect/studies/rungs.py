@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .claims import upper_first
 from .evidence import SAME_QUESTION, SAME_SETTING, Evidence, Readings, difference, held_out, net_of_pull
 
 LEAST_PARAPHRASES = 3
@@ -191,6 +192,7 @@ def own_step(
         unit: see ``claims.number``.
         least: the smallest effect that counts; 0: any above 0.
     """
+    said = stands.replace("{", "{{").replace("}", "}}")
     bound = "{bound} is shown to be out of reach" if least else "shown to be below 0"
     return Step(
         name=name,
@@ -199,9 +201,9 @@ def own_step(
         needs=(),
         contrasts=lambda evidence: list(contrasts),
         stands=stands,
-        holds="It is so beside {controls}: {effect}{least}.",
-        fails=f"It is not so beside {{worst}}: {{effect}}, {'and ' if least else ''}{bound}.",
-        not_shown="It is open beside {worst}: {effect}.",
+        holds=f"{upper_first(said)} (beside {{controls}}: {{effect}}{{least}}).",
+        fails=f"It is not so that {said} (beside {{worst}}: {{effect}}, {'and ' if least else ''}{bound}).",
+        not_shown=f"It is open whether {said} (beside {{worst}}: {{effect}}).",
         not_run="It was not read.",
         run=run,
         unit=unit,

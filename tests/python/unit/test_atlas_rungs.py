@@ -8,8 +8,11 @@ import pytest
 import synthetic
 import tiny_chat
 from scipy import stats
+from typer.testing import CliRunner
 
 import introspect
+from introspect.cli.app import app
+from introspect.data import share_folder
 from introspect.experiments.results import Result
 from introspect.studies import atlas
 from introspect.studies.atlas.expand import Cell
@@ -192,7 +195,7 @@ def test_a_claim_of_the_studys_own_is_a_rung(asked, unrelated, said):
     effects = {one["name"]: one["effect"] for one in rung.contrasts}
     assert effects["nothing"] == pytest.approx((3 * mine[0] + mine[1]) / 4)
     assert effects["another question"] == pytest.approx((3 * (mine[0] - others[0]) + mine[1] - others[1]) / 4)
-    assert ("the number rises" in shown.strongest.lower()) == (rung.verdict == "holds")
+    assert shown.strongest.startswith("The number rises") == (rung.verdict == "holds")
 
 
 def test_a_claim_of_its_own_that_is_false_holds_as_seldom_as_stated():
@@ -221,6 +224,10 @@ def test_mistakes_in_arms_and_claims_have_their_place(fields, message):
         entry(**fields)
 
 
+def atlas_text(name):
+    return (share_folder() / "atlas" / f"{name}.json").read_text(encoding="utf-8").replace("meant/", "intended/")
+
+
 def test_every_entry_feeds_a_rung():
     for name in atlas.ENTRIES:
         assert any(one.arms for one in atlas.entry(name).parts), name
@@ -232,6 +239,14 @@ def test_a_replication_has_its_rungs(tmp_path):
     assert ran.claims["owns"].verdict == "not shown"  # of two concepts nothing can be
     assert "2 concepts, and 6 are the least" in ran.claims["owns"].sentence
     assert ran.claims["owns"].effect == pytest.approx(ran["meant/own_beyond_other"].estimate.value)
+    ran.save(tmp_path / "ran.json")
+    again = atlas.Replication.load(tmp_path / "ran.json")
+    assert str(again) == str(ran) and again.to_json() == ran.to_json()
+    shown = CliRunner().invoke(app, ["report", str(tmp_path / "ran.json")])
+    assert shown.exit_code == 0 and shown.stdout == f"{ran}\n"
+    other = atlas.Entry.parse(atlas_text("lindsey_prefill").replace('"meant"', '"intended"'))
+    with pytest.raises(ValueError, match=r"ran.json: it was run with another form of 'lindsey_prefill'.*intended"):
+        atlas.Replication.load(tmp_path / "ran.json", other)
     saved = json.loads(ran.to_json())
     assert saved["verdict"] == ran.verdict
     assert {rung["name"] for rung in saved["claims"]["rungs"]} > {"live", "sham", "content", "owns"}

@@ -8,5 +8,5 @@ from .entry import entry as entry
 from .measures import Estimate as Estimate
 from .measures import Figure as Figure
 from .measures import Measure as Measure
-from .replicate import Replication as Replication
 from .replicate import replicate as replicate
+from .replication import Replication as Replication

@@ -1,143 +1,30 @@
-"""``replicate``: run an entry of the atlas on a model, and set its figures beside the published ones."""
+"""``replicate``: run an entry of the atlas on a model."""
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import _C
 from ...data import load_words
 from ...experiments.arguments import Arguments
-from ...experiments.results import Result, finite
 from ...experiments.runs import model_facts
-from ...output_files import write_text
 from ...steering.training import ControlVector
-from ..claims import Claims
 from ..together import run_together
-from .entry import Entry, Published
+from .entry import Entry
 from .entry import entry as find_entry
-from .expand import Cell, asks_for_words, cells
-from .measures import Figure, Reading
-from .table import text_table
-from .verdict import claims_of, verdict
+from .expand import asks_for_words, cells
+from .replication import Replication, replication_of
 
 if TYPE_CHECKING:
-    import pandas
-
     from ...model import Model
 
-SCHEMA = 1
 CONCEPTS = 6
 """where an entry does not say"""
 FEWEST = 2
 """Concepts: of one alone there is nothing to tell it from."""
-
-
-@dataclass
-class Replication:
-    """An entry as it came out on a model.
-
-    Attributes:
-        entry: what was run.
-        model: ``Result.model``.
-        settings: concepts, strengths, strength_unit, layers, seed.
-        figures: ours.
-        claims: the ladder of what its readings show; its rungs are of ``introspect.studies``, and the study's own.
-        differs: what is not as it was published.
-        results: {protocol's name, and " (other concepts)" where others' vectors are injected: Result}.
-    """
-
-    entry: Entry
-    model: dict[str, Any]
-    settings: dict[str, Any]
-    figures: list[Figure]
-    claims: Claims
-    differs: list[str]
-    results: dict[str, Result] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Figure:
-        """A figure by its name; KeyError lists them."""
-        for figure in self.figures:
-            if figure.name == name:
-                return figure
-        raise KeyError(f"Replication: there are {', '.join(one.name for one in self.figures)}, got {name!r}")
-
-    def published(self, figure: Figure) -> list[Published]:
-        """The published figures that stand beside one of ours."""
-        return [
-            one
-            for one in self.entry.published
-            if one.beside and (figure.name == one.beside or figure.name.startswith(f"{one.beside}/"))
-        ]
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """One row a figure of ours, with the published ones in a text; then published ones that stand beside none."""
-        import pandas
-
-        return pandas.DataFrame(self.rows())
-
-    def rows(self) -> list[dict[str, Any]]:
-        """``to_pandas`` as a list of dictionaries."""
-        out = []
-        for figure in self.figures:
-            one = figure.estimate
-            out.append(
-                {
-                    "figure": figure.name,
-                    "value": one.value,
-                    "low": one.low,
-                    "high": one.high,
-                    "unit": figure.unit,
-                    "chance": figure.chance,
-                    "n": one.n,
-                    "n_readings": figure.n_readings,
-                    "n_failed": figure.n_failed,
-                    "n_left": figure.n_left,
-                    "published": "; ".join(map(_stated, self.published(figure))),
-                }
-            )
-        return out
-
-    @property
-    def verdict(self) -> str:
-        """What stands in a line, and the names of the rungs by what became of them."""
-        return verdict(self.claims)
-
-    def __str__(self) -> str:
-        return text_table(self)
-
-    def to_json(self) -> str:
-        """JSON of schema 1: verdict, rungs, figures, what was published, and every result; NaN is null."""
-        data = {
-            "schema": SCHEMA,
-            "entry": self.entry.name,
-            "title": self.entry.title,
-            "source": self.entry.source,
-            "model": self.model,
-            "settings": self.settings,
-            "verdict": self.verdict,
-            "claims": self.claims.to_dict(),
-            "figures": self.rows(),
-            "published": [asdict(one) for one in self.entry.published],
-            "differs": self.differs,
-            "results": {name: json.loads(result.to_json()) for name, result in self.results.items()},
-        }
-        return json.dumps(finite(data), ensure_ascii=False, allow_nan=False)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write ``to_json``; the file is complete or not there."""
-        write_text(Path(path), self.to_json())
-
-
-def _stated(one: Published) -> str:
-    value = f"{one.value:g}" if isinstance(one.value, int | float) else one.value
-    unit = f" {one.unit}" if one.unit and one.unit != "%" else one.unit
-    return f"{one.name}: {value}{unit}" + (f" ({one.note})" if one.note else "")
 
 
 def replicate(
@@ -198,15 +85,6 @@ def replicate(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*left the format of the answer")  # figures count them
         results = run_together(model, experiments, **shared)
-    readings = {part.name: [] for part in entry.parts}  # type: dict[str, list[Reading]]
-    for cell, result in zip(listed, results, strict=True):
-        readings[cell.part.name] += _readings(cell, result)
-    figures = [
-        figure
-        for part in entry.parts
-        for measure in part.measures
-        for figure in measure.figures(part.name, readings[part.name])
-    ]
     facts = model_facts(model)
     said = {
         "concepts": list(chosen),
@@ -216,8 +94,7 @@ def replicate(
         "seed": seed,
         "vectors": "given" if vectors is not None else "of words",
     }
-    claims = claims_of(entry, listed, results, figures, facts["name"])
-    return Replication(entry, facts, said, figures, claims, _differs(entry, facts, said), _named(listed, results))
+    return replication_of(entry, listed, results, facts, said)
 
 
 def _vectors(
@@ -277,43 +154,3 @@ def _equally_long(model: Model, words: Sequence[str]) -> list[str]:
     for word in words:
         by_length.setdefault(_length(model, word), []).append(word)
     return max(by_length.values(), key=len)
-
-
-def _readings(cell: Cell, result: Result) -> list[Reading]:
-    out = []
-    for row in result.rows:
-        kind = row["kind"]
-        if kind == "random" and row["question_kind"] == "control":
-            kind = "random_control"
-        tags = {**cell.tags, "kind": kind, "group": row.get("group", ""), "strength": row["strength"]}
-        tags["place"] = row.get("place", -1)
-        about = cell.about or row["concept"]
-        out.append(Reading(row, about, row["concept"], tags, cell.sign, result.leaves_format(row)))
-    return out
-
-
-def _named(listed: Sequence[Cell], results: Sequence[Result]) -> dict[str, Result]:
-    return {
-        result.protocol["name"] + (" (other concepts)" if cell.tags["vector"] == "other" else ""): result
-        for cell, result in zip(listed, results, strict=True)
-    }
-
-
-def _differs(entry: Entry, model: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    strengths = settings["strengths"]
-    unit = "times the residual norm" if settings["strength_unit"] == "residual" else settings["strength_unit"] or ""
-    shown = ", ".join(map(str, strengths if isinstance(strengths, list | tuple) else [strengths]))
-    return [
-        f"model: {model['name']} ({model['n_layers']} blocks) in {model['dtype']}; "
-        f"published on {', '.join(entry.models)}",
-        f"{len(settings['concepts'])} concepts; strengths {shown} {unit}".rstrip()
-        + " unless a part has its own; blocks "
-        + (f"{settings['layers'][0]:g} to {settings['layers'][1]:g}" if _is_range(settings["layers"]) else "as given"),
-        "judge: none; exact probabilities of answers in the place of graded samples",
-        "wording: " + ("theirs" if entry.wording == "theirs" else "our own, after the study's description"),
-        *entry.differs,
-    ]
-
-
-def _is_range(layers: Any) -> bool:
-    return isinstance(layers, list | tuple) and len(layers) == 2 and all(isinstance(one, int | float) for one in layers)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from typing import Any
 
 from ..claims import NOT_RUN
 
 WIDTH = 100
+ARMS = re.compile(r"(.*arms=\[)(.*)(\].*)")
+"""Of a call: what is before its arms, these, and what is after."""
 HEAD = ("figure", "ours [95%]", "chance", "n")
 
 
@@ -62,16 +65,28 @@ def text_table(ran: Any) -> str:
 
 
 def _rungs(claims: Any) -> list[str]:
-    """Those that were run with their sentences, and then the others by what would run them."""
+    """Those that were run with their sentences, then the others, and calls that would run them."""
     lines = []
-    by_run: dict[str, list[str]] = {}
     for rung in claims.rungs:
-        if rung.verdict == NOT_RUN:
-            by_run.setdefault(rung.what_would_run_it, []).append(rung.title)
-            continue
-        said = f"{rung.mark} {rung.title}: {rung.verdict}. {rung.sentence}"
-        lines += textwrap.wrap(said, WIDTH, subsequent_indent="  ")
-    for run, titles in by_run.items():
-        lines += textwrap.wrap(f"– not run: {', '.join(titles)}", WIDTH, subsequent_indent="  ")
-        lines += [f"    {run}"] if run else []
+        if rung.verdict != NOT_RUN:
+            said = f"{rung.mark} {rung.title}: {rung.verdict}. {rung.sentence}"
+            lines += textwrap.wrap(said, WIDTH, subsequent_indent="  ")
+    left = [rung for rung in claims.rungs if rung.verdict == NOT_RUN]
+    if left:
+        titles = f"– not run: {', '.join(rung.title for rung in left)}. What would run them:"
+        lines += textwrap.wrap(titles, WIDTH, subsequent_indent="  ")
+        for call in _calls([rung.what_would_run_it for rung in left]):
+            lines += textwrap.wrap(call, WIDTH, initial_indent="    ", subsequent_indent="        ")
     return lines + [line for note in claims.notes for line in textwrap.wrap(f"! {note}", WIDTH)]
+
+
+def _calls(runs: list[str]) -> list[str]:
+    """Calls that differ in their arms alone as one."""
+    arms: dict[tuple[str, str], dict[str, None]] = {}
+    for run in dict.fromkeys(runs):
+        parts = ARMS.fullmatch(run)
+        if parts:
+            arms.setdefault((parts[1], parts[3]), {}).update(dict.fromkeys(parts[2].split(", ")))
+        elif run:
+            arms.setdefault((run, ""), {})
+    return [f"{before}{', '.join(some)}{after}" for (before, after), some in arms.items()]
