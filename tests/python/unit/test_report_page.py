@@ -1,21 +1,15 @@
 """The report page in a browser, where Chromium is there: nothing is wider than the window, in any theme."""
 
-import json
 import re
-import shutil
-import subprocess
 
 import pytest
 import synthetic
+from chromium import CHROMIUM, is_dark, looked_at
 
 from introspect import report
 from introspect.experiments.results import Result
 
 WIDTHS = (700, 1000, 1400)
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"]
-OPTIONS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-OPTIONS += ["--allow-file-access-from-files", "--virtual-time-budget=4000", "--window-size=1500,900"]
 
 # What a page says of itself to the page that holds it: widths, and whatever reaches beyond its own box.
 PROBE = """
@@ -31,14 +25,6 @@ addEventListener("load", () => setTimeout(() => {
 }, 500));
 </script>
 """
-HOLDER = """<!doctype html><body><script>
-const found = {};
-addEventListener("message", event => {
-  found[event.data.width] = event.data;
-  document.body.setAttribute("data-found", JSON.stringify(found));
-});
-</script>
-%s</body>"""
 
 
 @pytest.fixture(scope="module")
@@ -62,34 +48,15 @@ def folder(tmp_path_factory):
     return folder
 
 
-def looked_at(folder, *options):
-    """{width: what PROBE says}, each width in a frame of its own."""
-    page = (folder / "report.html").read_text()
-    (folder / "probed.html").write_text(page + PROBE)
-    frames = [f'<iframe src="probed.html" style="width: {w}px; height: 900px; border: 0"></iframe>' for w in WIDTHS]
-    (folder / "holder.html").write_text(HOLDER % "\n".join(frames))
-    command = [CHROMIUM, *OPTIONS, *options, f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
-    done = subprocess.run([*command, f"file://{folder / 'holder.html'}"], capture_output=True, text=True, timeout=100)
-    found = re.search('data-found="([^"]*)"', done.stdout)
-    assert found, done.stderr[-2000:]
-    return {
-        int(width): said
-        for width, said in json.loads(
-            found.group(1).replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-        ).items()
-    }
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: apt-get install chromium")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_the_window(folder, scheme):
-    found = looked_at(folder, f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}")
+    found = looked_at(folder, (folder / "report.html").read_text(), PROBE, WIDTHS, scheme)
     assert set(found) == set(WIDTHS)
     for width, said in found.items():
         assert said["scroll"] <= width and said["wide"] == [], (width, said["wide"])
         assert said["drawn"] and all(said["drawn"])
-        background = [int(part) for part in re.findall(r"\d+", said["colours"][0])[:3]]
-        assert (sum(background) < 200) == (scheme == "dark")
+        assert is_dark(said["colours"][0]) == (scheme == "dark")
 
 
 def test_tables_become_cards_where_they_do_not_fit(folder):

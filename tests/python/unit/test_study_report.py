@@ -3,21 +3,16 @@
 import html as entities
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 import studies
+from chromium import CHROMIUM, is_dark, looked_at
 from typer.testing import CliRunner
 
 from introspect.cli.app import app
 from introspect.report import study_page
 from introspect.studies.methods import methods
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"]
-OPTIONS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-OPTIONS += ["--allow-file-access-from-files", "--virtual-time-budget=2000", "--window-size=1500,900"]
 WIDTHS = (400, 700, 1400)
 PROBE = """
 <script>
@@ -33,14 +28,6 @@ addEventListener("load", () => {
 });
 </script>
 """
-HOLDER = """<!doctype html><body><script>
-const found = {};
-addEventListener("message", event => {
-  found[event.data.width] = event.data;
-  document.body.setAttribute("data-found", JSON.stringify(found));
-});
-</script>
-%s</body>"""
 
 
 @pytest.fixture
@@ -135,16 +122,9 @@ def test_a_saved_study_is_opened_by_the_command(study, tmp_path):
 def test_nothing_is_wider_than_the_window(study, scheme, tmp_path):
     page = study_page.write(study, tmp_path / "study.html").read_text(encoding="utf-8")
     assert "http://" not in page and "https://" not in page  # nothing is fetched
-    (tmp_path / "probed.html").write_text(page + PROBE, encoding="utf-8")
-    frames = [f'<iframe src="probed.html" style="width: {w}px; height: 900px; border: 0"></iframe>' for w in WIDTHS]
-    (tmp_path / "holder.html").write_text(HOLDER % "\n".join(frames), encoding="utf-8")
-    theme = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
-    command = [CHROMIUM, *OPTIONS, theme, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    done = subprocess.run([*command, f"file://{tmp_path / 'holder.html'}"], capture_output=True, text=True, timeout=100)
-    found = json.loads(entities.unescape(re.search('data-found="([^"]*)"', done.stdout).group(1)))
-    assert {int(width) for width in found} == set(WIDTHS)
+    found = looked_at(tmp_path, page, PROBE, WIDTHS, scheme)
+    assert set(found) == set(WIDTHS)
     for width, said in found.items():
-        assert said["scroll"] <= int(width) and said["wide"] == [], (width, said["wide"])
+        assert said["scroll"] <= width and said["wide"] == [], (width, said["wide"])
         assert said["bottom"] < 700  # what stands is seen without scrolling
-        background = [int(part) for part in re.findall(r"\d+", said["background"])[:3]]
-        assert (sum(background) < 200) == (scheme == "dark")
+        assert is_dark(said["background"]) == (scheme == "dark")

@@ -5,7 +5,6 @@ A wait for a function (``wait_for_function``) is `eval` in the page, which its C
 """
 
 import json
-import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +13,7 @@ import pytest
 import synthetic
 import synthetic_graph
 import torch
+from chromium import CHROMIUM
 from conftest import REQUIRE
 from explorer_server import running, write_dictionary
 from tiny_chat import random_vectors, write_tiny_chat
@@ -24,7 +24,6 @@ from introspect.explorer import workspace
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
 PATIENCE = 60_000  # milliseconds: the machine may be busy
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 BAD = "<img src=x onerror=\"document.title='stolen'\"><script>document.title='stolen'</script>"
 SIZES = [(700, 900), (1000, 700), (1600, 950)]
