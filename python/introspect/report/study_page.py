@@ -37,7 +37,7 @@ CONTENT = {
     "observer": "an observer who only reads the text",
 }
 PLACES = {"localised": "which passage was injected", "localised_matched": "matched questions about the passages"}
-INTERVAL = re.compile(r"(?<=\d), (?=[+-]?[\d.]+\])")  # the middle of "[-0.10, +0.20]"
+UNIT, COMMA = re.compile(r"(?<=\d) (?=nats\b)"), re.compile(r"(?<=\d), (?=[+-]?[\d.]+\])")  # of "1 nats [-0.1, 2.1]"
 RULES = (
     "A rung holds where its effect is above 0 for every control, and fails where it is shown to be below the smallest "
     "effect that counts. Concepts are the sample; p is corrected for the whole ladder."
@@ -90,8 +90,8 @@ def _heading(study: Study) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """The text with intervals that no line breaks."""
-    return INTERVAL.sub(",\u00a0", text)
+    """The text with numbers and intervals that no line breaks."""
+    return COMMA.sub(",\u00a0", UNIT.sub("\u00a0", text))
 
 
 def _css(verdict: str) -> str:
@@ -260,7 +260,8 @@ def _arms(study: Study, evidence: Evidence, claims: Claims) -> dict[str, Any]:
             mean, interval, _ = _mean(arm, claims.confidence)
             shown = number(mean, "nats", interval)
         work = f"{cost['token_layers']:,}" if cost else NONE
-        rows.append([name.replace("_", " "), said.get(name, NONE), f"{len(result.rows):,}", shown, work])
+        why = said.get(name, NONE).split(" Needs ")[0]  # what an arm needs was there
+        rows.append([name.replace("_", " "), why, f"{len(result.rows):,}", shown, work])
     for name, why in study.not_run.items():
         rows.append([name.replace("_", " "), f"not run: {why}", NONE, NONE, NONE])
     together = study.costs.get("together", {})
@@ -268,6 +269,8 @@ def _arms(study: Study, evidence: Evidence, claims: Claims) -> dict[str, Any]:
     if together:
         apart = sum(cost["token_layers"] for cost in costs.values())
         text = f"Together they took {together['token_layers']:,} tokens × layers; one by one it would be {apart:,}."
+        if solving := study.costs.get("solving"):
+            text += f" Equal doses took {solving['token_layers']:,} more to be solved for."
     return {
         "title": "The arms",
         "css": "words",
