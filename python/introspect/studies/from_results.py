@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..experiments.detections import all_finite, failed, shift_of, token_pairs
+from ..experiments.detections import LEAST_MASS, all_finite, answer_mass, failed, shift_of, token_pairs
 from ..experiments.results import Result
 from .claims import Claims
 from .evidence import SHIFTS, Evidence, Readings
@@ -145,7 +145,7 @@ def collect(result: Result, collected: dict[str, Columns], missing: dict[str, st
         return
     for row in own:
         collected["injected"].add(row, shift_of(row), base=row["base"]["log_odds"], **more)
-        collected["format"].add(row, float(not result.leaves_format(row)), **more)
+        collected["format"].add(row, float(_answers(result, row)), **more)
         if (kl := row.get("dose_kl")) is not None and math.isfinite(kl):
             collected["dose"].add(row, kl, **more)
     for row in usable(result, "random", "introspection"):
@@ -159,6 +159,11 @@ def collect(result: Result, collected: dict[str, Columns], missing: dict[str, st
             missing[group] = ELSEWHERE
             continue
         collected[group].add(row, shift_of(row), base=row["base"]["log_odds"], **more)
+
+
+def _answers(result: Result, row: Mapping[str, Any]) -> bool:
+    """Whether the model answers under the injection: a refuser says neither yes nor no, whatever their log-odds are."""
+    return not result.leaves_format(row) and answer_mass(row["injected"]) >= LEAST_MASS
 
 
 def collect_arm(result: Result, name: str, collected: dict[str, Columns], **more: Any) -> None:

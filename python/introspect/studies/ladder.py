@@ -36,7 +36,7 @@ LEAST_KL = 0.01
 RESAMPLES = 999
 """Of the bootstrap, whose p is 1 in 1,000 at least."""
 LEAST_KEPT = 0.5
-"""Share of readings that must still be an answer."""
+"""Share of readings that must be an answer."""
 ANY = 1e-9
 """The smallest effect that counts, where any does."""
 LIVE = ("injected", "content", "localised", "own")
@@ -307,8 +307,8 @@ def _live(evidence: Evidence, alpha: float) -> Rung:
         kept = evidence.arms["format"].value
         share = sum(kept) / len(kept)
         if share < LEAST_KEPT:
-            faults.append(f"in {100 * (1 - share):.0f}% of the readings the model no longer answers the question")
-        said.append(f"{100 * share:.0f}% of the readings still an answer")
+            faults.append(f"in {100 * (1 - share):.0f}% of the readings the model does not answer the question")
+        said.append(f"{100 * share:.0f}% of the readings an answer")
     if evidence.has("known_positive"):
         values = evidence.arms["known_positive"].by_concept()
         known = _test(STEPS[0], Contrast("the known positive", values), alpha, 1.0)

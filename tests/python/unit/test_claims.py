@@ -190,7 +190,7 @@ def test_an_injection_that_changes_nothing_is_no_null_result(numpy_rng):
     ("arm", "value", "said"),
     [
         ("dose", 0.0006, "too weak"),
-        ("format", 0.2, "80% of the readings the model no longer answers"),
+        ("format", 0.2, "80% of the readings the model does not answer"),
         ("known_positive", None, "known positive shows nothing"),
     ],
 )
@@ -201,6 +201,16 @@ def test_a_dead_instrument_says_why(arm, value, said, numpy_rng):
     shown = ladder(Evidence({**made.arms, arm: Readings(names, values)}))
     assert shown["live"].verdict == "fails" and said in shown["live"].sentence
     assert "fails" not in {rung.verdict for rung in shown.rungs[1:]}  # its absence is no finding
+
+
+def test_a_model_that_answers_neither_yes_nor_no_shows_nothing(numpy_rng):
+    """A refuser: log-odds of two words that it never says."""
+    made = studies.study(numpy_rng, shifts=dict.fromkeys(studies.CONCEPTS, 2.0))
+    for row in made["injected"].rows:
+        for side in ("base", "injected"):
+            row[side] |= {"p_yes": 0.001 * row[side]["p_yes"], "p_no": 0.001 * row[side]["p_no"]}
+    shown = claims(made)
+    assert shown["live"].verdict == "fails" and "100% of the readings the model does not answer" in shown.strongest
 
 
 def test_a_live_instrument_says_its_dose(numpy_rng):
