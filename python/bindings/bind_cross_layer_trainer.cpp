@@ -3,6 +3,8 @@
 #include "introspect/core/check.h"
 #include "introspect/sae/cross_layer_trainer.h"
 
+#include "trainer_file.h"
+
 namespace introspect::python {
 namespace {
 
@@ -48,9 +50,10 @@ CrossLayerWeights weights_of(const Tensors& tensors, torch::Device device) {
 }  // namespace
 
 void bind_cross_layer_trainer(py::module_& m) {
-  py::class_<CrossLayerTrainer>(
-      m, "CrossLayerTrainer", "A cross-layer transcoder being trained: see introspect.sae.CrossLayerTrainer.")
-      .def(py::init([](const std::string& options, int64_t n_layers, int64_t d_in, int64_t d_out,
+  py::class_<CrossLayerTrainer> type(
+      m, "CrossLayerTrainer",
+      "A cross-layer transcoder being trained: see introspect.sae.CrossLayerTrainer.");
+  type.def(py::init([](const std::string& options, int64_t n_layers, int64_t d_in, int64_t d_out,
                        const sae::DictionaryOrigin& origin, const std::optional<Tensors>& start,
                        torch::Device device) {
              const auto wanted = TrainerOptions::from_json(options);
@@ -61,8 +64,6 @@ void bind_cross_layer_trainer(py::module_& m) {
            py::arg_v("origin", sae::DictionaryOrigin{}, "DictionaryOrigin()"), py::arg("start") = py::none(),
            py::arg("device") = torch::Device(torch::kCPU), NoGil(),
            "Options as JSON, start as ``weights`` gives it: see introspect.sae.CrossLayerTrainer.")
-      .def(py::init([](CrossLayerTrainer& other) { return CrossLayerTrainer(std::move(other)); }),
-           py::arg("other"), "What another one was, which is not to be used any more.")
       .def("measure", &CrossLayerTrainer::measure, py::arg("x"), py::arg("y"), NoGil(), R"doc(
 Gather lengths of rows for input_norm "expected_average_only_in", over as many batches as it is called with.
 
@@ -108,34 +109,8 @@ Returns:
            "d_sae] "
            "float64.")
       .def("steps_since_fired", &CrossLayerTrainer::steps_since_fired, "int64 [n_layers, d_sae].")
-      .def("save", &CrossLayerTrainer::save, py::arg("folder"), NoGil(), R"doc(
-Write cross_layer_trainer.safetensors into a folder, whole or not at all: weights, moments, counters, options.
-
-Raises:
-    IoError: it cannot be written.
-)doc")
-      .def_static(
-          "load",
-          [](const std::filesystem::path& folder, torch::Device device) {
-            return CrossLayerTrainer::load(folder, device);
-          },
-          py::arg("folder"), py::arg("device") = torch::Device(torch::kCPU), NoGil(), R"doc(
-Go on with what ``save`` wrote: the same numbers, bit for bit on as many threads.
-
-Raises:
-    IoError: the file is missing or damaged.
-)doc")
-      .def_property_readonly("steps", &CrossLayerTrainer::steps, "Updates done.")
-      .def_property_readonly("n_layers", &CrossLayerTrainer::n_layers)
-      .def_property_readonly("d_in", &CrossLayerTrainer::d_in)
-      .def_property_readonly("d_out", &CrossLayerTrainer::d_out)
-      .def_property_readonly("origin", &CrossLayerTrainer::origin)
-      .def_property_readonly(
-          "options",
-          [](const CrossLayerTrainer& trainer) {
-            return py::module_::import("json").attr("loads")(trainer.options().to_json());
-          },
-          "All options by name.");
+      .def_property_readonly("n_layers", &CrossLayerTrainer::n_layers);
+  bind_trainer_file(type, "cross_layer_trainer.safetensors");
 }
 
 }  // namespace introspect::python

@@ -5,6 +5,8 @@
 #include "introspect/core/check.h"
 #include "introspect/sae/trainer.h"
 
+#include "trainer_file.h"
+
 namespace introspect::python {
 namespace {
 
@@ -92,13 +94,11 @@ Attributes:
 
 void bind_dictionary_training(py::module_& m) {
   bind_training_metrics(m);
-  py::class_<Trainer>(m, "Trainer", "One dictionary being trained: see introspect.sae.Trainer.")
-      .def(py::init(&make_trainer), py::arg("options"), py::arg("d_in"), py::arg("d_out") = py::none(),
+  py::class_<Trainer> type(m, "Trainer", "One dictionary being trained: see introspect.sae.Trainer.");
+  type.def(py::init(&make_trainer), py::arg("options"), py::arg("d_in"), py::arg("d_out") = py::none(),
            py::kw_only(), py::arg_v("origin", sae::DictionaryOrigin{}, "DictionaryOrigin()"),
            py::arg("start") = py::none(), py::arg("device") = torch::Device(torch::kCPU),
            "Options as JSON: see introspect.sae.Trainer.")
-      .def(py::init([](Trainer& other) { return Trainer(std::move(other)); }), py::arg("other"),
-           "What another one was, which is not to be used any more.")
       .def(
           "measure",
           [](Trainer& trainer, const torch::Tensor& x, const OptionalTensor& y) {
@@ -150,34 +150,8 @@ Returns:
            "Share of the rows of the last 2,000 to 4,000 steps in which each feature was active, [d_sae] "
            "float64.")
       .def("steps_since_fired", &Trainer::steps_since_fired,
-           "int64 [d_sae]: 0 of the features that were active in the last step.")
-      .def("save", &Trainer::save, py::arg("folder"), NoGil(), R"doc(
-Write trainer.safetensors into a folder, whole or not at all: weights, moments, counters, options.
-
-Raises:
-    IoError: it cannot be written.
-)doc")
-      .def_static(
-          "load",
-          [](const std::filesystem::path& folder, torch::Device device) {
-            return Trainer::load(folder, device);
-          },
-          py::arg("folder"), py::arg("device") = torch::Device(torch::kCPU), NoGil(), R"doc(
-Go on with what ``save`` wrote: the same numbers, bit for bit on as many threads.
-
-Raises:
-    IoError: the file is missing or damaged.
-)doc")
-      .def_property_readonly("steps", &Trainer::steps, "Updates done.")
-      .def_property_readonly("d_in", &Trainer::d_in)
-      .def_property_readonly("d_out", &Trainer::d_out)
-      .def_property_readonly("origin", &Trainer::origin)
-      .def_property_readonly(
-          "options",
-          [](const Trainer& trainer) {
-            return py::module_::import("json").attr("loads")(trainer.options().to_json());
-          },
-          "All options by name.");
+           "int64 [d_sae]: 0 of the features that were active in the last step.");
+  bind_trainer_file(type, "trainer.safetensors");
   m.def(
       "anthropic_jumprelu",
       [](int64_t d_in, int64_t d_sae, int64_t total_steps) {

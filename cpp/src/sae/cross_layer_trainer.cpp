@@ -11,8 +11,6 @@
 #include "introspect/core/check.h"
 
 #include "core/dense.h"
-#include "core/excerpt.h"
-#include "core/json.h"
 #include "sae/training/adam.h"
 #include "sae/training/state_file.h"
 #include "sae/training/step.h"
@@ -48,7 +46,6 @@ using training::State;
 namespace {
 
 namespace fs = std::filesystem;
-using Field = JsonField<IoError>;
 
 constexpr auto kFile = "cross_layer_trainer.safetensors", kFormat = "introspect.cross_layer_trainer.1";
 
@@ -424,44 +421,27 @@ void CrossLayerTrainer::save(const fs::path& folder) const {
                                        {"length_out", s.length_out},
                                        {"measured", s.measured},
                                        {"layers", layers}};
-  std::error_code error;
-  fs::create_directories(folder, error);
-  check<IoError>(!error, "CrossLayerTrainer::save: ", folder.string(), ": ", error.message());
-  io::save_safetensors(folder / kFile, tensors,
-                       {{"format", kFormat},
-                        {"options", s.options.to_json()},
-                        {"origin", training::origin_json(s.origin).dump()},
-                        {"state", json.dump()}});
+  training::save_trainer(folder / kFile, "CrossLayerTrainer::save", kFormat, tensors, s.options, s.origin,
+                         json);
 }
 
 CrossLayerTrainer CrossLayerTrainer::load(const fs::path& folder, torch::Device device) {
-  const auto path = folder / kFile;
-  const auto who = "CrossLayerTrainer::load: " + path.string();
-  const auto file = io::SafetensorsFile::open(path);
-  const auto text = [&](const std::string& key) {
-    const auto found = file->metadata().find(key);
-    return found == file->metadata().end() ? std::string() : found->second;
-  };
-  check<IoError>(text("format") == kFormat, who, ": the metadata 'format' must be ", kFormat, ", got ",
-                 excerpt(text("format")));
-  const auto parsed = [&](const char* key) { return parse_json<IoError>(text(key), who + ": " + key); };
-  const auto json = parsed("state"), origin = parsed("origin");
-  const Field field(json, who + ": state: "), layers = field.at("layers");
+  const training::TrainerFile file(folder / kFile, "CrossLayerTrainer::load", kFormat);
+  const auto field = file.state(), layers = field.at("layers");
   const auto L = static_cast<int64_t>(layers.list());
-  auto s =
-      new_state(TrainerOptions::from_json(text("options")), L, field.at("d_in").integer(),
-                field.at("d_out").integer(), training::origin_of(Field(origin, who + ": origin: ")), device);
+  auto s = new_state(file.options(), L, field.at("d_in").integer(), field.at("d_out").integer(),
+                     file.origin(), device);
   s->has_given_weights = field.at("has_given_weights").boolean();
   s->is_started = field.at("is_started").boolean();
   s->length_in = field.at("length_in").numbers();
   s->length_out = field.at("length_out").numbers();
   s->measured = field.at("measured").integer();
-  const training::TensorReader read{*file, who, device};
+  const auto read = file.tensors(device);
   for (int64_t l = 0; l < L; ++l) {
     auto& layer = *s->layers[l];
     training::read_state(layers.at(static_cast<size_t>(l)), layer);
-    check<IoError>(layer.d_in == s->d_in && layer.d_out == (L - l) * s->d_out, who, ": layer ", l,
-                   " is of other widths");
+    layers.at(static_cast<size_t>(l))
+        .require(layer.d_in == s->d_in && layer.d_out == (L - l) * s->d_out, "is of other widths");
     training::read_tensors(read, concat("layers.", l, "."),
                            layer_weights(layer.options, layer.d_in, layer.d_out, torch::kCPU), layer);
   }

@@ -4,6 +4,7 @@
 
 #include "introspect/core/check.h"
 
+#include "core/excerpt.h"
 #include "core/json.h"
 
 namespace introspect::sae::training {
@@ -132,6 +133,46 @@ void add_tensors(const State& s, const std::string& prefix, Tensors& to) {
   for_each_counter(s, [&](const char* name, const torch::Tensor& tensor) {
     if (tensor.defined()) to.emplace_back(prefix + name, tensor.to(torch::kFloat64));
   });
+}
+
+void save_trainer(const std::filesystem::path& path, const std::string& who, const std::string& format,
+                  const Tensors& tensors, const TrainerOptions& options, const DictionaryOrigin& origin,
+                  const Json& state) {
+  const auto folder = path.parent_path();
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  check<IoError>(!error, who, ": ", folder.string(), ": ", error.message());
+  io::save_safetensors(path, tensors,
+                       {{"format", format},
+                        {"options", options.to_json()},
+                        {"origin", origin_json(origin).dump()},
+                        {"state", state.dump()}});
+}
+
+TrainerFile::TrainerFile(const std::filesystem::path& path, std::string who, const std::string& format)
+    : who_(concat(who, ": ", path.string())), file_(io::SafetensorsFile::open(path)) {
+  check<IoError>(metadata("format") == format, who_, ": the metadata 'format' must be ", format, ", got ",
+                 excerpt(metadata("format")));
+  state_ = parse_json<IoError>(metadata("state"), who_ + ": state");
+}
+
+TrainerOptions TrainerFile::options() const {
+  return TrainerOptions::from_json(metadata("options"));
+}
+
+DictionaryOrigin TrainerFile::origin() const {
+  const auto json = parse_json<IoError>(metadata("origin"), who_ + ": origin");
+  return origin_of(Field(json, who_ + ": origin: "));
+}
+
+Field TrainerFile::state() const {
+  return Field(state_, who_ + ": state: ");
+}
+
+const std::string& TrainerFile::metadata(const std::string& key) const {
+  static const std::string none;
+  const auto found = file_->metadata().find(key);
+  return found == file_->metadata().end() ? none : found->second;
 }
 
 torch::Tensor TensorReader::operator()(const std::string& name, torch::ScalarType dtype,

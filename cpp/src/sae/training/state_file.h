@@ -1,5 +1,7 @@
 #pragma once
 
+#include <filesystem>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -35,6 +37,30 @@ struct TensorReader {
   torch::Device device;
 
   torch::Tensor operator()(const std::string& name, torch::ScalarType dtype, at::IntArrayRef shape) const;
+};
+
+/// Writes a trainer's file, whole or not at all, and its folder where there is none. Throws IoError.
+void save_trainer(const std::filesystem::path& path, const std::string& who, const std::string& format,
+                  const Tensors& tensors, const TrainerOptions& options, const DictionaryOrigin& origin,
+                  const nlohmann::ordered_json& state);
+
+/// What save_trainer wrote.
+class TrainerFile {
+ public:
+  /// Throws IoError for a file that is missing, damaged or of another format.
+  TrainerFile(const std::filesystem::path& path, std::string who, const std::string& format);
+
+  TrainerOptions options() const;
+  DictionaryOrigin origin() const;
+  JsonField<IoError> state() const;  // refers to this file
+  TensorReader tensors(torch::Device device) const { return {*file_, who_, device}; }
+
+ private:
+  const std::string& metadata(const std::string& key) const;
+
+  std::string who_;
+  std::shared_ptr<const io::SafetensorsFile> file_;
+  nlohmann::json state_;
 };
 
 /// What add_tensors wrote, for a state whose options, widths and numbers are set. `expected`: weights of the right shapes.
