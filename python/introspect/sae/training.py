@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 TrainingRecord = _C.TrainingRecord
 
+PACKING = frozenset(token_stream.__kwdefaults__ or ()) - {"repeat"}  # options of how texts are packed
 GAO_LR, GAO_WIDTH = 2e-4, 2**14  # 2406.04093: lr falls with the root of the width
 
 
@@ -174,11 +175,6 @@ def train_many(
     *,
     training_tokens: int = 2_000_000,
     train_batch_size_tokens: int = 4096,
-    context_size: int = 128,
-    prepend_bos: bool = True,
-    sequence_separator_token: Any = "bos",
-    disable_concat_sequences: bool = False,
-    is_dataset_tokenized: bool = False,
     exclude_special_tokens: bool | Sequence[int] = True,
     max_norm_multiple: float | None = 10.0,
     seqpos_slice: tuple[int | None, ...] = (None,),
@@ -196,6 +192,7 @@ def train_many(
     resume: bool = False,
     memory_budget: int = 1 << 30,
     progress: Any = None,
+    **packing: Any,
 ) -> Training:
     """Train several dictionaries on one stream of activations: one pass of the model for all of them.
 
@@ -209,8 +206,6 @@ def train_many(
             "defaults": False these have Trainer's own defaults, SAELens's, and not those of ``default_options``.
         training_tokens: rows of training, over as many passes as they need.
         train_batch_size_tokens: rows of a step.
-        context_size, prepend_bos, sequence_separator_token, disable_concat_sequences, is_dataset_tokenized: see
-            ``streams.token_stream``.
         exclude_special_tokens, max_norm_multiple, seqpos_slice: see ``streams.write_activations``; for a file, what it
             was written with holds.
         buffer_tokens: rows that are mixed; None: 16 batches. Its memory is their width times four bytes each.
@@ -226,6 +221,8 @@ def train_many(
         resume: go on from the checkpoint, if there is one.
         memory_budget: bytes of one pass's activations.
         progress: called with (what, done, total).
+        packing: context_size, prepend_bos, sequence_separator_token, disable_concat_sequences, is_dataset_tokenized: of
+            ``streams.token_stream``; activations that are there already are packed as they were.
 
     Returns:
         Training: .dictionaries, .records, .to_pandas(), .plot().
@@ -252,11 +249,6 @@ def train_many(
         texts,
         every,
         train_batch_size_tokens=train_batch_size_tokens,
-        context_size=context_size,
-        prepend_bos=prepend_bos,
-        sequence_separator_token=sequence_separator_token,
-        disable_concat_sequences=disable_concat_sequences,
-        is_dataset_tokenized=is_dataset_tokenized,
         exclude_special_tokens=exclude_special_tokens,
         max_norm_multiple=max_norm_multiple,
         seqpos_slice=seqpos_slice,
@@ -265,6 +257,7 @@ def train_many(
         dtype=dtype,
         seed=seed,
         memory_budget=memory_budget,
+        **packing,
     )
     widths = dict(zip(stream.sites, stream.widths, strict=True))
     evaluations = max(1, steps // 20)
@@ -302,11 +295,6 @@ def stream_of(
     every: list[tuple[str, int]],
     *,
     train_batch_size_tokens: int,
-    context_size: int = 128,
-    prepend_bos: bool = True,
-    sequence_separator_token: Any = "bos",
-    disable_concat_sequences: bool = False,
-    is_dataset_tokenized: bool = False,
     exclude_special_tokens: bool | Sequence[int] = True,
     max_norm_multiple: float | None = 10.0,
     seqpos_slice: tuple[int | None, ...] = (None,),
@@ -315,8 +303,11 @@ def stream_of(
     dtype: torch.dtype | str | None = None,
     seed: int = 0,
     memory_budget: int = 1 << 30,
+    **packing: Any,
 ) -> tuple[ActivationStream, dict[str, Any]]:
     """Batches of activations at sites ``every``, and what is known of where they come from; see ``train_many``."""
+    if unknown := packing.keys() - PACKING:
+        raise TypeError(f"train: there is no option {', '.join(sorted(unknown))}")
     mixing: dict[str, Any] = {
         "batch_rows": train_batch_size_tokens,
         "buffer_rows": 16 * train_batch_size_tokens if buffer_tokens is None else buffer_tokens,
@@ -328,22 +319,13 @@ def stream_of(
     if isinstance(texts, ActivationFile):
         return ActivationStream.of_file(texts, repeat=True, **mixing), json.loads(texts.notes)
     models = models_of(model)
-    tokens = token_stream(
-        models[0],
-        texts,
-        context_size=context_size,
-        prepend_bos=prepend_bos,
-        sequence_separator_token=sequence_separator_token,
-        disable_concat_sequences=disable_concat_sequences,
-        is_dataset_tokenized=is_dataset_tokenized,
-        repeat=True,
-    )
+    tokens = token_stream(models[0], texts, repeat=True, **packing)
     read = source_options(models[0], exclude_special_tokens, max_norm_multiple, seqpos_slice, dtype, memory_budget)
     stream = ActivationStream.of_model(models, tokens, every, **read, **mixing)
     return stream, json.loads(origin_notes(models[0], tokens))
 
 
-_SHARED = frozenset(train_many.__kwdefaults__ or ())
+_SHARED = PACKING.union(train_many.__kwdefaults__ or ())
 
 
 @dataclass(frozen=True)

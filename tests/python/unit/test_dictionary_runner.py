@@ -220,6 +220,8 @@ def test_what_does_not_fit_is_said_before_training(model, texts):
     for error, one, shared in cases:
         with pytest.raises(error):
             train_many(model, texts, [ONE | one], **SHARED | shared)
+    with pytest.raises(TypeError, match="there is no option context_length"):
+        train_many(model, texts, [ONE], context_length=8, **SHARED)
     with pytest.raises(ValueError, match=r"fill at least one context|held out"):
         train_many(model, [[3, 4, 5]], [ONE], **SHARED)
 
