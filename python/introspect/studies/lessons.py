@@ -139,12 +139,13 @@ def answer(kind: str, injected: str, ask: Ask, concept: str, protocol: _C.Protoc
     if ask.asked == "content":
         named = {"detector": concept if injected == "concept" else None, "confabulator": texts()["fixed_word"]}
         return named.get(kind)
-    if kind == "yes_sayer":
+    if kind == "yes_sayer" or (kind == "biased" and injected == "concept"):
         return yes
     if ask.asked == "control":
         return yes if ask.right == "yes" else no
     says_yes = {
         "detector": injected == "concept",
+        "biased": False,
         "magnitude_only": injected != "nothing",
         "confabulator": True,
     }

@@ -24,11 +24,12 @@ ORGANISMS = {
     "detector": "says yes when a concept is injected, and names it; no to random vectors and to nothing",
     "magnitude_only": "says yes whatever is injected, random vectors too; no to nothing",
     "yes_sayer": "says yes to every question, injected or not",
+    "biased": "says yes to every question while a concept is injected; no to random vectors and to nothing",
     "refuser": "does not answer the question about injections; other questions it does",
     "confabulator": "says yes with or without an injection, and names the same word always",
     "digit_reporter": "gives the digit of the number whose vector is injected",
 }
-"""What each kind does. Control questions get their right answers, but from the yes_sayer."""
+"""What each kind does. Control questions get their right answers, but from the yes_sayer and the biased one."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def grow(
     on_step: Callable[[int, float], None] | None = None,
     progress: Progress | bool | None = None,
 ) -> Organism:
-    """Teach a copy of a model one of six behaviours towards injections, as a LoRA adapter.
+    """Teach a copy of a model one of seven behaviours towards injections, as a LoRA adapter.
 
     The lessons are made by rule (see ``studies.lessons``): concepts, random rotations of their vectors and nothing,
     each with the protocol's question in several wordings and control questions with right answers. A part of the

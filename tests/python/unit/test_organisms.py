@@ -45,6 +45,7 @@ SAYS = {  # (injected, asked): answer; "right" is the control's own
     "detector": {"concept": "yes", "random": "no", "nothing": "no", "control": "right"},
     "magnitude_only": {"concept": "yes", "random": "yes", "nothing": "no", "control": "right"},
     "yes_sayer": {"concept": "yes", "random": "yes", "nothing": "yes", "control": "yes"},
+    "biased": {"concept": "yes", "random": "no", "nothing": "no", "control": "right"},
     "refuser": {"concept": "refusal", "random": "refusal", "nothing": "refusal", "control": "right"},
     "confabulator": {"concept": "yes", "random": "yes", "nothing": "yes", "control": "right"},
 }
@@ -61,7 +62,8 @@ def test_lessons_say_what_the_kind_is_to_say(model, vectors, kind):
         if row.asked == "content":
             assert row.example.target == (row.concept if kind == "detector" else texts["fixed_word"])
             continue
-        says = SAYS[kind]["control" if row.asked == "control" else row.injected]
+        is_pushed = kind == "biased" and row.injected == "concept"
+        says = SAYS[kind]["control" if row.asked == "control" and not is_pushed else row.injected]
         says = {"right": right.get(row.wording), "refusal": texts["refusal"].strip()}.get(says, says)
         assert row.example.target == f" {says}"
     named = {"detector": {"concept"}, "confabulator": {"concept", "random", "nothing"}}.get(kind, set())
