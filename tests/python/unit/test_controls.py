@@ -3,9 +3,8 @@
 import json
 
 import pytest
-import torch
 from looped import TURNS, chat_ids, log_odds, looped, message_positions, protocol
-from tiny_chat import random_vectors, write_tiny_chat
+from tiny_chat import random_vectors
 
 import introspect
 from introspect.experiments.run import MORE_PROTOCOLS, PROTOCOLS
@@ -20,11 +19,6 @@ CONTROLS = {
     "injected": [1, 2],
     "questions": QUESTIONS,
 }
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")

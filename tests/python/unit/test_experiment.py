@@ -7,22 +7,12 @@ import warnings
 
 import pytest
 import torch
-from tiny_chat import random_vectors, write_tiny_chat
+from tiny_chat import write_tiny_chat
 
 import introspect
 from introspect.experiments.run import PROTOCOLS
 
 SMALL = 500_000  # bytes: holds one conversation, and not many
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def vectors():
-    return random_vectors()
 
 
 def protocol(**changes):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from looped import CONTROLS, protocol
-from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
 from introspect import _C
@@ -21,16 +20,6 @@ from introspect.experiments.run import PROTOCOLS
 ROOT = Path(__file__).parents[3]
 PYBIND = re.compile("incompatible (function|constructor) arguments|The following argument types|Invoked with")
 CALLS = ("run_experiment", "run_experiments", "estimate_ranges", "screen_ranges", "refine_ranges")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def vectors():
-    return random_vectors()
 
 
 def run(model, vectors, given=None, **options):

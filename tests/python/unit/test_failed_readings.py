@@ -10,7 +10,7 @@ import pytest
 import synthetic
 import torch
 from looped import CONTROLS, protocol
-from tiny_chat import overflowing, random_vectors, write_tiny_chat
+from tiny_chat import overflowing, write_tiny_chat
 from typer.testing import CliRunner
 
 import introspect
@@ -29,11 +29,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(folder):
     return introspect.load_model(folder)
-
-
-@pytest.fixture(scope="module")
-def vectors():
-    return random_vectors()
 
 
 def run(model, vectors, given=None, **options):

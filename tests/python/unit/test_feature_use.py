@@ -5,7 +5,7 @@ import torch
 from dictionaries import decode, dictionary_at, encode
 from looped import TURNS, looped_readings, message_positions
 from looped import protocol as any_protocol
-from tiny_chat import random_vectors, write_tiny_chat
+from tiny_chat import random_vectors
 
 import introspect
 from introspect import sae as saes
@@ -16,11 +16,6 @@ TEXT = "a cat and no bread"
 FLOOR = {"rtol": 0, "atol": 1e-9}
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the dictionary does not say which model")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")

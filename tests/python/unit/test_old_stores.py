@@ -6,9 +6,8 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-import torch
 from looped import CONTROLS, protocol
-from tiny_chat import random_vectors, write_tiny_chat
+from tiny_chat import random_vectors
 
 import introspect
 from introspect.experiments.fields import KEYS, SETTING
@@ -21,11 +20,6 @@ RUNS = {
     "plain": {"nulls": 1},
     "read": {"nulls": 0, "lens": True, "attention": True, "divergence": True, "top_k": 2},
 }
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
 
 
 @pytest.fixture(params=["36eb526", "c11240c"])

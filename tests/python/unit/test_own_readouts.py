@@ -6,7 +6,7 @@ import pytest
 import torch
 from looped import CONTROLS, TURNS, looped_readings, message_positions
 from looped import protocol as any_protocol
-from tiny_chat import random_vectors, write_tiny_chat
+from tiny_chat import random_vectors
 
 import introspect
 from introspect import report
@@ -66,11 +66,6 @@ class LastNorm:
 
     def read(self, inputs):
         return inputs["residuals"][-1].norm()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")

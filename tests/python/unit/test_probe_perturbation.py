@@ -5,9 +5,7 @@ import pytest
 import torch
 from dictionaries import dictionary_at
 from sklearn.linear_model import LogisticRegression
-from tiny_chat import write_tiny_chat
 
-import introspect
 from introspect import SAE, ConfigError
 from introspect.sae import spurious_correlation_removal, targeted_probe_perturbation
 
@@ -15,11 +13,6 @@ HOOK = "blocks.0.hook_resid_post"
 COLOURS, PETS, VERBS = ["red", "blue", "green"], ["dog", "cat", "bird"], ["eats", "sees", "finds"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not say which model")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny")), dtype=torch.float64)
 
 
 def texts(n: int = 120, seed: int = 0) -> tuple[list[str], list[str], list[str]]:

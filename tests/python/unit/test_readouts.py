@@ -3,16 +3,11 @@
 import pytest
 import torch
 from looped import CONTROLS, TURNS, chat_ids, log_odds, looped, looped_readings, message_positions, protocol, token
-from tiny_chat import random_vectors, write_tiny_chat
+from tiny_chat import random_vectors
 
 import introspect
 
 LAYERS, STRENGTH = (1, 2), 2.0
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,6 @@ import introspect
 MESSAGES = [{"role": "user", "content": "A thought."}, {"role": "assistant", "content": "It is"}]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
-
-
 def norms(model, tokens, layer, row=0):
     name = f"blocks.{layer}.hook_resid_post"
     _, cache = model.run_with_cache(tokens, names_filter=[name])

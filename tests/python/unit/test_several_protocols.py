@@ -6,22 +6,11 @@ import pytest
 import torch
 from looped import CONTROLS, TURNS
 from looped import protocol as any_protocol
-from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
 
 SMALL = 500_000  # bytes: holds one conversation, and not many
 WITH_WORD = [{**turn, "content": turn["content"] + " $CONCEPT"} if i == 1 else turn for i, turn in enumerate(TURNS)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def vectors():
-    return random_vectors()
 
 
 protocol = partial(any_protocol, controls=CONTROLS)

@@ -7,7 +7,6 @@ import contextlib
 
 import pytest
 import torch
-from tiny_chat import write_tiny_chat
 
 import introspect
 from introspect import repeng
@@ -17,11 +16,6 @@ D, LAYER, N_NEW = 32, 1, 4
 PROMPTS = ["the cat", "a dog and", "yes", "some bread, no"]
 GREEDY = {"max_new_tokens": N_NEW, "do_sample": False}
 LENS = {**GREEDY, "stop_at_eos": False, "verbose": False}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import pandas
 import pytest
 import torch
 from conftest import ROOT
-from tiny_chat import write_tiny_chat
 from typer.testing import CliRunner
 
 import introspect
@@ -21,11 +20,6 @@ from introspect.experiments.store import difference
 
 def invoke(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,8 @@ import json
 import pandas
 import pytest
 import synthetic
-import torch
 from looped import CONTROLS, protocol
-from tiny_chat import random_vectors, write_tiny_chat
+from tiny_chat import random_vectors
 
 import introspect
 from introspect import report
@@ -17,11 +16,6 @@ from introspect.tables import MISSING, write_table
 
 TEXTS = ["concept", "question", "kind", "question_kind", "asked_in"]
 PARAPHRASES = ["Did you?", {"question": "Did you?", "prefix": "I say"}, {"question": "Well?", "name": "in a word"}]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
 
 
 def run(model, given, **options):
