@@ -134,11 +134,13 @@ def difference(own: Readings, other: Readings, key: Sequence[str], who: str = "t
 
 
 def net_of_pull(own: Readings, others: Sequence[Readings]) -> dict[str, float]:
-    """The shift that is left when the pull of every answer towards even odds is taken away.
+    """The shift that is left when the pull of every answer towards one level is taken away.
 
     In every concept and setting a line is put through the shifts of the control questions over their log-odds without
-    injection; what it says at the own question's log-odds is subtracted. A setting is left out where the controls are
-    fewer than four, span less than a nat, or do not reach as far as the own question.
+    injection; what it says at the own question's log-odds is subtracted. Where the controls do not reach so far, it is
+    the most that one rising curve of all answers, nowhere steeper than 1, allows: below the last control, that the
+    answer ends as high as that one; above, that it moves as far. (A yes to everything moves answers that were a firm
+    no furthest.) A setting is left out where the controls are fewer than four, or span less than a nat.
     """
     found: list[tuple[tuple[str, Cell], float]] = []
     lines: dict[tuple[str, Cell], list[tuple[float, float]]] = defaultdict(list)
@@ -148,9 +150,10 @@ def net_of_pull(own: Readings, others: Sequence[Readings]) -> dict[str, float]:
     for place, base, value in _placed(own):
         points = lines.get(place, [])
         xs = [x for x, _ in points]
-        if len(points) < 4 or max(xs) - min(xs) < 1 or not min(xs) <= base <= max(xs):
+        if len(points) < 4 or max(xs) - min(xs) < 1:
             continue
-        found.append((place, value - _line_at(points, base)))
+        last = min(max(base, min(xs)), max(xs))
+        found.append((place, value - _line_at(points, last) - max(0.0, last - base)))
     return _by_concept(_means(found))
 
 

@@ -100,7 +100,7 @@ def _questions(evidence: Evidence) -> list[Contrast]:
     contrasts = _against("injected", QUESTIONS, SAME_SETTING)(evidence)
     others = [evidence.arms[name] for name in ("factual_yes", "factual_no", "contested") if evidence.has(name)]
     if contrasts and (values := net_of_pull(evidence.arms["injected"], others)):
-        contrasts.append(Contrast("what a pull of every answer towards even odds explains", values))
+        contrasts.append(Contrast("what a pull of every answer towards one level explains", values))
     return contrasts
 
 

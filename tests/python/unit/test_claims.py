@@ -287,8 +287,31 @@ def test_a_pull_towards_even_odds_is_taken_away():
     assert net_of_pull(own, [others])["a"] == pytest.approx(0)
     moved = Readings(["a"], [1.7], ["s"], base=[-3.0])
     assert net_of_pull(moved, [others])["a"] == pytest.approx(0.7)
-    beyond = Readings(["a"], [1.0], ["s"], base=[-9.0])
-    assert net_of_pull(beyond, [others]) == {}  # the line says nothing so far out
+    below = Readings(["a"], [6.0], ["s"], base=[-9.0])  # ends at -3; the control at -6 ends at -4
+    assert net_of_pull(below, [others])["a"] == pytest.approx(1)
+    above = Readings(["a"], [-1.0], ["s"], base=[8.0])  # the control at 5 moves by -5/3
+    assert net_of_pull(above, [others])["a"] == pytest.approx(2 / 3)
+
+
+def test_a_yes_to_everything_is_no_yes_to_the_own_question_because_that_was_the_firmest_no(numpy_rng):
+    """All answers end at 11: the own question, which starts at -12, moves by 23 nats, and controls at -5 to 5 by less.
+
+    So does the organism that is taught it (``studies.organisms``, "biased").
+    """
+    concepts = studies.CONCEPTS[:10]
+
+    def arm(bases, wordings=("own",)):
+        rows = [(c, w, b) for c in concepts for w in wordings for b in bases]
+        ends = 11 + numpy_rng.normal(0, 0.5, len(rows))
+        names, asked, base = map(list, zip(*rows, strict=True))
+        shifts = [end - b for end, b in zip(ends, base, strict=True)]
+        return Readings(names, shifts, ["s"] * len(rows), asked, list(map(str, base)), base)
+
+    arms = {"injected": arm([-12.0]), "rotations": Readings(concepts, numpy_rng.normal(0, 0.1, 10).tolist(), ["s"] * 10)}
+    groups = {"factual_yes": [4.0, 5.0], "factual_no": [-5.0, -4.0], "contested": [-0.5, 0.5]}
+    shown = ladder(Evidence({**arms, **{name: arm(bases) for name, bases in groups.items()}}))
+    assert shown["sham"].verdict == shown["equal_norm"].verdict == "holds"
+    assert shown["questions"].verdict != "holds" and "pull of every answer" in shown["questions"].sentence
 
 
 def test_a_pull_towards_even_odds_fells_the_rung_that_single_groups_do_not(numpy_rng):
