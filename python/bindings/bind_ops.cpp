@@ -1,6 +1,10 @@
 #include "bindings.h"
 
+#include "introspect/core/stage_clock.h"
+#include "introspect/ops/bfloat16_products.h"
+#include "introspect/ops/linear.h"
 #include "introspect/ops/norm.h"
+#include "introspect/ops/quantised_rows.h"
 #include "introspect/ops/rotary.h"
 
 namespace introspect::python {
@@ -20,6 +24,104 @@ Returns:
 
 Raises:
     ShapeError: ``weight`` is not [d_model].
+)doc");
+
+  m.def("linear", &ops::linear, py::arg("x"), py::arg("weight"), py::arg("bias") = torch::Tensor(),
+        py::call_guard<py::gil_scoped_release>(), R"doc(
+x W^T + b over the last dimension, in x's dtype, by the kernels that models use.
+
+Args:
+    x: [..., D].
+    weight: [N, D].
+    bias: [N], or None.
+
+Returns:
+    [..., N], summed in float32; where :func:`bfloat16_products` says "tiles" or "pairs", a row of bfloat16 has the same
+    bits whatever the number of rows.
+)doc");
+
+  using ops::QuantisedRows;
+  py::class_<QuantisedRows>(m, "QuantisedRows", R"doc(
+A matrix held as a GGUF file holds it: rows of blocks, whose values products unpack on the way.
+
+Args:
+    encoding: "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "F16", "BF16", "F32".
+    bytes: uint8 [rows, bytes of a row], contiguous on the CPU; used as they are and not copied.
+    dtype: of the model that it is a part of.
+
+Raises:
+    ConfigError: an encoding that cannot be unpacked.
+    ShapeError: rows that are not a whole number of blocks.
+)doc")
+      .def(py::init<std::string_view, torch::Tensor, torch::ScalarType>(), py::arg("encoding"),
+           py::arg("bytes"), py::arg("dtype") = torch::kFloat32)
+      .def_static("joined", &QuantisedRows::joined, py::arg("parts"), "The rows of all, one after another.")
+      .def_property_readonly(
+          "shape", [](const QuantisedRows& self) { return std::pair(self.n_rows(), self.n_columns()); })
+      .def_property_readonly("nbytes", &QuantisedRows::nbytes)
+      .def("rows", &QuantisedRows::rows, py::arg("first"), py::arg("n"), "Some rows, which share the bytes.")
+      .def("dense", &QuantisedRows::dense, py::arg("dtype") = torch::kFloat32,
+           py::call_guard<py::gil_scoped_release>(), "The values [rows, columns], rounded once.")
+      .def("gather", &QuantisedRows::gather, py::arg("ids"), py::arg("dtype") = torch::kFloat32,
+           py::call_guard<py::gil_scoped_release>(), "The values of the rows named by int64 ids.")
+      .def(
+          "product",
+          [](const QuantisedRows& self, const torch::Tensor& x, const std::optional<torch::Tensor>& bias) {
+            return self.product(x, bias.value_or(torch::Tensor{}));
+          },
+          py::arg("x"), py::arg("bias") = py::none(), py::call_guard<py::gil_scoped_release>(), R"doc(
+x [..., columns] times the rows, plus bias [rows] or nothing: [..., rows] in x's dtype.
+
+Summed in float32, or float64 for x in float64. Gradients reach x and the bias.
+)doc");
+  m.def("bfloat16_products_here", &ops::bfloat16_products_here, R"doc(
+The ways in which this processor multiplies bfloat16 matrices, the quickest first.
+
+"tiles": AMX. "pairs": AVX512-BF16. "widened": float32 arithmetic. The first two take numbers below 2^-126 for zero, as
+these instructions do. Their bits differ from one another: sums are made in another order.
+)doc");
+  m.def("bfloat16_products", &ops::bfloat16_products, R"doc(
+The way in use: the quickest, or the one that the environment variable INTROSPECT_BFLOAT16_PRODUCTS names.
+
+Raises:
+    ConfigError: that variable names a way that this processor does not have.
+)doc");
+  m.def("use_bfloat16_products", &ops::use_bfloat16_products, py::arg("way"), R"doc(
+From now on multiply bfloat16 this way, in every thread: to compare ways, or to get another machine's bits.
+
+Returns:
+    The way before.
+
+Raises:
+    ConfigError: this processor does not have it.
+)doc");
+
+  m.def(
+      "costs_by_stage",
+      [](const std::function<void()>& passes) {
+        StageClock clock;
+        passes();
+        py::dict out;
+        for (const auto& cost : clock.costs()) {
+          py::dict row;
+          row["seconds"] = cost.seconds;
+          row["calls"] = cost.calls;
+          row["flops"] = cost.work.flops;
+          row["bytes"] = cost.work.bytes;
+          out[py::str(cost.stage)] = row;
+        }
+        return out;
+      },
+      py::arg("passes"), R"doc(
+What the forward passes of a call cost, by stage.
+
+Args:
+    passes: called once, with nothing.
+
+Returns:
+    {stage: {"seconds", "calls", "flops", "bytes"}} for embedding, norms, QKV, rotary, attention, output, MLP products,
+    activation, residual, unembedding, readout, hooks and other. The times add up to the call's. flops are those of
+    matrix products and attention, bytes the weights, inputs and results, each once.
 )doc");
 
   m.def(

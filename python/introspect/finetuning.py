@@ -80,7 +80,8 @@ def finetune(
             False: nothing.
 
     Raises:
-        ConfigError: a model of another dtype, or without a tokenizer for examples that are text.
+        ConfigError: a model of another dtype, without a tokenizer for examples that are text, or with weights among
+            those chosen that stay in quantised blocks.
         ValueError: no examples, steps or weights, an example with nothing to learn, or a span outside its prompt.
         ShapeError: an example longer than n_ctx, or a direction of another width.
         IndexError: a token or block that the model does not have.
@@ -93,9 +94,15 @@ def finetune(
             f"finetune: examples, steps and batch_size must be 1 or more, got {len(examples)}, {steps} and {batch_size}"
         )
     rows = [encode_example(model, example, i, "finetune") for i, example in enumerate(examples)]
+    blocks = [name for name in model.native.quantised_weights() if weights is None or weights(name)]
+    if blocks:
+        raise _C.ConfigError(
+            f"finetune: {len(blocks)} of the weights chosen are held in quantised blocks ({blocks[0]}), which cannot "
+            "be trained: load the model with weights='dense', or train an adapter (train_lora)"
+        )
     trained = {
         name: weight.detach().clone().requires_grad_()
-        for name, weight in model.native.named_weights()
+        for name, weight in model.native.named_weights(skip_quantised=True)
         if weights is None or weights(name)
     }
     if not trained:

@@ -1,6 +1,7 @@
 """The tiny models of tiny.py as GGUF files in float32, in the names, keys and layouts of llama.cpp's converters."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -87,8 +88,14 @@ def add_rope(writer: gguf.GGUFWriter, config) -> None:
         writer.add_tensor("rope_freqs.weight", (plain / scaled).numpy())
 
 
-def write_tiny_gguf(path: Path, model: torch.nn.Module, **extra: object) -> Path:
-    """Write a model of `tiny_transformers`; `extra` are more keys of the architecture, their dots as "__"."""
+Encode = Callable[[str, np.ndarray], tuple[np.ndarray, gguf.GGMLQuantizationType]]
+
+
+def write_tiny_gguf(path: Path, model: torch.nn.Module, *, encode: Encode | None = None, **extra: object) -> Path:
+    """Write a model of `tiny_transformers`; `extra` are more keys of the architecture, their dots as "__".
+
+    encode: (the file's name of a matrix, its values) -> (what is stored, its type); None: float32.
+    """
     config = model.config
     architecture = ARCHITECTURES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(path, architecture)
@@ -125,15 +132,23 @@ def write_tiny_gguf(path: Path, model: torch.nn.Module, **extra: object) -> Path
         kinds = {list: writer.add_array, str: writer.add_string, float: writer.add_float32, bool: writer.add_bool}
         kinds.get(type(value), writer.add_uint32)(key, value)
     name_in_file = gguf_names(architecture, config.num_hidden_layers)
+
+    def add(name: str, values: np.ndarray) -> None:
+        values = np.ascontiguousarray(values)
+        if encode is None or values.ndim < 2 or "gate_inp" in name:
+            writer.add_tensor(name, values)
+        else:
+            data, kind = encode(name, values)
+            writer.add_tensor(name, data, raw_dtype=kind)
+
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         if ".experts." in name or ".sinks" in name or ".mlp.gate." in name or ".router." in name:
             for own, values in experts(name, tensor.float().numpy(), config):
-                writer.add_tensor(own, np.ascontiguousarray(values))
+                add(own, values)
             continue
-        values = stored(name, tensor.float().numpy(), config)
-        writer.add_tensor(name_in_file(name), np.ascontiguousarray(values))
+        add(name_in_file(name), stored(name, tensor.float().numpy(), config))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -61,6 +61,7 @@ struct Product {
   const float* bias;
   BFloat16* out;
   int64_t rows, N, K;
+  const UnpackBFloat16* unpack = nullptr;  // instead of w
 
   int64_t steps() const { return (K + kStep - 1) / kStep; }
   int64_t panel_size() const { return steps() * kStep * kPanelRows; }
@@ -277,18 +278,37 @@ struct Tiles {
 /// Blocks of w over some steps as the kernels take them: in place, or a copy on cache lines, zero where w ends.
 class Blocks {
  public:
-  Blocks(const Product& o, int64_t end, int64_t at_once)
-      : o_(o), end_(end), width_(at_once * kStep), copy_(kBlockRows * width_) {
-    in_place_ = reinterpret_cast<uintptr_t>(o.w) % 64 == 0 && o.K % kStep == 0;
+  Blocks(const Product& o, int64_t end, int64_t at_once, int64_t blocks_at_once)
+      : o_(o),
+        end_(end),
+        width_(o.unpack ? o.steps() * kStep : at_once * kStep),
+        copy_(kBlockRows * width_ * (o.unpack ? blocks_at_once : 1)) {
+    in_place_ = !o.unpack && reinterpret_cast<uintptr_t>(o.w) % 64 == 0 && o.K % kStep == 0;
+  }
+
+  /// Brings the blocks [begin, end) here, where w is not in memory as numbers.
+  void unpack(int64_t begin, int64_t end) {
+    if (!o_.unpack) return;
+    unpacked_ = begin;
+    const int64_t first_row = begin * kBlockRows, n = std::min(end * kBlockRows, o_.N) - first_row;
+    (*o_.unpack)(first_row, n, copy_.get(), width_);
+    for (int64_t r = 0; r < n && o_.K < width_; ++r)
+      std::fill(copy_.get() + r * width_ + o_.K, copy_.get() + (r + 1) * width_, BFloat16(0.0f));
+    std::fill(copy_.get() + n * width_, copy_.get() + (end - begin) * kBlockRows * width_, BFloat16(0.0f));
   }
 
   Operands at(int64_t block, int64_t step, int64_t steps) const {
     const int64_t n = block * kBlockRows, k = step * kStep, rows = std::min(kBlockRows, o_.N - n);
-    const BFloat16* w = o_.w + n * o_.K + k;
     Operands out;
     out.panel_size = o_.panel_size();
     out.steps = steps;
     out.add = step > 0;
+    if (o_.unpack) {
+      out.w = reinterpret_cast<const char*>(copy_.get() + (block - unpacked_) * kBlockRows * width_ + k);
+      out.row_bytes = 2 * width_;
+      return out;
+    }
+    const BFloat16* w = o_.w + n * o_.K + k;
     if (in_place_ && rows == kBlockRows) {
       out.w = reinterpret_cast<const char*>(w);
       out.row_bytes = 2 * o_.K;
@@ -308,7 +328,7 @@ class Blocks {
 
  private:
   Product o_;
-  int64_t end_, width_;
+  int64_t end_, width_, unpacked_ = 0;
   bool in_place_;
   Lines<BFloat16> copy_;
 };
@@ -324,8 +344,9 @@ INTROSPECT_AVX512_BFLOAT16 void multiply_blocks(const Product& o, int64_t begin,
   const int64_t blocks_at_once = parts > 1 && o.panel_size() * n_panels > kCached ? kBlocksAtOnce : 1;
   const int64_t sums_of_block = parts > 1 ? round_up(n_panels, 2) * kSums : 0;  // 0: written at once
   const Lines<float> sums(std::max(2 * kSums, blocks_at_once * sums_of_block));
-  const Blocks blocks(o, end, at_once);
-  for (int64_t group = begin; group < end; group += blocks_at_once)
+  Blocks blocks(o, end, at_once, blocks_at_once);
+  for (int64_t group = begin; group < end; group += blocks_at_once) {
+    blocks.unpack(group, std::min(end, group + blocks_at_once));
     for (int64_t step = 0; step < steps; step += at_once)
       for (int64_t b = group; b < std::min(end, group + blocks_at_once); ++b) {
         auto part = blocks.at(b, step, std::min(at_once, steps - step));
@@ -344,6 +365,7 @@ INTROSPECT_AVX512_BFLOAT16 void multiply_blocks(const Product& o, int64_t begin,
           if (two) write(o, to + kSums, (p + 1) * kPanelRows, b * kBlockRows);
         }
       }
+  }
 }
 
 void sweep(const Product& o) {
@@ -359,10 +381,8 @@ void sweep(const Product& o) {
                [&](int64_t begin, int64_t end) { blocks(o, begin, end); });
 }
 
-}  // namespace
-
-void gemm_bfloat16(const BFloat16* x, const BFloat16* w, const float* bias, BFloat16* out, int64_t M,
-                   int64_t N, int64_t K) {
+void multiply(const BFloat16* x, const BFloat16* w, const UnpackBFloat16* unpack, const float* bias,
+              BFloat16* out, int64_t M, int64_t N, int64_t K) {
   const int64_t width = round_up(K, kStep);
   const int64_t cached = kCached / width / (2 * kPanelRows) * (2 * kPanelRows);
   const int64_t most = cached < kMostRows / 2 ? kMostRows : std::min(kMostRows, cached);
@@ -373,14 +393,29 @@ void gemm_bfloat16(const BFloat16* x, const BFloat16* w, const float* bias, BFlo
     const int64_t grain = std::max<int64_t>(1, kBytesPerTask / (2 * width * kPanelRows));
     parallel_for(0, n_panels, grain,
                  [&](int64_t begin, int64_t end) { pack(x + m * K, panels.get(), rows, K, begin, end); });
-    sweep({panels.get(), w, bias, out + m * N, rows, N, K});
+    sweep({panels.get(), w, bias, out + m * N, rows, N, K, unpack});
   }
+}
+
+}  // namespace
+
+void gemm_bfloat16(const BFloat16* x, const BFloat16* w, const float* bias, BFloat16* out, int64_t M,
+                   int64_t N, int64_t K) {
+  multiply(x, w, nullptr, bias, out, M, N, K);
+}
+
+void gemm_bfloat16(const BFloat16* x, const UnpackBFloat16& w, const float* bias, BFloat16* out, int64_t M,
+                   int64_t N, int64_t K) {
+  multiply(x, nullptr, &w, bias, out, M, N, K);
 }
 
 #else
 
 void gemm_bfloat16(const c10::BFloat16*, const c10::BFloat16*, const float*, c10::BFloat16*, int64_t, int64_t,
                    int64_t) {}
+
+void gemm_bfloat16(const c10::BFloat16*, const UnpackBFloat16&, const float*, c10::BFloat16*, int64_t,
+                   int64_t, int64_t) {}
 
 #endif
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include <c10/util/BFloat16.h>
 
@@ -17,6 +18,14 @@ bool has_gemm_bfloat16();
 /// Shapes: x [M, K], w [N, K], bias [N] or null, out [M, N], all contiguous. A row's result does not depend on how many
 /// rows there are. Each weight is read once for up to some hundred rows.
 void gemm_bfloat16(const c10::BFloat16* x, const c10::BFloat16* w, const float* bias, c10::BFloat16* out,
+                   int64_t M, int64_t N, int64_t K);
+
+/// Writes rows [first, first + n) of a matrix [N, K] that is not there in numbers to `out`, one every `stride` numbers.
+/// Called from all threads.
+using UnpackBFloat16 = std::function<void(int64_t first, int64_t n, c10::BFloat16* out, int64_t stride)>;
+
+/// The same for such a matrix, some 32 rows of which are there at a time.
+void gemm_bfloat16(const c10::BFloat16* x, const UnpackBFloat16& w, const float* bias, c10::BFloat16* out,
                    int64_t M, int64_t N, int64_t K);
 
 }  // namespace introspect::ops

@@ -362,6 +362,22 @@ struct Q6_K {
   static constexpr int64_t bytes = 210, elements = kSuperBlock;
 };
 
+/// Where a row is a whole number of registers.
+struct F16 {
+  template <int N>
+  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* b, int64_t K, Sums<N>& sums) {
+    const auto value = [&](int64_t k) INTROSPECT_AVX512 {
+      return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 2 * k)));
+    };
+    for (int64_t k = 0; k + 32 <= K; k += 32) {
+      sums.template add<0>(x + k, K, value(k));
+      sums.template add<1>(x + k + 16, K, value(k + 16));
+    }
+    if (K % 32 != 0) sums.template add<0>(x + K - 16, K, value(K - 16));
+  }
+  static constexpr int64_t bytes = 2, elements = 1;
+};
+
 template <typename Format, int N>
 INTROSPECT_AVX512 void rows_in_registers(const float* x, const uint8_t* rows, int64_t n_rows, int64_t K,
                                          float* out, int64_t stride) {
@@ -388,12 +404,12 @@ void in_registers(const float* x, int64_t N, const uint8_t* rows, int64_t n_rows
   }
 }
 
-DotRows kernel_of(std::string_view name) {
+DotRows kernel_of(std::string_view name, int64_t K) {
   constexpr std::pair<std::string_view, DotRows> kKernels[] = {
       {"Q4_0", in_registers<Q4_0>}, {"Q4_1", in_registers<Q4_1>}, {"Q5_0", in_registers<Q5_0>},
       {"Q5_1", in_registers<Q5_1>}, {"Q8_0", in_registers<Q8_0>}, {"Q4_K", in_registers<Q4_K>},
-      {"Q5_K", in_registers<Q5_K>}, {"Q6_K", in_registers<Q6_K>}};
-  if (!has_avx512()) return nullptr;
+      {"Q5_K", in_registers<Q5_K>}, {"Q6_K", in_registers<Q6_K>}, {"F16", in_registers<F16>}};
+  if (!has_avx512() || K % 16 != 0) return nullptr;
   for (const auto& [known, kernel] : kKernels)
     if (known == name) return kernel;
   return nullptr;
@@ -401,7 +417,7 @@ DotRows kernel_of(std::string_view name) {
 
 #else
 
-DotRows kernel_of(std::string_view) {
+DotRows kernel_of(std::string_view, int64_t) {
   return nullptr;
 }
 
@@ -411,7 +427,7 @@ DotRows kernel_of(std::string_view) {
 
 void dot_rows(const Quantisation& quantisation, const float* x, int64_t N, const uint8_t* rows,
               int64_t n_rows, int64_t K, float* out, int64_t stride) {
-  if (const auto kernel = kernel_of(quantisation.name)) return kernel(x, N, rows, n_rows, K, out, stride);
+  if (const auto kernel = kernel_of(quantisation.name, K)) return kernel(x, N, rows, n_rows, K, out, stride);
   with_lanes([&](auto lanes) INTROSPECT_INLINED {
     using V = decltype(lanes);
     switch (N) {

@@ -4,6 +4,7 @@
 
 #include "core/parallel.h"
 #include "ops/gemm.h"
+#include "ops/gemm_bfloat16.h"
 #include "ops/quantised_dot.h"
 
 namespace introspect::ops {
@@ -65,10 +66,22 @@ torch::Tensor quantised_product(const torch::Tensor& x_NK, const std::vector<Blo
     });
   };
   auto out_NV = at::empty({N, V}, x_NK.options());
+  const auto wide_bias = bias.defined() ? bias.to(torch::kFloat32).contiguous() : bias;
+  const float* b = bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr;
+  if (x_NK.scalar_type() == torch::kBFloat16 && has_gemm_bfloat16()) {
+    const UnpackBFloat16 rounded = [&](int64_t first, int64_t n, c10::BFloat16* to, int64_t stride) {
+      std::vector<float> row(static_cast<size_t>(K));
+      for (int64_t r = 0; r < n; ++r) {
+        unpack(first + r, 1, row.data());
+        round_to_bfloat16(row.data(), K, reinterpret_cast<uint16_t*>(to + r * stride));
+      }
+    };
+    gemm_bfloat16(x_NK.const_data_ptr<c10::BFloat16>(), rounded, b, out_NV.mutable_data_ptr<c10::BFloat16>(),
+                  N, V, K);
+    return out_NV;
+  }
   if (x_NK.scalar_type() == torch::kFloat32 && has_gemm_rows()) {
-    const auto b = bias.defined() ? bias.to(torch::kFloat32).contiguous() : bias;
-    gemm_rows(x_NK.const_data_ptr<float>(), unpack, b.defined() ? b.const_data_ptr<float>() : nullptr,
-              out_NV.mutable_data_ptr<float>(), N, V, K);
+    gemm_rows(x_NK.const_data_ptr<float>(), unpack, b, out_NV.mutable_data_ptr<float>(), N, V, K);
     return out_NV;
   }
   // Rows of numbers a few at a time, by ATen's products.

@@ -105,7 +105,7 @@ def _wants_gradients(one: Attached, effects: list[Hook | Recording], of: Pass) -
         return False
     if of.tokens.requires_grad or any(isinstance(e, Hook) or e.incl_bwd for e in effects):
         return True
-    tensors = [*one.sae.weights.values(), *(tensor for _, tensor in of.model.native.named_weights())]
+    tensors = [*one.sae.weights.values(), *(tensor for _, tensor in of.model.native.named_weights(skip_quantised=True))]
     return any(tensor.requires_grad for tensor in tensors)
 
 

@@ -119,7 +119,7 @@ def load_state_dict(model: LensModel, state_dict: Mapping[str, torch.Tensor], st
         ConfigError: strict, and names are missing or not known; a bias that the model does not have.
         ShapeError: a weight of another shape.
     """
-    if any(".A_" in name for name, _ in model.native.named_weights()):
+    if any(".A_" in name for name, _ in model.native.named_weights(skip_quantised=True)):
         raise _C.ConfigError(
             "load_state_dict: this model has an adapter, which a state dict holds merged into the weights: load it "
             "into the model without the adapter"
