@@ -7,6 +7,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "core/dense.h"
+#include "core/stages.h"
 #include "introspect/core/check.h"
 
 namespace introspect::hooks {
@@ -234,6 +235,7 @@ torch::Tensor HookRegistry::run(Site site, const torch::Tensor& x, int64_t offse
                                 Stash* stash) const {
   const size_t place = points_.index(site);
   if (uses_[place] == 0) return x;
+  const InStage stage(Stage::kHooks);
   torch::Tensor current = x;
   for (const auto& action : table_[place]) {
     if (action->direction != Direction::kForward) continue;

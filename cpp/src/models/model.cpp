@@ -4,6 +4,7 @@
 
 #include "core/dense.h"
 #include "core/on_device.h"
+#include "core/stages.h"
 #include "introspect/core/check.h"
 #include "introspect/nn/parts.h"
 #include "introspect/ops/linear.h"
@@ -371,7 +372,9 @@ std::pair<torch::Tensor, torch::Tensor> Model::rotary_angles(const torch::Tensor
 
 torch::Tensor Model::embed(const torch::Tensor& tokens_BT, const torch::Tensor& positions_BT,
                            const nn::Context& ctx) const {
+  const InStage stage(Stage::kEmbedding);
   auto x_BTD = weights_.W_E.gather(tokens_BT);
+  stage.count([&] { return StageWork{0, 2.0 * static_cast<double>(x_BTD.nbytes())}; });
   // The factor is rounded to the model's dtype first, as the checkpoints were trained.
   if (cfg_.embed_scale != 1) x_BTD = x_BTD * at::full({}, cfg_.embed_scale, x_BTD.options());
   x_BTD = ctx.hook(hooks::Point::kEmbed, x_BTD);
@@ -466,6 +469,7 @@ torch::Tensor Model::logits(const torch::Tensor& resid_BTD, const ForwardOptions
 torch::Tensor Model::hooked_logits(const torch::Tensor& resid_BTD, const torch::Tensor& vocab_ids,
                                    const nn::Context& ctx) const {
   using hooks::Point;
+  const InStage stage(Stage::kUnembedding);
   const auto x_BTD = ctx.hook(Point::kUnembedIn, weights_.ln_final.forward(resid_BTD, ctx));
   const bool select_first = vocab_ids.defined() && !ctx.wants(Point::kUnembedOut);
   const auto unembed = unembedding(select_first ? vocab_ids : torch::Tensor{}, dtype());
@@ -484,6 +488,7 @@ nn::Linear Model::unembedding(const torch::Tensor& vocab_ids, torch::ScalarType 
 }
 
 torch::Tensor Model::readout(const torch::Tensor& resid, const torch::Tensor& vocab_ids) const {
+  const InStage stage(Stage::kReadout);
   check_dense<ShapeError>(resid, "Model::readout: the residuals");
   check<ShapeError>(resid.is_floating_point() && resid.dim() > 0 && resid.size(-1) == cfg_.d_model,
                     "Model::readout: residuals must be of a floating dtype and [..., ", cfg_.d_model,

@@ -1,6 +1,7 @@
 #include "introspect/nn/attention.h"
 
 #include "core/on_device.h"
+#include "core/stages.h"
 #include "introspect/core/check.h"
 #include "introspect/ops/rotary.h"
 
@@ -39,6 +40,22 @@ Positions of_outputs(Positions positions, const torch::Tensor& outputs, int64_t 
   return positions;
 }
 
+torch::Tensor rotated(const torch::Tensor& x_BTHK, const Positions& positions) {
+  const InStage stage(Stage::kRotary);
+  stage.count([&] { return StageWork{0, 2.0 * static_cast<double>(x_BTHK.nbytes())}; });
+  return ops::apply_rotary(x_BTHK, positions.cos, positions.sin);
+}
+
+/// Keys before each query count, where the mask is causal and nothing more; else every key.
+StageWork attention_work(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
+                         const ops::AttentionMask& mask) {
+  const auto T = static_cast<double>(q_BTHK.size(1)), S = static_cast<double>(k_BGSK.size(2));
+  const bool causal = mask.causal && !mask.additive.defined() && !mask.parents.defined();
+  const double pairs = causal ? T * S - T * (T - 1) / 2 : T * S;
+  return {4 * pairs * static_cast<double>(q_BTHK.numel()) / T,
+          2.0 * static_cast<double>(q_BTHK.nbytes() + k_BGSK.nbytes())};
+}
+
 }  // namespace
 
 Attention::Attention(AttentionWeights weights, AttentionOptions options)
@@ -53,6 +70,7 @@ Attention::Attention(AttentionWeights weights, AttentionOptions options)
 }
 
 Attention::Qkv Attention::project(const AttentionInput& x) const {
+  const InStage stage(Stage::kQkv);
   const int64_t H = options_.n_heads, G = options_.n_key_value_heads, K = options_.d_head;
   if (x.q.dim() == 3 && x.k.is_same(x.q) && x.v.is_same(x.q)) {
     const auto sizes = {x.q.size(0), x.q.size(1), H + 2 * G, K};
@@ -83,12 +101,13 @@ torch::Tensor Attention::forward(const AttentionInput& x, const Context& ctx) co
   const int64_t T = k_BTGK.size(1);
   const auto query = of_outputs(positions, ctx.outputs, T, ctx.cache ? ctx.cache->length(ctx.layer) + T : T);
   if (positions.cos.defined()) {
-    q_BTHK = ctx.hook(Point::kRotQ, ops::apply_rotary(q_BTHK, query.cos, query.sin));
-    k_BTGK = ctx.hook(Point::kRotK, ops::apply_rotary(k_BTGK, positions.cos, positions.sin));
+    q_BTHK = ctx.hook(Point::kRotQ, rotated(q_BTHK, query));
+    k_BTGK = ctx.hook(Point::kRotK, rotated(k_BTGK, positions));
   }
 
   auto k_BGSK = k_BTGK.transpose(1, 2), v_BGSK = v_BTGK.transpose(1, 2);
   if (ctx.cache) {
+    const InStage stage(Stage::kAttention);
     check<HookError>(
         k_BTGK.size(2) == options_.n_key_value_heads, "block ", ctx.layer,
         ": hook_attn_in gives each query head keys of its own, and the cache ",
@@ -123,6 +142,8 @@ torch::Tensor Attention::pattern(const torch::Tensor& scores_BHTS) const {
 
 torch::Tensor Attention::attend(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
                                 const torch::Tensor& v_BGSK, const ops::AttentionMask& mask) const {
+  const InStage stage(Stage::kAttention);
+  stage.count([&] { return attention_work(q_BTHK, k_BGSK, mask); });
   return ops::attention(q_BTHK, k_BGSK, v_BGSK, 1 / options_.score_divisor, mask, options_.soft_cap, sinks());
 }
 
@@ -167,6 +188,7 @@ torch::Tensor Attention::project_out(const torch::Tensor& z_BTHK, const Context&
       return weights_.O.bias().defined() ? out_BTD + weights_.O.bias() : out_BTD;
     }
   }
+  const InStage stage(Stage::kOutput);
   return weights_.O.forward(z_BTHK.reshape({B, T, H * K}));
 }
 

@@ -1,11 +1,22 @@
 #include "introspect/nn/block.h"
 
 #include "core/on_device.h"
+#include "core/stages.h"
 #include "introspect/core/check.h"
 
 namespace introspect::nn {
 
 using hooks::Point;
+
+namespace {
+
+torch::Tensor sum(const torch::Tensor& residual, const torch::Tensor& part) {
+  const InStage stage(Stage::kResidual);
+  stage.count([&] { return StageWork{0, 3.0 * static_cast<double>(residual.nbytes())}; });
+  return residual + part;
+}
+
+}  // namespace
 
 Block::Block(BlockParts parts) : parts_(std::move(parts)) {}
 
@@ -17,14 +28,14 @@ torch::Tensor Block::forward(const torch::Tensor& resid_pre_BTD, const Context& 
   if (ctx.outputs.defined()) x_BTD = x_BTD.index_select(1, on_device(ctx.outputs, x_BTD.device()));
   if (ln1_post) attn_out_BTD = ln1_post->forward(attn_out_BTD, ctx);
   attn_out_BTD = ctx.hook(Point::kAttnOut, attn_out_BTD);
-  auto mid_BTD = x_BTD + attn_out_BTD;
+  auto mid_BTD = sum(x_BTD, attn_out_BTD);
   if (!parallel) mid_BTD = ctx.hook(Point::kResidMid, mid_BTD);
 
   const auto mlp_in_BTD = ctx.hook(Point::kMlpIn, parallel ? x_BTD : mid_BTD);
   auto mlp_out_BTD = mlp.forward(ctx.hook(Point::kMlpInput, ln2.forward(mlp_in_BTD, ctx)), ctx);
   if (ln2_post) mlp_out_BTD = ln2_post->forward(mlp_out_BTD, ctx);
   mlp_out_BTD = ctx.hook(Point::kMlpOut, mlp_out_BTD);
-  return ctx.hook(Point::kResidPost, mid_BTD + mlp_out_BTD);
+  return ctx.hook(Point::kResidPost, sum(mid_BTD, mlp_out_BTD));
 }
 
 /// The normed residual; where the inputs of single heads are changed, or their gradients asked for, one for each head.

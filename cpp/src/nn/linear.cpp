@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/stages.h"
 #include "introspect/core/check.h"
 #include "introspect/ops/linear.h"
 #include "introspect/ops/quantised_rows.h"
@@ -15,6 +16,12 @@ void check_bias(const torch::Tensor& bias, int64_t n_out) {
   check<ShapeError>(!bias.defined() || (bias.dim() == 1 && bias.size(0) == n_out),
                     "Linear: the bias must be [", n_out, "], got ",
                     bias.defined() ? bias.sizes() : at::IntArrayRef{});
+}
+
+/// What a product of x and a Linear has to do.
+StageWork product_work(const Linear& linear, const torch::Tensor& x, const torch::Tensor& y) {
+  return {2.0 * static_cast<double>(x.numel()) * static_cast<double>(linear.n_out()),
+          static_cast<double>(linear.nbytes()) + static_cast<double>(x.nbytes() + y.nbytes())};
 }
 
 }  // namespace
@@ -54,12 +61,14 @@ torch::Tensor Linear::forward(const torch::Tensor& x) const {
     const auto low = ops::linear(x.to(A.scalar_type()), A, {});
     y.narrow(-1, first, B.size(0)).add_(ops::linear(low, B, {}), scaling);
   }
+  if (auto* clock = current_clock()) clock->count(product_work(*this, x, y));
   return y;
 }
 
 torch::Tensor Linear::forward_fp32(const torch::Tensor& x_ND) const {
   if (quantised_ || !additions_.empty()) return forward(x_ND);
   auto y = ops::linear_fp32(x_ND, weight_);
+  if (auto* clock = current_clock()) clock->count(product_work(*this, x_ND, y));
   return bias_.defined() ? y + bias_ : y;
 }
 

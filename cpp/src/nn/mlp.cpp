@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "core/stages.h"
 #include "introspect/core/check.h"
 
 namespace introspect::nn {
@@ -17,8 +18,22 @@ void check_weights(const MlpWeights& weights) {
                     " rows with a gate and ", M, " without, got ", weights.in.n_out());
 }
 
+/// `hidden` [..., M or 2 M] is read, [..., M] written.
+StageWork activation_work(const torch::Tensor& hidden, int64_t M) {
+  const auto bytes = static_cast<double>(hidden.nbytes());
+  return {0, bytes + bytes * static_cast<double>(M) / static_cast<double>(hidden.size(-1))};
+}
+
+/// A product of an MLP's, in its stage.
+torch::Tensor product(const Linear& linear, const torch::Tensor& x) {
+  const InStage stage(Stage::kMlpProducts);
+  return linear.forward(x);
+}
+
 /// What an MLP's output matrix reads, of what its input matrix makes.
 torch::Tensor activated(ops::Activation activation, const torch::Tensor& hidden, int64_t M) {
+  const InStage stage(Stage::kActivation);
+  stage.count([&] { return activation_work(hidden, M); });
   if (hidden.size(-1) == M) return ops::activate(activation, hidden);
   return ops::gated(activation, hidden.narrow(-1, 0, M), hidden.narrow(-1, M, M));
 }
@@ -79,16 +94,18 @@ std::vector<Linear*> Mlp::writers() {
 torch::Tensor Mlp::forward(const torch::Tensor& x_BTD, const Context& ctx) const {
   if (is_mixture()) return mix(x_BTD, ctx);
   const int64_t M = d_mlp();
-  const auto in = weights_.in.forward(x_BTD);
+  const auto in = product(weights_.in, x_BTD);
   torch::Tensor post_BTM;
   if (gated()) {
     const auto pre_BTM = ctx.hook(Point::kMlpPre, in.narrow(2, 0, M));
     const auto pre_linear_BTM = ctx.hook(Point::kMlpPreLinear, in.narrow(2, M, M));
+    const InStage stage(Stage::kActivation);
+    stage.count([&] { return activation_work(in, M); });
     post_BTM = ops::gated(activation_, pre_BTM, pre_linear_BTM);
   } else {
-    post_BTM = ops::activate(activation_, ctx.hook(Point::kMlpPre, in));
+    post_BTM = activated(activation_, ctx.hook(Point::kMlpPre, in), M);
   }
-  return weights_.out.forward(ctx.hook(Point::kMlpPost, post_BTM));
+  return product(weights_.out, ctx.hook(Point::kMlpPost, post_BTM));
 }
 
 torch::Tensor Mlp::mix(const torch::Tensor& x_BTD, const Context& ctx) const {
@@ -96,7 +113,7 @@ torch::Tensor Mlp::mix(const torch::Tensor& x_BTD, const Context& ctx) const {
   const auto dtype = x_BTD.scalar_type();
   const auto wide = dtype == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
   const auto probabilities_BTE =
-      ctx.hook(Point::kExpertWeights, at::softmax(mixture_.router.forward(x_BTD), -1, wide));
+      ctx.hook(Point::kExpertWeights, at::softmax(product(mixture_.router, x_BTD), -1, wide));
   const auto chosen_BTk = std::get<1>(at::topk(probabilities_BTE.detach(), k, -1));
   const auto indices_BTk = ctx.hook(Point::kExpertIndices, chosen_BTk);
   if (!indices_BTk.is_same(chosen_BTk) && indices_BTk.numel() > 0) {
@@ -124,8 +141,8 @@ torch::Tensor Mlp::mix(const torch::Tensor& x_BTD, const Context& ctx) const {
     if (n == 0) continue;
     const auto& [in, out] = mixture_.experts[static_cast<size_t>(e)];
     const auto tokens_n = tokens_P.narrow(0, done, n);
-    const auto hidden = in.forward(x_ND.index_select(0, tokens_n));
-    const auto y_nD = out.forward(activated(activation_, hidden, d_mlp())) * weights_P1.narrow(0, done, n);
+    const auto hidden = product(in, x_ND.index_select(0, tokens_n));
+    const auto y_nD = product(out, activated(activation_, hidden, d_mlp())) * weights_P1.narrow(0, done, n);
     out_ND = out_ND.index_add(0, tokens_n, y_nD);
     done += n;
   }

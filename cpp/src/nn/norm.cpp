@@ -1,5 +1,6 @@
 #include "introspect/nn/norm.h"
 
+#include "core/stages.h"
 #include "introspect/ops/norm.h"
 
 namespace introspect::nn {
@@ -37,6 +38,8 @@ torch::Tensor affine(const Norm& norm, const torch::Tensor& normalized) {
 }  // namespace
 
 torch::Tensor Norm::apply(const torch::Tensor& x) const {
+  const InStage stage(Stage::kNorms);
+  stage.count([&] { return StageWork{0, 2.0 * static_cast<double>(x.nbytes())}; });
   switch (kind) {
     case NormKind::kRms:
       return ops::rms_norm(joined(*this, x), weight, eps).view(x.sizes());
