@@ -214,7 +214,7 @@ void bind_with_arguments(py::module_& m, const char* name, const Function& funct
       py::arg("max_logits") = 10, py::arg("targets") = std::vector<circuits::GraphTarget>{},
       py::arg("injections") = std::vector<circuits::Injection>{}, py::arg("max_features") = 7500,
       py::arg("edges_per_row") = 4096, py::arg("fold") = true, py::arg("mask_first") = true,
-      py::arg("rows_per_batch") = 256, py::arg("batches_per_update") = 4,
+      py::arg("rows_per_batch") = 128, py::arg("batches_per_update") = 8,
       py::arg("memory_budget") = int64_t{2} << 30, py::arg("rows_folder") = "", py::arg("time_budget") = 0.0,
       py::arg("progress") = py::none(), doc);
 }

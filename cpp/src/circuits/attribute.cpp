@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <stdexcept>
+#include <utility>
 
 #include <ATen/ATen.h>
 
@@ -94,19 +95,18 @@ std::string key_of(const models::Model& model, const torch::Tensor& tokens, cons
 /// The graph of what was found.
 class GraphMaker {
  public:
-  GraphMaker(const FrozenModel& frozen, const FeatureLayers& features, const GraphSearch& search, bool fold)
+  GraphMaker(const FrozenModel& frozen, const FeatureLayers& features, GraphSearch& search, bool fold)
       : frozen_(frozen), features_(features), search_(search), fold_(fold) {}
 
   AttributionGraph make(const torch::Tensor& tokens_T, const Targets& targets) {
     const int64_t T = frozen_.n_tokens(), L = frozen_.n_layers();
-    auto columns = search_.columns();
+    const auto& columns = search_.columns();
     std::vector<size_t> order(columns.size());
     std::iota(order.begin(), order.end(), size_t{0});
     std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return columns[a] < columns[b]; });
-    node_of_column_.assign(static_cast<size_t>(search_.maker().n_features()), -1);
     for (const auto i : order) {
       const auto at = search_.maker().place(columns[i]);
-      node_of_column_[static_cast<size_t>(columns[i])] = graph_.n_nodes();
+      columns_.push_back(columns[i]);
       const auto& layer = features_.layers[size_t(at.layer_index)];
       graph_.nodes.push_back(
           {GraphNodeKind::feature, layer.layer, at.position, at.feature, at.activation, "", layer.site});
@@ -134,10 +134,11 @@ class GraphMaker {
       graph_.nodes.push_back({GraphNodeKind::injection, layer, -1, -1, 0, ""});
     }
     injected_ = at::tensor(injected, at::kLong);
-    for (const auto i : order) add(node_of_column_[static_cast<size_t>(columns[i])], search_.rows()[i]);
+    for (size_t i = 0; i < order.size(); ++i)
+      add(static_cast<int64_t>(i), std::exchange(search_.rows()[order[i]], {}));
     for (size_t i = 0; i < targets.nodes.size(); ++i) {
       graph_.nodes.push_back(targets.nodes[i]);
-      add(graph_.n_nodes() - 1, search_.target_rows()[i]);
+      add(graph_.n_nodes() - 1, std::exchange(search_.target_rows()[i], {}));
     }
     graph_.offsets = at::tensor(offsets_, at::kLong);
     graph_.sources = sources_.empty() ? at::empty({0}, at::kLong) : at::cat(sources_);
@@ -152,21 +153,21 @@ class GraphMaker {
  private:
   void add(int64_t node, const KeptRow& row) {
     const auto columns = row.columns.cpu();
-    const auto* c = columns.const_data_ptr<int64_t>();
-    std::vector<int64_t> kept, nodes;
+    const auto* c = columns.const_data_ptr<int32_t>();
+    std::vector<int64_t> kept, nodes, cells;
     for (int64_t i = 0; i < columns.size(0); ++i) {
-      const auto at = node_of_column_[static_cast<size_t>(c[i])];
-      if (at < 0) continue;
+      const auto at = std::lower_bound(columns_.begin(), columns_.end(), c[i]);
+      if (at == columns_.end() || *at != c[i]) continue;
       kept.push_back(i);
-      nodes.push_back(at);
+      nodes.push_back(at - columns_.begin());
+      if (fold_) cells.push_back(search_.maker().cell(c[i]));
     }
     const auto index = at::tensor(kept, at::kLong);
     const auto weights = row.weights.cpu().index_select(0, index);
     auto errors_E = row.errors_E.cpu();
     if (fold_) {  // and what features without a node contribute
-      const auto cells = search_.maker().cells().index_select(0, columns.index_select(0, index));
       errors_E = errors_E + row.by_cell_E.cpu();
-      errors_E.index_add_(0, cells, weights, -1);
+      errors_E.index_add_(0, at::tensor(cells, at::kLong), weights, -1);
     }
     const auto others = at::cat({errors_E, row.tokens_T.cpu(), row.biases_B.cpu(),
                                  row.injections_L.cpu().index_select(0, injected_)});
@@ -179,12 +180,13 @@ class GraphMaker {
 
   const FrozenModel& frozen_;
   const FeatureLayers& features_;
-  const GraphSearch& search_;
+  GraphSearch& search_;
   bool fold_;
   AttributionGraph graph_;
   int64_t first_error_ = 0;
-  torch::Tensor injected_;  // layers with an injection
-  std::vector<int64_t> node_of_column_, offsets_{0};
+  torch::Tensor injected_;        // layers with an injection
+  std::vector<int64_t> columns_;  // of the features' nodes, which stand first
+  std::vector<int64_t> offsets_{0};
   std::vector<torch::Tensor> sources_, weights_;
 };
 

@@ -44,25 +44,39 @@ RowTarget::Reads reads_of(FeatureSite site) {
 
 RowMaker::RowMaker(const FrozenModel& frozen, const FeatureLayers& features)
     : frozen_(frozen), features_(features) {
-  const int64_t T = frozen.n_tokens();
-  std::vector<torch::Tensor> cells;
   offsets_.push_back(0);
   for (const auto& layer : features.layers) {
     writes_once_ = writes_once_ && layer.writes.size() == 1;
     bounds_.push_back(layer.offsets.to(torch::kCPU).contiguous());
     offsets_.push_back(offsets_.back() + layer.ids.size(0));
-    const auto counts = bounds_.back().slice(0, 1) - bounds_.back().slice(0, 0, -1);
-    cells.push_back(at::repeat_interleave(at::arange(T, counts.options()), counts) + layer.error_row * T);
   }
-  cells_ = cells.empty() ? at::empty({0}, at::kLong) : at::cat(cells);
+}
+
+size_t RowMaker::layer_index(int64_t column) const {
+  const auto after = std::upper_bound(offsets_.begin(), offsets_.end(), column);
+  return static_cast<size_t>(after - offsets_.begin() - 1);
+}
+
+int64_t RowMaker::position_within(size_t index, int64_t column) const {
+  const auto* bounds = bounds_[index].const_data_ptr<int64_t>();
+  const auto* end = bounds + frozen_.n_tokens() + 1;
+  return std::upper_bound(bounds, end, column - offsets_[index]) - bounds - 1;
+}
+
+int64_t RowMaker::position(int64_t column) const {
+  return position_within(layer_index(column), column);
+}
+
+int64_t RowMaker::cell(int64_t column) const {
+  const auto index = layer_index(column);
+  return features_.layers[index].error_row * frozen_.n_tokens() + position_within(index, column);
 }
 
 RowMaker::Place RowMaker::place(int64_t column) const {
-  const auto after = std::upper_bound(offsets_.begin(), offsets_.end(), column);
-  const auto index = static_cast<size_t>(after - offsets_.begin() - 1);
+  const auto index = layer_index(column);
   const auto& layer = features_.layers[index];
   const int64_t entry = column - offsets_[index];
-  return {static_cast<int64_t>(index), position(column), layer.ids[entry].item<int64_t>(),
+  return {static_cast<int64_t>(index), position_within(index, column), layer.ids[entry].item<int64_t>(),
           layer.activations[entry].item<double>()};
 }
 
@@ -77,30 +91,9 @@ int64_t RowMaker::row_bytes(int64_t n_positions) const {
 torch::Tensor RowMaker::written_mD(size_t index, size_t write, int64_t position) const {
   const auto* bounds = bounds_[index].const_data_ptr<int64_t>();
   const int64_t first = bounds[position], m = bounds[position + 1] - first;
-  if (!gathered_.empty()) return gathered_[index][write].narrow(0, first, m);
   const auto& from = features_.layers[index];
   return from.writes[write].second.index_select(0, from.ids.narrow(0, first, m)) *
          from.activations.narrow(0, first, m).unsqueeze(1);
-}
-
-void RowMaker::gather(int64_t memory) {
-  int64_t bytes = 0;
-  for (const auto& layer : features_.layers)
-    for (const auto& [to, W_dec_FD] : layer.writes)
-      bytes += layer.ids.size(0) * W_dec_FD.size(1) * static_cast<int64_t>(W_dec_FD.element_size());
-  if (bytes > memory) return;
-  for (const auto& layer : features_.layers) {
-    auto& ways = gathered_.emplace_back();
-    for (const auto& [to, W_dec_FD] : layer.writes)
-      ways.push_back(W_dec_FD.index_select(0, layer.ids).mul_(layer.activations.unsqueeze(1)));
-  }
-}
-
-int64_t RowMaker::gathered_bytes() const {
-  int64_t out = 0;
-  for (const auto& ways : gathered_)
-    for (const auto& rows_nD : ways) out += static_cast<int64_t>(rows_nD.nbytes());
-  return out;
 }
 
 std::vector<RowMaker::Cell> RowMaker::seen(const RowTarget& target) const {

@@ -53,11 +53,9 @@ class RowMaker {
     double activation;
   };
   Place place(int64_t column) const;
-  int64_t position(int64_t column) const {
-    return cells_.const_data_ptr<int64_t>()[column] % frozen_.n_tokens();
-  }
-  /// The error's row and the position of each column as row * positions + position, int64 [N].
-  const torch::Tensor& cells() const { return cells_; }
+  int64_t position(int64_t column) const;
+  /// The error's row and the position of a column as row * positions + position.
+  int64_t cell(int64_t column) const;
 
   /// Bytes that rows take beside their result, a row.
   int64_t row_bytes(int64_t n_positions) const;
@@ -67,26 +65,23 @@ class RowMaker {
 
   /// What a target sees of the columns: [first, end) of each cell, layer by layer; all else of its row is 0.
   struct Cell {
-    int64_t number, first, end;  ///< number: as of cells()
+    int64_t number, first, end;  ///< number: as of cell()
   };
   std::vector<Cell> seen(const RowTarget& target) const;
 
-  /// Keeps the decoder rows of all active features if they take no more bytes than this.
-  void gather(int64_t memory);
-  int64_t gathered_bytes() const;
-
  private:
+  size_t layer_index(int64_t column) const;
+  int64_t position_within(size_t layer_index, int64_t column) const;
+
   /// What the features of layer `index` at a position write by its `write`th way, [m, D].
   torch::Tensor written_mD(size_t index, size_t write, int64_t position) const;
 
   const FrozenModel& frozen_;
   const FeatureLayers& features_;
-  std::vector<std::vector<torch::Tensor>> gathered_;  ///< by feature layer and way: [n, D], if they are kept
-  torch::Tensor buffer_;                              ///< of features_RN
-  bool writes_once_ = true;                           ///< no feature writes to two layers
+  torch::Tensor buffer_;          ///< of features_RN
+  bool writes_once_ = true;       ///< no feature writes to two layers
   std::vector<int64_t> offsets_;  ///< of the first column of each feature layer, and the number of columns
   std::vector<torch::Tensor> bounds_;  ///< offsets of positions within it, on the CPU
-  torch::Tensor cells_;
 };
 
 }  // namespace introspect::circuits

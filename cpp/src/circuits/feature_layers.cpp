@@ -10,6 +10,7 @@
 #include "circuits/norms.h"
 #include "introspect/core/check.h"
 #include "introspect/hooks/hook_point.h"
+#include "introspect/ops/sparse_rows.h"
 
 namespace introspect::circuits {
 
@@ -122,11 +123,7 @@ void set_activations(FeatureLayer& out, const sae::SparseFeatures& f, bool mask_
 
 /// What the features of a layer write to one it writes to, [T, D].
 torch::Tensor written_TD(const FeatureLayer& from, const torch::Tensor& W_dec_FD) {
-  const auto counts = from.offsets.slice(0, 1) - from.offsets.slice(0, 0, -1);
-  const auto rows = at::repeat_interleave(at::arange(counts.size(0), counts.options()), counts);
-  auto out_TD = at::zeros({counts.size(0), W_dec_FD.size(1)}, from.activations.options());
-  if (from.ids.numel() == 0) return out_TD;
-  return out_TD.index_add_(0, rows, W_dec_FD.index_select(0, from.ids) * from.activations.unsqueeze(1));
+  return ops::gather_decode({from.offsets, from.ids, from.activations}, W_dec_FD);
 }
 
 int64_t depth(const FeatureLayer& layer) {

@@ -92,9 +92,11 @@ GraphSearch::GraphSearch(const FrozenModel& frozen, const FeatureLayers& feature
                                " tokens and ", maker_.n_features(), " active features takes ",
                                (row >> 20) + 1, " MiB, and the memory budget is ",
                                options.memory_budget >> 20, " MiB");
-  // A quarter is for patterns, and one for decoder rows.
+  check<std::invalid_argument>(
+      maker_.n_features() <= std::numeric_limits<int32_t>::max(), "attribute: ", maker_.n_features(),
+      " features are active, and a graph is of at most ", std::numeric_limits<int32_t>::max());
+  // Half is for patterns and what a pass over a layer takes.
   batch_ = std::clamp<int64_t>(options.memory_budget / 2 / row, 1, options.rows_per_batch);
-  maker_.gather(options.memory_budget / 4);
   done_.assign(static_cast<size_t>(maker_.n_features()), false);
 }
 
@@ -154,10 +156,9 @@ AttributionPlan GraphSearch::plan(const Targets& targets) {
                                                    : out.active_features;
   const int64_t beside =
       2 * features_.n_error_rows() * frozen_.n_tokens() + frozen_.n_tokens() + 2 * frozen_.n_layers() + 1;
-  // The batch under way; what every row keeps, once in the search and once in the graph; patterns and decoder rows.
+  // The batch under way, what every row keeps, and patterns.
   out.bytes = std::min(out.rows, batch_) * maker_.row_bytes(frozen_.n_tokens()) +
-              2 * out.rows * (edges * (size + 8) + beside * size) + frozen_.pattern_bytes() +
-              maker_.gathered_bytes();
+              out.rows * (edges * (size + 4) + beside * size) + frozen_.pattern_bytes();
   const auto some = next_columns(std::min<int64_t>(out.rows, std::min<int64_t>(batch_, int64_t{kTimedRows})));
   if (some.empty()) return out;
   std::vector<RowTarget> rows;
@@ -256,7 +257,7 @@ void GraphSearch::keep_features(const torch::Tensor& features_RN, const std::vec
                      options_.edges_per_row, row.by_cell_E.mutable_data_ptr<scalar_t>(), &abs_sum, columns);
       });
       row.abs_sum += abs_sum;
-      row.columns = at::tensor(columns, at::kLong);
+      row.columns = at::tensor(columns, at::kInt);
       row.weights = features_RN[r].index_select(0, row.columns);
     }
   });
@@ -268,7 +269,7 @@ std::vector<int64_t> GraphSearch::next_columns(int64_t n) const {
     if (weight == 0 || row.abs_sum == 0) return;
     const auto columns = row.columns.cpu();
     const auto weights = row.weights.to(torch::kCPU, torch::kFloat64);
-    const auto* c = columns.const_data_ptr<int64_t>();
+    const auto* c = columns.const_data_ptr<int32_t>();
     const auto* w = weights.const_data_ptr<double>();
     for (int64_t i = 0; i < columns.size(0); ++i)
       v[static_cast<size_t>(c[i])] += weight * std::abs(w[i]) / row.abs_sum;
@@ -280,17 +281,23 @@ std::vector<int64_t> GraphSearch::next_columns(int64_t n) const {
   std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return columns_[a] > columns_[b]; });
   for (const auto i : order) pass_on(rows_[i], v[static_cast<size_t>(columns_[i])]);
 
-  std::vector<int64_t> open;
-  for (int64_t i = 0; i < maker_.n_features(); ++i)
-    if (!done_[static_cast<size_t>(i)] && v[static_cast<size_t>(i)] > 0) open.push_back(i);
   const auto more = [&](int64_t a, int64_t b) {
     const double x = v[static_cast<size_t>(a)], y = v[static_cast<size_t>(b)];
     return x != y ? x > y : a < b;
   };
-  n = std::min(n, static_cast<int64_t>(open.size()));
-  std::partial_sort(open.begin(), open.begin() + n, open.end(), more);
-  open.resize(static_cast<size_t>(n));
-  return open;
+  std::vector<int64_t> best;  // a heap, the least of them first
+  for (int64_t i = 0; i < maker_.n_features(); ++i) {
+    if (done_[static_cast<size_t>(i)] || v[static_cast<size_t>(i)] <= 0) continue;
+    if (static_cast<int64_t>(best.size()) == n) {
+      if (n == 0 || !more(i, best.front())) continue;
+      std::pop_heap(best.begin(), best.end(), more);
+      best.pop_back();
+    }
+    best.push_back(i);
+    std::push_heap(best.begin(), best.end(), more);
+  }
+  std::sort_heap(best.begin(), best.end(), more);
+  return best;
 }
 
 }  // namespace introspect::circuits

@@ -30,8 +30,8 @@ class GraphSearch {
 
   const RowMaker& maker() const { return maker_; }
   const std::vector<int64_t>& columns() const { return columns_; }  ///< with a row
-  const std::vector<KeptRow>& rows() const { return rows_; }
-  const std::vector<KeptRow>& target_rows() const { return target_rows_; }
+  std::vector<KeptRow>& rows() { return rows_; }
+  std::vector<KeptRow>& target_rows() { return target_rows_; }
 
  private:
   void begin(const Targets& targets);

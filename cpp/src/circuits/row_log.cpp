@@ -68,7 +68,7 @@ std::optional<std::vector<KeptRow>> RowLog::read(int64_t batch, const std::vecto
                  " does not hold the rows that come next; delete its folder");
   std::vector<KeptRow> out;
   for (int64_t i = 0; i < n; ++i)
-    out.push_back({entries.slice(0, b[i], b[i + 1]).clone(), weights.slice(0, b[i], b[i + 1]).clone(),
+    out.push_back({entries.slice(0, b[i], b[i + 1]).to(torch::kInt), weights.slice(0, b[i], b[i + 1]).clone(),
                    by_cell[i].clone(), errors[i].clone(), tokens[i].clone(), biases[i].clone(),
                    injections[i].clone(), abs_sums[i].item<double>()});
   return out;

@@ -11,7 +11,7 @@ namespace introspect::circuits {
 
 /// A row as it is kept: its features of largest weight, and sums over all of them.
 struct KeptRow {
-  torch::Tensor columns, weights;  // int64 [m] of active features, ascending; [m]
+  torch::Tensor columns, weights;  // int32 [m] of active features, ascending; [m]
   torch::Tensor by_cell_E;         // all features' contributions by cell
   torch::Tensor errors_E, tokens_T, biases_B, injections_L;
   double abs_sum = 0;  // over every feature, error and token

@@ -70,8 +70,8 @@ struct AttributeOptions {
   bool fold =
       true;  ///< what features without a node of their own contribute counts as their position's error
   bool mask_first = true;  ///< no features at the first position, where one token holds much of every norm
-  int64_t rows_per_batch = 256;              ///< at most; fewer where memory is short
-  int64_t batches_per_update = 4;            ///< features are ranked anew so often
+  int64_t rows_per_batch = 128;              ///< at most; fewer where memory is short
+  int64_t batches_per_update = 8;            ///< features are ranked anew so often
   int64_t memory_budget = int64_t{2} << 30;  ///< bytes beside model, transcoders and result
   /// Rows are kept there batch by batch, so that a search that was ended goes on where it stood. Empty: nowhere.
   std::filesystem::path rows_folder;
