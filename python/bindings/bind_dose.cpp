@@ -108,7 +108,9 @@ void bind_dose(py::module_& m) {
   py::class_<EqualDose>(m, "EqualDose", "A null that does as much to the model as a vector.")
       .def_readonly("solved", &EqualDose::solved)
       .def_readonly("vector", &EqualDose::vector)
-      .def_readonly("added", &EqualDose::added);
+      .def_readonly("added", &EqualDose::added)
+      .def_readonly("token_layers", &EqualDose::token_layers,
+                    "An equal share of what measuring all of them took.");
   py::class_<Coherence> coherence(m, "Coherence", "How steered text reads beside unsteered text.");
   bind_setting(coherence);
   coherence.def_readonly("perplexity", &Coherence::perplexity)

@@ -363,6 +363,23 @@ Raises:
       .def(
           "vacuum", [](const Held& store) { store->vacuum(); }, py::call_guard<py::gil_scoped_release>(),
           "Gives unused space back to the file system.")
+      .def(
+          "put_dose",
+          [](const Held& store, const std::string& key, const std::string& value,
+             const std::string& concept_name, const std::map<std::string, std::string>& origin,
+             uint64_t seed) {
+            Cell cell{key, value};
+            cell.kind = "dose";
+            cell.concept_name = concept_name;
+            const auto at = [&](const char* name) { return origin.at(name); };
+            return store->put(cell, {at("model"), at("model_hash"), at("dtype"), at("device"), at("protocol"),
+                                     at("protocol_hash"), seed, at("strength_unit"), at("introspect_version"),
+                                     at("torch_version")});
+          },
+          py::arg("key"), py::arg("value"), py::arg("concept"), py::arg("origin"), py::arg("seed"),
+          py::call_guard<py::gil_scoped_release>(),
+          "Keeps the doses (a JSON list) of one vector's injections; whether they were not there before.")
+      .def_property_readonly("can_write", [](const Held& store) { return store->can_write(); })
       .def("__len__", [](const Held& store) { return store->size(); })
       .def_property_readonly("path", [](const Held& store) { return store->path(); });
 

@@ -145,10 +145,12 @@ Raises:
 )doc");
   m.def("entropy", &ops::entropy, py::arg("logits"), py::call_guard<py::gil_scoped_release>(),
         "Entropy of the next token in nats: [..., d_vocab] -> float64 [...].");
-  m.def("kl_divergence", &ops::kl_divergence, py::arg("logits"), py::arg("base_logits"),
-        py::call_guard<py::gil_scoped_release>(),
-        "KL(p || base) in nats of two sets of logits [..., d_vocab] -> float64 [...]. Raises ShapeError for "
-        "other sizes.");
+  m.def(
+      "kl_divergence",
+      [](const torch::Tensor& logits, const torch::Tensor& base) { return ops::kl_divergence(logits, base); },
+      py::arg("logits"), py::arg("base_logits"), py::call_guard<py::gil_scoped_release>(),
+      "KL(p || base) in nats of two sets of logits [..., d_vocab] -> float64 [...]. Raises ShapeError for "
+      "other sizes.");
   m.def("most_changed", &ops::most_changed, py::arg("logits"), py::arg("base_logits"), py::kw_only(),
         py::arg("k"), py::arg("raised") = true, py::call_guard<py::gil_scoped_release>(),
         "The k tokens whose log-probability rose (or fell) most: (changes in nats, ids), for logits "

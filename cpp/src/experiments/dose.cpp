@@ -38,32 +38,45 @@ DoseOptions options_for(const std::string& what, DoseOptions options) {
   return options;
 }
 
+/// A dose to be reached by one subject.
+struct Goal {
+  size_t subject = 0;
+  double target = 0.0;
+  double start =
+      0.0;  // the first strength to try; 0: the grid, which finds the smallest that reaches the target
+};
+
 /// The search for one subject's strength.
 class Search {
  public:
-  Search(double target, double scale, double tolerance)
-      : target_(target), scale_(scale), tolerance_(tolerance) {}
+  Search(const Goal& goal, double scale, double tolerance)
+      : target_(goal.target), start_(goal.start), scale_(scale), tolerance_(tolerance) {}
 
   bool is_done() const { return found_ >= 0; }
-  double found() const { return found_; }
+  const Dose& found() const { return doses_.at(found_); }
   bool is_unreachable() const { return is_unreachable_; }
   int64_t n_measured() const { return static_cast<int64_t>(values_.size()); }
 
   /// The strengths to measure next.
   std::vector<double> next() const {
+    if (values_.empty() && start_ > 0) return {start_};
     if (values_.empty()) {
       std::vector<double> out;
       for (double s = kFirst; s <= kFirstRound; s *= 2) out.push_back(s * scale_);
       return out;
     }
     const auto [below, above] = bracket();
-    if (above == values_.end()) return {2 * values_.rbegin()->first};
-    if (below == values_.end()) return {smaller(above->first, above->second)};
+    if (above == values_.end()) {
+      const auto& largest = *values_.rbegin();
+      return {largest.first * (start_ > 0 ? std::clamp(by_slope(largest), 1.01, 4.0) : 2.0)};
+    }
+    if (below == values_.end()) return {above->first * std::clamp(by_slope(*above), 1e-3, 0.99)};
     return {between(*below, *above)};
   }
 
-  void take(double strength, double value) {
+  void take(double strength, double value, Dose dose) {
     values_[strength] = value;
+    doses_[strength] = std::move(dose);
     if (std::abs(value / target_ - 1) <= tolerance_) near_.push_back(strength);
   }
 
@@ -122,10 +135,17 @@ class Search {
     return {values_.end(), values_.end()};
   }
 
-  /// A divergence grows with the square of a small strength.
-  double smaller(double strength, double value) const {
-    const auto by = std::sqrt(target_ / value);
-    return strength * std::clamp(std::isfinite(by) ? 0.9 * by : 0.5, 1e-3, 0.5);
+  /// By what factor the strength must change for the dose to reach the target: as at the two least strengths (or the two
+  /// largest, where the dose is below the target there too); a divergence grows with the square of a small one.
+  double by_slope(const Values::value_type& nearest) const {
+    double slope = 2.0;
+    if (values_.size() > 1) {
+      const auto& other = nearest.first == values_.begin()->first ? *std::next(values_.begin())
+                                                                  : *std::next(values_.rbegin());
+      slope = std::log(nearest.second / other.second) / std::log(nearest.first / other.first);
+    }
+    const auto by = std::pow(target_ / nearest.second, 1.0 / (slope > 0.5 && slope < 4.0 ? slope : 2.0));
+    return std::isfinite(by) ? by : target_ > nearest.second ? 2.0 : 0.5;
   }
 
   /// Where the line through both logarithms meets the target; the middle where that has not narrowed the bracket.
@@ -137,8 +157,9 @@ class Search {
     return std::exp(low + std::clamp(std::isfinite(at) ? at : 0.5, 0.002, 0.998) * (high - low));
   }
 
-  double target_, scale_, tolerance_;
+  double target_, start_, scale_, tolerance_;
   Values values_;
+  std::map<double, Dose> doses_;
   std::vector<double> near_;
   int64_t rounds_ = 0;
   double found_ = -1;
@@ -151,38 +172,38 @@ std::string named(const DoseSubject& subject) {
                 subject.first_layer, " to ", subject.last_layer);
 }
 
-/// The strength of every subject that has a target. Throws std::invalid_argument for a target out of reach.
-std::map<size_t, SolvedDose> solve(DoseMeter& meter, const std::map<size_t, double>& targets,
-                                   const std::string& what, double tolerance) {
-  std::map<size_t, SolvedDose> out;
+/// The strength of every goal, all searches' next steps in one graph. Throws std::invalid_argument for a target out of
+/// reach.
+std::vector<SolvedDose> solve(DoseMeter& meter, const std::vector<Goal>& goals, const std::string& what,
+                              double tolerance) {
+  std::vector<SolvedDose> out(goals.size());
   std::map<size_t, Search> searches;
-  for (const auto& [subject, target] : targets)
-    searches.emplace(subject, Search(target, meter.scale(subject), tolerance));
+  for (size_t i = 0; i < goals.size(); ++i)
+    searches.emplace(i, Search(goals[i], meter.scale(goals[i].subject), tolerance));
   for (int64_t round = 0; !searches.empty(); ++round) {
     check<Error>(round < kMostRounds, "dose: the search for ", what, " did not end after ", kMostRounds,
                  " rounds");
+    std::vector<size_t> of_request;
     std::vector<DoseMeter::Request> requests;
-    for (const auto& [subject, search] : searches)
-      for (const double strength : search.next()) requests.emplace_back(subject, strength);
+    for (const auto& [i, search] : searches)
+      for (const double strength : search.next()) {
+        of_request.push_back(i);
+        requests.emplace_back(goals[i].subject, strength);
+      }
     const auto doses = meter.measure(requests);
-    for (size_t i = 0; i < requests.size(); ++i)
-      searches.at(requests[i].first).take(requests[i].second, doses[i].*measures().at(what));
+    for (size_t r = 0; r < requests.size(); ++r)
+      searches.at(of_request[r]).take(requests[r].second, doses[r].*measures().at(what), doses[r]);
     for (auto one = searches.begin(); one != searches.end();) {
-      auto& [subject, search] = *one;
+      auto& [i, search] = *one;
       search.settle();
       check<std::invalid_argument>(!search.is_unreachable(), "dose: no strength gives ",
-                                   named(meter.subjects()[subject]), " a dose of ", what, "=",
-                                   targets.at(subject), ": from what was tried it reaches ",
-                                   search.reached());
+                                   named(meter.subjects()[goals[i].subject]), " a dose of ", what, "=",
+                                   goals[i].target, ": from what was tried it reaches ", search.reached());
       if (!search.is_done()) {
         ++one;
         continue;
       }
-      auto& solved = out[subject];
-      solved.dose.strength = search.found();
-      solved.target = targets.at(subject);
-      solved.is_monotone = search.is_monotone();
-      solved.n_measured = search.n_measured();
+      out[i] = {search.found(), goals[i].target, search.is_monotone(), search.n_measured()};
       one = searches.erase(one);
     }
   }
@@ -190,8 +211,8 @@ std::map<size_t, SolvedDose> solve(DoseMeter& meter, const std::map<size_t, doub
 }
 
 /// A length is proportional to the strength.
-std::map<size_t, SolvedDose> solve_length(const DoseMeter& meter, double target, const std::string& what) {
-  std::map<size_t, SolvedDose> out;
+std::vector<SolvedDose> solve_length(const DoseMeter& meter, double target, const std::string& what) {
+  std::vector<SolvedDose> out(meter.subjects().size());
   for (size_t subject = 0; subject < meter.subjects().size(); ++subject) {
     Dose at_one;
     meter.measure_sizes(subject, 1.0, at_one);
@@ -219,15 +240,15 @@ void check_dose_options(const std::string& who, const DoseOptions& options) {
                                ": tolerance must be a share above 0 and below 1, got ", options.tolerance);
 }
 
-/// Everything that was asked for, at the strengths that were found.
+/// Everything that was asked for, at the strengths that were found, of all subjects.
 void measure_found(const graph::ModelPtr& model, const DoseContext& context, const NamedVectors& vectors,
-                   const DoseOptions& options, std::map<size_t, SolvedDose>& solved) {
+                   const DoseOptions& options, std::vector<SolvedDose>& solved) {
   DoseMeter meter("dose", model, context, vectors, options);
   std::vector<DoseMeter::Request> requests;
-  for (const auto& [subject, one] : solved) requests.emplace_back(subject, one.dose.strength);
+  for (size_t subject = 0; subject < solved.size(); ++subject)
+    requests.emplace_back(subject, solved[subject].dose.strength);
   const auto doses = meter.measure(requests);
-  size_t i = 0;
-  for (auto& [subject, one] : solved) one.dose = doses[i++];
+  for (size_t subject = 0; subject < solved.size(); ++subject) solved[subject].dose = doses[subject];
 }
 
 }  // namespace
@@ -268,21 +289,20 @@ std::vector<SolvedDose> solve_doses(const graph::ModelPtr& model, const DoseCont
   check<std::invalid_argument>(
       std::isfinite(target.value) && target.value > 0 && measures().count(target.what) > 0,
       "dose: a target must be a known dose above 0, got ", target.text());
-  std::map<size_t, SolvedDose> solved;
+  std::vector<SolvedDose> solved;
   {
     DoseMeter meter("dose", model, context, vectors, options_for(target.what, options));
     if (is_length(target.what)) {
       solved = solve_length(meter, target.value, target.what);
     } else {
-      std::map<size_t, double> targets;
-      for (size_t subject = 0; subject < meter.subjects().size(); ++subject) targets[subject] = target.value;
-      solved = solve(meter, targets, target.what, options.tolerance);
+      std::vector<Goal> goals;
+      for (size_t subject = 0; subject < meter.subjects().size(); ++subject)
+        goals.push_back({subject, target.value});
+      solved = solve(meter, goals, target.what, options.tolerance);
     }
   }
   measure_found(model, context, vectors, options, solved);
-  std::vector<SolvedDose> out;
-  for (auto& [subject, one] : solved) out.push_back(std::move(one));
-  return out;
+  return solved;
 }
 
 std::vector<EqualDose> equal_doses(const graph::ModelPtr& model, const DoseContext& context,
@@ -300,36 +320,34 @@ std::vector<EqualDose> equal_doses(const graph::ModelPtr& model, const DoseConte
   std::map<std::string, std::string> model_types;
   for (const auto& [name, vector] : vectors) model_types[name] = vector.model_type();
 
-  std::vector<EqualDose> out;
-  for (size_t place = 0; place < options.strengths.size(); ++place) {
-    std::vector<DoseMeter::Request> requests;
+  std::vector<DoseMeter::Request> own;
+  for (size_t place = 0; place < options.strengths.size(); ++place)
     for (size_t i = 0; i < subjects.size(); ++i)
-      if (subjects[i].null_index < 0) requests.emplace_back(i, meter.strength(i, place));
-    const auto doses = meter.measure(requests);
-    std::map<size_t, Dose> of_vector;
-    for (size_t i = 0; i < requests.size(); ++i) of_vector[requests[i].first] = doses[i];
-    std::map<size_t, double> targets;
+      if (subjects[i].null_index < 0) own.emplace_back(i, meter.strength(i, place));
+  const auto doses = meter.measure(own);
+  std::vector<Goal> goals;
+  std::vector<const Dose*> of_vector;
+  for (size_t place = 0; place < options.strengths.size(); ++place)
     for (size_t i = 0; i < subjects.size(); ++i) {
       if (subjects[i].null_index < 0) continue;
-      const auto dose = of_vector.at(meter.vector_of(i)).*measures().at(what);
+      const auto strength = meter.strength(i, place);
+      const auto vector = std::find(own.begin(), own.end(), DoseMeter::Request(meter.vector_of(i), strength));
+      of_vector.push_back(&doses[static_cast<size_t>(vector - own.begin())]);
+      const auto dose = of_vector.back()->*measures().at(what);
       check<std::invalid_argument>(std::isfinite(dose) && dose > 0, "equal_dose: ", named(subjects[i]),
-                                   " has nothing to equal: at strength ", meter.strength(i, place),
-                                   " the vector's ", what, " is ", dose);
-      targets[i] = dose;
+                                   " has nothing to equal: at strength ", strength, " the vector's ", what,
+                                   " is ", dose);
+      goals.push_back({i, dose, strength});
     }
-    auto solved = solve(meter, targets, what, options.tolerance);
-    requests.clear();
-    for (const auto& [subject, one] : solved) requests.emplace_back(subject, one.dose.strength);
-    const auto reached = meter.measure(requests);
-    size_t i = 0;
-    for (auto& [subject, one] : solved) {
-      one.dose = reached[i++];
-      const auto& vector = of_vector.at(meter.vector_of(subject));
-      steering::ControlVector added(
-          model_types.at(one.dose.concept_name),
-          meter.added(meter.scenes().front(), subjects[subject].injections.front(), one.dose.strength));
-      out.push_back({std::move(one), vector, std::move(added)});
-    }
+  auto solved = solve(meter, goals, what, options.tolerance);
+  std::vector<EqualDose> out;
+  for (size_t i = 0; i < goals.size(); ++i) {
+    steering::ControlVector added(
+        model_types.at(solved[i].dose.concept_name),
+        meter.added(meter.scenes().front(), subjects[goals[i].subject].injections.front(),
+                    solved[i].dose.strength));
+    out.push_back({std::move(solved[i]), *of_vector[i], std::move(added),
+                   meter.token_layers() / static_cast<int64_t>(goals.size())});
   }
   return out;
 }

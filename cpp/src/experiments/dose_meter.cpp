@@ -10,21 +10,29 @@
 #include <ATen/ATen.h>
 
 #include "introspect/core/check.h"
+#include "introspect/ops/logits.h"
 #include "introspect/steering/residual_norms.h"
 
 namespace introspect::experiments {
 namespace {
 
-constexpr int64_t kLogitBytes = int64_t{64} << 20;  // of one chunk of logits, in float64
+constexpr int64_t kLogitBytes = int64_t{64} << 20;  // of one chunk of logits
 constexpr int64_t kMostTokens = 1'000'000;          // of one graph
 
-/// [..., V] -> float64 on the CPU.
-torch::Tensor log_probs(const models::Model& model, const torch::Tensor& resid) {
-  return at::log_softmax(model.readout(resid).to(torch::kCPU), -1, torch::kFloat64);
+/// Logits [T, V] with the logarithm of their exponentials' sum, float64 [T].
+struct Logits {
+  torch::Tensor values_TV, total_T;
+};
+
+Logits logits_of(const models::Model& model, const torch::Tensor& resid_TD) {
+  const auto values_TV = model.readout(resid_TD).to(torch::kCPU);
+  return {values_TV, ops::log_total(values_TV)};
 }
 
-double probability(const torch::Tensor& log_probs_TV, const torch::Tensor& ids) {
-  return log_probs_TV.index_select(-1, ids).exp().sum().item<double>();
+/// Of these tokens together, summed over the rows.
+double probability(const Logits& logits, const torch::Tensor& ids) {
+  const auto chosen = logits.values_TV.index_select(-1, ids).to(torch::kFloat64);
+  return (chosen - logits.total_T.unsqueeze(-1)).exp().sum().item<double>();
 }
 
 graph::Read all_tokens(int64_t n, std::vector<int64_t> layers) {
@@ -166,9 +174,10 @@ std::vector<DoseMeter::Request> DoseMeter::requests() const {
   return out;
 }
 
-graph::RunOptions DoseMeter::run_options() const {
+graph::RunOptions DoseMeter::run_options() {
   graph::RunOptions out;
   out.memory_budget = options_.memory_budget;
+  out.on_plan = [this](const engine::PlanSummary& plan) { token_layers_ += plan.token_layers_to_run; };
   return out;
 }
 
@@ -355,30 +364,30 @@ void DoseMeter::tally(const Alike& alike, const std::vector<Request>& requests,
                                           [](const auto& one) { return one.after.empty(); });
     return asks_nothing && first + last == size(scene->injected);
   };
-  const auto rows = std::max<int64_t>(1, kLogitBytes / (8 * model_->cfg().d_vocab));
+  const auto rows = std::max<int64_t>(1, kLogitBytes / (4 * model_->cfg().d_vocab));
   for (int64_t begin = 0; begin < n; begin += rows) {
     const auto count = std::min(rows, n - begin);
-    const auto base_TV = log_probs(*model_, base_TLD.narrow(0, begin, count).select(1, -1));
-    std::map<int64_t, torch::Tensor> base_lens;  // by block
+    const auto base = logits_of(*model_, base_TLD.narrow(0, begin, count).select(1, -1));
+    std::map<int64_t, Logits> base_lens;  // by block
     for (const auto& [piece, resid_TLD] : alike) {
       auto& sums = tallies[piece->request];
       const auto& subject = subjects_[requests[piece->request].first];
       const auto chunk_TLD = resid_TLD.narrow(0, begin, count);
-      const auto steered_TV = log_probs(*model_, chunk_TLD.select(1, -1));
-      const auto kl_T = (steered_TV.exp() * (steered_TV - base_TV)).sum(-1);
+      const auto steered_TV = model_->readout(chunk_TLD.select(1, -1)).to(torch::kCPU);
+      const auto kl_T = ops::kl_divergence(steered_TV, base.values_TV, base.total_T);
       (piece->is_injected ? sums.kl : sums.kl_later).add(kl_T.sum().item<double>(), count);
       if (ends_conversation(begin + count)) sums.kl_read.add(kl_T[-1].item<double>(), 1);
       if (!piece->is_injected || subject.word.empty()) continue;
       const auto ids = torch::tensor(subject.word, torch::kInt64);
-      sums.next.add(probability(steered_TV, ids), count);
-      sums.next_base.add(probability(base_TV, ids), count);
-      auto& lens_TV = base_lens[subject.last_layer];
-      if (!lens_TV.defined())
-        lens_TV = log_probs(*model_, base_TLD.narrow(0, begin, count).select(1, column(subject.last_layer)));
-      sums.leak_base.add(probability(lens_TV, ids), count);
-      sums.leak.add(
-          probability(resid_TLD.size(1) == 1 ? steered_TV : log_probs(*model_, chunk_TLD.select(1, 0)), ids),
-          count);
+      const Logits steered{steered_TV, ops::log_total(steered_TV)};
+      sums.next.add(probability(steered, ids), count);
+      sums.next_base.add(probability(base, ids), count);
+      auto& lens = base_lens[subject.last_layer];
+      if (!lens.values_TV.defined())
+        lens = logits_of(*model_, base_TLD.narrow(0, begin, count).select(1, column(subject.last_layer)));
+      sums.leak_base.add(probability(lens, ids), count);
+      const bool is_last = resid_TLD.size(1) == 1;
+      sums.leak.add(probability(is_last ? steered : logits_of(*model_, chunk_TLD.select(1, 0)), ids), count);
     }
   }
 }

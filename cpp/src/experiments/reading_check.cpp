@@ -27,6 +27,16 @@ std::map<int64_t, double> norms_of(const std::string& value) {
   return out;
 }
 
+/// Of a list of objects whose numbers are what doses can be.
+void check_doses(const std::string& value) {
+  const auto json = parse_json<IoError>(value, "doses");
+  const JsonField<IoError> list(json, "doses: ");
+  for (size_t i = 0; i < list.list(); ++i)
+    for (const auto* name : {"kl", "kl_later", "kl_read"})
+      if (const auto one = list.at(i); one.has(name) && !one.at(name).is_null())
+        one.at(name).require(one.at(name).number() > -1e-6, "must be 0 or more, got ", one.at(name).number());
+}
+
 template <typename Work>
 auto named(const Store& store, const std::string& key, const Work& work) {
   try {
@@ -55,9 +65,12 @@ std::string problem_of_reading(const std::string& json) {
 }
 
 std::string problem_of(const Cell& cell) {
-  if (cell.kind != "norms") return problem_of_reading(cell.value);
+  if (cell.kind != "norms" && cell.kind != "dose") return problem_of_reading(cell.value);
   try {
-    norms_of(cell.value);
+    if (cell.kind == "norms")
+      norms_of(cell.value);
+    else
+      check_doses(cell.value);
     return "";
   } catch (const IoError& error) {
     return error.what();

@@ -151,7 +151,13 @@ def own_strengths(settings: Iterable[Any]) -> dict[str, Any]:
 
 
 def resolve(
-    who: str, model: Any, experiment: Mapping[str, Any], known: dict[Any, list[Dose]], *, only_plan: bool
+    who: str,
+    model: Any,
+    experiment: Mapping[str, Any],
+    known: dict[Any, list[Dose]],
+    *,
+    only_plan: bool,
+    store: _C.Store | None = None,
 ) -> tuple[dict[str, Any], list[Dose]]:
     """An experiment in the native module's form whose strengths are numbers, and the doses that were solved for.
 
@@ -159,7 +165,10 @@ def resolve(
         experiment: "strengths" holds numbers, or the texts of doses.
         known: what has been solved for other experiments of the same call.
         only_plan: nothing is solved: every dose counts as strength 1, since a plan does not depend on it.
+        store: where doses are looked for and kept.
     """
+    from .kept_doses import kept
+
     given = experiment["strengths"]
     if not given or not any(map(is_target, given)):
         return dict(experiment), []
@@ -180,16 +189,20 @@ def resolve(
         key = (target, unit, *_place(model, protocol, target), str(experiment["layers"]), experiment["parts"][0])
         key = (*key, experiment["seed"], *((name, id(vector)) for name, vector in experiment["vectors"]))
         if key not in known:
-            known[key] = solve(
-                model,
-                _adding(protocol),
-                experiment["vectors"],
-                target,
-                unit=unit,
-                layers=experiment["layers"],
-                part=experiment["parts"][0],
-                seed=experiment["seed"],
-            )
+
+            def make(vectors: Sequence[tuple[str, Any]], target: str = target) -> list[Dose]:
+                return solve(
+                    model,
+                    _adding(protocol),
+                    vectors,
+                    target,
+                    unit=unit,
+                    layers=experiment["layers"],
+                    part=experiment["parts"][0],
+                    seed=experiment["seed"],
+                )
+
+            known[key] = kept(model, experiment, unit, store, target, make)
         doses += known[key]
     return {**out, **own_strengths(doses)}, doses if protocol.inject in ADDING else []
 
@@ -212,8 +225,10 @@ def _place(model: Any, protocol: _C.Protocol, target: str) -> tuple:
     return (protocol.inject == "random", protocol.relative_strength, tuple(tokens[0]), tuple(tokens[1]), *spans)
 
 
-def measure(model: Any, experiment: Mapping[str, Any]) -> list[Dose]:
+def measure(model: Any, experiment: Mapping[str, Any], store: _C.Store | None = None) -> list[Dose]:
     """The doses of an experiment whose strengths are numbers; none where it adds no vectors or has several parts."""
+    from .kept_doses import kept
+
     protocol = experiment["protocol"]
     if protocol.inject not in ADDING or len(experiment["parts"]) != 1:
         return []
@@ -221,18 +236,22 @@ def measure(model: Any, experiment: Mapping[str, Any]) -> list[Dose]:
     if strengths is None:
         unit, strengths = "residual", [_C.default_strength]
     unit = unit or "absolute"
-    measured = _C.measure_doses(
-        model.native,
-        protocol,
-        experiment["vectors"],
-        strengths=strengths,
-        strength_unit=unit,
-        layers=experiment["layers"],
-        part=experiment["parts"][0],
-        seed=experiment["seed"],
-        leak=False,  # half as much again
-    )
-    return [Dose.of(one, unit) for one in measured]
+
+    def make(vectors: Sequence[tuple[str, Any]]) -> list[Dose]:
+        measured = _C.measure_doses(
+            model.native,
+            protocol,
+            vectors,
+            strengths=strengths,
+            strength_unit=unit,
+            layers=experiment["layers"],
+            part=experiment["parts"][0],
+            seed=experiment["seed"],
+            leak=False,  # half as much again
+        )
+        return [Dose.of(one, unit) for one in measured]
+
+    return kept(model, experiment, unit, store, strengths, make)
 
 
 def note(data: dict[str, Any], doses: Iterable[Dose], relative_strength: float) -> None:
@@ -243,7 +262,9 @@ def note(data: dict[str, Any], doses: Iterable[Dose], relative_strength: float) 
     listed = list(doses)
     if not listed:
         return
-    data["settings"]["dose"] = [one.to_dict() for one in listed]
+    noted = [*data["settings"].get("dose", []), *(one.to_dict() for one in listed)]
+    places = ("concept", "strength", "first_layer", "last_layer", "null_index")
+    data["settings"]["dose"] = list({tuple(one[name] for name in places): one for one in noted}.values())
     by_place = {(one.concept, one.strength * relative_strength, one.first_layer, one.last_layer): one for one in listed}
     for row in data["rows"]:
         one = by_place.get((row["concept"], row["strength"], row["first_layer"], row["last_layer"]))

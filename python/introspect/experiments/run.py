@@ -265,7 +265,8 @@ def run_native(
             warnings.warn(f"{who}: {planned[0]} (long=True: this is meant)", stacklevel=stacklevel + 1)
 
     known: dict[Any, list[doses.Dose]] = {}
-    solved = [doses.resolve(who, model, one, known, only_plan=plan) for one in experiments]
+    store = shared["store"]
+    solved = [doses.resolve(who, model, one, known, only_plan=plan, store=store) for one in experiments]
     native = [one for one, _ in solved]
     shown = None if plan else progress_module.shown(options["progress"])
     try:
@@ -284,7 +285,7 @@ def run_native(
         return planned  # type: ignore[return-value]  # one for all protocols
     results = [json.loads(text) for text in texts]
     for data, (experiment, found) in zip(results, solved, strict=True):
-        measured = found or (doses.measure(model, experiment) if experiment["dose"] else [])
+        measured = found or (doses.measure(model, experiment, store) if experiment["dose"] else [])
         doses.note(data, measured, experiment["protocol"].relative_strength)
         # What reports show: turns, injected, controls.
         data["protocol"]["definition"] = json.loads(experiment["protocol"].to_json())

@@ -119,7 +119,8 @@ def unfinished(
     store: Path, model: Mapping[str, Any], protocol: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> Result | None:
     """What a store holds of a run; None where it has no reading under an injection yet."""
-    from .store import Store
+    from . import kept_doses
+    from .store import NO_READINGS, Store
 
     cells = Store(store, read_only=True)
     made = {
@@ -135,7 +136,7 @@ def unfinished(
 
     asked = [row for row in cells.asked() if is_of_run(row)]
     if not asked:  # of a store that does not note what was asked
-        asked = [row for row in cells.rows() if is_of_run(row) and row["kind"] != "norms"]
+        asked = [row for row in cells.rows() if is_of_run(row) and row["kind"] not in NO_READINGS]
     values = {row["key"]: cells.reading(row) for row in asked if row["value"]}
     for row in asked:
         if row["base_key"] and row["base_key"] not in values and (value := cells.get(row["base_key"])):
@@ -168,6 +169,7 @@ def unfinished(
         row["leaves_format"] = result.leaves_format(row)
         for side in ("base", "injected"):
             row[side]["mass"] = mass(row[side])
+    kept_doses.note_kept(vars(result), [row for row in cells.rows() if row["kind"] == "dose" and is_of_run(row)])
     return result
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas
 
 NUMBERS = ("log_odds", "p_yes", "p_no")
+NO_READINGS = ("norms", "dose")
+"""Kinds of cells that hold what else was measured."""
 _SETTING = (*KEYS, "paraphrase", *(name for name in OPTIONAL if name != "paraphrase"))  # as its columns stand
 _BOOKKEEPING = ("value", "key", "base_key", "written")
 
@@ -40,7 +42,7 @@ class Store(_C.Store):
         """
         import pandas
 
-        rows = [row for row in self._every_row() if row["kind"] != "norms"]
+        rows = [row for row in self._every_row() if row["kind"] not in NO_READINGS]
         values = {row["key"]: self.reading(row) for row in rows}
         fields = list(dict.fromkeys([*NUMBERS, *(name for value in values.values() for name in value)]))
         return pandas.DataFrame(

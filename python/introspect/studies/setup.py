@@ -28,7 +28,7 @@ class Setup:
         protocol: with the study's paraphrases.
         strengths, strength_unit, layers, seed: as ``run_experiment`` has them.
         own_strengths: see ``Experiment``.
-        nulls: random rotations, and vectors of equal dose, of each concept.
+        nulls: random rotations of each concept.
         more: of single arms: see ``run_study``.
     """
 

@@ -14,6 +14,8 @@ from .together import Experiment
 
 TOLERANCE = 0.02
 """How far off the vector's dose one of equal dose may be, as a share of it."""
+N_EQUAL_DOSE = 5
+"""Rotations of equal dose of each concept: each takes two or three runs over the injected tokens to be solved."""
 
 
 # ---- sham -----------------------------------------------------------------------------------------------------------
@@ -90,6 +92,10 @@ def _by_setting(rows: Sequence[dict]) -> list[dict[str, dict]]:
 # ---- equal dose -----------------------------------------------------------------------------------------------------
 
 
+def _n_equal_dose(setup: Setup) -> int:
+    return setup.more.get("n_equal_dose", min(N_EQUAL_DOSE, setup.nulls))
+
+
 def doses_of(setup: Setup) -> list[Any]:
     """Every rotation's strength that gives its vector's KL at the injected tokens."""
     given = Arguments("run_study")
@@ -103,7 +109,7 @@ def doses_of(setup: Setup) -> list[Any]:
         own_strengths=list(setup.own_strengths),
         strength_unit="residual" if setup.is_residual else "absolute",
         layers=given.layers(setup.layers),
-        nulls=setup.nulls,
+        nulls=_n_equal_dose(setup),
         seed=setup.seed,
         later=False,
         sizes=False,
@@ -115,8 +121,9 @@ def doses_of(setup: Setup) -> list[Any]:
 def equal_dose(setup: Setup, doses: list[Any] | None) -> list[Experiment]:
     """One experiment a setting: in each the rotations have other strengths. A plan takes them for the vector's."""
     setup.needs_vectors("equal_dose")
+    n = _n_equal_dose(setup)
     if doses is None:
-        return [setup.experiment(nulls=setup.nulls)]
+        return [setup.experiment(nulls=n)]
     by_concept: dict[str, dict[tuple[float, int, int], list[float]]] = {}
     for one in doses:
         vector = one.vector
@@ -133,7 +140,7 @@ def equal_dose(setup: Setup, doses: list[Any] | None) -> list[Experiment]:
                 own_strengths=[(name, *place, [strength]) for name, ((strength, *place), _) in at.items()],
                 strength_unit="residual" if setup.is_residual else "absolute",
                 layers=(first, last),
-                nulls=setup.nulls,
+                nulls=n,
                 null_factors={name: factors for name, (_, factors) in at.items()},
             )
         )
@@ -152,6 +159,7 @@ def collect_equal_dose(setup: Setup, results: Results, doses: list[Any]) -> Resu
             "kl": one.solved.dose.kl,
             "kl_vector": one.vector.kl,
             "measured": one.solved.n_measured,
+            "token_layers": one.token_layers,
         }
         for one in doses
     ]

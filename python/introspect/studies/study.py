@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +43,10 @@ class Study:
     Attributes:
         results: {arm: Result}, in the order in which the arms were given.
         model, protocol: as a Result has them, of the study's own experiment.
-        settings: strengths, layers, paraphrases, seed; of every arm what it controls for.
+        settings: when it was started, strengths, layers, paraphrases, seed; of every arm what it controls for.
         costs: {"arms": {arm: {"readings", "token_layers"}}, "together": the same}: readings of each arm, and tokens
             times layers that it takes by itself by the plan; together they take less, as they share what they have in
-            common. Doses that are measured before (equal_dose) are not in it.
+            common. What solving for equal doses took besides is "solving".
         not_run: {arm: why it could not be had}.
         dose, certificates, registration: what was measured and noted beside the arms.
     """
@@ -197,15 +198,16 @@ def run_study(
             are solved for once, and hold for every arm of the vectors' length.
         paraphrases: the own question in other words, as a protocol has them; None: the protocol's, or the library's
             where it asks the article's question; []: none.
-        nulls: rotations, and vectors of equal dose, of each concept.
+        nulls: rotations of each concept.
         certified: read the first injection in other ways too, see ``certify``; reports print what came out.
         store, memory_budget, progress, long: as ``run_experiment`` has them.
         plan: run nothing and return a ``StudyPlan``.
         more: of single arms. Of shuffled_pairs ``pairs`` or ``shuffled`` ({concept: pairs or vectors}) and
-            ``n_shuffled``; of other_concepts ``others`` ({concept: vector}); ``dropout_rate``; of scaled ``scale``
-            (strengths); ``swap_text`` and ``swap_strength``; of input_edit ``associations`` ({concept: text}); of sham
-            ``untold`` (a protocol); ``observer`` (a model) and ``words`` (how many tokens it reads); of question_groups
-            ``groups`` ({name: questions}); of all ``models`` and ``readouts``, as ``run_experiment`` has them.
+            ``n_shuffled``; of equal_dose ``n_equal_dose`` (rotations of each concept, 5); of other_concepts ``others``
+            ({concept: vector}); ``dropout_rate``; of scaled ``scale`` (strengths); ``swap_text`` and ``swap_strength``;
+            of input_edit ``associations`` ({concept: text}); of sham ``untold`` (a protocol); ``observer`` (a model)
+            and ``words`` (how many tokens it reads); of question_groups ``groups`` ({name: questions}); of all
+            ``models`` and ``readouts``, as ``run_experiment`` has them.
 
     Raises:
         ConfigError: a named arm that the protocol cannot have; and as ``run_experiment``.
@@ -226,7 +228,8 @@ def run_study(
         seed=given.whole("seed", seed, least=0),
         more=more,
     )
-    setup, solved = _solved(given, setup, plan)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    setup, solved = _solved(given, setup, plan, store)
     shared = {"store": store, "memory_budget": memory_budget, "progress": progress, "long": long}
     run = _Run(setup, _chosen(given, arms), is_lenient=arms is DEFAULT_ARMS)
     costs = run.plan(store, memory_budget)
@@ -238,6 +241,7 @@ def run_study(
     own = next(iter(results.values()))
     same: dict[str, Any] = {name: own.settings[name] for name in SAME if name in own.settings}
     settings = {
+        "started": started,
         **same,
         "strengths": list(dict.fromkeys(row["strength"] for row in own.rows)),
         "layers": list(dict.fromkeys((row["first_layer"], row["last_layer"]) for row in own.rows)),
@@ -247,6 +251,9 @@ def run_study(
         "arms": {arm.name: arm.controls_for for arm in run.arms},
     }
     study = Study(results, own.model, own.protocol, settings, costs.costs(), run.not_run)
+    if "equal_dose" in results:
+        solving = results["equal_dose"].settings["doses"]
+        study.costs["solving"] = {name: sum(one[name] for one in solving) for name in ("measured", "token_layers")}
     if "injected" in results:
         study.dose = {"injected": results["injected"].settings.get("dose", [])}
     if certified and "injected" in results:
@@ -271,7 +278,7 @@ def _certified(setup: Setup, injected: Result) -> dict[str, Any]:
     return {"first injection": found.to_dict()}
 
 
-def _solved(given: Arguments, setup: Setup, only_plan: bool) -> tuple[Setup, list[doses.Dose]]:
+def _solved(given: Arguments, setup: Setup, only_plan: bool, store: Any) -> tuple[Setup, list[doses.Dose]]:
     """The setup with numbers in the place of strengths that are doses, and those doses."""
     strengths = None if setup.strengths is None else given.strengths("strengths", setup.strengths)
     if not strengths or not any(map(doses.is_target, strengths)):
@@ -285,7 +292,8 @@ def _solved(given: Arguments, setup: Setup, only_plan: bool) -> tuple[Setup, lis
         "parts": [(0.0, 1.0)],
         "seed": setup.seed,
     }
-    numbers, found = doses.resolve(given.who, setup.model, asked, {}, only_plan=only_plan)
+    kept = given.store(store, only_plan)
+    numbers, found = doses.resolve(given.who, setup.model, asked, {}, only_plan=only_plan, store=kept)
     return (
         replace(
             setup,
@@ -298,8 +306,8 @@ def _solved(given: Arguments, setup: Setup, only_plan: bool) -> tuple[Setup, lis
 
 
 MORE = {
-    *("pairs", "shuffled", "n_shuffled", "others", "dropout_rate", "scale", "swap_text", "swap_strength"),
-    *("associations", "untold", "observer", "words", "groups", "models", "readouts"),
+    *("pairs", "shuffled", "n_shuffled", "n_equal_dose", "others", "dropout_rate", "scale", "swap_text"),
+    *("swap_strength", "associations", "untold", "observer", "words", "groups", "models", "readouts"),
 }
 
 

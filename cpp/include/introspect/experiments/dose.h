@@ -121,10 +121,12 @@ struct EqualDose {
   Dose vector;        ///< of the vector, at its own strength
   steering::ControlVector
       added;  ///< what that adds to each block: inject it at strength 1, in StrengthUnit::absolute
+  int64_t token_layers = 0;  ///< an equal share of what measuring all of them took, tokens times layers
 };
 
 /// For every vector x range x strength each of its nulls (`nulls` rotations, then `null_vectors`), solved by itself for
-/// the vector's own dose. `what`: "kl", "kl_later" or "kl_read". Throws as solve_doses does, std::invalid_argument without
+/// the vector's own dose. A search begins at the vector's strength, and all of them take their steps in common graphs.
+/// `what`: "kl", "kl_later" or "kl_read". Throws as solve_doses does, std::invalid_argument without
 /// nulls and for a strength that is not above 0.
 INTROSPECT_EXPORT std::vector<EqualDose> equal_doses(const graph::ModelPtr& model, const DoseContext& context,
                                                      const NamedVectors& vectors,

@@ -20,9 +20,16 @@ INTROSPECT_EXPORT torch::Tensor set_log_odds(const torch::Tensor& logits, const 
 /// Entropy of the next token, -sum p log p (0 log 0 is 0), in nats. logits [..., V] -> float64 [...] on the CPU.
 INTROSPECT_EXPORT torch::Tensor entropy(const torch::Tensor& logits);
 
-/// KL(p || base), sum p (log p - log base), in nats. logits and base_logits [..., V] -> float64 [...] on the CPU.
-/// Throws ShapeError for vocabularies of different sizes.
-INTROSPECT_EXPORT torch::Tensor kl_divergence(const torch::Tensor& logits, const torch::Tensor& base_logits);
+/// log(sum exp(logits)), in nats: exponentials in the logits' precision, float32 at least, their sum in float64.
+/// logits [..., V] -> float64 [...] on the CPU.
+INTROSPECT_EXPORT torch::Tensor log_total(const torch::Tensor& logits);
+
+/// KL(p || base), sum p (log p - log base), in nats: of float64 logits in float64, of others within 1e-6 of it.
+///
+/// logits and base_logits [..., V] -> float64 [...] on the CPU. base_log_total: log_total(base_logits) where it is known
+/// (many are compared with one). Throws ShapeError for logits of different shapes.
+INTROSPECT_EXPORT torch::Tensor kl_divergence(const torch::Tensor& logits, const torch::Tensor& base_logits,
+                                              const torch::Tensor& base_log_total = {});
 
 /// The k tokens whose log-probability rose most (or fell most), most changed first.
 ///
