@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,8 +22,8 @@ from .common import (
     output_file,
     print_json,
 )
+from .lists import Fractions, Strengths, flat, parse_ranges
 from .run import DEFAULT_LAYERS
-from .sweep import flat, parse_numbers, parse_ranges, parse_strengths
 
 EVERYDAY = "prompts"
 
@@ -40,22 +40,8 @@ def command(
         ),
     ],
     vector: experiment.Vectors,
-    strength: Annotated[
-        list[Any] | None,
-        typer.Option(
-            parser=parse_strengths,
-            metavar="S,S,...",
-            help="Factors of the vectors, or doses that are solved for: kl=0.5 (nats), sd=2, coherent.",
-        ),
-    ] = None,
-    fraction: Annotated[
-        list[Any] | None,
-        typer.Option(
-            parser=parse_numbers,
-            metavar="F,F,...",
-            help="Strengths as fractions of the median residual norm; 0.025 to 0.8 if nothing is given.",
-        ),
-    ] = None,
+    strength: Strengths = None,
+    fraction: Fractions = None,
     layers: Annotated[
         list[Layers] | None,
         typer.Option(
@@ -72,7 +58,10 @@ def command(
     device: DeviceOption = "cpu",
     json: Json = False,
 ) -> None:
-    """Measure what concepts' vectors do: KL from the unsteered run, length, leakage, and how the text then reads."""
+    """Measure what concepts' vectors do: KL from the unsteered run, length, leakage, and how the text then reads.
+
+    At 0.025 to 0.8 residual norms if no strength is given.
+    """
     files = experiment.vector_files(vector)
     if plot is not None:
         output_file(plot, (".png", ".svg", ".pdf"))

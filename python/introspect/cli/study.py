@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .._json import parse_json
 from ..output_files import check_file_name
 from ..progress import step_bars_or_lines
 from . import experiment
@@ -25,6 +27,17 @@ from .common import (
 from .run import DEFAULT_LAYERS
 
 
+def question_groups(path: Path) -> dict[str, list[str]]:
+    """{group: questions} of a file."""
+    if not path.is_file():
+        raise typer.BadParameter(f"--groups: there is no file {path}")
+    found = parse_json(path.read_text(encoding="utf-8"), f"--groups: {path}", typer.BadParameter)
+    lists = found.values() if isinstance(found, dict) else [None]
+    if not found or not all(isinstance(one, list) and one and all(isinstance(q, str) for q in one) for one in lists):
+        raise typer.BadParameter(f"--groups: {path} must be an object of lists of questions, {{name: [question, ...]}}")
+    return found
+
+
 @guarded
 def command(
     model: Model,
@@ -38,6 +51,12 @@ def command(
     strength: experiment.Strength = None,
     fraction: experiment.Fraction = None,
     layers: experiment.Ranges = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="F", help='Questions of the arm question_groups: a JSON file, {"factual_yes": [...], ...}.'
+        ),
+    ] = None,
     nulls: experiment.Nulls = 10,
     seed: experiment.Seed = 0,
     dtype: DtypeOption = Dtype.float32,
@@ -49,6 +68,7 @@ def command(
     """Run a protocol with its control arms, say what still stands, and write the study and its page into DIR."""
     files = experiment.vector_files(vector)
     options: dict[str, Any] = experiment.strengths(strength, fraction)
+    asked = None if groups is None else question_groups(groups)
     import introspect
 
     from ..studies import run_study
@@ -62,6 +82,7 @@ def command(
         "seed": seed,
         "store": output / experiment.CELLS,
         **({"arms": arms} if arms else {}),
+        **({"groups": asked} if asked else {}),
     }
     loaded = load_model(model, dtype, device)
     plan = run_study(loaded, chosen, **options, plan=True)

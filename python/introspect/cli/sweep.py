@@ -18,28 +18,9 @@ from .common import (
     Model,
     guarded,
     note,
-    parse_layers,
-    parse_number,
-    parse_strength,
     print_json,
 )
-
-
-def parse_numbers(text: str) -> list[float]:
-    return [parse_number(part.strip()) for part in text.split(",")]
-
-
-def parse_strengths(text: str) -> list[float | str]:
-    return [parse_strength(part.strip()) for part in text.split(",")]
-
-
-def parse_ranges(text: str) -> list[Layers]:
-    return [parse_layers(part.strip()) for part in text.split(",")]
-
-
-def flat(lists: list[Any] | None) -> list[Any]:
-    """One list of what an option's values, each itself a list, hold."""
-    return [item for one in lists or [] for item in one]
+from .lists import Fractions, Strengths, flat, parse_ranges
 
 
 @guarded
@@ -48,22 +29,8 @@ def command(
     protocols: experiment.Protocols,
     vector: experiment.Vectors,
     output: experiment.Folder,
-    strength: Annotated[
-        list[Any] | None,
-        typer.Option(
-            parser=parse_strengths,
-            metavar="S,S,...",
-            help="Factors of the vectors, or doses that are solved for in every range: kl=0.5 (nats), sd=2, coherent.",
-        ),
-    ] = None,
-    fraction: Annotated[
-        list[float] | None,
-        typer.Option(
-            parser=parse_numbers,
-            metavar="F,F,...",
-            help="Strengths as fractions of the median residual norm. 0.1 if not given.",
-        ),
-    ] = None,
+    strength: Strengths = None,
+    fraction: Fractions = None,
     layers: Annotated[
         list[Layers] | None,
         typer.Option(
@@ -87,7 +54,7 @@ def command(
     yes: experiment.Yes = False,
     json: Json = False,
 ) -> None:
-    """Run protocols over every combination of strengths, layer ranges and vectors.
+    """Run protocols over every combination of strengths (0.1 of the residual norm if not given), ranges and vectors.
 
     Readings are kept in DIR as they are finished: what was interrupted goes on where it stopped, and a wider sweep into
     the same DIR runs only what is missing. Settings that earlier runs into DIR had stay in its results.

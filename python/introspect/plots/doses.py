@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from .style import CONCEPT, CONTROL, NULL, THIRD, Figure, NothingToDraw, frame, legend_below, shorten
 
@@ -55,8 +57,10 @@ def dose_curves(doses: Any) -> Figure:
         _line(panels[1], rows, "sd", marker="o", **style)
         if not is_null or place[3] == 0:
             handles.append(panels[0].plot([], [], color=colour, label=shorten(name, 40))[0])
-    handles.append(panels[0].plot([], [], "--", color="#555555", label="at the later tokens")[0])
-    handles.append(panels[2].plot([], [], "o", color="white", markeredgecolor="#555555", label="text is broken")[0])
+    if any(math.isfinite(row.kl_later) for row in doses):
+        handles.append(panels[0].plot([], [], "--", color="#555555", label="at the later tokens")[0])
+    if any(row.coherent is False for row in doses):
+        handles.append(panels[2].plot([], [], "o", color="white", markeredgecolor="#555555", label="text is broken")[0])
     unit = next(iter(doses)).unit
     titles = (
         "KL from the unsteered run (nats a token)",
@@ -66,14 +70,27 @@ def dose_curves(doses: Any) -> Figure:
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize=9.5, loc="left")
         axes.set_xscale("log")
+        _label(axes.xaxis, _few(sorted({row.strength for rows in lines.values() for row in rows})))
         axes.set_xlabel("strength" + (" (residual norms)" if unit == "residual" else ""), fontsize=9)
         frame(axes)
     for axes in panels[:2]:
         if axes.lines:
             axes.set_yscale("log")
+            _label(axes.yaxis)
     panels[2].set_ylim(-0.03, 1.05)
     legend_below(figure, handles)
     return figure
+
+
+def _few(strengths: list[float], most: int = 5) -> list[float]:
+    return strengths[:: math.ceil(len(strengths) / most)]
+
+
+def _label(axis: Axis, at: list[float] | None = None) -> None:
+    """Numbers on a logarithmic axis: at these places, or at 1, 2 and 5 of every power of ten."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if at is None else FixedLocator(at))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _line(axes: Axes, rows: list[Any], name: str, **style: Any) -> None:

@@ -48,6 +48,10 @@ def _input_edit(setup: Setup, _: Any) -> Experiment:
     return setup.experiment(variants.input_edit(setup.protocol, setup.more.get("associations")))
 
 
+def _known_positive(setup: Setup, _: Any) -> Experiment:
+    return setup.experiment(variants.known_positive(setup.protocol), strengths=None, strength_unit=None)
+
+
 def _other_span(setup: Setup, _: Any) -> Experiment:
     setup.needs_vectors("other_span")
     return setup.experiment(variants.other_span(setup.protocol))
@@ -176,6 +180,12 @@ _add(
     "What the concept does when it is read and not injected: its word stands in the injected message. Needs whole "
     "messages that are injected.",
     _input_edit,
+)
+_add(
+    "known_positive",
+    "Whether the instrument can show a yes: the concept's word stands in the injected message as a secret word, and "
+    "asked is whether it is there. Needs whole messages that are injected, and a question for yes or no.",
+    _known_positive,
 )
 _add(
     "other_span",

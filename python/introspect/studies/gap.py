@@ -13,6 +13,7 @@ from .. import _C
 from ..analysis.probes import fit_probe
 from ..experiments.arguments import Arguments
 from ..experiments.results import Result
+from ..experiments.rotations import rotations
 from ..experiments.run import run_experiment
 from ..graph import Graph
 from ..steering.training import ControlVector
@@ -159,7 +160,8 @@ def probe_report_gap(
     alone = run_experiment(model, asked, layers=[(b, b) for b in has], **common)
     row = whole_run.rows[0]
     probes, held_out = _probes(model, [natural[concept] for concept in concepts])
-    versions = [named, *_rotations(named, nulls, seed)]
+    rotated = rotations(named, nulls, seed)
+    versions = [named, *({concept: rotated[concept][null] for concept in named} for null in range(nulls))]
     unit = whole_run.settings["strength_unit"]
     span, answer = zip(*(_named(model, asked, probes, one, row, unit) for one in versions), strict=True)
     nothing = dict.fromkeys(range(-1, nulls), (math.nan, math.nan))
@@ -182,16 +184,6 @@ def probe_report_gap(
         tuple(said[null][1] for null in range(nulls)),
         held_out,
     )
-
-
-def _rotations(vectors: Mapping[str, ControlVector], nulls: int, seed: int) -> list[dict[str, ControlVector]]:
-    return [
-        {
-            concept: _C.random_rotation(vector, seed=seed + nulls * place + null)
-            for place, (concept, vector) in enumerate(vectors.items())
-        }
-        for null in range(nulls)
-    ]
 
 
 def _probes(model: Model, texts: Sequence[Sequence[str]]) -> tuple[list[Any], tuple[float, ...]]:

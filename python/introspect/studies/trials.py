@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .. import _C
 from ..experiments.arguments import Arguments
+from ..experiments.rotations import rotations
 from ..steering.training import ControlVector
 from .setup import NOTHING
 from .together import Experiment, run_together
@@ -121,12 +121,11 @@ def sample_trials(
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     asked = edited(given, "sampled", read="sample", sampling=sampling)
     more = {"nulls": 0, "questions": questions, "dose": False, **options}
-    rotations = int(more["nulls"])
+    n_rotations = int(more["nulls"])
     found: list[Trial] = []
     runs = [Experiment(asked, vectors, **{**more, "seed": seed + i}) for i in range(n)]
-    if rotations and n > 1:  # rotations are those of the first seed in every trial
-        nulls = {c: [_C.random_rotation(v, seed=seed * 7919 + i) for i in range(rotations)] for c, v in vectors.items()}
-        runs = [one.changed(nulls=0, null_vectors=nulls) for one in runs]
+    if n_rotations and n > 1:  # rotations are those of the first seed in every trial
+        runs = [one.changed(nulls=0, null_vectors=rotations(vectors, n_rotations, seed)) for one in runs]
     for i, result in enumerate(run_together(model, runs, store=store, progress=progress)):
         unsteered = {row["question"]: row["base"]["text"] for row in result.rows}
         found += [Trial(NOTHING, 0.0, -1, -1, -1, question, seed + i, text) for question, text in unsteered.items()]

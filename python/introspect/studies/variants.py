@@ -108,13 +108,33 @@ def no_question(protocol: _C.Protocol) -> _C.Protocol:
 def input_edit(protocol: _C.Protocol, associations: dict[str, str] | None = None) -> _C.Protocol:
     """The concept's word, or what is associated with it, is written into the injected messages; nothing is injected."""
     arm = "input_edit"
+    written = _written(protocol, arm, "$CONCEPT" if associations else texts()["input_edit"])
+    if associations:
+        written["inject"]["texts"] = associations
+    return edited(protocol, arm, **written)
+
+
+def known_positive(protocol: _C.Protocol) -> _C.Protocol:
+    """The concept's word is written into the injected messages as a secret word; asked is whether it is there."""
+    arm = "known_positive"
+    last = _last_user(protocol)
+    if protocol.read != "yes_no" or last < 0 or _is_injected(protocol, last):
+        refuse(arm, protocol, "it needs a question for yes or no in a last message of the user that is not injected")
+    given, controls, turns = texts()[arm], json.loads(protocol.to_json()).get("controls"), protocol.turns
+    wording = controls.get("question") if isinstance(controls, dict) else None
+    question = (wording or texts()["wording"]["yes_no"]).replace("$QUESTION", given["question"])
+    turns[last] = {**turns[last], "content": question}
+    fields = {"turns": turns, "paraphrases": None, "controls": None, "asks_own_question": None}
+    return edited(protocol, arm, **fields, **_written(protocol, arm, given["text"], turns))
+
+
+def _written(protocol: _C.Protocol, arm: str, text: str, turns: list[dict[str, str]] | None = None) -> dict[str, Any]:
+    """Fields of a protocol in which a text ends an injected message (the user's, if one is); nothing is injected."""
     injected = _whole_messages(protocol, arm)
-    turns = protocol.turns
+    turns = list(turns or protocol.turns)
     at = next((i for i in injected if turns[i]["role"] == "user"), injected[0])
-    text = "$CONCEPT" if associations else texts()["input_edit"]
     turns[at] = {**turns[at], "content": f"{turns[at]['content']}\n\n{text}"}
-    inject = {"by": "tokens", "turns": turns, **({"texts": associations} if associations else {})}
-    return edited(protocol, arm, inject=inject, steer_generation=None)
+    return {"inject": {"by": "tokens", "turns": turns}, "steer_generation": None}
 
 
 def other_span(protocol: _C.Protocol) -> _C.Protocol:

@@ -203,6 +203,13 @@ def test_a_dead_instrument_says_why(arm, value, said, numpy_rng):
     assert "fails" not in {rung.verdict for rung in shown.rungs[1:]}  # its absence is no finding
 
 
+@pytest.mark.parametrize(("values", "verdict"), [([0.5, 2.0], "holds"), ([-0.5, 0.2], "fails")])
+def test_a_known_positive_of_few_concepts_must_point_the_right_way(values, verdict, numpy_rng):
+    made = studies.evidence(numpy_rng, n=2)
+    shown = ladder(Evidence({**made.arms, "known_positive": Readings(studies.CONCEPTS[:2], values)}))
+    assert shown["live"].verdict == verdict
+
+
 def test_a_model_that_answers_neither_yes_nor_no_shows_nothing(numpy_rng):
     """A refuser: log-odds of two words that it never says."""
     made = studies.study(numpy_rng, shifts=dict.fromkeys(studies.CONCEPTS, 2.0))
@@ -307,7 +314,10 @@ def test_a_yes_to_everything_is_no_yes_to_the_own_question_because_that_was_the_
         shifts = [end - b for end, b in zip(ends, base, strict=True)]
         return Readings(names, shifts, ["s"] * len(rows), asked, list(map(str, base)), base)
 
-    arms = {"injected": arm([-12.0]), "rotations": Readings(concepts, numpy_rng.normal(0, 0.1, 10).tolist(), ["s"] * 10)}
+    arms = {
+        "injected": arm([-12.0]),
+        "rotations": Readings(concepts, numpy_rng.normal(0, 0.1, 10).tolist(), ["s"] * 10),
+    }
     groups = {"factual_yes": [4.0, 5.0], "factual_no": [-5.0, -4.0], "contested": [-0.5, 0.5]}
     shown = ladder(Evidence({**arms, **{name: arm(bases) for name, bases in groups.items()}}))
     assert shown["sham"].verdict == shown["equal_norm"].verdict == "holds"

@@ -10,10 +10,11 @@ from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
 from introspect.studies import ARMS, Arm, Study, run_study
+from introspect.studies.from_results import evidence_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*left the format of the answer")
 
-LAYERS, STRENGTH, SEED, NULLS = (1, 2), 2.0, 3, 2
+LAYERS, STRENGTH, SEED, NULLS, N_EQUAL = (1, 2), 2.0, 3, 2, 3
 PARAPHRASES = [{"name": "again", "question": "Noticed it now?", "prefix": "I say"}]
 GROUPS = {"factual_yes": ["Is ice cold?"], "contested": ["Is art good?"]}
 OPTIONS = {
@@ -144,6 +145,20 @@ def test_the_input_is_edited_in_the_place_of_an_injection(study, naive, told):
         assert row["injected"]["log_odds"] == pytest.approx(naive.log_odds(turns), abs=1e-9)
 
 
+def test_a_known_positive_asks_for_a_word_that_is_written(study, naive, told):
+    for row in rows_of(study, "known_positive", 2):
+        turns = told.turns
+        asked = 'Is the secret word written in one of the messages above? Answer with "The answer is yes" or '
+        turns[3] = {**turns[3], "content": asked + '"The answer is no".'}
+        assert row["base"]["log_odds"] == pytest.approx(naive.log_odds(turns), abs=1e-9)
+        turns[1] = {**turns[1], "content": f'{turns[1]["content"]}\n\nThe secret word is "{row["concept"]}".'}
+        assert row["injected"]["log_odds"] == pytest.approx(naive.log_odds(turns), abs=1e-9)
+    known = evidence_of(study).arms["known_positive"].by_concept()
+    assert known == {
+        row["concept"]: row["injected"]["log_odds"] - row["base"]["log_odds"] for row in study["known_positive"].rows
+    }
+
+
 def test_the_message_that_asks_is_the_other_span(study, naive, told, vectors):
     for row in rows_of(study, "other_span", 8):
         turns = turns_of(row, told)
@@ -226,8 +241,9 @@ def test_questions_in_groups_stand_in_the_questions_place(study, naive, told, ve
 
 
 def test_nulls_of_equal_dose_have_the_vectors_divergence(model, naive, told, vectors):
-    options = {**OPTIONS, "strengths": [2.0, 0.7]}
-    result = run_study(model, told, vectors=vectors, arms="equal_dose", **options)["equal_dose"]
+    options = {**OPTIONS, "strengths": [2.0, 0.7], "n_equal_dose": N_EQUAL}
+    study = run_study(model, told, vectors=vectors, arms="equal_dose", **options)
+    result = study["equal_dose"]
     index = message_positions(model, told.turns, [1, 2])
 
     def kl(vector, strength):
@@ -242,7 +258,15 @@ def test_nulls_of_equal_dose_have_the_vectors_divergence(model, naive, told, vec
         assert kl(null, one["null_strength"]) == pytest.approx(target, rel=0.02)
         assert one["kl_vector"] == pytest.approx(target, rel=1e-4)
         strengths[one["concept"], one["strength"], one["null_index"]] = one["null_strength"]
-    assert len(strengths) == 2 * 2 * NULLS
+    assert len(strengths) == 2 * 2 * N_EQUAL
+    # What stands above the first injected block runs for every measurement, all of it once a step beside them.
+    solving, n_layers = study.costs["solving"], model.cfg.n_layers
+    counts = [one["measured"] for one in result.settings["doses"]]
+    assert solving["measured"] == sum(counts) <= 4 * len(strengths)
+    found = introspect.conversation_tokens(model, told)
+    whole = n_layers * len([*found.before, *found.injected, *found.after])
+    runs = (2 * 2 + sum(counts)) * (n_layers - 1 - LAYERS[0]) * len(index)
+    assert runs - len(strengths) <= solving["token_layers"] <= runs + (2 + max(counts)) * whole
     for row in result.rows:
         if row["kind"] == "random":
             strength = strengths[row["concept"], row["strength"], row["null_index"]]
@@ -372,7 +396,8 @@ def test_default_arms_that_cannot_be_had_are_left_out_with_the_reason(model, vec
     given = {"vectors": {"cat": vectors["cat"]}, **options}
     study = run_study(model, protocol(**SENTENCES), **{k: v for k, v in given.items() if v is not None})
     assert set(study.not_run) == {
-        *("shuffled_pairs", "other_concepts", "input_edit", "other_span", "content", "no_question", "observer")
+        *("shuffled_pairs", "other_concepts", "input_edit", "known_positive", "other_span"),
+        *("content", "no_question", "observer"),
     }
     assert "two concepts" in study.not_run["other_concepts"]
     assert {row["group"] for row in study["question_groups"].rows} == {"matched"}

@@ -36,6 +36,10 @@ def test_rotations_are_the_same_in_every_trial(model):
     found = sample_trials(model, protocol(), vectors, n=2, max_new_tokens=3, nulls=2, **OPTIONS).to_pandas()
     assert sorted(set(found["null_index"])) == [-1, 0, 1]
     assert len(found) == 2 * (1 + 1 + 2)
+    asked = protocol(read="sample", sampling={"max_new_tokens": 3, "temperature": 1.0})
+    one = introspect.run_experiment(model, asked, vectors=vectors, nulls=2, questions=[], seed=0, **OPTIONS)
+    first = found[(found["seed"] == 0) & (found["null_index"] >= 0)]
+    assert list(first["text"]) == [row["injected"]["text"] for row in one.rows if row["null_index"] >= 0]
 
 
 def test_rates_count_labels_with_exact_intervals(model):
