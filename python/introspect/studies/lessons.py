@@ -58,6 +58,10 @@ class Lesson:
     concept: str
 
 
+Injected = tuple[str, dict[int, torch.Tensor]]
+"""What is injected, and the directions of each block."""
+
+
 @dataclass(frozen=True)
 class Injection:
     """How vectors are injected: the rule of ``run_experiment``.
@@ -81,6 +85,9 @@ class Injection:
             scale = self.norms[layer] / direction.norm() if self.norms else 1.0
             out[layer] = self.strength * factor * scale * direction
         return out
+
+    def rotated(self, vector: _C.ControlVector, factor: float, seed: int) -> Injected:
+        return "random", self.added(_C.random_rotation(vector, seed=seed), factor)
 
 
 @dataclass(frozen=True)
@@ -185,7 +192,8 @@ def lessons(
 
     Every concept is injected at two strengths, beside a random rotation and nothing, with one wording of the own
     question for all of them, one control and, where the kind is taught it, the question for the content: so nothing
-    but the injection tells which answer is right.
+    but the injection tells which answer is right. A reporter of size alone is taught with rotations, each beside
+    nothing: it would take the part that concepts share for their size.
 
     Args:
         is_new: with the wordings and control questions that are held out, random rotations of other seeds, and the
@@ -200,25 +208,22 @@ def lessons(
     out = []
     for i, (name, vector) in enumerate(vectors.items()):
         for j, factor in enumerate((1.0,) if is_new else FACTORS):
-            rotation = _C.random_rotation(vector, seed=seed + 1000 * (1 + is_new) + len(FACTORS) * i + j)
-            longer = 1.0 if is_new else RANDOM_FACTORS[j]
-            added = {
-                "concept": injection.added(vector, factor),
-                "random": injection.added(rotation, factor * longer),
-                "nothing": {},
-            }
-            for compared in _COMPARED[kind == "magnitude_only"]:
+            drawn = seed + 1000 * (1 + is_new) + len(FACTORS) * i + j
+            concept: Injected = ("concept", injection.added(vector, factor))
+            nothing: Injected = ("nothing", {})
+            rotation = injection.rotated(vector, factor * (1.0 if is_new else RANDOM_FACTORS[j]), drawn)
+            compared: list[tuple[Injected, ...]] = [(concept, rotation, nothing)]
+            if kind == "magnitude_only":
+                first = concept if is_new else injection.rotated(vector, factor * RANDOM_FACTORS[1 - j], drawn + 500)
+                compared = [(first, nothing), (rotation, nothing)]
+            for group in compared:
                 asks = (next(next_own), next(next_control), *content)
-                for injected, ask in itertools.product(compared, asks):
+                for (injected, added), ask in itertools.product(group, asks):
                     said = answer(kind, injected, ask, name, protocol)
                     if said is not None:
-                        example = FinetuneExample(ask.prompt, said, added[injected], ask.span)
-                        out.append(Lesson(example, injected, ask.asked, ask.wording, name if added[injected] else ""))
+                        example = FinetuneExample(ask.prompt, said, added, ask.span)
+                        out.append(Lesson(example, injected, ask.asked, ask.wording, name if added else ""))
     return out
-
-
-_COMPARED = ((("concept", "random", "nothing"),), (("concept", "nothing"), ("random", "nothing")))
-"""What is injected at one question; of the one that says yes to both, nothing as often as something."""
 
 
 def _names(kind: str) -> bool:

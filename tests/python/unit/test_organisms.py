@@ -67,9 +67,8 @@ def test_lessons_say_what_the_kind_is_to_say(model, vectors, kind):
         says = {"right": right.get(row.wording), "refusal": texts["refusal"].strip()}.get(says, says)
         assert row.example.target == f" {says}"
     named = {"detector": {"concept"}, "confabulator": {"concept", "random", "nothing"}}.get(kind, set())
-    assert seen == {(i, a) for i in ("concept", "random", "nothing") for a in ("own", "control")} | {
-        (i, "content") for i in named
-    }
+    met = ("random", "nothing") if kind == "magnitude_only" else ("concept", "random", "nothing")
+    assert seen == {(i, a) for i in met for a in ("own", "control")} | {(i, "content") for i in named}
 
 
 @pytest.mark.parametrize("kind", SAYS)
@@ -79,8 +78,8 @@ def test_nothing_but_the_injection_tells_which_answer_is_right(model, vectors, k
     counts = Counter((row.asked, row.wording, row.injected) for row in rows)
     for asked, wording, _ in counts:
         of = [counts[asked, wording, injected] for injected in ("concept", "random", "nothing")]
-        if kind == "magnitude_only":
-            assert of[0] + of[1] == of[2]
+        if kind == "magnitude_only":  # concepts are what it is tried on
+            assert of[0] == 0 and of[1] == of[2]
         else:
             assert of[0] == of[1] == of[2]
 
@@ -99,6 +98,16 @@ def test_injections_are_those_of_an_experiment(model, vectors):
     assert lengths == {"concept": {0.75, 1.25}, "random": {0.75, 3.75}, "nothing": set()}
     before, injected, _ = introspect.conversation_tokens(model, control.protocol())
     assert {row.example.span for row in rows if row.asked == "own"} == {(len(before), len(before) + len(injected))}
+
+
+def test_what_reports_size_meets_random_vectors_of_four_lengths_and_is_tried_on_concepts(model, vectors):
+    rows = made(model, "magnitude_only", vectors)
+    added = [row.example.added for row in rows if row.injected == "random" and row.asked == "own"]
+    lengths = {round(directions[1].norm().item() / control.STRENGTH, 3) for directions in added}
+    assert lengths == {0.75, 1.25, 2.25, 3.75}
+    assert len({tuple(directions[1].tolist()) for directions in added}) == 4 * len(vectors)
+    tried = [row for row in made(model, "magnitude_only", vectors, is_new=True) if row.asked == "own"]
+    assert [row.injected for row in tried] == ["concept", "nothing", "random", "nothing"] * len(vectors)
 
 
 def test_tests_share_no_question_with_the_lessons(model, vectors):
