@@ -203,6 +203,13 @@ def test_a_dead_instrument_says_why(arm, value, said, numpy_rng):
     assert "fails" not in {rung.verdict for rung in shown.rungs[1:]}  # its absence is no finding
 
 
+@pytest.mark.parametrize(("values", "verdict"), [([0.5, 2.0], "holds"), ([-0.5, 0.2], "fails")])
+def test_a_known_positive_of_few_concepts_must_point_the_right_way(values, verdict, numpy_rng):
+    made = studies.evidence(numpy_rng, n=2)
+    shown = ladder(Evidence({**made.arms, "known_positive": Readings(studies.CONCEPTS[:2], values)}))
+    assert shown["live"].verdict == verdict
+
+
 def test_a_model_that_answers_neither_yes_nor_no_shows_nothing(numpy_rng):
     """A refuser: log-odds of two words that it never says."""
     made = studies.study(numpy_rng, shifts=dict.fromkeys(studies.CONCEPTS, 2.0))
