@@ -138,7 +138,7 @@ class Claims:
         sentence = upper_first(first.stands)
         if first.effect is not None:
             sentence += f" ({number(first.effect, first.unit, first.interval)}, {first.n_concepts} concepts)"
-        sentence += f": {listed([rung.stands for rung in above])}" if above else ""
+        sentence += f": {listed([rung.stands + _rest(rung, first) for rung in above])}" if above else ""
         named = ", ".join(f"“{rung.title}”" for rung in gaps)
         return f"{sentence}. Left out below that: {named}, not run." if gaps else f"{sentence}."
 
@@ -184,6 +184,13 @@ class Claims:
             lines.append(f"{rung.mark} {rung.title.ljust(width)}  {rung.verdict.ljust(9)}  {rung.sentence}")
         lines += [f"! {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _rest(rung: Rung, first: Rung) -> str:
+    """What is left of a shift where the rung's controls make more than half of it."""
+    if rung.unit != first.unit or rung.effect is None or first.effect is None or 2 * rung.effect >= first.effect:
+        return ""
+    return f" (by {number(rung.effect, rung.unit)} of it)"
 
 
 def _with_tuple(data: dict[str, Any]) -> dict[str, Any]:

@@ -365,6 +365,16 @@ def test_only_some_of_the_questions_are_not_all_of_them(numpy_rng):
     assert shown.verdict == "fails" and shown.felled_by == "factual questions with the answer no"
 
 
+def test_a_shift_that_controls_make_most_of_says_what_is_left_of_it(numpy_rng):
+    """A reporter of size: random directions do nearly as much."""
+    made = studies.evidence(numpy_rng, shift=5.0, spread=0.1, others={"rotations": 4.0, "equal_dose": 2.0})
+    said = ladder(made).strongest
+    left = ladder(made)["equal_norm"].effect
+    assert left == pytest.approx(1.0, abs=0.2)
+    assert f"of the same length (by +{left:.2f} nats of it), beyond" in said
+    assert "of the same dose, beyond" in said  # three of five nats are the larger part
+
+
 def test_the_strongest_sentence_stops_at_what_fells_it(numpy_rng):
     made = studies.evidence(numpy_rng, shift=1.0, spread=0.1, others={"factual_no": 1.5})
     shown = ladder(made)
