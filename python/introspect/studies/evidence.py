@@ -16,6 +16,9 @@ SAME_QUESTION = ("setting", "paraphrase", "question")
 SAME_SETTING = ("setting",)
 """Arms that ask other questions are compared setting by setting."""
 
+FIRM = 7.0
+"""Log-odds from which on answers are alike: fewer than one in a thousand are others."""
+
 
 @dataclass(frozen=True)
 class Readings:
@@ -140,7 +143,8 @@ def net_of_pull(own: Readings, others: Sequence[Readings]) -> dict[str, float]:
     injection; what it says at the own question's log-odds is subtracted. Where the controls do not reach so far, it is
     the most that one rising curve of all answers, nowhere steeper than 1, allows: below the last control, that the
     answer ends as high as that one; above, that it moves as far. (A yes to everything moves answers that were a firm
-    no furthest.) A setting is left out where the controls are fewer than four, or span less than a nat.
+    no furthest.) The same is done with all answers firmer than FIRM taken for as firm as that, and the smaller of the
+    two counts. A setting is left out where the controls are fewer than four, or span less than a nat.
     """
     found: list[tuple[tuple[str, Cell], float]] = []
     lines: dict[tuple[str, Cell], list[tuple[float, float]]] = defaultdict(list)
@@ -149,12 +153,30 @@ def net_of_pull(own: Readings, others: Sequence[Readings]) -> dict[str, float]:
             lines[place].append((base, value))
     for place, base, value in _placed(own):
         points = lines.get(place, [])
-        xs = [x for x, _ in points]
-        if len(points) < 4 or max(xs) - min(xs) < 1:
+        if len(points) < 4 or not _spread(points):
             continue
-        last = min(max(base, min(xs)), max(xs))
-        found.append((place, value - _line_at(points, last) - max(0.0, last - base)))
+        net = _beyond(points, base, value)
+        firm = [_firm(*point) for point in points]
+        found.append((place, min(net, _beyond(firm, *_firm(base, value))) if _spread(firm) else net))
     return _by_concept(_means(found))
+
+
+def _spread(points: Sequence[tuple[float, float]]) -> bool:
+    xs = [x for x, _ in points]
+    return max(xs) - min(xs) >= 1
+
+
+def _beyond(points: Sequence[tuple[float, float]], base: float, value: float) -> float:
+    """What is left of a shift that began at ``base``, see net_of_pull. points: (log-odds, shift) of the controls."""
+    xs = [x for x, _ in points]
+    last = min(max(base, min(xs)), max(xs))
+    return value - _line_at(points, last) - max(0.0, last - base)
+
+
+def _firm(base: float, value: float) -> tuple[float, float]:
+    """The same where no answer is firmer than FIRM, before and after."""
+    before, after = (min(max(x, -FIRM), FIRM) for x in (base, base + value))
+    return before, after - before
 
 
 def held_out(cells: Mapping[tuple[str, Cell], float]) -> tuple[str, dict[str, float]]:

@@ -300,6 +300,14 @@ def test_a_pull_towards_even_odds_is_taken_away():
     assert net_of_pull(above, [others])["a"] == pytest.approx(2 / 3)
 
 
+def test_a_yes_that_is_firmer_than_one_in_a_thousand_is_no_other_yes():
+    """Controls end at 8 to 10 nats, the own question at 14: nobody would ever hear the difference."""
+    base = [-4.0, -1.0, 2.0, 5.0]
+    others = Readings(["a"] * 4, [8 - -4.0, 9 - -1.0, 9 - 2.0, 10 - 5.0], ["s"] * 4, question=list("wxyz"), base=base)
+    assert net_of_pull(Readings(["a"], [16.0], ["s"], base=[-2.0]), [others])["a"] == pytest.approx(0)
+    assert net_of_pull(Readings(["a"], [6.0], ["s"], base=[-2.0]), [others])["a"] < -3  # ends at 4
+
+
 def test_a_yes_to_everything_is_no_yes_to_the_own_question_because_that_was_the_firmest_no(numpy_rng):
     """All answers end at 11: the own question, which starts at -12, moves by 23 nats, and controls at -5 to 5 by less.
 
