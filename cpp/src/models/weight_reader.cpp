@@ -9,6 +9,7 @@
 #include "introspect/ops/quantised_rows.h"
 #include "models/make_block.h"
 #include "models/part_names.h"
+#include "models/read_ahead.h"
 
 namespace introspect::models {
 
@@ -31,8 +32,7 @@ class WeightReader {
       stored_ = std::dynamic_pointer_cast<const io::MappedTensors>(source_);
       const auto names = source_->names();
       check<ConfigError>(
-          stored_ &&
-              std::any_of(names.begin(), names.end(), [&](const auto& name) { return is_quantised(name); }),
+          stored_ && std::any_of(names.begin(), names.end(), [&](const auto& name) { return stays(name); }),
           "Model::load: weights='as stored' needs a file with quantised blocks, and this one has none");
     }
     if (options.block_devices.empty()) return;
@@ -195,8 +195,11 @@ class WeightReader {
 
   // Matrices that stay in their blocks.
 
-  bool is_quantised(const std::string& name) const {
-    return find_quantisation(source_->dtype(name)) != nullptr;
+  /// True if a tensor takes less memory as it is stored than in the model's dtype.
+  bool stays(const std::string& name) const {
+    const auto* format = find_block_format(source_->dtype(name));
+    const auto size = static_cast<int64_t>(c10::elementSize(dtype_));
+    return format && format->layout.block_bytes < size * format->layout.block_elements;
   }
 
   /// The stored bytes of a tensor, uint8 [rows, bytes of a row], its last dimension `columns` long; a view of the mapped
@@ -210,6 +213,7 @@ class WeightReader {
     const std::vector<int64_t> sizes = {rows, columns / elements * size};
     if (copy_bytes_) return stored_->read_bytes(name).view(sizes);
     const auto bytes = stored_->bytes(name);
+    stored_->will_need(name);
     // from_blob takes a mutable pointer; the bytes are only read.
     return torch::from_blob(
         const_cast<std::byte*>(bytes.data()), sizes, [keep = stored_](void*) {}, torch::kByte);
@@ -223,7 +227,7 @@ class WeightReader {
     bool any = false, all = !modules.empty();
     for (const auto& module : modules) {
       const auto name = named(module.name) + ".weight";
-      any = any || is_quantised(name);
+      any = any || stays(name);
       all = all && ops::QuantisedRows::can_hold(source_->dtype(name));
     }
     if (!any || !all) return std::nullopt;
@@ -254,7 +258,7 @@ class WeightReader {
       torch::Tensor all;
       for (int64_t e = 0; e < E; ++e) {
         const auto name = at_expert(named(module), e) + names.weight_suffix;
-        if (!is_quantised(name)) return {};
+        if (!stays(name)) return {};
         if (by_expert || !all.defined()) {
           check_tensor(name, by_expert ? at::IntArrayRef({n, columns}) : at::IntArrayRef({E, n, columns}));
           all = stored_bytes(name, by_expert ? n : E * n, columns);
@@ -269,8 +273,7 @@ class WeightReader {
   }
 
   nn::Linear matrix(const std::string& name, const std::vector<int64_t>& sizes) const {
-    if (!stored_ || is_check_ || !source_->has(name) || !is_quantised(name))
-      return nn::Linear(tensor(name, sizes));
+    if (!stored_ || is_check_ || !source_->has(name) || !stays(name)) return nn::Linear(tensor(name, sizes));
     check_tensor(name, sizes);
     return nn::Linear(
         ops::QuantisedRows(source_->dtype(name), stored_bytes(name, sizes[0], sizes[1]), dtype_));
@@ -352,14 +355,15 @@ Weights read_weights(std::shared_ptr<const io::TensorSource> source, const Archi
   const WeightReader reader(std::move(source), architecture, options);
   reader.check_shapes();
   auto weights = reader.read_outside();
+  const int64_t n_layers = architecture.cfg.n_layers;
   if (!options.keep_blocks) {
-    weights.read_block = [reader](int64_t layer) {
+    const auto read = [reader](int64_t layer) {
       const at::NoGradGuard no_grad;
       return reader.block(layer);
     };
+    weights.read_block = read_ahead(read, n_layers);
     return weights;
   }
-  const int64_t n_layers = architecture.cfg.n_layers;
   for (int64_t layer = 0; layer < n_layers; ++layer) {
     report(options.progress, "loading", layer, n_layers);
     weights.blocks.push_back(reader.block(layer));

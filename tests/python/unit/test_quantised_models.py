@@ -9,7 +9,7 @@ from introspect import _C, ConfigError, analysis
 
 # Rows of q and k out of order; biases and a fused product of several encodings; norms after layers; experts.
 K_QUANTS = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "head_dim": 32}
-LEGACY = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+LEGACY = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 24}
 FILES = {
     "llama": ("llama", ("Q4_1", "Q8_0", "Q5_0", "Q4_0"), LEGACY),
     "qwen2": ("qwen2", ("Q4_K", "Q6_K", "Q5_K", "Q3_K", "F16", "Q2_K"), {**K_QUANTS, "tie_word_embeddings": True}),
@@ -109,25 +109,24 @@ def test_weights_by_name_are_the_dense_model_s(dense, stored):
     assert stored.native.weight_names() == names
     for name in names:
         assert torch.equal(stored.native.weight(name), dense.native.weight(name)), name
-    assert stored.native.n_params() == dense.native.n_params()
+    assert stored.native.n_params == dense.native.n_params
     assert stored.hash == dense.hash
 
 
 def test_what_reads_weights_gives_the_dense_model_s_numbers(dense, stored, tokens):
     if not dense.cfg.num_experts:
-        copies = [_C.analysis.ov_copying_scores(m.native) for m in (dense, stored)]
+        copies = [_C.ov_copying_scores(m.native) for m in (dense, stored)]
         torch.testing.assert_close(copies[1], copies[0], rtol=0, atol=1e-3)  # eigenvalues of the same matrices
     attributions = [
-        analysis.direct_logit_attribution(m, tokens[:1], torch.tensor([[4]]), torch.tensor([[9]]), unit="layer")
-        for m in (dense, stored)
+        analysis.direct_logit_attribution(m, tokens[:1], 4, wrong=9, unit="component") for m in (dense, stored)
     ]
     got, wanted = (torch.as_tensor(a.values) for a in reversed(attributions))
     torch.testing.assert_close(got, wanted, **FLOOR)
 
 
 def test_blocks_take_the_file_s_memory_and_are_no_tensors(path, dense, stored):
-    assert stored.native.nbytes() < 1.05 * path.stat().st_size
-    assert dense.native.nbytes() > 2 * stored.native.nbytes()
+    assert stored.native.nbytes < 1.05 * path.stat().st_size
+    assert dense.native.nbytes > 2 * stored.native.nbytes
     assert dense.native.quantised_weights() == []
     assert "blocks.0.attn.W_QKV" in stored.native.quantised_weights()
     with pytest.raises(ConfigError, match="weights='dense'"):
@@ -142,8 +141,8 @@ def test_blocks_take_the_file_s_memory_and_are_no_tensors(path, dense, stored):
 def test_blocks_that_stay_in_the_file_give_the_same_bits(path, stored, tokens):
     left = introspect.load_model(path, weights="as stored", keep_blocks=False)
     assert torch.equal(left(tokens), stored(tokens))
-    assert left.native.nbytes() < stored.native.nbytes()
-    assert left.native.n_params() == stored.native.n_params()
+    assert left.native.nbytes < stored.native.nbytes
+    assert left.native.n_params == stored.native.n_params
 
 
 def test_a_lora_adapter_lies_on_top(dense, stored, tokens, rng):
