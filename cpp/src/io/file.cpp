@@ -77,6 +77,10 @@ MappedFile::~MappedFile() {
   if (descriptor_ >= 0) ::close(descriptor_);
 }
 
+void MappedFile::will_need(size_t offset, size_t size) const {
+  ::posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_WILLNEED);
+}
+
 void MappedFile::read(size_t offset, std::span<std::byte> out) const {
   size_t done = 0;
   while (done < out.size()) {

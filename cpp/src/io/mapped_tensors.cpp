@@ -88,6 +88,11 @@ std::span<const std::byte> MappedTensors::bytes(const std::string& name) const {
   return tensor.file->bytes().subspan(tensor.offset, tensor.size);
 }
 
+void MappedTensors::will_need(const std::string& name) const {
+  const auto& tensor = at(name);
+  tensor.file->will_need(tensor.offset, tensor.size);
+}
+
 torch::Tensor MappedTensors::read_bytes(const std::string& name) const {
   const auto& tensor = at(name);
   tensor.file->check_unchanged();

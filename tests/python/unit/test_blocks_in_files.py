@@ -1,5 +1,7 @@
 """keep_blocks=False: the same numbers, bit for bit, while the blocks stay in the files."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from graphs import Sizes, build, graphs
@@ -87,3 +89,24 @@ def test_weights_that_are_not_in_memory_are_not_handed_out(folders):
         left.native.named_weights()
     with pytest.raises(introspect.ConfigError, match=r"blocks stay in the files.*keep_blocks"):
         introspect.finetune(left, [introspect.FinetuneExample([5], [6])], steps=1)
+
+
+def test_several_threads_run_one_model(folders, tokens):
+    """Each asks for blocks in an order of its own, while the next ones are read ahead."""
+    kept, left = load_both_ways(folders[0])
+    n = left.cfg.n_layers
+    stops = [None, 1, n - 1, None]
+    expected = [kept.native.forward(tokens, stop_at_layer=stop) for stop in stops]
+    with ThreadPoolExecutor(len(stops)) as pool:
+        for _ in range(5):
+            got = pool.map(lambda stop: left.native.forward(tokens, stop_at_layer=stop), stops)
+            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_file_that_changes_between_blocks_is_named_by_the_pass_that_needs_it(tmp_path, tokens):
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", tiny_transformers("qwen2"))
+    left = introspect.load_model(path, dtype=torch.float64, keep_blocks=False)
+    left.native.forward(tokens, stop_at_layer=1)  # reads block 0, and block 1 ahead
+    path.touch()
+    with pytest.raises(introspect.IoError, match=r"tiny\.gguf"):
+        left(tokens)

@@ -32,6 +32,9 @@ class INTROSPECT_EXPORT MappedFile {
   /// IoError.
   void read(size_t offset, std::span<std::byte> out) const;
 
+  /// Asks the system to read `size` bytes from `offset` on into its memory, and returns at once.
+  void will_need(size_t offset, size_t size) const;
+
   /// Throws IoError if the file's size or time of modification is another than when it was opened.
   void check_unchanged() const;
 

@@ -35,6 +35,9 @@ class INTROSPECT_EXPORT MappedTensors : public TensorSource {
   /// file that was changed or cut.
   std::span<const std::byte> bytes(const std::string& name) const;
 
+  /// Asks the system to read them into its memory, and returns at once.
+  void will_need(const std::string& name) const;
+
   /// A copy of them, uint8 [bytes], which takes no more memory than itself. Throws likewise.
   torch::Tensor read_bytes(const std::string& name) const;
 
