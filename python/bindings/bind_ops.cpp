@@ -26,8 +26,13 @@ Raises:
     ShapeError: ``weight`` is not [d_model].
 )doc");
 
-  m.def("linear", &ops::linear, py::arg("x"), py::arg("weight"), py::arg("bias") = torch::Tensor(),
-        py::call_guard<py::gil_scoped_release>(), R"doc(
+  m.def(
+      "linear",
+      [](const torch::Tensor& x, const torch::Tensor& weight, const std::optional<torch::Tensor>& bias) {
+        return ops::linear(x, weight, bias.value_or(torch::Tensor()));
+      },
+      py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(), py::call_guard<py::gil_scoped_release>(),
+      R"doc(
 x W^T + b over the last dimension, in x's dtype, by the kernels that models use.
 
 Args:

@@ -2,16 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
-#include <new>
 
 #include "core/parallel.h"
-#include "ops/amx.h"
-
-#if INTROSPECT_X86_KERNELS
-#include <immintrin.h>
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 finds it in its own header
-#endif
+#include "ops/bfloat16_panels.h"
 
 namespace introspect::ops {
 
@@ -21,35 +14,11 @@ namespace {
 
 using BFloat16 = c10::BFloat16;
 
-constexpr int64_t kPanelRows = 16;  // of x: the columns of a tile, the lanes of a register
-constexpr int64_t kBlockRows = 32;  // of w: two tiles
-constexpr int64_t kStep = 32;       // of k: a tile's 64 bytes
-constexpr int64_t kSums = kBlockRows * kPanelRows;
 constexpr int64_t kMostRows = 512;    // of one sweep over w
 constexpr int64_t kCached = 1 << 19;  // numbers of x that stay in L2 while w passes by
 constexpr int64_t kStepsAtOnce = 12;  // of two panels and a block, which then stay in L1
 constexpr int64_t kBlocksAtOnce = 8;  // that pass by a part of x where all of it does not stay in L2
 constexpr int64_t kBytesPerTask = 1 << 16, kFlopsPerTask = 1 << 22;  // either is worth a thread
-
-int64_t round_up(int64_t n, int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
-
-/// Numbers that begin at a cache line: a tile's load takes five times as long where its rows cross lines.
-template <typename T>
-class Lines {
- public:
-  explicit Lines(int64_t n)
-      : data_(static_cast<T*>(::operator new(static_cast<size_t>(n) * sizeof(T), kLine))) {}
-  T* get() const { return data_.get(); }
-
- private:
-  static constexpr std::align_val_t kLine{64};
-  struct Free {
-    void operator()(T* p) const { ::operator delete(p, kLine); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
 
 /// x [rows, K] as panels, times w [N, K] -> out [rows, N].
 ///
@@ -79,79 +48,12 @@ struct Operands {
   const char* next = nullptr;  // rows that memory is asked for meanwhile; null: none
 };
 
-/// 16 x 16 words with rows and columns exchanged.
-INTROSPECT_AVX512_BFLOAT16 [[gnu::always_inline]] inline void transpose(__m512i r[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {  // r[4 j + i]: column i of each of four lanes, of the rows 4 j to 4 j + 3
-    t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-    t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-    t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-    t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-    r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-    r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-    r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
-  }
-}
-
-/// The first n of 32 numbers.
-INTROSPECT_AVX512_BFLOAT16 [[gnu::always_inline]] inline __mmask32 first(int64_t n) {
-  return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1;
-}
-
 /// Panels [begin, end) of x [M, K].
 INTROSPECT_AVX512_BFLOAT16 void pack(const BFloat16* x, BFloat16* panels, int64_t M, int64_t K, int64_t begin,
                                      int64_t end) {
-  const int64_t steps = (K + kStep - 1) / kStep;
-  for (int64_t p = begin; p < end; ++p) {
-    const BFloat16* rows = x + p * kPanelRows * K;
-    BFloat16* panel = panels + p * steps * kStep * kPanelRows;
-    const int64_t n_rows = std::min(kPanelRows, M - p * kPanelRows);
-    for (int64_t s = 0; s < steps; ++s) {
-      __m512i r[16];
-      for (int64_t i = 0; i < kPanelRows; ++i)
-        r[i] = i < n_rows ? _mm512_maskz_loadu_epi16(first(K - s * kStep), rows + i * K + s * kStep)
-                          : _mm512_setzero_si512();
-      transpose(r);
-      for (int64_t i = 0; i < kPanelRows; ++i) _mm512_store_si512(panel + (s * kPanelRows + i) * kStep, r[i]);
-    }
-  }
-}
-
-/// The sums [32 rows of w, 16 rows of x] of one panel, plus the bias, rounded, to out[m, n .. n + 32).
-INTROSPECT_AVX512_BFLOAT16 [[gnu::always_inline]] inline void write(const Product& o, const float* sums,
-                                                                    int64_t m, int64_t n) {
-  const auto halves = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
-                                       22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  const int64_t n_columns = std::min(kBlockRows, o.N - n), n_rows = std::min(kPanelRows, o.rows - m);
-  __m512i r[16];
-  for (int64_t i = 0; i < 16; ++i) {
-    auto even = _mm512_load_ps(sums + 2 * i * kPanelRows);
-    auto odd = _mm512_load_ps(sums + (2 * i + 1) * kPanelRows);
-    if (o.bias) {
-      even = _mm512_add_ps(even, _mm512_set1_ps(2 * i < n_columns ? o.bias[n + 2 * i] : 0.0f));
-      odd = _mm512_add_ps(odd, _mm512_set1_ps(2 * i + 1 < n_columns ? o.bias[n + 2 * i + 1] : 0.0f));
-    }
-    const auto both = _mm512_cvtne2ps_pbh(odd, even);
-    __m512i words;
-    std::memcpy(&words, &both, sizeof words);
-    r[i] = _mm512_permutexvar_epi16(halves, words);
-  }
-  transpose(r);
-  const auto mask = first(n_columns);
-  for (int64_t i = 0; i < n_rows; ++i) _mm512_mask_storeu_epi16(o.out + (m + i) * o.N + n, mask, r[i]);
+  const int64_t size = (K + kStep - 1) / kStep * kStep * kPanelRows;
+  for (int64_t p = begin; p < end; ++p)
+    pack_panel(x + p * kPanelRows * K, K, std::min(kPanelRows, M - p * kPanelRows), K, panels + p * size);
 }
 
 /// Two products at a time for P panels and R rows of w from `row` on.
@@ -361,8 +263,11 @@ INTROSPECT_AVX512_BFLOAT16 void multiply_blocks(const Product& o, int64_t begin,
             Kernel::template multiply<1>(part, to);
           part.next = nullptr;
           if (step + at_once < steps) continue;
-          write(o, to, p * kPanelRows, b * kBlockRows);
-          if (two) write(o, to + kSums, (p + 1) * kPanelRows, b * kBlockRows);
+          for (int64_t q = 0; q <= two; ++q) {
+            const int64_t m = (p + q) * kPanelRows, n = b * kBlockRows;
+            write_rows(to + q * kSums, o.bias ? o.bias + n : nullptr, o.out + m * o.N + n, o.N,
+                       std::min(kPanelRows, o.rows - m), std::min(kBlockRows, o.N - n));
+          }
         }
       }
   }

@@ -19,6 +19,7 @@ from . import (
     lens,
     patch,
     probe,
+    profile,
     pull,
     replicate,
     report,
@@ -40,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 RUNS = (dose, run, sweep, study, replicate)
-for command in (pull, info, lens, patch, heads, probe, generate, train, *RUNS, report, explore):
+for command in (pull, info, profile, lens, patch, heads, probe, generate, train, *RUNS, report, explore):
     app.command(name=command.__name__.rpartition(".")[2])(command.command)
 app.add_typer(vector.app, name="vector")
 app.add_typer(store.app, name="store")
