@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 
 from introspect.studies import atlas
-from introspect.studies.claims import number
+from introspect.studies.claims import Claims, number
 
 HEADLINES = {
     "lindsey_injected_thoughts": ["detect/yes_rate", "detect/false_positives", "detect/beyond_random_vectors"],
@@ -54,12 +54,25 @@ def figures(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
                 unit = figure.unit + ("" if math.isnan(figure.chance) else f", chance {figure.chance:.2g}")
                 cells.append(str(figure))
                 published = "; ".join(
-                    f"{one.value:g}" if isinstance(one.value, int | float) else one.value
+                    f"{one.value:g} {one.unit}" if isinstance(one.value, int | float) else one.value
                     for one in replication.published(figure)
                 )
             title = f"`{name}`" if i == 0 else ""
             lines.append(f"| {title} | {headline} ({unit}) | {' | '.join(cells)} | {published} |")
+        marks = [outcomes(ran[model][name].claims) if name in ran[model] else "" for model in models]
+        lines.append(f"| | *rungs* | {' | '.join(marks)} | |")
     return lines
+
+
+def outcomes(claims: Claims) -> str:
+    """The names of the rungs that were run by what became of them; nothing above an instrument that is not live."""
+    if claims["live"].verdict == "fails":
+        return "✗ the instrument is live"
+    run = [rung for rung in claims.rungs if rung.verdict != "not run" and rung.name != "live"]
+    by_mark: dict[str, list[str]] = {}
+    for rung in run:
+        by_mark.setdefault(rung.mark, []).append(rung.title)
+    return "; ".join(f"{mark} {', '.join(titles)}" for mark, titles in by_mark.items())
 
 
 def verdicts(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
