@@ -97,6 +97,7 @@ __all__: list[str] = [
     "Protocol",
     "QkAttribution",
     "QkPart",
+    "QuantisedRows",
     "ReconstructionFigures",
     "ReconstructionStatistics",
     "RunPlan",
@@ -136,6 +137,8 @@ __all__: list[str] = [
     "attribution_points",
     "auc",
     "behaviour_score",
+    "bfloat16_products",
+    "bfloat16_products_here",
     "binomial_p",
     "blocks_of_fractions",
     "bootstrap_difference",
@@ -158,6 +161,7 @@ __all__: list[str] = [
     "contrast",
     "conversation_tokens",
     "copy_scores",
+    "costs_by_stage",
     "debug_prediction",
     "decoder_neighbours",
     "decompose_resid",
@@ -194,6 +198,7 @@ __all__: list[str] = [
     "kept_mass",
     "kl_divergence",
     "least_mass",
+    "linear",
     "load_cross_layer_transcoder",
     "load_dictionary",
     "logistic_regressions",
@@ -230,6 +235,7 @@ __all__: list[str] = [
     "qk_attribution",
     "random_directions",
     "random_rotation",
+    "read_config",
     "read_contexts",
     "read_lens",
     "read_npz",
@@ -272,6 +278,7 @@ __all__: list[str] = [
     "train_dictionaries",
     "train_tuned_lens",
     "unembedding_hash",
+    "use_bfloat16_products",
     "whitening",
     "write_activations",
     "write_atomically",
@@ -679,6 +686,50 @@ class ChatTemplate:
         """
     @property
     def name(self) -> str: ...
+
+class QuantisedRows:
+    """
+    A matrix held as a GGUF file holds it: rows of blocks, whose values products unpack on the way.
+
+    Args:
+        encoding: "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "F16", "BF16", "F32".
+        bytes: uint8 [rows, bytes of a row], contiguous on the CPU; used as they are and not copied.
+        dtype: of the model that it is a part of.
+
+    Raises:
+        ConfigError: an encoding that cannot be unpacked.
+        ShapeError: rows that are not a whole number of blocks.
+    """
+    @staticmethod
+    def joined(parts: collections.abc.Sequence[QuantisedRows]) -> QuantisedRows:
+        """
+        The rows of all, one after another.
+        """
+    def __init__(self, encoding: str, bytes: torch.Tensor, dtype: torch.dtype = ...) -> None: ...
+    def dense(self, dtype: torch.dtype = ...) -> torch.Tensor:
+        """
+        The values [rows, columns], rounded once.
+        """
+    def gather(self, ids: torch.Tensor, dtype: torch.dtype = ...) -> torch.Tensor:
+        """
+        The values of the rows named by int64 ids.
+        """
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        x [..., columns] times the rows, plus bias [rows] or nothing: [..., rows] in x's dtype.
+
+        Summed in float32, or float64 for x in float64. Gradients reach x and the bias.
+        """
+    def rows(
+        self, first: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex
+    ) -> QuantisedRows:
+        """
+        Some rows, which share the bytes.
+        """
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
 
 class ActivationCache:
     """
@@ -1493,6 +1544,7 @@ class Model:
         chat_template: ChatTemplate | None = None,
         n_ctx: typing.SupportsInt | typing.SupportsIndex | None = None,
         keep_blocks: bool = True,
+        weights: str | None = None,
         progress: typing.Any = None,
     ) -> Model:
         """
@@ -1506,6 +1558,7 @@ class Model:
             n_ctx: the longest text, instead of what the files say. With rope scaling "longrope" and "dynamic" the frequencies
                 are those of a text of this length; left out, those before scaling.
             keep_blocks: False reads each block from the files when it runs, and drops it after it.
+            weights: how quantised matrices of a GGUF file are held: "dense", in ``dtype``, or "as stored", in their blocks.
             progress: called with (what, done, total).
 
         Raises:
@@ -1645,7 +1698,7 @@ class Model:
         """
         An empty registry for this model's hook points.
         """
-    def named_weights(self) -> list[tuple[str, torch.Tensor]]:
+    def named_weights(self, *, skip_quantised: bool = False) -> list[tuple[str, torch.Tensor]]:
         """
         Every tensor once, by name, in the form in which the layers use it: "embed.W_E", "blocks.3.attn.W_QKV"; an adapter's too:
         "blocks.3.attn.A_QKV.0" and "blocks.3.attn.B_QKV.0" are its matrices for queries.
@@ -1674,6 +1727,10 @@ class Model:
         Raises:
             ConfigError: the result would be another model: center_writing_weights without LayerNorm, center_unembed with a
                 soft cap on logits, refactor_factored_attn_matrices with rotary positions, q/k norms or grouped keys.
+        """
+    def quantised_weights(self) -> list[str]:
+        """
+        The names of the weights that are held in quantised blocks, which are no tensors.
         """
     def readout(self, resid: torch.Tensor, *, vocab_ids: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -3144,6 +3201,17 @@ class Store:
         """
         What is wrong with the file, by SQLite's own check, and with its log; empty when it is sound.
         """
+    def put_dose(
+        self,
+        key: str,
+        value: str,
+        concept: str,
+        origin: collections.abc.Mapping[str, str],
+        seed: typing.SupportsInt | typing.SupportsIndex,
+    ) -> bool:
+        """
+        Keeps the doses (a JSON list) of one vector's injections; whether they were not there before.
+        """
     def rows(self) -> list:
         """
         Every cell as a dictionary, in the order of writing: setting, value (JSON) and what made it.
@@ -3156,6 +3224,8 @@ class Store:
         """
         Gives unused space back to the file system.
         """
+    @property
+    def can_write(self) -> bool: ...
     @property
     def path(self) -> pathlib.Path: ...
 
@@ -3239,6 +3309,11 @@ class EqualDose:
     def added(self) -> ControlVector: ...
     @property
     def solved(self) -> SolvedDose: ...
+    @property
+    def token_layers(self) -> int:
+        """
+        An equal share of what measuring all of them took.
+        """
     @property
     def vector(self) -> NativeDose: ...
 
@@ -5720,8 +5795,8 @@ def attribute(
     edges_per_row: typing.SupportsInt | typing.SupportsIndex = 4096,
     fold: bool = True,
     mask_first: bool = True,
-    rows_per_batch: typing.SupportsInt | typing.SupportsIndex = 256,
-    batches_per_update: typing.SupportsInt | typing.SupportsIndex = 4,
+    rows_per_batch: typing.SupportsInt | typing.SupportsIndex = 128,
+    batches_per_update: typing.SupportsInt | typing.SupportsIndex = 8,
     memory_budget: typing.SupportsInt | typing.SupportsIndex = 2147483648,
     rows_folder: str = "",
     time_budget: typing.SupportsFloat | typing.SupportsIndex = 0.0,
@@ -5776,6 +5851,22 @@ def behaviour_score(
 ) -> float:
     """
     Mean of log p - log(1 - p) over texts, p the probability that one of the tokens comes next.
+    """
+
+def bfloat16_products() -> str:
+    """
+    The way in use: the quickest, or the one that the environment variable INTROSPECT_BFLOAT16_PRODUCTS names.
+
+    Raises:
+        ConfigError: that variable names a way that this processor does not have.
+    """
+
+def bfloat16_products_here() -> list[str]:
+    """
+    The ways in which this processor multiplies bfloat16 matrices, the quickest first.
+
+    "tiles": AMX. "pairs": AVX512-BF16. "widened": float32 arithmetic. The first two take numbers below 2^-126 for zero, as
+    these instructions do. Their bits differ from one another: sums are made in another order.
     """
 
 def binomial_p(
@@ -6147,6 +6238,19 @@ def copy_scores(
         Three float64 [n_layers, n_heads]: the share of tokens that are among the ``top_k`` of what the head writes (the
         copy score of name movers: Wang et al. 2022), among those of its negative (copy suppression: McDougall et al. 2023),
         and the mean logit of the token less its mean over the vocabulary.
+    """
+
+def costs_by_stage(passes: collections.abc.Callable[[], None]) -> dict:
+    """
+    What the forward passes of a call cost, by stage.
+
+    Args:
+        passes: called once, with nothing.
+
+    Returns:
+        {stage: {"seconds", "calls", "flops", "bytes"}} for embedding, norms, QKV, rotary, attention, output, MLP products,
+        activation, residual, unembedding, readout, hooks and other. The times add up to the call's. flops are those of
+        matrix products and attention, bytes the weights, inputs and results, each once.
     """
 
 def debug_prediction(
@@ -6588,6 +6692,20 @@ def kl_divergence(logits: torch.Tensor, base_logits: torch.Tensor) -> torch.Tens
     KL(p || base) in nats of two sets of logits [..., d_vocab] -> float64 [...]. Raises ShapeError for other sizes.
     """
 
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    x W^T + b over the last dimension, in x's dtype, by the kernels that models use.
+
+    Args:
+        x: [..., D].
+        weight: [N, D].
+        bias: [N], or None.
+
+    Returns:
+        [..., N], summed in float32; where :func:`bfloat16_products` says "tiles" or "pairs", a row of bfloat16 has the same
+        bits whatever the number of rows.
+    """
+
 def load_cross_layer_transcoder(
     folder: os.PathLike | str | bytes,
     *,
@@ -7021,8 +7139,8 @@ def plan_attribution(
     edges_per_row: typing.SupportsInt | typing.SupportsIndex = 4096,
     fold: bool = True,
     mask_first: bool = True,
-    rows_per_batch: typing.SupportsInt | typing.SupportsIndex = 256,
-    batches_per_update: typing.SupportsInt | typing.SupportsIndex = 4,
+    rows_per_batch: typing.SupportsInt | typing.SupportsIndex = 128,
+    batches_per_update: typing.SupportsInt | typing.SupportsIndex = 8,
     memory_budget: typing.SupportsInt | typing.SupportsIndex = 2147483648,
     rows_folder: str = "",
     time_budget: typing.SupportsFloat | typing.SupportsIndex = 0.0,
@@ -7108,6 +7226,11 @@ def random_rotation(vector: ControlVector, *, seed: typing.SupportsInt | typing.
     The vector under one random orthogonal map of the residual stream: the null for "any vector of this shape".
 
     All layers go through the same map, so every norm and every cosine between layers stays.
+    """
+
+def read_config(path: os.PathLike | str | bytes) -> Config:
+    """
+    The Config of a model's folder or .gguf file, without reading a weight. Raises as Model.load.
     """
 
 def read_contexts(
@@ -7826,6 +7949,17 @@ def train_tuned_lens(
 def unembedding_hash(model: typing.Any) -> str:
     """
     The hash of an unembedding in the config.json of the tuned-lens package.
+    """
+
+def use_bfloat16_products(way: str) -> str:
+    """
+    From now on multiply bfloat16 this way, in every thread: to compare ways, or to get another machine's bits.
+
+    Returns:
+        The way before.
+
+    Raises:
+        ConfigError: this processor does not have it.
     """
 
 def whitening(
