@@ -56,10 +56,11 @@ def load_model(
             of this model only the embeddings and one block take memory: for the second model of an experiment, or one
             that is larger than memory. The files must stay as they are meanwhile: a block of a file that was changed
             is an IoError.
-        weights: how quantised matrices of a .gguf file are held. "dense": as numbers in ``dtype``. "as stored": in their
-            blocks, whose values are unpacked while they are multiplied, so that a model takes no more memory than its
-            file. Results are those of the dense model but for rounding; such weights cannot be trained (a LoRA adapter
-            on top can), and live on the CPU. None: dense.
+        weights: how quantised matrices of a .gguf file are held. "dense": as numbers in ``dtype``. "as stored": in
+            their blocks, whose values are unpacked while they are multiplied, so that a model takes no more memory than
+            its file. Results are those of the dense model but for rounding; such weights cannot be trained (a LoRA
+            adapter on top can), and live on the CPU. None: "as stored" where dense weights would take 8 GiB or more and
+            all is on the CPU, otherwise "dense".
         progress: called with (what, done, total).
         tokenizer: of a transformers model: transformers' tokenizer for it, or a folder or file that holds it.
         chat_template: instead of the one in the model's files, or for files that have none: the text of a Jinja

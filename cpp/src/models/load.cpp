@@ -4,8 +4,10 @@
 #include <nlohmann/json.hpp>
 
 #include "core/dense.h"
+#include "core/dequantise.h"
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
+#include "introspect/io/gguf.h"
 #include "introspect/io/hf_folder.h"
 #include "introspect/io/memory_tensors.h"
 #include "introspect/models/find_model.h"
@@ -33,11 +35,14 @@ bool is_as_stored(const LoadOptions& options) {
   return options.weights == WeightsHeld::kAsStored;
 }
 
+bool is_on_cpu(const LoadOptions& options) {
+  return options.device.is_cpu() && std::all_of(options.block_devices.begin(), options.block_devices.end(),
+                                                [](const auto& block) { return block.second.is_cpu(); });
+}
+
 void check_options(const LoadOptions& options) {
-  bool on_cpu = options.device.is_cpu();
-  for (const auto& [layer, device] : options.block_devices) on_cpu = on_cpu && device.is_cpu();
   check<ConfigError>(
-      on_cpu || !is_as_stored(options),
+      is_on_cpu(options) || !is_as_stored(options),
       "Model::load: quantised blocks are used as stored on the CPU only; give weights='dense' for ",
       options.device.is_cpu() ? "device_map" : options.device.str());
   check<ConfigError>(options.dtype == torch::kFloat32 || options.dtype == torch::kBFloat16 ||
@@ -62,6 +67,20 @@ std::optional<text::ChatTemplate> find_chat_template(const std::optional<text::T
     return text::ChatTemplate(
         "unknown", [reason](const auto&, const auto&) -> std::string { throw ConfigError(reason); });
   }
+}
+
+/// As stored, where that is possible, if the dense weights would take 8 GiB or more.
+WeightsHeld default_weights(const io::GgufFile& file, const LoadOptions& options) {
+  constexpr int64_t kLarge = int64_t{8} << 30;
+  if (!is_on_cpu(options)) return WeightsHeld::kDense;
+  int64_t n = 0;
+  bool any = false;
+  for (const auto& name : file.names()) {
+    n += c10::multiply_integers(file.shape(name));
+    any = any || find_quantisation(file.dtype(name)) != nullptr;
+  }
+  const bool large = n * static_cast<int64_t>(c10::elementSize(options.dtype)) >= kLarge;
+  return any && large ? WeightsHeld::kAsStored : WeightsHeld::kDense;
 }
 
 /// What makes two models of equal tensors differ. What a plain Llama does not have is named only where it is there.
@@ -136,6 +155,7 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path_or_na
   const at::NoGradGuard no_grad;
   std::shared_ptr<const io::TensorSource> source;
   Architecture architecture;
+  auto how = options;
   if (std::filesystem::is_directory(path)) {
     const auto folder = io::HfFolder::open(path);
     architecture = architecture_of_hf(io::parse_json_object(folder.config_json, path / "config.json"),
@@ -149,11 +169,11 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path_or_na
     const auto file = io::GgufFile::open(path);
     architecture = architecture_of_gguf(*file);
     source = file;
+    if (!options.weights) how.weights = default_weights(*file, options);
   }
   // The file's own name: what converters write into general.name is often another checkpoint's.
   architecture.cfg.model_name = (path.has_filename() ? path : path.parent_path()).stem().string();
-  return assemble(std::move(source), std::move(architecture), text::Tokenizer::load_if_present(path),
-                  options);
+  return assemble(std::move(source), std::move(architecture), text::Tokenizer::load_if_present(path), how);
 }
 
 std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,

@@ -105,6 +105,21 @@ struct Sums {
   }
 };
 
+/// Takes what Sums takes and writes the values themselves, rounded to bfloat16: x stands for a place in the row.
+struct Rounded {
+  const float* row;
+  uint16_t* out;
+
+  template <int part>
+  INTROSPECT_KERNEL void add(const float* x, int64_t, __m512 w) {
+    const auto bits = _mm512_castps_si512(w);
+    const auto odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const auto rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (x - row)),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+  }
+};
+
 /// The float16 numbers at the head of n <= kBlocks blocks of 32: scales and, where there are two, offsets.
 template <int bytes, bool has_offset>
 INTROSPECT_KERNEL void widen_heads(const uint8_t* blocks, int64_t n, float* scales, float* offsets) {
@@ -120,8 +135,8 @@ INTROSPECT_KERNEL void widen_heads(const uint8_t* blocks, int64_t n, float* scal
 }
 
 /// Calls block(block, x there, scale, offset, sums) for the blocks of 32 of a row, in pairs of different `parity`.
-template <int bytes, bool has_offset, int N, typename Block>
-INTROSPECT_KERNEL void for_blocks(const float* x, const uint8_t* row, int64_t K, Sums<N>& sums) {
+template <int bytes, bool has_offset, typename Block, typename Sink>
+INTROSPECT_KERNEL void for_blocks(const float* x, const uint8_t* row, int64_t K, Sink& sums) {
   float scales[kBlocks], offsets[kBlocks];
   const int64_t n_blocks = K / kBlock;
   for (int64_t first = 0; first < n_blocks; first += kBlocks) {
@@ -131,28 +146,27 @@ INTROSPECT_KERNEL void for_blocks(const float* x, const uint8_t* row, int64_t K,
     const float* xs = x + first * kBlock;
     int64_t b = 0;
     for (; b + 2 <= n; b += 2) {
-      Block::template add<0, N>(blocks + b * bytes, xs + b * kBlock, K, scales + b, offsets + b, sums);
-      Block::template add<2, N>(blocks + (b + 1) * bytes, xs + (b + 1) * kBlock, K, scales + b + 1,
-                                offsets + b + 1, sums);
+      Block::template add<0>(blocks + b * bytes, xs + b * kBlock, K, scales + b, offsets + b, sums);
+      Block::template add<2>(blocks + (b + 1) * bytes, xs + (b + 1) * kBlock, K, scales + b + 1,
+                             offsets + b + 1, sums);
     }
-    if (b < n)
-      Block::template add<0, N>(blocks + b * bytes, xs + b * kBlock, K, scales + b, offsets + b, sums);
+    if (b < n) Block::template add<0>(blocks + b * bytes, xs + b * kBlock, K, scales + b, offsets + b, sums);
   }
 }
 
 /// 16 bytes of codes of four bits: the low halves' values and the high halves', by the group's table.
-template <int part, int N>
+template <int part, typename Sink>
 INTROSPECT_KERNEL void add_nibbles(const uint8_t* codes, const float* x, int64_t K, __m512 table,
-                                   Sums<N>& sums) {
+                                   Sink& sums) {
   const auto q = bytes_at(codes);
   sums.template add<part>(x, K, _mm512_permutexvar_ps(q, table));
   sums.template add<part + 1>(x + 16, K, _mm512_permutexvar_ps(_mm512_srli_epi32(q, 4), table));
 }
 
 /// The same with fifth bits, the first value's the lowest of `bits`.
-template <int part, int N>
+template <int part, typename Sink>
 INTROSPECT_KERNEL void add_fives(const uint8_t* codes, uint32_t bits, const float* x, int64_t K, __m512 low,
-                                 __m512 high, Sums<N>& sums) {
+                                 __m512 high, Sink& sums) {
   const auto q = bytes_at(codes), fifth = _mm512_set1_epi32(16);
   const auto all = _mm512_set1_epi32(static_cast<int>(bits));
   // Bit j of the first half goes to place 4 of lane j: by j - 4 to the right.
@@ -166,28 +180,28 @@ INTROSPECT_KERNEL void add_fives(const uint8_t* codes, uint32_t bits, const floa
 }
 
 struct Q4_0 {
-  template <int part, int N>
+  template <int part, typename Sink>
   INTROSPECT_KERNEL static void add(const uint8_t* b, const float* x, int64_t K, const float* d, const float*,
-                                    Sums<N>& sums) {
+                                    Sink& sums) {
     const auto table = _mm512_mul_ps(_mm512_sub_ps(iota(), _mm512_set1_ps(8)), at(d));
     add_nibbles<part>(b + 2, x, K, table, sums);
   }
-  template <int N>
-  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sums<N>& sums) {
-    for_blocks<18, false, N, Q4_0>(x, row, K, sums);
+  template <typename Sink>
+  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sink& sums) {
+    for_blocks<18, false, Q4_0>(x, row, K, sums);
   }
   static constexpr int64_t bytes = 18, elements = kBlock;
 };
 
 struct Q4_1 {
-  template <int part, int N>
+  template <int part, typename Sink>
   INTROSPECT_KERNEL static void add(const uint8_t* b, const float* x, int64_t K, const float* d,
-                                    const float* m, Sums<N>& sums) {
+                                    const float* m, Sink& sums) {
     add_nibbles<part>(b + 4, x, K, _mm512_fmadd_ps(iota(), at(d), at(m)), sums);
   }
-  template <int N>
-  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sums<N>& sums) {
-    for_blocks<20, true, N, Q4_1>(x, row, K, sums);
+  template <typename Sink>
+  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sink& sums) {
+    for_blocks<20, true, Q4_1>(x, row, K, sums);
   }
   static constexpr int64_t bytes = 20, elements = kBlock;
 };
@@ -199,31 +213,31 @@ INTROSPECT_KERNEL uint32_t word_at(const uint8_t* p) {
 }
 
 struct Q5_0 {
-  template <int part, int N>
+  template <int part, typename Sink>
   INTROSPECT_KERNEL static void add(const uint8_t* b, const float* x, int64_t K, const float* d, const float*,
-                                    Sums<N>& sums) {
+                                    Sink& sums) {
     const auto high = _mm512_mul_ps(iota(), at(d));
     const auto low = _mm512_mul_ps(_mm512_sub_ps(iota(), _mm512_set1_ps(16)), at(d));
     add_fives<part>(b + 6, word_at(b + 2), x, K, low, high, sums);
   }
-  template <int N>
-  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sums<N>& sums) {
-    for_blocks<22, false, N, Q5_0>(x, row, K, sums);
+  template <typename Sink>
+  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sink& sums) {
+    for_blocks<22, false, Q5_0>(x, row, K, sums);
   }
   static constexpr int64_t bytes = 22, elements = kBlock;
 };
 
 struct Q5_1 {
-  template <int part, int N>
+  template <int part, typename Sink>
   INTROSPECT_KERNEL static void add(const uint8_t* b, const float* x, int64_t K, const float* d,
-                                    const float* m, Sums<N>& sums) {
+                                    const float* m, Sink& sums) {
     const auto low = _mm512_fmadd_ps(iota(), at(d), at(m));
     const auto high = _mm512_fmadd_ps(_mm512_add_ps(iota(), _mm512_set1_ps(16)), at(d), at(m));
     add_fives<part>(b + 8, word_at(b + 4), x, K, low, high, sums);
   }
-  template <int N>
-  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sums<N>& sums) {
-    for_blocks<24, true, N, Q5_1>(x, row, K, sums);
+  template <typename Sink>
+  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sink& sums) {
+    for_blocks<24, true, Q5_1>(x, row, K, sums);
   }
   static constexpr int64_t bytes = 24, elements = kBlock;
 };
@@ -233,16 +247,16 @@ INTROSPECT_KERNEL __m512 signed_bytes(__m128i codes) {
 }
 
 struct Q8_0 {
-  template <int part, int N>
+  template <int part, typename Sink>
   INTROSPECT_KERNEL static void add(const uint8_t* b, const float* x, int64_t K, const float* d, const float*,
-                                    Sums<N>& sums) {
+                                    Sink& sums) {
     const auto* codes = reinterpret_cast<const __m128i*>(b + 2);
     sums.template add<part>(x, K, _mm512_mul_ps(signed_bytes(_mm_loadu_si128(codes)), at(d)));
     sums.template add<part + 1>(x + 16, K, _mm512_mul_ps(signed_bytes(_mm_loadu_si128(codes + 1)), at(d)));
   }
-  template <int N>
-  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sums<N>& sums) {
-    for_blocks<34, false, N, Q8_0>(x, row, K, sums);
+  template <typename Sink>
+  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sink& sums) {
+    for_blocks<34, false, Q8_0>(x, row, K, sums);
   }
   static constexpr int64_t bytes = 34, elements = kBlock;
 };
@@ -263,8 +277,8 @@ INTROSPECT_KERNEL void widen_groups(const uint8_t* b, float* scales) {
 }
 
 struct Q4_K {
-  template <int N>
-  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* b, int64_t K, Sums<N>& sums) {
+  template <typename Sink>
+  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* b, int64_t K, Sink& sums) {
     float s[16];
     for (int64_t k = 0; k < K; k += kSuperBlock, b += bytes) {
       widen_groups(b, s);
@@ -292,8 +306,8 @@ struct Q5_K {
     return _mm512_permutex2var_ps(low, index, high);
   }
 
-  template <int N>
-  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* b, int64_t K, Sums<N>& sums) {
+  template <typename Sink>
+  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* b, int64_t K, Sink& sums) {
     float s[16];
     const auto upper = _mm512_add_ps(iota(), _mm512_set1_ps(16));
     for (int64_t k = 0; k < K; k += kSuperBlock, b += bytes) {
@@ -319,8 +333,8 @@ struct Q5_K {
 };
 
 struct Q6_K {
-  template <int N>
-  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* b, int64_t K, Sums<N>& sums) {
+  template <typename Sink>
+  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* b, int64_t K, Sink& sums) {
     float s[16];
     const auto low_half = _mm256_set1_epi8(15), high_bits = _mm256_set1_epi8(0x30),
                middle = _mm256_set1_epi8(32);
@@ -364,8 +378,8 @@ struct Q6_K {
 
 /// Where a row is a whole number of registers.
 struct F16 {
-  template <int N>
-  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* b, int64_t K, Sums<N>& sums) {
+  template <typename Sink>
+  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* b, int64_t K, Sink& sums) {
     const auto value = [&](int64_t k) INTROSPECT_AVX512 {
       return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 2 * k)));
     };
@@ -384,7 +398,7 @@ INTROSPECT_AVX512 void rows_in_registers(const float* x, const uint8_t* rows, in
   const int64_t row_bytes = K / Format::elements * Format::bytes;
   for (int64_t r = 0; r < n_rows; ++r) {
     Sums<N> sums;
-    Format::template row<N>(x, rows + r * row_bytes, K, sums);
+    Format::row(x, rows + r * row_bytes, K, sums);
     sums.store(out + r, stride);
   }
 }
@@ -404,20 +418,44 @@ void in_registers(const float* x, int64_t N, const uint8_t* rows, int64_t n_rows
   }
 }
 
-DotRows kernel_of(std::string_view name, int64_t K) {
-  constexpr std::pair<std::string_view, DotRows> kKernels[] = {
-      {"Q4_0", in_registers<Q4_0>}, {"Q4_1", in_registers<Q4_1>}, {"Q5_0", in_registers<Q5_0>},
-      {"Q5_1", in_registers<Q5_1>}, {"Q8_0", in_registers<Q8_0>}, {"Q4_K", in_registers<Q4_K>},
-      {"Q5_K", in_registers<Q5_K>}, {"Q6_K", in_registers<Q6_K>}, {"F16", in_registers<F16>}};
+using RoundRow = void (*)(const uint8_t* row, int64_t K, uint16_t* out);
+
+template <typename Format>
+INTROSPECT_AVX512 void rounded_row(const uint8_t* row, int64_t K, uint16_t* out) {
+  const auto* place = reinterpret_cast<const float*>(out);  // never read
+  Rounded sink{place, out};
+  Format::row(place, row, K, sink);
+}
+
+struct Kernels {
+  std::string_view name;
+  DotRows dot;
+  RoundRow round;
+};
+
+template <typename Format>
+constexpr Kernels kernels(std::string_view name) {
+  return {name, in_registers<Format>, rounded_row<Format>};
+}
+
+const Kernels* kernels_of(std::string_view name, int64_t K) {
+  static constexpr Kernels kKernels[] = {kernels<Q4_0>("Q4_0"), kernels<Q4_1>("Q4_1"), kernels<Q5_0>("Q5_0"),
+                                         kernels<Q5_1>("Q5_1"), kernels<Q8_0>("Q8_0"), kernels<Q4_K>("Q4_K"),
+                                         kernels<Q5_K>("Q5_K"), kernels<Q6_K>("Q6_K"), kernels<F16>("F16")};
   if (!has_avx512() || K % 16 != 0) return nullptr;
-  for (const auto& [known, kernel] : kKernels)
-    if (known == name) return kernel;
+  for (const auto& known : kKernels)
+    if (known.name == name) return &known;
   return nullptr;
 }
 
 #else
 
-DotRows kernel_of(std::string_view, int64_t) {
+struct Kernels {
+  DotRows dot;
+  void (*round)(const uint8_t* row, int64_t K, uint16_t* out);
+};
+
+const Kernels* kernels_of(std::string_view, int64_t) {
   return nullptr;
 }
 
@@ -427,7 +465,8 @@ DotRows kernel_of(std::string_view, int64_t) {
 
 void dot_rows(const Quantisation& quantisation, const float* x, int64_t N, const uint8_t* rows,
               int64_t n_rows, int64_t K, float* out, int64_t stride) {
-  if (const auto kernel = kernel_of(quantisation.name, K)) return kernel(x, N, rows, n_rows, K, out, stride);
+  if (const auto* kernels = kernels_of(quantisation.name, K))
+    return kernels->dot(x, N, rows, n_rows, K, out, stride);
   with_lanes([&](auto lanes) INTROSPECT_INLINED {
     using V = decltype(lanes);
     switch (N) {
@@ -441,6 +480,17 @@ void dot_rows(const Quantisation& quantisation, const float* x, int64_t N, const
         return unpacked_rows<V, 4>(quantisation, x, rows, n_rows, K, out, stride);
     }
   });
+}
+
+void round_row(const Quantisation& quantisation, const uint8_t* row, int64_t K, uint16_t* out) {
+  if (const auto* kernels = kernels_of(quantisation.name, K)) return kernels->round(row, K, out);
+  const auto [elements, bytes] = quantisation.layout;
+  float values[kUnpacked];
+  for (int64_t first = 0; first < K; first += kUnpacked) {
+    const int64_t n = std::min(kUnpacked, K - first);
+    quantisation.dequantise(row + first / elements * bytes, n / elements, values);
+    round_to_bfloat16(values, n, out + first);
+  }
 }
 
 }  // namespace introspect::ops

@@ -16,4 +16,7 @@ constexpr int64_t kMaxDotRows = 4;  // rows of x that one unpacking serves in re
 void dot_rows(const Quantisation& quantisation, const float* x, int64_t N, const uint8_t* rows,
               int64_t n_rows, int64_t K, float* out, int64_t stride);
 
+/// The K values of a row of blocks, rounded to bfloat16.
+void round_row(const Quantisation& quantisation, const uint8_t* row, int64_t K, uint16_t* out);
+
 }  // namespace introspect::ops

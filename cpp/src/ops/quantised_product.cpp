@@ -70,11 +70,11 @@ torch::Tensor quantised_product(const torch::Tensor& x_NK, const std::vector<Blo
   const float* b = bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr;
   if (x_NK.scalar_type() == torch::kBFloat16 && has_gemm_bfloat16()) {
     const UnpackBFloat16 rounded = [&](int64_t first, int64_t n, c10::BFloat16* to, int64_t stride) {
-      std::vector<float> row(static_cast<size_t>(K));
-      for (int64_t r = 0; r < n; ++r) {
-        unpack(first + r, 1, row.data());
-        round_to_bfloat16(row.data(), K, reinterpret_cast<uint16_t*>(to + r * stride));
-      }
+      for_parts(parts, K, first, first + n, [&](int64_t at, const BlockRows& rows) {
+        for (int64_t r = 0; r < rows.n; ++r)
+          round_row(*rows.quantisation, rows.bytes + r * row_bytes(rows, K), K,
+                    reinterpret_cast<uint16_t*>(to + (at - first + r) * stride));
+      });
     };
     gemm_bfloat16(x_NK.const_data_ptr<c10::BFloat16>(), rounded, b, out_NV.mutable_data_ptr<c10::BFloat16>(),
                   N, V, K);

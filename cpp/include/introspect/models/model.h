@@ -68,8 +68,8 @@ struct LoadOptions {
 
   /// How quantised matrices of a GGUF file are held: dense in `dtype`, or as the blocks that they are in the file, whose
   /// values products unpack on the way (ops/quantised_rows.h). Blocks take a quarter of the memory or less and cannot be
-  /// trained. Left out, it is kDense. Throws ConfigError for kAsStored of a file without quantised blocks, or on another
-  /// device than the CPU.
+  /// trained. Left out: kAsStored on the CPU where dense weights would take 8 GiB or more, otherwise kDense. Throws
+  /// ConfigError for kAsStored of a file that has none, or on another device than the CPU.
   std::optional<WeightsHeld> weights;
   Progress progress;
 };
