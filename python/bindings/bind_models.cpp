@@ -7,7 +7,6 @@
 #include "introspect/models/generate.h"
 #include "introspect/models/model.h"
 #include "introspect/models/new_model.h"
-#include "introspect/models/place_operands.h"
 #include "introspect/models/process_weights.h"
 #include "introspect/models/read_config.h"
 #include "introspect/models/stacked_weights.h"
@@ -249,13 +248,6 @@ Raises:
                              py::return_value_policy::reference_internal)
       .def_property_readonly("has_tokenizer", &Model::has_tokenizer)
       .def_property_readonly("has_chat_template", &Model::has_chat_template)
-      .def(
-          "place_operands",
-          [](const Model& model, const hooks::Intervention& intervention) {
-            return models::OperandPlacer(model)(intervention);
-          },
-          py::arg("intervention"), py::call_guard<py::gil_scoped_release>(),
-          "The same intervention with its tensors on the devices of the layers at which it acts.")
       .def("make_cache", &Model::make_cache, py::arg("batch") = 1, py::arg("stop_at_layer") = py::none(),
            "An empty cache that fits this model, or passes that stop at a layer.")
       .def(

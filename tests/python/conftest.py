@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.register_assert_rewrite("invariants")
+
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("INTROSPECT_SHARED") or ROOT.parent / "shared")
 MODELS = Path(os.environ.get("INTROSPECT_MODELS") or Path.home() / ".cache" / "introspect" / "models")

@@ -43,6 +43,11 @@ torch::Tensor logit_directions(const models::Model& model, const torch::Tensor& 
 FrozenModel::FrozenModel(const models::Model& model, const torch::Tensor& tokens_T,
                          int64_t memory_for_patterns, const std::vector<Injection>& injections)
     : decoder_(model, Nodes::of(model.cfg()), tokens_T.size(0)) {
+  check<ConfigError>(
+      model.device().is_cpu(),
+      "circuits: attribution graphs and attribution to queries and keys run on the CPU; load the "
+      "model with device='cpu', it is on ",
+      model.device());
   const at::NoGradGuard no_grad;
   const int64_t T = tokens_T.size(0), H = model.cfg().n_heads;
   const auto embedded = decoder_.embedded(tokens_T.unsqueeze(0));

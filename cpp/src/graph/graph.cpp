@@ -301,8 +301,10 @@ engine::Plan make_plan(const Lowering& lowered, const std::vector<ModelPtr>& mod
   for (const auto& other : models) cfg.d_mlp = std::max(cfg.d_mlp, other->cfg().d_mlp);
   auto pieces = lowered.pieces;
   models::OperandPlacer place(model);
+  // Those within blocks are checked again by each pass, by the host.
   for (auto& piece : pieces)
-    for (auto& intervention : piece.interventions) intervention = place(std::move(intervention));
+    for (auto& intervention : piece.interventions)
+      if (engine::between_blocks(intervention.point)) intervention = place(std::move(intervention));
   return engine::Plan(std::move(pieces), lowered.captures, cfg, model.dtype(), model.device(),
                       {options.memory_budget, options.most_rows, options.most_token_layers,
                        options.read_token_layers, options.least_reads});

@@ -404,12 +404,15 @@ torch::Tensor Model::forward(const torch::Tensor& input, const ForwardOptions& o
     ctx.global = positions_in_tree(depths_T, tree.parents_S, /*local=*/false);
     if (!cfg_.attn_types.empty()) ctx.local = positions_in_tree(depths_T, tree.parents_S, /*local=*/true);
   } else {
-    const auto real_BS = real_keys(options, x, ctx.offset);
+    // Worked out where the text is given, which hooks read on the host, unless the cache has a part of it.
+    const bool in_cache = options.cache && options.cache->mask().defined();
+    const auto known_BS = real_keys(options, in_cache ? x : input, ctx.offset);
+    const auto real_BS = known_BS.defined() ? on_device(known_BS, device()) : known_BS;
     positions_BT = token_positions(real_BS, ctx.offset, T, device());
     ctx.global = positions(positions_BT, real_BS, ctx.offset + T, /*local=*/false);
     if (!cfg_.attn_types.empty())
       ctx.local = positions(positions_BT, real_BS, ctx.offset + T, /*local=*/true);
-    if (ctx.hooks && ctx.hooks->reads_text()) text = known_text(options, x, real_BS, ctx.offset);
+    if (ctx.hooks && ctx.hooks->reads_text()) text = known_text(options, input, known_BS, ctx.offset);
   }
   ctx.text = &text;
   std::vector<SoleUser::Use> caches;

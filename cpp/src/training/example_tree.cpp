@@ -144,7 +144,7 @@ hooks::HookRegistry ExampleTree::additions(const models::Model& model, const Par
       operands.v()[0][n].copy_(direction);
     }
   }
-  for (auto& [layer, operands] : add.values) operands = operands.v().to(model.device(layer), model.dtype());
+  for (auto& [layer, operands] : add.values) operands = operands.v().to(model.dtype());
   if (!add.values.empty()) hooks.add(add);
   return hooks;
 }

@@ -169,7 +169,7 @@ def steer(
     checked = model.native.make_hooks()
     for intervention in interventions:
         checked.add_intervention(intervention)  # throws now what the first pass would
-    effects: list[Effect] = [Steered(model.native.place_operands(each)) for each in interventions]
+    effects: list[Effect] = [Steered(intervention) for intervention in interventions]
     if condition is not None:
         condition.validate(model)
     if condition is not None or unit == "residual":

@@ -22,7 +22,9 @@ namespace {
 
 const c10::DispatchKeySet kKeys(c10::DispatchKey::PrivateUse1);
 
-bool is_here(const at::Tensor& t) { return t.defined() && t.device().is_privateuseone(); }
+bool is_here(const at::Tensor& t) {
+  return t.defined() && t.device().is_privateuseone();
+}
 
 /// Tensors of the device as the CPU sees them while this lives: the same memory, opened.
 class Lent {
@@ -48,7 +50,8 @@ class Lent {
   }
 
  private:
-  static at::Tensor with_storage(const c10::Storage& storage, c10::DispatchKeySet keys, const at::Tensor& like) {
+  static at::Tensor with_storage(const c10::Storage& storage, c10::DispatchKeySet keys,
+                                 const at::Tensor& like) {
     auto out = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), keys, like.dtype());
     out.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides(), like.storage_offset());
     return out;
@@ -62,19 +65,20 @@ at::Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride, std::op
                          std::optional<at::Layout> /*layout*/, std::optional<at::Device> device,
                          std::optional<bool> /*pin_memory*/) {
   const c10::OptionalDeviceGuard guard(device);
-  return at::detail::empty_strided_generic(size, stride, allocator(), kKeys,
-                                           c10::dtype_or_default(dtype));
+  return at::detail::empty_strided_generic(size, stride, allocator(), kKeys, c10::dtype_or_default(dtype));
 }
 
-at::Tensor empty(c10::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout> /*layout*/,
-                 std::optional<at::Device> device, std::optional<bool> /*pin_memory*/,
-                 std::optional<at::MemoryFormat> format) {
+at::Tensor empty(c10::IntArrayRef size, std::optional<at::ScalarType> dtype,
+                 std::optional<at::Layout> /*layout*/, std::optional<at::Device> device,
+                 std::optional<bool> /*pin_memory*/, std::optional<at::MemoryFormat> format) {
   const c10::OptionalDeviceGuard guard(device);
   return at::detail::empty_generic(size, allocator(), kKeys, c10::dtype_or_default(dtype), format);
 }
 
-const at::Tensor& resize_(const at::Tensor& self, c10::IntArrayRef size, std::optional<at::MemoryFormat> format) {
-  TORCH_CHECK(!format || *format == at::MemoryFormat::Contiguous, "fenced: resize_ to memory format ", *format);
+const at::Tensor& resize_(const at::Tensor& self, c10::IntArrayRef size,
+                          std::optional<at::MemoryFormat> format) {
+  TORCH_CHECK(!format || *format == at::MemoryFormat::Contiguous, "fenced: resize_ to memory format ",
+              *format);
   auto* const impl = self.unsafeGetTensorImpl();
   const auto nbytes =
       at::detail::computeStorageNbytesContiguous(size, self.element_size(), self.storage_offset());
@@ -121,10 +125,10 @@ at::Tensor moved(const at::Tensor& t, at::Device device) {
 
 /// Operators whose result's shape or type the host must know: a real device is waited for.
 bool is_waited_for(std::string_view name) {
-  static constexpr std::array names = {"aten::nonzero",     "aten::masked_select", "aten::_unique2",
-                                       "aten::unique_dim",  "aten::equal",         "aten::bincount",
-                                       "aten::is_nonzero",  "aten::multinomial",   "aten::repeat_interleave",
-                                       "aten::_linalg_eigh", "aten::_linalg_svd",  "aten::linalg_eig"};
+  static constexpr std::array names = {"aten::nonzero",      "aten::masked_select", "aten::_unique2",
+                                       "aten::unique_dim",   "aten::equal",         "aten::bincount",
+                                       "aten::is_nonzero",   "aten::multinomial",   "aten::repeat_interleave",
+                                       "aten::_linalg_eigh", "aten::_linalg_svd",   "aten::linalg_eig"};
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
@@ -161,10 +165,13 @@ class Call {
 
  private:
   void find_device(const c10::IValue& value) {
+    const bool in_indices =
+        value.isOptionalTensorList();  // of index and index_put, which bring them to the device
     const auto see = [&](const at::Tensor& t) {
       if (!t.defined()) return;
-      TORCH_CHECK(is_here(t) || t.dim() == 0, schema_.operator_name(),
+      TORCH_CHECK(is_here(t) || t.dim() == 0 || in_indices, schema_.operator_name(),
                   ": expected all tensors to be on the same device, got ", t.sizes(), " on ", t.device());
+      if (!is_here(t) && t.dim() > 0) record("to device, waiting");
       if (!is_here(t)) return;
       TORCH_CHECK(!device_ || *device_ == t.device(), schema_.operator_name(),
                   ": expected all tensors to be on the same device, got ", *device_, " and ", t.device());
@@ -223,7 +230,8 @@ class Call {
   const c10::IValue& argument(const c10::AliasInfo& result) const {
     for (size_t i = 0; i < given_.size(); ++i) {
       const auto* alias = schema_.arguments()[i].alias_info();
-      if (alias != nullptr && alias->isWrite() && alias->beforeSets() == result.beforeSets()) return given_[i];
+      if (alias != nullptr && alias->isWrite() && alias->beforeSets() == result.beforeSets())
+        return given_[i];
     }
     TORCH_CHECK(false, "fenced: ", schema_.operator_name(), " returns something it was not given");
   }
@@ -247,9 +255,13 @@ void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 }
 
 /// A deliberate fault: what code does that takes a tensor of the device for one of the CPU.
-int64_t touch(const at::Tensor& t) { return *static_cast<const volatile unsigned char*>(t.const_data_ptr()); }
+int64_t touch(const at::Tensor& t) {
+  return *static_cast<const volatile unsigned char*>(t.const_data_ptr());
+}
 
-TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_host>()); }
+TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
+}
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("empty.memory_format", &empty);

@@ -19,7 +19,9 @@ namespace {
 
 thread_local c10::DeviceIndex current = 0;
 
-c10::Device at_index(c10::DeviceIndex index) { return {c10::DeviceType::PrivateUse1, index}; }
+c10::Device at_index(c10::DeviceIndex index) {
+  return {c10::DeviceType::PrivateUse1, index};
+}
 
 struct Block {
   size_t nbytes = 0;
@@ -70,7 +72,9 @@ class Blocks {
   std::unordered_map<const void*, Block> blocks_;
 };
 
-void free_block(void* at) { Blocks::all().free(at); }
+void free_block(void* at) {
+  Blocks::all().free(at);
+}
 
 class Allocator final : public c10::Allocator {
  public:
@@ -105,7 +109,9 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   void uncheckedSetDevice(c10::Device device) const noexcept override {
     if (device.index() >= 0) current = device.index();
   }
-  c10::Stream getStream(c10::Device device) const override { return c10::Stream(c10::Stream::DEFAULT, device); }
+  c10::Stream getStream(c10::Device device) const override {
+    return c10::Stream(c10::Stream::DEFAULT, device);
+  }
   c10::Stream getDefaultStream(c10::Device device) const override { return getStream(device); }
   c10::Stream getStreamFromGlobalPool(c10::Device device, bool /*priority*/) const override {
     return getStream(device);
@@ -133,7 +139,9 @@ class Hooks final : public at::PrivateUse1HooksInterface {
   c10::DeviceIndex exchangeDevice(c10::DeviceIndex index) const override {
     return Guard().exchangeDevice(at_index(index)).index();
   }
-  c10::DeviceIndex maybeExchangeDevice(c10::DeviceIndex index) const override { return exchangeDevice(index); }
+  c10::DeviceIndex maybeExchangeDevice(c10::DeviceIndex index) const override {
+    return exchangeDevice(index);
+  }
 };
 
 std::mutex events_mutex;
@@ -153,8 +161,12 @@ C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard)
 
 }  // namespace
 
-c10::Allocator* allocator() { return &the_allocator; }
-c10::DeviceIndex current_device() { return current; }
+c10::Allocator* allocator() {
+  return &the_allocator;
+}
+c10::DeviceIndex current_device() {
+  return current;
+}
 
 void Open::add(const void* block) {
   if (block == nullptr) return;

@@ -1,0 +1,94 @@
+"""Every work of tests/python/works.py, and every architecture, on a device against the CPU: tests/gpu/run.sh runs this.
+
+    python tests/gpu/parity.py --device cuda:0 [--model FILE] [--works logits graph] [--architectures 3]
+
+Float32 with TF32 off, where logits differ by less than 1e-3, and float64, where sums in another order differ by less.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
+import works
+from tiny import ARCHITECTURES, write_tiny_transformers
+from tiny_chat import write_tiny_chat
+
+import introspect
+
+FLOORS = {torch.float32: 1e-3, torch.float64: 1e-8}
+TEXT = "The capital of France is Paris, and that of Italy is"
+
+
+def exact_products() -> None:
+    """Products of float32 in float32."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """The largest difference of two results, over the largest number in each tensor where that is above one."""
+    if ours.keys() != theirs.keys():
+        return float("inf")
+    worst = 0.0
+    for name, expected in theirs.items():
+        if ours[name].shape != expected.shape:
+            return float("inf")
+        if not expected.numel():
+            continue
+        a, b = ours[name].double(), expected.double()
+        same = (a == b) | (a.isnan() & b.isnan())
+        size = max(1.0, float(b[b.isfinite()].abs().max())) if b.isfinite().any() else 1.0
+        gap = torch.where(same, 0.0, (a - b).abs() / size)
+        worst = max(worst, float(gap.nan_to_num(nan=float("inf")).max()))
+    return worst
+
+
+def compared(folder: Path, device: str, dtype: torch.dtype, names: Iterable[str]) -> Iterable[tuple[str, float]]:
+    on_cpu = introspect.load_model(folder, dtype=dtype)
+    on_device = introspect.load_model(folder, dtype=dtype, device=device)
+    for name in names:
+        yield name, difference(works.run(name, on_device), works.run(name, on_cpu))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--model", help="a checkpoint to compare in float32: a .gguf file or a Hugging Face folder")
+    parser.add_argument("--works", nargs="*", choices=works.all_works(), default=works.all_works())
+    parser.add_argument("--architectures", type=int, default=len(ARCHITECTURES), help="how many of them")
+    args = parser.parse_args()
+    exact_products()
+    n_wrong = 0
+
+    def report(what: str, dtype: torch.dtype, gap: float) -> None:
+        nonlocal n_wrong
+        wrong = not gap < FLOORS[dtype]
+        n_wrong += wrong
+        print(f"{what:44} {str(dtype).removeprefix('torch.'):8} {gap:8.1e}  {'WRONG' if wrong else 'ok'}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        chat = write_tiny_chat(Path(folder) / "chat")
+        for dtype in FLOORS:
+            for name, gap in compared(chat, args.device, dtype, args.works):
+                report(name, dtype, gap)
+        for name in list(ARCHITECTURES)[: args.architectures]:
+            tiny = write_tiny_transformers(Path(folder) / name.replace(" ", "_"), name)
+            for _, gap in compared(tiny, args.device, torch.float32, ["every_activation"]):
+                report(name, torch.float32, gap)
+    if args.model:
+        ours, theirs = (introspect.load_model(args.model, device=device) for device in (args.device, "cpu"))
+        tokens = theirs.to_tokens(TEXT)
+        gap = float((ours(tokens).cpu() - theirs(tokens)).abs().max())
+        report(Path(args.model).name, torch.float32, gap)
+    print(f"{n_wrong} beyond their tolerance")
+    return 1 if n_wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
