@@ -12,6 +12,9 @@
 namespace introspect::io {
 namespace {
 
+// Bytes of a tensor that is read and not mapped: a touch of the map brings up to a hundred pages, which then stay.
+constexpr size_t kSmall = size_t{1} << 16;
+
 bool is_destination(torch::ScalarType dtype) {
   return dtype == torch::kFloat32 || dtype == torch::kBFloat16 || dtype == torch::kFloat16 ||
          dtype == torch::kFloat64;
@@ -79,6 +82,11 @@ void MappedTensors::read_into(const std::string& name, torch::Tensor& out) const
   if (out.numel() == 0) return;
   tensor.file->check_unchanged();
   const at::NoGradGuard no_grad;
+  if (tensor.size <= kSmall) {
+    std::vector<std::byte> copy(tensor.size);
+    tensor.file->read(tensor.offset, copy);
+    return decode(tensor.dtype, copy.data(), out);
+  }
   decode(tensor.dtype, tensor.file->bytes().data() + tensor.offset, out);
 }
 

@@ -10,7 +10,7 @@ import torch
 import introspect
 
 # Of loading and a pass: what a process has over its own memory before. The tokenizer and what torch sets up are a
-# constant, so that it is asked of the larger file.
+# constant, so that it is asked of a larger file.
 MEMORY = """
     import os, sys
     from pathlib import Path
@@ -50,4 +50,4 @@ def test_memory_is_the_file_s(qwen05):
     )
     peak, held = map(float, out.stdout.split())
     assert held < 1.01
-    assert peak < 1.15 + 0.15  # the tokenizer of 151,936 words, and torch's own
+    assert peak < 1.15
