@@ -7,6 +7,7 @@
 
 #include "core/on_device.h"
 #include "core/parallel.h"
+#include "ops/exponential.h"
 #include "ops/vector.h"
 
 namespace introspect::ops {
@@ -61,6 +62,73 @@ INTROSPECT_INLINE void add_scaled(Wide<T>* to, Wide<T> factor, const T* x, int64
   for (; i < K; ++i) to[i] += factor * static_cast<Wide<T>>(x[i]);
 }
 
+using BFloat16 = c10::BFloat16;
+
+/// Query t of R neighbouring heads that share keys and values, each of which is loaded once for them; heads of C registers.
+/// `scores` is space to work in.
+template <typename V, int R, int C>
+INTROSPECT_INLINE void attend_heads(const Operands<BFloat16>& o, int64_t t, int64_t h,
+                                    const std::vector<int32_t>& chain, std::vector<float>& scores) {
+  const int64_t g = h / (o.H / o.G), n = static_cast<int64_t>(chain.size());
+  const int64_t padded = (n + V::width - 1) / V::width * V::width;
+  const auto scale = static_cast<float>(o.scale), soft_cap = static_cast<float>(o.soft_cap);
+  scores.resize(static_cast<size_t>(R * padded));
+  typename V::Floats q[R][C], z[R][C] = {};
+  float largest[R], total[R];
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < C; ++c) q[r][c] = V::load(o.q.at(h + r, t) + c * V::width);
+    total[r] = o.sinks ? static_cast<float>(o.sinks[h + r]) : -std::numeric_limits<float>::infinity();
+    largest[r] = total[r];
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const BFloat16* key = o.k.at(g, chain[static_cast<size_t>(i)]);
+    typename V::Floats acc[R] = {};
+    for (int c = 0; c < C; ++c) {
+      const auto k = V::load(key + c * V::width);
+      for (int r = 0; r < R; ++r) acc[r] += q[r][c] * k;
+    }
+    for (int r = 0; r < R; ++r) {
+      float score = V::sum(acc[r]) * scale;
+      if (soft_cap > 0) score = soft_cap * std::tanh(score / soft_cap);
+      scores[static_cast<size_t>(r * padded + i)] = score;
+      largest[r] = std::max(largest[r], score);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    float* row = scores.data() + r * padded;
+    std::fill(row + n, row + padded, largest[r]);
+    for (int64_t i = 0; i < padded; i += V::width)
+      V::store(row + i, exponential<V>(V::load(row + i) - largest[r]));
+    std::fill(row + n, row + padded, 0.0f);
+    typename V::Floats sum = {};
+    for (int64_t i = 0; i < padded; i += V::width) sum += V::load(row + i);
+    total[r] = std::exp(total[r] - largest[r]) + V::sum(sum);
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const BFloat16* value = o.v.at(g, chain[static_cast<size_t>(i)]);
+    for (int c = 0; c < C; ++c) {
+      const auto v = V::load(value + c * V::width);
+      for (int r = 0; r < R; ++r) z[r][c] += v * scores[static_cast<size_t>(r * padded + i)];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) V::store(o.out + (t * o.H + h + r) * o.K + c * V::width, z[r][c] / total[r]);
+}
+
+/// Query t of every head, of K numbers each.
+template <typename V, int K>
+INTROSPECT_INLINE void attend_all_heads(const Operands<BFloat16>& o, int64_t t,
+                                        const std::vector<int32_t>& chain, std::vector<float>& scores) {
+  constexpr int C = K / V::width;
+  const int64_t shared = o.H / o.G;
+  if (shared % 3 == 0)
+    for (int64_t h = 0; h < o.H; h += 3) attend_heads<V, 3, C>(o, t, h, chain, scores);
+  else if (shared % 2 == 0)
+    for (int64_t h = 0; h < o.H; h += 2) attend_heads<V, 2, C>(o, t, h, chain, scores);
+  else
+    for (int64_t h = 0; h < o.H; ++h) attend_heads<V, 1, C>(o, t, h, chain, scores);
+}
+
 /// The queries [first, last): softmax over the chain of ancestors, and their values' mean under it.
 template <typename V, typename T>
 INTROSPECT_INLINE void attend_rows(const Operands<T>& o, int64_t first, int64_t last) {
@@ -72,6 +140,15 @@ INTROSPECT_INLINE void attend_rows(const Operands<T>& o, int64_t first, int64_t 
     for (auto s = o.own_key(t); s >= 0; s = o.parents[s]) {
       chain.push_back(s);
       if (o.window > 0 && static_cast<int64_t>(chain.size()) == o.window) break;
+    }
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      if (o.K == 64 || o.K == 128) {
+        if (o.K == 64)
+          attend_all_heads<V, 64>(o, t, chain, weights);
+        else
+          attend_all_heads<V, 128>(o, t, chain, weights);
+        continue;
+      }
     }
     weights.resize(chain.size());
     for (int64_t h = 0; h < o.H; ++h) {
