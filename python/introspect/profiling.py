@@ -65,7 +65,7 @@ class PassProfile:
         return {"pass": self.title, "seconds": self.seconds, "flops": self.flops, "stages": rows}
 
 
-def machine_rates(model: Model, rows: int = 512, repeats: int = 5) -> MachineRates:
+def machine_rates(model: Model, rows: int = 512, repeats: int = 20) -> MachineRates:
     """The best rates of products and of memory, for this model's dtype and threads.
 
     Args:
