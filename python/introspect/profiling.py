@@ -115,9 +115,12 @@ def profile_decode(model: Model, length: int = 64, *, repeats: int = 20) -> Pass
 
 
 def _quickest(title: str, call: Callable[[], object], repeats: int) -> PassProfile:
-    with torch.no_grad():
+    def run() -> None:
         call()
-        passes = [ops.costs_by_stage(call) for _ in range(repeats)]
+
+    with torch.no_grad():
+        run()
+        passes = [ops.costs_by_stage(run) for _ in range(repeats)]
     best = min(passes, key=lambda costs: sum(cost["seconds"] for cost in costs.values()))
     stages = [StageProfile(stage, **cost) for stage, cost in best.items() if cost["calls"] or stage == "other"]
     return PassProfile(title, stages)

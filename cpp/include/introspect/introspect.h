@@ -9,6 +9,7 @@
 #include "introspect/core/sha256.h"
 #include "introspect/core/shapes.h"
 #include "introspect/core/sole_user.h"
+#include "introspect/core/stage_clock.h"
 
 #include "introspect/io/file.h"
 #include "introspect/io/gguf.h"
@@ -28,6 +29,7 @@
 
 #include "introspect/ops/activation.h"
 #include "introspect/ops/attention.h"
+#include "introspect/ops/bfloat16_products.h"
 #include "introspect/ops/linear.h"
 #include "introspect/ops/logistic_regression.h"
 #include "introspect/ops/logits.h"
