@@ -20,8 +20,16 @@ PROMPT, NEW, PREFILL = 16, 24, 512
 
 PEER = """
 import sys, time
+import llama_cpp
 from llama_cpp import Llama
-path, threads, n_prompt, new, prefill = sys.argv[1], *map(int, sys.argv[2:])
+defaults = llama_cpp.llama_model_default_params
+def plain():  # its tiles of int8 are an illegal instruction under some hypervisors
+    params = defaults()
+    params.use_extra_bufts = len(sys.argv) > 6 and sys.argv[6] == "extra"
+    return params
+llama_cpp.llama_model_default_params = plain
+llama_cpp.llama_cpp.llama_model_default_params = plain
+path, threads, n_prompt, new, prefill = sys.argv[1], *map(int, sys.argv[2:6])
 model = Llama(path, n_ctx=1024, n_batch=512, n_ubatch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
 ids = [(37 * i) % 30000 + 10 for i in range(prefill)]
 print("ready", flush=True)
