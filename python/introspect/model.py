@@ -105,7 +105,7 @@ def load_model(
         path,
         dtype=wanted,
         device=where,
-        block_devices=blocks,
+        block_devices={layer: there for layer, there in blocks.items()},
         chat_template=load_chat_template(path) if chat_template is None else given_chat_template(chat_template, path),
         n_ctx=n_ctx,
         keep_blocks=keep_blocks,
