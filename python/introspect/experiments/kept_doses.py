@@ -15,7 +15,7 @@ from .doses import Dose, note
 if TYPE_CHECKING:
     from ..model import Model
 
-VERSION = 1
+VERSION = 2
 """Rises when the numbers of doses may change: those of before are then not found."""
 
 
@@ -90,7 +90,10 @@ def _parsed(value: str, who: str) -> list[Dose]:
     """Raises IoError for anything but doses."""
     listed = parse_json(value, who)
     try:
-        return [Dose(**{name: float("nan") if item is None else item for name, item in one.items()}) for one in listed]
+        filled: list[dict[str, Any]] = [
+            {name: float("nan") if item is None else item for name, item in one.items()} for one in listed
+        ]
+        return [Dose(**fields) for fields in filled]
     except (TypeError, AttributeError):
         raise _C.IoError(f"{who}: it must be a list of doses, got {value[:60]!r}") from None
 

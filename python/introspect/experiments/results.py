@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,7 +132,7 @@ class Result:
             found.setdefault(setting_of(row), []).append(row)
         return found
 
-    def leaves_format(self, row: dict) -> bool:
+    def leaves_format(self, row: Mapping[str, Any]) -> bool:
         """Whether the injection took the probability away from the answers: see KEPT_MASS of experiments.detections."""
         if self.protocol["read"] != "yes_no":
             return False
