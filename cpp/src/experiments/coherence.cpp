@@ -5,12 +5,14 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <stdexcept>
 
 #include <ATen/ATen.h>
 
 #include "introspect/core/check.h"
+#include "introspect/ops/logits.h"
 
 #include "experiments/continuation.h"
 #include "experiments/dose_meter.h"
@@ -43,7 +45,6 @@ class Reader {
                         " tokens must fit into the model's ", model_->cfg().n_ctx, " positions, needs ",
                         longest);
     }
-    base_ = read({}).front();
   }
 
   const DoseMeter& meter() const { return meter_; }
@@ -60,11 +61,11 @@ class Reader {
       one.last_layer = subject.last_layer;
       one.null_index = subject.null_index;
       one.perplexity = readings[i].perplexity();
-      one.perplexity_base = base_.perplexity();
+      one.perplexity_base = base_->perplexity();
       one.repetition = readings[i].repetition;
-      one.repetition_base = base_.repetition;
+      one.repetition_base = base_->repetition;
       one.texts = readings[i].texts;
-      one.texts_base = base_.texts;
+      one.texts_base = base_->texts;
       one.is_coherent = one.perplexity <= options_.factor * one.perplexity_base &&
                         one.repetition <= one.repetition_base + options_.more_repetition;
     }
@@ -100,7 +101,8 @@ class Reader {
     return out;
   }
 
-  /// Of every request; without one, of the unsteered model.
+  /// Of every request; the first time also of the unsteered model. All are drawn side by side: a step of a batch costs
+  /// little more than one of a row.
   std::vector<Texts> read(const std::vector<DoseMeter::Request>& requests) {
     const at::NoGradGuard no_grad;
     std::vector<Job> jobs;
@@ -108,21 +110,18 @@ class Reader {
       for (const auto& scene : meter_.scenes())
         for (const auto& ask : scene.asks) jobs.push_back({request, &scene, &ask, injection, strength});
     };
-    if (requests.empty()) add(0, nullptr, 0.0);
     for (size_t i = 0; i < requests.size(); ++i)
       for (const auto& injection : meter_.subjects().at(requests[i].first).injections)
         add(i, &injection, requests[i].second);
-    // Texts of one length are drawn side by side.
+    if (!base_) add(requests.size(), nullptr, 0.0);
+    // Batches are padded to their longest.
     std::stable_sort(jobs.begin(), jobs.end(),
-                     [&](const Job& a, const Job& b) { return length(a) < length(b); });
-    std::vector<Texts> out(std::max<size_t>(1, requests.size()));
-    for (size_t first = 0; first < jobs.size();) {
-      auto last = first;
-      while (last < jobs.size() && last - first < kMostRows && length(jobs[last]) == length(jobs[first]))
-        ++last;
+                     [](const Job& a, const Job& b) { return length(a) < length(b); });
+    std::vector<Texts> out(requests.size() + 1);
+    for (size_t first = 0; first < jobs.size(); first += kMostRows) {
+      const auto last = std::min(jobs.size(), first + kMostRows);
       draw(jobs, first, last);
       report(options_.progress, "texts", static_cast<int64_t>(last), static_cast<int64_t>(jobs.size()));
-      first = last;
     }
     std::stable_sort(jobs.begin(), jobs.end(),
                      [](const Job& a, const Job& b) { return a.request < b.request; });
@@ -132,6 +131,8 @@ class Reader {
       texts.repetition = std::max(texts.repetition, repetition(job.ids));
       texts.texts.push_back(model_->has_tokenizer() ? model_->tokenizer().decode(job.ids, true) : "");
     }
+    if (!base_) base_ = out.back();
+    out.pop_back();
     return out;
   }
 
@@ -189,8 +190,9 @@ class Reader {
       bodies[graph.read(graph.segment(model_, job.ids, node), body)].push_back(&job);
     }
     const auto nats = [&](const torch::Tensor& resid_TD, Ids ids) {
-      const auto log_TV = at::log_softmax(model_->readout(resid_TD).to(torch::kCPU), -1, torch::kFloat64);
-      return -log_TV.gather(-1, torch::tensor(ids, torch::kInt64).unsqueeze(-1)).sum().item<double>();
+      const auto logits_TV = model_->readout(resid_TD).to(torch::kCPU);
+      const auto chosen_T = logits_TV.gather(-1, torch::tensor(ids, torch::kInt64).unsqueeze(-1)).squeeze(-1);
+      return (ops::log_total(logits_TV) - chosen_T.to(torch::kFloat64)).sum().item<double>();
     };
     graph.run(run_options(), [&](const std::vector<std::pair<graph::ReadId, engine::Captured>>& captured) {
       for (const auto& [id, values] : captured) {
@@ -216,7 +218,7 @@ class Reader {
   const graph::ModelPtr model_;
   const CoherenceOptions& options_;
   DoseMeter meter_;
-  Texts base_;
+  std::optional<Texts> base_;  // of the unsteered model
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "experiments/continuation.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 
 #include <ATen/ATen.h>
@@ -10,20 +11,35 @@
 namespace introspect::experiments {
 namespace {
 
-/// The prompts' caches as one batch, with room for what is to come.
+/// The prompts' caches as one batch, padded on the left to the longest, with room for what is to come.
 cache::KVCache side_by_side(const models::Model& model, const std::vector<Prompt*>& prompts,
-                            int64_t capacity) {
+                            int64_t new_tokens) {
+  int64_t longest = 0, shortest = std::numeric_limits<int64_t>::max();
+  for (const auto* prompt : prompts) {
+    longest = std::max(longest, prompt->cache.length());
+    shortest = std::min(shortest, prompt->cache.length());
+  }
+  const auto padded = [&](const torch::Tensor& x_1GSK) {
+    return at::constant_pad_nd(x_1GSK, {0, 0, longest - x_1GSK.size(2), 0});
+  };
   auto out = model.make_cache(static_cast<int64_t>(prompts.size()));
-  out.reserve(capacity);
+  out.reserve(longest + new_tokens);
   for (int64_t layer = 0; layer < model.cfg().n_layers; ++layer) {
     std::vector<torch::Tensor> keys, values;
     for (const auto* prompt : prompts) {
-      keys.push_back(prompt->cache.keys(layer));
-      values.push_back(prompt->cache.values(layer));
+      keys.push_back(padded(prompt->cache.keys(layer)));
+      values.push_back(padded(prompt->cache.values(layer)));
     }
     out.append(layer, at::cat(keys), at::cat(values));
   }
-  out.commit(prompts.front()->cache.length(), {});
+  torch::Tensor is_real_BS;
+  if (shortest < longest) {
+    is_real_BS = at::ones({static_cast<int64_t>(prompts.size()), longest}, torch::kBool);
+    for (size_t row = 0; row < prompts.size(); ++row)
+      is_real_BS[static_cast<int64_t>(row)].narrow(0, 0, longest - prompts[row]->cache.length()).fill_(false);
+    is_real_BS = is_real_BS.to(model.device());
+  }
+  out.commit(longest, is_real_BS);
   return out;
 }
 
@@ -60,7 +76,7 @@ std::vector<Ids> continue_batch(const models::Model& model, const std::vector<Pr
     contexts.push_back(prompt->tokens);
     how.row_seeds.push_back(prompt->seed);
   }
-  auto cache = side_by_side(model, prompts, prompts.front()->cache.length() + sampling.max_new_tokens);
+  auto cache = side_by_side(model, prompts, sampling.max_new_tokens);
   return models::generate_from(model, cache, model.readout(at::stack(resids)), contexts, how);
 }
 

@@ -25,7 +25,7 @@ struct Prompt {
 
 constexpr int64_t kMostRows = 32;  ///< texts side by side: beyond it a step gets no cheaper
 
-/// The tokens that the model goes on with after each prompt, side by side. Prompts are of one length.
+/// The tokens that the model goes on with after each prompt, side by side. Shorter prompts are padded on the left.
 std::vector<Ids> continue_batch(const models::Model& model, const std::vector<Prompt*>& prompts,
                                 const Sampling& sampling);
 

@@ -139,6 +139,7 @@ def _steering(
     if not isinstance(wanted, str):
         return model.steer(wanted * vector, layers=layers)
     blocks = layers or (min(vector.layers), max(vector.layers))
+    note(f"introspect: looks for the strength of {wanted} on everyday prompts ...")
     solved = introspect.solve_strength(model, vector, target=wanted, layers=blocks, strength_unit="residual")
     note(f"introspect: {wanted} is {solved:.3g} residual norms of this vector (--fraction {solved:.3g} is quicker)")
     return model.steer(vector, layers=layers, strength=solved, unit="residual")
