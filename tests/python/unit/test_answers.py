@@ -7,17 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from looped import protocol
-from tiny_chat import random_vectors, write_tiny_chat
+from tiny_chat import random_vectors
 
 import introspect
 from introspect.studies import answer_shares, grade, spellings
 
 ANSWERS = {"cat": [" cat", " a cat"], "yes": [" yes", "Y"], "y": [" y"], "many": [" yes, many", " ye s"]}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
 
 
 def probability(model, prompt, text, hooks=()):

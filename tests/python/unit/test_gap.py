@@ -6,17 +6,12 @@ import math
 import pytest
 import torch
 from looped import TURNS, adding, changed, protocol
-from tiny_chat import random_vectors, write_tiny_chat
+from tiny_chat import random_vectors
 
 import introspect
 from introspect.studies import probe_report_gap
 
 LAYERS, STRENGTH = (1, 1), 3.0
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from looped import TURNS, adding, changed, log_odds, message_positions, protocol
-from tiny_chat import random_vectors, write_tiny_chat
+from tiny_chat import write_tiny_chat
 
 import introspect
 from introspect.studies import ARMS, Arm, Study, run_study
@@ -27,16 +27,6 @@ OPTIONS = {
     "words": 3,
     "progress": False,
 }
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def vectors():
-    return random_vectors()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import pytest
 import torch
 from looped import TURNS, adding, changed, chat_ids, log_odds, message_positions, protocol
-from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
 from introspect.studies import Experiment, run_together
@@ -16,16 +15,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*left the format of the answer"
 LAYERS, SPAN, SEED = (1, 2), [1, 2], 3
 OPTIONS = {"layers": LAYERS, "nulls": 0, "questions": [], "progress": False}
 TEXT = "Rain fell all night, and the river rose."
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def vectors():
-    return random_vectors()
 
 
 def naive(model, turns=TURNS, injected=SPAN, changes=None):

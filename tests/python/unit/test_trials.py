@@ -1,19 +1,13 @@
 """Sampled trials: the texts of run_experiment at each seed, graded and counted."""
 
 import pytest
-import torch
 from looped import protocol
-from tiny_chat import random_vectors, write_tiny_chat
+from tiny_chat import random_vectors
 
 import introspect
 from introspect.studies import sample_trials
 
 OPTIONS = {"strengths": [2.0], "layers": (1, 2), "progress": False}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("tiny") / "model"), dtype=torch.float64)
 
 
 def test_trials_are_the_texts_of_runs_with_their_seeds(model):
