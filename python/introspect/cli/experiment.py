@@ -147,6 +147,7 @@ def run_protocols(
     dry_run: bool,
     yes: bool,
     json: bool,
+    ray: str | None = None,
 ) -> bool:
     """Run protocols into a folder: finished readings in its store, and each protocol's result.
 
@@ -157,6 +158,7 @@ def run_protocols(
         note_name: the file that says what was asked for, from which an interrupted run becomes a result.
         options: the arguments of run_experiment for the loaded model.
         show: called with every result.
+        ray: where workers run it, see run_experiment.
 
     Returns:
         Whether anything was run.
@@ -198,7 +200,9 @@ def run_protocols(
     resumable(output)
     with step_bars_or_lines() as step, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        results = introspect.run_experiments(loaded, protocols, **arguments, store=store, progress=step, long=True)
+        results = introspect.run_experiments(
+            loaded, protocols, **arguments, store=store, progress=step, long=True, ray=ray
+        )
     for warning in caught:
         note(f"introspect: {warning.message}")
     for protocol, result in zip(protocols, results, strict=True):

@@ -52,6 +52,10 @@ def command(
     device: DeviceOption = "cpu",
     dry_run: experiment.DryRun = False,
     yes: experiment.Yes = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Run on the workers of a Ray cluster: auto, local or its address."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run protocols over every combination of strengths (0.1 of the residual norm if not given), ranges and vectors.
@@ -99,6 +103,7 @@ def command(
         dry_run=dry_run,
         yes=yes,
         json=json,
+        ray=ray,
     )
     if not ran:
         return

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from ..steering.training import ControlVector
 from . import doses
 from .arguments import MORE_PROTOCOLS, PROTOCOLS, Arguments, Layers, Strengths, Texts, lens_path, load_protocol
 from .plans import HOUR, ExperimentPlan
+from .ray_workers import RayWorkers, fill
 from .results import Result
 
 __all__ = [
@@ -122,6 +125,7 @@ def run_experiment(
     progress: Callable[[str, int, int], None] | bool | None = None,
     plan: bool = False,
     long: bool = False,
+    ray: str | RayWorkers | None = None,
 ) -> Result:
     """Run a protocol with every vector x strength x layer range, and the same with random rotations of the vectors.
 
@@ -182,6 +186,8 @@ def run_experiment(
             line in a notebook; False: nothing.
         plan: run nothing and return an ``ExperimentPlan``: how many readings, how long, how much memory.
         long: more than an hour is meant. Without it a run that is expected to take longer warns, and goes on.
+        ray: run on the workers of a Ray cluster, each with the model: "auto" (the one that RAY_ADDRESS names, or else
+            one on this machine), "local", an address, or ``RayWorkers``. Readings come into the store piece by piece.
 
     Warns:
         UserWarning: a vector of another model; directions that a range lacks; settings whose readings are not finite
@@ -266,34 +272,49 @@ def run_native(
 
     known: dict[Any, list[doses.Dose]] = {}
     store = shared["store"]
-    solved = [doses.resolve(who, model, one, known, only_plan=plan, store=store) for one in experiments]
-    native = [one for one, _ in solved]
-    shown = None if plan else progress_module.shown(options["progress"])
-    try:
-        texts = _C.run_experiments(
-            **shared,
-            experiments=native,
-            progress=shown,
-            work=getattr(shown, "work", None),
-            before=before,
-            only_plan=plan,
-            pass_seconds=PASS_SECONDS,
-        )
-    finally:
-        progress_module.close(shown)
-    if plan:
-        return planned  # type: ignore[return-value]  # one for all protocols
-    results = [json.loads(text) for text in texts]
-    for data, (experiment, found) in zip(results, solved, strict=True):
-        measured = found or (doses.measure(model, experiment, store) if experiment["dose"] else [])
-        doses.note(data, measured, experiment["protocol"].relative_strength)
-        # What reports show: turns, injected, controls.
-        data["protocol"]["definition"] = json.loads(experiment["protocol"].to_json())
-        # Files often bear another model's name inside.
-        data["model"]["name"] = Path(model.name).name.removesuffix(".gguf")
-    for warning in dict.fromkeys(warning for data in results for warning in data.pop("warnings")):
-        warnings.warn(warning, stacklevel=stacklevel)
-    return [Result(data) for data in results]
+    with ExitStack() as stack:
+        if options.get("ray") is not None and not plan:
+            if store is None:
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+                store = shared["store"] = given.store(os.path.join(folder, "cells.sqlite"))
+            fill(
+                who,
+                model,
+                experiments,
+                store,
+                options["ray"],
+                memory_budget=shared["memory_budget"],
+                seconds=PASS_SECONDS,
+                progress=progress_module.shown(options["progress"]),
+            )
+        solved = [doses.resolve(who, model, one, known, only_plan=plan, store=store) for one in experiments]
+        native = [one for one, _ in solved]
+        shown = None if plan else progress_module.shown(options["progress"])
+        try:
+            texts = _C.run_experiments(
+                **shared,
+                experiments=native,
+                progress=shown,
+                work=getattr(shown, "work", None),
+                before=before,
+                only_plan=plan,
+                pass_seconds=PASS_SECONDS,
+            )
+        finally:
+            progress_module.close(shown)
+        if plan:
+            return planned  # type: ignore[return-value]  # one for all protocols
+        results = [json.loads(text) for text in texts]
+        for data, (experiment, found) in zip(results, solved, strict=True):
+            measured = found or (doses.measure(model, experiment, store) if experiment["dose"] else [])
+            doses.note(data, measured, experiment["protocol"].relative_strength)
+            # What reports show: turns, injected, controls.
+            data["protocol"]["definition"] = json.loads(experiment["protocol"].to_json())
+            # Files often bear another model's name inside.
+            data["model"]["name"] = Path(model.name).name.removesuffix(".gguf")
+        for warning in dict.fromkeys(warning for data in results for warning in data.pop("warnings")):
+            warnings.warn(warning, stacklevel=stacklevel)
+        return [Result(data) for data in results]
 
 
 def native_experiment(given: Arguments, options: Mapping[str, Any]) -> dict[str, Any]:

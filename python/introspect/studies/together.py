@@ -19,7 +19,7 @@ from ..steering.training import ControlVector
 if TYPE_CHECKING:
     from ..model import Model
 
-SHARED = ("store", "memory_budget", "progress", "plan", "long")
+SHARED = ("store", "memory_budget", "progress", "plan", "long", "ray")
 """Options of ``run_experiment`` that experiments which run together have in common."""
 DEFAULTS = {
     name: parameter.default
