@@ -80,6 +80,10 @@ Ranges = Annotated[
 Nulls = Annotated[int, typer.Option(min=0, max=MOST, help="Random rotations of each vector to compare with.")]
 Seed = SeedOption
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how much there is to run, and run nothing.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Run on the workers of a Ray cluster: auto, local or its address."),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Run without asking, also for more than an hour.")]
 
 

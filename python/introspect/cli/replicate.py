@@ -78,6 +78,7 @@ def command(
     dtype: DtypeOption = Dtype.float32,
     device: DeviceOption = "cpu",
     chat_template: ChatTemplateOption = None,
+    ray: experiment.Ray = None,
     json: Json = False,
 ) -> None:
     """Run a published study on a model, and print ours beside theirs with intervals and what differs."""
@@ -115,7 +116,7 @@ def command(
         resumable(output)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        ran = atlas.replicate(entry, loaded, **options, long=True)
+        ran = atlas.replicate(entry, loaded, **options, long=True, ray=ray)
     for warning in caught:
         note(f"introspect: {warning.message}")
     if output is not None:

@@ -52,10 +52,7 @@ def command(
     device: DeviceOption = "cpu",
     dry_run: experiment.DryRun = False,
     yes: experiment.Yes = False,
-    ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Run on the workers of a Ray cluster: auto, local or its address."),
-    ] = None,
+    ray: experiment.Ray = None,
     json: Json = False,
 ) -> None:
     """Run protocols over every combination of strengths (0.1 of the residual norm if not given), ranges and vectors.

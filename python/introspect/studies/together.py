@@ -81,13 +81,14 @@ def run_together(
     progress: Callable[[str, int, int], None] | bool | None = None,
     plan: bool = False,
     long: bool = False,
+    ray: Any = None,
 ) -> list[Result]:
     """Run experiments that differ in anything but the model in common graphs: what they share runs once.
 
     Args:
         model: with tokenizer and chat template.
         experiments: in the order of the results.
-        store, memory_budget, progress, plan, long: see ``run_experiment``.
+        store, memory_budget, progress, plan, long, ray: see ``run_experiment``.
 
     Returns:
         For each experiment what ``run_experiment`` makes of it by itself; with ``plan=True`` one plan for all.
@@ -117,6 +118,7 @@ def run_together(
             "progress": progress,
             "plan": plan,
             "long": long,
+            "ray": ray,
         }
         results = run_native(who, native, shared, stacklevel=3)
     return results[0] if plan else results  # type: ignore[return-value]

@@ -42,6 +42,7 @@ def replicate(
     progress: Callable[[str, int, int], None] | bool | None = None,
     plan: bool = False,
     long: bool = False,
+    ray: Any = None,
 ) -> Replication:
     """Run an entry of the atlas: all of its parts in common graphs.
 
@@ -54,7 +55,7 @@ def replicate(
         strengths, strength_unit, layers: as ``run_experiment`` has them, for parts that have none of their own; None:
             the entry's.
         seed: of rotations and of the orders of lists.
-        store, memory_budget, progress, long: as ``run_experiment`` has them.
+        store, memory_budget, progress, long, ray: as ``run_experiment`` has them.
         plan: run nothing (but the concepts' vectors) and return the ``ExperimentPlan``.
 
     Raises:
@@ -84,7 +85,7 @@ def replicate(
         return run_together(model, experiments, **shared, plan=True)  # type: ignore[return-value]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*left the format of the answer")  # figures count them
-        results = run_together(model, experiments, **shared)
+        results = run_together(model, experiments, **shared, ray=ray)
     facts = model_facts(model)
     said = {
         "concepts": list(chosen),
