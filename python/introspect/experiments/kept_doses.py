@@ -6,21 +6,18 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import _C
 from .._json import finite, parse_json
-from .doses import Dose, note
-
-if TYPE_CHECKING:
-    from ..model import Model
+from .dose import Dose, note
 
 VERSION = 2
 """Rises when the numbers of doses may change: those of before are then not found."""
 
 
 def kept(
-    model: Model,
+    model: Any,
     experiment: Mapping[str, Any],
     unit: str,
     store: _C.Store | None,
@@ -50,7 +47,7 @@ def kept(
 
 
 def note_kept(data: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write into a result's JSON the doses that ``rows`` of a store hold, see ``doses.note``."""
+    """Write into a result's JSON the doses that ``rows`` of a store hold, see ``dose.note``."""
     definition = data["protocol"].get("definition", {})
     for row in rows:
         note(data, _parsed(row["value"], f"cell {row['key'][:12]}"), definition.get("relative_strength", 1.0))

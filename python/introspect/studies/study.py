@@ -14,6 +14,8 @@ from .. import _C
 from .._json import parse_json
 from ..experiments import doses
 from ..experiments.arguments import Arguments
+from ..experiments.dose import Dose
+from ..experiments.dose import note as note_doses
 from ..experiments.plans import ExperimentPlan
 from ..experiments.results import Result, finite
 from ..output_files import write_text
@@ -237,7 +239,7 @@ def run_study(
         return costs  # type: ignore[return-value]
     results = run.results(shared)
     if solved and "injected" in results:
-        doses.note(vars(results["injected"]), solved, setup.protocol.relative_strength)
+        note_doses(vars(results["injected"]), solved, setup.protocol.relative_strength)
     own = next(iter(results.values()))
     same: dict[str, Any] = {name: own.settings[name] for name in SAME if name in own.settings}
     settings = {
@@ -278,7 +280,7 @@ def _certified(setup: Setup, injected: Result) -> dict[str, Any]:
     return {"first injection": found.to_dict()}
 
 
-def _solved(given: Arguments, setup: Setup, only_plan: bool, store: Any) -> tuple[Setup, list[doses.Dose]]:
+def _solved(given: Arguments, setup: Setup, only_plan: bool, store: Any) -> tuple[Setup, list[Dose]]:
     """The setup with numbers in the place of strengths that are doses, and those doses."""
     strengths = None if setup.strengths is None else given.strengths("strengths", setup.strengths)
     if not strengths or not any(map(doses.is_target, strengths)):
