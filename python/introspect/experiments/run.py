@@ -18,6 +18,8 @@ from ..model import Model
 from ..steering.training import ControlVector
 from . import doses
 from .arguments import MORE_PROTOCOLS, PROTOCOLS, Arguments, Layers, Strengths, Texts, lens_path, load_protocol
+from .dose import Dose
+from .dose import note as note_doses
 from .plans import HOUR, ExperimentPlan
 from .ray_workers import RayWorkers, fill
 from .results import Result
@@ -270,7 +272,7 @@ def run_native(
         if not plan and not long and planned[0].seconds > HOUR:
             warnings.warn(f"{who}: {planned[0]} (long=True: this is meant)", stacklevel=stacklevel + 1)
 
-    known: dict[Any, list[doses.Dose]] = {}
+    known: dict[Any, list[Dose]] = {}
     store = shared["store"]
     with ExitStack() as stack:
         if options.get("ray") is not None and not plan:
@@ -307,7 +309,7 @@ def run_native(
         results = [json.loads(text) for text in texts]
         for data, (experiment, found) in zip(results, solved, strict=True):
             measured = found or (doses.measure(model, experiment, store) if experiment["dose"] else [])
-            doses.note(data, measured, experiment["protocol"].relative_strength)
+            note_doses(data, measured, experiment["protocol"].relative_strength)
             # What reports show: turns, injected, controls.
             data["protocol"]["definition"] = json.loads(experiment["protocol"].to_json())
             # Files often bear another model's name inside.

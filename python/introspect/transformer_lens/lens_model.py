@@ -53,7 +53,9 @@ class LensModel(HookedModel):
 
     def _use(self, native: _C.Model, *, folded: bool = False) -> None:
         """Another native model in place of this one: the same hook points, and gradients for what had them."""
-        with_gradient = {name for name, tensor in self.native.named_weights(skip_quantised=True) if tensor.requires_grad}
+        with_gradient = {
+            name for name, tensor in self.native.named_weights(skip_quantised=True) if tensor.requires_grad
+        }
         self.native = self.cfg.native = native
         self.cfg.layer_norm_folding = self.cfg.layer_norm_folding or folded
         for name, tensor in native.named_weights(skip_quantised=True):
