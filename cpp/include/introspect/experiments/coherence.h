@@ -33,7 +33,7 @@ struct Coherence {
 };
 
 struct CoherenceOptions : DoseOptions {
-  int64_t max_new_tokens = 24;
+  int64_t max_new_tokens = 40;
   double factor = 8.0;            ///< perplexity may be so many times that of the unsteered texts
   double more_repetition = 0.15;  ///< repetition may be so much larger
 };
