@@ -99,7 +99,7 @@ class TimeLeft:
         if self._start is None or done < self._start[1]:
             self._start = now, done
         began, found = self._start
-        if now - began < 1.0 or (done - found) * 100 < total - found:
+        if now - began < 1.0 or done <= found or (done - found) * 100 < total - found:
             return None
         return (total - done) * (now - began) / (done - found)
 

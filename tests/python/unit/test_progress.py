@@ -81,3 +81,11 @@ def test_the_time_left_follows_the_work_and_not_the_count(monkeypatch, capsys):
 )
 def test_long_durations(seconds, text):
     assert progress.duration(seconds) == text
+
+
+def test_work_that_is_told_as_done_twice_has_no_time_left_to_tell(monkeypatch):
+    now = iter([0.0, 5.0])
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
+    left = progress.TimeLeft()
+    assert left.seconds(9, 9) is None
+    assert left.seconds(9, 9) is None
