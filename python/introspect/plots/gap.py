@@ -29,6 +29,8 @@ def gap(found: Any) -> Figure:
     if found.moved_nulls:
         low, high = zip(*((min(one), max(one)) for one in zip(*found.moved_nulls, strict=True)), strict=True)
         nats.fill_between(blocks, low, high, color=NULL, alpha=0.22, linewidth=0)
+        for one in found.moved_nulls:  # a band between single blocks, or of one rotation, has no area
+            nats.plot(blocks, one, "_", color=NULL, markersize=7)
     nats.plot(blocks, found.moved, "^-", color=CONTROL, markersize=4)
     nats.axhline(0, color="#999999", linewidth=0.8)
     nats.set_ylabel("gain of the concept's word\n(nats)", fontsize=9)

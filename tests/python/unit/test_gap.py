@@ -79,7 +79,7 @@ def test_vectors_made_of_the_texts_are_decoded_and_blocks_before_them_hold_nothi
 
 def test_the_figure_draws_every_curve(found):
     figure = found.plot()
-    assert [len(axes.lines) for axes in figure.axes] == [5, 2]
+    assert [len(axes.lines) for axes in figure.axes] == [5, 2 + len(found.moved_nulls)]
 
 
 @pytest.mark.parametrize(
