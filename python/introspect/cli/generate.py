@@ -138,6 +138,8 @@ def _steering(
     wanted = "coherent" if strength is None else strength
     if not isinstance(wanted, str):
         return model.steer(wanted * vector, layers=layers)
+    with model.steer(vector, layers=layers):  # refuses what does not fit before the search
+        pass
     blocks = layers or (min(vector.layers), max(vector.layers))
     note(f"introspect: looks for the strength of {wanted} on everyday prompts ...")
     solved = introspect.solve_strength(model, vector, target=wanted, layers=blocks, strength_unit="residual")

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Dtype, DtypeOption, Json, Model, guarded, load_model, print_json
+from .common import MOST, Dtype, DtypeOption, Json, Model, guarded, load_model, print_json
 
 Tokens = Annotated[
     list[str] | None,
     typer.Option(metavar="BxT", help="Texts x tokens of a pass, as 4x128; may be given several times."),
 ]
 Decode = Annotated[bool, typer.Option("--decode", help="One token after 64 others in a cache as well.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Passes of each kind, of which the quickest counts.")]
+Repeats = Annotated[int, typer.Option(min=1, max=MOST, help="Passes of each kind, of which the quickest counts.")]
 
 
 @guarded

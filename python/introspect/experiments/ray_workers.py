@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _C
+from ..output_files import write_bytes
 from . import doses, pieces
 
 MOST_DEATHS = 3
@@ -66,7 +67,7 @@ class Worker:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "cells.sqlite"
             if seed:
-                path.write_bytes(seed)
+                write_bytes(path, seed)
             store = _C.Store(path)
             if what == "doses":
                 pieces.measure_doses(self.model, experiments[0], store, "ray")
@@ -211,7 +212,7 @@ class _Pool:
     def _take(self, data: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "piece.sqlite"
-            path.write_bytes(data)
+            write_bytes(path, data)
             if damaged := self.store.merge(path).damaged:
                 raise _C.IoError(f"ray: a worker sent {damaged} cells that are no readings")
 

@@ -1,10 +1,14 @@
 """The model and the vectors of unit tests that make none of their own."""
 
+import fenced
 import pytest
 import torch
 from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
+
+if fenced.LIBRARY.exists():
+    fenced.load()  # before the first backward pass of a process, which makes a thread for every device there is
 
 
 @pytest.fixture(scope="module")
