@@ -3212,17 +3212,6 @@ class Store:
         """
         Keeps the doses (a JSON list) of one vector's injections; whether they were not there before.
         """
-    def put_rows(self, rows: collections.abc.Sequence[dict]) -> int:
-        """
-        Keeps cells of another store as its ``rows()`` gives them, in that order; where both have a key, this store's value stays.
-
-        Returns:
-            How many were not there before.
-
-        Raises:
-            KeyError: a row without one of its fields.
-            IoError: the store cannot be written.
-        """
     def rows(self) -> list:
         """
         Every cell as a dictionary, in the order of writing: setting, value (JSON) and what made it.
