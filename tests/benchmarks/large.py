@@ -127,15 +127,16 @@ def main() -> None:
         }  # fmt: skip
         questions = [f"Is {i} an odd number?" for i in range(options.questions)]
         plan = introspect.run_experiment(model, "no_info", **arguments, questions=questions, plan=True)
+        print(f"loaded in {loaded:.1f} s; {plan}", flush=True)
         start = time.perf_counter()
         result = introspect.run_experiment(model, "no_info", **arguments, questions=questions, progress=False)
-        return loaded, plan, time.perf_counter() - start, len(result.rows)
+        return plan, time.perf_counter() - start, len(result.rows)
 
-    memory, (loaded, plan, seconds, n_rows) = peak_bytes(experiment)
+    memory, (plan, seconds, n_rows) = peak_bytes(experiment)
     per_token_layer = 2 * sum(rows * columns for rows, columns in MATRICES.values())
     floor = plan.token_layers_to_run * per_token_layer / rate
     print(
-        f"{options.blocks} blocks, {path.stat().st_size / 1e9:.1f} GB: loaded in {loaded:.1f} s; {n_rows} rows in "
+        f"{options.blocks} blocks, {path.stat().st_size / 1e9:.1f} GB: {n_rows} rows in "
         f"{seconds:.0f} s (planned {plan.seconds:.0f}); products alone at {rate / 1e9:.0f} GFLOP/s {floor:.0f} s, "
         f"{seconds / floor:.2f} times; memory {memory / 1e9:.1f} GB, the file's pages that were touched among it"
     )
