@@ -2,6 +2,7 @@
 
 #include "core/parallel.h"
 #include "introspect/core/check.h"
+#include "ops/few_rows.h"
 #include "ops/gemm.h"
 #include "ops/gemm_bfloat16.h"
 #include "ops/vector.h"
@@ -10,8 +11,7 @@ namespace introspect::ops {
 
 namespace {
 
-constexpr int64_t kMaxRows = 4;  // above this ATen's matrix product is faster
-constexpr int64_t kUnroll = 4;   // independent accumulators, to hide the latency of the additions
+constexpr int64_t kUnroll = 4;  // independent accumulators, to hide the latency of the additions
 constexpr int64_t kBytesPerTask = 1 << 16;
 
 /// out[n, v] = x[n, :] . w[v, :] for v in [first, last), float32 accumulation.
@@ -43,19 +43,12 @@ INTROSPECT_INLINE void dot_rows(const float* x, const W* w, float* out, int64_t 
 template <typename V, typename W>
 INTROSPECT_INLINE void few_rows(const float* x, const W* w, float* out, int64_t N, int64_t D,
                                 int64_t n_outputs, int64_t first, int64_t last) {
-  switch (N) {
-    case 1:
-      return dot_rows<V, 1>(x, w, out, D, n_outputs, first, last);
-    case 2:
-      return dot_rows<V, 2>(x, w, out, D, n_outputs, first, last);
-    case 3:
-      return dot_rows<V, 3>(x, w, out, D, n_outputs, first, last);
-    default:
-      return dot_rows<V, 4>(x, w, out, D, n_outputs, first, last);
-  }
+  with_row_count(N, [&](auto n) INTROSPECT_INLINED {
+    dot_rows<V, decltype(n)::value>(x, w, out, D, n_outputs, first, last);
+  });
 }
 
-/// x [N, D] float32 times the rows of w [V, D] -> float32 [N, V], for N <= kMaxRows.
+/// x [N, D] float32 times the rows of w [V, D] -> float32 [N, V], for N <= kFewRows.
 torch::Tensor matvec(const torch::Tensor& x_ND, const torch::Tensor& w_VD) {
   const int64_t N = x_ND.size(0), D = x_ND.size(1), V = w_VD.size(0);
   auto out_NV = at::empty({N, V}, x_ND.options());
@@ -131,7 +124,7 @@ torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const 
                     !needs_grad(x, weight) && (!bias.defined() || !needs_grad(bias, bias));
   auto sizes = x.sizes().vec();
   sizes.back() = weight.size(0);
-  if (fits && rows <= kMaxRows && has_few_rows(x.scalar_type(), weight)) {
+  if (fits && rows <= kFewRows && has_few_rows(x.scalar_type(), weight)) {
     auto y = matvec(x.reshape({rows, D}).to(torch::kFloat32).contiguous(), weight);
     if (bias.defined()) y.add_(bias);
     return y.to(x.scalar_type()).view(sizes);
@@ -146,7 +139,7 @@ torch::Tensor linear_fp32(const torch::Tensor& x_ND, const torch::Tensor& weight
                     "linear_fp32: x [N, D] and weight [V, D] are required, got ", x_ND.sizes(), " and ",
                     weight_VD.sizes());
   const bool plain = x_ND.size(0) > 0 && !needs_grad(x_ND, weight_VD);
-  if (plain && x_ND.size(0) <= kMaxRows && has_kernel(weight_VD)) return matvec(x_ND.contiguous(), weight_VD);
+  if (plain && x_ND.size(0) <= kFewRows && has_kernel(weight_VD)) return matvec(x_ND.contiguous(), weight_VD);
   if (plain && has_product(x_ND.scalar_type(), weight_VD)) return product(x_ND, weight_VD, {});
   if (weight_VD.scalar_type() == torch::kFloat32) return at::linear(x_ND, weight_VD);
   // Widened block by block: the whole unembedding in float32 would double the memory of a bfloat16 model.

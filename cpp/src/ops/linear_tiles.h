@@ -10,6 +10,7 @@
 #include "introspect/ops/sparse_rows.h"
 
 #include "core/parallel.h"
+#include "ops/few_rows.h"
 #include "ops/gemm.h"
 #include "ops/vector.h"
 
@@ -18,9 +19,8 @@ namespace introspect::ops {
 /// (x W^T + b) scale, a tile at a time.
 template <typename T>
 class Tiles {
-  static constexpr int64_t kRows = 512;         // one sweep of gemm_rows over the weights
-  static constexpr int64_t kNumbers = 5 << 19;  // of p: 10 MB of float32, which stay in L3
-  static constexpr int64_t kFewRows = 4;  // up to here linear_fp32 has a kernel that reads each weight once
+  static constexpr int64_t kRows = 512;           // one sweep of gemm_rows over the weights
+  static constexpr int64_t kNumbers = 5 << 19;    // of p: 10 MB of float32, which stay in L3
   static constexpr int64_t kScanGrain = 1 << 15;  // numbers that are worth a thread
 
  public:

@@ -154,6 +154,16 @@ INTROSPECT_KERNEL void for_blocks(const float* x, const uint8_t* row, int64_t K,
   }
 }
 
+/// An encoding of blocks of 32, `size` bytes each, whose `add` takes one.
+template <typename Block, int size, bool has_offset>
+struct SmallBlocks {
+  template <typename Sink>
+  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sink& sums) {
+    for_blocks<size, has_offset, Block>(x, row, K, sums);
+  }
+  static constexpr int64_t bytes = size, elements = kBlock;
+};
+
 /// 16 bytes of codes of four bits: the low halves' values and the high halves', by the group's table.
 template <int part, typename Sink>
 INTROSPECT_KERNEL void add_nibbles(const uint8_t* codes, const float* x, int64_t K, __m512 table,
@@ -179,31 +189,21 @@ INTROSPECT_KERNEL void add_fives(const uint8_t* codes, uint32_t bits, const floa
   sums.template add<part + 1>(x + 16, K, _mm512_permutex2var_ps(low, index_high, high));
 }
 
-struct Q4_0 {
+struct Q4_0 : SmallBlocks<Q4_0, 18, false> {
   template <int part, typename Sink>
   INTROSPECT_KERNEL static void add(const uint8_t* b, const float* x, int64_t K, const float* d, const float*,
                                     Sink& sums) {
     const auto table = _mm512_mul_ps(_mm512_sub_ps(iota(), _mm512_set1_ps(8)), at(d));
     add_nibbles<part>(b + 2, x, K, table, sums);
   }
-  template <typename Sink>
-  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sink& sums) {
-    for_blocks<18, false, Q4_0>(x, row, K, sums);
-  }
-  static constexpr int64_t bytes = 18, elements = kBlock;
 };
 
-struct Q4_1 {
+struct Q4_1 : SmallBlocks<Q4_1, 20, true> {
   template <int part, typename Sink>
   INTROSPECT_KERNEL static void add(const uint8_t* b, const float* x, int64_t K, const float* d,
                                     const float* m, Sink& sums) {
     add_nibbles<part>(b + 4, x, K, _mm512_fmadd_ps(iota(), at(d), at(m)), sums);
   }
-  template <typename Sink>
-  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sink& sums) {
-    for_blocks<20, true, Q4_1>(x, row, K, sums);
-  }
-  static constexpr int64_t bytes = 20, elements = kBlock;
 };
 
 INTROSPECT_KERNEL uint32_t word_at(const uint8_t* p) {
@@ -212,7 +212,7 @@ INTROSPECT_KERNEL uint32_t word_at(const uint8_t* p) {
   return word;
 }
 
-struct Q5_0 {
+struct Q5_0 : SmallBlocks<Q5_0, 22, false> {
   template <int part, typename Sink>
   INTROSPECT_KERNEL static void add(const uint8_t* b, const float* x, int64_t K, const float* d, const float*,
                                     Sink& sums) {
@@ -220,14 +220,9 @@ struct Q5_0 {
     const auto low = _mm512_mul_ps(_mm512_sub_ps(iota(), _mm512_set1_ps(16)), at(d));
     add_fives<part>(b + 6, word_at(b + 2), x, K, low, high, sums);
   }
-  template <typename Sink>
-  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sink& sums) {
-    for_blocks<22, false, Q5_0>(x, row, K, sums);
-  }
-  static constexpr int64_t bytes = 22, elements = kBlock;
 };
 
-struct Q5_1 {
+struct Q5_1 : SmallBlocks<Q5_1, 24, true> {
   template <int part, typename Sink>
   INTROSPECT_KERNEL static void add(const uint8_t* b, const float* x, int64_t K, const float* d,
                                     const float* m, Sink& sums) {
@@ -235,18 +230,13 @@ struct Q5_1 {
     const auto high = _mm512_fmadd_ps(_mm512_add_ps(iota(), _mm512_set1_ps(16)), at(d), at(m));
     add_fives<part>(b + 8, word_at(b + 4), x, K, low, high, sums);
   }
-  template <typename Sink>
-  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sink& sums) {
-    for_blocks<24, true, Q5_1>(x, row, K, sums);
-  }
-  static constexpr int64_t bytes = 24, elements = kBlock;
 };
 
 INTROSPECT_KERNEL __m512 signed_bytes(__m128i codes) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
 }
 
-struct Q8_0 {
+struct Q8_0 : SmallBlocks<Q8_0, 34, false> {
   template <int part, typename Sink>
   INTROSPECT_KERNEL static void add(const uint8_t* b, const float* x, int64_t K, const float* d, const float*,
                                     Sink& sums) {
@@ -254,14 +244,9 @@ struct Q8_0 {
     sums.template add<part>(x, K, _mm512_mul_ps(signed_bytes(_mm_loadu_si128(codes)), at(d)));
     sums.template add<part + 1>(x + 16, K, _mm512_mul_ps(signed_bytes(_mm_loadu_si128(codes + 1)), at(d)));
   }
-  template <typename Sink>
-  INTROSPECT_KERNEL static void row(const float* x, const uint8_t* row, int64_t K, Sink& sums) {
-    for_blocks<34, false, Q8_0>(x, row, K, sums);
-  }
-  static constexpr int64_t bytes = 34, elements = kBlock;
 };
 
-/// The scales of a Q4_K or Q5_K block's eight groups, and behind them what is added to their values.
+/// The scales of the eight groups of a Q4_K or Q5_K block, and then the eight numbers that are added to their values.
 INTROSPECT_KERNEL void widen_groups(const uint8_t* b, float* scales) {
   const uint32_t head = word_at(b), u0 = word_at(b + 4), u1 = word_at(b + 8), u2 = word_at(b + 12);
   constexpr uint32_t kSix = 0x3f3f3f3f, kFour = 0x0f0f0f0f, kTwo = 0x03030303;
@@ -406,16 +391,8 @@ INTROSPECT_AVX512 void rows_in_registers(const float* x, const uint8_t* rows, in
 template <typename Format>
 void in_registers(const float* x, int64_t N, const uint8_t* rows, int64_t n_rows, int64_t K, float* out,
                   int64_t stride) {
-  switch (N) {
-    case 1:
-      return rows_in_registers<Format, 1>(x, rows, n_rows, K, out, stride);
-    case 2:
-      return rows_in_registers<Format, 2>(x, rows, n_rows, K, out, stride);
-    case 3:
-      return rows_in_registers<Format, 3>(x, rows, n_rows, K, out, stride);
-    default:
-      return rows_in_registers<Format, 4>(x, rows, n_rows, K, out, stride);
-  }
+  with_row_count(
+      N, [&](auto n) { rows_in_registers<Format, decltype(n)::value>(x, rows, n_rows, K, out, stride); });
 }
 
 using RoundRow = void (*)(const uint8_t* row, int64_t K, uint16_t* out);
@@ -468,17 +445,9 @@ void dot_rows(const Quantisation& quantisation, const float* x, int64_t N, const
   if (const auto* kernels = kernels_of(quantisation.name, K))
     return kernels->dot(x, N, rows, n_rows, K, out, stride);
   with_lanes([&](auto lanes) INTROSPECT_INLINED {
-    using V = decltype(lanes);
-    switch (N) {
-      case 1:
-        return unpacked_rows<V, 1>(quantisation, x, rows, n_rows, K, out, stride);
-      case 2:
-        return unpacked_rows<V, 2>(quantisation, x, rows, n_rows, K, out, stride);
-      case 3:
-        return unpacked_rows<V, 3>(quantisation, x, rows, n_rows, K, out, stride);
-      default:
-        return unpacked_rows<V, 4>(quantisation, x, rows, n_rows, K, out, stride);
-    }
+    with_row_count(N, [&](auto n) INTROSPECT_INLINED {
+      unpacked_rows<decltype(lanes), decltype(n)::value>(quantisation, x, rows, n_rows, K, out, stride);
+    });
   });
 }
 

@@ -3,12 +3,11 @@
 #include <cstdint>
 
 #include "core/dequantise.h"
+#include "ops/few_rows.h"
 
 namespace introspect::ops {
 
-constexpr int64_t kMaxDotRows = 4;  // rows of x that one unpacking serves in registers
-
-/// out[n * stride + r] = x[n, :] . row r, summed in float32, for N <= kMaxDotRows rows of x [N, K] and the rows of blocks
+/// out[n * stride + r] = x[n, :] . row r, summed in float32, for N <= kFewRows rows of x [N, K] and the rows of blocks
 /// that follow one another at `rows`.
 ///
 /// A row's result does not depend on N. With AVX-512 the usual encodings are unpacked in registers, all others a part of a

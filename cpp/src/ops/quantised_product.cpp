@@ -29,7 +29,7 @@ void for_parts(const std::vector<BlockRows>& parts, int64_t K, int64_t first, in
   }
 }
 
-/// For N <= kMaxDotRows: out [N, V] float32.
+/// For N <= kFewRows: out [N, V] float32.
 torch::Tensor few_rows(const torch::Tensor& x_NK, const std::vector<BlockRows>& parts, int64_t V) {
   const auto wide = x_NK.to(torch::kFloat32);
   const int64_t N = wide.size(0), K = wide.size(1);
@@ -54,7 +54,7 @@ torch::Tensor quantised_product(const torch::Tensor& x_NK, const std::vector<Blo
   const int64_t N = x_NK.size(0), K = x_NK.size(1);
   int64_t V = 0;
   for (const auto& part : parts) V += part.n;
-  if (N <= kMaxDotRows) {
+  if (N <= kFewRows) {
     auto y = few_rows(x_NK, parts, V);
     if (bias.defined()) y.add_(bias);
     return y.to(x_NK.scalar_type());
