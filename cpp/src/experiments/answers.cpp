@@ -11,7 +11,7 @@
 
 #include "introspect/core/check.h"
 
-#include "experiments/token_tree.h"
+#include "experiments/text_tree.h"
 
 namespace introspect::experiments {
 namespace {
@@ -89,7 +89,7 @@ torch::Tensor answer_shares(const graph::ModelPtr& model, const std::vector<Answ
                             const Answers& answers, const graph::RunOptions& options) {
   check<std::invalid_argument>(!prompts.empty(), "answer_shares: there must be a prompt, got none");
   const auto& sequences = answers.sequences();
-  const TokenTree tree(answers.ids());
+  const TextTree tree(answers.ids());
   size_t longest = 0;
   for (const auto& path : tree.paths()) longest = std::max(longest, path.size());
 

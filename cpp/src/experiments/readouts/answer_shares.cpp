@@ -6,7 +6,7 @@
 #include "introspect/experiments/answers.h"
 
 #include "experiments/readouts/library.h"
-#include "experiments/token_tree.h"
+#include "experiments/text_tree.h"
 
 namespace introspect::experiments {
 namespace {
@@ -31,7 +31,7 @@ std::optional<PreparedReadout> prepare(const ReadoutRequest& request) {
   Value::List key;
   for (const auto& sequence : answers.sequences())
     key.push_back(Value::Fields{{"label", answers.labels()[sequence.label]}, {"ids", as_list(sequence.ids)}});
-  const TokenTree tree(answers.ids());
+  const TextTree tree(answers.ids());
   for (const auto& path : tree.paths()) out.needs.push_back(residuals_after(request, path));
   out.n_logits = tree.n_beginnings();
   out.fields = {{kField, static_cast<int64_t>(answers.labels().size())}};

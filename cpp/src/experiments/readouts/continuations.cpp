@@ -6,7 +6,7 @@
 #include "introspect/text/tokenizer.h"
 
 #include "experiments/readouts/library.h"
-#include "experiments/token_tree.h"
+#include "experiments/text_tree.h"
 
 namespace introspect::experiments {
 namespace {
@@ -25,7 +25,7 @@ std::optional<PreparedReadout> prepare(const ReadoutRequest& request) {
                                  "run_experiment: a continuation must have a token, got '", words, "'");
     key.push_back(as_list(texts.back()));
   }
-  const TokenTree tree(texts);
+  const TextTree tree(texts);
   for (const auto& path : tree.paths()) out.needs.push_back(residuals_after(request, path));
   out.n_logits = tree.n_beginnings();
   out.fields = {{"continuations", request.parameter->size()}};

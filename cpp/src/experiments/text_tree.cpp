@@ -1,4 +1,4 @@
-#include "experiments/token_tree.h"
+#include "experiments/text_tree.h"
 
 #include <algorithm>
 #include <map>
@@ -12,7 +12,7 @@ constexpr int64_t kLogitBytes = int64_t{48} << 20;  // at once, in float64
 
 }  // namespace
 
-TokenTree::TokenTree(const std::vector<std::vector<int64_t>>& texts) : n_texts_(texts.size()) {
+TextTree::TextTree(const std::vector<std::vector<int64_t>>& texts) : n_texts_(texts.size()) {
   std::map<std::vector<int64_t>, std::vector<Next>>
       beginnings;  // one comes right before those that go on from it
   for (size_t i = 0; i < texts.size(); ++i)
@@ -28,8 +28,8 @@ TokenTree::TokenTree(const std::vector<std::vector<int64_t>>& texts) : n_texts_(
   }
 }
 
-std::vector<double> TokenTree::rest_log_probs(const models::Model& model,
-                                              const std::vector<torch::Tensor>& resid_TD) const {
+std::vector<double> TextTree::rest_log_probs(const models::Model& model,
+                                             const std::vector<torch::Tensor>& resid_TD) const {
   std::vector<double> out(n_texts_, 0.0);
   const auto at_once = static_cast<size_t>(std::clamp<int64_t>(
       kLogitBytes / (model.cfg().d_vocab * static_cast<int64_t>(sizeof(double))), 1, 256));

@@ -14,9 +14,9 @@ namespace introspect::experiments {
 ///
 /// A text's tokens after its first one are read after its beginnings (its first token, its first two, ...). A beginning
 /// that no other one goes on from is a path: running the paths runs all beginnings.
-class TokenTree {
+class TextTree {
  public:
-  explicit TokenTree(const std::vector<std::vector<int64_t>>& texts);
+  explicit TextTree(const std::vector<std::vector<int64_t>>& texts);
 
   /// What is to be run after the prompt; none where all texts are of one token.
   const std::vector<std::vector<int64_t>>& paths() const { return paths_; }
