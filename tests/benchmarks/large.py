@@ -14,9 +14,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from measure import peak_bytes, take_turns, timed
+from measure import peak_bytes
 
 import introspect
+from introspect.profiling import machine_rates
 
 TOKENIZER = Path.home() / ".cache/introspect/models/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
 D, MLP, HEADS, GROUPS, VOCABULARY = 5120, 27648, 40, 8, 151936
@@ -91,13 +92,6 @@ def vectors_of(model, n: int) -> dict[str, introspect.ControlVector]:
     }
 
 
-def product_rate(dtype: torch.dtype, rows: int = 512) -> float:
-    """FLOP/s of torch's product with one of the model's matrices, dense."""
-    x, weight = torch.randn(rows, D, dtype=dtype), torch.randn(MLP, D, dtype=dtype)
-    (times,) = take_turns(3, timed(lambda: torch.nn.functional.linear(x, weight)))
-    return 2 * rows * weight.numel() / times.best * 1e3
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
@@ -115,11 +109,15 @@ def main() -> None:
         start = time.perf_counter()
         write_model(path, options.blocks)
         print(f"wrote {path.stat().st_size / 1e9:.1f} GB in {time.perf_counter() - start:.0f} s")
-    rate = product_rate(dtype)
+
+    def load():
+        return introspect.load_model(path, dtype=dtype, weights="as stored", keep_blocks=False)
+
+    rate = machine_rates(load()).flops
 
     def experiment():
         start = time.perf_counter()
-        model = introspect.load_model(path, dtype=dtype, weights="as stored", keep_blocks=False)
+        model = load()
         loaded = time.perf_counter() - start
         arguments = {
             "vectors": vectors_of(model, options.concepts), "nulls": options.nulls, "strengths": [0.05],

@@ -65,60 +65,53 @@ class Peer:
         return run
 
 
-def decode(model, hooks=None):
-    """Tokens one at a time behind a prompt, the last position's logits of each."""
-    ids = torch.tensor([[(37 * i) % 30000 + 10 for i in range(PREFILL)]])
+def tokens(n: int) -> torch.Tensor:
+    return torch.tensor([[(37 * i) % 30000 + 10 for i in range(n)]])
 
-    def prepare():
-        cache = model.native.make_cache(1)
-        model.native.forward(ids[:, :PROMPT], cache=cache, logits_at="none")
-        return cache
+
+def decode(model, hooks_of=lambda: None):
+    """Tokens one at a time after a prompt, the last position's logits of each, with the hooks that are made for it."""
+    ids = tokens(PROMPT + NEW)
 
     def run() -> float:
-        cache = prepare()
+        cache = model.native.make_cache(1)
+        model.native.forward(ids[:, :PROMPT], cache=cache, logits_at="none")
 
-        def tokens():
+        def steps():
             for i in range(PROMPT, PROMPT + NEW):
-                model.native.forward(ids[:, i : i + 1], cache=cache, hooks=hooks, logits_at="last")
+                model.native.forward(ids[:, i : i + 1], cache=cache, hooks=hooks_of(), logits_at="last")
 
-        return timed(tokens)()
+        return timed(steps)()
 
     return run
 
 
 def prefill(model):
     """A text's last logits."""
-    ids = torch.tensor([[(37 * i) % 30000 + 10 for i in range(PREFILL)]])
+    ids = tokens(PREFILL)
     return timed(lambda: model.native.forward(ids, cache=model.native.make_cache(1), logits_at="last"))
 
 
 def steering(model):
+    """A vector in the upper half of the blocks."""
     hooks = model.native.make_hooks()
     generator = torch.Generator().manual_seed(0)
     layers = range(model.cfg.n_layers // 2, model.cfg.n_layers)
     directions = {layer: torch.randn(model.cfg.d_model, generator=generator) for layer in layers}
     hooks.add_intervention(introspect.Intervention(directions, strength=0.5))
-    return hooks
+    return lambda: hooks
 
 
-def with_residuals(model):
-    """Tokens one at a time, every block's residual cached; the same count and clock as `decode`."""
-    ids = torch.tensor([[(37 * i) % 30000 + 10 for i in range(PREFILL)]])
+def residuals(model):
+    """Every block's residual, cached."""
 
-    def run() -> float:
-        cache = model.native.make_cache(1)
-        model.native.forward(ids[:, :PROMPT], cache=cache, logits_at="none")
+    def hooks_of():
+        hooks, kept = model.native.make_hooks(), _C.ActivationCache()
+        for layer in range(model.cfg.n_layers):
+            hooks.record(f"blocks.{layer}.hook_resid_post", kept)
+        return hooks
 
-        def tokens():
-            for i in range(PROMPT, PROMPT + NEW):
-                hooks, kept = model.native.make_hooks(), _C.ActivationCache()
-                for layer in range(model.cfg.n_layers):
-                    hooks.record(f"blocks.{layer}.hook_resid_post", kept)
-                model.native.forward(ids[:, i : i + 1], cache=cache, hooks=hooks, logits_at="last")
-
-        return timed(tokens)()
-
-    return run
+    return hooks_of
 
 
 MEMORY = """
@@ -160,7 +153,7 @@ def main() -> None:
         "as stored": (decode(stored), prefill(stored)),
         "dense": (decode(dense), prefill(dense)),
         "as stored, steered": (decode(stored, steering(stored)), None),
-        "as stored, residuals cached": (with_residuals(stored), None),
+        "as stored, residuals cached": (decode(stored, residuals(stored)), None),
     }
     if options.peer:
         peer = Peer(options.peer, options.model, options.threads)
@@ -173,7 +166,7 @@ def main() -> None:
             shares = f"  {time.best / times[-1].best:5.2f} of {list(here)[-1]}'s" if name != list(here)[-1] else ""
             rate = f"  {size * NEW / time.best / 1e6:6.1f} GB/s of the file" if i == 0 else ""
             print(f"  {name:<28} {time.best / per:8.2f} (median {time.median / per:8.2f}){shares}{rate}")
-    ids = torch.tensor([[(37 * i) % 30000 + 10 for i in range(64)]])
+    ids = tokens(64)
     difference = (stored(ids) - dense(ids)).abs().max().item()
     print(f"logits of 64 tokens, largest difference from the dense model's: {difference:.1e}")
     for weights in ("as stored", "dense"):

@@ -113,8 +113,7 @@ def fill(
         raise TypeError(f"{who}: ray must be 'auto', 'local', a cluster's address or RayWorkers, got {given!r}")
     if any(one["models"] for one in experiments):
         raise _C.ConfigError(f"{who}: ray= and models= cannot go together: workers hold one model each")
-    store_can_write = store.can_write
-    if not store_can_write:
+    if not store.can_write:
         raise _C.IoError(f"{who}: ray= needs a store that can be written, got {store.path}")
     load = {
         "source": model.name,

@@ -274,7 +274,9 @@ def run_native(
 
     known: dict[Any, list[Dose]] = {}
     store = shared["store"]
+    shown = None if plan else progress_module.shown(options["progress"])
     with ExitStack() as stack:
+        stack.callback(progress_module.close, shown)
         if options.get("ray") is not None and not plan:
             if store is None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -287,23 +289,19 @@ def run_native(
                 options["ray"],
                 memory_budget=shared["memory_budget"],
                 seconds=PASS_SECONDS,
-                progress=progress_module.shown(options["progress"]),
+                progress=shown,
             )
         solved = [doses.resolve(who, model, one, known, only_plan=plan, store=store) for one in experiments]
         native = [one for one, _ in solved]
-        shown = None if plan else progress_module.shown(options["progress"])
-        try:
-            texts = _C.run_experiments(
-                **shared,
-                experiments=native,
-                progress=shown,
-                work=getattr(shown, "work", None),
-                before=before,
-                only_plan=plan,
-                pass_seconds=PASS_SECONDS,
-            )
-        finally:
-            progress_module.close(shown)
+        texts = _C.run_experiments(
+            **shared,
+            experiments=native,
+            progress=shown,
+            work=getattr(shown, "work", None),
+            before=before,
+            only_plan=plan,
+            pass_seconds=PASS_SECONDS,
+        )
         if plan:
             return planned  # type: ignore[return-value]  # one for all protocols
         results = [json.loads(text) for text in texts]
