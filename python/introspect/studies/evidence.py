@@ -89,7 +89,7 @@ class Evidence:
     same passages).
     ``own``: what a claim of the study's own is read from, less the same without the injection.
     Of the instrument: ``dose`` (KL in nats), ``format`` (1 where the answer is still one), ``known_positive`` (shifts
-    in nats where one must be: whether a word is written above that is).
+    in nats where one must be: whether a word is written above that is; asked where the injection moves nothing).
     """
 
     arms: Mapping[str, Readings]

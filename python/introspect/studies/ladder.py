@@ -12,6 +12,10 @@ Fails: the mean is shown to be below the smallest effect that counts, by the sam
 controls). The interval shows both: a rung holds where it lies above 0 and fails where it lies below that effect.
 Not shown: neither; the bound is what the effect is shown to lie within, plus and minus (two one-sided tests).
 
+The instrument is live where the injection acts and the answers are answers. A known positive decides only where the
+injection is not shown to move the answer, to either side. If it shows a yes, the model is silent; if not, the
+instrument may be dead, and no rung says anything.
+
 Correction. The rungs of a branch stand in a fixed order, and each is tested at the full level only while those below it
 that were run hold, so their number costs nothing (Maurer, Hothorn & Lehmacher 1995). The branches (detection, content,
 localisation) are up to three chances: p is multiplied by how many of them were run, and intervals are as wide as that
@@ -268,7 +272,6 @@ def _texts(step: Step, tested: list[Tested], worst: Tested, least: float) -> Map
         "effect": worst.shown or number(worst.effect, step.unit, worst.interval),
         "bound": number(least, step.unit).lstrip("+"),
         "worst": worst.name,
-        "Worst": upper_first(worst.name),
         "controls": listed([one.name for one in tested]),
         "least": f", least beside {worst.name}" if several and step.name != "wordings" else "",
         "n": len(tested),
@@ -286,7 +289,7 @@ def _live(evidence: Evidence, alpha: float) -> Rung:
     if own is None:
         run = 'introspect.studies.run_study(model, "with_info", vectors=vectors)'
         return Rung(**same, verdict=NOT_RUN, sentence="Nothing was injected.", what_would_run_it=run)
-    faults, said, effect = [], [], None
+    faults, said, effect, alone = [], [], None, ""
     if lost := [concept for concept, (n, of) in evidence.failed.items() if 2 * n > of]:
         faults.append(f"most readings of {listed(lost)} are no finite numbers")
     if evidence.has("dose"):
@@ -310,12 +313,12 @@ def _live(evidence: Evidence, alpha: float) -> Rung:
             faults.append(f"in {100 * (1 - share):.0f}% of the readings the model does not answer the question")
         said.append(f"{100 * share:.0f}% of the readings an answer")
     if evidence.has("known_positive"):
-        values = evidence.arms["known_positive"].by_concept()
-        known = _test(STEPS[0], Contrast("the known positive", values), alpha, 1.0)
-        # With concepts too few for a test it must still point the right way.
-        if known.effect <= 0 if known.problem else known.p_above > alpha:
-            faults.append(f"the known positive shows nothing ({number(known.effect, 'nats', known.interval)})")
-        said.append(f"a known positive of {number(known.effect, 'nats', known.interval)}")
+        known, shows = _known_positive(evidence, alpha)
+        moves = shows or _moves(evidence, alpha)
+        if not moves:
+            faults.append(f"neither the injection nor the known positive moves the answer ({known})")
+        said.append(f"a known positive of {known}")
+        alone = "" if shows or not moves else " The known positive shows nothing, but the injection moves the answer."
     if faults:
         return Rung(
             **same, verdict=FAILS, effect=effect, felled_by="the instrument", sentence=f"{upper_first(listed(faults))}."
@@ -326,4 +329,23 @@ def _live(evidence: Evidence, alpha: float) -> Rung:
             **same, verdict=NOT_RUN, sentence="Whether the injection acts was not measured.", what_would_run_it=run
         )
     missing = "" if evidence.has("dose") else " How large the injection is was not measured (introspect.dose)."
-    return Rung(**same, verdict=HOLDS, effect=effect, sentence=f"The injection acts: {listed(said)}.{missing}")
+    return Rung(**same, verdict=HOLDS, effect=effect, sentence=f"The injection acts: {listed(said)}.{alone}{missing}")
+
+
+def _known_positive(evidence: Evidence, alpha: float) -> tuple[str, bool]:
+    """The known positive's shift in words, and whether it shows a yes."""
+    known = _test(STEPS[0], Contrast("the known positive", evidence.arms["known_positive"].by_concept()), alpha, 1.0)
+    # With concepts too few for a test it must still point the right way.
+    shows = known.effect > 0 if known.problem else known.p_above <= alpha
+    return number(known.effect, "nats", known.interval), shows
+
+
+def _moves(evidence: Evidence, alpha: float) -> bool:
+    """Whether the injection is shown to move the answer, to either side."""
+    for contrast in STEPS[0].contrasts(evidence):
+        for sign in (1, -1):
+            values = {concept: sign * value for concept, value in contrast.values.items()}
+            moved = _test(STEPS[0], Contrast(contrast.name, values), alpha, 1.0)
+            if not moved.problem and moved.p_above <= alpha:
+                return True
+    return False

@@ -33,8 +33,7 @@ class Step:
     """A rung before it is tested. Its claim holds where every contrast does.
 
     ``needs`` are arms without which it is not run. Texts may hold {effect}, {controls} (all of them), {worst} (the one
-    that decides, {Worst} at the beginning of a sentence), {least} (that it is the one) and {bound} (the smallest effect
-    that counts).
+    that decides), {least} (that it is the one) and {bound} (the smallest effect that counts).
     """
 
     name: str
@@ -233,7 +232,7 @@ STEPS = (
         contrasts=_against("injected", EQUAL_LENGTH),
         stands="beyond random directions of the same length",
         holds="The answer moves further than with {controls}: by {effect}{least}.",
-        fails="{Worst} move the answer as far: the difference is {effect}, shown to be below {bound}.",
+        fails="The answer moves no further than with {worst}: the difference is {effect}, shown to be below {bound}.",
         not_shown="Not told apart from {worst}: the difference is {effect}.",
         not_run="No random directions of the same length were injected.",
         run=_run("injected", "rotations"),
@@ -246,7 +245,7 @@ STEPS = (
         contrasts=_against("injected", {"equal_dose": "random directions that change the text as much (same KL)"}),
         stands="beyond random directions of the same dose",
         holds="The answer moves further than with {controls}: by {effect}.",
-        fails="{Worst} move the answer as far: the difference is {effect}, shown to be below {bound}.",
+        fails="The answer moves no further than with {worst}: the difference is {effect}, shown to be below {bound}.",
         not_shown="Not told apart from {worst}: the difference is {effect}.",
         not_run="No random directions of the same dose were injected; at the same length their dose may be another.",
         run=_run("injected", "equal_dose"),
@@ -259,8 +258,8 @@ STEPS = (
         contrasts=_questions,
         stands="beyond its effect on factual and contested questions",
         holds="The question about the model's own state moves further than {controls}: by {effect}{least}.",
-        fails="{Worst} move as far: the difference is {effect}, shown to be below {bound}. It is a liking for yes, "
-        "and no sign of noticing.",
+        fails="The question about the model's own state moves no further towards yes than {worst}: the difference is "
+        "{effect}, shown to be below {bound}. A shift that other questions share is no sign of noticing.",
         not_shown="Not told apart from the shift of {worst}: the difference is {effect}.",
         not_run="Not all of the other questions were asked under the injection: factual yes, factual no, contested.",
         run=_run("injected", "question_groups"),
@@ -273,7 +272,7 @@ STEPS = (
         contrasts=_against("injected", NATURAL),
         stands="beyond another text's activations",
         holds="The answer moves further than with {controls}: by {effect}{least}.",
-        fails="{Worst} move the answer as far: the difference is {effect}, shown to be below {bound}.",
+        fails="The answer moves no further than with {worst}: the difference is {effect}, shown to be below {bound}.",
         not_shown="Not told apart from {worst}: the difference is {effect}.",
         not_run="No natural text's activations were put in the place of the injection.",
         run=_run("injected", "swap", "input_edit", "other_span"),

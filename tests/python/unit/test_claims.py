@@ -191,7 +191,7 @@ def test_an_injection_that_changes_nothing_is_no_null_result(numpy_rng):
     [
         ("dose", 0.0006, "too weak"),
         ("format", 0.2, "80% of the readings the model does not answer"),
-        ("known_positive", None, "known positive shows nothing"),
+        ("known_positive", None, "Neither the injection nor the known positive moves the answer"),
     ],
 )
 def test_a_dead_instrument_says_why(arm, value, said, numpy_rng):
@@ -208,6 +208,60 @@ def test_a_known_positive_of_few_concepts_must_point_the_right_way(values, verdi
     made = studies.evidence(numpy_rng, n=2)
     shown = ladder(Evidence({**made.arms, "known_positive": Readings(studies.CONCEPTS[:2], values)}))
     assert shown["live"].verdict == verdict
+
+
+def with_known_positive(evidence, rng, mean):
+    """The study with a known positive of this true mean, a nat of spread between concepts."""
+    concepts = evidence.arms["injected"].concepts
+    known = Readings(concepts, (mean + rng.normal(0, 1, len(concepts))).tolist())
+    return Evidence({**evidence.arms, "known_positive": known})
+
+
+@pytest.mark.parametrize(
+    ("shift", "known", "live", "sham"),
+    [
+        (0.0, 3.0, "holds", "fails"),  # the instrument works, the model is silent
+        (0.0, 0.0, "fails", "not shown"),  # a dead instrument says nothing of the model
+        (2.0, 0.0, "holds", "holds"),  # cannot read what is written, and detects what is injected
+        (-2.0, 0.0, "holds", "fails"),  # moves, towards no
+        (2.0, 3.0, "holds", "holds"),
+    ],
+    ids=["silent", "dead", "cannot read", "towards no", "detects and reads"],
+)
+def test_a_known_positive_tells_a_silent_model_from_a_dead_instrument(shift, known, live, sham):
+    rng, draws, found = np.random.default_rng(5), 100, collections.Counter()
+    for _ in range(draws):
+        made = studies.evidence(rng, shift=shift, spread=0.1 if shift == 0 else 0.8, **FEW)
+        shown = ladder(with_known_positive(made, rng, known))
+        found.update((name, shown[name].verdict) for name in ("live", "sham"))
+    # The tests behind a verdict err in 1 of 40 (a movement: to either side); their power is above 0.9 here, and
+    # counts may scatter beyond it by four standard errors.
+    assert found["live", live] >= at_least(0.85 if live == "fails" else 0.95, draws)
+    assert found["sham", sham] >= at_least(0.9, draws)
+
+
+def at_least(share, draws):
+    """What a count of outcomes with this chance falls below once in 10,000 times."""
+    return stats.binom.ppf(1e-4, draws, share)
+
+
+def test_a_dead_instrument_claims_no_more_than_a_live_one():
+    """No shift and no known positive: a false claim is as rare as stated, whatever the known positive happens to do."""
+    rng, draws, claimed, refuted = np.random.default_rng(7), 500, 0, 0
+    for _ in range(draws):
+        made = studies.evidence(rng, shift=0.0, spread=0.2, **FEW)
+        shown = ladder(with_known_positive(made, rng, 0.0))
+        claimed += any(rung.verdict == "holds" for rung in shown.rungs[1:])
+        refuted += any(rung.verdict == "fails" for rung in shown.rungs[1:])
+    assert claimed <= at_most(LEVEL, draws)
+    assert refuted <= at_most(3 * LEVEL, draws)  # where chance alone makes the known positive or a movement
+
+
+def test_a_known_positive_that_shows_nothing_is_said_where_the_injection_moves_the_answer(numpy_rng):
+    made = studies.evidence(numpy_rng, shift=2.0)
+    named = "The known positive shows nothing, but the injection moves the answer."
+    assert named in ladder(with_known_positive(made, numpy_rng, 0.0))["live"].sentence
+    assert named not in ladder(with_known_positive(made, numpy_rng, 5.0))["live"].sentence
 
 
 def test_a_model_that_answers_neither_yes_nor_no_shows_nothing(numpy_rng):
@@ -389,7 +443,7 @@ def test_the_strongest_sentence_stops_at_what_fells_it(numpy_rng):
     assert "beyond random directions of the same dose" in shown.strongest
     assert "factual" not in shown.strongest and "wording" not in shown.strongest
     assert shown.stopped == [f"Net of other questions: fails. {shown['questions'].sentence}"]
-    assert "Factual questions with the answer no move as far" in shown["questions"].sentence
+    assert "no further towards yes than factual questions with the answer no" in shown["questions"].sentence
 
 
 def test_claims_keep_through_json_and_tables(numpy_rng):
