@@ -1,17 +1,22 @@
 """Tables of replications that `introspect replicate -o` has saved: figures of several models beside the published ones,
 and what became of each study's claims.
 
-    python tests/benchmarks/atlas.py "SmolLM2-135M=runs/smollm2" "Coder-0.5B=runs/coder-0.5b"
+    python tests/benchmarks/atlas.py "SmolLM2-135M=runs/smollm2" "Coder-0.5B=runs/coder-0.5b" --json atlas.json
+
+The JSON file has every figure and every claim that was tested, a line each; atlas.json here is what notebook 13 reads.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from pathlib import Path
+from typing import Any
 
+from introspect._json import finite
 from introspect.studies import atlas
-from introspect.studies.claims import Claims, number
+from introspect.studies.claims import Rung, number
 
 HEADLINES = {
     "lindsey_injected_thoughts": ["detect/yes_rate", "detect/false_positives", "detect/beyond_random_vectors"],
@@ -27,7 +32,12 @@ HEADLINES = {
         "yes/net_shift",
     ],
     "zou": ["where/localised", "where/localised_by_gain", "any/yes_shift"],
-    "fornasiere": ["which/label_share", "which/right_label"],
+    "fornasiere": [
+        "where/localised/question=disturbed",
+        "where/localised/question=abstract",
+        "which/label_share",
+        "which/right_label",
+    ],
     "lederman_mahowald": ["person/yes_rate/person=first", "person/first_beyond_third", "guess/apple"],
     "godet": ["asked/towards_zero", "asked/net_shift"],
     "numeric_self_report": ["report/self_report", "report/unrelated_question"],
@@ -37,9 +47,12 @@ HEADLINES = {
 
 
 def figures(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
-    """Lines of Markdown: a row a figure, a column a model."""
+    """Lines of Markdown: a row a figure, a column a model; under them a row of what became of the claims."""
     models = list(ran)
-    lines = [f"| entry | figure | {' | '.join(models)} | published |", "|---" * (len(models) + 3) + "|"]
+    heads = [
+        ", ".join([model, *sorted({one.model["dtype"] for one in found.values()})]) for model, found in ran.items()
+    ]
+    lines = [f"| entry | figure | {' | '.join(heads)} | published |", "|---" * (len(models) + 3) + "|"]
     for name, headlines in HEADLINES.items():
         if not any(name in found for found in ran.values()):
             continue
@@ -53,26 +66,79 @@ def figures(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
                 figure = replication[headline]
                 unit = figure.unit + ("" if math.isnan(figure.chance) else f", chance {figure.chance:.2g}")
                 cells.append(str(figure))
-                published = "; ".join(
-                    f"{one.value:g} {one.unit}" if isinstance(one.value, int | float) else one.value
-                    for one in replication.published(figure)
-                )
+                published = "; ".join(stated(one) for one in replication.published(figure))
             title = f"`{name}`" if i == 0 else ""
             lines.append(f"| {title} | {headline} ({unit}) | {' | '.join(cells)} | {published} |")
-        marks = [outcomes(ran[model][name].claims) if name in ran[model] else "" for model in models]
-        lines.append(f"| | *rungs* | {' | '.join(marks)} | |")
+        marks = [outcomes(ran[model][name]) if name in ran[model] else "" for model in models]
+        lines.append(f"| | *claims* | {' | '.join(marks)} | |")
     return lines
 
 
-def outcomes(claims: Claims) -> str:
-    """The names of the rungs that were run by what became of them; nothing above an instrument that is not live."""
+def stated(one: atlas.Published) -> str:
+    """A published figure without its notes."""
+    return f"{one.value:g} {one.unit}" if isinstance(one.value, int | float) else f"{one.value} {one.unit}".rstrip()
+
+
+def tested(replication: atlas.Replication) -> list[tuple[str, Rung]]:
+    """The claims that were tested, with their marks; nothing but the instrument where it is not live.
+
+    Equivalence (≈) is a failure that is shown to be no larger to the other side either.
+    """
+    claims = replication.claims
     if claims["live"].verdict == "fails":
-        return "✗ the instrument is live"
-    run = [rung for rung in claims.rungs if rung.verdict != "not run" and rung.name != "live"]
+        return [(claims["live"].mark, claims["live"])]
+    own = {one.name: one.smallest for one in replication.entry.claims}
+    found = []
+    for rung in claims.rungs:
+        if rung.verdict == "not run" or rung.name == "live":
+            continue
+        least = own.get(rung.name, claims.smallest_share if rung.unit == "share" else claims.smallest)
+        is_equivalent = rung.verdict == "fails" and rung.bound is not None and rung.bound <= least
+        found.append(("≈" if is_equivalent else rung.mark, rung))
+    return found
+
+
+def outcomes(replication: atlas.Replication) -> str:
+    """How many concepts, and the claims that were tested by what became of each, with effects or bounds."""
     by_mark: dict[str, list[str]] = {}
-    for rung in run:
-        by_mark.setdefault(rung.mark, []).append(rung.title)
-    return "; ".join(f"{mark} {', '.join(titles)}" for mark, titles in by_mark.items())
+    for mark, rung in tested(replication):
+        said = ""
+        if rung.name in ("live", "concepts"):
+            pass
+        elif mark in "≈?" and rung.bound is not None:
+            said = f" (within ±{number(rung.bound, rung.unit).lstrip('+')})"
+        elif rung.effect is not None:
+            said = f" ({number(rung.effect, rung.unit)})"
+        by_mark.setdefault(mark, []).append(rung.title + said)
+    listed = "; ".join(f"{mark} {', '.join(titles)}" for mark, titles in by_mark.items())
+    return f"n = {len(replication.settings['concepts'])}: {listed}"
+
+
+def rows(ran: dict[str, dict[str, atlas.Replication]]) -> dict[str, list[dict[str, Any]]]:
+    """Every figure, and every claim that was tested, of every entry and model."""
+    found: dict[str, list[dict[str, Any]]] = {"figures": [], "claims": []}
+    for model, replications in ran.items():
+        for name, one in replications.items():
+            settings = one.settings
+            about = {"entry": name, "model": model, "dtype": one.model["dtype"], "strengths": settings["strengths"]}
+            about["concepts"] = len(settings["concepts"])
+            found["figures"] += [{**about, **row} for row in one.rows()]
+            for mark, rung in tested(one):
+                low, high = rung.interval or (math.nan, math.nan)
+                said = {key: getattr(rung, key) for key in ("name", "title", "verdict", "effect", "bound", "unit")}
+                found["claims"].append(
+                    {**about, "mark": mark, **said, "low": low, "high": high, "sentence": rung.sentence}
+                )
+    return found
+
+
+def write(path: Path, found: dict[str, list[dict[str, Any]]]) -> None:
+    """JSON with a line for each row."""
+    parts = []
+    for name, listed in found.items():
+        lines = [json.dumps(finite(row), ensure_ascii=False, allow_nan=False) for row in listed]
+        parts.append(f"{json.dumps(name)}: [\n" + ",\n".join(lines) + "\n]")
+    path.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
 
 
 def verdicts(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
@@ -99,12 +165,16 @@ def verdicts(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="MODEL=FOLDER", help="a folder of one or more replications")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and claim to it too")
+    given = parser.parse_args()
     ran: dict[str, dict[str, atlas.Replication]] = {}
-    for one in parser.parse_args().runs:
+    for one in given.runs:
         model, _, folder = one.partition("=")
         loaded = [atlas.Replication.load(path) for path in sorted(Path(folder).rglob("*.json"))]
         ran[model] = {replication.entry.name: replication for replication in loaded}
     print("\n".join([*figures(ran), "", *verdicts(ran)]))
+    if given.json:
+        write(given.json, rows(ran))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import tiny_chat
+from scipy import stats
 from typer.testing import CliRunner
 
 import introspect
@@ -122,8 +123,21 @@ def test_means_count_every_concept_alike():
     assert (found.value, found.n) == (6.0, 2)
     # Student's t with one degree of freedom: 6 ± 12.706 · 4
     assert found.low == pytest.approx(6 - 12.7062 * 4, rel=1e-4)
-    assert mean_over([2.0, 2.0], ["a", "b"]).low == 2.0
     assert math.isnan(mean_over([2.0], ["a"]).low)
+    # one reading without an injection is the same for all concepts: it has no interval, least of all one of length 0
+    same = mean_over([2.0, 2.0], ["a", "b"])
+    assert (same.value, same.n) == (2.0, 2) and math.isnan(same.low) and math.isnan(same.high)
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_none_or_all_right_has_the_exact_interval(right):
+    readings = [
+        reading(name, odds=2 * right - 1, answer_shares={name: right + 0.5, "other": 1.0}) for name in "abcdefgh"
+    ]
+    for measure in ("identified", "label_share"):
+        one = figure(measure, readings)[0].estimate
+        exact = stats.binomtest(int(8 * right), 8).proportion_ci(0.95, "exact")
+        assert (one.value, one.low, one.high) == pytest.approx((right, exact.low, exact.high)), measure
 
 
 def test_shares_and_information_by_hand():

@@ -43,7 +43,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over clusters; the interval is NaN where there is one cluster only. ``each`` has every cluster's mean."""
+    """A mean over clusters with its interval, and in ``each`` every cluster's mean.
+
+    The interval is NaN where there is one cluster only, or all have the same mean, whose spread says nothing then.
+    """
 
     value: float
     low: float = math.nan
@@ -68,10 +71,8 @@ def mean_over(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
     of_each = {cluster: float(np.mean(one)) for cluster, one in means.items()}
     each = list(of_each.values())
     value = float(np.mean(each))
-    if len(each) < 2:
+    if len(each) < 2 or np.ptp(each) <= 1e-12 * max(1.0, abs(value)):
         return Estimate(value, n=len(each), each=of_each)
-    if np.ptp(each) <= 1e-12 * max(1.0, abs(value)):
-        return Estimate(value, value, value, len(each), of_each)
     found = _C.clustered_mean([value for value, _ in kept], [cluster for _, cluster in kept])
     return Estimate(found.value, found.interval.low, found.interval.high, len(each), of_each)
 
@@ -83,6 +84,14 @@ BOUNDS = {"share": (0.0, 1.0), "rank correlation": (-1.0, 1.0), "bits": (0.0, ma
 def within(found: Estimate, least: float, most: float) -> Estimate:
     """The estimate with the part of its interval that can be."""
     return replace(found, low=max(found.low, least), high=min(found.high, most)) if math.isfinite(found.low) else found
+
+
+def counted(found: Estimate) -> Estimate:
+    """The estimate of a share of right answers, with the exact interval where none or all of the clusters are right."""
+    if found.n < 2 or not (set(found.each.values()) <= {0.0} or set(found.each.values()) <= {1.0}):
+        return found
+    exact = _C.proportion(round(found.value * found.n), found.n).interval
+    return replace(found, low=exact.low, high=exact.high)
 
 
 def mutual_information(shares: Sequence[Sequence[float]]) -> float:
@@ -180,6 +189,8 @@ class Kind:
     chance: Callable[[Sequence[Reading]], float] = lambda readings: math.nan
     needs_answers: bool = False
     """yes and no must stay likely"""
+    is_right: bool = False
+    """whether an answer is right: 1 or 0"""
 
 
 def _one_in(readings: Sequence[Reading]) -> float:
@@ -197,16 +208,19 @@ KINDS: dict[str, Kind] = {
     "towards_zero": Kind(_towards_zero, "nats", needs_answers=True),
     "right_label": Kind(lambda reading: reading.sign * _odds(reading, "injected"), "nats"),
     "label_share": Kind(
-        lambda reading: float(reading.sign * _odds(reading, "injected") > 0), "share", lambda readings: 0.5
+        lambda reading: float(reading.sign * _odds(reading, "injected") > 0),
+        "share",
+        lambda readings: 0.5,
+        is_right=True,
     ),
-    "identified": Kind(_identified, "share", _one_in),
-    "identified_by_gain": Kind(lambda reading: _identified(reading, True), "share", _one_in),
+    "identified": Kind(_identified, "share", _one_in, is_right=True),
+    "identified_by_gain": Kind(lambda reading: _identified(reading, True), "share", _one_in, is_right=True),
     "answer_share": Kind(lambda reading, label: _share(reading, "injected", label), "share"),
     "answer_gain": Kind(
         lambda reading, label: _share(reading, "injected", label) - _share(reading, "base", label), "share"
     ),
-    "localised": Kind(_localised, "share", _one_place),
-    "localised_by_gain": Kind(lambda reading: _localised(reading, True), "share", _one_place),
+    "localised": Kind(_localised, "share", _one_place, is_right=True),
+    "localised_by_gain": Kind(lambda reading: _localised(reading, True), "share", _one_place, is_right=True),
     "projection": Kind(_projection, "residual units"),
     "repeats": Kind(_repeats, "nats"),
 }
@@ -300,6 +314,7 @@ class Measure:
             values = [value - less.get(concept, math.nan) for value, concept in zip(values, about, strict=True)]
         found = mean_over(values, about)
         is_level = not minus and self.kind != "answer_gain"
+        found = counted(found) if is_level and kind.is_right else found
         return Figure(
             name,
             within(found, *BOUNDS[kind.unit]) if is_level and kind.unit in BOUNDS else found,
