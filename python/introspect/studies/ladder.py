@@ -43,7 +43,7 @@ LEAST_KEPT = 0.5
 """Share of readings that must be an answer."""
 ANY = 1e-9
 """The smallest effect that counts, where any does."""
-LIVE = ("injected", "content", "localised", "own")
+LIVE = ("injected", "content", "own", "moved", "localised")
 """Arms whose readings show that the injection acts; the first that is there is asked."""
 
 
@@ -316,9 +316,9 @@ def _live(evidence: Evidence, alpha: float) -> Rung:
         known, shows = _known_positive(evidence, alpha)
         moves = shows or _moves(evidence, alpha)
         if not moves:
-            faults.append(f"neither the injection nor the known positive moves the answer ({known})")
+            faults.append(f"the injection moves nothing, and the known positive shows no yes ({known})")
         said.append(f"a known positive of {known}")
-        alone = "" if shows or not moves else " The known positive shows nothing, but the injection moves the answer."
+        alone = "" if shows or not moves else " The known positive shows no yes, but the injection moves the answer."
     if faults:
         return Rung(
             **same, verdict=FAILS, effect=effect, felled_by="the instrument", sentence=f"{upper_first(listed(faults))}."

@@ -191,7 +191,7 @@ def test_an_injection_that_changes_nothing_is_no_null_result(numpy_rng):
     [
         ("dose", 0.0006, "too weak"),
         ("format", 0.2, "80% of the readings the model does not answer"),
-        ("known_positive", None, "Neither the injection nor the known positive moves the answer"),
+        ("known_positive", None, "The injection moves nothing, and the known positive shows no yes"),
     ],
 )
 def test_a_dead_instrument_says_why(arm, value, said, numpy_rng):
@@ -259,7 +259,7 @@ def test_a_dead_instrument_claims_no_more_than_a_live_one():
 
 def test_a_known_positive_that_shows_nothing_is_said_where_the_injection_moves_the_answer(numpy_rng):
     made = studies.evidence(numpy_rng, shift=2.0)
-    named = "The known positive shows nothing, but the injection moves the answer."
+    named = "The known positive shows no yes, but the injection moves the answer."
     assert named in ladder(with_known_positive(made, numpy_rng, 0.0))["live"].sentence
     assert named not in ladder(with_known_positive(made, numpy_rng, 5.0))["live"].sentence
 
