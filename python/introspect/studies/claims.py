@@ -77,9 +77,9 @@ class Claims:
         said = [sentence for branch in self._branches() if (sentence := self._stands(branch))]
         if said:
             return " ".join(said)
-        if live.verdict == NOT_RUN:
-            return "Nothing was injected, so nothing is claimed."
         first = self._first()
+        if live.verdict == NOT_RUN and not first:
+            return "Nothing was injected, so nothing is claimed."
         refuted = [rung for rung in first if rung.verdict == FAILS]
         if refuted:
             return f"Nothing was found: {lower_first(refuted[0].sentence)}"

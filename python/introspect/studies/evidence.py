@@ -88,8 +88,9 @@ class Evidence:
     Right answers (0 or 1, less the level of chance): ``localised``, ``localised_matched`` (another question about the
     same passages).
     ``own``: what a claim of the study's own is read from, less the same without the injection.
-    Of the instrument: ``dose`` (KL in nats), ``format`` (1 where the answer is still one), ``known_positive`` (shifts
-    in nats where one must be: whether a word is written above that is; asked where the injection moves nothing).
+    Of the instrument: ``moved`` (how far the injection moves the answers that name passages, in nats), ``dose`` (KL in
+    nats), ``format`` (1 where the answer is still one), ``known_positive`` (shifts in nats where one must be: whether a
+    word is written above that is; asked where the injection moves nothing).
     """
 
     arms: Mapping[str, Readings]
@@ -115,7 +116,7 @@ SHIFTS = (
     *("swap", "input_edit", "other_span", "factual_yes", "factual_no", "contested", "matched", "third_person"),
 )
 GAINS = ("content", "content_rotations", "content_other_vectors", "no_question", "observer")
-ARMS = (*SHIFTS, *GAINS, "localised", "localised_matched", "own", "dose", "format", "known_positive")
+ARMS = (*SHIFTS, *GAINS, "localised", "localised_matched", "own", "moved", "dose", "format", "known_positive")
 
 
 def difference(own: Readings, other: Readings, key: Sequence[str], who: str = "the arms") -> dict[str, float]:

@@ -231,7 +231,10 @@ def collect_places(result: Result, collected: dict[str, Columns], name: str = ""
         right = float(gains.index(max(gains)) == row["place"]) - chance
         arm = name or ("localised" if row["kind"] == "introspection" else "localised_matched")
         # Wherever the injection was, the readings are of one setting.
-        collected[arm].add({key: entry for key, entry in row.items() if key != "place"}, right)
+        about = {key: entry for key, entry in row.items() if key != "place"}
+        collected[arm].add(about, right)
+        if arm == "localised":
+            collected["moved"].add(about, max(map(abs, gains)))
 
 
 def claims(found: Study | Result, *, level: float = 0.05, smallest: float = 0.2) -> Claims:

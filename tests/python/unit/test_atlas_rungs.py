@@ -108,6 +108,24 @@ def test_the_named_word_gains_beside_the_others():
     assert found.arms["content_other_vectors"].by_concept() == pytest.approx({"bread": -gain, "cat": 0.0})
 
 
+def places(concept, gain, base=(-1.0, -2.0)):
+    """Two passages, of which the second is injected and its letter gains."""
+    before, after = ({"answers": [{"log_prob": one} for one in side]} for side in (base, (base[0], base[1] + gain)))
+    return {**readings(concept, 0.0, before=before, after=after), "place": 1}
+
+
+@pytest.mark.parametrize(("gain", "live"), [(0.5, "holds"), (0.0, "fails")])
+def test_an_injection_that_moves_no_letter_is_not_live(gain, live):
+    (where,) = entry(parts=[part("where", {"localised": {}})]).parts
+    found = result([places(name, gain * (i + 1)) for i, name in enumerate(CONCEPTS)])
+    found.protocol["answers"] = [" A", " B"]
+    shown = claims_of(entry(), [cell(where)], [found], [])
+    assert shown["live"].verdict == live
+    assert ("changed nothing for cat" in shown["live"].sentence) == (live == "fails")
+    assert ("Nothing was injected" in shown.strongest) is False
+    assert shown["localisation"].contrasts[0]["effect"] == pytest.approx(0.5 if gain else -0.5)
+
+
 def test_answers_that_were_not_read_are_said():
     (named,) = entry(parts=[part("name", {"content": {}})]).parts
     with pytest.raises(ValueError, match="answers are not read"):
