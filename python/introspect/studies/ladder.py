@@ -254,7 +254,7 @@ def _decide(
             said = f"{upper_first(worst.problem)}. What was seen is {texts['effect']}."
         else:
             within = f"It is shown to lie within ±{number(same['bound'], step.unit).lstrip('+')}."
-            alone = "Student's t alone would show it." if worst.interval and worst.interval[0] > 0 else ""
+            alone = _by_t_alone(worst, texts, least if len(tested) == 1 else -math.inf)
             said = _joined(step.not_shown.format(**texts), within if step.name != "concepts" else "", alone)
         return Rung(**same, verdict=NOT_SHOWN, sentence=said)
     if chain > alpha:
@@ -276,6 +276,16 @@ def _texts(step: Step, tested: list[Tested], worst: Tested, least: float) -> Map
         "least": f", least beside {worst.name}" if several and step.name != "wordings" else "",
         "n": len(tested),
     }
+
+
+def _by_t_alone(worst: Tested, texts: Mapping[str, object], least: float) -> str:
+    """What the interval, which is Student's, shows and the other tests do not: above 0, or below ``least``."""
+    if worst.interval is None or worst.shown:
+        return ""
+    low, high = worst.interval
+    if low > 0:
+        return "Student's t alone would show it."
+    return f"Student's t alone would show it to be below {texts['bound']}." if high < least else ""
 
 
 def _joined(*sentences: str) -> str:

@@ -446,6 +446,15 @@ def test_the_strongest_sentence_stops_at_what_fells_it(numpy_rng):
     assert "no further towards yes than factual questions with the answer no" in shown["questions"].sentence
 
 
+def test_an_interval_that_shows_more_than_the_other_tests_is_said():
+    """Six concepts in eight go down: Student's t has them below 0.2, the flips of signs have not."""
+    values = [-1.6, -1.5, -0.9, -0.8, -0.7, -0.5, 0.5, 0.6]
+    arm = Readings([f"concept {i}" for i in range(8)], values)
+    rung = ladder(Evidence({"injected": arm}))["sham"]
+    assert rung.verdict == "not shown" and rung.interval[1] < 0.2
+    assert rung.sentence.endswith("Student's t alone would show it to be below 0.20 nats.")
+
+
 def test_claims_keep_through_json_and_tables(numpy_rng):
     shown = ladder(studies.evidence(numpy_rng))
     again = Claims.from_dict(shown.to_dict())

@@ -41,11 +41,9 @@ def text_table(ran: Any) -> str:
             lines += textwrap.wrap(
                 f"published: {row['published']}", WIDTH, initial_indent="    ", subsequent_indent="    "
             )
-        if figure.n_failed or figure.n_left:
-            lines.append(
-                f"    of {figure.n_readings} readings {figure.n_failed} failed, "
-                f"{figure.n_left} left yes and no unlikely"
-            )
+        lost = [(figure.n_failed, "failed"), (figure.n_left, "left yes and no unlikely")]
+        if said := [f"{n} {what}" for n, what in lost if n]:
+            lines.append(f"    of {figure.n_readings} readings {', '.join(said)}")
     beside = {one for figure in ran.figures for one in ran.published(figure)}
     if others := [one for one in entry.published if one not in beside]:
         lines += ["", "published, with nothing of ours beside it:"]
