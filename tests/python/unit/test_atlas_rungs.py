@@ -246,9 +246,12 @@ def atlas_text(name):
     return (share_folder() / "atlas" / f"{name}.json").read_text(encoding="utf-8").replace("meant/", "intended/")
 
 
-def test_every_entry_feeds_a_rung():
+def test_every_entry_feeds_a_rung_with_concepts_enough_to_show_something():
     for name in atlas.ENTRIES:
-        assert any(one.arms for one in atlas.entry(name).parts), name
+        known = atlas.entry(name)
+        assert any(one.arms for one in known.parts), name
+        # two sides, and up to three kinds of claims: 2^-n must be at most 0.05 / 2 / 3
+        assert 2.0 ** -known.settings["concepts"] <= 0.05 / 2 / 3, name
 
 
 def test_a_replication_has_its_rungs(tmp_path):

@@ -21,8 +21,8 @@ from .replication import Replication, replication_of
 if TYPE_CHECKING:
     from ...model import Model
 
-CONCEPTS = 6
-"""where an entry does not say"""
+CONCEPTS = 8
+"""where an entry does not say; with fewer than seven an entry of two kinds of claims can show nothing"""
 FEWEST = 2
 """Concepts: of one alone there is nothing to tell it from."""
 

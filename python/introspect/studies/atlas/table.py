@@ -32,18 +32,20 @@ def text_table(ran: Any) -> str:
     def line(row: tuple[str, ...]) -> str:
         return "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
-    lines = [entry.title, entry.source, *textwrap.wrap(entry.asks, WIDTH), ""]
+    lines = [entry.title, *textwrap.wrap(entry.source, WIDTH), *textwrap.wrap(entry.asks, WIDTH), ""]
     lines += [*textwrap.wrap(f"verdict: {ran.verdict}", WIDTH, subsequent_indent="  "), "", line(HEAD)]
     rows = ran.rows()
+    said = ""
     for figure, cell, row in zip(ran.figures, cells, rows, strict=True):
         lines.append(line(cell))
-        if row["published"]:
+        if row["published"] not in ("", said):  # one that stands beside several is said once
+            said = row["published"]
             lines += textwrap.wrap(
                 f"published: {row['published']}", WIDTH, initial_indent="    ", subsequent_indent="    "
             )
         lost = [(figure.n_failed, "failed"), (figure.n_left, "left yes and no unlikely")]
-        if said := [f"{n} {what}" for n, what in lost if n]:
-            lines.append(f"    of {figure.n_readings} readings {', '.join(said)}")
+        if counts := [f"{n} {what}" for n, what in lost if n]:
+            lines.append(f"    of {figure.n_readings} readings {', '.join(counts)}")
     beside = {one for figure in ran.figures for one in ran.published(figure)}
     if others := [one for one in entry.published if one not in beside]:
         lines += ["", "published, with nothing of ours beside it:"]
