@@ -144,8 +144,8 @@ def _content(evidence: Evidence) -> list[Contrast]:
         return []
     contrasts = [Contrast("other concepts' words under the same injection", evidence.arms["content"].by_concept())]
     others = {
-        "content_other_vectors": "under other concepts' directions",
-        "content_rotations": "under random directions of the same length",
+        "content_other_vectors": "what it gains under other concepts' directions",
+        "content_rotations": "what it gains under random directions of the same length",
     }
     return contrasts + _against("content", others)(evidence)
 

@@ -52,7 +52,7 @@ def text_table(ran: Any) -> str:
         for one in others:
             note = f" ({one.note})" if one.note else ""
             lines += textwrap.wrap(
-                f"{one.name}: {one.value} {one.unit}".rstrip() + note,
+                f"{one.name}: {one.value}{'' if one.unit == '%' else ' '}{one.unit}".rstrip() + note,
                 WIDTH,
                 initial_indent="  ",
                 subsequent_indent="  ",
