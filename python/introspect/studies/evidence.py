@@ -114,9 +114,10 @@ class Evidence:
 SHIFTS = (
     *("injected", "sham", "rotations", "equal_dose", "shuffled_pairs", "noise", "dropout", "scaled"),
     *("swap", "input_edit", "other_span", "factual_yes", "factual_no", "contested", "matched", "third_person"),
+    "known_positive",
 )
 GAINS = ("content", "content_rotations", "content_other_vectors", "no_question", "observer")
-ARMS = (*SHIFTS, *GAINS, "localised", "localised_matched", "own", "moved", "dose", "format", "known_positive")
+ARMS = (*SHIFTS, *GAINS, "localised", "localised_matched", "own", "moved", "dose", "format")
 
 
 def difference(own: Readings, other: Readings, key: Sequence[str], who: str = "the arms") -> dict[str, float]:

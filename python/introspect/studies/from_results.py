@@ -68,7 +68,7 @@ def _of_study(study: Study) -> Evidence:
             collect(result, collected, missing)
         elif name == "sham":
             notes += _told(result)
-        elif name in SHIFTS or name == "known_positive":
+        elif name in SHIFTS:
             collect_arm(result, name, collected)
         elif name in ("no_question", "observer"):
             _collect_content(result, usable(result, "introspection"), name, collected)
