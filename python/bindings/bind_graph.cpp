@@ -44,6 +44,9 @@ void bind_graph(py::module_& m) {
                     "Tokens times layers of the sequences run one by one.")
       .def_readonly("token_layers_to_run", &PlanSummary::token_layers_to_run, "That are run instead.")
       .def_readonly("peak_bytes", &PlanSummary::peak_bytes, "Estimate for the largest pass, weights aside.")
+      .def_readonly("blocks_read", &PlanSummary::blocks_read,
+                    "From the files of models whose blocks stay there, pass by pass.")
+      .def_readonly("bytes_read", &PlanSummary::bytes_read, "What these blocks take in the files.")
       .def_readonly("seconds_to_plan", &PlanSummary::seconds_to_plan);
 
   py::class_<Graph>(m, "Graph", "The native graph of segments: see ``introspect.Graph``.")

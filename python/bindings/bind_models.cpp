@@ -192,6 +192,12 @@ Raises:
       .def_property_readonly("hash", &Model::hash, "Identity of the checkpoint, hex SHA-256.")
       .def_property_readonly("n_params", &Model::n_params)
       .def_property_readonly("nbytes", &Model::nbytes)
+      .def_property_readonly("keeps_blocks", &Model::keeps_blocks)
+      .def("bytes_read", &Model::bytes_read, py::arg("layer"),
+           "Bytes of the files that a block is read from, each time that it runs; 0 where blocks are in "
+           "memory.")
+      .def_property_readonly("n_block_reads", &Model::n_block_reads,
+                             "How many blocks have been read from the files to be run.")
       .def_property_readonly("tokenizer", &Model::tokenizer, py::return_value_policy::reference_internal)
       .def_property_readonly("chat_template", &Model::chat_template,
                              py::return_value_policy::reference_internal)

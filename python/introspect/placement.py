@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,9 @@ from . import _C
 DeviceMap = str | Sequence[torch.device | str] | Mapping[int, torch.device | str]
 
 FOR_BLOCKS = 0.9  # of a device's free memory; the rest is for activations, caches and the allocator's holes
+FOR_MODEL = 0.85  # of the host's free memory; a larger model's blocks stay in their files
+VALUES_OF_BYTE = 3.2  # at most, in any encoding
+DENSE = 8 << 30  # bytes from which quantised matrices stay as they are stored, as models::LoadOptions has it
 
 
 def as_device(given: torch.device | str, who: str) -> torch.device:
@@ -86,6 +90,35 @@ def bytes_of(cfg: _C.Config, dtype: torch.dtype) -> tuple[int, int]:
     mlp = cfg.d_model * cfg.d_mlp * (3 if cfg.gated_mlp else 2) * max(1, cfg.num_experts)
     outside = cfg.d_vocab * cfg.d_model * (1 if cfg.tie_word_embeddings else 2)
     return outside * dtype.itemsize, (attention + mlp) * dtype.itemsize
+
+
+def fits(path: str | os.PathLike, dtype: torch.dtype, weights: str | None) -> bool:
+    """True if the host's free memory holds a model with room to work in, or nobody knows how much there is.
+
+    Args:
+        path: the model's folder or file.
+        weights: as ``load_model`` takes it.
+    """
+    free = free_host_bytes()
+    path = Path(path)
+    stored = sum(file.stat().st_size for file in ([path] if path.is_file() else path.glob("*.safetensors")))
+    if free is None or VALUES_OF_BYTE * dtype.itemsize * stored <= FOR_MODEL * free:  # without a look into the file
+        return True
+    cfg = _C.read_config(os.fspath(path))
+    outside, block = bytes_of(cfg, dtype)
+    size = outside + cfg.n_layers * block
+    if path.is_file() and (weights == "as stored" or (weights is None and size >= DENSE)):
+        size = min(size, stored)
+    return size <= FOR_MODEL * free
+
+
+def free_host_bytes() -> int | None:
+    """Memory that the host has for programs; None where it does not tell."""
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
 
 
 def accelerators() -> list[torch.device]:

@@ -1,10 +1,12 @@
 """A model of Qwen2.5-32B's shape with random Q4_K weights, larger than the memory left beside it: one experiment.
 
-    python tests/benchmarks/large.py FOLDER [--blocks 64] [--concepts 2] [--nulls 10] [--threads 2] [--dtype bfloat16]
+    python tests/benchmarks/large.py FOLDER [--blocks 64] [--concepts 2] [--nulls 10] [--questions 16] [--threads 2]
+        [--dtype bfloat16] [--budget 2048] [--plan]
 
 FOLDER: where the file goes (18.4 GB for 64 blocks); it stays there for the next time. Weights stay in their blocks and
-blocks in the file. Tokenizer and chat template are those of Qwen2.5-Coder-0.5B. Prints the time, the floor that the
-products' FLOPs set at the rate measured in this run, and the most memory that the process held.
+blocks in the file. Tokenizer and chat template are those of Qwen2.5-Coder-0.5B. Prints the plan, the time, the floor
+that the products' FLOPs set at the rate measured in this run, how often the file was read, and the most memory that the
+process held.
 """
 
 import argparse
@@ -101,6 +103,8 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=16, help="control questions")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--budget", type=int, default=2048, help="MiB of one pass")
+    parser.add_argument("--plan", action="store_true", help="nothing but the plan")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
@@ -113,7 +117,7 @@ def main() -> None:
     def load():
         return introspect.load_model(path, dtype=dtype, weights="as stored", keep_blocks=False)
 
-    rate = machine_rates(load()).flops
+    rate = 0.0 if options.plan else machine_rates(load()).flops
 
     def experiment():
         start = time.perf_counter()
@@ -122,21 +126,28 @@ def main() -> None:
         arguments = {
             "vectors": vectors_of(model, options.concepts), "nulls": options.nulls, "strengths": [0.05],
             "layers": [(model.cfg.n_layers // 3, 2 * model.cfg.n_layers // 3)],
+            "questions": [f"Is {i} an odd number?" for i in range(options.questions)],
+            "memory_budget": options.budget << 20,
         }  # fmt: skip
-        questions = [f"Is {i} an odd number?" for i in range(options.questions)]
-        plan = introspect.run_experiment(model, "no_info", **arguments, questions=questions, plan=True)
+        plan = introspect.run_experiment(model, "no_info", **arguments, plan=True)
         print(f"loaded in {loaded:.1f} s; {plan}", flush=True)
+        if options.plan:
+            return plan, 0.0, 0, 0.0
+        read = model.native.n_block_reads
         start = time.perf_counter()
-        result = introspect.run_experiment(model, "no_info", **arguments, questions=questions, progress=False)
-        return plan, time.perf_counter() - start, len(result.rows)
+        result = introspect.run_experiment(model, "no_info", **arguments, progress=False)
+        seconds = time.perf_counter() - start
+        return plan, seconds, len(result.rows), (model.native.n_block_reads - read) / model.cfg.n_layers
 
-    memory, (plan, seconds, n_rows) = peak_bytes(experiment)
+    memory, (plan, seconds, n_rows, readings) = peak_bytes(experiment)
+    if options.plan:
+        return
     per_token_layer = 2 * sum(rows * columns for rows, columns in MATRICES.values())
     floor = plan.token_layers_to_run * per_token_layer / rate
     print(
         f"{options.blocks} blocks, {path.stat().st_size / 1e9:.1f} GB: {n_rows} rows in "
         f"{seconds:.0f} s (planned {plan.seconds:.0f}); products alone at {rate / 1e9:.0f} GFLOP/s {floor:.0f} s, "
-        f"{seconds / floor:.2f} times; memory {memory / 1e9:.1f} GB, the file's pages that were touched among it"
+        f"{seconds / floor:.2f} times; its blocks read {readings:.1f} times, {memory / 1e9:.1f} GB in memory at most"
     )
 
 

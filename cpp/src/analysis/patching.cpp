@@ -293,6 +293,8 @@ engine::PlanSummary run_cells(const graph::ModelPtr& model, const Run& run, cons
     options.on_plan = [&](const engine::PlanSummary& plan) {
       total.token_layers_to_run += plan.token_layers_to_run;
       total.n_passes += plan.n_passes;
+      total.blocks_read += plan.blocks_read;
+      total.bytes_read += plan.bytes_read;
       total.peak_bytes = std::max(total.peak_bytes, plan.peak_bytes);
     };
     options.progress = [&](const std::string&, int64_t part, int64_t whole) {

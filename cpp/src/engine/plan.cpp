@@ -62,11 +62,22 @@ Plan::Plan(std::vector<Piece> pieces, std::vector<Capture> captures, const model
   find_tops();
   find_units();
   find_passes(options);
+  if (passes_.size() == 1 && device.is_cpu()) widen_products(options.memory_budget);
   if (options.most_token_layers < PlanOptions{}.most_token_layers) find_carried(options.memory_budget);
   summary_.n_pieces = static_cast<int64_t>(pieces_.size());
   summary_.n_captures = static_cast<int64_t>(captures_.size());
   summary_.n_passes = static_cast<int64_t>(passes_.size());
   summary_.seconds_to_plan = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// What the budget has left beside the only pass: quantised weights are unpacked once for the rows of a product.
+void Plan::widen_products(int64_t memory_budget) {
+  auto& bytes = pass_bytes_.front();
+  const int64_t without = bytes - std::min(widest_, rows_per_chunk_) * bytes_.in_block;
+  rows_per_chunk_ =
+      std::clamp((memory_budget - without) / bytes_.in_block, rows_per_chunk_, kMaxRowsPerProduct);
+  bytes = without + std::min(widest_, rows_per_chunk_) * bytes_.in_block;
+  summary_.peak_bytes = bytes;
 }
 
 /// A block that is run for one piece alone stashes what it reads itself: what comes before it does not.

@@ -124,6 +124,9 @@ class INTROSPECT_EXPORT Plan {
 
   const Exchange& exchange(int64_t pass, int64_t height) const;
 
+  /// In how many passes each block of each of the models runs: [model][layer].
+  std::vector<std::vector<int64_t>> block_runs(size_t n_models) const;  // plan_passes.cpp
+
   /// The slots of a pass, height by height (n_layers + 1 of them).
   std::vector<Height> heights(int64_t pass) const;
 
@@ -135,7 +138,8 @@ class INTROSPECT_EXPORT Plan {
   void find_tops();
   void find_units();
   void find_passes(const PlanOptions& options);  // plan_passes.cpp
-  void find_carried(int64_t memory_budget);      // plan_carried.cpp
+  void widen_products(int64_t memory_budget);
+  void find_carried(int64_t memory_budget);  // plan_carried.cpp
   friend class Packing;
   friend class Carrying;
   std::vector<int64_t> depth_first() const;

@@ -180,4 +180,23 @@ void Plan::find_passes(const PlanOptions& options) {
   Packing(*this, options).pack();
 }
 
+std::vector<std::vector<int64_t>> Plan::block_runs(size_t n_models) const {
+  std::vector<std::vector<int64_t>> out(n_models, std::vector<int64_t>(static_cast<size_t>(n_layers_), 0));
+  for (size_t pass = 0; pass < passes_.size(); ++pass) {
+    const auto pieces = pieces_of(static_cast<int64_t>(pass));
+    for (size_t h = 0; h < static_cast<size_t>(n_layers_); ++h) {
+      const auto& taken = exchange(static_cast<int64_t>(pass), static_cast<int64_t>(h)).taken;
+      std::vector<bool> runs(n_models, false);
+      for (const int64_t piece : pieces) {
+        const auto p = static_cast<size_t>(piece);
+        if (static_cast<int64_t>(h) > tops_[p] || pieces_[p].copied >= 0 || taken.count(unit_of_[h][p]) > 0)
+          continue;
+        runs[static_cast<size_t>(pieces_[p].model)] = true;
+      }
+      for (size_t m = 0; m < n_models; ++m) out[m][h] += runs[m] ? 1 : 0;
+    }
+  }
+  return out;
+}
+
 }  // namespace introspect::engine

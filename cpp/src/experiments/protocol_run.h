@@ -78,6 +78,12 @@ class ProtocolRun {
 
   bool samples() const { return design_.of_own.samples || design_.of_controls.samples; }
 
+  /// True if blocks of a model stay in its files.
+  bool is_streamed() const {
+    const auto& other = design_.prefill_model;
+    return !model_->keeps_blocks() || (other && !other->keeps_blocks());
+  }
+
   Result collect() const;
 
  private:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -92,6 +93,8 @@ class Suite {
     out.token_layers_to_run += of_first.token_layers_to_run;
     out.seconds += seconds(of_first, first_reads);
     out.peak_bytes = std::max(out.peak_bytes, of_first.peak_bytes);
+    out.passes += of_first.n_passes;
+    out.bytes_read += of_first.bytes_read;
     return out;
   }
 
@@ -106,6 +109,9 @@ class Suite {
   }
   bool is_complete() const {
     return std::all_of(runs_.begin(), runs_.end(), [](const auto& one) { return one->is_complete(); });
+  }
+  bool is_streamed() const {
+    return std::any_of(runs_.begin(), runs_.end(), [](const auto& one) { return one->is_streamed(); });
   }
   bool samples() const {
     return std::any_of(runs_.begin(), runs_.end(), [](const auto& one) { return one->samples(); });
@@ -141,7 +147,13 @@ class Suite {
   graph::RunOptions graph_options() {
     graph::RunOptions out;
     out.memory_budget = graph_budget(options_.memory_budget, samples());
-    out.most_token_layers = speed().pass_token_layers(options_.pass_seconds);
+    if (is_streamed()) {
+      // Every pass reads the files: it holds what there is memory for, and leaves to the next what it can.
+      out.most_rows = std::numeric_limits<int64_t>::max();
+      out.most_token_layers = std::numeric_limits<int64_t>::max() - 1;
+    } else {
+      out.most_token_layers = speed().pass_token_layers(options_.pass_seconds);
+    }
     out.read_token_layers = read_token_layers();
     // Texts are sampled side by side, and are finished batch by batch: a residual and a cache of each.
     if (samples()) out.least_reads = 2 * kMostRows;
@@ -150,7 +162,10 @@ class Suite {
 
   void enter_next(graph::Graph& graph, int64_t most_tokens = kMostTokens) {
     const double tokens = kGraphSeconds / speed().token_layer / static_cast<double>(model_->cfg().n_layers);
-    const auto most = static_cast<int64_t>(std::clamp<double>(tokens, 1.0, static_cast<double>(most_tokens)));
+    const auto most =
+        is_streamed()
+            ? most_tokens
+            : static_cast<int64_t>(std::clamp<double>(tokens, 1.0, static_cast<double>(most_tokens)));
     n_tokens_ = 0;
     for (auto& run : runs_) run->enter_next(graph, n_tokens_, most);
   }
@@ -173,6 +188,8 @@ class Suite {
     out.found = found_;
     out.token_layers_asked = up(summary.token_layers_asked);
     out.token_layers_to_run = up(summary.token_layers_to_run);
+    out.passes = up(summary.n_passes);
+    out.bytes_read = up(summary.bytes_read);
     if (n_reads > 0) out.seconds = factor * seconds(summary, n_reads);
     if (n_texts_to_come_ > 0)
       out.seconds += static_cast<double>(n_texts_to_come_ * text_token_layers()) * speed().token_layer;
@@ -233,7 +250,9 @@ class Suite {
       start = std::chrono::steady_clock::now();
       const double expected = static_cast<double>(passed) * speed().token_layer + speed().pass;
       const bool is_long = of_pass > 1.5 * options_.pass_seconds && of_pass > 1.3 * expected;
-      if (is_first || !is_long || static_cast<int64_t>(captured.size()) <= options.least_reads) return;
+      if (is_first || is_streamed() || !is_long ||
+          static_cast<int64_t>(captured.size()) <= options.least_reads)
+        return;
       if (n_reads == graph.n_reads()) return;
       speed().scale(of_pass / expected);
       throw PlanAgain();
@@ -301,9 +320,14 @@ RunPlan plan_completed(const graph::ModelPtr& model, const std::vector<Experimen
   const auto up = [&](int64_t number) {
     return static_cast<int64_t>(std::min(std::round(static_cast<double>(number) * factor), 9e18));
   };
-  return {up(planned.readings),           up(planned.found),
-          up(planned.token_layers_asked), up(planned.token_layers_to_run),
-          planned.seconds * factor,       suite.pass_bytes() + up(planned.peak_bytes - suite.pass_bytes())};
+  return {up(planned.readings),
+          up(planned.found),
+          up(planned.token_layers_asked),
+          up(planned.token_layers_to_run),
+          planned.seconds * factor,
+          suite.pass_bytes() + up(planned.peak_bytes - suite.pass_bytes()),
+          up(planned.passes),
+          up(planned.bytes_read)};
 }
 
 std::vector<Experiment> of_protocols(const std::vector<Protocol>& protocols, const NamedVectors& vectors,

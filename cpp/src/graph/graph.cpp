@@ -310,11 +310,26 @@ engine::Plan make_plan(const Lowering& lowered, const std::vector<ModelPtr>& mod
                        options.read_token_layers, options.least_reads});
 }
 
+/// The plan's summary, with what is read of models whose blocks stay in their files.
+engine::PlanSummary summary_of(const engine::Plan& plan, const std::vector<ModelPtr>& models) {
+  auto out = plan.summary();
+  if (std::all_of(models.begin(), models.end(), [](const auto& model) { return model->keeps_blocks(); }))
+    return out;
+  const auto runs = plan.block_runs(models.size());
+  for (size_t m = 0; m < models.size(); ++m)
+    for (int64_t layer = 0; layer < plan.n_layers() && !models[m]->keeps_blocks(); ++layer) {
+      const auto n = runs[m][static_cast<size_t>(layer)];
+      out.blocks_read += n;
+      out.bytes_read += n * models[m]->bytes_read(layer);
+    }
+  return out;
+}
+
 }  // namespace
 
 engine::PlanSummary Graph::plan(const RunOptions& options) const {
   const auto use = user_.enter("Graph::plan");
-  return make_plan(Lowering(*this), models_, options).summary();
+  return summary_of(make_plan(Lowering(*this), models_, options), models_);
 }
 
 void Graph::run(const RunOptions& options,
@@ -323,7 +338,7 @@ void Graph::run(const RunOptions& options,
   const Lowering lowered(*this);
   const auto models = models_;  // `on_read` may add to the graph
   const auto plan = make_plan(lowered, models, options);
-  if (options.on_plan) options.on_plan(plan.summary());
+  if (options.on_plan) options.on_plan(summary_of(plan, models));
   const auto hand_out = [&](std::vector<std::pair<int64_t, engine::Captured>> parts) {
     std::vector<std::pair<ReadId, engine::Captured>> out;
     // All parts of a reading are in one pass, one after another.

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <system_error>
 #include <utility>
@@ -79,6 +80,20 @@ MappedFile::~MappedFile() {
 
 void MappedFile::will_need(size_t offset, size_t size) const {
   ::posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_WILLNEED);
+}
+
+void MappedFile::bring(size_t offset, size_t size) const {
+#ifdef MADV_POPULATE_READ
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const size_t first = offset / page * page, last = std::min(size_, (offset + size + page - 1) / page * page);
+  ::madvise(const_cast<std::byte*>(data_) + first, last - first, MADV_POPULATE_READ);
+#endif
+}
+
+void MappedFile::let_go(size_t offset, size_t size) const {
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const size_t first = (offset + page - 1) / page * page, last = (offset + size) / page * page;
+  if (first < last) ::madvise(const_cast<std::byte*>(data_) + first, last - first, MADV_DONTNEED);
 }
 
 void MappedFile::read(size_t offset, std::span<std::byte> out) const {

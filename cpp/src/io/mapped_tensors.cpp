@@ -101,6 +101,16 @@ void MappedTensors::will_need(const std::string& name) const {
   tensor.file->will_need(tensor.offset, tensor.size);
 }
 
+void MappedTensors::bring(const std::string& name) const {
+  const auto& tensor = at(name);
+  tensor.file->bring(tensor.offset, tensor.size);
+}
+
+void MappedTensors::let_go(const std::string& name) const {
+  const auto& tensor = at(name);
+  tensor.file->let_go(tensor.offset, tensor.size);
+}
+
 torch::Tensor MappedTensors::read_bytes(const std::string& name) const {
   const auto& tensor = at(name);
   tensor.file->check_unchanged();

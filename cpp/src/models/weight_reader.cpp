@@ -7,6 +7,7 @@
 #include "introspect/core/check.h"
 #include "introspect/io/mapped_tensors.h"
 #include "introspect/ops/quantised_rows.h"
+#include "io/encodings.h"
 #include "models/make_block.h"
 #include "models/part_names.h"
 #include "models/read_ahead.h"
@@ -45,12 +46,18 @@ class WeightReader {
     }
   }
 
-  /// Compares every tensor's shape with the config's before any is read or its memory taken.
-  void check_shapes() const {
+  /// Compares every tensor's shape with the config's before any is read or its memory taken. Returns the bytes that
+  /// each block takes in the files.
+  std::vector<int64_t> check_shapes() const {
     auto checking = *this;
     checking.is_check_ = true;
     checking.read_outside();
-    for (int64_t layer = 0; layer < cfg_.n_layers; ++layer) checking.block(layer);
+    std::vector<int64_t> out;
+    for (int64_t layer = 0; layer < cfg_.n_layers; ++layer) {
+      checking.checked_bytes_ = &out.emplace_back(0);
+      checking.block(layer);
+    }
+    return out;
   }
 
   /// Everything but the blocks.
@@ -214,9 +221,13 @@ class WeightReader {
     if (copy_bytes_) return stored_->read_bytes(name).view(sizes);
     const auto bytes = stored_->bytes(name);
     stored_->will_need(name);
+    const bool is_block = layer_ >= 0;  // all of it is used at once, and then no more
+    if (is_block) stored_->bring(name);
+    const auto let_go = [keep = stored_, name, is_block](void*) {
+      if (is_block) keep->let_go(name);
+    };
     // from_blob takes a mutable pointer; the bytes are only read.
-    return torch::from_blob(
-        const_cast<std::byte*>(bytes.data()), sizes, [keep = stored_](void*) {}, torch::kByte);
+    return torch::from_blob(const_cast<std::byte*>(bytes.data()), sizes, let_go, torch::kByte);
   }
 
   /// The modules' rows one after another as they stand in the file; nothing unless one of them is quantised and all can be
@@ -321,6 +332,9 @@ class WeightReader {
     check<ShapeError>(sizes == at::IntArrayRef(shape), "model: the tensor '", name, "' must be ", sizes,
                       " by the config, got ", at::IntArrayRef(shape));
     source_->check_readable(name);
+    if (!checked_bytes_) return;
+    const auto [elements, bytes] = *io::readable_layout(source_->dtype(name));
+    *checked_bytes_ += c10::multiply_integers(shape) / elements * bytes;
   }
 
   std::shared_ptr<const io::TensorSource> source_;
@@ -332,8 +346,9 @@ class WeightReader {
   std::shared_ptr<const io::MappedTensors> stored_;  // the source, where its blocks are used as they are
   bool copy_bytes_ = true;                           // and not where they lie
   std::vector<torch::Device> block_devices_;
-  int64_t layer_ = -1;     // the block that is read
-  bool is_check_ = false;  // tensors have a shape and no memory
+  int64_t layer_ = -1;                // the block that is read
+  bool is_check_ = false;             // tensors have a shape and no memory
+  int64_t* checked_bytes_ = nullptr;  // meanwhile the sum of what is checked
 };
 
 }  // namespace
@@ -353,7 +368,7 @@ std::string unembed_name(const io::TensorSource& source, const WeightMap& map) {
 Weights read_weights(std::shared_ptr<const io::TensorSource> source, const Architecture& architecture,
                      const LoadOptions& options) {
   const WeightReader reader(std::move(source), architecture, options);
-  reader.check_shapes();
+  auto block_bytes = reader.check_shapes();
   auto weights = reader.read_outside();
   const int64_t n_layers = architecture.cfg.n_layers;
   if (!options.keep_blocks) {
@@ -361,7 +376,12 @@ Weights read_weights(std::shared_ptr<const io::TensorSource> source, const Archi
       const at::NoGradGuard no_grad;
       return reader.block(layer);
     };
-    weights.read_block = read_ahead(read, n_layers);
+    weights.block_bytes = std::move(block_bytes);
+    weights.n_block_reads = std::make_shared<std::atomic<int64_t>>(0);
+    weights.read_block = [ahead = read_ahead(read, n_layers), n = weights.n_block_reads](int64_t layer) {
+      ++*n;
+      return ahead(layer);
+    };
     return weights;
   }
   for (int64_t layer = 0; layer < n_layers; ++layer) {

@@ -24,6 +24,8 @@ class ExperimentPlan:
         token_layers_to_run: those that are run instead.
         seconds: estimate, by a short timed pass of this model on this machine as it is now.
         peak_bytes: estimate of the memory beside the model.
+        passes: over the model's blocks. Blocks that stay in their files (``keep_blocks=False``) are read again by each.
+        bytes_read: of those files, over all passes; 0 where the model is in memory.
     """
 
     readings: int
@@ -32,6 +34,8 @@ class ExperimentPlan:
     token_layers_to_run: int
     seconds: float
     peak_bytes: int
+    passes: int = 0
+    bytes_read: int = 0
 
     @classmethod
     def of(cls, plan: _C.RunPlan) -> ExperimentPlan:
@@ -41,9 +45,11 @@ class ExperimentPlan:
         found = f" ({self.found:,} of them in the store)" if self.found else ""
         if self.found == self.readings:
             return f"{self.readings:,} readings, all of them in the store"
+        passes = f"{self.passes:,} pass{'es' if self.passes > 1 else ''} over the weights"
+        read = f"; {passes} read {memory(self.bytes_read)} of files" if self.bytes_read else ""
         return (
             f"{self.readings:,} readings{found}, about {duration(self.seconds)}, {memory(self.peak_bytes)} beside the "
-            f"model; {number(self.token_layers_to_run)} token-layers instead of {number(self.token_layers_asked)}"
+            f"model; {number(self.token_layers_to_run)} token-layers instead of {number(self.token_layers_asked)}{read}"
         )
 
 

@@ -11,7 +11,8 @@ struct PlanOptions {
   /// are those of tensors; glibc's allocator holds some tens of MiB more between them.
   int64_t memory_budget = int64_t{1} << 30;
 
-  /// Of one pass, at its widest: captures are finished pass by pass, and beyond this many nothing gets faster.
+  /// Of one pass, at its widest: captures are finished pass by pass, and beyond this many nothing gets faster where
+  /// weights are in memory.
   int64_t most_rows = 16384;
 
   /// Of one pass, so that what is read is handed out before long. With such a limit a pass leaves to later ones what they
@@ -27,6 +28,8 @@ struct PlanSummary {
   int64_t token_layers_asked = 0;   ///< tokens times layers of the sequences run one by one
   int64_t token_layers_to_run = 0;  ///< that are run instead
   int64_t peak_bytes = 0;           ///< estimate for the largest pass
+  int64_t blocks_read = 0;          ///< from the files of models whose blocks stay there, pass by pass
+  int64_t bytes_read = 0;           ///< what these blocks take in the files
   double seconds_to_plan = 0;
 };
 

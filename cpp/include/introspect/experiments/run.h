@@ -64,6 +64,8 @@ struct RunPlan {
   int64_t token_layers_to_run = 0;  ///< that are run instead
   double seconds = 0;               ///< by a short timed pass of the model, on the machine as it is now
   int64_t peak_bytes = 0;  ///< estimate, without the model: the largest pass, plans, injections and results
+  int64_t passes = 0;      ///< over the model's blocks, each of which is read again where they stay in files
+  int64_t bytes_read = 0;  ///< of the files, over all passes; 0 where the model is in memory
 };
 
 /// The strengths of one vector over one range, in blocks.
@@ -151,7 +153,8 @@ struct ExperimentOptions {
 /// A reading that is not finite in the unsteered run is an Error that names the first such block, before it is kept. One
 /// that only an injection makes so is kept as failed: NaN, counted in a warning, averaged nowhere.
 ///
-/// Readings go to the store as they are made, at least every ten seconds (as far as they are not slower), and are taken
+/// Readings go to the store as they are made, at least every ten seconds (as far as they are not slower; of a model whose
+/// blocks stay in their files at the end of each pass, which is as large as the memory budget allows), and are taken
 /// from there when model, tokens, directions and what is read
 /// are the same. Throws before any forward pass: ConfigError for a protocol, template or tokenizer that does not fit and
 /// for a range without any direction, ShapeError for a vector of another width or a conversation longer than n_ctx,

@@ -35,6 +35,13 @@ class INTROSPECT_EXPORT MappedFile {
   /// Asks the system to read `size` bytes from `offset` on into its memory, and returns at once.
   void will_need(size_t offset, size_t size) const;
 
+  /// Waits until they are there, where the system knows how, so that touching them costs nothing.
+  void bring(size_t offset, size_t size) const;
+
+  /// Takes whole pages of them out of this process's memory. The system keeps them as long as it has room, and bytes that
+  /// are touched again are there again.
+  void let_go(size_t offset, size_t size) const;
+
   /// Throws IoError if the file's size or time of modification is another than when it was opened.
   void check_unchanged() const;
 

@@ -38,6 +38,10 @@ class INTROSPECT_EXPORT MappedTensors : public TensorSource {
   /// Asks the system to read them into its memory, and returns at once.
   void will_need(const std::string& name) const;
 
+  /// Waits until they are there; lets them go again. See MappedFile.
+  void bring(const std::string& name) const;
+  void let_go(const std::string& name) const;
+
   /// A copy of them, uint8 [bytes], which takes no more memory than itself. Throws likewise.
   torch::Tensor read_bytes(const std::string& name) const;
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -30,8 +31,10 @@ struct Weights {
   nn::Linear W_E;       // [V, D], whose rows are the tokens'
   torch::Tensor W_pos;  // [n_ctx, D]; undefined with rotary positions
   std::vector<nn::Block> blocks;
-  std::function<nn::Block(int64_t layer)> read_block;  // instead of `blocks`, where they stay in their files
-  std::vector<torch::Device> block_devices;            // of each block; empty: W_E's
+  std::function<nn::Block(int64_t layer)> read_block;   // instead of `blocks`, where they stay in their files
+  std::vector<int64_t> block_bytes;                     // of the files that each takes then; otherwise empty
+  std::shared_ptr<std::atomic<int64_t>> n_block_reads;  // counts them, where they stay in their files
+  std::vector<torch::Device> block_devices;             // of each block; empty: W_E's
   nn::Norm ln_final;
   nn::Linear W_U;                    // [V, D], one row a token; it shares W_E's weight where they are tied
   torch::Tensor b_U;                 // [V]; undefined unless weights were processed
@@ -137,6 +140,14 @@ class INTROSPECT_EXPORT Model {
   /// A block, which lives as long as the pointer where blocks stay in the files, and as long as the model otherwise.
   std::shared_ptr<const nn::Block> block(int64_t layer) const;
   bool keeps_blocks() const { return !weights_.read_block; }
+
+  /// Bytes of the files that a block is read from, each time that it runs; 0 where blocks are in memory.
+  int64_t bytes_read(int64_t layer) const {
+    return weights_.block_bytes.empty() ? 0 : weights_.block_bytes.at(static_cast<size_t>(layer));
+  }
+
+  /// How many blocks have been read from the files to be run since the model was loaded, by it and all models made of it.
+  int64_t n_block_reads() const { return weights_.n_block_reads ? weights_.n_block_reads->load() : 0; }
   torch::ScalarType dtype() const { return weights_.W_E.dtype(); }
   torch::Device device() const { return weights_.W_E.device(); }  ///< of tokens, the embedding and logits
   torch::Device device(int64_t layer) const {
