@@ -4,6 +4,7 @@
 
 #include "core/on_device.h"
 #include "introspect/core/check.h"
+#include "ops/equal_rows.h"
 
 namespace introspect::engine {
 
@@ -31,6 +32,7 @@ Pass::Pass(const Plan& plan, int64_t number, const Models& models, ResidualBuffe
 }
 
 std::vector<std::pair<int64_t, Captured>> Pass::run(const std::function<void(int64_t)>& tick) {
+  const ops::EqualRows equal_rows;
   const int64_t n_layers = plan_.n_layers();
   int64_t h = 0;
   for (; h <= n_layers; ++h) {

@@ -7,6 +7,8 @@
 
 #include <ATen/ATen.h>
 
+#include "ops/equal_rows.h"
+
 namespace introspect::experiments {
 namespace {
 
@@ -85,6 +87,7 @@ std::vector<Reading> read_out(const models::Model& model, const Design& design,
     const auto logits_NV = model.readout(torch::stack(resids)).to(torch::kCPU).contiguous();
     const auto log_totals = logits_NV.logsumexp({1}).to(torch::kFloat64);
     for (size_t i = 0; i < resids.size(); ++i) {
+  const ops::EqualRows equal_rows;
       const auto at = static_cast<int64_t>(i);
       out.push_back(reader.read(rows[first + i], logits_NV[at], log_totals[at].item<double>()));
     }

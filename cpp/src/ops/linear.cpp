@@ -1,7 +1,9 @@
 #include "introspect/ops/linear.h"
 
 #include "core/parallel.h"
+#include "core/reused_memory.h"
 #include "introspect/core/check.h"
+#include "ops/equal_rows.h"
 #include "ops/few_rows.h"
 #include "ops/gemm.h"
 #include "ops/gemm_bfloat16.h"
@@ -51,7 +53,7 @@ INTROSPECT_INLINE void few_rows(const float* x, const W* w, float* out, int64_t 
 /// x [N, D] float32 times the rows of w [V, D] -> float32 [N, V], for N <= kFewRows.
 torch::Tensor matvec(const torch::Tensor& x_ND, const torch::Tensor& w_VD) {
   const int64_t N = x_ND.size(0), D = x_ND.size(1), V = w_VD.size(0);
-  auto out_NV = at::empty({N, V}, x_ND.options());
+  auto out_NV = reused_empty({N, V}, x_ND.options());
   const float* x = x_ND.const_data_ptr<float>();
   float* out = out_NV.mutable_data_ptr<float>();
   const int64_t grain = std::max<int64_t>(1, kBytesPerTask / (D * static_cast<int64_t>(w_VD.element_size())));
@@ -81,7 +83,7 @@ void multiply(const torch::Tensor& x_ND, const torch::Tensor& w_VD, const torch:
 
 /// x [N, D] times the rows of w [V, D], plus b [V] or nothing -> [N, V] in the precision of x, summed in float32.
 torch::Tensor product(const torch::Tensor& x_ND, const torch::Tensor& w_VD, const torch::Tensor& b_V) {
-  auto out_NV = at::empty({x_ND.size(0), w_VD.size(0)}, x_ND.options());
+  auto out_NV = reused_empty({x_ND.size(0), w_VD.size(0)}, x_ND.options());
   const auto x = x_ND.contiguous();
   const auto bias = b_V.defined() ? b_V.to(torch::kFloat32).contiguous() : b_V;
   if (w_VD.scalar_type() == torch::kFloat32)
@@ -108,6 +110,7 @@ bool has_product(torch::ScalarType x, const torch::Tensor& weight) {
 /// True if few rows have a kernel of their own: one sum over a whole row of weights, where many rows take them in
 /// another order. The products of bfloat16 give every number of rows the same bits.
 bool has_few_rows(torch::ScalarType x, const torch::Tensor& weight) {
+  if (EqualRows::are_wanted() && has_product(x, weight)) return false;
   return has_kernel(weight) && !(x == torch::kBFloat16 && has_gemm_bfloat16());
 }
 
@@ -139,7 +142,8 @@ torch::Tensor linear_fp32(const torch::Tensor& x_ND, const torch::Tensor& weight
                     "linear_fp32: x [N, D] and weight [V, D] are required, got ", x_ND.sizes(), " and ",
                     weight_VD.sizes());
   const bool plain = x_ND.size(0) > 0 && !needs_grad(x_ND, weight_VD);
-  if (plain && x_ND.size(0) <= kFewRows && has_kernel(weight_VD)) return matvec(x_ND.contiguous(), weight_VD);
+  if (plain && x_ND.size(0) <= kFewRows && has_few_rows(torch::kFloat32, weight_VD))
+    return matvec(x_ND.contiguous(), weight_VD);
   if (plain && has_product(x_ND.scalar_type(), weight_VD)) return product(x_ND, weight_VD, {});
   if (weight_VD.scalar_type() == torch::kFloat32) return at::linear(x_ND, weight_VD);
   // Widened block by block: the whole unembedding in float32 would double the memory of a bfloat16 model.
