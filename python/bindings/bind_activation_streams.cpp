@@ -258,6 +258,68 @@ Raises:
                           py::arg("progress") = py::none())));
 }
 
+/// For rows that other processes read.
+void bind_writer(py::module_& m) {
+  std::apply(
+      [&](const auto&... args) {
+        m.def(
+            "activation_source",
+            [](const std::vector<py::object>& models, const TokenStream& tokens, const SiteNames& sites,
+               OptionalId first_position, OptionalId end_position, int64_t position_step,
+               std::vector<int64_t> exclude_tokens, double max_norm_multiple, torch::ScalarType dtype,
+               int64_t memory_budget, int64_t contexts_per_pass) {
+              const auto source = source_of(models, tokens, sites, first_position, end_position,
+                                            position_step, std::move(exclude_tokens), max_norm_multiple,
+                                            dtype, memory_budget, contexts_per_pass);
+              return std::make_pair(source->state(), widths_of(source->sites()));
+            },
+            py::arg("models"), py::arg("tokens"), py::arg("sites"), args...,
+            (std::string(R"doc(
+Where write_activations begins, as JSON ("tokens", of the stream, and "contexts_per_pass"), and the widths of sites.
+
+Args:)doc") + kSourceDoc +
+             R"doc(
+Raises:
+    As ActivationStream.of_model.
+)doc")
+                .c_str());
+      },
+      source_args());
+  py::class_<ActivationWriter>(m, "ActivationWriter", R"doc(
+Writes rows that other processes have read into a folder, as write_activations does.
+)doc")
+      .def(py::init([](const std::filesystem::path& path, const SiteNames& sites,
+                       const std::vector<int64_t>& widths, torch::ScalarType dtype,
+                       const std::string& source_state, int64_t rows, bool resume, std::string notes) {
+             auto at = sites_of(sites);
+             check<std::invalid_argument>(widths.size() == at.size(),
+                                          "ActivationWriter: one width a site, got ", widths.size(), " for ",
+                                          at.size());
+             for (size_t i = 0; i < at.size(); ++i) at[i].width = widths[i];
+             WriteActivationsOptions options;
+             options.rows = rows;
+             options.resume = resume;
+             options.notes = std::move(notes);
+             return std::make_unique<ActivationWriter>(path, at, dtype, source_state, options);
+           }),
+           py::arg("path"), py::arg("sites"), py::arg("widths"), py::arg("dtype"), py::arg("source_state"),
+           py::kw_only(), py::arg("rows") = 0, py::arg("resume") = false, py::arg("notes") = "{}",
+           "Raises IoError: activations are there already (others, with ``resume``), or the disk is full.")
+      .def_property_readonly("rows", &ActivationWriter::rows, "Written, by the run that was broken off too.")
+      .def_property_readonly("is_full", &ActivationWriter::is_full,
+                             "``rows`` are written, or the run had ended.")
+      .def_property_readonly("source_state", &ActivationWriter::source_state, "After the last rows.")
+      .def("write", &ActivationWriter::write, py::arg("rows"), py::arg("source_state"), NoGil(), R"doc(
+Adds [N, width] at each site, and where the source stands after them.
+
+Raises:
+    ShapeError: other widths, or another dtype.
+    IoError: the disk is full.
+)doc")
+      .def("commit", &ActivationWriter::commit, NoGil(), "What was written is safe from now on.")
+      .def("finish", &ActivationWriter::finish, NoGil(), "The file, marked as complete.");
+}
+
 void bind_stream(py::module_& m) {
   py::class_<ActivationStream> type(m, "ActivationStream", R"doc(
 Batches of activations at several sites of the same tokens, mixed over a buffer by SAELens's rule.
@@ -328,6 +390,7 @@ Raises:
 void bind_activation_streams(py::module_& m) {
   bind_token_stream(m);
   bind_file(m);
+  bind_writer(m);
   bind_stream(m);
   bind_dictionary_runs(m);
 }

@@ -343,14 +343,21 @@ Raises:
           "Everything that made cells (model, protocol, seed, versions, ...), with their number and times.")
       .def(
           "merge",
-          [](const Held& store, const std::filesystem::path& other) { return store->merge(other, true); },
-          py::arg("other"), py::call_guard<py::gil_scoped_release>(), R"doc(
+          [](const Held& store, const std::filesystem::path& other,
+             const std::optional<std::filesystem::path>& unless_in) {
+            return store->merge(other, true, unless_in.value_or(""));
+          },
+          py::arg("other"), py::kw_only(), py::arg("unless_in") = py::none(),
+          py::call_guard<py::gil_scoped_release>(), R"doc(
 Takes over the cells of another store's file, which is only read; where both have a key, this store's value stays.
 Cells that are ``damaged`` are left out and counted.
 
 Raises:
     IoError: no such file, or no store.
     ValueError: it is this store.
+Args:
+    unless_in: a third store: only cells that it lacks, and nothing of what runs have asked for.
+
 )doc")
       .def(
           "problems", [](const Held& store) { return store->problems(); },

@@ -61,6 +61,7 @@ from .hooks.activation_cache import ActivationCache
 from .hub.sources import pull, resolve
 from .lora import score_examples, train_lora
 from .model import Model, load_model
+from .ray_cluster import RayWorkers
 from .sae.cross_layer_transcoder import CrossLayerTranscoder
 from .sae.dictionary import SAE, Crosscoder, Transcoder
 from .steering.norms import residual_norms
@@ -135,6 +136,7 @@ __all__ = [
     "RangeEstimates",
     "RangeSearch",
     "Rank",
+    "RayWorkers",
     "ReadoutInputs",
     "Result",
     "SVDInterpreter",

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -257,66 +258,132 @@ SiteRows ActivationFile::read(const torch::Tensor& rows_N) const {
   return out;
 }
 
-ActivationFile write_activations(ActivationSource& source, const fs::path& folder,
-                                 const WriteActivationsOptions& options) {
+struct ActivationWriter::State {
+  using Clock = std::chrono::steady_clock;
+
+  fs::path folder;
+  int64_t most_rows = 0, commit_rows = 0;
+  Head head;
+  std::string source_state;  // of what is written, and not yet committed
+  std::optional<RowsFile> file;
+  int64_t written = 0, pending = 0;
+  Sha256 hash;
+  Clock::time_point last = Clock::now();
+};
+
+ActivationWriter::ActivationWriter(fs::path folder, const std::vector<StreamSite>& sites,
+                                   torch::ScalarType dtype, const std::string& source_state,
+                                   const WriteActivationsOptions& options)
+    : state_(std::make_unique<State>()) {
   check<std::invalid_argument>(options.rows >= 0 && options.commit_rows > 0,
                                "write_activations: rows must be 0 or more and commit_rows positive, got ",
                                options.rows, " and ", options.commit_rows);
-  Head head;
-  if (fs::exists(folder / kHead)) {
-    check<IoError>(options.resume, "write_activations: ", folder.string(),
+  auto& s = *state_;
+  s.folder = std::move(folder);
+  s.most_rows = options.rows;
+  s.commit_rows = options.commit_rows;
+  if (fs::exists(s.folder / kHead)) {
+    check<IoError>(options.resume, "write_activations: ", s.folder.string(),
                    ": holds activations already; resume goes on with a broken-off run");
-    head = Head::read(folder);
-    if (head.complete) return ActivationFile::open(folder);
-    check<IoError>(head.sites == source.sites() && head.dtype == source.dtype(),
-                   "write_activations: ", folder.string(),
+    s.head = Head::read(s.folder);
+    check<IoError>(s.head.complete || (s.head.sites == sites && s.head.dtype == dtype),
+                   "write_activations: ", s.folder.string(),
                    ": holds activations of other sites or another dtype");
-    source.restore(head.source_state);
   } else {
     std::error_code error;
-    fs::create_directories(folder, error);
-    check<IoError>(!error, "write_activations: ", folder.string(), ": cannot be made: ", error.message());
-    head.sites = source.sites();
-    head.dtype = source.dtype();
-    head.notes = options.notes;
-    head.source_state = source.state();
-    head.write(folder);
+    fs::create_directories(s.folder, error);
+    check<IoError>(!error, "write_activations: ", s.folder.string(), ": cannot be made: ", error.message());
+    s.head.sites = sites;
+    s.head.dtype = dtype;
+    s.head.notes = options.notes;
+    s.head.source_state = source_state;
+    s.head.write(s.folder);
   }
-  RowsFile file(folder / kRows, head.rows() * head.row_bytes());
-  int64_t written = head.rows(), pending = 0;
-  Sha256 hash;
-  auto last = std::chrono::steady_clock::now();
-  const auto commit = [&] {
-    file.flush();
-    if (pending > 0) head.pieces.push_back({pending, hash.hex()});
-    head.source_state = source.state();
-    head.write(folder);
-    hash = Sha256();
-    pending = 0;
-    last = std::chrono::steady_clock::now();
-  };
-  while (options.rows == 0 || written < options.rows) {
+  s.source_state = s.head.source_state;
+  s.written = s.head.rows();
+  if (!s.head.complete) s.file.emplace(s.folder / kRows, s.written * s.head.row_bytes());
+}
+
+ActivationWriter::~ActivationWriter() = default;
+
+int64_t ActivationWriter::rows() const {
+  return state_->written;
+}
+
+bool ActivationWriter::is_complete() const {
+  return state_->head.complete;
+}
+
+bool ActivationWriter::is_full() const {
+  return is_complete() || (state_->most_rows > 0 && state_->written >= state_->most_rows);
+}
+
+const std::string& ActivationWriter::source_state() const {
+  return state_->source_state;
+}
+
+void ActivationWriter::write(const SiteRows& of_sites, const std::string& source_state) {
+  auto& s = *state_;
+  bool fits = of_sites.size() == s.head.sites.size();
+  for (size_t i = 0; fits && i < of_sites.size(); ++i)
+    fits = of_sites[i].dim() == 2 && of_sites[i].size(1) == s.head.sites[i].width &&
+           of_sites[i].scalar_type() == s.head.dtype && of_sites[i].size(0) == of_sites[0].size(0);
+  check<ShapeError>(
+      fits, kWho, s.folder.string(), ": rows must be ", dtype_name(s.head.dtype), ", ",
+      width_of(s.head.sites), " numbers at ", s.head.sites.size(), " sites, got ",
+      of_sites.empty() ? std::string("none") : concat(of_sites[0].toString(), " ", of_sites[0].sizes()));
+  if (is_full()) return;
+  auto rows = at::cat(of_sites, 1);
+  if (s.most_rows > 0) rows = rows.narrow(0, 0, std::min(rows.size(0), s.most_rows - s.written));
+  rows = rows.contiguous();
+  s.file->write(rows);
+  s.hash.update(rows.const_data_ptr(), rows.nbytes());
+  s.written += rows.size(0);
+  s.pending += rows.size(0);
+  s.source_state = source_state;
+  if (s.pending >= s.commit_rows || State::Clock::now() - s.last > kLongest) commit();
+}
+
+void ActivationWriter::commit() {
+  auto& s = *state_;
+  if (!s.file) return;
+  s.file->flush();
+  if (s.pending > 0) s.head.pieces.push_back({s.pending, s.hash.hex()});
+  s.head.source_state = s.source_state;
+  s.head.write(s.folder);
+  s.hash = Sha256();
+  s.pending = 0;
+  s.last = State::Clock::now();
+}
+
+ActivationFile ActivationWriter::finish() {
+  auto& s = *state_;
+  const bool is_new = !s.head.complete;
+  s.head.complete = true;
+  commit();
+  s.file.reset();
+  return ActivationFile::open(s.folder, /*verify=*/!is_new);
+}
+
+ActivationFile write_activations(ActivationSource& source, const fs::path& folder,
+                                 const WriteActivationsOptions& options) {
+  ActivationWriter writer(folder, source.sites(), source.dtype(), source.state(), options);
+  if (writer.is_complete()) return writer.finish();
+  if (writer.source_state() != source.state()) source.restore(writer.source_state());
+  while (!writer.is_full()) {
     try {
-      report(options.progress, "activations", written, options.rows);
+      report(options.progress, "activations", writer.rows(), options.rows);
     } catch (...) {
-      commit();
+      writer.commit();
       throw;
     }
     const auto columns = source.next();
     if (columns.empty()) break;
-    auto rows = at::cat(source.rows(columns), 1);
-    if (options.rows > 0) rows = rows.narrow(0, 0, std::min(rows.size(0), options.rows - written));
-    rows = rows.contiguous();
-    file.write(rows);
-    hash.update(rows.const_data_ptr(), rows.nbytes());
-    written += rows.size(0);
-    pending += rows.size(0);
-    if (pending >= options.commit_rows || std::chrono::steady_clock::now() - last > kLongest) commit();
+    writer.write(source.rows(columns), source.state());
   }
-  head.complete = true;
-  commit();
-  report(options.progress, "activations", written, written);
-  return ActivationFile::open(folder, /*verify=*/false);
+  auto out = writer.finish();
+  report(options.progress, "activations", writer.rows(), writer.rows());
+  return out;
 }
 
 std::unique_ptr<ActivationSource> file_activations(ActivationFile file, bool repeat) {

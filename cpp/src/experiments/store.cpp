@@ -197,13 +197,15 @@ std::vector<Store::Damaged> Store::damaged() const {
   return out;
 }
 
-Merged Store::merge(const std::filesystem::path& other, bool sound_only) {
+Merged Store::merge(const std::filesystem::path& other, bool sound_only,
+                    const std::filesystem::path& unless_in) {
   check<IoError>(std::filesystem::exists(other), "Store::merge: there is no file ", other.string());
   check<std::invalid_argument>(!std::filesystem::equivalent(other, path()),
                                "Store::merge: a store cannot be merged into itself, got ", other.string());
   const auto theirs = open_to_read(other);  // refuses what is no store
   check<IoError>(theirs->damage.empty(), "Store::merge: ", theirs->damage,
                  ". To take what is left, move that file away");
+  const auto known = unless_in.empty() ? nullptr : open(unless_in, /*read_only=*/true);
   const std::lock_guard lock(database().mutex);
   Merged out;
   database().in_transaction([&] {
@@ -214,6 +216,7 @@ Merged Store::merge(const std::filesystem::path& other, bool sound_only) {
     Statement found(*theirs, all_rows(*theirs));
     while (found.step()) {
       const auto [cell, made, written] = row(found);
+      if (known && known->get(cell.key)) continue;
       if (sound_only && !problem_of(cell).empty()) {
         ++out.damaged;
         continue;
@@ -231,7 +234,7 @@ Merged Store::merge(const std::filesystem::path& other, bool sound_only) {
       insert.bind(runs.at(made)).bind(cell.key).bind(cell.value).bind(cell).bind(written).step();
       ++out.added;
     }
-    const auto asked = read_asked(*theirs);
+    const auto asked = known ? std::vector<StoredCell>{} : read_asked(*theirs);
     if (asked.empty()) return;
     Asking asking(database());
     for (const auto& [cell, made, written] : asked) asking.add(runs.at(made), cell);

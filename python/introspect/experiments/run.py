@@ -277,11 +277,13 @@ def run_native(
     shown = None if plan else progress_module.shown(options["progress"])
     with ExitStack() as stack:
         stack.callback(progress_module.close, shown)
-        if options.get("ray") is not None and not plan:
+        if options.get("ray") is None or plan:
+            solved = [doses.resolve(who, model, one, known, only_plan=plan, store=store) for one in experiments]
+        else:
             if store is None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
                 store = shared["store"] = given.store(os.path.join(folder, "cells.sqlite"))
-            fill(
+            solved = fill(
                 who,
                 model,
                 experiments,
@@ -291,7 +293,6 @@ def run_native(
                 seconds=PASS_SECONDS,
                 progress=shown,
             )
-        solved = [doses.resolve(who, model, one, known, only_plan=plan, store=store) for one in experiments]
         native = [one for one, _ in solved]
         texts = _C.run_experiments(
             **shared,

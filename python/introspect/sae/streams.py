@@ -12,6 +12,7 @@ import torch
 
 from .. import _C
 from ..arguments import native_model
+from ..ray_cluster import RayWorkers
 
 ActivationFile = _C.ActivationFile
 ActivationStream = _C.ActivationStream
@@ -204,6 +205,7 @@ def write_activations(
     resume: bool = False,
     memory_budget: int = 1 << 30,
     progress: Any = None,
+    ray: str | RayWorkers | None = None,
     **packing: Any,
 ) -> ActivationFile:
     """Write the activations of texts at some places, so that many dictionaries are trained from one pass over them.
@@ -224,6 +226,7 @@ def write_activations(
         resume: go on with a broken-off run.
         memory_budget: bytes of one pass's activations.
         progress: called with (what, done, total).
+        ray: read on the workers of a Ray cluster, each with the model, as ``run_experiment`` has it; the same bytes.
 
     Raises:
         HookError: a hook that the model does not have.
@@ -234,17 +237,18 @@ def write_activations(
     models = models_of(model)
     options = source_options(models[0], exclude_special_tokens, max_norm_multiple, seqpos_slice, dtype, memory_budget)
     stream = token_stream(models[0], texts, **packing)
-    return _C.write_activations(
-        models,
-        stream,
-        sites(hooks),
-        Path(path),
-        rows=tokens,
-        resume=resume,
-        notes=origin_notes(models[0], stream),
-        progress=progress,
+    shared: dict[str, Any] = {
+        "rows": tokens,
+        "resume": resume,
+        "notes": origin_notes(models[0], stream),
+        "progress": progress,
         **options,
-    )
+    }
+    if ray is not None:
+        from . import ray_activations
+
+        return ray_activations.write(model, stream, sites(hooks), Path(path), ray, **shared)
+    return _C.write_activations(models, stream, sites(hooks), Path(path), **shared)
 
 
 def origin_notes(model: _C.Model, stream: TokenStream) -> str:

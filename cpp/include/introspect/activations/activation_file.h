@@ -61,6 +61,35 @@ struct WriteActivationsOptions {
   Progress progress;
 };
 
+/// Rows on their way into a folder, whoever has read them: the part of `write_activations` that writes.
+///
+/// For one thread at a time. What was committed stays when the writer goes without `finish`.
+class INTROSPECT_EXPORT ActivationWriter {
+ public:
+  /// `source_state`: where the source stands before its first row. Of sites, widths must be known.
+  /// Throws as `write_activations`.
+  ActivationWriter(std::filesystem::path folder, const std::vector<StreamSite>& sites,
+                   torch::ScalarType dtype, const std::string& source_state,
+                   const WriteActivationsOptions& options = {});
+  ~ActivationWriter();
+  ActivationWriter(const ActivationWriter&) = delete;
+  ActivationWriter& operator=(const ActivationWriter&) = delete;
+
+  int64_t rows() const;                     ///< written, by the run that was broken off too
+  bool is_complete() const;                 ///< `finish` was called, by this run or the one before
+  bool is_full() const;                     ///< that, or options.rows are written
+  const std::string& source_state() const;  ///< after the last rows
+
+  /// Adds [N, width] at each site, down to options.rows. Throws ShapeError for other widths or dtypes, IoError for a full disk.
+  void write(const SiteRows& rows, const std::string& source_state);
+  void commit();  ///< what was written is safe from now on
+  ActivationFile finish();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
 /// Writes rows of a source into a folder, made if it is not there. What a killed run has committed stays readable, marked as
 /// partial; `resume` goes on there, from the same source and options, to the same bytes.
 ///

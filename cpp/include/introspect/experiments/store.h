@@ -105,9 +105,11 @@ class INTROSPECT_EXPORT Store {
   std::vector<StoredRun> runs() const;
 
   /// Takes over the cells of another store, which is only read; where both have a key, this store's value stays.
-  /// `sound_only` leaves out those that are `damaged`. Throws IoError for a file that is not there or is no store,
-  /// std::invalid_argument for this store itself.
-  Merged merge(const std::filesystem::path& other, bool sound_only = false);
+  /// `sound_only` leaves out those that are `damaged`; `unless_in`, a third store, those that it has too, and what runs
+  /// have asked for. Throws IoError for a file that is not there or is no store, std::invalid_argument for this store
+  /// itself.
+  Merged merge(const std::filesystem::path& other, bool sound_only = false,
+               const std::filesystem::path& unless_in = {});
 
   /// What is wrong with the file, by SQLite's own check, and with its write-ahead log; empty when it is sound.
   std::vector<std::string> problems() const;
