@@ -2,6 +2,7 @@
 
 #include "introspect/experiments/coherence.h"
 #include "introspect/experiments/dose.h"
+#include "introspect/experiments/dose_search.h"
 
 namespace introspect::python {
 namespace {
@@ -126,6 +127,38 @@ void bind_dose(py::module_& m) {
       .def_readonly("largest", &CoherentWindow::largest)
       .def_readonly("broken", &CoherentWindow::broken)
       .def_readonly("tried", &CoherentWindow::tried);
+
+  py::class_<DoseSearch>(m, "DoseSearch", R"doc(
+The search for the strength that gives a dose: what to measure next, and what came out.
+
+Where the dose does not rise with the strength throughout, what is found is the smallest strength that reaches it, as far as
+the search has seen.
+)doc")
+      .def(py::init<double, double, double, double>(), py::arg("target"), py::arg("start"), py::arg("scale"),
+           py::arg("tolerance"), R"doc(
+A search that has measured nothing.
+
+Args:
+    target: the dose.
+    start: the first strength to try; 0 is a grid of ratio 2 from scale / 64 on.
+    scale: a strength that does much: 1e-7 to 32 times it are tried.
+    tolerance: how far off the dose may be, as a share of the target.
+
+Raises:
+    ValueError: numbers that are not finite and above 0.
+)doc")
+      .def("next", &DoseSearch::next, "The strengths to measure next, ascending.")
+      .def("take", &DoseSearch::take, py::arg("doses"),
+           "{strength: dose} of all that ``next`` has asked for. NaN is a dose that counts as none.")
+      .def_property_readonly("is_done", &DoseSearch::is_done)
+      .def_property_readonly("is_unreachable", &DoseSearch::is_unreachable, "No strength has the dose.")
+      .def_property_readonly("found", &DoseSearch::found, "The strength; negative before it is found.")
+      .def_property_readonly("target", &DoseSearch::target)
+      .def_property_readonly("n_measured", &DoseSearch::n_measured)
+      .def_property_readonly("doses", &DoseSearch::doses, "{strength: dose} of everything that was measured.")
+      .def_property_readonly("is_monotone", &DoseSearch::is_monotone,
+                             "Whether more strength gave more dose wherever it was measured.")
+      .def_property_readonly("reached", &DoseSearch::reached, "The doses that were seen, in words.");
 
   m.attr("default_coherence_factor") = CoherenceOptions{}.factor;
   m.def(

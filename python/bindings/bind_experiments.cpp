@@ -198,8 +198,9 @@ A file is a JSON object. name, turns ([{role, content}]) and injected are needed
                     1 + strength). texts: {concept: what stands for $CONCEPT}
     relative_strength  factor on a run's strengths
     read            "yes_no", "content" or "sample"
-    readouts        {name: parameter}: what is read besides the log-odds. lens, attention, divergence: true; top_k:
-                    number; continuations: texts; and the names of readouts that a program registers
+    readouts        {name: parameter}: what is read besides the log-odds. lens, attention, divergence,
+                    injected_kl: true; top_k: number; continuations: texts; and the names of readouts that a program
+                    registers
     steer_generation   true keeps the vector on after the spans
     yes_token, no_token        one token each
     yes_variants, no_variants  spellings whose probabilities the lens sums up

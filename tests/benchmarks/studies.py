@@ -2,8 +2,8 @@
 
     python tests/benchmarks/studies.py [GGUF] [--protocols no_info with_info] [--concepts 2] [--repeats 1] [--plan]
 
-Both sides in one run: tokens times layers by plan (of the study with those that solving for equal doses took), and the
-processor time of one thread, in turns. Doses and certificates are the study's own and count; --plan leaves the
+Both sides in one run: tokens times layers by plan (of the study with what the search for equal doses took beyond it),
+and the processor time of one thread, in turns. Doses and certificates are the study's own and count; --plan leaves the
 times out, and runs the arm of equal dose alone.
 """
 
@@ -53,9 +53,9 @@ def compare(model, protocol: str, vectors: dict, args: argparse.Namespace) -> di
     }
     n = len(found["equal_dose"].settings["doses"])
     print(f"{protocol}: {len(vectors)} concepts")
-    print(f"  tokens x layers: today {today:,}; all arms {study:,}, solving {solving['token_layers']:,}")
+    print(f"  tokens x layers: today {today:,}; all arms {study:,}, beyond the plan {solving['token_layers']:,}")
     print(f"  {solving['measured'] / n:.2f} measurements for each of {n} equal doses")
-    print(f"  all arms with the solving: {out['ratio']:.2f} times today's", flush=True)
+    print(f"  all arms: {out['ratio']:.2f} times today's", flush=True)
     if not args.plan:
         seconds = {side: min(of) for side, of in times.items()}
         out |= {"seconds": seconds, "time_ratio": seconds["study"] / seconds["today"]}

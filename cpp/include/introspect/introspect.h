@@ -162,6 +162,7 @@
 #include "introspect/experiments/coherence.h"
 #include "introspect/experiments/defaults.h"
 #include "introspect/experiments/dose.h"
+#include "introspect/experiments/dose_search.h"
 #include "introspect/experiments/estimate.h"
 #include "introspect/experiments/protocol.h"
 #include "introspect/experiments/readouts.h"

@@ -81,7 +81,9 @@ Json CellKeys::readout_fields(const Scene& scene, const Ask& ask) const {
       const auto asked = first_readouts_asked.find(name);
       found["readouts"].push_back(asked == first_readouts_asked.end() ? json_of(off) : asked->second);
     }
-  const auto looks_at_spans = [](const Need& need) { return need.read.what == graph::Read::What::attention; };
+  const auto looks_at_spans = [](const Need& need) {
+    return need.at_injected || need.read.what == graph::Read::What::attention;
+  };
   const auto &needs = reads.needs.steered(), &unsteered = reads.needs.unsteered();
   if (!scene.is_whole() && (std::any_of(needs.begin(), needs.end(), looks_at_spans) ||
                             std::any_of(unsteered.begin(), unsteered.end(), looks_at_spans)))

@@ -7,14 +7,13 @@
 #include <stdexcept>
 
 #include "introspect/core/check.h"
+#include "introspect/experiments/dose_search.h"
 
 #include "experiments/dose_meter.h"
 
 namespace introspect::experiments {
 namespace {
 
-// The grid of a search, in units of DoseMeter::scale: median residual norms.
-constexpr double kFirst = 1.0 / 64, kFirstRound = 0.5, kLargest = 32.0, kSmallest = 1e-7;
 constexpr int64_t kMostRounds = 60;
 
 const std::map<std::string, double Dose::*>& measures() {
@@ -46,126 +45,6 @@ struct Goal {
       0.0;  // the first strength to try; 0: the grid, which finds the smallest that reaches the target
 };
 
-/// The search for one subject's strength.
-class Search {
- public:
-  Search(const Goal& goal, double scale, double tolerance)
-      : target_(goal.target), start_(goal.start), scale_(scale), tolerance_(tolerance) {}
-
-  bool is_done() const { return found_ >= 0; }
-  const Dose& found() const { return doses_.at(found_); }
-  bool is_unreachable() const { return is_unreachable_; }
-  int64_t n_measured() const { return static_cast<int64_t>(values_.size()); }
-
-  /// The strengths to measure next.
-  std::vector<double> next() const {
-    if (values_.empty() && start_ > 0) return {start_};
-    if (values_.empty()) {
-      std::vector<double> out;
-      for (double s = kFirst; s <= kFirstRound; s *= 2) out.push_back(s * scale_);
-      return out;
-    }
-    const auto [below, above] = bracket();
-    if (above == values_.end()) {
-      const auto& largest = *values_.rbegin();
-      return {largest.first * (start_ > 0 ? std::clamp(by_slope(largest), 1.01, 4.0) : 2.0)};
-    }
-    if (below == values_.end()) return {above->first * std::clamp(by_slope(*above), 1e-3, 0.99)};
-    return {between(*below, *above)};
-  }
-
-  void take(double strength, double value, Dose dose) {
-    values_[strength] = value;
-    doses_[strength] = std::move(dose);
-    if (std::abs(value / target_ - 1) <= tolerance_) near_.push_back(strength);
-  }
-
-  /// After all strengths of `next` have been taken.
-  void settle() {
-    ++rounds_;
-    const auto [below, above] = bracket();
-    // The first strength that is near enough, unless the dose has exceeded the target before it.
-    for (const auto strength : near_)
-      if ((above == values_.end() || strength <= above->first) && (found_ < 0 || strength < found_))
-        found_ = strength;
-    if (found_ >= 0) return;
-    if (above == values_.end())
-      is_unreachable_ = values_.rbegin()->first >= kLargest * scale_ * 0.999;
-    else if (below == values_.end())
-      is_unreachable_ = above->first <= kSmallest * scale_;
-    else if (above->first / below->first - 1 < 1e-12)
-      found_ = above->first;  // it jumps there
-  }
-
-  bool is_monotone() const {
-    double most = 0;
-    for (const auto& [strength, value] : values_) {
-      if (value < most * (1 - 1e-4) - 1e-9) return false;
-      most = std::max(most, value);
-    }
-    return true;
-  }
-
-  /// "1e-07 (at strength 2e-05) to 14.2 (at 8)".
-  std::string reached() const {
-    auto least = values_.end(), most = values_.end();
-    for (auto it = values_.begin(); it != values_.end(); ++it) {
-      if (!std::isfinite(it->second)) continue;
-      if (least == values_.end() || it->second < least->second) least = it;
-      if (most == values_.end() || it->second > most->second) most = it;
-    }
-    if (most == values_.end()) return "no number that is finite";
-    return concat(least->second, " (at strength ", least->first, ") to ", most->second, " (at strength ",
-                  most->first, ")");
-  }
-
- private:
-  using Values = std::map<double, double>;  // strength -> dose
-
-  /// The neighbours between which the dose first exceeds the target; `below` is the end where the least strength does.
-  std::pair<Values::const_iterator, Values::const_iterator> bracket() const {
-    auto below = values_.end();
-    for (auto it = values_.begin(); it != values_.end(); ++it) {
-      if (!(it->second < target_)) {
-        if (std::isnan(it->second)) continue;
-        return {below, it};
-      }
-      below = it;
-    }
-    return {values_.end(), values_.end()};
-  }
-
-  /// By what factor the strength must change for the dose to reach the target: as at the two least strengths (or the two
-  /// largest, where the dose is below the target there too); a divergence grows with the square of a small one.
-  double by_slope(const Values::value_type& nearest) const {
-    double slope = 2.0;
-    if (values_.size() > 1) {
-      const auto& other = nearest.first == values_.begin()->first ? *std::next(values_.begin())
-                                                                  : *std::next(values_.rbegin());
-      slope = std::log(nearest.second / other.second) / std::log(nearest.first / other.first);
-    }
-    const auto by = std::pow(target_ / nearest.second, 1.0 / (slope > 0.5 && slope < 4.0 ? slope : 2.0));
-    return std::isfinite(by) ? by : target_ > nearest.second ? 2.0 : 0.5;
-  }
-
-  /// Where the line through both logarithms meets the target; the middle where that has not narrowed the bracket.
-  double between(const Values::value_type& below, const Values::value_type& above) const {
-    const auto low = std::log(below.first), high = std::log(above.first);
-    double at = 0.5;
-    if (below.second > 0 && rounds_ % 4 != 0)
-      at = std::log(target_ / below.second) / std::log(above.second / below.second);
-    return std::exp(low + std::clamp(std::isfinite(at) ? at : 0.5, 0.002, 0.998) * (high - low));
-  }
-
-  double target_, start_, scale_, tolerance_;
-  Values values_;
-  std::map<double, Dose> doses_;
-  std::vector<double> near_;
-  int64_t rounds_ = 0;
-  double found_ = -1;
-  bool is_unreachable_ = false;
-};
-
 std::string named(const DoseSubject& subject) {
   return concat("'", subject.concept_name, "'",
                 subject.null_index < 0 ? "" : concat(" (null ", subject.null_index, ")"), " in blocks ",
@@ -177,25 +56,35 @@ std::string named(const DoseSubject& subject) {
 std::vector<SolvedDose> solve(DoseMeter& meter, const std::vector<Goal>& goals, const std::string& what,
                               double tolerance) {
   std::vector<SolvedDose> out(goals.size());
-  std::map<size_t, Search> searches;
-  for (size_t i = 0; i < goals.size(); ++i)
-    searches.emplace(i, Search(goals[i], meter.scale(goals[i].subject), tolerance));
+  struct Open {
+    DoseSearch search;
+    std::map<double, Dose> doses;
+  };
+  std::map<size_t, Open> searches;
+  for (size_t i = 0; i < goals.size(); ++i) {
+    const auto& [subject, target, start] = goals[i];
+    searches.emplace(i, Open{DoseSearch(target, start, meter.scale(subject), tolerance), {}});
+  }
   for (int64_t round = 0; !searches.empty(); ++round) {
     check<Error>(round < kMostRounds, "dose: the search for ", what, " did not end after ", kMostRounds,
                  " rounds");
     std::vector<size_t> of_request;
     std::vector<DoseMeter::Request> requests;
-    for (const auto& [i, search] : searches)
-      for (const double strength : search.next()) {
+    for (const auto& [i, open] : searches)
+      for (const double strength : open.search.next()) {
         of_request.push_back(i);
         requests.emplace_back(goals[i].subject, strength);
       }
-    const auto doses = meter.measure(requests);
+    const auto measured = meter.measure(requests);
     for (size_t r = 0; r < requests.size(); ++r)
-      searches.at(of_request[r]).take(requests[r].second, doses[r].*measures().at(what), doses[r]);
+      searches.at(of_request[r]).doses[requests[r].second] = measured[r];
     for (auto one = searches.begin(); one != searches.end();) {
-      auto& [i, search] = *one;
-      search.settle();
+      auto& [i, open] = *one;
+      auto& search = open.search;
+      std::map<double, double> taken;
+      for (const double strength : search.next())
+        taken[strength] = open.doses.at(strength).*measures().at(what);
+      search.take(taken);
       check<std::invalid_argument>(!search.is_unreachable(), "dose: no strength gives ",
                                    named(meter.subjects()[goals[i].subject]), " a dose of ", what, "=",
                                    goals[i].target, ": from what was tried it reaches ", search.reached());
@@ -203,7 +92,7 @@ std::vector<SolvedDose> solve(DoseMeter& meter, const std::vector<Goal>& goals, 
         ++one;
         continue;
       }
-      out[i] = {search.found(), goals[i].target, search.is_monotone(), search.n_measured()};
+      out[i] = {open.doses.at(search.found()), goals[i].target, search.is_monotone(), search.n_measured()};
       one = searches.erase(one);
     }
   }

@@ -102,14 +102,15 @@ std::vector<hooks::Intervention> ExperimentGraph::interventions(const Scene& sce
   return out;
 }
 
-NodeId ExperimentGraph::prefill(const Scene& scene, const Injection* injection) {
-  const auto [node, is_new] = prefilled_.try_emplace({&scene, injection}, -1);
-  if (!is_new) return node->second;
+const ExperimentGraph::Prefilled& ExperimentGraph::prefill(const Scene& scene, const Injection* injection) {
+  const auto [found, is_new] = prefilled_.try_emplace({&scene, injection});
+  auto& [prefilled_end, injected] = found->second;
+  if (!is_new) return found->second;
   auto at = parent_of_span(scene);
-  if (!injection) {
-    at = graph_.segment(model_, scene.injected, at);
-  } else if (protocol_.inject == Inject::tokens) {
-    at = graph_.segment(model_, scene.others.at(injection->other), at);
+  if (!injection || protocol_.inject == Inject::tokens) {
+    const auto& ids = injection ? scene.others.at(injection->other) : scene.injected;
+    at = graph_.segment(model_, ids, at);
+    injected = {{*at, static_cast<int64_t>(ids.size())}};
   } else {
     const auto& spans_model = protocol_.inject == Inject::model ? design_.prefill_model : model_;
     const auto end = static_cast<int64_t>(scene.injected.size());
@@ -118,15 +119,17 @@ NodeId ExperimentGraph::prefill(const Scene& scene, const Injection* injection) 
       if (done < first) at = graph_.segment(model_, slice(scene.injected, done, first), at);
       at = graph_.segment(spans_model, slice(scene.injected, first, last), at,
                           interventions(scene, *injection, {first, last}));
+      injected.emplace_back(*at, last - first);
       done = last;
     }
     if (done < end) at = graph_.segment(model_, slice(scene.injected, done, end), at);
   }
-  return node->second = *at;
+  prefilled_end = *at;
+  return found->second;
 }
 
 NodeId ExperimentGraph::ask(const Scene& scene, const Ask& ask, const Injection* injection) {
-  const auto prefilled = prefill(scene, injection);
+  const auto prefilled = prefill(scene, injection).end;
   if (ask.after.empty()) return prefilled;
   const bool steered = ask.keeps_steering && injection && adds_vectors(protocol_.inject);
   return graph_.segment(model_, ask.after, prefilled,
@@ -143,6 +146,7 @@ void ExperimentGraph::read(NodeId node, GraphRead read, Use use) {
 
 void ExperimentGraph::read_need(const Wanted& wanted, const Need& need, Use use) {
   const auto& [scene, ask, injection, key] = wanted;
+  if (need.at_injected) return read_injected(prefill(*scene, injection), need, std::move(use));
   auto node = this->ask(*scene, *ask, injection);
   if (!need.after.empty()) {
     const bool steered = ask->keeps_steering && injection && adds_vectors(protocol_.inject);
@@ -153,9 +157,20 @@ void ExperimentGraph::read_need(const Wanted& wanted, const Need& need, Use use)
   auto what = need.read;
   if (what.what == GraphRead::What::attention) {
     what.first_key = scene->span_begin();
-    what.last_key = graph_.length(prefill(*scene, injection));
+    what.last_key = graph_.length(prefill(*scene, injection).end);
   }
   read(node, std::move(what), std::move(use));
+}
+
+void ExperimentGraph::read_injected(const Prefilled& prefilled, const Need& need, Use use) {
+  for (const auto& [node, n] : prefilled.injected) use.n_rows += n;
+  for (const auto& [node, n] : prefilled.injected) {
+    auto what = need.read;
+    what.positions.resize(static_cast<size_t>(n));
+    std::iota(what.positions.begin(), what.positions.end(), int64_t{0});
+    read(node, std::move(what), use);
+    use.first_row += n;
+  }
 }
 
 void ExperimentGraph::want(const Wanted& wanted) {
@@ -191,7 +206,7 @@ void ExperimentGraph::measure_norms(const Scene& scene) {
     Use use{Use::What::norm};
     use.scene = &scene;
     use.layer = layer;
-    this->read(prefill(scene, nullptr), std::move(read), std::move(use));
+    this->read(prefill(scene, nullptr).end, std::move(read), std::move(use));
   }
 }
 
@@ -254,8 +269,18 @@ void ExperimentGraph::take(const Use& use, const engine::Captured& captured) {
     }
     case Use::What::need: {
       const auto& [scene, ask, injection, key] = wanted_[use.place];
-      parts_[use.place].values[use.number] =
-          value_of(design_.reads(*ask).needs.steered()[use.number], *scene, injection);
+      auto& value = parts_[use.place].values[use.number];
+      const auto n = captured.values.defined() ? captured.values.size(0) : 0;
+      if (use.n_rows == 0 || use.n_rows == n) {
+        value = value_of(design_.reads(*ask).needs.steered()[use.number], *scene, injection);
+        break;
+      }
+      if (!value.defined()) {
+        auto shape = captured.values.sizes().vec();
+        shape[0] = use.n_rows;
+        value = at::empty(shape, captured.values.options());
+      }
+      value.narrow(0, use.first_row, n).copy_(captured.values);
       break;
     }
     case Use::What::cache:

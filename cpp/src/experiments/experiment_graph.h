@@ -82,16 +82,22 @@ class ExperimentGraph {
     const Ask* ask = nullptr;
     std::string other{};
     int64_t layer = 0;
+    int64_t first_row = 0, n_rows = 0;  // of a need at the injected tokens, which may be of several segments
+  };
+  struct Prefilled {
+    graph::NodeId end = -1;
+    std::vector<std::pair<graph::NodeId, int64_t>> injected;  // segments that are injected, and their tokens
   };
 
   std::optional<graph::NodeId> parent_of_span(const Scene& scene);
-  graph::NodeId prefill(const Scene& scene, const Injection* injection);
+  const Prefilled& prefill(const Scene& scene, const Injection* injection);
   graph::NodeId ask(const Scene& scene, const Ask& ask, const Injection* injection);
   std::vector<hooks::Intervention> interventions(const Scene& scene, const Injection& injection,
                                                  std::pair<int64_t, int64_t> range) const;
   void read(graph::NodeId node, graph::Read read, Use use);
   void take(const Use& use, const engine::Captured& captured);
   void read_need(const Wanted& wanted, const Need& need, Use use);
+  void read_injected(const Prefilled& prefilled, const Need& need, Use use);
   bool has_base(const Scene& scene, const Ask& ask) const;
   torch::Tensor attention_to_spans(const Scene& scene, const Injection* injection,
                                    const torch::Tensor& values) const;
@@ -108,7 +114,7 @@ class ExperimentGraph {
   std::unordered_map<graph::ReadId, std::vector<Use>> uses_;
   std::set<std::pair<const Scene*, const Ask*>> bases_;  // that this graph reads
   std::map<const Scene*, graph::NodeId> before_;
-  std::map<std::pair<const Scene*, const Injection*>, graph::NodeId> prefilled_;
+  std::map<std::pair<const Scene*, const Injection*>, Prefilled> prefilled_;
 };
 
 }  // namespace introspect::experiments

@@ -11,8 +11,9 @@ bool is_activation(const Need& need) {
 }
 
 bool are_equal_but_for_layers(const Need& a, const Need& b) {
-  return a.is_unsteered == b.is_unsteered && a.after == b.after && a.read.what == b.read.what &&
-         a.read.positions == b.read.positions && a.read.point == b.read.point && a.read.heads == b.read.heads;
+  return a.is_unsteered == b.is_unsteered && a.at_injected == b.at_injected && a.after == b.after &&
+         a.read.what == b.read.what && a.read.positions == b.read.positions && a.read.point == b.read.point &&
+         a.read.heads == b.read.heads;
 }
 
 /// Empty lists are all layers.

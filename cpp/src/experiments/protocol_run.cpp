@@ -190,8 +190,8 @@ void ProtocolRun::take(const std::vector<std::pair<graph::ReadId, engine::Captur
   for (auto& [place, parts] : complete) {
     const auto& wanted = view_->wanted()[place];
     const auto base = measured_.base.find({wanted.scene, wanted.ask});
-    given.push_back(
-        {wanted.ask, &parts, wanted.injection && base != measured_.base.end() ? &base->second : nullptr});
+    const bool has_base = wanted.injection && base != measured_.base.end();
+    given.push_back({wanted.scene, wanted.ask, wanted.injection, &parts, has_base ? &base->second : nullptr});
   }
   auto readings = read_out(*model_, design_, given);
   std::vector<Prompt> prompts;

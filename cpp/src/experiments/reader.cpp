@@ -31,16 +31,25 @@ class Reader {
     out.p_yes = std::exp(at(logits_V, design_.yes_id) - log_total);
     out.p_no = std::exp(at(logits_V, design_.no_id) - log_total);
     ReadoutInputs inputs{model_, {}, logits_V, log_total, !row.ask->is_control(), {}, {}};
+    inputs.injected = injected(row);
     read(row, /*of_text=*/false, inputs, out);
     return out;
   }
 
   void read_text(const ReadRow& row, const std::string& text, Reading& out) {
     ReadoutInputs inputs{model_, {}, {}, 0.0, !row.ask->is_control(), {}, text};
+    inputs.injected = injected(row);
     read(row, /*of_text=*/true, inputs, out);
   }
 
  private:
+  static std::vector<int64_t> injected(const ReadRow& row) {
+    std::vector<int64_t> out;
+    for (const auto& [first, last] : row.injection ? reached(*row.scene, *row.injection) : row.scene->spans)
+      for (int64_t t = first; t < last; ++t) out.push_back(t);
+    return out;
+  }
+
   void read(const ReadRow& row, bool of_text, ReadoutInputs& inputs, Reading& out) {
     static const std::vector<torch::Tensor> kNothing;
     const auto& reads = design_.reads(*row.ask);
@@ -78,6 +87,7 @@ std::vector<Reading> read_out(const models::Model& model, const Design& design,
   const auto element = model.dtype() == torch::kFloat64 ? sizeof(double) : sizeof(float);
   const auto n_at_once = static_cast<size_t>(
       std::clamp<int64_t>(kLogitBytes / (model.cfg().d_vocab * static_cast<int64_t>(element)), 1, 256));
+  const ops::EqualRows equal_rows;
   Reader reader(model, design);
   std::vector<Reading> out;
   for (size_t first = 0; first < rows.size(); first += n_at_once) {
@@ -87,7 +97,6 @@ std::vector<Reading> read_out(const models::Model& model, const Design& design,
     const auto logits_NV = model.readout(torch::stack(resids)).to(torch::kCPU).contiguous();
     const auto log_totals = logits_NV.logsumexp({1}).to(torch::kFloat64);
     for (size_t i = 0; i < resids.size(); ++i) {
-  const ops::EqualRows equal_rows;
       const auto at = static_cast<int64_t>(i);
       out.push_back(reader.read(rows[first + i], logits_NV[at], log_totals[at].item<double>()));
     }

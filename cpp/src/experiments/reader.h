@@ -13,7 +13,9 @@ namespace introspect::experiments {
 
 /// What there is of one reading.
 struct ReadRow {
+  const Scene* scene = nullptr;
   const Ask* ask = nullptr;
+  const Injection* injection = nullptr;
   const Parts* parts = nullptr;
   const Parts* base = nullptr;  // of the unsteered run, where readouts of an injected reading need it
 };

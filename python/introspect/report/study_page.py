@@ -269,8 +269,8 @@ def _arms(study: Study, evidence: Evidence, claims: Claims) -> dict[str, Any]:
     if together:
         apart = sum(cost["token_layers"] for cost in costs.values())
         text = f"Together they took {together['token_layers']:,} tokens × layers; one by one it would be {apart:,}."
-        if solving := study.costs.get("solving"):
-            text += f" Equal doses took {solving['token_layers']:,} more to be solved for."
+        if more := study.costs.get("solving", {}).get("token_layers"):
+            text += f" Equal doses took {more:,} more to be found."
     return {
         "title": "The arms",
         "css": "words",

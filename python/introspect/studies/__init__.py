@@ -30,10 +30,10 @@ from .pooling import Pooled as Pooled
 from .pooling import pool as pool
 from .registration import Registration as Registration
 from .registration import register as register
+from .running import StudyPlan as StudyPlan
 from .setup import Arm as Arm
 from .setup import Setup as Setup
 from .study import Study as Study
-from .study import StudyPlan as StudyPlan
 from .study import run_study as run_study
 from .together import Experiment as Experiment
 from .together import run_together as run_together

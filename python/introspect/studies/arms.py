@@ -7,7 +7,7 @@ from typing import Any
 
 from ..experiments.results import Result
 from ..steering.training import shuffled_vectors
-from . import staged_arms, variants
+from . import equal_dose_arm, staged_arms, variants
 from .setup import Arm, Setup, parts_of
 from .together import Experiment
 
@@ -136,9 +136,9 @@ _add(
     "equal_dose",
     "Whether any vector that disturbs the model as much does the same: random rotations at strengths that give the "
     "vector's KL from the base. Needs vectors that are added.",
-    staged_arms.equal_dose,
-    measure=staged_arms.doses_of,
-    collect=staged_arms.collect_equal_dose,
+    equal_dose_arm.planned,
+    first=equal_dose_arm.at_the_vectors_strength,
+    rounds=equal_dose_arm.run,
 )
 _add(
     "shuffled_pairs",

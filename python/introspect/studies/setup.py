@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -79,11 +79,13 @@ class Arm:
     Attributes:
         name: in results.
         controls_for: one sentence.
-        make: the experiments, one or several, of the setup and what was known before: what ``first`` or ``measure``
-            gave, and None for a plan. ConfigError where a protocol or a study cannot have the arm.
-        collect: their results as one, of the setup, the results and what was known before.
+        make: the experiments, one or several, of the setup and the results of ``first`` (None for a plan). ConfigError
+            where a protocol or a study cannot have the arm.
+        collect: their results as one, of the setup, the results and those of ``first``.
         first: experiments that must run before the others can be made.
-        measure: what must be measured before the others can be made.
+        rounds: in the place of ``make`` (which a plan still takes) and ``collect``, of the setup and the results of
+            ``first``: yields experiments, takes their results, as often as it needs, and returns them as one.
+            ValueError or ConfigError where what it has seen does not allow the arm.
         model: that the experiments run on, where it is not the study's.
     """
 
@@ -92,7 +94,7 @@ class Arm:
     make: Callable[[Setup, Any], Experiment | Sequence[Experiment]]
     collect: Callable[[Setup, Results, Any], Result] = lambda setup, results, known: joined(results)
     first: Callable[[Setup], Sequence[Experiment]] | None = None
-    measure: Callable[[Setup], Any] | None = None
+    rounds: Callable[[Setup, Any], Generator[list[Experiment], Results, Result]] | None = None
     model: Callable[[Setup], Model | None] = lambda setup: None
 
 

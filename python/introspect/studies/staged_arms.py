@@ -1,4 +1,4 @@
-"""Arms of several experiments, or that must know something before: sham, observer, equal dose."""
+"""Arms of several experiments, or that must know something before: sham, observer."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import _C
-from ..experiments.arguments import Arguments, load_protocol
+from ..experiments.arguments import load_protocol
 from ..experiments.results import Result
 from . import variants
-from .setup import NOTHING, Results, Setup, joined, parts_of
+from .setup import NOTHING, Results, Setup, parts_of
 from .together import Experiment
-
-TOLERANCE = 0.02
-"""How far off the vector's dose one of equal dose may be, as a share of it."""
-N_EQUAL_DOSE = 5
-"""Rotations of equal dose of each concept: each takes two or three runs over the injected tokens to be solved."""
-
 
 # ---- sham -----------------------------------------------------------------------------------------------------------
 
@@ -87,81 +81,3 @@ def _by_setting(rows: Sequence[dict]) -> list[dict[str, dict]]:
     for row in rows:
         by_concept.setdefault(row["concept"], []).append(row)
     return [dict(zip(by_concept, of_setting, strict=True)) for of_setting in zip(*by_concept.values(), strict=True)]
-
-
-# ---- equal dose -----------------------------------------------------------------------------------------------------
-
-
-def _n_equal_dose(setup: Setup) -> int:
-    return setup.more.get("n_equal_dose", min(N_EQUAL_DOSE, setup.nulls))
-
-
-def doses_of(setup: Setup) -> list[Any]:
-    """Every rotation's strength that gives its vector's KL at the injected tokens."""
-    given = Arguments("run_study")
-    strengths = [_C.default_strength] if setup.strengths is None else given.numbers("strengths", setup.strengths)
-    return _C.equal_doses(
-        given.engine(setup.model),
-        setup.protocol,
-        list(setup.vectors.items()),
-        "kl",
-        strengths=[strength for strength in strengths if strength != 0],
-        own_strengths=list(setup.own_strengths),
-        strength_unit="residual" if setup.is_residual else "absolute",
-        layers=given.layers(setup.layers),
-        nulls=_n_equal_dose(setup),
-        seed=setup.seed,
-        later=False,
-        sizes=False,
-        leak=False,
-        tolerance=TOLERANCE,
-    )
-
-
-def equal_dose(setup: Setup, doses: list[Any] | None) -> list[Experiment]:
-    """One experiment a setting: in each the rotations have other strengths. A plan takes them for the vector's."""
-    setup.needs_vectors("equal_dose")
-    n = _n_equal_dose(setup)
-    if doses is None:
-        return [setup.experiment(nulls=n)]
-    by_concept: dict[str, dict[tuple[float, int, int], list[float]]] = {}
-    for one in doses:
-        vector = one.vector
-        settings = by_concept.setdefault(vector.concept, {})
-        factors = settings.setdefault((vector.strength, vector.first_layer, vector.last_layer), [])
-        factors.append(one.solved.dose.strength / vector.strength)
-    experiments = []
-    for of_setting in zip(*(settings.items() for settings in by_concept.values()), strict=True):
-        at = dict(zip(by_concept, of_setting, strict=True))
-        _, first, last = next(iter(at.values()))[0]
-        experiments.append(
-            setup.experiment(
-                strengths=[1.0],
-                own_strengths=[(name, *place, [strength]) for name, ((strength, *place), _) in at.items()],
-                strength_unit="residual" if setup.is_residual else "absolute",
-                layers=(first, last),
-                nulls=n,
-                null_factors={name: factors for name, (_, factors) in at.items()},
-            )
-        )
-    return experiments
-
-
-def collect_equal_dose(setup: Setup, results: Results, doses: list[Any]) -> Result:
-    found = [
-        {
-            "concept": one.vector.concept,
-            "strength": one.vector.strength,
-            "first_layer": one.vector.first_layer,
-            "last_layer": one.vector.last_layer,
-            "null_index": one.solved.dose.null_index,
-            "null_strength": one.solved.dose.strength,
-            "kl": one.solved.dose.kl,
-            "kl_vector": one.vector.kl,
-            "measured": one.solved.n_measured,
-            "token_layers": one.token_layers,
-        }
-        for one in doses
-    ]
-    out = joined(results)
-    return Result({**parts_of(out), "settings": {**out.settings, "doses": found}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,15 +16,14 @@ from ..experiments import doses
 from ..experiments.arguments import Arguments
 from ..experiments.dose import Dose
 from ..experiments.dose import note as note_doses
-from ..experiments.plans import ExperimentPlan
 from ..experiments.results import Result, finite
 from ..output_files import write_text
 from ..steering.training import ControlVector
 from . import variants
 from .arms import ARMS, DEFAULT_ARMS
 from .certificates import certify
+from .running import Run
 from .setup import Arm, Setup
-from .together import Experiment, plan_together, run_together
 
 if TYPE_CHECKING:
     import pandas
@@ -45,10 +44,11 @@ class Study:
     Attributes:
         results: {arm: Result}, in the order in which the arms were given.
         model, protocol: as a Result has them, of the study's own experiment.
-        settings: when it was started, strengths, layers, paraphrases, seed; of every arm what it controls for.
+        settings: when its first reading was made (by an earlier run too, of a study that went on), strengths, layers,
+            paraphrases, seed; of every arm what it controls for.
         costs: {"arms": {arm: {"readings", "token_layers"}}, "together": the same}: readings of each arm, and tokens
             times layers that it takes by itself by the plan; together they take less, as they share what they have in
-            common. What solving for equal doses took besides is "solving".
+            common. "solving": how many doses equal ones took to be found, and tokens times layers beyond the plan.
         not_run: {arm: why it could not be had}.
         dose, certificates, registration: what was measured and noted beside the arms.
     """
@@ -147,27 +147,6 @@ class Study:
         return f"<Study of {self.protocol['name']} on {self.model['name']}: {', '.join(self.results)}; {n:,} rows>"
 
 
-@dataclass(frozen=True)
-class StudyPlan:
-    """What a study takes, known before it starts: the whole of it, each arm by itself, and arms that cannot be had."""
-
-    together: ExperimentPlan
-    arms: dict[str, ExperimentPlan]
-    not_run: dict[str, str]
-
-    def __str__(self) -> str:
-        lines = [f"{name}: {plan}" for name, plan in {"together": self.together, **self.arms}.items()]
-        return "\n".join(lines + [f"{name}: not run: {why}" for name, why in self.not_run.items()])
-
-    def costs(self) -> dict[str, Any]:
-        """``Study.costs``."""
-
-        def of(plan: ExperimentPlan) -> dict[str, int]:
-            return {"readings": plan.readings, "token_layers": plan.token_layers_to_run}
-
-        return {"together": of(self.together), "arms": {name: of(plan) for name, plan in self.arms.items()}}
-
-
 def run_study(
     model: Model,
     protocol: str | os.PathLike | _C.Protocol = "with_info",
@@ -205,11 +184,11 @@ def run_study(
         store, memory_budget, progress, long: as ``run_experiment`` has them.
         plan: run nothing and return a ``StudyPlan``.
         more: of single arms. Of shuffled_pairs ``pairs`` or ``shuffled`` ({concept: pairs or vectors}) and
-            ``n_shuffled``; of equal_dose ``n_equal_dose`` (rotations of each concept, 5); of other_concepts ``others``
-            ({concept: vector}); ``dropout_rate``; of scaled ``scale`` (strengths); ``swap_text`` and ``swap_strength``;
-            of input_edit ``associations`` ({concept: text}); of sham ``untold`` (a protocol); ``observer`` (a model)
-            and ``words`` (how many tokens it reads); of question_groups ``groups`` ({name: questions}); of all
-            ``models`` and ``readouts``, as ``run_experiment`` has them.
+            ``n_shuffled``; of equal_dose ``n_equal_dose`` (rotations of each concept, ``nulls``); of other_concepts
+            ``others`` ({concept: vector}); ``dropout_rate``; of scaled ``scale`` (strengths); ``swap_text`` and
+            ``swap_strength``; of input_edit ``associations`` ({concept: text}); of sham ``untold`` (a protocol);
+            ``observer`` (a model) and ``words`` (how many tokens it reads); of question_groups ``groups`` ({name:
+            questions}); of all ``models`` and ``readouts``, as ``run_experiment`` has them.
 
     Raises:
         ConfigError: a named arm that the protocol cannot have; and as ``run_experiment``.
@@ -230,11 +209,11 @@ def run_study(
         seed=given.whole("seed", seed, least=0),
         more=more,
     )
-    started = datetime.now(UTC).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     setup, solved = _solved(given, setup, plan, store)
     shared = {"store": store, "memory_budget": memory_budget, "progress": progress, "long": long}
-    run = _Run(setup, _chosen(given, arms), is_lenient=arms is DEFAULT_ARMS)
-    costs = run.plan(store, memory_budget)
+    run = Run(setup, _chosen(given, arms), is_lenient=arms is DEFAULT_ARMS)
+    costs = run.plan(store if plan else None, memory_budget)
     if plan:
         return costs  # type: ignore[return-value]
     results = run.results(shared)
@@ -243,7 +222,7 @@ def run_study(
     own = next(iter(results.values()))
     same: dict[str, Any] = {name: own.settings[name] for name in SAME if name in own.settings}
     settings = {
-        "started": started,
+        "started": _started(given.store(store, plan), results.values(), now),
         **same,
         "strengths": list(dict.fromkeys(row["strength"] for row in own.rows)),
         "layers": list(dict.fromkeys((row["first_layer"], row["last_layer"]) for row in own.rows)),
@@ -255,12 +234,26 @@ def run_study(
     study = Study(results, own.model, own.protocol, settings, costs.costs(), run.not_run)
     if "equal_dose" in results:
         solving = results["equal_dose"].settings["doses"]
-        study.costs["solving"] = {name: sum(one[name] for one in solving) for name in ("measured", "token_layers")}
+        measured = sum(one["measured"] for one in solving)
+        study.costs["solving"] = {"measured": measured, "token_layers": run.unplanned_token_layers}
     if "injected" in results:
         study.dose = {"injected": results["injected"].settings.get("dose", [])}
     if certified and "injected" in results:
         study.certificates = _certified(setup, results["injected"])
     return study
+
+
+def _started(store: _C.Store | None, results: Iterable[Result], now: str) -> str:
+    """When the first injected reading was made: a study that goes on from a store was started before ``now``."""
+    asked = {
+        (one.model["hash"], one.protocol["hash"], one.settings["seed"], name)
+        for one in results
+        for name in one.concepts
+    }
+    names = ("model_hash", "protocol_hash", "seed", "concept")
+    rows = store.asked() if store else []
+    written = [row["written"] for row in rows if row["written"] and tuple(row[name] for name in names) in asked]
+    return min([now, *(f"{one[:19]}+00:00" for one in written)])
 
 
 def _certified(setup: Setup, injected: Result) -> dict[str, Any]:
@@ -326,92 +319,3 @@ def _chosen(given: Arguments, arms: Any) -> list[Arm]:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"run_study: arms must be one or more, each once, got {names}")
     return out
-
-
-class _Run:
-    """The arms of a study with their experiments."""
-
-    def __init__(self, setup: Setup, arms: Sequence[Arm], *, is_lenient: bool) -> None:
-        self.setup = setup
-        self.is_lenient = is_lenient
-        self.not_run: dict[str, str] = {}
-        self.arms: list[Arm] = []
-        self.first: dict[str, list[Experiment]] = {}
-        self.planned: dict[str, list[Experiment]] = {}
-        """before what runs first is known"""
-        for arm in arms:
-            try:
-                if arm.first:
-                    self.first[arm.name] = list(arm.first(setup))
-                self.planned[arm.name] = _as_list(arm.make(setup, None))
-            except _C.ConfigError as error:
-                self._leave_out(arm, error)
-            else:
-                self.arms.append(arm)
-
-    def _leave_out(self, arm: Arm, error: Exception) -> None:
-        """Notes why an arm cannot be had. Raises the error where it was named, and of the study's own experiment."""
-        if not self.is_lenient or arm.name == "injected":
-            raise error
-        self.not_run[arm.name] = str(error).removeprefix(f"arm '{arm.name}': ")
-        self.first.pop(arm.name, None)
-        self.arms = [one for one in self.arms if one is not arm]
-
-    def plan(self, store: Any, memory_budget: int) -> StudyPlan:
-        shared = {"store": store, "memory_budget": memory_budget}
-        arms = {}
-        everything: dict[Any, list[Experiment]] = {}
-        for arm in tuple(self.arms):
-            first, own = self.first.get(arm.name, []), self.planned[arm.name]
-            other = arm.model(self.setup)
-            try:
-                plans = [plan_together(other or self.setup.model, own, **shared)]
-                if first:
-                    plans.append(plan_together(self.setup.model, first, **shared))
-            except _C.ConfigError as error:
-                self._leave_out(arm, error)
-                continue
-            arms[arm.name] = _sum(plans)
-            everything.setdefault(other or self.setup.model, []).extend(own)
-            everything.setdefault(self.setup.model, []).extend(first)
-        together = _sum([plan_together(model, listed, **shared) for model, listed in everything.items() if listed])
-        return StudyPlan(together, arms, self.not_run)
-
-    def results(self, shared: dict[str, Any]) -> dict[str, Result]:
-        known: dict[str, Any] = dict(_run_split(self.setup.model, self.first, shared))
-        for arm in tuple(self.arms):
-            if not arm.measure:
-                continue
-            try:
-                known[arm.name] = arm.measure(self.setup)
-            except (ValueError, _C.ConfigError) as error:  # a dose that nothing reaches
-                self._leave_out(arm, error)
-        made = {
-            arm.name: _as_list(arm.make(self.setup, known[arm.name])) if arm.name in known else self.planned[arm.name]
-            for arm in self.arms
-        }
-        by_model: dict[Any, dict[str, list[Experiment]]] = {}
-        for arm in self.arms:
-            by_model.setdefault(arm.model(self.setup) or self.setup.model, {})[arm.name] = made[arm.name]
-        found: dict[str, list[Result]] = {}
-        for model, listed in by_model.items():
-            found |= _run_split(model, listed, shared)
-        return {arm.name: arm.collect(self.setup, found[arm.name], known.get(arm.name)) for arm in self.arms}
-
-
-def _run_split(model: Model, named: Mapping[str, list[Experiment]], shared: dict[str, Any]) -> dict[str, list[Result]]:
-    """The results of all, by name."""
-    everything = [one for listed in named.values() for one in listed]
-    results = iter(run_together(model, everything, **shared) if everything else [])
-    return {name: [next(results) for _ in listed] for name, listed in named.items()}
-
-
-def _as_list(made: Experiment | Sequence[Experiment]) -> list[Experiment]:
-    return [made] if isinstance(made, Experiment) else list(made)
-
-
-def _sum(plans: Sequence[ExperimentPlan]) -> ExperimentPlan:
-    """Of runs that come one after the other."""
-    names = ("readings", "found", "token_layers_asked", "token_layers_to_run", "seconds")
-    sums = {name: sum(getattr(plan, name) for plan in plans) for name in names}
-    return ExperimentPlan(**sums, peak_bytes=max(plan.peak_bytes for plan in plans))

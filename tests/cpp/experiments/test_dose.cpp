@@ -7,6 +7,7 @@
 #include "introspect/core/error.h"
 #include "introspect/experiments/coherence.h"
 #include "introspect/experiments/dose.h"
+#include "introspect/experiments/dose_search.h"
 
 using namespace introspect;
 using namespace introspect::experiments;
@@ -101,4 +102,43 @@ TEST_CASE("what cannot be solved or is no prompt is refused", "[experiments][dos
   auto none = absolute();
   none.factor = 0.1;
   CHECK_THROWS_AS(coherent_windows(model, kPrompts, vectors, none), Error);
+}
+
+TEST_CASE("a search finds the strength of doses that it is told", "[experiments][dose]") {
+  using Doses = double (*)(double);
+  const Doses square = [](double s) { return 5 * s * s; };
+  const Doses hill = [](double s) { return s < 1 ? s * s : 1 / s; };  // rises, then falls
+  const Doses jump = [](double s) { return s < 0.3 ? 0.01 * s : 2 + s; };
+  struct Case {
+    Doses doses;
+    double target, start;
+  };
+  const std::vector<Case> cases{{square, 0.5, 0.0}, {square, 0.5, 0.1}, {square, 1e-4, 3.0},
+                                {hill, 0.5, 0.0},   {hill, 0.5, 0.2},   {jump, 1.0, 0.1}};
+  for (const auto& [dose, target, start] : cases) {
+    DoseSearch search(target, start, /*scale=*/1.0, 0.01);
+    while (!search.is_done()) {
+      REQUIRE_FALSE(search.is_unreachable());
+      REQUIRE(search.n_measured() < 60);
+      std::map<double, double> doses;
+      for (const double strength : search.next()) doses[strength] = dose(strength);
+      search.take(doses);
+    }
+    if (dose == jump)
+      CHECK(search.found() == Approx(0.3));
+    else
+      CHECK(dose(search.found()) == Approx(target).epsilon(0.01));
+    CHECK(search.found() < 1);  // the smallest one
+  }
+  // Of a square the second measurement is right.
+  DoseSearch search(0.5, 0.1, 1.0, 0.01);
+  search.take({{0.1, square(0.1)}});
+  CHECK(search.next().at(0) == Approx(std::sqrt(0.1)));
+  // What no strength reaches ends.
+  DoseSearch far(2.0, 0.1, 1.0, 0.01);
+  for (int n = 0; n < 60 && !far.is_unreachable(); ++n) far.take({{far.next()[0], hill(far.next()[0])}});
+  CHECK(far.is_unreachable());
+  CHECK_THROWS_AS(DoseSearch(0.0, 0.1, 1.0, 0.01), std::invalid_argument);
+  CHECK_THROWS_AS(DoseSearch(1.0, -0.1, 1.0, 0.01), std::invalid_argument);
+  CHECK_THROWS_AS(DoseSearch(1.0, 0.1, NAN, 0.01), std::invalid_argument);
 }

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sqlite3
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from looped import TURNS, adding, changed, log_odds, message_positions, protocol
 from tiny_chat import write_tiny_chat
 
 import introspect
+from introspect.experiments.fields import KEYS
 from introspect.studies import ARMS, Arm, Study, run_study
 from introspect.studies.from_results import evidence_of
 
@@ -249,14 +251,17 @@ def test_nulls_of_equal_dose_have_the_vectors_divergence(model, naive, told, vec
         assert one["kl_vector"] == pytest.approx(target, rel=1e-4)
         strengths[one["concept"], one["strength"], one["null_index"]] = one["null_strength"]
     assert len(strengths) == 2 * 2 * N_EQUAL
-    # What stands above the first injected block runs for every measurement, all of it once a step beside them.
-    solving, n_layers = study.costs["solving"], model.cfg.n_layers
+    # The first measurement is the rotation at the vector's strength and the second the arm, as planned; more are not.
+    solving = study.costs["solving"]
     counts = [one["measured"] for one in result.settings["doses"]]
     assert solving["measured"] == sum(counts) <= 4 * len(strengths)
     found = introspect.conversation_tokens(model, told)
-    whole = n_layers * len([*found.before, *found.injected, *found.after])
-    runs = (2 * 2 + sum(counts)) * (n_layers - 1 - LAYERS[0]) * len(index)
-    assert runs - len(strengths) <= solving["token_layers"] <= runs + (2 + max(counts)) * whole
+    whole = model.cfg.n_layers * len([*found.before, *found.injected, *found.after])
+    above = (model.cfg.n_layers - 1 - LAYERS[0]) * len(index)
+    more = sum(max(0, count - 2) for count in counts)
+    assert more > 0 and above * more <= solving["token_layers"] <= 2 * whole * (more + 2 * 2 * max(counts))
+    assert len(result.rows) == len({(*(row[name] for name in KEYS),) for row in result.rows})
+    assert len(result.rows) == 2 * 2 * (1 + N_EQUAL) * 2
     for row in result.rows:
         if row["kind"] == "random":
             strength = strengths[row["concept"], row["strength"], row["null_index"]]
@@ -395,11 +400,41 @@ def test_default_arms_that_cannot_be_had_are_left_out_with_the_reason(model, vec
         study["observer"]
 
 
+def test_a_study_that_goes_on_is_the_one_that_was_begun(model, told, vectors, tmp_path):
+    store = tmp_path / "cells.sqlite"
+    options = {**OPTIONS, "strengths": [2.0], "paraphrases": [], "n_equal_dose": 1, "certified": False}
+    given = {"vectors": vectors, "arms": ["injected", "equal_dose"], "store": store, **options}
+    first = run_study(model, told, **given)
+    n = len(introspect.Store(store))
+    with sqlite3.connect(store) as database:
+        database.execute("UPDATE cells SET written = '2026-01-31T23:59:59.123Z' WHERE concept = 'cat' AND rowid > 3")
+    again = run_study(model, told, **given)
+    assert len(introspect.Store(store)) == n  # the search's steps are there too
+    assert again.settings["started"] == "2026-01-31T23:59:59+00:00" < first.settings["started"]
+    assert again.costs == first.costs
+    assert again["equal_dose"].settings["doses"] == first["equal_dose"].settings["doses"]
+    assert [row["injected"] for row in again["equal_dose"].rows] == [
+        row["injected"] for row in first["equal_dose"].rows
+    ]
+    other = run_study(model, told, **{**given, "seed": SEED + 1})  # of other rotations nothing is there
+    assert other.settings["started"] >= first.settings["started"]
+
+
+def test_what_is_seen_to_be_out_of_reach_leaves_the_arms_that_have_run(model, told):
+    nothing = {"cat": introspect.ControlVector("qwen2", {layer: torch.zeros(32) for layer in LAYERS})}
+    options = {**OPTIONS, "strengths": [2.0], "paraphrases": [], "certified": False}
+    with pytest.warns(UserWarning, match="'equal_dose' is left out.*nothing to equal"):
+        study = run_study(model, told, vectors=nothing, arms=["rotations", "equal_dose"], **options)
+    assert list(study.results) == ["rotations"] and "nothing to equal" in study.not_run["equal_dose"]
+    with pytest.raises(ValueError, match="nothing to equal"):
+        run_study(model, told, vectors=nothing, arms=["equal_dose"], **options)
+
+
 def test_doses_that_cannot_be_equalled_leave_the_rest(model, told, vectors):
     options = {name: value for name, value in OPTIONS.items() if name != "words"} | {"strengths": [-1.0], "words": 1}
     study = run_study(model, told, vectors=vectors, **options)
     assert "above 0" in study.not_run["equal_dose"] and "rotations" in study.results
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(introspect.ConfigError, match="above 0"):
         run_study(model, told, vectors=vectors, arms="equal_dose", **options)
 
 

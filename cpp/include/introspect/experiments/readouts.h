@@ -22,7 +22,10 @@ struct Need {
   /// What is read of the question's segment: an activation at its last token unless it says otherwise, or that token's
   /// attention. Of attention the keys are always the injected tokens, over which it is summed. No caches.
   graph::Read read;
-  bool is_unsteered = false;        ///< of the run without an injection, in the same place
+  bool is_unsteered = false;  ///< of the run without an injection, in the same place
+  /// Not of the question's tokens: of those that the injection reaches, and of the unsteered run of all from the first
+  /// injected token to the last (ReadoutInputs::injected says which of them are the injection's). No attention.
+  bool at_injected = false;
   std::vector<int64_t> after = {};  ///< tokens that are put after the question; then it is read of these
 
   /// The residual stream after every block at the read position: [1, L, D].
@@ -31,6 +34,12 @@ struct Need {
   static Need last_residual(const models::Config& cfg) {
     Need out;
     out.read.layers = {cfg.n_layers - 1};
+    return out;
+  }
+  /// After the last block, at the injected tokens: [T, 1, D].
+  static Need injected_residuals(const models::Config& cfg) {
+    auto out = last_residual(cfg);
+    out.at_injected = true;
     return out;
   }
   /// Attention from the read position to the injected tokens, summed over them: [L, H].
@@ -64,6 +73,8 @@ struct ReadoutInputs {
   /// Of the unsteered run in the same place; undefined in that run itself, and unless the readout compares.
   torch::Tensor unsteered_logits_V;
   std::string text;  ///< that was sampled, for a readout that reads it
+  /// The tokens that the injection reaches, counted from the first injected one; without an injection all injected ones.
+  std::vector<int64_t> injected = {};
 };
 
 /// A field of a reading that a readout fills.
