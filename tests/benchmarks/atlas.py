@@ -53,10 +53,8 @@ def figures(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
         ", ".join([model, *sorted({one.model["dtype"] for one in found.values()})]) for model, found in ran.items()
     ]
     lines = [f"| entry | figure | {' | '.join(heads)} | published |", "|---" * (len(models) + 3) + "|"]
-    for name, headlines in HEADLINES.items():
-        if not any(name in found for found in ran.values()):
-            continue
-        for i, headline in enumerate(headlines):
+    for name in labels(ran):
+        for i, headline in enumerate(HEADLINES[name.split(" at ")[0]]):
             cells, unit, published = [], "", ""
             for model in models:
                 replication = ran[model].get(name)
@@ -74,9 +72,24 @@ def figures(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
     return lines
 
 
+def label(one: atlas.Replication) -> str:
+    """The entry's name, and the strength where it is not the entry's."""
+    strengths, usual = one.settings["strengths"], one.entry.settings.get("strengths")
+    return one.entry.name if strengths == usual else f"{one.entry.name} at {', '.join(f'{s:g}' for s in strengths)}"
+
+
+def labels(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
+    """Of all models, in the order of HEADLINES."""
+    order = list(HEADLINES)
+    return sorted(
+        {name for found in ran.values() for name in found}, key=lambda name: (order.index(name.split(" at ")[0]), name)
+    )
+
+
 def stated(one: atlas.Published) -> str:
-    """A published figure without its notes."""
-    return f"{one.value:g} {one.unit}" if isinstance(one.value, int | float) else f"{one.value} {one.unit}".rstrip()
+    """A published figure and what it is of, without its notes."""
+    value = f"{one.value:g}" if isinstance(one.value, int | float) else one.value
+    return f"{value}{'' if one.unit == '%' else ' '}{one.unit}".rstrip() + f" ({one.name})"
 
 
 def tested(replication: atlas.Replication) -> list[tuple[str, Rung]]:
@@ -122,21 +135,22 @@ def rows(ran: dict[str, dict[str, atlas.Replication]]) -> dict[str, list[dict[st
             settings = one.settings
             about = {"entry": name, "model": model, "dtype": one.model["dtype"], "strengths": settings["strengths"]}
             about["concepts"] = len(settings["concepts"])
-            found["figures"] += [{**about, **row} for row in one.rows()]
+            for row in one.rows():
+                del row["published"]  # is the entry's
+                found["figures"].append({**about, **row})
             for mark, rung in tested(one):
                 low, high = rung.interval or (math.nan, math.nan)
                 said = {key: getattr(rung, key) for key in ("name", "title", "verdict", "effect", "bound", "unit")}
-                found["claims"].append(
-                    {**about, "mark": mark, **said, "low": low, "high": high, "sentence": rung.sentence}
-                )
+                found["claims"].append({**about, "mark": mark, **said, "low": low, "high": high})
     return found
 
 
 def write(path: Path, found: dict[str, list[dict[str, Any]]]) -> None:
-    """JSON with a line for each row."""
+    """JSON with a line for each row, numbers with six digits."""
     parts = []
     for name, listed in found.items():
-        lines = [json.dumps(finite(row), ensure_ascii=False, allow_nan=False) for row in listed]
+        short = ({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()} for row in listed)
+        lines = [json.dumps(finite(row), ensure_ascii=False, allow_nan=False) for row in short]
         parts.append(f"{json.dumps(name)}: [\n" + ",\n".join(lines) + "\n]")
     path.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
 
@@ -144,7 +158,7 @@ def write(path: Path, found: dict[str, list[dict[str, Any]]]) -> None:
 def verdicts(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
     """Lines of Markdown: of every entry and model the rungs that were run."""
     lines = ["| entry | model | n | what the rungs say |", "|---|---|---|---|"]
-    for name in HEADLINES:
+    for name in labels(ran):
         for model, found in ran.items():
             if name not in found:
                 continue
@@ -164,14 +178,16 @@ def verdicts(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="MODEL=FOLDER", help="a folder of one or more replications")
+    parser.add_argument(
+        "runs", nargs="+", metavar="MODEL=FOLDER", help="a folder of replications, or several with commas between"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and claim to it too")
     given = parser.parse_args()
     ran: dict[str, dict[str, atlas.Replication]] = {}
     for one in given.runs:
-        model, _, folder = one.partition("=")
-        loaded = [atlas.Replication.load(path) for path in sorted(Path(folder).rglob("*.json"))]
-        ran[model] = {replication.entry.name: replication for replication in loaded}
+        model, _, folders = one.partition("=")
+        paths = [path for folder in folders.split(",") for path in sorted(Path(folder).rglob("*.json"))]
+        ran[model] = {label(one): one for one in map(atlas.Replication.load, paths)}
     print("\n".join([*figures(ran), "", *verdicts(ran)]))
     if given.json:
         write(given.json, rows(ran))
