@@ -59,6 +59,7 @@ CoherenceOptions as_options(const py::kwargs& given) {
       {"max_new_tokens", [&](const py::handle& value) { out.max_new_tokens = value.cast<int64_t>(); }},
       {"factor", [&](const py::handle& value) { out.factor = value.cast<double>(); }},
       {"more_repetition", [&](const py::handle& value) { out.more_repetition = value.cast<double>(); }},
+      {"fine", [&](const py::handle& value) { out.fine = value.cast<bool>(); }},
   };
   for (const auto& [name, value] : given) {
     const auto text = name.cast<std::string>();
@@ -109,9 +110,7 @@ void bind_dose(py::module_& m) {
   py::class_<EqualDose>(m, "EqualDose", "A null that does as much to the model as a vector.")
       .def_readonly("solved", &EqualDose::solved)
       .def_readonly("vector", &EqualDose::vector)
-      .def_readonly("added", &EqualDose::added)
-      .def_readonly("token_layers", &EqualDose::token_layers,
-                    "An equal share of what measuring all of them took.");
+      .def_readonly("added", &EqualDose::added);
   py::class_<Coherence> coherence(m, "Coherence", "How steered text reads beside unsteered text.");
   bind_setting(coherence);
   coherence.def_readonly("perplexity", &Coherence::perplexity)

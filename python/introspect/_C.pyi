@@ -13,6 +13,7 @@ __all__: list[str] = [
     "ActivationCache",
     "ActivationFile",
     "ActivationStream",
+    "ActivationWriter",
     "Activations",
     "Adapter",
     "Attribution",
@@ -40,6 +41,7 @@ __all__: list[str] = [
     "DictionaryOrigin",
     "DictionarySite",
     "DirectionScores",
+    "DoseSearch",
     "EdgeAttribution",
     "EqualDose",
     "Equivalence",
@@ -126,6 +128,7 @@ __all__: list[str] = [
     "accumulated_bias",
     "accumulated_resid",
     "acdc",
+    "activation_source",
     "activations_at",
     "adjusted_p",
     "answer_shares",
@@ -1566,6 +1569,10 @@ class Model:
             ConfigError: an architecture, quantisation or option that is not supported.
             ShapeError: a tensor contradicts the config.
         """
+    def bytes_read(self, layer: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        Bytes of the files that a block is read from, each time that it runs; 0 where blocks are in memory.
+        """
     def check_finite(
         self,
         logits: torch.Tensor,
@@ -1811,6 +1818,13 @@ class Model:
         Identity of the checkpoint, hex SHA-256.
         """
     @property
+    def keeps_blocks(self) -> bool: ...
+    @property
+    def n_block_reads(self) -> int:
+        """
+        How many blocks have been read from the files to be run.
+        """
+    @property
     def n_params(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
@@ -2015,6 +2029,16 @@ class PlanSummary:
     """
     What a graph costs, against running every sequence that is read by itself.
     """
+    @property
+    def blocks_read(self) -> int:
+        """
+        From the files of models whose blocks stay there, pass by pass.
+        """
+    @property
+    def bytes_read(self) -> int:
+        """
+        What these blocks take in the files.
+        """
     @property
     def n_captures(self) -> int: ...
     @property
@@ -2995,8 +3019,9 @@ class Protocol:
                         1 + strength). texts: {concept: what stands for $CONCEPT}
         relative_strength  factor on a run's strengths
         read            "yes_no", "content" or "sample"
-        readouts        {name: parameter}: what is read besides the log-odds. lens, attention, divergence: true; top_k:
-                        number; continuations: texts; and the names of readouts that a program registers
+        readouts        {name: parameter}: what is read besides the log-odds. lens, attention, divergence,
+                        injected_kl: true; top_k: number; continuations: texts; and the names of readouts that a program
+                        registers
         steer_generation   true keeps the vector on after the spans
         yes_token, no_token        one token each
         yes_variants, no_variants  spellings whose probabilities the lens sums up
@@ -3145,7 +3170,11 @@ class RunPlan:
     What a run takes, known before it starts: see introspect.ExperimentPlan.
     """
     @property
+    def bytes_read(self) -> int: ...
+    @property
     def found(self) -> int: ...
+    @property
+    def passes(self) -> int: ...
     @property
     def peak_bytes(self) -> int: ...
     @property
@@ -3188,10 +3217,15 @@ class Store:
         """
         The value (JSON) of a key, or None.
         """
-    def merge(self, other: os.PathLike | str | bytes) -> StoreMerged:
+    def merge(
+        self, other: os.PathLike | str | bytes, *, unless_in: os.PathLike | str | bytes | None = None
+    ) -> StoreMerged:
         """
         Takes over the cells of another store's file, which is only read; where both have a key, this store's value stays.
         Cells that are ``damaged`` are left out and counted.
+
+        Args:
+            unless_in: a third store: only cells that it lacks, and nothing of what runs have asked for.
 
         Raises:
             IoError: no such file, or no store.
@@ -3310,11 +3344,6 @@ class EqualDose:
     @property
     def solved(self) -> SolvedDose: ...
     @property
-    def token_layers(self) -> int:
-        """
-        An equal share of what measuring all of them took.
-        """
-    @property
     def vector(self) -> NativeDose: ...
 
 class Coherence:
@@ -3358,6 +3387,77 @@ class CoherentWindow:
     def largest(self) -> Coherence: ...
     @property
     def tried(self) -> list[Coherence]: ...
+
+class DoseSearch:
+    """
+    The search for the strength that gives a dose: what to measure next, and what came out.
+
+    Where the dose does not rise with the strength throughout, what is found is the smallest strength that reaches it, as far as
+    the search has seen.
+    """
+    def __init__(
+        self,
+        target: typing.SupportsFloat | typing.SupportsIndex,
+        start: typing.SupportsFloat | typing.SupportsIndex,
+        scale: typing.SupportsFloat | typing.SupportsIndex,
+        tolerance: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> None:
+        """
+        A search that has measured nothing.
+
+        Args:
+            target: the dose.
+            start: the first strength to try; 0 is a grid of ratio 2 from scale / 64 on.
+            scale: a strength that does much: 1e-7 to 32 times it are tried.
+            tolerance: how far off the dose may be, as a share of the target.
+
+        Raises:
+            ValueError: numbers that are not finite and above 0.
+        """
+    def next(self) -> list[float]:
+        """
+        The strengths to measure next, ascending.
+        """
+    def take(
+        self,
+        doses: collections.abc.Mapping[
+            typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex
+        ],
+    ) -> None:
+        """
+        {strength: dose} of all that ``next`` has asked for. NaN is a dose that counts as none.
+        """
+    @property
+    def doses(self) -> dict[float, float]:
+        """
+        {strength: dose} of everything that was measured.
+        """
+    @property
+    def found(self) -> float:
+        """
+        The strength; negative before it is found.
+        """
+    @property
+    def is_done(self) -> bool: ...
+    @property
+    def is_monotone(self) -> bool:
+        """
+        Whether more strength gave more dose wherever it was measured.
+        """
+    @property
+    def is_unreachable(self) -> bool:
+        """
+        No strength has the dose.
+        """
+    @property
+    def n_measured(self) -> int: ...
+    @property
+    def reached(self) -> str:
+        """
+        The doses that were seen, in words.
+        """
+    @property
+    def target(self) -> float: ...
 
 class Interval:
     """
@@ -5066,6 +5166,57 @@ class ActivationFile:
     @property
     def widths(self) -> list[int]: ...
 
+class ActivationWriter:
+    """
+    Writes rows that other processes have read into a folder, as write_activations does.
+    """
+    def __init__(
+        self,
+        path: os.PathLike | str | bytes,
+        sites: collections.abc.Sequence[tuple[str, typing.SupportsInt | typing.SupportsIndex]],
+        widths: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        dtype: torch.dtype,
+        source_state: str,
+        *,
+        rows: typing.SupportsInt | typing.SupportsIndex = 0,
+        resume: bool = False,
+        notes: str = "{}",
+    ) -> None:
+        """
+        Raises IoError: activations are there already (others, with ``resume``), or the disk is full.
+        """
+    def commit(self) -> None:
+        """
+        What was written is safe from now on.
+        """
+    def finish(self) -> ActivationFile:
+        """
+        The file, marked as complete.
+        """
+    def write(self, rows: collections.abc.Sequence[torch.Tensor], source_state: str) -> None:
+        """
+        Adds [N, width] at each site, and where the source stands after them.
+
+        Raises:
+            ShapeError: other widths, or another dtype.
+            IoError: the disk is full.
+        """
+    @property
+    def is_full(self) -> bool:
+        """
+        ``rows`` are written, or the run had ended.
+        """
+    @property
+    def rows(self) -> int:
+        """
+        Written, by the run that was broken off too.
+        """
+    @property
+    def source_state(self) -> str:
+        """
+        After the last rows.
+        """
+
 class ActivationStream:
     """
     Batches of activations at several sites of the same tokens, mixed over a buffer by SAELens's rule.
@@ -5676,6 +5827,38 @@ def acdc(
 ) -> tuple[Circuit, int, float]:
     """
     Automatic circuit discovery: the circuit, how many were run, and its metric. See introspect.circuits.acdc.
+    """
+
+def activation_source(
+    models: collections.abc.Sequence[typing.Any],
+    tokens: TokenStream,
+    sites: collections.abc.Sequence[tuple[str, typing.SupportsInt | typing.SupportsIndex]],
+    *,
+    first_position: typing.SupportsInt | typing.SupportsIndex | None = None,
+    end_position: typing.SupportsInt | typing.SupportsIndex | None = None,
+    position_step: typing.SupportsInt | typing.SupportsIndex = 1,
+    exclude_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = (),
+    max_norm_multiple: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+    dtype: torch.dtype = ...,
+    memory_budget: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+    contexts_per_pass: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> tuple[str, list[int]]:
+    """
+    Where write_activations begins, as JSON ("tokens", of the stream, and "contexts_per_pass"), and the widths of sites.
+
+    Args:
+        models: introspect.Model; several that share a vocabulary read the same tokens.
+        tokens: a TokenStream, which is read from where it stands; this one itself is not moved.
+        sites: (hook name, number of the model) each; heads of a point stand one after another.
+        first_position, end_position, position_step: of each context, as a slice; SAELens's ``seqpos_slice``.
+        exclude_tokens: ids whose rows are dropped.
+        max_norm_multiple: rows longer than so many times their pass's median at any site are dropped; 0: none.
+        dtype: of rows: bfloat16, float32 or float64.
+        memory_budget: bytes of one pass's activations.
+        contexts_per_pass: 0: as many as make a pass of 2,048 tokens and fit the budget.
+
+    Raises:
+        As ActivationStream.of_model.
     """
 
 def activations_at(

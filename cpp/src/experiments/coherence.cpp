@@ -20,8 +20,9 @@
 namespace introspect::experiments {
 namespace {
 
-// Strengths of a window, in units of DoseMeter::scale.
-constexpr double kFirst = 1.0 / 80, kUsual = 1.0 / 20, kLargest = 20.0;
+// Strengths of a window, in units of DoseMeter::scale shared among the blocks of the range: windows have been seen to end
+// at about half of it.
+constexpr double kUsual = 1.0 / 4, kLargest = 64.0;
 constexpr int64_t kGram = 3;
 constexpr auto kCoherent = "coherent";
 
@@ -118,6 +119,7 @@ class Reader {
     std::stable_sort(jobs.begin(), jobs.end(),
                      [](const Job& a, const Job& b) { return length(a) < length(b); });
     std::vector<Texts> out(requests.size() + 1);
+    report(options_.progress, "texts", 0, static_cast<int64_t>(jobs.size()));
     for (size_t first = 0; first < jobs.size(); first += kMostRows) {
       const auto last = std::min(jobs.size(), first + kMostRows);
       draw(jobs, first, last);
@@ -250,20 +252,25 @@ std::vector<CoherentWindow> coherent_windows(const graph::ModelPtr& model, const
     return std::find_if(tried[subject].begin(), tried[subject].end(),
                         [](const auto& one) { return !one.second.is_coherent; });
   };
-  // Two at once, since a batch is cheaper than its rows. Whether there were any.
-  const auto measure_two = [&](double at, const auto& is_wanted) {
+  const auto scale = [&](size_t subject) {
+    const auto blocks = reader.meter().subjects()[subject].injections.front().directions.size();
+    return reader.meter().scale(subject) / static_cast<double>(std::max<size_t>(1, blocks));
+  };
+  // Three at once, since a batch is cheaper than its rows. Whether there were any.
+  const auto measure_three = [&](double at, const auto& is_wanted) {
     std::vector<DoseMeter::Request> requests;
     for (size_t subject = 0; subject < n; ++subject)
       if (is_wanted(subject))
-        for (const double strength : {at, 2 * at})
-          requests.emplace_back(subject, strength * reader.meter().scale(subject));
+        for (const double strength : {at, 2 * at, 4 * at})
+          requests.emplace_back(subject, strength * scale(subject));
     if (!requests.empty()) measure(requests);
     return !requests.empty();
   };
   const auto is_whole = [&](size_t subject) { return first_broken(subject) == tried[subject].end(); };
-  measure_two(kUsual, is_whole);
-  measure_two(kFirst, [&](size_t subject) { return first_broken(subject) == tried[subject].begin(); });
-  for (double at = 4 * kUsual; at <= kLargest && measure_two(at, is_whole); at *= 4) {
+  const auto is_broken = [&](size_t subject) { return first_broken(subject) == tried[subject].begin(); };
+  measure_three(kUsual, is_whole);
+  measure_three(kUsual / 8, is_broken);
+  for (double at = 8 * kUsual; at <= kLargest && measure_three(at, is_whole); at *= 8) {
   }
   std::vector<DoseMeter::Request> between;
   for (size_t subject = 0; subject < n; ++subject) {
@@ -276,7 +283,7 @@ std::vector<CoherentWindow> coherent_windows(const graph::ModelPtr& model, const
                  tried[subject].begin()->second.perplexity_base, ") and its repetition ",
                  tried[subject].begin()->second.repetition, " (unsteered ",
                  tried[subject].begin()->second.repetition_base, ")");
-    if (broken == tried[subject].end()) continue;
+    if (broken == tried[subject].end() || !options.fine) continue;
     const auto low = std::prev(broken)->first, high = broken->first;
     for (const double share : {0.25, 0.5, 0.75})
       between.emplace_back(subject, low * std::pow(high / low, share));

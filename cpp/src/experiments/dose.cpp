@@ -235,8 +235,7 @@ std::vector<EqualDose> equal_doses(const graph::ModelPtr& model, const DoseConte
         model_types.at(solved[i].dose.concept_name),
         meter.added(meter.scenes().front(), subjects[goals[i].subject].injections.front(),
                     solved[i].dose.strength));
-    out.push_back({std::move(solved[i]), *of_vector[i], std::move(added),
-                   meter.token_layers() / static_cast<int64_t>(goals.size())});
+    out.push_back({std::move(solved[i]), *of_vector[i], std::move(added)});
   }
   return out;
 }

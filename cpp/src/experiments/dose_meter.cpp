@@ -174,10 +174,9 @@ std::vector<DoseMeter::Request> DoseMeter::requests() const {
   return out;
 }
 
-graph::RunOptions DoseMeter::run_options() {
+graph::RunOptions DoseMeter::run_options() const {
   graph::RunOptions out;
   out.memory_budget = options_.memory_budget;
-  out.on_plan = [this](const engine::PlanSummary& plan) { token_layers_ += plan.token_layers_to_run; };
   return out;
 }
 

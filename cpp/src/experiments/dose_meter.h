@@ -55,9 +55,6 @@ class DoseMeter {
 
   std::vector<Dose> measure(const std::vector<Request>& requests);
 
-  /// What all runs so far took, tokens times layers.
-  int64_t token_layers() const { return token_layers_; }
-
   /// Of one block's addition: its length in each unit of Dose, at strength 1. NaN where it is not defined.
   void measure_sizes(size_t subject, double strength, Dose& dose) const;
 
@@ -98,7 +95,7 @@ class DoseMeter {
            std::map<graph::ReadId, std::vector<DosePiece>>& pieces) const;
   void tally(const Alike& alike, const std::vector<Request>& requests, std::vector<Tally>& tallies) const;
   double factor(const Scene& scene, int64_t layer, const torch::Tensor& direction) const;
-  graph::RunOptions run_options();
+  graph::RunOptions run_options() const;
   /// The blocks that a request reads.
   std::vector<int64_t> layers_read(const DoseSubject& subject) const;
 
@@ -110,7 +107,6 @@ class DoseMeter {
   /// Residuals [tokens, layers of base_layers_, D] of the unsteered run, by scene and ask (-1: the injected tokens).
   std::map<std::pair<const Scene*, int64_t>, torch::Tensor> base_;
   std::vector<int64_t> base_layers_;
-  int64_t token_layers_ = 0;
   std::map<int64_t, torch::Tensor> natural_;  // by block: float64 [tokens, D], less their mean
 };
 

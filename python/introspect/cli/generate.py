@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,9 @@ from .common import (
     print_json,
 )
 
+LONG_PROMPT = 128
+"""Tokens: of a longer prompt a strength is looked for on a short one."""
+
 
 @guarded
 def command(
@@ -48,7 +52,8 @@ def command(
             parser=parse_strength,
             metavar="S",
             help="Factor of the vector, or a dose that is solved for on everyday prompts: coherent (the largest at "
-            "which text stays coherent; if nothing is given), kl=0.5 (nats), sd=2.",
+            "which text stays coherent), kl=0.5 (nats), sd=2. If not given: about the largest at which this prompt's "
+            "text stays coherent.",
         ),
     ] = None,
     fraction: Annotated[
@@ -99,7 +104,7 @@ def command(
         "top_p": top_p,
         "repetition_penalty": repetition_penalty,
     }
-    with _steering(loaded, vector, strength, fraction, layers):
+    with _steering(loaded, text, vector, strength, fraction, layers):
         if samples == 1:
             answers = _stream(loaded, text, options, seed, json)
         else:  # in one batch, whose rows draw from streams of their own
@@ -126,22 +131,44 @@ def _stream(model: Any, text: str, options: dict[str, Any], seed: int, quiet: bo
 
 
 def _steering(
-    model: Any, path: Path | None, strength: float | str | None, fraction: float | None, layers: Layers | None
+    model: Any,
+    prompt: str,
+    path: Path | None,
+    strength: float | str | None,
+    fraction: float | None,
+    layers: Layers | None,
 ) -> contextlib.AbstractContextManager:
     if path is None:
         return contextlib.nullcontext()
     import introspect
 
+    from ..experiments.doses import stock_prompts
+
     vector = introspect.ControlVector.load(path)
     if fraction is not None:
         return model.steer(vector, layers=layers, strength=fraction, unit="residual")
-    wanted = "coherent" if strength is None else strength
-    if not isinstance(wanted, str):
-        return model.steer(wanted * vector, layers=layers)
-    with model.steer(vector, layers=layers):  # refuses what does not fit before the search
-        pass
+    if strength is not None and not isinstance(strength, str):
+        return model.steer(strength * vector, layers=layers)
     blocks = layers or (min(vector.layers), max(vector.layers))
-    note(f"introspect: looks for the strength of {wanted} on everyday prompts ...")
-    solved = introspect.solve_strength(model, vector, target=wanted, layers=blocks, strength_unit="residual")
-    note(f"introspect: {wanted} is {solved:.3g} residual norms of this vector (--fraction {solved:.3g} is quicker)")
+    if strength is None:
+        prompts = [prompt if len(model.to_tokens(prompt)[0]) <= LONG_PROMPT else stock_prompts(model)[0]]
+        told = _once("introspect: looks for a strength at which the text stays coherent ...")
+        options: dict[str, Any] = {"max_new_tokens": 24, "fine": False, "progress": told}
+        solved = introspect.coherent_window(model, vector, prompts, layers=blocks, **options).largest
+    else:
+        told = _once(f"introspect: looks for the strength of {strength} on everyday prompts ...")
+        solved = introspect.solve_strength(model, vector, target=strength, layers=blocks, progress=told)
+    note(f"introspect: it is {solved:.3g} residual norms of this vector (--fraction {solved:.3g} is quicker)")
     return model.steer(vector, layers=layers, strength=solved, unit="residual")
+
+
+def _once(text: str) -> Callable[[str, int, int], None]:
+    """Notes the text when work begins: what cannot be done is refused before."""
+    told: list[str] = []
+
+    def progress(*_: Any) -> None:
+        if not told:
+            told.append(text)
+            note(text)
+
+    return progress

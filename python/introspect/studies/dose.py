@@ -134,7 +134,7 @@ class CoherentWindow:
     """The strengths from 0 on at which steered text is coherent.
 
     Attributes:
-        largest: the largest one, known to a factor of 1.19.
+        largest: the largest one, known to a factor of 1.19 (2 unless ``fine``).
         broken: the smallest strength that was tried and is not coherent; infinity where none was.
         tried: all that were tried.
     """
@@ -314,6 +314,7 @@ def coherent_window(
     max_new_tokens: int = 40,
     factor: float = _C.default_coherence_factor,
     more_repetition: float = 0.15,
+    fine: bool = True,
     memory_budget: int = 512 << 20,
     progress: Callable[[str, int, int], None] | bool | None = None,
 ) -> CoherentWindow:
@@ -327,9 +328,10 @@ def coherent_window(
         vector, protocol, layers, strength_unit, memory_budget, progress: see ``dose``; of one range.
         max_new_tokens: of each text.
         factor, more_repetition: see above.
+        fine: the largest strength is known to a factor of 1.19, or else of 2, with about half the texts.
 
     Raises:
-        Error: not even the smallest strength tried (1/80 residual norm) is coherent.
+        Error: not even the smallest strength tried (1/32 residual norm, over all blocks together) is coherent.
         ValueError, TypeError, ConfigError, IndexError, ShapeError: as ``dose`` does.
     """
     who = "coherent_window"
@@ -348,6 +350,7 @@ def coherent_window(
             max_new_tokens=given.whole("max_new_tokens", max_new_tokens, least=1),
             factor=given.number("factor", factor),
             more_repetition=given.number("more_repetition", more_repetition),
+            fine=bool(fine),
             memory_budget=given.whole("memory_budget", memory_budget),
             progress=shown,
         )

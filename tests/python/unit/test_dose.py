@@ -10,6 +10,7 @@ from plain_doses import EXACT, LAYERS, QUIET, added_of, kl, run
 
 import introspect
 from introspect import _C
+from introspect.studies import variants
 from introspect.studies.dose import STRENGTHS
 
 PASSAGES = [{"turn": 1, "text": "thought"}, {"turn": 2, "text": "{"}]
@@ -121,6 +122,42 @@ def test_paraphrases_are_later_tokens_of_their_own(model, vectors):
         read.append(later[-1][-1])
     assert row.kl_later == pytest.approx(torch.cat(later).mean().item(), **EXACT)
     assert row.kl_read == pytest.approx(torch.stack(read).mean().item(), **EXACT)
+
+
+def test_runs_read_the_dose_of_every_injection_that_they_make(model, vectors):
+    """Of neighbouring messages, passages apart from each other, a part of them, and one passage at a time."""
+    ids, whole, passages = chat_ids(model, TURNS), message_positions(model, TURNS, [1, 2]), passage_positions(model)
+    base, _ = run(model, ids)
+    half = whole[math.floor(len(whole) / 2) :]
+    cases = [
+        ({}, (0.0, 1.0), whole),
+        ({"injected": PASSAGES}, (0.0, 1.0), [*passages[0], *passages[1]]),
+        ({}, (0.5, 1.0), half),
+    ]
+    options = {"strengths": 3.0, "layers": LAYERS, "questions": [], "nulls": 1, "readouts": {"injected_kl": True}}
+    for fields, part, index in cases:
+        rows = introspect.run_experiment(
+            model, protocol(**fields), vectors=vectors, parts=[part], progress=False, **options
+        ).rows
+        assert len(rows) == 4
+        for row in rows:
+            assert "injected_kl" not in row["base"] and row["injected"]["injected_tokens"] == len(index)
+            if row["kind"] == "introspection":
+                steered, _ = run(model, ids, index, added_of(model, vectors[row["concept"]], 3.0))
+                assert row["injected"]["injected_kl"] == pytest.approx(kl(steered, base)[index].mean().item(), **EXACT)
+    places = {"injected": PASSAGES, "answers": [" yes", " no"]}
+    rows = introspect.run_experiment(model, protocol(**places), vectors=vectors, progress=False, **options).rows
+    assert {row["place"] for row in rows} == {0, 1}
+    for row in (row for row in rows if row["kind"] == "introspection"):
+        index = passages[row["place"]]
+        steered, _ = run(model, ids, index, added_of(model, vectors[row["concept"]], 3.0))
+        assert row["injected"]["injected_kl"] == pytest.approx(kl(steered, base)[index].mean().item(), **EXACT)
+
+
+def test_other_words_have_no_divergence_from_the_injected_ones(model, vectors):
+    given = variants.input_edit(protocol())
+    with pytest.raises(introspect.ConfigError, match="injected_kl compares the injected tokens"):
+        introspect.run_experiment(model, given, vectors=vectors, readouts={"injected_kl": True}, progress=False)
 
 
 def test_prompts_are_steered_at_every_token(model, vectors):

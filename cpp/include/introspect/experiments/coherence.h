@@ -36,6 +36,7 @@ struct CoherenceOptions : DoseOptions {
   int64_t max_new_tokens = 40;
   double factor = 8.0;            ///< perplexity may be so many times that of the unsteered texts
   double more_repetition = 0.15;  ///< repetition may be so much larger
+  bool fine = true;               ///< windows to a factor of 1.19, or of 2
 };
 
 /// Coherence of every vector x range x strength (then of its rotations). Texts are drawn side by side.
@@ -56,9 +57,9 @@ struct CoherentWindow {
 
 /// The window of every vector x range (then of its rotations).
 ///
-/// Strengths of ratio 2 are tried, from 1/20 median residual norm upwards (from 1/80 where that is not coherent) until one is
-/// not coherent, then three between it and the one before: the largest strength is known to a factor of 1.19. A strength
-/// counts only if all smaller ones that were tried are coherent. `strengths` of the options are not used. Throws as
+/// Strengths of ratio 2 are tried, which add from 1/4 median residual norm on over the range's blocks together (from 1/32 on
+/// where that is not coherent), until one is not coherent; then, if `fine`, three between it and the one before: the
+/// largest strength is known to a factor of 1.19. A strength counts only if all smaller ones that were tried are coherent. `strengths` of the options are not used. Throws as
 /// measure_coherence does, and Error for a window that is empty: not even the smallest strength is coherent.
 INTROSPECT_EXPORT std::vector<CoherentWindow> coherent_windows(const graph::ModelPtr& model,
                                                                const DoseContext& context,

@@ -121,7 +121,6 @@ struct EqualDose {
   Dose vector;        ///< of the vector, at its own strength
   steering::ControlVector
       added;  ///< what that adds to each block: inject it at strength 1, in StrengthUnit::absolute
-  int64_t token_layers = 0;  ///< an equal share of what measuring all of them took, tokens times layers
 };
 
 /// For every vector x range x strength each of its nulls (`nulls` rotations, then `null_vectors`), solved by itself for
