@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/parallel.h"
+#include "core/reused_memory.h"
 #include "introspect/core/check.h"
 #include "ops/exponential.h"
 
@@ -52,14 +53,14 @@ bool has_gated_silu(const torch::Tensor& gate, const torch::Tensor& x) {
 }
 
 torch::Tensor gated_silu(const torch::Tensor& gate, const torch::Tensor& x) {
-  auto out = at::empty(gate.sizes(), gate.options());
+  auto out = reused_empty(gate.sizes(), gate.options());
   const int64_t M = gate.size(-1), gate_stride = row_stride(gate), x_stride = row_stride(x);
   const auto* g = gate.const_data_ptr<BFloat16>();
   const auto* in = x.const_data_ptr<BFloat16>();
   auto* to = out.mutable_data_ptr<BFloat16>();
   parallel_for(
       0, gate.numel() / M, std::max<int64_t>(1, kElementsPerTask / M), [&](int64_t first, int64_t last) {
-        with_lanes([&](auto lanes) INTROSPECT_INLINED {
+        with_rounding_lanes([&](auto lanes) INTROSPECT_INLINED {
           for (int64_t row = first; row < last; ++row)
             gated_silu_row<decltype(lanes)>(g + row * gate_stride, in + row * x_stride, to + row * M, M);
         });
@@ -98,9 +99,11 @@ torch::Tensor gated(Activation kind, const torch::Tensor& gate, const torch::Ten
     return (x.clamp(-kSwigluLimit, kSwigluLimit) + 1) * (g * (g * kSwigluAlpha).sigmoid());
   }
   if (kind == Activation::kSilu && has_gated_silu(gate, x)) return gated_silu(gate, x);
-  auto y = activate(kind, gate);
   const bool graph = at::GradMode::is_enabled() && (gate.requires_grad() || x.requires_grad());
-  return graph ? y * x : y.mul_(x);
+  if (graph) return activate(kind, gate) * x;
+  if (kind != Activation::kSilu || gate.scalar_type() != x.scalar_type()) return activate(kind, gate).mul_(x);
+  auto y = reused_empty(gate.sizes(), gate.options());
+  return at::silu_out(y, gate).mul_(x);
 }
 
 }  // namespace introspect::ops

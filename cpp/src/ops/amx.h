@@ -14,20 +14,16 @@
 #define INTROSPECT_AMX_KERNELS 0
 #endif
 
-// AVX512-BF16, and it with AMX's tiles.
-#define INTROSPECT_AVX512_BFLOAT16 __attribute__((target("arch=x86-64-v4,avx512bf16")))
+// AVX512-BF16 and AMX's tiles.
 #define INTROSPECT_AMX __attribute__((target("arch=x86-64-v4,avx512bf16,amx-tile,amx-bf16")))
 
 namespace introspect::ops {
 
+#if !INTROSPECT_X86_KERNELS
 inline bool has_avx512_bfloat16() {
-#if INTROSPECT_X86_KERNELS
-  static const bool has = has_avx512() && __builtin_cpu_supports("avx512bf16");
-  return has;
-#else
   return false;
-#endif
 }
+#endif
 
 /// True if this processor has AMX's tiles of bfloat16 and the system lets this process use them: Linux keeps their 8 KiB
 /// of registers for a thread only after the process has asked.

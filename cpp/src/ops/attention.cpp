@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "introspect/core/check.h"
+#include "ops/attention_bfloat16.h"
 #include "ops/tree_attention.h"
 
 namespace introspect::ops {
@@ -53,6 +54,10 @@ torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK
   if (soft_cap > 0 || sinks_H.defined())  // the fused product caps nothing and has no sinks
     return attend(attention_pattern(attention_scores(q_BTHK, k_BGSK, scale, mask, soft_cap), sinks_H),
                   v_BGSK);
+  if (scale > 0 && !mask.parents.defined() && has_attention_bfloat16(q_BTHK, k_BGSK, v_BGSK, mask.additive)) {
+    const auto z = attention_bfloat16(q_BTHK, k_BGSK, v_BGSK, scale, mask.additive, mask.causal);
+    if (z.defined()) return z;
+  }
   const int64_t B = q_BTHK.size(0), T = q_BTHK.size(1), H = q_BTHK.size(2), K = q_BTHK.size(3);
   const int64_t G = k_BGSK.size(1), S = k_BGSK.size(2), R = H / G;
   const bool is_causal =

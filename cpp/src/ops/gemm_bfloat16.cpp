@@ -4,7 +4,8 @@
 #include <cstring>
 
 #include "core/parallel.h"
-#include "ops/bfloat16_panels.h"
+#include "ops/bfloat16_kernels.h"
+#include "ops/lines.h"
 
 namespace introspect::ops {
 
@@ -37,145 +38,14 @@ struct Product {
   int64_t n_panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
 };
 
-/// 32 rows of w over some steps, which begin at cache lines, and one or two panels over the same.
-struct Operands {
-  const char* w = nullptr;
-  int64_t row_bytes = 0;
-  const BFloat16* panel = nullptr;
-  int64_t panel_size = 0, steps = 0;
-  int64_t rows = 0;            // of x in the last panel
-  bool add = false;            // to the sums there
-  const char* next = nullptr;  // rows that memory is asked for meanwhile; null: none
-};
-
 /// Panels [begin, end) of x [M, K].
 INTROSPECT_AVX512_BFLOAT16 void pack(const BFloat16* x, BFloat16* panels, int64_t M, int64_t K, int64_t begin,
                                      int64_t end) {
   const int64_t size = (K + kStep - 1) / kStep * kStep * kPanelRows;
   for (int64_t p = begin; p < end; ++p)
-    pack_panel(x + p * kPanelRows * K, K, std::min(kPanelRows, M - p * kPanelRows), K, panels + p * size);
+    pack_panel([&](int64_t i) { return x + (p * kPanelRows + i) * K; },
+               std::min(kPanelRows, M - p * kPanelRows), K, panels + p * size);
 }
-
-/// Two products at a time for P panels and R rows of w from `row` on.
-template <int P, int R>
-INTROSPECT_AVX512_BFLOAT16 [[gnu::always_inline]] inline void pairs(const Operands& o, int64_t row,
-                                                                    float* sums) {
-  __m512 acc[P][R];
-  for (int p = 0; p < P; ++p)
-    for (int r = 0; r < R; ++r)
-      acc[p][r] = o.add ? _mm512_load_ps(sums + p * kSums + (row + r) * kPanelRows) : _mm512_setzero_ps();
-  const char* w = o.w + row * o.row_bytes;
-  for (int64_t k = 0; k < o.steps * kStep / 2; ++k) {
-    __m512bh x[P];
-    for (int p = 0; p < P; ++p) std::memcpy(&x[p], o.panel + p * o.panel_size + k * kStep, sizeof x[p]);
-    for (int r = 0; r < R; ++r) {
-      int32_t pair;
-      std::memcpy(&pair, w + r * o.row_bytes + 4 * k, sizeof pair);
-      const auto word = _mm512_set1_epi32(pair);
-      __m512bh weight;
-      std::memcpy(&weight, &word, sizeof weight);
-      for (int p = 0; p < P; ++p) acc[p][r] = _mm512_dpbf16_ps(acc[p][r], x[p], weight);
-    }
-  }
-  for (int p = 0; p < P; ++p)
-    for (int r = 0; r < R; ++r) _mm512_store_ps(sums + p * kSums + (row + r) * kPanelRows, acc[p][r]);
-}
-
-/// The same for R rows of one panel: a register holds a pair of each of 16 rows of w, so that its lanes are all of use.
-template <int R>
-INTROSPECT_AVX512_BFLOAT16 [[gnu::always_inline]] inline void pairs_of_few(const Operands& o, int64_t row,
-                                                                           float* sums) {
-  __m512 acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
-  const char* w = o.w + row * o.row_bytes;
-  for (int64_t s = 0; s < o.steps; ++s) {
-    __m512i words[16];
-    for (int i = 0; i < 16; ++i) words[i] = _mm512_loadu_si512(w + i * o.row_bytes + s * 64);
-    transpose(words);
-    for (int k = 0; k < 16; ++k) {
-      __m512bh weight;
-      std::memcpy(&weight, &words[k], sizeof weight);
-      for (int r = 0; r < R; ++r) {
-        int32_t pair;
-        std::memcpy(&pair, o.panel + (s * 16 + k) * kStep + 2 * r, sizeof pair);
-        const auto word = _mm512_set1_epi32(pair);
-        __m512bh x;
-        std::memcpy(&x, &word, sizeof x);
-        acc[r] = _mm512_dpbf16_ps(acc[r], x, weight);
-      }
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int i = 0; i < 16; ++i) sums[(row + i) * kPanelRows + r] = acc[r][i];
-}
-
-struct Pairs {
-  template <int P>
-  INTROSPECT_AVX512_BFLOAT16 static void multiply(const Operands& o, float* sums) {
-    if (P == 1 && o.rows <= 4 && !o.add) {
-      for (int64_t row = 0; row < kBlockRows; row += kPanelRows)
-        o.rows == 1 ? pairs_of_few<1>(o, row, sums) : pairs_of_few<4>(o, row, sums);
-      return;
-    }
-    constexpr int R = 16 / P;  // sixteen sums hide the latency of one
-    for (int64_t row = 0; row < kBlockRows; row += R) pairs<P, R>(o, row, sums);
-  }
-};
-
-#if INTROSPECT_AMX_KERNELS
-
-struct Tiles {
-  WholeTiles whole;
-
-  /// 32 products at a time for two tiles of w and P panels: the sums are tiles 0 to 3, w's tiles 4 and 5, x's 6 and 7.
-  template <int P>
-  INTROSPECT_AMX static void multiply(const Operands& o, float* sums) {
-    const char *w = o.w, *x = reinterpret_cast<const char*>(o.panel),
-               *x1 = reinterpret_cast<const char*>(o.panel + o.panel_size), *next = o.next;
-    const int64_t stride = o.row_bytes, below = kPanelRows * stride;
-    __asm__ volatile("" ::: "memory");  // the compiler does not know that a tile's load reads memory
-    if (o.add) {
-      _tile_loadd(0, sums, 64);
-      _tile_loadd(1, sums + kSums / 2, 64);
-      if constexpr (P == 2) {
-        _tile_loadd(2, sums + kSums, 64);
-        _tile_loadd(3, sums + kSums + kSums / 2, 64);
-      }
-    } else {
-      _tile_zero(0);
-      _tile_zero(1);
-      if constexpr (P == 2) {
-        _tile_zero(2);
-        _tile_zero(3);
-      }
-    }
-    for (int64_t s = 0; s < o.steps; ++s, w += 64, x += 1024, x1 += 1024) {
-      _tile_loadd(4, w, stride);
-      _tile_loadd(6, x, 64);
-      _tile_loadd(5, w + below, stride);
-      _tile_dpbf16ps(0, 4, 6);
-      if constexpr (P == 2) _tile_loadd(7, x1, 64);
-      _tile_dpbf16ps(1, 5, 6);
-      if constexpr (P == 2) {
-        _tile_dpbf16ps(2, 4, 7);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-      if (next) {
-        for (int64_t r = 0; r < kBlockRows; ++r) _mm_prefetch(next + r * stride, _MM_HINT_T1);
-        next += 64;
-      }
-    }
-    _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + kSums / 2, 64);
-    if constexpr (P == 2) {
-      _tile_stored(2, sums + kSums, 64);
-      _tile_stored(3, sums + kSums + kSums / 2, 64);
-    }
-    __asm__ volatile("" ::: "memory");
-  }
-};
-
-#endif
 
 /// Blocks of w over some steps as the kernels take them: in place, or a copy on cache lines, zero where w ends.
 class Blocks {
@@ -199,9 +69,9 @@ class Blocks {
     std::fill(copy_.get() + n * width_, copy_.get() + (end - begin) * kBlockRows * width_, BFloat16(0.0f));
   }
 
-  Operands at(int64_t block, int64_t step, int64_t steps) const {
+  BlockOperands at(int64_t block, int64_t step, int64_t steps) const {
     const int64_t n = block * kBlockRows, k = step * kStep, rows = std::min(kBlockRows, o_.N - n);
-    Operands out;
+    BlockOperands out;
     out.panel_size = o_.panel_size();
     out.steps = steps;
     out.add = step > 0;
@@ -278,9 +148,9 @@ void sweep(const Product& o) {
   const int64_t grain =
       std::max<int64_t>(1, std::min(kBytesPerTask / block_bytes, kFlopsPerTask / block_flops));
 #if INTROSPECT_AMX_KERNELS
-  const auto blocks = bfloat16_products() == "tiles" ? multiply_blocks<Tiles> : multiply_blocks<Pairs>;
+  const auto blocks = bfloat16_products() == "tiles" ? multiply_blocks<ByTiles> : multiply_blocks<ByPairs>;
 #else
-  const auto blocks = multiply_blocks<Pairs>;
+  const auto blocks = multiply_blocks<ByPairs>;
 #endif
   parallel_for(0, (o.N + kBlockRows - 1) / kBlockRows, grain,
                [&](int64_t begin, int64_t end) { blocks(o, begin, end); });

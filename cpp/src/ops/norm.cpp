@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "core/parallel.h"
+#include "core/reused_memory.h"
 #include "introspect/core/check.h"
 #include "ops/vector.h"
 
@@ -76,10 +77,10 @@ void for_rows(const torch::Tensor& x, const Rows& rows) {
 torch::Tensor rms_by_kernel(const torch::Tensor& x_any, const torch::Tensor& weight, double eps) {
   const auto x = x_any.contiguous();
   const int64_t D = x.size(-1);
-  auto out = at::empty(x.sizes(), x.options());
+  auto out = reused_empty(x.sizes(), x.options());
   const auto run = [&]<typename T, typename W>(const T* in, const W* w, T* to) {
     for_rows(x, [&](int64_t first, int64_t last) {
-      with_lanes([&](auto lanes) INTROSPECT_INLINED {
+      with_rounding_lanes([&](auto lanes) INTROSPECT_INLINED {
         normalize_rows<decltype(lanes)>(in, w, to, D, static_cast<float>(eps), first, last);
       });
     });
@@ -136,7 +137,7 @@ torch::Tensor rms_scale(const torch::Tensor& x, double eps) {
   auto out = at::empty(sizes, rows.options().dtype(torch::kFloat32));
   float* to = out.mutable_data_ptr<float>();
   for_rows(rows, [&](int64_t first, int64_t last) {
-    with_lanes([&](auto lanes) INTROSPECT_INLINED {
+    with_rounding_lanes([&](auto lanes) INTROSPECT_INLINED {
       if (rows.scalar_type() == torch::kFloat32)
         scale_rows<decltype(lanes)>(rows.const_data_ptr<float>(), to, D, static_cast<float>(eps), first,
                                     last);

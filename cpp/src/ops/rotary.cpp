@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "core/parallel.h"
+#include "core/reused_memory.h"
 #include "introspect/core/check.h"
 #include "ops/vector.h"
 
@@ -105,8 +106,8 @@ struct Rotation {
 template <typename V, typename T>
 INTROSPECT_INLINE void rotate_rows(const T* x, const T* cos, const T* sin, T* out, const Rotation& r,
                                    int64_t first, int64_t last) {
+  int64_t b = first / (r.H * r.T), h = first / r.T % r.H, t = first % r.T;
   for (int64_t row = first; row < last; ++row) {
-    const int64_t b = row / (r.H * r.T), h = row / r.T % r.H, t = row % r.T;
     const T* in = x + b * r.batch_stride + t * r.position_stride + h * r.K;
     const T* c = cos + b * r.angle_stride + t * r.half;
     const T* s = sin + b * r.angle_stride + t * r.half;
@@ -128,6 +129,9 @@ INTROSPECT_INLINE void rotate_rows(const T* x, const T* cos, const T* sin, T* ou
       to[r.half + i] = static_cast<T>(product(v, c[i]) + product(u, s[i]));
     }
     for (i = 2 * r.half; i < r.K; ++i) to[i] = in[i];
+    if (++t < r.T) continue;
+    t = 0;
+    if (++h == r.H) h = 0, ++b;
   }
 }
 
@@ -144,10 +148,10 @@ torch::Tensor rotated(const torch::Tensor& x_BTHK, const torch::Tensor& cos, con
   const int64_t B = x_BTHK.size(0), T_ = x_BTHK.size(1), H = x_BTHK.size(2), K = x_BTHK.size(3);
   const int64_t half = cos.size(-1);
   const Rotation r = {T_, H, K, half, x_BTHK.stride(0), x_BTHK.stride(1), cos.size(0) == 1 ? 0 : T_ * half};
-  auto out_BHTK = at::empty({B, H, T_, K}, x_BTHK.options());
+  auto out_BHTK = reused_empty({B, H, T_, K}, x_BTHK.options());
   T* out = out_BHTK.template mutable_data_ptr<T>();
   parallel_for(0, B * H * T_, std::max<int64_t>(1, kElementsPerTask / K), [&](int64_t first, int64_t last) {
-    with_lanes([&](auto lanes) INTROSPECT_INLINED {
+    with_rounding_lanes([&](auto lanes) INTROSPECT_INLINED {
       rotate_rows<decltype(lanes)>(x_BTHK.const_data_ptr<T>(), cos.const_data_ptr<T>(),
                                    sin.const_data_ptr<T>(), out, r, first, last);
     });

@@ -7,6 +7,7 @@
 
 #include "core/on_device.h"
 #include "core/parallel.h"
+#include "core/reused_memory.h"
 #include "ops/exponential.h"
 #include "ops/vector.h"
 
@@ -180,7 +181,7 @@ template <typename T>
 torch::Tensor run(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                   const TokenTree& tree, double scale, double soft_cap, const torch::Tensor& sinks_H) {
   const int64_t n_queries = q.size(1), H = q.size(2), K = q.size(3), G = k.size(1), n_keys = k.size(2);
-  auto out = at::empty({1, n_queries, H, K}, q.options());
+  auto out = reused_empty({1, n_queries, H, K}, q.options());
   const Operands<T> o = {{q.const_data_ptr<T>(), q.stride(2), q.stride(1)},
                          {k.const_data_ptr<T>(), k.stride(1), k.stride(2)},
                          {v.const_data_ptr<T>(), v.stride(1), v.stride(2)},
@@ -197,7 +198,7 @@ torch::Tensor run(const torch::Tensor& q, const torch::Tensor& k, const torch::T
                          scale,
                          soft_cap};
   parallel_for(0, n_queries, 8, [&](int64_t first, int64_t last) {
-    with_lanes([&](auto lanes) INTROSPECT_INLINED { attend_rows<decltype(lanes)>(o, first, last); });
+    with_rounding_lanes([&](auto lanes) INTROSPECT_INLINED { attend_rows<decltype(lanes)>(o, first, last); });
   });
   return out;
 }

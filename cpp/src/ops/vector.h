@@ -16,6 +16,7 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define INTROSPECT_X86_KERNELS 1
 #define INTROSPECT_AVX512 __attribute__((target("arch=x86-64-v4")))
+#define INTROSPECT_AVX512_BFLOAT16 __attribute__((target("arch=x86-64-v4,avx512bf16")))
 #define INTROSPECT_AVX2 __attribute__((target("arch=x86-64-v3")))
 #else
 #define INTROSPECT_X86_KERNELS 0
@@ -127,6 +128,43 @@ inline bool has_avx2() {
   return has;
 }
 
+inline bool has_avx512_bfloat16() {
+  static const bool has = has_avx512() && __builtin_cpu_supports("avx512bf16");
+  return has;
+}
+
+/// Sixteen floats, rounded to bfloat16 by the processor's own instruction, which takes numbers below 2^-126 for zero.
+struct RoundingLanes : Lanes<16> {
+  INTROSPECT_INLINE static Halves halves(const Floats& v) {
+    Halves h;
+    __asm__("vcvtneps2bf16 %1, %0" : "=v"(h) : "v"(v));
+    return h;
+  }
+
+  using Lanes<16>::store;
+  INTROSPECT_INLINE static void store(c10::BFloat16* p, const Floats& v) {
+    const Halves h = halves(v);
+    std::memcpy(p, &h, sizeof h);
+  }
+
+  template <typename T>
+  INTROSPECT_INLINE static Floats rounded_to(const Floats& v) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return v;
+    } else {
+      const Words w = __builtin_convertvector(halves(v), Words) << 16;
+      Floats out;
+      std::memcpy(&out, &w, sizeof out);
+      return out;
+    }
+  }
+};
+
+template <typename Body>
+INTROSPECT_AVX512_BFLOAT16 void with_avx512_bfloat16(const Body& body) {
+  body(RoundingLanes{});
+}
+
 template <typename Body>
 INTROSPECT_AVX512 void with_avx512(const Body& body) {
   body(Lanes<16>{});
@@ -149,6 +187,15 @@ void with_lanes(const Body& body) {
   if (has_avx2()) return with_avx2(body);
 #endif
   body(Lanes<4>{});
+}
+
+/// The same with the processor's own rounding to bfloat16 where it has that: for what writes many of them.
+template <typename Body>
+void with_rounding_lanes(const Body& body) {
+#if INTROSPECT_X86_KERNELS
+  if (has_avx512_bfloat16()) return with_avx512_bfloat16(body);
+#endif
+  with_lanes(body);
 }
 
 }  // namespace introspect::ops
