@@ -59,7 +59,7 @@ void DoseSearch::take(const std::map<double, double>& doses) {
     is_unreachable_ = doses_.rbegin()->first >= kLargest * scale_ * 0.999;
   else if (below == doses_.end())
     is_unreachable_ = above->first <= kSmallest * scale_;
-  else if (above->first / below->first - 1 < 1e-12)
+  else if (above->first / below->first - 1 < 1e-6)
     found_ = above->first;  // it jumps there
 }
 
