@@ -23,6 +23,8 @@ struct Packing {
     /// [E, out, in / 32], powers of two less 127; read as [E, in, out]. Source: OCP Microscaling Formats 1.0 and
     /// openai/gpt-oss, gpt_oss/torch/weights.py.
     mxfp4,
+    /// NF4, FP4 and int8 rows, each tensor with its own description: see io/bitsandbytes.h.
+    bitsandbytes,
   };
   Method method = Method::gptq;
   int64_t bits = 4;         // gptq: 2, 4 or 8

@@ -112,6 +112,11 @@ std::optional<io::Packing> read_packing(const json& config, const Family& family
     out.method = io::Packing::Method::mxfp4;
     return out;
   }
+  // Of two kinds in one file, and each matrix says which it is.
+  if (method == "bitsandbytes") {
+    out.method = io::Packing::Method::bitsandbytes;
+    return out;
+  }
   check<ConfigError>(
       method == "gptq" || method == "awq", kConfigJson, "the weights are quantised by ",
       excerpt(method.empty() ? describe(given) : method),

@@ -1,11 +1,13 @@
-"""Weights packed by GPTQ, AWQ and MXFP4 against transformers on the same weights, unpacked.
+"""Weights packed by GPTQ, AWQ, bitsandbytes and MXFP4 against transformers on the same weights, unpacked.
 
 The oracles are written from the formats' documentation, element by element: AutoGPTQ's qlinear_cuda_old.py and
-AutoAWQ's packing_utils.py for the order of bits; MXFP4 has transformers' convert_moe_packed_tensors. A scale of float16
-times a whole number is exact in float32, so that the models agree as models of equal weights do.
+AutoAWQ's packing_utils.py for the order of bits, bitsandbytes' functional.py (itself: slow/test_bitsandbytes.py). MXFP4
+has transformers' convert_moe_packed_tensors. A scale of float16 times a whole number is exact in float32, so that the
+models agree as models of equal weights do.
 """
 
 import json
+import struct
 
 import pytest
 import torch
@@ -73,6 +75,55 @@ def awq(rng, n_out, n_in, group_size):
     return W, {"qweight": words(q), "qzeros": words(zeros), "scales": scales}
 
 
+NF4 = [-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0,
+       0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626, 0.7230, 1.0]  # fmt: skip
+
+
+def float32(value):
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
+def four_bits(rng, n_out, n_in, block, nested_block=None):
+    """bitsandbytes' 4 bits: blocks run over the ends of rows, and the last may be short."""
+    n = n_out * n_in
+    n_blocks = -(-n // block)
+    codes = torch.randint(0, 16, (n,), generator=rng)
+    padded = torch.cat([codes, codes.new_zeros(n % 2)])
+    table, state = (
+        torch.tensor(NF4),
+        {"quant_type": "nf4", "blocksize": block, "dtype": "bfloat16", "shape": [n_out, n_in]},
+    )
+    parts = {"weight": (padded[::2] * 16 + padded[1::2]).to(torch.uint8).unsqueeze(1), "weight.quant_map": table}
+    if nested_block is None:
+        scales = parts["weight.absmax"] = torch.rand(n_blocks, generator=rng) * 0.1
+    else:
+        offset, of_bytes = 0.05, torch.randn(256, generator=rng)
+        bytes_ = torch.randint(0, 256, (n_blocks,), generator=rng)
+        per = torch.rand(-(-n_blocks // nested_block), generator=rng) * 0.02
+        scales = torch.tensor([
+            float32(float32(float(of_bytes[bytes_[b]]) * float(per[b // nested_block])) + float32(offset))
+            for b in range(n_blocks)
+        ])  # fmt: skip
+        parts |= {
+            "weight.absmax": bytes_.to(torch.uint8),
+            "weight.nested_absmax": per,
+            "weight.nested_quant_map": of_bytes,
+        }
+        state |= {"nested_blocksize": nested_block, "nested_dtype": "float32", "nested_offset": offset}
+    parts["weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    W = [float32(float(table[codes[i]]) * float(scales[i // block])) for i in range(n)]
+    return torch.tensor(W, dtype=torch.float64).view(n_out, n_in), parts
+
+
+def int8_rows(rng, n_out, n_in):
+    q = torch.randint(-127, 128, (n_out, n_in), generator=rng)
+    scb = torch.rand(n_out, generator=rng) * 0.3
+    W = torch.tensor([
+        [float32(float32(int(q[o, i]) * float(scb[o])) * float32(1 / 127)) for i in range(n_in)] for o in range(n_out)
+    ], dtype=torch.float64)  # fmt: skip
+    return W, {"weight": q.to(torch.int8), "SCB": scb, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+
+
 def pack(theirs, folder, quantization, make):
     """Write the model with its blocks' matrices packed, and give it the weights that they stand for."""
     state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
@@ -129,6 +180,83 @@ def test_awq(group_size, tmp_path, rng):
     ours = introspect.load_model(tmp_path, dtype=torch.float64)
     tokens = torch.randint(3, 101, (2, 12), generator=rng)
     torch.testing.assert_close(ours(tokens), exact_forward(theirs, tokens).logits, **EXACT)
+
+
+BITSANDBYTES = {
+    "4 bits": (four_bits, 64),
+    "4 bits, blocks over the ends of rows": (four_bits, 24),
+    "4 bits, packed scales": (four_bits, 16, 5),
+    "8 bits": (int8_rows,),
+}
+
+
+@pytest.mark.parametrize("kind", BITSANDBYTES)
+def test_bitsandbytes(kind, tmp_path, rng):
+    make, *sizes = BITSANDBYTES[kind]
+    theirs = tiny()
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": make is four_bits}
+    pack(theirs, tmp_path, quantization, lambda o, i: make(rng, o, i, *sizes))
+    ours = introspect.load_model(tmp_path, dtype=torch.float64)
+    tokens = torch.randint(3, 101, (2, 12), generator=rng)
+    torch.testing.assert_close(ours(tokens), exact_forward(theirs, tokens).logits, **EXACT)
+
+
+Q_PROJ = "model.layers.0.self_attn.q_proj."
+
+
+def no_block(stored, state):
+    state["blocksize"] = 0
+
+
+def cut_codes(stored, state):
+    stored[Q_PROJ + "weight"] = stored[Q_PROJ + "weight"][:-1]
+
+
+def no_map(stored, state):
+    stored.pop(Q_PROJ + "weight.quant_map")
+
+
+def short_scales(stored, state):
+    stored[Q_PROJ + "weight.absmax"] = stored[Q_PROJ + "weight.absmax"][:-1]
+
+
+def float_codes(stored, state):
+    stored[Q_PROJ + "weight"] = stored[Q_PROJ + "weight"].float()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (no_block, "blocksize must be positive, got 0"),
+        (cut_codes, "q_proj.weight' must be"),
+        (no_map, "quant_map' of a packed matrix .* is missing"),
+        (short_scales, "absmax' must be"),
+        (float_codes, "stored as F32"),
+    ],
+)
+def test_parts_of_bitsandbytes_that_do_not_fit_are_said(change, words, tmp_path, rng):
+    from safetensors.torch import load_file
+
+    pack(tiny(), tmp_path, {"quant_method": "bitsandbytes"}, lambda o, i: four_bits(rng, o, i, 64))
+    stored = load_file(tmp_path / "model.safetensors")
+    key = Q_PROJ + "weight.quant_state.bitsandbytes__nf4"
+    state = json.loads(bytes(stored[key].tolist()))
+    change(stored, state)
+    stored[key] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    save_file({k: v.contiguous() for k, v in stored.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(introspect.ConfigError, match=words):
+        introspect.load_model(tmp_path)
+
+
+def test_int8_in_another_order_is_refused(tmp_path, rng):
+    from safetensors.torch import load_file
+
+    pack(tiny(), tmp_path, {"quant_method": "bitsandbytes"}, lambda o, i: int8_rows(rng, o, i))
+    stored = load_file(tmp_path / "model.safetensors")
+    stored[Q_PROJ + "weight_format"].fill_(2)
+    save_file(stored, tmp_path / "model.safetensors")
+    with pytest.raises(introspect.ConfigError, match="stands in another order"):
+        introspect.load_model(tmp_path)
 
 
 def test_mxfp4_experts_of_gpt_oss(tmp_path, rng):
