@@ -47,7 +47,7 @@ HEADLINES = {
 
 
 def figures(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
-    """Lines of Markdown: a row a figure, a column a model; under them a row of what became of the claims."""
+    """Lines of Markdown: a row a figure, a column a model."""
     models = list(ran)
     heads = [
         ", ".join([model, *sorted({one.model["dtype"] for one in found.values()})]) for model, found in ran.items()
@@ -67,8 +67,6 @@ def figures(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
                 published = "; ".join(stated(one) for one in replication.published(figure))
             title = f"`{name}`" if i == 0 else ""
             lines.append(f"| {title} | {headline} ({unit}) | {' | '.join(cells)} | {published} |")
-        marks = [outcomes(ran[model][name]) if name in ran[model] else "" for model in models]
-        lines.append(f"| | *claims* | {' | '.join(marks)} | |")
     return lines
 
 
@@ -111,20 +109,34 @@ def tested(replication: atlas.Replication) -> list[tuple[str, Rung]]:
     return found
 
 
-def outcomes(replication: atlas.Replication) -> str:
-    """How many concepts, and the claims that were tested by what became of each, with effects or bounds."""
-    by_mark: dict[str, list[str]] = {}
-    for mark, rung in tested(replication):
-        said = ""
-        if rung.name in ("live", "concepts"):
-            pass
-        elif mark in "≈?" and rung.bound is not None:
-            said = f" (within ±{number(rung.bound, rung.unit).lstrip('+')})"
-        elif rung.effect is not None:
-            said = f" ({number(rung.effect, rung.unit)})"
-        by_mark.setdefault(mark, []).append(rung.title + said)
-    listed = "; ".join(f"{mark} {', '.join(titles)}" for mark, titles in by_mark.items())
-    return f"n = {len(replication.settings['concepts'])}: {listed}"
+def claims(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
+    """Lines of Markdown: a row a claim that was tested, a column a model."""
+    models = list(ran)
+    lines = [f"| entry | n | claim | {' | '.join(models)} |", "|---" * (len(models) + 3) + "|"]
+    for name in labels(ran):
+        of_model = {model: tested(ran[model][name]) for model in models if name in ran[model]}
+        run = {rung.title for listed in of_model.values() for _, rung in listed}
+        in_order = [rung.title for rung in ran[next(iter(of_model))][name].claims.rungs]
+        counts = [str(len(ran[model][name].settings["concepts"])) if name in ran[model] else "–" for model in models]
+        n = counts[0] if len(set(counts)) == 1 else ", ".join(counts)
+        for i, title in enumerate(sorted(run, key=in_order.index)):
+            cells = [
+                next((said(mark, rung) for mark, rung in of_model.get(model, []) if rung.title == title), "")
+                for model in models
+            ]
+            about = f"`{name}` | {n}" if i == 0 else " |"
+            lines.append(f"| {about} | {title} | {' | '.join(cells)} |")
+    return lines
+
+
+def said(mark: str, rung: Rung) -> str:
+    """The mark, and beside it the bound of what is open or equivalent, or else the effect."""
+    unit = rung.unit if rung.unit in ("nats", "share") else ""
+    if rung.name in ("live", "concepts") or rung.effect is None:
+        return mark
+    if mark in "≈?" and rung.bound is not None:
+        return f"{mark} ±{number(rung.bound, unit).lstrip('+')}".rstrip()
+    return f"{mark} {number(rung.effect, unit)}".rstrip()
 
 
 def rows(ran: dict[str, dict[str, atlas.Replication]]) -> dict[str, list[dict[str, Any]]]:
@@ -155,27 +167,6 @@ def write(path: Path, found: dict[str, list[dict[str, Any]]]) -> None:
     path.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
 
 
-def verdicts(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
-    """Lines of Markdown: of every entry and model the rungs that were run."""
-    lines = ["| entry | model | n | what the rungs say |", "|---|---|---|---|"]
-    for name in labels(ran):
-        for model, found in ran.items():
-            if name not in found:
-                continue
-            said = []
-            for rung in found[name].claims.rungs:
-                if rung.verdict == "not run" or rung.name == "live":
-                    continue
-                effect = "" if rung.effect is None else f" {number(rung.effect, rung.unit, rung.interval)}"
-                felled = [one["name"] for one in rung.contrasts if one["name"] in rung.felled_by]
-                more = f" and {len(felled) - 1} more" if len(felled) > 1 else ""
-                said.append(f"{rung.mark} {rung.title}{effect}" + (f" (by {felled[0]}{more})" if felled else ""))
-            live = found[name].claims["live"]
-            dead = [] if live.verdict == "holds" else [f"{live.mark} {live.title}: {live.sentence}"]
-            lines.append(f"| `{name}` | {model} | {len(found[name].settings['concepts'])} | {'; '.join(dead + said)} |")
-    return lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -188,7 +179,7 @@ def main() -> None:
         model, _, folders = one.partition("=")
         paths = [path for folder in folders.split(",") for path in sorted(Path(folder).rglob("*.json"))]
         ran[model] = {label(one): one for one in map(atlas.Replication.load, paths)}
-    print("\n".join([*figures(ran), "", *verdicts(ran)]))
+    print("\n".join([*figures(ran), "", *claims(ran)]))
     if given.json:
         write(given.json, rows(ran))
 
