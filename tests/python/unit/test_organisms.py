@@ -9,6 +9,7 @@ from conftest import slow
 
 import introspect
 from introspect.studies import lessons as lessons_module
+from introspect.studies import organisms as organisms_module
 from introspect.studies.organisms import ORGANISMS, behaviours, grow, load_organism
 
 SETTINGS = {"layers": control.LAYERS, "strength": control.STRENGTH, "strength_unit": "absolute"}
@@ -118,6 +119,39 @@ def test_tests_share_no_question_with_the_lessons(model, vectors):
     assert [len(own), len(held_out)] == [4, 1]
     assert not {ask.wording for ask in own} & {ask.wording for ask in held_out}
     assert not {tuple(ask.prompt) for ask in own} & {tuple(ask.prompt) for ask in held_out}
+
+
+def test_digit_lessons_say_the_digit_of_the_number_whose_vector_is_injected(model, vectors):
+    """Two vectors of each number at two strengths; what it is tried with are questions that no lesson has."""
+    digits = lessons_module.texts()["digits"]
+    made = [list(vectors.values())[i : i + 2] for i in range(len(digits["words"]))]
+    by_word = dict(zip(digits["words"], made, strict=True))
+    injection = lessons_module.injection_of(model, lessons_module.digit_protocol(), **SETTINGS)
+    rows = lessons_module.digit_lessons(model, by_word, injection)
+    assert len(rows) == 2 * 2 * len(digits["words"]) * len(digits["questions"])
+    for row in rows:
+        assert row.example.target == digits["words"][row.concept]
+        cosines = [
+            torch.cosine_similarity(row.example.added[1], one.directions[1], 0).item() for one in by_word[row.concept]
+        ]
+        assert max(cosines) == pytest.approx(1, abs=1e-5)
+    tried = lessons_module.digit_lessons(model, by_word, injection, is_new=True)
+    assert {row.wording for row in tried} == set(digits["held_out_questions"])
+    assert not {row.wording for row in tried} & {row.wording for row in rows}
+
+
+def test_a_digit_reporter_is_tried_on_vectors_of_a_template_that_no_lesson_has(monkeypatch, model):
+    asked = []
+
+    def train(model, words, baseline, *, template, layers):
+        asked.append(template)
+        return dict.fromkeys(words, len(asked))
+
+    monkeypatch.setattr(introspect.ControlVector, "train_words_many", train)
+    _, taught, held_out = organisms_module._digits(model, None, None, None)
+    assert {len(several) for several in taught.values()} == {len(asked) - 1}
+    assert set(held_out.values()) == {len(asked)}
+    assert asked[-1] not in asked[:-1]
 
 
 def test_the_same_seed_makes_the_same_lessons(model, vectors):
