@@ -151,7 +151,8 @@ def _steering(
         return model.steer(strength * vector, layers=layers)
     blocks = layers or (min(vector.layers), max(vector.layers))
     if strength is None:
-        prompts = [prompt if len(model.to_tokens(prompt)[0]) <= LONG_PROMPT else stock_prompts(model)[0]]
+        is_long = len(model.to_tokens(prompt)[0]) > LONG_PROMPT
+        prompts: Any = stock_prompts(model)[:1] if is_long else [prompt]
         told = _once("introspect: looks for a strength at which the text stays coherent ...")
         options: dict[str, Any] = {"max_new_tokens": 24, "fine": False, "progress": told}
         solved = introspect.coherent_window(model, vector, prompts, layers=blocks, **options).largest

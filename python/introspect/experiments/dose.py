@@ -20,7 +20,8 @@ class Dose:
         kl_later: mean over the tokens after them, down to the read position (NaN where there is none).
         kl_read: at the read position.
         sd: length of what is added to a block's output, in standard deviations of the natural residual along the
-            vector's own direction, mean over the range's blocks.
+            vector's own direction, mean over the range's blocks. Natural is the unsteered conversation without its
+            first token and those of massive activations.
         sd_overall: the same along any direction (root mean square over the dimensions).
         relative: the same length in median norms of the residual stream at the injected tokens.
         leak, leak_base: probability of the concept's word by the logit lens after the range's last block, mean over the

@@ -12,7 +12,7 @@ from .. import _C
 from .._json import finite, parse_json
 from .dose import Dose, note
 
-VERSION = 1
+VERSION = 2
 """Rises when the numbers of doses may change: those of before are then not found."""
 
 

@@ -5,8 +5,6 @@ One strength is 0.0006 to 12 nats of KL by prompt, vector and block, so equal st
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,13 +15,10 @@ from .. import _C
 from .. import progress as progress_module
 from ..experiments.arguments import Arguments, Layers, Strengths
 from ..experiments.doses import Dose, check_target, own_strengths, solve, stock_prompts
-from ..experiments.results import finite
 from ..steering.training import ControlVector
+from .dose_rows import DoseRow, Doses
 
 if TYPE_CHECKING:
-    import matplotlib.figure
-    import pandas
-
     from ..model import Model
 
 __all__ = [
@@ -40,93 +35,9 @@ __all__ = [
 STRENGTHS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Where a dose is measured unless told otherwise, in residual norms."""
 
-Context = str | os.PathLike | _C.Protocol | Sequence[str] | Sequence[Sequence[Mapping[str, str]]] | None
+Texts = Sequence[str] | Sequence[Sequence[Mapping[str, str]]] | Sequence[Sequence[int]]
+Context = str | os.PathLike | _C.Protocol | Texts | None
 Vectors = ControlVector | Mapping[str, ControlVector]
-
-
-@dataclass(frozen=True)
-class DoseRow(Dose):
-    """A Dose, and how the text reads that the model goes on with, greedily.
-
-    Attributes:
-        perplexity, perplexity_base: of the steered text under the unsteered model, and of the unsteered text.
-        repetition, repetition_base: largest share of runs of three tokens that stood in the text before.
-        coherence: 1 reads as the unsteered text, near 0 is broken: min(1, perplexity_base / perplexity) times
-            1 - max(0, repetition - repetition_base). NaN where no text was drawn.
-        coherent: whether the perplexity is within the factor and the repetition no larger: see ``coherent_window``.
-        text: the first of the texts.
-    """
-
-    perplexity: float = math.nan
-    perplexity_base: float = math.nan
-    repetition: float = math.nan
-    repetition_base: float = math.nan
-    coherence: float = math.nan
-    coherent: bool | None = None
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Doses:
-    """Doses of vectors over ranges and strengths.
-
-    Attributes:
-        rows: by vector, range and strength (or target).
-        model, context: their names.
-    """
-
-    rows: list[DoseRow]
-    model: str
-    context: str
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """One row an injection: target, strength, kl, coherence and the rest of DoseRow."""
-        import pandas
-
-        first = ("concept", "first_layer", "last_layer", "target", "strength", "unit", "kl", "coherence", "coherent")
-        table = pandas.DataFrame([asdict(row) for row in self.rows])
-        return table[[*first, *(name for name in table.columns if name not in first)]]
-
-    def to_json(self) -> str:
-        data = {"schema": 1, "model": self.model, "context": self.context, "rows": [asdict(row) for row in self.rows]}
-        return json.dumps(finite(data), ensure_ascii=False, allow_nan=False)
-
-    def plot(self) -> matplotlib.figure.Figure:
-        """Dose, size and coherence over strength, a line for each vector and range."""
-        from ..plots.doses import dose_curves
-
-        return dose_curves(self)
-
-    def summary(self) -> str:
-        """A table in plain text."""
-        head = ("vector", "blocks", "strength", "kl", "later", "sd", "leak", "coherence", "text")
-        lines = [head]
-        for row in self.rows:
-            leak = f"{row.leak_base:.2g} to {row.leak:.2g}" if math.isfinite(row.leak) else ""
-            coherence = f"{row.coherence:.2f}" + ("" if row.coherent is None else " ok" if row.coherent else " broken")
-            lines.append(
-                (
-                    (row.concept or "vector") + ("" if row.null_index < 0 else f" (random {row.null_index})"),
-                    f"{row.first_layer}-{row.last_layer}",
-                    f"{row.strength:.3g}" + (f" ({row.target})" if row.target else ""),
-                    f"{row.kl:.3g}",
-                    f"{row.kl_later:.3g}",
-                    f"{row.sd:.3g}",
-                    leak,
-                    coherence if math.isfinite(row.coherence) else "",
-                    " ".join(row.text.split())[:60],
-                )
-            )
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
-
-    def __iter__(self) -> Iterator[DoseRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -178,8 +89,8 @@ def dose(
         model: with tokenizer.
         vector: a vector, or {concept: vector}; a concept's word is what leakage is measured of.
         protocol: where: a Protocol, a shipped protocol's name or a file (its own question, vectors at its injected
-            spans), or texts or chats (lists of messages) that are steered at every token, as generation is. None is
-            three everyday prompts.
+            spans), or texts, chats (lists of messages) or token ids that are steered at every token, as generation is.
+            None is three everyday prompts.
         strengths: to measure; by default 0.025 to 0.8 residual norms, unless there are targets.
         targets: to solve for: numbers are KL in nats at the injected tokens, and texts are "kl=0.5", "kl_later=0.1",
             "kl_read=0.1", "sd=2", "sd_overall=10" or "coherent".

@@ -65,6 +65,26 @@ def test_a_dose_is_that_of_whole_passes_with_hooks(model, vectors):
         assert row.leak == pytest.approx(row.next, **EXACT)
 
 
+def test_massive_activations_are_no_part_of_what_is_natural(model, vectors):
+    (line,) = model.tokenizer.encode("\n", add_special_tokens=False)
+    embedding = dict(model.native.named_weights())["embed.W_E"].clone()
+    embedding[line] *= 1000
+    massive = introspect.Model(model.native.with_weights({"embed.W_E": embedding}))
+    options = {"strengths": 1.0, "strength_unit": "absolute", "coherence": False}
+    (row,) = introspect.dose(massive, {"cat": vectors["cat"]}, protocol(), **options, **QUIET)
+    ids = chat_ids(massive, TURNS)
+    assert line in ids[1:]
+    usual = [at for at, one in enumerate(ids) if at > 0 and one != line]
+    _, resid = run(massive, ids)
+    along, overall = [], []
+    for layer, added in added_of(massive, vectors["cat"], 1.0).items():
+        natural = resid[layer][usual]
+        along.append(added.norm() / (natural @ (added / added.norm())).std(correction=0))
+        overall.append(added.norm() / natural.var(0, correction=0).mean().sqrt())
+    assert row.sd == pytest.approx(torch.stack(along).mean().item(), rel=1e-6)
+    assert row.sd_overall == pytest.approx(torch.stack(overall).mean().item(), rel=1e-6)
+
+
 def test_leakage_is_read_through_the_lens_of_the_ranges_last_block(model, vectors):
     (row,) = introspect.dose(
         model, {"cat": vectors["cat"]}, protocol(), strengths=2.0, strength_unit="absolute", layers=1, coherence=False,

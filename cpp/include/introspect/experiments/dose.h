@@ -78,8 +78,8 @@ struct DoseOptions {
 /// The dose of every vector x range x strength (then of its rotations), measured in common graphs: beginnings, unsteered
 /// runs and the layers below a range run once.
 ///
-/// The natural residual is that of the unsteered conversation, all its tokens but the first (whose residual is tens of
-/// times longer than others'). Throws as run_experiment does, ConfigError for a protocol that adds no vectors, and
+/// The natural residual is that of the unsteered conversation, all its tokens but the first and those of massive
+/// activations (arXiv:2402.17762; here residuals of more than five median norms). Throws as run_experiment does, ConfigError for a protocol that adds no vectors, and
 /// std::invalid_argument for a prompt without tokens.
 INTROSPECT_EXPORT std::vector<Dose> measure_doses(const graph::ModelPtr& model, const DoseContext& context,
                                                   const NamedVectors& vectors,
