@@ -112,11 +112,11 @@ class Pool:
                 if not waiting:
                     if in_order and drawn - given >= (1 + AHEAD) * self.n:
                         break
-                    task = next(source, None)
-                    if task is None:
+                    new = next(source, None)
+                    if new is None:
                         is_more = False
                         break
-                    waiting.append((drawn, task))
+                    waiting.append((drawn, new))
                     drawn += 1
                 n, task = waiting.popleft()
                 worker = self.idle.pop()
