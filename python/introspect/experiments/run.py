@@ -180,7 +180,8 @@ def run_experiment(
         top_k: also this many of the most raised and lowered tokens.
         directions: {name: vector}: also the residual at the read position on each of its unit directions.
         continuations: also the log-probability of these texts after the read position.
-        readouts: {name: parameter} of what else is read: those above by their names, and those of
+        readouts: {name: parameter} of what else is read: those above by their names, "injected_kl" (the dose of every
+            injection, rotations too: KL(injected || base) at the injected tokens, their mean), and those of
             ``register_readout``.
         store: a file that keeps every reading as it is made; readings found there are not made again.
         memory_budget: bytes of one pass, weights aside.
