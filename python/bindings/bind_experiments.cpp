@@ -310,7 +310,9 @@ Raises:
       .def_readonly("token_layers_asked", &RunPlan::token_layers_asked)
       .def_readonly("token_layers_to_run", &RunPlan::token_layers_to_run)
       .def_readonly("seconds", &RunPlan::seconds)
-      .def_readonly("peak_bytes", &RunPlan::peak_bytes);
+      .def_readonly("peak_bytes", &RunPlan::peak_bytes)
+      .def_readonly("passes", &RunPlan::passes)
+      .def_readonly("bytes_read", &RunPlan::bytes_read);
 
   py::class_<Store, std::shared_ptr<Store>>(m, "Store", R"doc(
 Finished readings of experiments on disk, by the hash of what was computed.
@@ -353,12 +355,12 @@ Raises:
 Takes over the cells of another store's file, which is only read; where both have a key, this store's value stays.
 Cells that are ``damaged`` are left out and counted.
 
-Raises:
-    IoError: no such file, or no store.
-    ValueError: it is this store.
 Args:
     unless_in: a third store: only cells that it lacks, and nothing of what runs have asked for.
 
+Raises:
+    IoError: no such file, or no store.
+    ValueError: it is this store.
 )doc")
       .def(
           "problems", [](const Held& store) { return store->problems(); },

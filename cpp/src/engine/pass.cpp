@@ -223,7 +223,8 @@ void Pass::run_block(int64_t layer, const std::function<void(int64_t)>& tick) {
   const models::Model* chunk_model = nullptr;
   const auto flush = [&] {
     for (; n_rows > 0;) {
-      const int64_t n = std::min(n_rows, plan_.rows_per_chunk());
+      const int64_t n_chunks = (n_rows + plan_.rows_per_chunk() - 1) / plan_.rows_per_chunk();
+      const int64_t n = (n_rows + n_chunks - 1) / n_chunks;  // of about one size: few rows are slow
       add_outputs(run_rows(*chunk_model, layer, first_row, n));
       tick(n);
       first_row += n;

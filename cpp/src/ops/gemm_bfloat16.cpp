@@ -15,10 +15,12 @@ namespace {
 
 using BFloat16 = c10::BFloat16;
 
-constexpr int64_t kMostRows = 512;    // of one sweep over w
-constexpr int64_t kCached = 1 << 19;  // numbers of x that stay in L2 while w passes by
-constexpr int64_t kStepsAtOnce = 12;  // of two panels and a block, which then stay in L1
-constexpr int64_t kBlocksAtOnce = 8;  // that pass by a part of x where all of it does not stay in L2
+constexpr int64_t kMostRows = 512;     // of one sweep over w
+constexpr int64_t kCached = 1 << 19;   // numbers of x that stay in L2 while w passes by
+constexpr int64_t kStepsAtOnce = 12;   // of two panels and a block, which then stay in L1
+constexpr int64_t kBlocksAtOnce = 8;   // that pass by a part of x where all of it does not stay in L2
+constexpr int64_t kUnpackedSteps = 8;  // of those steps, where w is unpacked: whole blocks of every encoding
+constexpr int64_t kFewPanels = 8;  // beside which unpacking is most of the work: of longer pieces of a row
 constexpr int64_t kBytesPerTask = 1 << 16, kFlopsPerTask = 1 << 22;  // either is worth a thread
 
 /// x [rows, K] as panels, times w [N, K] -> out [rows, N].
@@ -50,23 +52,9 @@ INTROSPECT_AVX512_BFLOAT16 void pack(const BFloat16* x, BFloat16* panels, int64_
 /// Blocks of w over some steps as the kernels take them: in place, or a copy on cache lines, zero where w ends.
 class Blocks {
  public:
-  Blocks(const Product& o, int64_t end, int64_t at_once, int64_t blocks_at_once)
-      : o_(o),
-        end_(end),
-        width_(o.unpack ? o.steps() * kStep : at_once * kStep),
-        copy_(kBlockRows * width_ * (o.unpack ? blocks_at_once : 1)) {
-    in_place_ = !o.unpack && reinterpret_cast<uintptr_t>(o.w) % 64 == 0 && o.K % kStep == 0;
-  }
-
-  /// Brings the blocks [begin, end) here, where w is not in memory as numbers.
-  void unpack(int64_t begin, int64_t end) {
-    if (!o_.unpack) return;
-    unpacked_ = begin;
-    const int64_t first_row = begin * kBlockRows, n = std::min(end * kBlockRows, o_.N) - first_row;
-    (*o_.unpack)(first_row, n, copy_.get(), width_);
-    for (int64_t r = 0; r < n && o_.K < width_; ++r)
-      std::fill(copy_.get() + r * width_ + o_.K, copy_.get() + (r + 1) * width_, BFloat16(0.0f));
-    std::fill(copy_.get() + n * width_, copy_.get() + (end - begin) * kBlockRows * width_, BFloat16(0.0f));
+  Blocks(const Product& o, int64_t end, int64_t at_once)
+      : o_(o), end_(end), width_(at_once * kStep), copy_(kBlockRows * width_) {
+    in_place_ = reinterpret_cast<uintptr_t>(o.w) % 64 == 0 && o.K % kStep == 0;
   }
 
   BlockOperands at(int64_t block, int64_t step, int64_t steps) const {
@@ -75,11 +63,6 @@ class Blocks {
     out.panel_size = o_.panel_size();
     out.steps = steps;
     out.add = step > 0;
-    if (o_.unpack) {
-      out.w = reinterpret_cast<const char*>(copy_.get() + (block - unpacked_) * kBlockRows * width_ + k);
-      out.row_bytes = 2 * width_;
-      return out;
-    }
     const BFloat16* w = o_.w + n * o_.K + k;
     if (in_place_ && rows == kBlockRows) {
       out.w = reinterpret_cast<const char*>(w);
@@ -100,7 +83,7 @@ class Blocks {
 
  private:
   Product o_;
-  int64_t end_, width_, unpacked_ = 0;
+  int64_t end_, width_;
   bool in_place_;
   Lines<BFloat16> copy_;
 };
@@ -116,9 +99,8 @@ INTROSPECT_AVX512_BFLOAT16 void multiply_blocks(const Product& o, int64_t begin,
   const int64_t blocks_at_once = parts > 1 && o.panel_size() * n_panels > kCached ? kBlocksAtOnce : 1;
   const int64_t sums_of_block = parts > 1 ? round_up(n_panels, 2) * kSums : 0;  // 0: written at once
   const Lines<float> sums(std::max(2 * kSums, blocks_at_once * sums_of_block));
-  Blocks blocks(o, end, at_once, blocks_at_once);
+  Blocks blocks(o, end, at_once);
   for (int64_t group = begin; group < end; group += blocks_at_once) {
-    blocks.unpack(group, std::min(end, group + blocks_at_once));
     for (int64_t step = 0; step < steps; step += at_once)
       for (int64_t b = group; b < std::min(end, group + blocks_at_once); ++b) {
         auto part = blocks.at(b, step, std::min(at_once, steps - step));
@@ -143,14 +125,63 @@ INTROSPECT_AVX512_BFLOAT16 void multiply_blocks(const Product& o, int64_t begin,
   }
 }
 
+/// The same of a w that is unpacked: a part of some blocks at a time, which every panel passes by.
+template <typename Kernel>
+INTROSPECT_AVX512_BFLOAT16 void multiply_unpacked(const Product& o, int64_t begin, int64_t end) {
+  [[maybe_unused]] const Kernel kernel{};
+  const int64_t n_panels = o.n_panels(), steps = o.steps();
+  const int64_t unpacked = kUnpackedSteps * (n_panels > kFewPanels ? 1 : 4), width = unpacked * kStep;
+  const int64_t sums_of_block = round_up(n_panels, 2) * kSums;
+  const Lines<float> sums(kBlocksAtOnce * sums_of_block);
+  const Lines<BFloat16> w(kBlocksAtOnce * kBlockRows * width);
+  BlockOperands part;
+  part.row_bytes = 2 * width;
+  part.panel_size = o.panel_size();
+  for (int64_t group = begin; group < end; group += kBlocksAtOnce) {
+    const int64_t n_blocks = std::min(kBlocksAtOnce, end - group), first_row = group * kBlockRows;
+    const int64_t n_rows = std::min(n_blocks * kBlockRows, o.N - first_row);
+    std::fill(w.get() + n_rows * width, w.get() + n_blocks * kBlockRows * width, BFloat16(0.0f));
+    for (int64_t step = 0; step < steps; step += kUnpackedSteps) {
+      const int64_t within = step % unpacked;
+      if (within == 0) {
+        const int64_t columns = std::min(width, o.K - step * kStep);
+        (*o.unpack)(first_row, n_rows, step* kStep, columns, w.get(), width);
+        for (int64_t r = 0; r < n_rows && columns < width; ++r)
+          std::fill(w.get() + r * width + columns, w.get() + (r + 1) * width, BFloat16(0.0f));
+      }
+      part.steps = std::min(kUnpackedSteps, steps - step);
+      part.add = step > 0;
+      const bool is_last = step + kUnpackedSteps >= steps;
+      for (int64_t p = 0; p < n_panels; p += 2) {
+        const bool two = p + 1 < n_panels;
+        part.panel = o.panels + p * o.panel_size() + step * kStep * kPanelRows;
+        part.rows = std::min(kPanelRows, o.rows - (p + two) * kPanelRows);
+        for (int64_t b = 0; b < n_blocks; ++b) {
+          part.w = reinterpret_cast<const char*>(w.get() + b * kBlockRows * width + within * kStep);
+          float* to = sums.get() + b * sums_of_block + p * kSums;
+          if (two)
+            Kernel::template multiply<2>(part, to);
+          else
+            Kernel::template multiply<1>(part, to);
+          for (int64_t q = 0; q <= two && is_last; ++q) {
+            const int64_t m = (p + q) * kPanelRows, n = first_row + b * kBlockRows;
+            write_rows(to + q * kSums, o.bias ? o.bias + n : nullptr, o.out + m * o.N + n, o.N,
+                       std::min(kPanelRows, o.rows - m), std::min(kBlockRows, o.N - n));
+          }
+        }
+      }
+    }
+  }
+}
+
 void sweep(const Product& o) {
   const int64_t block_bytes = 2 * kBlockRows * o.K, block_flops = 2 * kBlockRows * o.K * o.rows;
   const int64_t grain =
       std::max<int64_t>(1, std::min(kBytesPerTask / block_bytes, kFlopsPerTask / block_flops));
+  auto* blocks = o.unpack ? multiply_unpacked<ByPairs> : multiply_blocks<ByPairs>;
 #if INTROSPECT_AMX_KERNELS
-  const auto blocks = bfloat16_products() == "tiles" ? multiply_blocks<ByTiles> : multiply_blocks<ByPairs>;
-#else
-  const auto blocks = multiply_blocks<ByPairs>;
+  if (bfloat16_products() == "tiles")
+    blocks = o.unpack ? multiply_unpacked<ByTiles> : multiply_blocks<ByTiles>;
 #endif
   parallel_for(0, (o.N + kBlockRows - 1) / kBlockRows, grain,
                [&](int64_t begin, int64_t end) { blocks(o, begin, end); });
@@ -160,7 +191,7 @@ void multiply(const BFloat16* x, const BFloat16* w, const UnpackBFloat16* unpack
               BFloat16* out, int64_t M, int64_t N, int64_t K) {
   const int64_t width = round_up(K, kStep);
   const int64_t cached = kCached / width / (2 * kPanelRows) * (2 * kPanelRows);
-  const int64_t most = cached < kMostRows / 2 ? kMostRows : std::min(kMostRows, cached);
+  const int64_t most = unpack || cached < kMostRows / 2 ? kMostRows : std::min(kMostRows, cached);
   const Lines<BFloat16> panels(round_up(std::min(M, most), kPanelRows) * width);
   for (int64_t m = 0; m < M; m += most) {
     const int64_t rows = std::min(most, M - m);

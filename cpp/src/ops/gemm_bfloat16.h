@@ -20,11 +20,12 @@ bool has_gemm_bfloat16();
 void gemm_bfloat16(const c10::BFloat16* x, const c10::BFloat16* w, const float* bias, c10::BFloat16* out,
                    int64_t M, int64_t N, int64_t K);
 
-/// Writes rows [first, first + n) of a matrix [N, K] that is not there in numbers to `out`, one every `stride` numbers.
-/// Called from all threads.
-using UnpackBFloat16 = std::function<void(int64_t first, int64_t n, c10::BFloat16* out, int64_t stride)>;
+/// Writes the numbers [k, k + columns) of rows [first, first + n) of a matrix [N, K] that is not there in numbers to `out`,
+/// a row every `stride` numbers; k is a multiple of 256. Called from all threads.
+using UnpackBFloat16 = std::function<void(int64_t first, int64_t n, int64_t k, int64_t columns,
+                                          c10::BFloat16* out, int64_t stride)>;
 
-/// The same for such a matrix, some 32 rows of which are there at a time.
+/// The same for such a matrix, of which some rows are there at a time: once for up to some hundred rows of x.
 void gemm_bfloat16(const c10::BFloat16* x, const UnpackBFloat16& w, const float* bias, c10::BFloat16* out,
                    int64_t M, int64_t N, int64_t K);
 

@@ -4,11 +4,7 @@
 #include <cstring>
 #include <string_view>
 
-#include "ops/vector.h"
-
-#if INTROSPECT_X86_KERNELS
-#include <immintrin.h>
-#endif
+#include "ops/quantised_blocks.h"
 
 namespace introspect::ops {
 
@@ -45,6 +41,7 @@ INTROSPECT_INLINE void unpacked_rows(const Quantisation& q, const float* x, cons
     float rest[N] = {};
     for (int64_t first = 0; first < K; first += kUnpacked) {
       const int64_t D = std::min(kUnpacked, K - first);
+      fetch_ahead(row + first / elements * bytes, D / elements * bytes);
       q.dequantise(row + first / elements * bytes, D / elements, w);
       add_products<V, N>(x + first, K, w, D, acc, rest);
     }
@@ -54,20 +51,13 @@ INTROSPECT_INLINE void unpacked_rows(const Quantisation& q, const float* x, cons
 
 #if INTROSPECT_X86_KERNELS
 
-// Each encoding's kernel adds x times the blocks of a row, 16 values at a time; layouts are those of core/dequantise.cpp. A
-// code of four or five bits is an index into a table of the values of its group, so a value costs one permutation.
-
-#define INTROSPECT_KERNEL INTROSPECT_AVX512 inline __attribute__((always_inline))
+// Each encoding's kernel adds x times the blocks of a row, 16 values at a time. A code of four or five bits is an index into
+// a table of the values of its group, so a value costs one permutation.
 
 constexpr int64_t kBlock = 32, kSuperBlock = 256, kBlocks = 64;  // blocks whose scales are widened together
 
 INTROSPECT_KERNEL __m512 iota() {
   return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-}
-
-INTROSPECT_KERNEL __m512i counting(int first) {
-  return _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                          _mm512_set1_epi32(first));
 }
 
 INTROSPECT_KERNEL __m512i bytes_at(const uint8_t* p) {
@@ -105,6 +95,14 @@ struct Sums {
   }
 };
 
+/// Sixteen values as bfloat16 numbers.
+INTROSPECT_KERNEL __m256i rounded(__m512 w) {
+  const auto bits = _mm512_castps_si512(w);
+  const auto odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const auto up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
+}
+
 /// Takes what Sums takes and writes the values themselves, rounded to bfloat16: x stands for a place in the row.
 struct Rounded {
   const float* row;
@@ -112,22 +110,15 @@ struct Rounded {
 
   template <int part>
   INTROSPECT_KERNEL void add(const float* x, int64_t, __m512 w) {
-    const auto bits = _mm512_castps_si512(w);
-    const auto odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const auto rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (x - row)),
-                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (x - row)), rounded(w));
   }
 };
 
 /// The float16 numbers at the head of n <= kBlocks blocks of 32: scales and, where there are two, offsets.
 template <int bytes, bool has_offset>
 INTROSPECT_KERNEL void widen_heads(const uint8_t* blocks, int64_t n, float* scales, float* offsets) {
-  const auto places = _mm512_mullo_epi32(counting(0), _mm512_set1_epi32(bytes));
   for (int64_t b = 0; b < n; b += 16) {
-    const auto there = static_cast<__mmask16>(n - b >= 16 ? 0xffff : (1 << (n - b)) - 1);
-    const auto heads =
-        _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), there, places, blocks + b * bytes, 1);
+    const auto heads = words_of<bytes>(blocks + b * bytes, n - b);
     _mm512_storeu_ps(scales + b, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(heads)));
     if (has_offset)
       _mm512_storeu_ps(offsets + b, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(heads, 16))));
@@ -146,6 +137,7 @@ INTROSPECT_KERNEL void for_blocks(const float* x, const uint8_t* row, int64_t K,
     const float* xs = x + first * kBlock;
     int64_t b = 0;
     for (; b + 2 <= n; b += 2) {
+      fetch_ahead(blocks + b * bytes, 2 * bytes);
       Block::template add<0>(blocks + b * bytes, xs + b * kBlock, K, scales + b, offsets + b, sums);
       Block::template add<2>(blocks + (b + 1) * bytes, xs + (b + 1) * kBlock, K, scales + b + 1,
                              offsets + b + 1, sums);
@@ -206,12 +198,6 @@ struct Q4_1 : SmallBlocks<Q4_1, 20, true> {
   }
 };
 
-INTROSPECT_KERNEL uint32_t word_at(const uint8_t* p) {
-  uint32_t word;
-  std::memcpy(&word, p, sizeof word);
-  return word;
-}
-
 struct Q5_0 : SmallBlocks<Q5_0, 22, false> {
   template <int part, typename Sink>
   INTROSPECT_KERNEL static void add(const uint8_t* b, const float* x, int64_t K, const float* d, const float*,
@@ -246,18 +232,9 @@ struct Q8_0 : SmallBlocks<Q8_0, 34, false> {
   }
 };
 
-/// The scales of the eight groups of a Q4_K or Q5_K block, and then the eight numbers that are added to their values.
+/// `group_scales`, in memory.
 INTROSPECT_KERNEL void widen_groups(const uint8_t* b, float* scales) {
-  const uint32_t head = word_at(b), u0 = word_at(b + 4), u1 = word_at(b + 8), u2 = word_at(b + 12);
-  constexpr uint32_t kSix = 0x3f3f3f3f, kFour = 0x0f0f0f0f, kTwo = 0x03030303;
-  const auto packed = _mm_setr_epi32(
-      static_cast<int>(u0 & kSix), static_cast<int>((u2 & kFour) | ((u0 >> 6 & kTwo) << 4)),
-      static_cast<int>(u1 & kSix), static_cast<int>((u2 >> 4 & kFour) | ((u1 >> 6 & kTwo) << 4)));
-  const auto d_dmin = _mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<int>(head)));
-  const auto factors = _mm512_insertf32x8(
-      _mm512_broadcastss_ps(d_dmin),
-      _mm256_sub_ps(_mm256_setzero_ps(), _mm256_broadcastss_ps(_mm_movehdup_ps(d_dmin))), 1);
-  _mm512_storeu_ps(scales, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(packed)), factors));
+  _mm512_storeu_ps(scales, group_scales(b));
   keep_in_memory();
 }
 
@@ -266,6 +243,7 @@ struct Q4_K {
   INTROSPECT_KERNEL static void row(const float* x, const uint8_t* b, int64_t K, Sink& sums) {
     float s[16];
     for (int64_t k = 0; k < K; k += kSuperBlock, b += bytes) {
+      fetch_ahead(b, bytes);
       widen_groups(b, s);
       for (int pair = 0; pair < 4; ++pair) {
         const auto low = _mm512_fmadd_ps(iota(), at(s + 2 * pair), at(s + 8 + 2 * pair));
@@ -296,6 +274,7 @@ struct Q5_K {
     float s[16];
     const auto upper = _mm512_add_ps(iota(), _mm512_set1_ps(16));
     for (int64_t k = 0; k < K; k += kSuperBlock, b += bytes) {
+      fetch_ahead(b, bytes);
       widen_groups(b, s);
       const auto bits0 = bytes_at(b + 16), bits1 = bytes_at(b + 32);
 #pragma GCC unroll 8
@@ -324,6 +303,7 @@ struct Q6_K {
     const auto low_half = _mm256_set1_epi8(15), high_bits = _mm256_set1_epi8(0x30),
                middle = _mm256_set1_epi8(32);
     for (int64_t k = 0; k < K; k += kSuperBlock, b += bytes) {
+      fetch_ahead(b, bytes);
       const auto d = _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(b[208] | b[209] << 8)));
       const auto scales = signed_bytes(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b + 192)));
       _mm512_storeu_ps(s, _mm512_mul_ps(scales, d));
@@ -369,6 +349,7 @@ struct F16 {
       return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 2 * k)));
     };
     for (int64_t k = 0; k + 32 <= K; k += 32) {
+      fetch_ahead(b + 2 * k, 64);
       sums.template add<0>(x + k, K, value(k));
       sums.template add<1>(x + k + 16, K, value(k + 16));
     }
@@ -404,6 +385,27 @@ INTROSPECT_AVX512 void rounded_row(const uint8_t* row, int64_t K, uint16_t* out)
   Format::row(place, row, K, sink);
 }
 
+/// The same for codes of four bits in groups of 32: the sixteen values of a group are rounded once.
+INTROSPECT_AVX512 void rounded_q4_k(const uint8_t* b, int64_t K, uint16_t* out) {
+  const auto table = [](const float* scale, const float* offset) INTROSPECT_AVX512 {
+    // Twice, so that a code's place does not depend on the bit above it.
+    return _mm512_broadcast_i64x4(rounded(_mm512_fmadd_ps(iota(), at(scale), at(offset))));
+  };
+  float s[16];
+  for (int64_t k = 0; k < K; k += kSuperBlock, b += Q4_K::bytes) {
+    widen_groups(b, s);
+    for (int pair = 0; pair < 4; ++pair) {
+      const auto low = table(s + 2 * pair, s + 8 + 2 * pair),
+                 high = table(s + 2 * pair + 1, s + 9 + 2 * pair);
+      const auto codes =
+          _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 16 + 32 * pair)));
+      _mm512_storeu_si512(out + k + 64 * pair, _mm512_permutexvar_epi16(codes, low));
+      _mm512_storeu_si512(out + k + 64 * pair + 32,
+                          _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4), high));
+    }
+  }
+}
+
 struct Kernels {
   std::string_view name;
   DotRows dot;
@@ -416,9 +418,10 @@ constexpr Kernels kernels(std::string_view name) {
 }
 
 const Kernels* kernels_of(std::string_view name, int64_t K) {
-  static constexpr Kernels kKernels[] = {kernels<Q4_0>("Q4_0"), kernels<Q4_1>("Q4_1"), kernels<Q5_0>("Q5_0"),
-                                         kernels<Q5_1>("Q5_1"), kernels<Q8_0>("Q8_0"), kernels<Q4_K>("Q4_K"),
-                                         kernels<Q5_K>("Q5_K"), kernels<Q6_K>("Q6_K"), kernels<F16>("F16")};
+  static constexpr Kernels kKernels[] = {
+      kernels<Q4_0>("Q4_0"), kernels<Q4_1>("Q4_1"), kernels<Q5_0>("Q5_0"),
+      kernels<Q5_1>("Q5_1"), kernels<Q8_0>("Q8_0"), {"Q4_K", in_registers<Q4_K>, rounded_q4_k},
+      kernels<Q5_K>("Q5_K"), kernels<Q6_K>("Q6_K"), kernels<F16>("F16")};
   if (!has_avx512() || K % 16 != 0) return nullptr;
   for (const auto& known : kKernels)
     if (known.name == name) return &known;
@@ -451,14 +454,23 @@ void dot_rows(const Quantisation& quantisation, const float* x, int64_t N, const
   });
 }
 
-void round_row(const Quantisation& quantisation, const uint8_t* row, int64_t K, uint16_t* out) {
-  if (const auto* kernels = kernels_of(quantisation.name, K)) return kernels->round(row, K, out);
+void round_rows(const Quantisation& quantisation, const uint8_t* rows, int64_t row_bytes, int64_t n_rows,
+                int64_t K, uint16_t* out, int64_t stride) {
+  const auto* kernels = kernels_of(quantisation.name, K);
   const auto [elements, bytes] = quantisation.layout;
-  float values[kUnpacked];
-  for (int64_t first = 0; first < K; first += kUnpacked) {
-    const int64_t n = std::min(kUnpacked, K - first);
-    quantisation.dequantise(row + first / elements * bytes, n / elements, values);
-    round_to_bfloat16(values, n, out + first);
+  for (int64_t r = 0; r < n_rows; ++r) {
+    const uint8_t* row = rows + r * row_bytes;
+    uint16_t* to = out + r * stride;
+    if (kernels) {
+      kernels->round(row, K, to);
+      continue;
+    }
+    float values[kUnpacked];
+    for (int64_t first = 0; first < K; first += kUnpacked) {
+      const int64_t n = std::min(kUnpacked, K - first);
+      quantisation.dequantise(row + first / elements * bytes, n / elements, values);
+      round_to_bfloat16(values, n, to + first);
+    }
   }
 }
 

@@ -15,7 +15,8 @@ namespace introspect::ops {
 void dot_rows(const Quantisation& quantisation, const float* x, int64_t N, const uint8_t* rows,
               int64_t n_rows, int64_t K, float* out, int64_t stride);
 
-/// The K values of a row of blocks, rounded to bfloat16.
-void round_row(const Quantisation& quantisation, const uint8_t* row, int64_t K, uint16_t* out);
+/// K values of each of some rows of blocks, one every `row_bytes`, rounded to bfloat16: a row every `stride` numbers.
+void round_rows(const Quantisation& quantisation, const uint8_t* rows, int64_t row_bytes, int64_t n_rows,
+                int64_t K, uint16_t* out, int64_t stride);
 
 }  // namespace introspect::ops

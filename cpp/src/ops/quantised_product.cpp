@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/parallel.h"
+#include "ops/equal_rows.h"
 #include "ops/gemm.h"
 #include "ops/gemm_bfloat16.h"
 #include "ops/quantised_dot.h"
@@ -29,22 +30,36 @@ void for_parts(const std::vector<BlockRows>& parts, int64_t K, int64_t first, in
   }
 }
 
-/// For N <= kFewRows: out [N, V] float32.
-torch::Tensor few_rows(const torch::Tensor& x_NK, const std::vector<BlockRows>& parts, int64_t V) {
-  const auto wide = x_NK.to(torch::kFloat32);
-  const int64_t N = wide.size(0), K = wide.size(1);
-  auto out_NV = at::empty({N, V}, wide.options());
-  const float* x = wide.const_data_ptr<float>();
-  float* out = out_NV.mutable_data_ptr<float>();
+void write(const float* sums, int64_t n, float* out) {
+  std::copy_n(sums, n, out);
+}
+
+void write(const float* sums, int64_t n, c10::BFloat16* out) {
+  round_to_bfloat16(sums, n, reinterpret_cast<uint16_t*>(out));
+}
+
+/// x [N, K], N <= kFewRows, times the rows of `parts`, plus bias or null -> out [N, V].
+template <typename T>
+void few_rows(const float* x, const std::vector<BlockRows>& parts, const float* bias, T* out, int64_t N,
+              int64_t V, int64_t K) {
+  constexpr int64_t kRows = 256;  // whose sums are there before they are written
   int64_t bytes = 0;
   for (const auto& part : parts) bytes += part.n * row_bytes(part, K);
   const int64_t grain = std::max<int64_t>(1, V * kBytesPerTask / std::max<int64_t>(bytes, 1));
-  parallel_for(0, V, grain, [&](int64_t first, int64_t last) {
-    for_parts(parts, K, first, last, [&](int64_t v, const BlockRows& rows) {
-      dot_rows(*rows.quantisation, x, N, rows.bytes, rows.n, K, out + v, V);
-    });
+  parallel_for(0, V, grain, [&](int64_t begin, int64_t end) {
+    float sums[kFewRows * kRows];
+    for (int64_t first = begin; first < end; first += kRows) {
+      const int64_t n_rows = std::min(kRows, end - first);
+      for_parts(parts, K, first, first + n_rows, [&](int64_t v, const BlockRows& rows) {
+        dot_rows(*rows.quantisation, x, N, rows.bytes, rows.n, K, sums + (v - first), kRows);
+      });
+      for (int64_t n = 0; n < N; ++n) {
+        float* row = sums + n * kRows;
+        for (int64_t v = 0; bias && v < n_rows; ++v) row[v] += bias[first + v];
+        write(row, n_rows, out + n * V + first);
+      }
+    }
   });
-  return out_NV;
 }
 
 }  // namespace
@@ -54,10 +69,21 @@ torch::Tensor quantised_product(const torch::Tensor& x_NK, const std::vector<Blo
   const int64_t N = x_NK.size(0), K = x_NK.size(1);
   int64_t V = 0;
   for (const auto& part : parts) V += part.n;
-  if (N <= kFewRows) {
-    auto y = few_rows(x_NK, parts, V);
-    if (bias.defined()) y.add_(bias);
-    return y.to(x_NK.scalar_type());
+  auto out_NV = at::empty({N, V}, x_NK.options());
+  const auto wide_bias = bias.defined() ? bias.to(torch::kFloat32).contiguous() : bias;
+  const float* b = bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr;
+  const bool is_float = x_NK.scalar_type() == torch::kFloat32;
+  const bool has_kernel = is_float ? has_gemm_rows() : has_gemm_bfloat16();
+  const bool few = N <= kFewRows && !(has_kernel && EqualRows::are_wanted());
+  if (few && is_float) {
+    few_rows(x_NK.const_data_ptr<float>(), parts, b, out_NV.mutable_data_ptr<float>(), N, V, K);
+    return out_NV;
+  }
+  if (few) {
+    const auto* narrow = x_NK.const_data_ptr<c10::BFloat16>();
+    const std::vector<float> wide(narrow, narrow + N * K);
+    few_rows(wide.data(), parts, b, out_NV.mutable_data_ptr<c10::BFloat16>(), N, V, K);
+    return out_NV;
   }
   const UnpackRows unpack = [&](int64_t first, int64_t n, float* to) {
     for_parts(parts, K, first, first + n, [&](int64_t row, const BlockRows& rows) {
@@ -65,15 +91,12 @@ torch::Tensor quantised_product(const torch::Tensor& x_NK, const std::vector<Blo
                                     to + (row - first) * K);
     });
   };
-  auto out_NV = at::empty({N, V}, x_NK.options());
-  const auto wide_bias = bias.defined() ? bias.to(torch::kFloat32).contiguous() : bias;
-  const float* b = bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr;
   if (x_NK.scalar_type() == torch::kBFloat16 && has_gemm_bfloat16()) {
-    const UnpackBFloat16 rounded = [&](int64_t first, int64_t n, c10::BFloat16* to, int64_t stride) {
+    const UnpackBFloat16 rounded = [&](int64_t first, int64_t n, int64_t k, int64_t columns,
+                                       c10::BFloat16* to, int64_t stride) {
       for_parts(parts, K, first, first + n, [&](int64_t at, const BlockRows& rows) {
-        for (int64_t r = 0; r < rows.n; ++r)
-          round_row(*rows.quantisation, rows.bytes + r * row_bytes(rows, K), K,
-                    reinterpret_cast<uint16_t*>(to + (at - first + r) * stride));
+        round_rows(*rows.quantisation, rows.bytes + row_bytes(rows, k), row_bytes(rows, K), rows.n, columns,
+                   reinterpret_cast<uint16_t*>(to + (at - first) * stride), stride);
       });
     };
     gemm_bfloat16(x_NK.const_data_ptr<c10::BFloat16>(), rounded, b, out_NV.mutable_data_ptr<c10::BFloat16>(),

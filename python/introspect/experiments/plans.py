@@ -46,7 +46,7 @@ class ExperimentPlan:
         if self.found == self.readings:
             return f"{self.readings:,} readings, all of them in the store"
         passes = f"{self.passes:,} pass{'es' if self.passes > 1 else ''} over the weights"
-        read = f"; {passes} read {memory(self.bytes_read)} of files" if self.bytes_read else ""
+        read = f"; {memory(self.bytes_read)} read from files in {passes}" if self.bytes_read else ""
         return (
             f"{self.readings:,} readings{found}, about {duration(self.seconds)}, {memory(self.peak_bytes)} beside the "
             f"model; {number(self.token_layers_to_run)} token-layers instead of {number(self.token_layers_asked)}{read}"
