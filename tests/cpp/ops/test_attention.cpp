@@ -1,11 +1,13 @@
 #include "introspect/ops/attention.h"
 
 #include <limits>
+#include <string>
 #include <vector>
 
 #include <catch2/catch.hpp>
 
 #include "introspect/core/error.h"
+#include "introspect/ops/bfloat16_products.h"
 #include "introspect/ops/rotary.h"
 
 using namespace introspect;
@@ -13,6 +15,18 @@ using namespace introspect;
 namespace {
 
 const double kScale = 0.3;
+
+/// One way of multiplying bfloat16, until the end of the scope.
+class Way {
+ public:
+  explicit Way(const std::string& way) : before_(ops::use_bfloat16_products(way)) {}
+  ~Way() { ops::use_bfloat16_products(before_); }
+  Way(const Way&) = delete;
+  Way& operator=(const Way&) = delete;
+
+ private:
+  std::string before_;
+};
 
 /// Attention as the formula has it, in double precision: softmax over the keys that `sees_TS` allows.
 torch::Tensor exact_attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
@@ -100,6 +114,62 @@ TEST_CASE("attention in token trees equals its formula for the usual heads of bf
     const auto z = ops::attention(q, k, v, kScale, mask).to(torch::kFloat64);
     // summed in float32 and rounded once
     CHECK(((z - exact).abs() <= exact.abs() / 256 + 1e-5).all().item<bool>());
+  }
+}
+
+// 600 keys are more than the 512 whose scores stand at once; 5 heads of a group and 40 positions fill no whole panels.
+TEST_CASE("attention of bfloat16 equals its formula under every mask", "[ops]") {
+  const Way way(GENERATE(from_range(ops::bfloat16_products_here())));
+  const auto [T, S] = GENERATE(table<int64_t, int64_t>({{1, 1}, {1, 65}, {40, 40}, {7, 600}}));
+  const auto d_head = GENERATE(32, 64, 256);
+  const int64_t B = 2, G = 2, H = 10;
+  at::manual_seed(0);
+  const auto q = at::randn({B, T, H, d_head}).to(torch::kBFloat16) / 2,
+             k = at::randn({B, G, S, d_head}).to(torch::kBFloat16) / 2,
+             v = at::randn({B, S, G, d_head}).to(torch::kBFloat16).transpose(1, 2);
+  const auto check = [&](const ops::AttentionMask& mask, const torch::Tensor& sees) {
+    const auto z = ops::attention(q, k, v, kScale, mask).to(torch::kFloat64);
+    const auto exact = exact_attention(q, k, v, sees, 0), sizes = exact_attention(q, k, v.abs(), sees, 0);
+    // the pattern is rounded to 8 bits, and so is the result; the rest are float32 sums
+    CHECK(((z - exact).abs() <= sizes / 256 + exact.abs() / 256 + 1e-5).all().item<bool>());
+  };
+  const auto causal = at::ones({T, S}, torch::kBool).tril(S - T);
+  check({}, causal);
+  ops::AttentionMask whole;
+  whole.causal = false;
+  check(whole, at::ones({T, S}, torch::kBool));
+  // one row padded to the left, windows of 5 keys
+  auto real = at::ones({B, S}, torch::kBool);
+  real[1].slice(0, 0, S / 2).fill_(false);
+  for (const int64_t window : {0, 5}) {
+    ops::AttentionMask mask;
+    mask.additive = ops::additive_mask(real, T, torch::kBFloat16, window);
+    check(mask, mask.additive == 0);
+  }
+  if (S == 1) return;
+  ops::AttentionMask weighed;  // other numbers than 0 and -inf are added to the scores
+  weighed.additive = at::randn({1, 1, T, S}).to(torch::kBFloat16);
+  CHECK_FALSE(at::equal(ops::attention(q, k, v, kScale, weighed), ops::attention(q, k, v, kScale, whole)));
+}
+
+TEST_CASE("a query of bfloat16 has the same attention alone as among others", "[ops]") {
+  auto ways = ops::bfloat16_products_here();
+  ways.pop_back();           // "widened": ATen's attention, whose sums depend on how many queries there are
+  if (ways.empty()) return;  // this processor has no product of bfloat16
+  const Way way(GENERATE_COPY(from_range(ways)));
+  const int64_t B = 3, T = 70, H = 6, G = 2, d_head = 64;
+  at::manual_seed(0);
+  const auto q = at::randn({B, T, H, d_head}).to(torch::kBFloat16),
+             k = at::randn({B, G, T, d_head}).to(torch::kBFloat16),
+             v = at::randn({B, G, T, d_head}).to(torch::kBFloat16);
+  const auto all = ops::attention(q, k, v, kScale, {});
+  for (int64_t b = 0; b < B; ++b) {
+    const auto row = [&](const torch::Tensor& t) { return t.narrow(0, b, 1); };
+    CHECK(at::equal(ops::attention(row(q), row(k), row(v), kScale, {}), row(all)));
+    for (const int64_t t : {0, 31, 32, 69})  // after a prefix, as in a cache
+      CHECK(at::equal(ops::attention(row(q).narrow(1, t, 1), row(k).narrow(2, 0, t + 1),
+                                     row(v).narrow(2, 0, t + 1), kScale, {}),
+                      row(all).narrow(1, t, 1)));
   }
 }
 

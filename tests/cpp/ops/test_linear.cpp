@@ -33,12 +33,12 @@ torch::Tensor random_bfloat16(at::IntArrayRef sizes) {
 
 }  // namespace
 
-// Odd widths exercise the parts of a row that fill no vector; 1 to 4 rows have a kernel each; more take
-// tiles of 1, 2 or 4 panels of 16 rows, in sweeps of 512.
+// Odd widths exercise the parts of a row that fill no vector, 2,100 several parts of the sum; 1 to 4 rows have a kernel
+// each; more take tiles of 1, 2 or 4 panels of 16 rows, in sweeps of 512.
 TEST_CASE("linear equals the product in double precision", "[ops]") {
   const auto rows = GENERATE(1, 2, 3, 4, 5, 16, 33, 70, 600);
-  const auto width = GENERATE(1, 7, 16, 63, 64, 100, 576);
-  const auto outputs = GENERATE(1, 33);
+  const auto width = GENERATE(1, 7, 16, 63, 64, 100, 576, 2100);
+  const auto outputs = GENERATE(1, 33, 101);
   at::manual_seed(0);
   const auto x = at::randn({1, rows, width}), w = at::randn({outputs, width}), b = at::randn({outputs});
   const auto exact = at::linear(x.to(torch::kFloat64), w.to(torch::kFloat64), b.to(torch::kFloat64));
