@@ -115,7 +115,8 @@ def claims(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
     lines = [f"| entry | n | claim | {' | '.join(models)} |", "|---" * (len(models) + 3) + "|"]
     for name in labels(ran):
         of_model = {model: tested(ran[model][name]) for model in models if name in ran[model]}
-        run = {rung.title for listed in of_model.values() for _, rung in listed}
+        # With so few concepts that most of them do so is never shown: it is left to the JSON file.
+        run = {rung.title for listed in of_model.values() for _, rung in listed if rung.name != "concepts"}
         in_order = [rung.title for rung in ran[next(iter(of_model))][name].claims.rungs]
         counts = [str(len(ran[model][name].settings["concepts"])) if name in ran[model] else "–" for model in models]
         n = counts[0] if len(set(counts)) == 1 else ", ".join(counts)
@@ -132,7 +133,7 @@ def claims(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
 def said(mark: str, rung: Rung) -> str:
     """The mark, and beside it the bound of what is open or equivalent, or else the effect."""
     unit = rung.unit if rung.unit in ("nats", "share") else ""
-    if rung.name in ("live", "concepts") or rung.effect is None:
+    if rung.name == "live" or rung.effect is None:
         return mark
     if mark in "≈?" and rung.bound is not None:
         return f"{mark} ±{number(rung.bound, unit).lstrip('+')}".rstrip()
