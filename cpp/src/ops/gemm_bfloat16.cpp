@@ -192,9 +192,11 @@ void multiply(const BFloat16* x, const BFloat16* w, const UnpackBFloat16* unpack
   const int64_t width = round_up(K, kStep);
   const int64_t cached = kCached / width / (2 * kPanelRows) * (2 * kPanelRows);
   const int64_t most = unpack || cached < kMostRows / 2 ? kMostRows : std::min(kMostRows, cached);
-  const Lines<BFloat16> panels(round_up(std::min(M, most), kPanelRows) * width);
-  for (int64_t m = 0; m < M; m += most) {
-    const int64_t rows = std::min(most, M - m);
+  const int64_t n_sweeps = std::max<int64_t>(1, (M + most - 1) / most);
+  const int64_t each = round_up((M + n_sweeps - 1) / n_sweeps, 2 * kPanelRows);  // of about one size
+  const Lines<BFloat16> panels(round_up(std::min(M, each), kPanelRows) * width);
+  for (int64_t m = 0; m < M; m += each) {
+    const int64_t rows = std::min(each, M - m);
     const int64_t n_panels = (rows + kPanelRows - 1) / kPanelRows;
     const int64_t grain = std::max<int64_t>(1, kBytesPerTask / (2 * width * kPanelRows));
     parallel_for(0, n_panels, grain,
