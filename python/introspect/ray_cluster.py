@@ -167,6 +167,7 @@ def pool(who: str, given: RayWorkers | str, model: Any) -> Iterator[Pool]:
     Raises:
         TypeError: ``given`` is neither an address nor RayWorkers.
         ImportError: Ray is not installed.
+        Error: no cluster is there, or none could be started.
     """
     workers = RayWorkers(given) if isinstance(given, str) else given
     if not isinstance(workers, RayWorkers):
@@ -205,7 +206,19 @@ def _cluster(who: str, address: str) -> Iterator[Any]:
     if address == "local":
         options |= {"include_dashboard": False, "object_store_memory": 256 << 20, "_node_ip_address": "127.0.0.1"}
     try:
-        ray.init(address=address, **options)
+        _start(who, ray, address, options)
         yield ray
     finally:
         ray.shutdown()
+
+
+def _start(who: str, ray: Any, address: str, options: Mapping[str, Any]) -> None:
+    for is_last in (False, False, True):
+        try:
+            ray.init(address=address, **options)
+            return
+        except Exception as error:
+            # Ray gives its own processes 30 seconds, which a busy machine may not have.
+            if is_last or "timed out during startup" not in str(error):
+                raise _C.Error(f"{who}: Ray cannot be started or reached at {address!r}: {error}") from error
+            ray.shutdown()
