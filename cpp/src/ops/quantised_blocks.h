@@ -15,7 +15,8 @@ namespace introspect::ops {
 
 /// Asks the memory for `bytes` of the blocks that come 4 KiB after p.
 ///
-/// Processors look ahead by themselves within a page only: blocks, read from end to end, come half as fast without this.
+/// Processors look ahead by themselves within a page only: rows of blocks come a third to two thirds faster with this
+/// from memory and from the last cache, and as fast from nearer ones.
 INTROSPECT_INLINE void fetch_ahead(const uint8_t* p, int64_t bytes) {
   constexpr int64_t kAhead = 4096, kLine = 64;
   for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(p + kAhead + i);
@@ -47,8 +48,8 @@ INTROSPECT_KERNEL __m512i words_of(const uint8_t* blocks, int64_t n) {
 
 /// The scales of the eight groups of a Q4_K or Q5_K block, and then the eight numbers that are added to their values.
 INTROSPECT_KERNEL __m512 group_scales(const uint8_t* b) {
-  // Six bits of each: of groups 0 to 3 in the bytes of the first word, those of groups 4 to 7 four in the third one's halves
-  // and two on top of the first; offsets as scales, from the second word on.
+  // A scale has six bits. Those of groups 0 to 3 are in the bytes of the first word; groups 4 to 7 have four in the low
+  // halves of the third and two on top of the first. Offsets likewise: the second word, the high halves, its top.
   const auto words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(b + 4));
   const auto low = _mm_srlv_epi32(_mm_shuffle_epi32(words, 0x98), _mm_setr_epi32(0, 0, 0, 4));
   const auto top = _mm_srli_epi32(_mm_shuffle_epi32(words, 0x50), 2);

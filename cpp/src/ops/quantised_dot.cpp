@@ -51,8 +51,8 @@ INTROSPECT_INLINE void unpacked_rows(const Quantisation& q, const float* x, cons
 
 #if INTROSPECT_X86_KERNELS
 
-// Each encoding's kernel adds x times the blocks of a row, 16 values at a time. A code of four or five bits is an index into
-// a table of the values of its group, so a value costs one permutation.
+// Each encoding's kernel adds x times the blocks of a row, 16 values at a time. A code of four or five bits is an index
+// into a table of the values of its group, so a value costs one permutation.
 
 constexpr int64_t kBlock = 32, kSuperBlock = 256, kBlocks = 64;  // blocks whose scales are widened together
 

@@ -43,7 +43,8 @@ ops::QuantisedRows random_rows(const Encoding& encoding, int64_t n, int64_t K) {
   return {encoding.name, bytes.view({n, K / encoding.elements * encoding.bytes}), torch::kFloat32};
 }
 
-/// What float32 sums, in any order, may do to products of x [N, K] and the values, themselves a few roundings off: [N, rows].
+/// What float32 sums, in any order, may do to products of x [N, K] and the values, themselves a few roundings off:
+/// [N, rows].
 torch::Tensor bound(const torch::Tensor& x, const torch::Tensor& values) {
   const double K = static_cast<double>(x.size(1));
   return (K + 8) * std::ldexp(1.0, -24) * at::mm(x.to(torch::kFloat64).abs(), values.abs().t()) + 1e-30;
