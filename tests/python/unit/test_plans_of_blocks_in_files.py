@@ -148,3 +148,14 @@ def test_a_model_in_memory_reads_no_files(folder):
     kept = introspect.load_model(folder)
     plan = experiment(kept, plan=True)
     assert plan.bytes_read == 0 and "pass" not in str(plan)
+
+
+def test_a_model_that_would_not_fit_stays_in_its_files_unless_told_otherwise(folder, quantised, monkeypatch):
+    for path, weights in ((folder, None), (quantised, "as stored"), (quantised, "dense")):
+        assert introspect.load_model(path, weights=weights).native.keeps_blocks
+    monkeypatch.setattr("introspect.placement.free_host_bytes", lambda: 20_000)
+    for path, weights in ((folder, None), (quantised, "as stored"), (quantised, "dense")):
+        assert not introspect.load_model(path, weights=weights).native.keeps_blocks
+        assert introspect.load_model(path, weights=weights, keep_blocks=True).native.keeps_blocks
+    monkeypatch.setattr("introspect.placement.free_host_bytes", lambda: None)
+    assert introspect.load_model(folder).native.keeps_blocks
