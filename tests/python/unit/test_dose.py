@@ -275,6 +275,15 @@ def test_the_window_ends_before_the_first_strength_that_breaks_the_text(model, v
 # ---- what is refused
 
 
+def test_a_coarse_window_is_known_to_a_factor_of_two(model, vectors):
+    options = {"factor": 1.5, "max_new_tokens": 8, **QUIET}
+    fine = introspect.coherent_window(model, vectors["cat"], protocol(), **options)
+    coarse = introspect.coherent_window(model, vectors["cat"], protocol(), fine=False, **options)
+    assert coarse.largest <= fine.largest < fine.broken <= coarse.broken
+    assert coarse.broken == pytest.approx(2 * coarse.largest)
+    assert {one.strength for one in coarse.tried} < {one.strength for one in fine.tried}
+
+
 def test_an_empty_window_says_what_the_smallest_strength_does(model, vectors):
     with pytest.raises(introspect.Error, match=r"window of .* is empty: at the smallest strength tried, .* perplexity"):
         introspect.coherent_window(model, vectors["cat"], protocol(), factor=0.5, max_new_tokens=5, **QUIET)
