@@ -107,7 +107,8 @@ def fits(path: str | os.PathLike, dtype: torch.dtype, weights: str | None) -> bo
     cfg = _C.read_config(os.fspath(path))
     outside, block = bytes_of(cfg, dtype)
     size = outside + cfg.n_layers * block
-    if path.is_file() and (weights == "as stored" or (weights is None and size >= DENSE)):
+    is_packed = stored < 1.5 * size / dtype.itemsize  # bytes a value: of Q8_0 1.06, of 16 bits 2, which become dense
+    if path.is_file() and is_packed and (weights == "as stored" or (weights is None and size >= DENSE)):
         size = min(size, stored)
     return size <= FOR_MODEL * free
 

@@ -26,8 +26,8 @@ class RayWorkers:
     """Where work runs: ``run_experiment(..., ray=introspect.RayWorkers("auto", n=8))``.
 
     Attributes:
-        address: "auto": the cluster that RAY_ADDRESS names or that this process is connected to, or else one of this
-            machine's own, started for the call; "local": always that; otherwise a cluster's address.
+        address: "auto": the cluster that RAY_ADDRESS names, or else one of this machine's own, started for the call;
+            "local": that one; otherwise a cluster's address. Where this process is connected already, that cluster.
         n: workers, each with the whole model. None: one for each node.
         cpus, gpus: of each worker.
         load: arguments of ``load_model`` in a worker. By default those of the model's name, dtype and device.

@@ -56,13 +56,16 @@ def figures(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
     for name in labels(ran):
         for i, headline in enumerate(HEADLINES[name.split(" at ")[0]]):
             cells, unit, published = [], "", ""
+            chances: dict[str, None] = {}
             for model in models:
                 replication = ran[model].get(name)
                 if replication is None:
                     cells.append("")
                     continue
                 figure = replication[headline]
-                unit = figure.unit + ("" if math.isnan(figure.chance) else f", chance {figure.chance:.2g}")
+                if not math.isnan(figure.chance):
+                    chances[f"{figure.chance:.2g}"] = None
+                unit = figure.unit + (f", chance {' or '.join(chances)}" if chances else "")
                 cells.append(str(figure))
                 published = "; ".join(stated(one) for one in replication.published(figure))
             title = f"`{name}`" if i == 0 else ""

@@ -56,6 +56,7 @@ class Memory final : public c10::Allocator {
   }
 
   void keep(Block block) {
+    if (block.bytes > kMostKept) return ::operator delete(block.data, kLine);
     std::vector<Block> dropped;
     {
       const std::scoped_lock lock(mutex_);

@@ -44,6 +44,8 @@ std::vector<double> DoseSearch::next() const {
 }
 
 void DoseSearch::take(const std::map<double, double>& doses) {
+  check<std::invalid_argument>(!doses.empty(),
+                               "DoseSearch: doses of what was asked for are needed, got none");
   for (const auto& [strength, dose] : doses) {
     doses_[strength] = dose;
     if (std::abs(dose / target_ - 1) <= tolerance_) near_.push_back(strength);

@@ -87,15 +87,18 @@ Lowering::Lowering(const Graph& graph) : graph_(graph), actions_(1), action_ids_
   add_captures();
 }
 
+bool Lowering::is_solid(const Token& token) const {
+  const auto& actions = actions_[static_cast<size_t>(token.actions)];
+  return std::any_of(actions.begin(), actions.end(), mixes_tokens);
+}
+
 int64_t Lowering::step(Token token) {
   const Key key{token.parent, token.model, token.id, token.actions, token.copied};
   const auto [at, is_new] = known_.try_emplace(key, static_cast<int64_t>(tokens_.size()));
   if (!is_new) return at->second;
-  const auto& actions = actions_[static_cast<size_t>(token.actions)];
   // What mixes tokens is a thing of its own: nothing may be cut in the middle of it.
-  const bool solid = std::any_of(actions.begin(), actions.end(), mixes_tokens);
   const Key bare{token.parent < 0 ? -1 : tokens_[static_cast<size_t>(token.parent)].bare, token.model,
-                 token.id, solid ? token.actions : 0, token.copied};
+                 token.id, is_solid(token) ? token.actions : 0, token.copied};
   token.bare = bare_.try_emplace(bare, static_cast<int64_t>(bare_.size())).first->second;
   tokens_.push_back(token);
   return at->second;
@@ -103,7 +106,8 @@ int64_t Lowering::step(Token token) {
 
 int64_t Lowering::copy(int64_t parent, int64_t token) {
   const auto& original = tokens_[static_cast<size_t>(token)];
-  if (original.parent == parent) return token;  // it stands there already
+  // It stands there already; but what goes on from the middle of mixed tokens would cut them.
+  if (original.parent == parent && !is_solid(original)) return token;
   return step({parent, original.id, -1, 0, 0, original.copied >= 0 ? original.copied : token, 0});
 }
 
@@ -176,9 +180,9 @@ void Lowering::add_splice(NodeId id) {
     return out;
   };
   const auto target = path(*node.parent), source = path(node.source);
-  int64_t at = node.first > 0 ? target[static_cast<size_t>(node.first) - 1] : -1;
-  for (int64_t t = node.first; t < node.length; ++t)
-    at = copy(at, (t < node.last ? source : target)[static_cast<size_t>(t)]);
+  int64_t at = -1;
+  for (int64_t t = 0; t < node.length; ++t)
+    at = copy(at, (node.first <= t && t < node.last ? source : target)[static_cast<size_t>(t)]);
   ends_[static_cast<size_t>(id)] = at;
 }
 

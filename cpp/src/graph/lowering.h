@@ -36,6 +36,8 @@ class Lowering {
 
   void add_segment(NodeId node);
   void add_splice(NodeId node);
+  /// Whether what is done to it mixes tokens: those may not be cut from one another.
+  bool is_solid(const Token& token) const;
   int64_t step(Token token);
   int64_t copy(int64_t parent, int64_t token);
   void cut();

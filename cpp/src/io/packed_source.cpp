@@ -59,6 +59,10 @@ std::string PackedSource::fingerprint() const {
   return source_->fingerprint();
 }
 
+int64_t PackedSource::packed_bytes(const std::string& name) const {
+  return is_packed(name) ? static_cast<int64_t>(source_->bytes(first_part(name)).size()) : 0;
+}
+
 void PackedSource::check_part(const std::string& name, const Sizes& wanted,
                               std::initializer_list<std::string_view> dtypes) const {
   check<ConfigError>(source_->has(name), "model: the tensor '", name, "' of a packed matrix (",

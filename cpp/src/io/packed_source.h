@@ -24,6 +24,9 @@ class PackedSource : public TensorSource {
   void read_into(const std::string& name, torch::Tensor& out) const override;
   std::string fingerprint() const override;
 
+  /// Of a packed tensor's codes, in the file; 0: it is not packed.
+  int64_t packed_bytes(const std::string& name) const;
+
  protected:
   using Sizes = std::vector<int64_t>;
 

@@ -8,6 +8,7 @@
 #include "introspect/io/mapped_tensors.h"
 #include "introspect/ops/quantised_rows.h"
 #include "io/encodings.h"
+#include "io/packed_source.h"
 #include "models/make_block.h"
 #include "models/part_names.h"
 #include "models/read_ahead.h"
@@ -333,8 +334,12 @@ class WeightReader {
                       " by the config, got ", at::IntArrayRef(shape));
     source_->check_readable(name);
     if (!checked_bytes_) return;
-    const auto [elements, bytes] = *io::readable_layout(source_->dtype(name));
-    *checked_bytes_ += c10::multiply_integers(shape) / elements * bytes;
+    if (const auto* const packed = dynamic_cast<const io::PackedSource*>(source_.get());
+        packed && packed->packed_bytes(name) > 0) {
+      *checked_bytes_ += packed->packed_bytes(name);
+    } else if (const auto layout = io::readable_layout(source_->dtype(name))) {
+      *checked_bytes_ += c10::multiply_integers(shape) / layout->block_elements * layout->block_bytes;
+    }
   }
 
   std::shared_ptr<const io::TensorSource> source_;

@@ -125,8 +125,9 @@ class Queries {
       softmax_[p] = {_mm512_set1_ps(std::numeric_limits<float>::lowest()), _mm512_setzero_ps()};
     }
     const auto [first, last] = blocks_seen();
-    for (int64_t block = first; block < last; block += kBlocksAtOnce) {
-      const int64_t end = std::min(last, block + kBlocksAtOnce);
+    for (int64_t block = first, end; block < last; block = end) {
+      // Where chunks end does not depend on the first block that a neighbour sees.
+      end = std::min(last, (block / kBlocksAtOnce + 1) * kBlocksAtOnce);
       score(block, end);
       const bool again = block > first;
       for (int64_t p = 0; p < n_panels_; ++p) weigh(p, block, end, again);
@@ -255,13 +256,16 @@ class Queries {
 
   INTROSPECT_AVX512_BFLOAT16 void write() const {
     for (int64_t p = 0; p < n_panels_; ++p) {
-      const auto share = _mm512_div_ps(_mm512_set1_ps(1.0f), softmax_[p].total);
+      const auto& total = softmax_[p].total;
+      // A query that sees no key gives 0, as ATen's does; one of NaN stays NaN.
+      const auto some = _mm512_cmp_ps_mask(total, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+      const auto share = _mm512_maskz_div_ps(some, _mm512_set1_ps(1.0f), total);
       for (int64_t c = 0; c < o_.K / kBlockRows; ++c) {
         const float* sums = sums_.get() + (2 * c + p) * kSums;
         __m512i r[16];
         for (int64_t i = 0; i < 16; ++i)
-          r[i] = as_pairs(_mm512_mul_ps(_mm512_load_ps(sums + 2 * i * kPanelRows), share),
-                          _mm512_mul_ps(_mm512_load_ps(sums + (2 * i + 1) * kPanelRows), share));
+          r[i] = as_pairs(_mm512_maskz_mul_ps(some, _mm512_load_ps(sums + 2 * i * kPanelRows), share),
+                          _mm512_maskz_mul_ps(some, _mm512_load_ps(sums + (2 * i + 1) * kPanelRows), share));
         transpose(r);
         for (int64_t i = 0; i < std::min(kPanelRows, n_ - p * kPanelRows); ++i) {
           const int64_t at = p * kPanelRows + i;

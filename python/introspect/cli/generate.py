@@ -53,7 +53,7 @@ def command(
             metavar="S",
             help="Factor of the vector, or a dose that is solved for on everyday prompts: coherent (the largest at "
             "which text stays coherent), kl=0.5 (nats), sd=2. If not given: about the largest at which this prompt's "
-            "text stays coherent.",
+            "text stays coherent (of more than 128 tokens: an everyday prompt's).",
         ),
     ] = None,
     fraction: Annotated[

@@ -20,9 +20,9 @@ from .together import Experiment
 
 TOLERANCE = 0.02
 """How far off the vector's dose one of equal dose may be, as a share of it."""
-MOST_ROUNDS = 30
+MOST_ROUNDS = 60
 REACH = 10.0
-"""A search goes up to 32 times this many strengths of the vector."""
+"""A search goes up to 32 times this, 320 times the vector's strength."""
 
 Place = tuple[str, float, int, int]
 """An injection's concept, strength as rows have it, first and last block."""
@@ -37,6 +37,8 @@ def at_the_vectors_strength(setup: Setup) -> list[Experiment]:
     setup.needs_vectors("equal_dose")
     if least := [one for one in _strengths(setup) if one < 0]:
         variants.refuse("equal_dose", setup.protocol, f"strengths must be above 0, got {least[0]:g}")
+    if not any(_strengths(setup)):
+        variants.refuse("equal_dose", setup.protocol, "nothing is injected at strength 0")
     return [_measuring(setup, nulls=_n(setup))]
 
 
@@ -58,8 +60,12 @@ def run(setup: Setup, first: Results) -> Generator[list[Experiment], Results, Re
     settings = list(zip(*_by_concept(searches).values(), strict=True))
     rows: list[dict[tuple, dict]] = [{} for _ in settings]
     collected: list[Result] = []
-    for is_first in (number == 0 for number in range(MOST_ROUNDS)):
-        tried = {place: _strengths_of(listed, is_first) for place, listed in searches.items()}
+    ran: dict[tuple[Place, int], float] = {}
+    for _ in range(MOST_ROUNDS):
+        tried = {
+            place: [_strength_of(search, ran.get((place, null))) for null, search in enumerate(listed)]
+            for place, listed in searches.items()
+        }
         missing = [number for number, places in enumerate(settings) if any(any(tried[place]) for place in places)]
         if not missing:
             break
@@ -78,6 +84,7 @@ def run(setup: Setup, first: Results) -> Generator[list[Experiment], Results, Re
                     rows[number].setdefault(identity, row)
                 elif tried[place][null]:
                     rows[number][identity] = row
+                    ran[place, null] = tried[place][null]  # type: ignore[index]
     else:
         raise ValueError(f"run_study: the search for equal doses did not end after {MOST_ROUNDS} rounds")
     out = collected[0]
@@ -86,7 +93,7 @@ def run(setup: Setup, first: Results) -> Generator[list[Experiment], Results, Re
 
 
 def _n(setup: Setup) -> int:
-    return setup.more.get("n_equal_dose", setup.nulls)
+    return Arguments("run_study").whole("n_equal_dose", setup.more.get("n_equal_dose", setup.nulls), least=1)
 
 
 def _measuring(setup: Setup, **options: Any) -> Experiment:
@@ -145,12 +152,11 @@ def _begun(setup: Setup, first: Result) -> Searches:
     return out
 
 
-def _strengths_of(listed: list[_C.DoseSearch], is_first: bool) -> list[float]:
-    """What each rotation is to be run at; 0: it need not."""
-    return [
-        search.found if search.is_done and is_first else 0.0 if search.is_done else search.next()[0]
-        for search in listed
-    ]
+def _strength_of(search: _C.DoseSearch, ran: float | None) -> float:
+    """What a rotation is to be run at that was last run at ``ran``; 0: it need not."""
+    if not search.is_done:
+        return search.next()[0]
+    return 0.0 if search.found == ran else search.found
 
 
 def _at(setup: Setup, tried: Mapping[Place, list[float]]) -> dict[str, Any]:

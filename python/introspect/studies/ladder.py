@@ -254,7 +254,7 @@ def _decide(
             said = f"{upper_first(worst.problem)}. What was seen is {texts['effect']}."
         else:
             within = f"It is shown to lie within ±{number(same['bound'], step.unit).lstrip('+')}."
-            alone = _by_t_alone(worst, texts, least if len(tested) == 1 else -math.inf)
+            alone = _by_t_alone(worst, tested, texts, least if len(tested) == 1 else -math.inf)
             said = _joined(step.not_shown.format(**texts), within if step.name != "concepts" else "", alone)
         return Rung(**same, verdict=NOT_SHOWN, sentence=said)
     if chain > alpha:
@@ -278,14 +278,13 @@ def _texts(step: Step, tested: list[Tested], worst: Tested, least: float) -> Map
     }
 
 
-def _by_t_alone(worst: Tested, texts: Mapping[str, object], least: float) -> str:
+def _by_t_alone(worst: Tested, tested: Sequence[Tested], texts: Mapping[str, object], least: float) -> str:
     """What the interval, which is Student's, shows and the other tests do not: above 0, or below ``least``."""
     if worst.interval is None or worst.shown:
         return ""
-    low, high = worst.interval
-    if low > 0:
+    if all(one.interval and one.interval[0] > 0 for one in tested):
         return "Student's t alone would show it."
-    return f"Student's t alone would show it to be below {texts['bound']}." if high < least else ""
+    return f"Student's t alone would show it to be below {texts['bound']}." if worst.interval[1] < least else ""
 
 
 def _joined(*sentences: str) -> str:
@@ -356,6 +355,6 @@ def _moves(evidence: Evidence, alpha: float) -> bool:
         for sign in (1, -1):
             values = {concept: sign * value for concept, value in contrast.values.items()}
             moved = _test(STEPS[0], Contrast(contrast.name, values), alpha, 1.0)
-            if not moved.problem and moved.p_above <= alpha:
+            if not moved.problem and 2 * moved.p_above <= alpha:  # of two sides
                 return True
     return False

@@ -113,6 +113,8 @@ class Run:
                 except StopIteration as end:
                     found[arm.name] = end.value
                 except (ValueError, _C.ConfigError) as error:  # a dose that nothing reaches
+                    if not arm.rounds and not isinstance(error, _C.ConfigError):
+                        raise
                     self._leave_out(arm, error, has_run=len(self.arms) > 1)
             number += 1
         return {arm.name: found[arm.name] for arm in self.arms}
@@ -156,6 +158,6 @@ def _as_list(made: Experiment | Sequence[Experiment]) -> list[Experiment]:
 
 def _sum(plans: Sequence[ExperimentPlan]) -> ExperimentPlan:
     """Of runs that come one after the other."""
-    names = ("readings", "found", "token_layers_asked", "token_layers_to_run", "seconds")
+    names = ("readings", "found", "token_layers_asked", "token_layers_to_run", "seconds", "passes", "bytes_read")
     sums = {name: sum(getattr(plan, name) for plan in plans) for name in names}
     return ExperimentPlan(**sums, peak_bytes=max(plan.peak_bytes for plan in plans))

@@ -245,12 +245,13 @@ def run_study(
 
 def _started(store: _C.Store | None, results: Iterable[Result], now: str) -> str:
     """When the first injected reading was made: a study that goes on from a store was started before ``now``."""
+    place = ("concept", "strength", "first_layer", "last_layer")
     asked = {
-        (one.model["hash"], one.protocol["hash"], one.settings["seed"], name)
+        (one.model["hash"], one.protocol["hash"], one.settings["seed"], *(row[name] for name in place))
         for one in results
-        for name in one.concepts
+        for row in one.rows
     }
-    names = ("model_hash", "protocol_hash", "seed", "concept")
+    names = ("model_hash", "protocol_hash", "seed", *place)
     rows = store.asked() if store else []
     written = [row["written"] for row in rows if row["written"] and tuple(row[name] for name in names) in asked]
     return min([now, *(f"{one[:19]}+00:00" for one in written)])

@@ -17,6 +17,7 @@ from graphs import (
     Read,
     Segment,
     Sizes,
+    Splice,
     build,
     changes,
     graphs,
@@ -142,6 +143,19 @@ def test_models_of_a_graph_may_differ_in_what_their_caches_do_not_hold(tmp_path_
     assert_reads(Graph(nodes, read), ours.run(), reads, models)
     backwards, _, _ = build(Graph(nodes, read), models[::-1])
     assert ours.plan().peak_bytes == backwards.plan().peak_bytes
+
+
+@pytest.mark.parametrize("at", [(0, 1), (1, 2), (1, 3), (2, 4)])
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_splice_cuts_no_tokens_that_are_changed_together(few, at, side):
+    """The mean over a segment's tokens takes all of them, also where some are spliced elsewhere."""
+    mean = Change("mean of x", "hook_resid_pre", (0,), 1.0, seed=0)
+    plain, mixed = Segment((3, 4, 5, 6)), Segment((3, 4, 5, 6), None, 0, (mean,))
+    nodes = (mixed, plain) if side == "source" else (plain, mixed)
+    nodes += (Splice(target=1, first=at[0], last=at[1], source=0), Segment((3,), 2))
+    graph = Graph(nodes, (Read(2, "cache"), Read(3, "activation"), Read(0, "cache")))
+    ours, _, reads = build(graph, few)
+    assert_reads(graph, ours.run(), reads, few)
 
 
 @settings(max_examples=3, **PROPERTY)
