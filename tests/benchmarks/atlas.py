@@ -88,7 +88,7 @@ def labels(ran: dict[str, dict[str, atlas.Replication]]) -> list[str]:
 
 
 def stated(one: atlas.Published) -> str:
-    """A published figure and what it is of, without its notes."""
+    """A published value with its unit and name; its notes are left out."""
     value = f"{one.value:g}" if isinstance(one.value, int | float) else one.value
     return f"{value}{'' if one.unit == '%' else ' '}{one.unit}".rstrip() + f" ({one.name})"
 

@@ -15,6 +15,8 @@ WORDINGS = ("own", "plainly", "formally")
 SETTINGS = ("0.1 × 8–16", "0.2 × 8–16")
 BASES = {"factual_yes": 5.0, "factual_no": -5.0, "contested": 0.0}
 OWN_BASE = -2.0
+SMALL = {"settings": ("0.1",), "wordings": ("own",)}  # of `evidence`: one reading a concept and question, for speed
+FEW = {**SMALL, "controls": ("rotations",)}
 PLACES = 4
 
 

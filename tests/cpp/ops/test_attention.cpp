@@ -9,24 +9,13 @@
 #include "introspect/core/error.h"
 #include "introspect/ops/bfloat16_products.h"
 #include "introspect/ops/rotary.h"
+#include "ops/bfloat16_way.h"
 
 using namespace introspect;
 
 namespace {
 
 const double kScale = 0.3;
-
-/// One way of multiplying bfloat16, until the end of the scope.
-class Way {
- public:
-  explicit Way(const std::string& way) : before_(ops::use_bfloat16_products(way)) {}
-  ~Way() { ops::use_bfloat16_products(before_); }
-  Way(const Way&) = delete;
-  Way& operator=(const Way&) = delete;
-
- private:
-  std::string before_;
-};
 
 /// Attention as the formula has it, in double precision: softmax over the keys that `sees_TS` allows.
 torch::Tensor exact_attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,

@@ -4,22 +4,11 @@
 
 #include "introspect/core/error.h"
 #include "introspect/ops/bfloat16_products.h"
+#include "ops/bfloat16_way.h"
 
 using namespace introspect;
 
 namespace {
-
-/// One way of multiplying bfloat16, until the end of the scope.
-class Way {
- public:
-  explicit Way(const std::string& way) : before_(ops::use_bfloat16_products(way)) {}
-  ~Way() { ops::use_bfloat16_products(before_); }
-  Way(const Way&) = delete;
-  Way& operator=(const Way&) = delete;
-
- private:
-  std::string before_;
-};
 
 std::vector<std::string> ways_with_equal_rows() {
   auto ways = ops::bfloat16_products_here();
