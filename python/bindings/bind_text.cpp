@@ -33,7 +33,7 @@ std::string utf8_of(const std::variant<py::str, py::bytes>& given) {
 std::string text_at(const py::dict& message, const char* key) {
   check<ConfigError>(message.contains(key) && py::isinstance<py::str>(message[key]),
                      "ChatTemplate.render: a message must have a str \"", key, "\", got ",
-                     py::str(message).cast<std::string>());
+                     py::str(py::handle(message)).cast<std::string>());
   return utf8_of(py::str(message[key]));
 }
 
@@ -44,7 +44,7 @@ std::vector<Message> messages_of(const py::sequence& given) {
     messages.push_back({text_at(message, "role"), text_at(message, "content")});
     check<ConfigError>(message.size() == 2,
                        "ChatTemplate.render: a message must have a role and a content only, got ",
-                       py::str(message).cast<std::string>());
+                       py::str(py::handle(message)).cast<std::string>());
   }
   return messages;
 }

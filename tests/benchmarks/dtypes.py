@@ -1,6 +1,7 @@
 """bfloat16 beside float32 on the workloads of experiments.py and on training a control vector, in one run.
 
-    python tests/benchmarks/dtypes.py [GGUF] [--workloads vector sweep suite grid] [--repeats 2] [--json FILE]
+    python tests/benchmarks/dtypes.py [GGUF] [--workloads vector sweep suite grid] [--repeats 2] [--device cpu]
+        [--json FILE]
 
 The best of several, the two in turns on the same vectors; the ratio is float32's time / bfloat16's. Nothing is compared
 with a peer here: experiments.py and vectors.py do that.
@@ -26,13 +27,14 @@ def main() -> None:
     parser.add_argument("gguf", nargs="?", type=Path, default=SMOLLM2)
     parser.add_argument("--workloads", nargs="+", choices=[VECTOR, *WORKLOADS], default=[VECTOR, *WORKLOADS])
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--suffixes", type=int, default=582, help="pairs that the vectors are trained on")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
     warnings.filterwarnings("ignore", message=".* tokens of this model")  # spellings of yes and no for the lens
     warnings.filterwarnings("ignore", message=".*left the format of the answer")
-    sides = [Ours(args.gguf, dtype, {}) for dtype in ("float32", "bfloat16")]
+    sides = [Ours(args.gguf, dtype, {}, args.device) for dtype in ("float32", "bfloat16")]
     model, suffixes = sides[0].model, introspect.load_suffixes()[: args.suffixes]
     pairs = {concept: introspect.concept_pairs(model, concept, suffixes) for concept in ("cat", "bread")}
 
@@ -45,7 +47,7 @@ def main() -> None:
     vectors = {concept: introspect.ControlVector.train(model, of) for concept, of in pairs.items()}
     for side in sides:
         side.vectors.update(vectors)
-    print(f"{args.gguf.name}, {torch.get_num_threads()} threads, best of {args.repeats}")
+    print(f"{args.gguf.name}, {args.device}, {torch.get_num_threads()} threads, best of {args.repeats}")
     print(f"{'workload':22}{'float32':>10}{'bfloat16':>11}{'ratio':>8}")
     report = {}
     for name in args.workloads:

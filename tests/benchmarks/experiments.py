@@ -143,8 +143,8 @@ Vectors = dict[str, introspect.ControlVector]
 class Ours:
     """This library as a side."""
 
-    def __init__(self, gguf: Path, dtype: str, vectors: Vectors) -> None:
-        self.model, self.vectors = introspect.load_model(gguf, dtype=dtype), vectors
+    def __init__(self, gguf: Path, dtype: str, vectors: Vectors, device: str = "cpu") -> None:
+        self.model, self.vectors = introspect.load_model(gguf, dtype=dtype, device=device), vectors
 
     def run(self, work: Workload, **options) -> tuple[float, dict[Cell, dict]]:
         """Seconds, and the readings by cell."""

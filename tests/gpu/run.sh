@@ -59,7 +59,7 @@ if [ -z "${INTROSPECT_INSTALLED:-}" ]; then
   step "build"
   within cmake -S . -B "$WORK/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DINTROSPECT_BUILD_PYTHON=ON \
     -DPython_EXECUTABLE="$(command -v "$PYTHON")" >"$WORK/configure.log" 2>&1 || { tail -n 40 "$WORK/configure.log"; exit 1; }
-  within cmake --build "$WORK/build" >"$WORK/build.log" 2>&1 || { grep -m 5 -A 10 'error' "$WORK/build.log" || tail -n 40 "$WORK/build.log"; exit 1; }
+  within cmake --build "$WORK/build" -- -k 0 >"$WORK/build.log" 2>&1 || { grep -m 40 -A 4 'error' "$WORK/build.log" || tail -n 40 "$WORK/build.log"; exit 1; }
   rm -rf "$WORK/site" && mkdir -p "$WORK/site"
   cp -r python/introspect "$WORK/site/"
   cmake --install "$WORK/build" --prefix "$WORK/site/introspect" >/dev/null

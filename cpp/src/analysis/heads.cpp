@@ -115,7 +115,7 @@ torch::Tensor entropy_sum(const torch::Tensor& A_BHTT, std::optional<int64_t> wi
   auto n_keys = at::arange(2, T + 1, A_BHTT.options());
   if (window) n_keys = n_keys.clamp_max(*window);
   const auto entropy = at::xlogy(A_BHTT, A_BHTT).sum({3}).neg().narrow(2, 1, T - 1);
-  return (entropy / n_keys.log()).nan_to_num(0.0).sum({0, 2});  // 0 / 0: a window of one key
+  return (entropy / n_keys.log()).nan_to_num(0.0).sum(at::IntArrayRef{0, 2});  // 0 / 0: a window of one key
 }
 
 Sums sums_of(const Model& model, const torch::Tensor& tokens_BT, const HeadScoreOptions& options,
@@ -147,9 +147,9 @@ Sums sums_of(const Model& model, const torch::Tensor& tokens_BT, const HeadScore
       const auto put = [&](int64_t name, const torch::Tensor& sum_H) {
         out.values[name][site.layer].copy_(sum_H);
       };
-      put(kPrevious, A.diagonal(-1, 2, 3).sum({0, 2}));
-      put(kFirst, A.select(3, 0).narrow(2, 1, T - 1).sum({0, 2}));
-      put(kDiagonal, A.diagonal(0, 2, 3).narrow(2, 1, T - 1).sum({0, 2}));
+      put(kPrevious, A.diagonal(-1, 2, 3).sum(at::IntArrayRef{0, 2}));
+      put(kFirst, A.select(3, 0).narrow(2, 1, T - 1).sum(at::IntArrayRef{0, 2}));
+      put(kDiagonal, A.diagonal(0, 2, 3).narrow(2, 1, T - 1).sum(at::IntArrayRef{0, 2}));
       const auto window =
           model.cfg().is_local(site.layer) ? std::optional(model.cfg().window_size) : std::nullopt;
       put(kEntropy, entropy_sum(A, window));
