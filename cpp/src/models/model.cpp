@@ -273,10 +273,14 @@ nn::Positions Model::positions(const torch::Tensor& positions_BT, const torch::T
   std::tie(out.cos, out.sin) = rotary_angles(positions_BT, local);
   const int64_t window = local ? cfg_.window_size : 0;
   const bool window_bites = window > 0 && n_keys > window;
-  if (!real_BS.defined() && !window_bites) return out;
+  // The kernels of other devices know a causal mask only where queries and keys are as many: it is made once, not in
+  // every layer.
+  const int64_t T = positions_BT.size(1);
+  const bool chunk = !device().is_cpu() && T > 1 && T < n_keys;
+  if (!real_BS.defined() && !window_bites && !chunk) return out;
   const auto real =
       real_BS.defined() ? real_BS : at::ones({1, n_keys}, at::device(device()).dtype(torch::kBool));
-  out.mask.additive = ops::additive_mask(real, positions_BT.size(1), dtype(), window);
+  out.mask.additive = ops::additive_mask(real, T, dtype(), window);
   return out;
 }
 

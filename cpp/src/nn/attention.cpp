@@ -75,14 +75,15 @@ Attention::Qkv Attention::project(const AttentionInput& x) const {
   if (x.q.dim() == 3 && x.k.is_same(x.q) && x.v.is_same(x.q)) {
     const auto sizes = {x.q.size(0), x.q.size(1), H + 2 * G, K};
     const auto qkv_BTHK = weights_.QKV.forward(x.q).view(sizes);
-    return {qkv_BTHK.narrow(2, 0, H), qkv_BTHK.narrow(2, H, G), qkv_BTHK.narrow(2, H + G, G)};
+    return {qkv_BTHK.narrow(2, 0, H), qkv_BTHK.narrow(2, H, G), qkv_BTHK.narrow(2, H + G, G),
+            qkv_BTHK.narrow(2, 0, H + G)};
   }
   const auto part = [&](const torch::Tensor& in, int64_t first, int64_t heads) {
     const auto linear = weights_.QKV.rows(first * K, heads * K);
     return in.dim() == 4 ? project_heads(in, linear, K)
                          : linear.forward(in).view({in.size(0), in.size(1), heads, K});
   };
-  return {part(x.q, 0, H), part(x.k, H, G), part(x.v, H + G, G)};
+  return {part(x.q, 0, H), part(x.k, H, G), part(x.v, H + G, G), {}};
 }
 
 torch::Tensor Attention::forward(const AttentionInput& x, const Context& ctx) const {
@@ -101,8 +102,18 @@ torch::Tensor Attention::forward(const AttentionInput& x, const Context& ctx) co
   const int64_t T = k_BTGK.size(1);
   const auto query = of_outputs(positions, ctx.outputs, T, ctx.cache ? ctx.cache->length(ctx.layer) + T : T);
   if (positions.cos.defined()) {
-    q_BTHK = ctx.hook(Point::kRotQ, rotated(q_BTHK, query));
-    k_BTGK = ctx.hook(Point::kRotK, rotated(k_BTGK, positions));
+    // As the product wrote them they lie side by side: on a device one rotation serves both.
+    const bool as_written = q_BTHK.is_same(qkv.q_BTHK) && k_BTGK.is_same(qkv.k_BTGK);
+    if (qkv.qk_BTnK.defined() && as_written && !q_BTHK.is_cpu()) {
+      const auto qk_BTnK = rotated(qkv.qk_BTnK, positions);
+      q_BTHK = qk_BTnK.narrow(2, 0, options_.n_heads);
+      k_BTGK = qk_BTnK.narrow(2, options_.n_heads, options_.n_key_value_heads);
+    } else {
+      q_BTHK = rotated(q_BTHK, query);
+      k_BTGK = rotated(k_BTGK, positions);
+    }
+    q_BTHK = ctx.hook(Point::kRotQ, q_BTHK);
+    k_BTGK = ctx.hook(Point::kRotK, k_BTGK);
   }
 
   auto k_BGSK = k_BTGK.transpose(1, 2), v_BGSK = v_BTGK.transpose(1, 2);

@@ -69,6 +69,11 @@ torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK
       tensor = tensor.expand({B, G, T, S}).reshape({B * G, 1, T, S});
     if (tensor.defined()) additive = tensor;
   }
+  // A device's fused kernels of 16 bits share a group's keys by themselves and take every layout: nothing is copied.
+  if (!q_BTHK.is_cpu() && !additive && q_BTHK.element_size() == 2)
+    return at::scaled_dot_product_attention(q_BTHK.transpose(1, 2), k_BGSK, v_BGSK, {}, /*dropout_p=*/0.0,
+                                            is_causal, scale, /*enable_gqa=*/R > 1)
+        .transpose(1, 2);
   const auto z =
       at::scaled_dot_product_attention(group_queries(q_BTHK, G), group_keys(k_BGSK, R), group_keys(v_BGSK, R),
                                        additive, /*dropout_p=*/0.0, is_causal, scale);

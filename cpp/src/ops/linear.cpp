@@ -114,6 +114,22 @@ bool has_few_rows(torch::ScalarType x, const torch::Tensor& weight) {
   return has_kernel(weight) && !(x == torch::kBFloat16 && has_gemm_bfloat16());
 }
 
+/// float32 x [N, D] times bfloat16 rows [V, D] -> float32 [N, V], where a device multiplies bfloat16 into float32.
+///
+/// x is the sum of three numbers of 8 bits each, exactly; the three are rows of one product, which reads the weights once
+/// and keeps them as they are.
+torch::Tensor product_in_parts(const torch::Tensor& x_ND, const torch::Tensor& w_VD) {
+  const int64_t N = x_ND.size(0);
+  std::vector<torch::Tensor> parts;
+  auto rest_ND = x_ND;
+  for (int i = 0; i < 3; ++i) {
+    parts.push_back(rest_ND.to(torch::kBFloat16));
+    if (i < 2) rest_ND = rest_ND - parts.back();
+  }
+  const auto y = at::mm(at::cat(parts, 0), w_VD.t(), torch::kFloat32);
+  return y.narrow(0, 2 * N, N) + y.narrow(0, N, N) + y.narrow(0, 0, N);  // the smallest first
+}
+
 bool needs_grad(const torch::Tensor& x, const torch::Tensor& weight) {
   return at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad());
 }
@@ -146,6 +162,8 @@ torch::Tensor linear_fp32(const torch::Tensor& x_ND, const torch::Tensor& weight
     return matvec(x_ND.contiguous(), weight_VD);
   if (plain && has_product(x_ND.scalar_type(), weight_VD)) return product(x_ND, weight_VD, {});
   if (weight_VD.scalar_type() == torch::kFloat32) return at::linear(x_ND, weight_VD);
+  if (plain && weight_VD.is_cuda() && weight_VD.scalar_type() == torch::kBFloat16)
+    return product_in_parts(x_ND, weight_VD);
   // Widened block by block: the whole unembedding in float32 would double the memory of a bfloat16 model.
   constexpr int64_t kBlockRows = 8192;
   std::vector<torch::Tensor> blocks;

@@ -102,6 +102,11 @@ torch::Tensor normalized_float32(const torch::Tensor& x, double eps) {
   return x32 * at::rsqrt(x32.pow(2).mean({-1}, /*keepdim=*/true).add(eps));
 }
 
+/// True if ATen has one kernel for x on its device. float64 keeps transformers' float32.
+bool has_fused(const torch::Tensor& x) {
+  return !x.is_cpu() && x.scalar_type() != torch::kFloat64;
+}
+
 void check_weight(const char* who, const torch::Tensor& x, const torch::Tensor& weight) {
   check<ShapeError>(weight.dim() == 1 && x.dim() > 0 && weight.size(0) == x.size(-1), who,
                     ": weight must be [", x.dim() > 0 ? x.size(-1) : 0, "], got ", weight.sizes());
@@ -111,6 +116,7 @@ void check_weight(const char* who, const torch::Tensor& x, const torch::Tensor& 
 
 torch::Tensor rms_normalize(const torch::Tensor& x, double eps) {
   if (has_kernel(x, {})) return rms_by_kernel(x, {}, eps);
+  if (has_fused(x)) return at::rms_norm(x, {x.size(-1)}, {}, eps);
   return normalized_float32(x, eps).to(x.scalar_type());
 }
 
@@ -118,6 +124,8 @@ torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, doub
   check_weight("rms_norm", x, weight);
   if (has_kernel(x, weight) && weight.scalar_type() == x.scalar_type() && weight.is_contiguous())
     return rms_by_kernel(x, weight, eps);
+  if (has_fused(x) && weight.scalar_type() == x.scalar_type())
+    return at::rms_norm(x, {x.size(-1)}, weight, eps);
   return weight * rms_normalize(x, eps);
 }
 
@@ -125,6 +133,8 @@ torch::Tensor gemma_rms_norm(const torch::Tensor& x, const torch::Tensor& weight
   check_weight("gemma_rms_norm", x, weight);
   if (has_kernel(x, weight) && weight.scalar_type() == torch::kFloat32 && weight.is_contiguous())
     return rms_by_kernel(x, weight, eps);
+  if (has_fused(x) && weight.scalar_type() == torch::kFloat32)
+    return at::rms_norm(x.to(torch::kFloat32), {x.size(-1)}, weight, eps).to(x.scalar_type());
   return (normalized_float32(x, eps) * weight).to(x.scalar_type());
 }
 

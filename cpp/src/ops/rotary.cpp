@@ -159,6 +159,19 @@ torch::Tensor rotated(const torch::Tensor& x_BTHK, const torch::Tensor& cos, con
   return out_BHTK.transpose(1, 2);
 }
 
+/// Four kernels and no copy of the halves: what a device does is mostly to wait for the next one.
+torch::Tensor rotated_on_device(const torch::Tensor& x_BTHK, const torch::Tensor& cos_BT1K2,
+                                const torch::Tensor& sin_BT1K2) {
+  const int64_t half = cos_BT1K2.size(-1), rest = x_BTHK.size(3) - 2 * half;
+  const auto a = x_BTHK.narrow(3, 0, half), b = x_BTHK.narrow(3, half, half);
+  auto out_BTHK = at::empty(x_BTHK.sizes(), x_BTHK.options());
+  auto to_a = out_BTHK.narrow(3, 0, half), to_b = out_BTHK.narrow(3, half, half);
+  at::addcmul_out(to_a, a * cos_BT1K2, b, sin_BT1K2, -1);
+  at::addcmul_out(to_b, b * cos_BT1K2, a, sin_BT1K2, 1);
+  if (rest > 0) out_BTHK.narrow(3, 2 * half, rest).copy_(x_BTHK.narrow(3, 2 * half, rest));
+  return out_BTHK;
+}
+
 }  // namespace
 
 torch::Tensor apply_rotary(const torch::Tensor& x_BTHK, const torch::Tensor& cos_BTK2,
@@ -170,6 +183,9 @@ torch::Tensor apply_rotary(const torch::Tensor& x_BTHK, const torch::Tensor& cos
   if (has_kernel(x_BTHK, cos_BTK2, sin_BTK2))
     return x_BTHK.scalar_type() == torch::kFloat32 ? rotated<float>(x_BTHK, cos_BTK2, sin_BTK2)
                                                    : rotated<c10::BFloat16>(x_BTHK, cos_BTK2, sin_BTK2);
+  const bool graph = at::GradMode::is_enabled() && x_BTHK.requires_grad();
+  if (!x_BTHK.is_cpu() && !graph && cos_BTK2.scalar_type() == x_BTHK.scalar_type())
+    return rotated_on_device(x_BTHK, cos_BTK2.unsqueeze(2), sin_BTK2.unsqueeze(2));
   const auto x_BHTK = x_BTHK.transpose(1, 2);
   const auto cos = cos_BTK2.unsqueeze(1), sin = sin_BTK2.unsqueeze(1);
   const auto a = x_BHTK.narrow(3, 0, half), b = x_BHTK.narrow(3, half, half);

@@ -78,6 +78,7 @@ class INTROSPECT_EXPORT Attention {
  private:
   struct Qkv {
     torch::Tensor q_BTHK, k_BTGK, v_BTGK;
+    torch::Tensor qk_BTnK;  // queries and keys side by side, where one product wrote them; else undefined
   };
   Qkv project(const AttentionInput& x) const;
   torch::Tensor sinks() const { return weights_.sinks ? weights_.sinks->scores : torch::Tensor{}; }
