@@ -6,7 +6,8 @@
 FOLDER: where the file goes (18.4 GB for 64 blocks); it stays there for the next time. Weights stay in their blocks and
 blocks in the file. Tokenizer and chat template are those of Qwen2.5-Coder-0.5B. Prints the plan, the time, the floor
 that the products' FLOPs set at the rate measured just before and just after, how often the file was read, and the most
-memory that the process held. The rate is the mean of ten seconds: a processor may do bursts at twice what it can keep up.
+memory that the process held. The rate is the mean of ten seconds: some processors do twice as much in a
+burst.
 """
 
 import argparse
@@ -163,7 +164,8 @@ def main() -> None:
     print(
         f"{options.blocks} blocks, {path.stat().st_size / 1e9:.1f} GB: {n_rows} rows in "
         f"{seconds:.0f} s (planned {plan.seconds:.0f}); products alone {floor:.0f} s at "
-        f"{before / 1e9:.0f} GFLOP/s before and {after / 1e9:.0f} after, {seconds / floor:.2f} times; its blocks read {readings:.1f} times, {memory / 1e9:.1f} GB in memory at most"
+        f"{before / 1e9:.0f} GFLOP/s before and {after / 1e9:.0f} after, {seconds / floor:.2f} times; "
+        f"its blocks read {readings:.1f} times, {memory / 1e9:.1f} GB in memory at most"
     )
 
 
