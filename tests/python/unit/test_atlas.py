@@ -16,6 +16,7 @@ from introspect.studies.atlas.measures import (
     Measure,
     Reading,
     expected_number,
+    fits,
     mean_over,
     mutual_information,
 )
@@ -168,6 +169,19 @@ def test_measures_by_hand():
     assert (own.estimate.low, own.estimate.high) == (0.0, 1.0)
     # rates: of log-odds 1 and 0
     assert figure("yes_rate", readings)[0].estimate.value == pytest.approx((1 / (1 + math.exp(-1)) + 0.5) / 2)
+
+
+def test_a_tag_that_readings_lack_is_an_error_and_no_choice():
+    tags = {"kind": "control", "order": 1}
+    assert fits(tags, {}) and fits(tags, {"kind": "control"}) and fits(tags, {"kind": ["x", "control"], "order": [1]})
+    assert not fits(tags, {"order": [0, 2]}) and not fits(tags, {"kind": "x", "order": 1})
+    for wanted in ({"vector": "own"}, {"kind": "x", "vector": "own"}, {"vector": None}):
+        with pytest.raises(introspect.ConfigError, match="the tags kind, order, and no 'vector'"):
+            fits(tags, wanted)
+    readings = [reading("a", tags={"vector": "own"}), reading("b")]
+    for asked in ({"of": {"vector": "own"}}, {"less": {"vector": "own"}}, {"each": ["vector"]}):
+        with pytest.raises(introspect.ConfigError, match="no 'vector'"):
+            figure({"measure": "yes_shift", **asked}, readings)
 
 
 def test_labels_that_are_flipped_cancel_a_liking():

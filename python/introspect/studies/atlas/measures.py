@@ -274,20 +274,20 @@ class Measure:
         """One figure for each of the values of ``each`` that occur, in their order.
 
         Raises:
-            ConfigError: no reading is left, or they were not read what the measure needs.
+            ConfigError: no reading is left, they were not read what the measure needs, or they lack one of its tags.
         """
-        chosen = [reading for reading in readings if _fits(reading, {**_own(self.of, self.each), **self.of})]
+        chosen = [one for one in readings if fits(one.tags, {**_own(self.of, self.each), **self.of})]
         if not chosen:
             raise _C.ConfigError(f"measure {part}/{self.name}: no reading has {dict(self.of)}")
         split: dict[tuple, list[Reading]] = defaultdict(list)
         for reading in chosen:
-            split[tuple(reading.tags[tag] for tag in self.each)].append(reading)
+            split[tuple(_value(reading.tags, tag) for tag in self.each)].append(reading)
         out = []
         for values, some in split.items():
             if "group" in self.each and values[self.each.index("group")] == "":
                 continue
             same = dict(zip(self.each, values, strict=True))
-            minus = [reading for reading in readings if _fits(reading, {**same, **_own(self.less), **self.less})]
+            minus = [one for one in readings if fits(one.tags, {**same, **_own(self.less), **self.less})]
             name = "/".join([part, self.name, *(f"{tag}={value}" for tag, value in same.items())])
             out.append(self._figure(name, some, minus if self.less else []))
         return out
@@ -358,10 +358,23 @@ def _own(given: Mapping[str, Any], each: Sequence[str] = ()) -> dict[str, Any]:
     return {"kind": "control" if "group" in given or "group" in each else "introspection"}
 
 
-def _fits(reading: Reading, wanted: Mapping[str, Any]) -> bool:
-    return all(
-        reading.tags.get(tag) in (value if isinstance(value, list) else [value]) for tag, value in wanted.items()
-    )
+def fits(tags: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether these tags have the values that are wanted.
+
+    Args:
+        wanted: {tag: value or values}.
+
+    Raises:
+        ConfigError: a tag that is not among them; to leave it out, or let it pass, would be to read something else.
+    """
+    found = {tag: _value(tags, tag) for tag in wanted}
+    return all(found[tag] in (value if isinstance(value, list) else [value]) for tag, value in wanted.items())
+
+
+def _value(tags: Mapping[str, Any], tag: str) -> Any:
+    if tag not in tags:
+        raise _C.ConfigError(f"atlas: readings have the tags {', '.join(tags)}, and no {tag!r}")
+    return tags[tag]
 
 
 def _information(readings: Sequence[Reading]) -> Estimate:

@@ -17,7 +17,7 @@ from ..ladder import ladder
 from ..rungs import Contrast, Step, own_step
 from .entry import Claim, Entry
 from .expand import Cell
-from .measures import TINY, Figure, expected_number
+from .measures import TINY, Figure, expected_number, fits
 
 NO_ANSWERS = "its answers are not read (readouts.answer_shares)"
 
@@ -40,7 +40,7 @@ def evidence_of(cells: Sequence[Cell], results: Sequence[Result]) -> Evidence:
     missing: dict[str, str] = {}
     fed = []
     for cell, result in zip(cells, results, strict=True):
-        arms = [arm for arm, wanted in cell.part.arms.items() if _fits(cell.tags, wanted)]
+        arms = [arm for arm, wanted in cell.part.arms.items() if fits(cell.tags, wanted)]
         fed += [result] if arms else []
         wording = ", ".join(str(cell.tags[axis]) for axis in cell.part.vary) or "own"
         for arm in arms:
@@ -53,10 +53,6 @@ def evidence_of(cells: Sequence[Cell], results: Sequence[Result]) -> Evidence:
             else:
                 _collect_rows(cell, result, arm, collected, wording)
     return from_results.evidence_from(fed, collected, missing)
-
-
-def _fits(tags: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    return all(tags[axis] in (values if isinstance(values, list) else [values]) for axis, values in wanted.items())
 
 
 def _collect_rows(cell: Cell, result: Result, arm: str, collected: dict[str, Columns], wording: str) -> None:
