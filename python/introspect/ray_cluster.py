@@ -5,8 +5,9 @@ Ray is optional: ``pip install introspect[ray]``.
 
 from __future__ import annotations
 
+import hashlib
 import os
-import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import _C
+from .ray_session import session
 
 MOST_DEATHS = 3
-"""Workers that may die of one task before it is given up."""
+"""Workers that may die of one task, one after another without a result, before it is given up."""
 AHEAD = 2
 """Tasks for each worker that may be finished before an earlier one is, where results are wanted in order."""
+PATIENCE = 600.0
+"""Seconds without any worker after which it is given up: clusters that grow need minutes for a node."""
 
 
 @dataclass(frozen=True)
@@ -28,55 +32,125 @@ class RayWorkers:
     Attributes:
         address: "auto": the cluster that RAY_ADDRESS names, or else one of this machine's own, started for the call;
             "local": that one; otherwise a cluster's address. Where this process is connected already, that cluster.
-        n: workers, each with the whole model. None: one for each node.
-        cpus, gpus: of each worker.
-        load: arguments of ``load_model`` in a worker. By default those of the model's name, dtype and device.
+        n: workers, each with the whole model. None: one for each node that has processors.
+        cpus: of each worker, and its threads unless OMP_NUM_THREADS says otherwise. None: a node's, shared by its
+            workers.
+        gpus: of each worker.
+        load: arguments of ``load_model`` in a worker, besides those that the model tells: its name, dtype, device,
+            n_ctx and how its weights are held. A ``chat_template`` that was given to the model must stand here, too.
     """
 
     address: str = "auto"
     n: int | None = None
-    cpus: float = 1
+    cpus: float | None = None
     gpus: float = 0
     load: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.n is not None and (isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1):
+            raise ValueError(f"RayWorkers: n must be at least 1, or None, got {self.n!r}")
+        if not self.gpus >= 0 or not (self.cpus is None or self.cpus > 0):
+            raise ValueError(
+                f"RayWorkers: cpus must be above 0 and gpus at least 0, got {self.cpus!r} and {self.gpus!r}"
+            )
+
+
+def facts_of(model: Any) -> dict[str, str]:
+    """What readings depend on and must be the same wherever they are made."""
+    import torch
+
+    import introspect
+
+    native = getattr(model, "native", model)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    chat = "none"
+    if native.has_chat_template:
+        try:
+            text = native.chat_template.render(turns, add_generation_prompt=True, date_string="1 Jan 2026")
+        except Exception as error:  # what a template raises
+            text = str(error)
+        chat = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return {
+        "introspect": introspect.__version__,
+        "torch": torch.__version__,
+        "model": native.hash[:12],
+        "dtype": str(native.dtype),
+        "n_ctx": str(native.cfg.n_ctx),
+        "weights": _how_held(native),
+        "chat template": chat,
+    }
+
+
+def _how_held(native: Any) -> str:
+    return "as stored" if native.quantised_weights() else "dense"
+
+
+def loading_of(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``load_model`` that make a model again from its files, as far as it tells them."""
+    native = getattr(model, "native", model)
+    name = getattr(model, "name", "")
+    out: dict[str, Any] = {
+        "source": os.path.abspath(name) if os.path.exists(name) else name,  # workers have folders of their own
+        "dtype": str(native.dtype).removeprefix("torch."),
+        "device": str(native.device),
+        "n_ctx": native.cfg.n_ctx,
+        "weights": _how_held(native),
+    }
+    return {**out, **given}
 
 
 class Worker:
     """What runs in another process: the model, loaded once."""
 
-    def __init__(self, load: Mapping[str, Any], model_hash: str) -> None:
-        self.load, self.model_hash = dict(load), model_hash
+    def __init__(self, load: Mapping[str, Any], facts: Mapping[str, str]) -> None:
+        self.load, self.facts = dict(load), dict(facts)
         self.model: Any = None
 
     def process(self) -> int:
         return os.getpid()
 
-    def run(self, work: Callable[..., Any], *task: Any) -> Any:
-        """work(model, *task)."""
+    def run(self, work: Callable[..., Any], *task: Any) -> Iterator[Any]:
+        """What work(model, *task) returns, or what it yields if it is a generator."""
         if self.model is None:  # here, so that errors are this call's and typed
+            import torch
+
             import introspect
 
+            self._check({"introspect": introspect.__version__, "torch": torch.__version__})  # before a long load
             model = introspect.load_model(**self.load)
-            if model.hash != self.model_hash:
-                raise _C.ConfigError(
-                    f"ray: a worker must load the same model ({self.model_hash[:12]}), got {model.hash[:12]} from "
-                    f"{self.load['source']}: give RayWorkers(load=...) what load_model needs there"
-                )
+            self._check(facts_of(model))
             self.model = model
-        return work(self.model, *task)
+        made = work(self.model, *task)
+        if isinstance(made, Iterator):
+            yield from made
+        else:
+            yield made
+
+    def _check(self, own: Mapping[str, str]) -> None:
+        other = {name: one for name, one in own.items() if one != self.facts.get(name)}
+        if other:
+            wanted = ", ".join(f"{name} {self.facts.get(name)}" for name in other)
+            came = ", ".join(f"{name} {one}" for name, one in other.items())
+            raise _C.ConfigError(
+                f"ray: a worker must have what the driver has ({wanted}), got {came} with "
+                f"{self.load['source']}: install the same there, and give RayWorkers(load=...) what load_model needs"
+            )
 
 
 class Pool:
     """Workers that share out tasks. One that dies is replaced, and its task run again."""
 
-    def __init__(self, ray: Any, given: RayWorkers, load: Mapping[str, Any], model_hash: str) -> None:
+    def __init__(self, ray: Any, given: RayWorkers, load: Mapping[str, Any], facts: Mapping[str, str]) -> None:
         self.ray = ray
-        self.n = given.n or max(1, sum(node["Alive"] for node in ray.nodes()))
-        self.made = ray.remote(num_cpus=given.cpus, num_gpus=given.gpus, max_restarts=0)(Worker)
-        self.given = load, model_hash
+        self.n, cpus = _shares(given, ray.nodes())
+        self.wanted = f"cpus={cpus:g}, gpus={given.gpus:g}"
+        self.made = ray.remote(num_cpus=cpus, num_gpus=given.gpus, max_restarts=0)(Worker)
+        self.given = load, facts
         self.idle: list[Any] = []
-        self.busy: dict[Any, tuple[Any, int, tuple]] = {}  # by what is waited for: worker, number of the task, task
+        self.busy: dict[Any, tuple[Any, int, Callable[[], tuple]]] = {}  # by what is waited for: worker, number, task
         self.starting: dict[Any, Any] = {}  # the same: a worker that the cluster may have no room for yet
         self.processes: dict[Any, int] = {}  # of workers that have started
+        self.idle_since = time.monotonic()
         for _ in range(self.n):
             self._start()
 
@@ -89,22 +163,22 @@ class Pool:
         return self.ray.put(value)
 
     def results(
-        self, work: Callable[..., Any], tasks: Iterable[tuple], *, in_order: bool = False
+        self, work: Callable[..., Any], tasks: Iterable[Callable[[], tuple]], *, in_order: bool = False
     ) -> Iterator[tuple[int, Any]]:
-        """(number of the task, ``work(model, *task)``) as they come, or in the order of tasks.
+        """(number of the task, ``work(model, *task())``) as they come, or in the order of tasks.
 
         Args:
-            work: a function of a module.
-            tasks: drawn when a worker is free.
-            in_order: results wait for those before them, of which there are few at a time.
+            work: a function of a module. What a generator yields comes as it is yielded.
+            tasks: drawn when a worker is free; called again for a worker in the place of one that has died.
+            in_order: results wait for those before them, of which there are few at a time; one of each task.
 
         Raises:
-            Error: a task of which several workers have died, or workers that die as they start.
+            Error: a task of which several workers have died, or workers that do not start.
             Exception: what a worker has raised, of its type.
         """
         errors = self.ray.exceptions
         source, deaths = iter(tasks), Counter[int]()
-        waiting: deque[tuple[int, tuple]] = deque()
+        waiting: deque[tuple[int, Callable[[], tuple]]] = deque()
         early: dict[int, Any] = {}
         drawn, given, is_more = 0, 0, True
         while True:
@@ -120,23 +194,32 @@ class Pool:
                     drawn += 1
                 n, task = waiting.popleft()
                 worker = self.idle.pop()
-                self.busy[worker.run.remote(work, *task)] = worker, n, task
+                self.busy[worker.run.options(num_returns="streaming").remote(work, *task())] = worker, n, task
             if not (self.busy or waiting or is_more):
                 return
-            ready, _ = self.ray.wait([*self.busy, *self.starting], timeout=1.0)  # a second: for Ctrl-C
-            for one in ready:
+            for one in self._ready():
                 n = -1  # of a worker that starts
                 try:
                     if one in self.starting:
                         worker = self.starting.pop(one)
                         self.processes[worker] = self.ray.get(one)
+                        self.idle.append(worker)
+                        continue
+                    worker, n, task = self.busy[one]
+                    if (made := next(one, None)) is None:  # the task's end
+                        del self.busy[one]
+                        self.idle.append(worker)
+                        continue
+                    value = self.ray.get(made)
+                    deaths.pop(n, None)
+                    if in_order:
+                        early[n] = value
                     else:
-                        worker, n, task = self.busy.pop(one)
-                        early[n] = self.ray.get(one)
-                    self.idle.append(worker)
+                        yield n, value
                 except errors.RayTaskError as error:
                     raise error.cause from None
                 except (errors.RayActorError, errors.ObjectLostError) as error:
+                    self.busy.pop(one, None)
                     deaths[n] += 1
                     if deaths[n] >= MOST_DEATHS:
                         what = "of one task" if n >= 0 else "as they started"
@@ -144,13 +227,35 @@ class Pool:
                     if n >= 0:
                         waiting.appendleft((n, task))
                     self._start()
-            for n in list(early) if not in_order else _in_a_row(early, given):
+            for n in _in_a_row(early, given):
                 given += 1
                 yield n, early.pop(n)
+
+    def _ready(self) -> list[Any]:
+        """What has come, within a second."""
+        ready, _ = self.ray.wait([*self.busy, *self.starting], timeout=1.0)  # a second: for Ctrl-C
+        if self.busy or ready:
+            self.idle_since = time.monotonic()
+        elif time.monotonic() - self.idle_since > PATIENCE:
+            raise _C.Error(
+                f"ray: no worker has started in {PATIENCE:g} s: the cluster has no room for one of {self.wanted} "
+                "(RayWorkers(cpus=..., gpus=...)), or cannot start Python processes; what was finished is kept"
+            )
+        return ready
 
     def close(self) -> None:
         for worker in [*self.idle, *self.starting.values(), *(worker for worker, *_ in self.busy.values())]:
             self.ray.kill(worker)
+
+
+def _shares(given: RayWorkers, nodes: Iterable[Mapping[str, Any]]) -> tuple[int, float]:
+    """How many workers there are, and the processors of each."""
+    cpus = [one for node in nodes if node["Alive"] and (one := node["Resources"].get("CPU", 0.0)) > 0]
+    n = given.n or max(1, len(cpus))
+    if given.cpus is not None or not cpus:
+        return n, given.cpus or 1.0
+    of_a_node = -(-n // len(cpus))
+    return n, max(1.0, min(cpus) // of_a_node)
 
 
 def _in_a_row(numbers: Mapping[int, Any], first: int) -> list[int]:
@@ -166,59 +271,19 @@ def pool(who: str, given: RayWorkers | str, model: Any) -> Iterator[Pool]:
 
     Raises:
         TypeError: ``given`` is neither an address nor RayWorkers.
+        ConfigError: a model that is not from files, or a client's address.
         ImportError: Ray is not installed.
         Error: no cluster is there, or none could be started.
     """
     workers = RayWorkers(given) if isinstance(given, str) else given
     if not isinstance(workers, RayWorkers):
         raise TypeError(f"{who}: ray must be 'auto', 'local', a cluster's address or RayWorkers, got {given!r}")
-    load = {
-        "source": model.name,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        **workers.load,
-    }
-    with _cluster(who, workers.address) as ray:
-        made = Pool(ray, workers, load, model.hash)
+    load = loading_of(model, workers.load)
+    if not load["source"]:
+        raise _C.ConfigError(f"{who}: workers load the model from its files: give RayWorkers(load={{'source': ...}})")
+    with session(who, workers.address) as ray:
+        made = Pool(ray, workers, load, facts_of(model))
         try:
             yield made
         finally:
             made.close()
-
-
-@contextmanager
-def _cluster(who: str, address: str) -> Iterator[Any]:
-    """Ray, connected."""
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or "local"
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address == "local" and "ray" not in sys.modules:
-        # Read when Ray is imported, here and in its processes: the machine's address is then 127.0.0.1 for them.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    try:
-        import ray
-    except ImportError:
-        raise ImportError(f"{who}: ray= needs Ray: pip install 'introspect[ray]'") from None
-    if ray.is_initialized():
-        yield ray
-        return
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if address == "local":
-        options |= {"include_dashboard": False, "object_store_memory": 256 << 20, "_node_ip_address": "127.0.0.1"}
-    try:
-        _start(who, ray, address, options)
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _start(who: str, ray: Any, address: str, options: Mapping[str, Any]) -> None:
-    for is_last in (False, False, True):
-        try:
-            ray.init(address=address, **options)
-            return
-        except Exception as error:
-            # Ray gives its own processes 30 seconds, which a busy machine may not have.
-            if is_last or "timed out during startup" not in str(error):
-                raise _C.Error(f"{who}: Ray cannot be started or reached at {address!r}: {error}") from error
-            ray.shutdown()

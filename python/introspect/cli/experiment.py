@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -85,6 +86,16 @@ Ray = Annotated[
     typer.Option(metavar="ADDRESS", help="Run on the workers of a Ray cluster: auto, local or its address."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Run without asking, also for more than an hour.")]
+
+
+def ray_workers(address: str | None, chat_template: str | None) -> Any:
+    """The argument ``ray`` of run_experiment for --ray and --chat-template, which workers must be given, too."""
+    if address is None or chat_template is None:
+        return address
+    from ..ray_cluster import RayWorkers
+
+    is_file = len(chat_template) < 4096 and Path(chat_template).exists()  # else text, or a format's name
+    return RayWorkers(address, load={"chat_template": os.path.abspath(chat_template) if is_file else chat_template})
 
 
 def strengths(given: list[Any] | None, fractions: list[float] | None) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def command(
         resumable(output)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        ran = atlas.replicate(entry, loaded, **options, long=True, ray=ray)
+        ran = atlas.replicate(entry, loaded, **options, long=True, ray=experiment.ray_workers(ray, chat_template))
     for warning in caught:
         note(f"introspect: {warning.message}")
     if output is not None:

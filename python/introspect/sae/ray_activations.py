@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,11 @@ def write(
     contexts_per_task = per_pass * max(1, TASK_BYTES // pass_bytes)
     states: list[str] = []  # after each task
 
-    def tasks() -> Iterator[tuple]:
+    def tasks() -> Iterator[Callable[[], tuple]]:
         while len(contexts := stream.next(contexts_per_task)) > 0:
             states.append(json.dumps({**at, "tokens": stream.state()}))
-            yield contexts, sites, {**options, "contexts_per_pass": per_pass}
+            task = contexts, sites, {**options, "contexts_per_pass": per_pass}
+            yield lambda task=task: task
 
     before, show = stream.state(), shown(progress)
     try:

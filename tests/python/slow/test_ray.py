@@ -1,6 +1,6 @@
 """Sweeps, studies and activations on two Ray workers of this machine, with workers and drivers killed in the middle.
 
-Starting Ray takes a quarter of a minute, and is done three times.
+Starting Ray takes some ten seconds, and each test of a driver does it once or twice.
 """
 
 import json
@@ -16,7 +16,7 @@ import torch
 from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
-from introspect import RayWorkers
+from introspect import RayWorkers, ray_session
 from introspect.experiments import ray_workers
 from introspect.ray_cluster import Pool, pool
 
@@ -24,6 +24,7 @@ from introspect.ray_cluster import Pool, pool
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 ray = pytest.importorskip("ray")
 
+TWO = RayWorkers("local", n=2, cpus=1)
 FLOOR = 1e-9  # float64, whose products are a BLAS's: which readings share a batch depends on the piece
 LAYERS = "1-5"
 LONGEST = 600  # seconds of a command, on a busy machine
@@ -41,9 +42,8 @@ def as_many_threads_as_a_worker():
 @pytest.fixture(scope="module")
 def cluster():
     """One for all tests of this process, which the calls find connected."""
-    ray.init(address="local", include_dashboard=False, num_cpus=2, log_to_driver=False, object_store_memory=100 << 20)
-    yield
-    ray.shutdown()
+    with ray_session.session("tests", "local"):
+        yield
 
 
 @pytest.fixture
@@ -80,38 +80,45 @@ def sweep(model, store, **more):
     )
 
 
+def tasks(*given):
+    return [lambda task=task: task for task in given]
+
+
 def values(store):
     return {row["key"]: row["value"] for row in introspect.Store(store, read_only=True).rows()}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_two_workers_give_the_undisturbed_table(cluster, folder, tmp_path, dtype):
     model = introspect.load_model(folder / "model", dtype=dtype)
     whole = sweep(model, tmp_path / "whole.sqlite")
-    shared = sweep(model, tmp_path / "shared.sqlite", ray=RayWorkers("local", n=2))
+    shared = sweep(model, tmp_path / "shared.sqlite", ray=TWO)
     assert len(shared.rows) == len(whole.rows)
     for one, other in zip(shared.rows, whole.rows, strict=True):
         assert {**one, "base": 0, "injected": 0} == {**other, "base": 0, "injected": 0}
         assert one["injected"]["log_odds"] == pytest.approx(other["injected"]["log_odds"], rel=0, abs=FLOOR)
-    if dtype == "float32":
+    if dtype != "float64":
         assert values(tmp_path / "shared.sqlite") == values(tmp_path / "whole.sqlite")  # bit for bit
 
 
-def test_a_worker_killed_in_the_middle_changes_nothing(cluster, model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("seconds", [0.05, 60.0])
+def test_a_worker_killed_in_the_middle_changes_nothing(cluster, model, tmp_path, monkeypatch, seconds):
     sweep(model, tmp_path / "whole.sqlite")
     killed, pools = [], []
     start, take = Pool.__init__, ray_workers._take
     monkeypatch.setattr(Pool, "__init__", lambda self, *given: [start(self, *given), pools.append(self)][0])
 
     def kill_after_taking(store, data):
-        take(store, data)
+        added = take(store, data)
         busy = [worker for worker, *_ in pools[0].busy.values()]
         if not killed and busy:
             killed.append(pools[0].processes[busy[0]])
             os.kill(killed[0], signal.SIGKILL)
+        return added
 
     monkeypatch.setattr(ray_workers, "_take", kill_after_taking)
-    sweep(model, tmp_path / "killed.sqlite", ray=RayWorkers("local", n=2))
+    monkeypatch.setattr(ray_workers, "SECONDS_BETWEEN", seconds)
+    sweep(model, tmp_path / "killed.sqlite", ray=TWO)
     assert len(killed) == 1
     assert values(tmp_path / "killed.sqlite") == values(tmp_path / "whole.sqlite")  # bit for bit
 
@@ -129,14 +136,16 @@ def test_a_worker_that_dies_while_the_other_waits_is_replaced_and_the_task_given
     def always_die(model):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pool("test", RayWorkers("local", n=2), model) as workers:
-        listed = dict(workers.results(die, [(tmp_path, 0), (tmp_path, 1)]))
+    with pool("test", TWO, model) as workers:
+        listed = dict(workers.results(die, tasks((tmp_path, 0), (tmp_path, 1))))
         assert listed == {0: (0, 6), 1: (1, 6)}
         assert len(list(tmp_path.iterdir())) == 1
-        in_order = [n for n, _ in workers.results(die, [(tmp_path, n) for n in range(2, 12)], in_order=True)]
+        in_order = [
+            n for n, _ in workers.results(die, tasks(*((tmp_path, n) for n in range(2, 12))), in_order=True)
+        ]
         assert in_order == list(range(10))
         with pytest.raises(introspect.Error, match="3 workers have died of one task"):
-            list(workers.results(always_die, [()]))
+            list(workers.results(always_die, tasks(())))
 
 
 def test_what_a_worker_raises_reaches_the_caller_as_it_is(cluster, model, tmp_path):
@@ -157,13 +166,13 @@ def test_activations_that_workers_read_are_the_same_bytes(cluster, model, tmp_pa
     whole = introspect.sae.write_activations(model, texts, tmp_path / "whole", **options)
     assert whole.rows > 2000
     shared = introspect.sae.write_activations(
-        model, texts, tmp_path / "shared", **options, ray=RayWorkers("local", n=2)
+        model, texts, tmp_path / "shared", **options, ray=TWO
     )
     assert (tmp_path / "shared/rows.bin").read_bytes() == (tmp_path / "whole/rows.bin").read_bytes()
     assert shared.is_complete and shared.sites == whole.sites and shared.notes == whole.notes
 
     some = introspect.sae.write_activations(
-        model, texts, tmp_path / "some", **options, tokens=1000, ray=RayWorkers("local", n=2)
+        model, texts, tmp_path / "some", **options, tokens=1000, ray=TWO
     )
     assert some.rows == 1000
     data = (tmp_path / "some/rows.bin").read_bytes()

@@ -1,0 +1,260 @@
+"""How tasks are shared out among workers that die, by a Ray that runs in this process."""
+
+import os
+import re
+import types
+from functools import partial
+
+import pytest
+from tiny_chat import random_vectors, write_tiny_chat
+
+import introspect
+from introspect import RayWorkers, ray_cluster, ray_session
+from introspect.experiments import pieces, ray_workers
+from introspect.ray_cluster import Pool, Worker, facts_of, loading_of
+
+BUDGET = 64 << 20
+
+
+class Died(Exception):
+    """RayActorError."""
+
+
+class Raised(Exception):
+    """RayTaskError."""
+
+    def __init__(self, cause):
+        self.cause = cause
+
+
+class FakeRay:
+    """Workers of this process. ``deaths``: {number of a worker: after how many results it dies}."""
+
+    exceptions = types.SimpleNamespace(RayTaskError=Raised, RayActorError=Died, ObjectLostError=Died)
+
+    def __init__(self, deaths=(), cpus=(2.0,)):
+        self.deaths, self.cpus = dict(deaths), cpus
+        self.made, self.killed, self.puts = 0, [], []
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": {"CPU": one} if one else {}} for one in self.cpus]
+
+    def put(self, value):
+        self.puts.append(value)
+        return value
+
+    def remote(self, **options):
+        self.options = options
+        return lambda kind: types.SimpleNamespace(remote=lambda *given: FakeWorker(self, kind(*given)))
+
+    def wait(self, refs, timeout):
+        return refs[:1], refs[1:]
+
+    def get(self, ref):
+        return ref()
+
+    def kill(self, worker):
+        self.killed.append(worker)
+
+
+class FakeWorker:
+    def __init__(self, ray, worker):
+        self.number, ray.made = ray.made, ray.made + 1
+        self.left = ray.deaths.get(self.number, 10**9)
+        self.worker = worker
+        self.process = types.SimpleNamespace(remote=lambda: lambda: self._answer(self.number))
+        self.run = types.SimpleNamespace(options=lambda num_returns: types.SimpleNamespace(remote=self._run))
+
+    def _answer(self, value):
+        if self.left < 0:
+            raise Died(f"worker {self.number}")
+        return value
+
+    def _run(self, *task):
+        made = self.worker.run(*task)
+        while self.left >= 0:
+            try:
+                value = next(made)
+            except StopIteration:
+                return
+            except Exception as error:
+                yield partial(self._raise, error)
+                return
+            self.left -= 1
+            yield partial(self._answer, value)
+
+    def _raise(self, cause):
+        raise Raised(cause)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return introspect.load_model(write_tiny_chat(tmp_path_factory.mktemp("ray") / "model", num_hidden_layers=3))
+
+
+@pytest.fixture(scope="module")
+def new_pool(model):
+    def make(n=2, deaths=(), **more):
+        return Pool(FakeRay(deaths, **more), RayWorkers(n=n), loading_of(model, {}), facts_of(model))
+
+    return make
+
+
+def several(model, first, n):
+    for i in range(n):
+        yield first + i
+
+
+def one(model, n):
+    return n
+
+
+def tasks(*given):
+    return [lambda task=task: task for task in given]
+
+
+def test_results_of_all_tasks_come_once_and_in_order_where_asked(new_pool):
+    pool = new_pool(n=3)
+    assert sorted(pool.results(several, tasks((0, 2), (10, 1), (20, 3)))) == [
+        (0, 0), (0, 1), (1, 10), (2, 20), (2, 21), (2, 22),
+    ]  # fmt: skip
+    assert list(pool.results(one, tasks(*((n,) for n in range(9))), in_order=True)) == [(n, n) for n in range(9)]
+    assert pool.ray.made == 3
+    pool.close()
+    assert len(pool.ray.killed) == 3
+
+
+def test_a_task_of_a_worker_that_died_is_asked_for_again(new_pool):
+    asked = []
+    pool = new_pool(n=1, deaths={0: 2})
+
+    def task():
+        asked.append(len(asked))
+        return 10 * asked[-1], 4
+
+    assert [value for _, value in pool.results(several, [task])] == [0, 1, 10, 11, 12, 13]
+    assert asked == [0, 1] and pool.ray.made == 2
+
+
+def test_three_deaths_of_one_task_end_the_call_unless_something_came_between(new_pool):
+    with pytest.raises(introspect.Error, match="3 workers have died of one task, the last: worker 2"):
+        list(new_pool(n=1, deaths={0: 0, 1: 0, 2: 0}).results(several, tasks((0, 2))))
+    patient = new_pool(n=1, deaths={0: 1, 1: 1, 2: 1, 3: 1})
+    assert len(list(patient.results(several, tasks((0, 2))))) == 4 + 2
+    with pytest.raises(introspect.Error, match="3 workers have died as they started"):
+        list(new_pool(n=1, deaths={n: -1 for n in range(3)}).results(one, tasks((0,))))
+
+
+def test_what_a_task_raises_is_raised_after_what_it_gave(new_pool):
+    def fails(model, n):
+        yield n
+        raise introspect.IoError("full")
+
+    got = []
+    with pytest.raises(introspect.IoError, match="full"):
+        for value in new_pool(n=1).results(fails, tasks((7,))):
+            got.append(value)
+    assert got == [(0, 7)]
+
+
+def test_workers_that_never_start_are_given_up(new_pool, monkeypatch):
+    pool = new_pool(n=1)
+    monkeypatch.setattr(pool.ray, "wait", lambda refs, timeout: ([], refs))
+    monkeypatch.setattr(ray_cluster, "PATIENCE", 0.0)
+    with pytest.raises(introspect.Error, match="no room for one of cpus=2, gpus=0"):
+        list(pool.results(one, tasks((0,))))
+
+
+@pytest.mark.parametrize(
+    ("n", "cpus", "nodes", "expected"),
+    [
+        (None, None, (16.0, 16.0), (2, 16.0)),
+        (None, None, (0.0, 16.0, 8.0), (2, 8.0)),  # a head without processors
+        (4, None, (16.0, 16.0), (4, 8.0)),
+        (3, None, (16.0, 16.0), (3, 8.0)),
+        (5, None, (2.0,), (5, 1.0)),
+        (None, 3.0, (16.0,), (1, 3.0)),
+        (None, None, (), (1, 1.0)),
+    ],
+)
+def test_processors_of_nodes_are_shared_by_their_workers(n, cpus, nodes, expected):
+    assert ray_cluster._shares(RayWorkers(n=n, cpus=cpus), FakeRay(cpus=nodes).nodes()) == expected
+
+
+def test_workers_of_no_sense_are_refused():
+    for bad in ({"n": 0}, {"n": 1.5}, {"n": True}, {"cpus": 0}, {"gpus": -1}, {"cpus": float("nan")}):
+        with pytest.raises(ValueError, match="RayWorkers"):
+            RayWorkers(**bad)
+
+
+@pytest.mark.parametrize("other", ["introspect", "torch", "model", "dtype", "chat template", "n_ctx", "weights"])
+def test_a_worker_that_is_not_like_the_driver_is_refused(model, other):
+    worker = Worker(loading_of(model, {}), {**facts_of(model), other: "0.0.0"})
+    with pytest.raises(introspect.ConfigError, match=rf"worker must have .*{other} 0\.0\.0.*got {other} "):
+        list(worker.run(one, 1))
+
+
+def test_a_worker_with_another_chat_template_or_model_is_refused(model, tmp_path):
+    plain = introspect.load_model(model.name, chat_template="plain")
+    with pytest.raises(introspect.ConfigError, match="chat template"):
+        list(Worker(loading_of(plain, {}), facts_of(plain)).run(one, 1))
+    assert list(Worker(loading_of(plain, {"chat_template": "plain"}), facts_of(plain)).run(one, 1)) == [1]
+    other = write_tiny_chat(tmp_path / "other", seed=1, num_hidden_layers=3)
+    with pytest.raises(introspect.ConfigError, match=re.escape(str(other))):
+        list(Worker(loading_of(model, {"source": str(other)}), facts_of(model)).run(one, 1))
+
+
+def test_a_worker_loads_from_a_path_that_holds_in_every_folder(model, monkeypatch):
+    monkeypatch.chdir(os.path.dirname(model.name))
+    relative = introspect.load_model("model")
+    assert loading_of(relative, {})["source"] == os.path.realpath(model.name)
+
+
+def test_clients_addresses_are_refused(model):
+    with pytest.raises(introspect.ConfigError, match="host:port"), ray_session.session("test", "ray://there:1"):
+        pass
+
+
+def test_a_free_port_is_below_those_that_the_system_gives():
+    assert len({ray_session._free_port() for _ in range(4)}) == 4
+    assert all(10_000 <= ray_session._free_port() < 30_000 for _ in range(4))
+
+
+def test_what_is_set_for_the_start_is_gone_after_it(monkeypatch):
+    name, *others = ray_session._AT_START
+    monkeypatch.setenv(name, "7")
+    before = dict(os.environ)
+    with ray_session._environment(ray_session._AT_START):
+        assert os.environ[name] == "7"
+        assert all(os.environ[other] == ray_session._AT_START[other] for other in others)
+    assert dict(os.environ) == before
+
+
+def test_a_piece_sends_what_it_reads_as_it_reads_it_and_never_what_was_there(model, tmp_path):
+    given = introspect.experiments.arguments.Arguments("test")
+    options = {"layers": [(1, 1), (2, 2)], "strengths": [1.0, 2.0], "nulls": 1, "questions": ["Is ice hot?"]}
+    from introspect.experiments.run import native_experiment
+    from introspect.studies.together import DEFAULTS
+
+    protocol, controls = given.controls(given.protocol("no_info"), None)
+    made = native_experiment(given, {**DEFAULTS, "vectors": random_vectors(), **options})
+    experiments = [{"own_strengths": [], **made, "protocol": protocol, "controls": controls}]
+    whole = introspect.Store(tmp_path / "whole.sqlite")
+    pieces.run(model, experiments, whole, BUDGET, 0.0)
+    keys = {row["key"] for row in whole.rows()}
+
+    store = introspect.Store(tmp_path / "parts.sqlite")
+    parts = [
+        ray_workers._take(store, data)
+        for data in ray_workers.run_piece(model, "readings", experiments, b"", BUDGET, 0.0, 0.0)
+    ]
+    assert sum(parts) == len(store) == len(keys) and all(parts)
+    assert {row["key"] for row in store.rows()} == keys
+
+    first = introspect.Store(tmp_path / "first.sqlite")
+    pieces.run(model, pieces.unsteered(experiments), first, BUDGET, 0.0)
+    n_first = len(first)
+    assert 0 < n_first < len(keys)
+    seed = ray_workers._file_bytes(tmp_path / "first.sqlite")
+    rest = list(ray_workers.run_piece(model, "readings", experiments, seed, BUDGET, 0.0, 60.0))
+    assert [ray_workers._take(first, data) for data in rest] == [len(keys) - n_first]
