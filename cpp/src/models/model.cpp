@@ -4,6 +4,7 @@
 #include "core/on_device.h"
 #include "core/stages.h"
 #include "introspect/core/check.h"
+#include "introspect/core/interrupt.h"
 #include "introspect/ops/linear.h"
 #include "introspect/ops/norm.h"
 #include "introspect/ops/rotary.h"
@@ -129,12 +130,15 @@ std::shared_ptr<const Model> Model::derived(Config cfg, Weights weights, std::st
 
 const Weights& Model::weights() const {
   check<ConfigError>(keeps_blocks(), "model '", cfg_.model_name,
-                     "': its blocks stay in the files; to get at their weights, load it with keep_blocks");
+                     "': its blocks stay in the files; to get at their weights, load it with keep_blocks=True");
   return weights_;
 }
 
 std::shared_ptr<const nn::Block> Model::block(int64_t layer) const {
-  if (weights_.read_block) return std::make_shared<const nn::Block>(weights_.read_block(layer));
+  if (weights_.read_block) {
+    check_interrupt();  // a pass over a large file takes minutes
+    return std::make_shared<const nn::Block>(weights_.read_block(layer));
+  }
   return {std::shared_ptr<const void>(), &weights_.blocks[static_cast<size_t>(layer)]};
 }
 
@@ -264,6 +268,10 @@ nn::Positions Model::positions_in_tree(const torch::Tensor& depths_T, const torc
   auto out = positions(depths_T.unsqueeze(0), {}, /*n_keys=*/0, local);
   out.mask.parents = parents_S;
   out.mask.window = local ? cfg_.window_size : 0;
+  if (device().is_cpu()) return out;
+  // Kernels of other devices know no trees: one mask for the pass, where every layer would make its own.
+  const auto rows = at::arange(depths_T.size(0), at::device(device()).dtype(torch::kLong));
+  out.mask = ops::mask_of_rows(out.mask, rows, rows.size(0), parents_S.size(0), dtype());
   return out;
 }
 

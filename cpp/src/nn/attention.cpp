@@ -31,6 +31,8 @@ torch::Tensor with_gradient(const torch::Tensor& cached_BGSK, const torch::Tenso
 /// The same where only some positions are asked, int64 on the CPU: their angles and their places among the S keys.
 Positions of_outputs(Positions positions, const torch::Tensor& outputs, int64_t T, int64_t S) {
   if (!outputs.defined()) return positions;
+  if (auto& additive = positions.mask.additive; additive.defined())
+    additive = additive.index_select(2, on_device(outputs, additive.device()));
   if (positions.cos.defined()) {
     const auto rows = on_device(outputs, positions.cos.device());
     positions.cos = positions.cos.index_select(1, rows);

@@ -10,6 +10,8 @@ namespace introspect::ops {
 
 namespace {
 
+constexpr double kHidden = -1e30;  // far below any score, and finite
+
 /// Query heads of one group side by side: [B * G, R, T, K], so that a group's keys serve its R heads by stride 0.
 torch::Tensor group_queries(const torch::Tensor& q_BTHK, int64_t G) {
   const int64_t B = q_BTHK.size(0), T = q_BTHK.size(1), H = q_BTHK.size(2), K = q_BTHK.size(3);
@@ -67,7 +69,9 @@ torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK
     auto tensor = as_additive(mask, T, S, q_BTHK);
     if (tensor.defined() && tensor.dim() == 4 && B > 1 && tensor.size(0) == B)  // one row per (batch, group)
       tensor = tensor.expand({B, G, T, S}).reshape({B * G, 1, T, S});
-    if (tensor.defined()) additive = tensor;
+    // A device's fused kernels go through the keys in blocks, and a block that a query sees nothing of is wrong with -inf
+    // in some (CUDA's for float32, 64 queries and one more). exp of this is 0 as well, once a key is seen.
+    if (tensor.defined()) additive = tensor.is_cpu() ? tensor : tensor.clamp_min(kHidden);
   }
   // A device's fused kernels of 16 bits share a group's keys by themselves and take every layout: nothing is copied.
   if (!q_BTHK.is_cpu() && !additive && q_BTHK.element_size() == 2)
