@@ -1,43 +1,72 @@
 #!/usr/bin/env bash
-# Compiles the library for arm64 and runs its C++ tests there, in an emulator.
+# Compiles the library for arm64 and runs it in an emulator of one program: the compiler is this machine's own and as
+# quick as ever, what it makes runs some tens of times slower than on an arm64 machine.
 #
-#   bash tests/arm64/run.sh        the modules core and ops with their tests: all kernels
-#   bash tests/arm64/run.sh all    the whole library and all C++ tests
+#   bash tests/arm64/run.sh            the modules core and ops with their tests: all kernels
+#   bash tests/arm64/run.sh models     the modules up to models with their tests
+#   bash tests/arm64/run.sh forward OUT MODEL DTYPE HELD ID...    a pass of a model, see forward.cpp; after `models`
+#   bash tests/arm64/run.sh all        the whole library and all C++ tests
 #
-#   INTROSPECT_ARM64=FOLDER   where to work (build/arm64); torch's wheel for arm64 is fetched into it (430 MB)
+#   INTROSPECT_ARM64=FOLDER   where to work (build/arm64); fetched into it: torch's wheel (430 MB), Debian's packages (5 MB)
 #   INTROSPECT_JOBS=N         compilers at once (1)
+#   INTROSPECT_TESTS=SPEC     which tests to run, in Catch2's words
+#   QEMU_CPU=NAME             the processor (max: with SVE and bfloat16); neoverse-n1 has neither
 #
-# On Debian: apt-get install g++-aarch64-linux-gnu qemu-user-static. Exits 2 without them, 1 if something failed.
+# On Debian: apt-get install g++-aarch64-linux-gnu qemu-user-static ninja-build catch2. Exits 2 where a tool is missing,
+# 1 if something failed.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 WORK=${INTROSPECT_ARM64:-$ROOT/build/arm64}
-WHAT=${1:-ops}
 SYSTEM=/usr/aarch64-linux-gnu # of the cross compiler: the C and C++ libraries
 TORCH=$WORK/torch
+BUILD=$WORK/build
+DEBIAN=$WORK/debian
+LIBRARIES=$DEBIAN/usr/lib/aarch64-linux-gnu
+WHAT=${1:-ops}
+case $WHAT in ops | models | forward | all) ;; *) sed -n '2,/^set/p' "$0" | grep '^#' >&2; exit 2 ;; esac
 
-for tool in aarch64-linux-gnu-g++ qemu-aarch64-static cmake ninja; do
+for tool in aarch64-linux-gnu-g++ qemu-aarch64-static cmake ninja unzip flock dpkg apt-get; do
   command -v $tool >/dev/null || { echo "arm64: there is no $tool"; exit 2; }
 done
 mkdir -p "$WORK"
+exec 9>"$WORK/lock"
+flock -n 9 || { echo "arm64: another run works in $WORK"; exit 1; }
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 
-if [ ! -e "$TORCH/unpacked" ]; then
-  step "torch for arm64"
-  version=$(sed -n 's/.*"torch==\([0-9.]*\)".*/\1/p' "$ROOT/pyproject.toml" | head -1)
-  python3 -m pip download --quiet --no-deps --only-binary=:all: --platform manylinux_2_28_aarch64 --python-version 311 \
-    --dest "$WORK" "torch==$version"
+version=$(sed -n 's/.*"torch==\([0-9.]*\)".*/\1/p' "$ROOT/pyproject.toml" | head -1)
+if [ "$(cat "$TORCH/unpacked" 2>/dev/null)" != "$version" ]; then
+  step "torch $version for arm64"
+  ls "$WORK/torch-$version-"*aarch64.whl >/dev/null 2>&1 ||
+    python3 -m pip download --quiet --no-deps --only-binary=:all: --platform manylinux_2_28_aarch64 \
+      --python-version 311 --dest "$WORK" "torch==$version"
   rm -rf "$TORCH"
   # What runs on the processor alone; the wheel is one for CUDA.
-  unzip -q -o "$WORK"/torch-*.whl 'torch/include/*' 'torch/lib/libtorch.so' 'torch/lib/libtorch_cpu.so' \
+  unzip -q -o "$WORK/torch-$version-"*aarch64.whl 'torch/include/*' 'torch/lib/libtorch.so' 'torch/lib/libtorch_cpu.so' \
     'torch/lib/libc10.so' 'torch/lib/libgomp*' 'torch/lib/libnvpl*' 'torch/lib/libarm*' \
     -d "$WORK" || [ $? = 11 ] # 11: a pattern that matches nothing
-  rm "$WORK"/torch-*.whl
-  touch "$TORCH/unpacked"
+  rm "$WORK/torch-$version-"*aarch64.whl
+  echo "$version" >"$TORCH/unpacked"
+fi
+
+if [ ! -e "$DEBIAN/unpacked" ]; then
+  step "Debian's packages for arm64, unpacked beside the machine's own"
+  mkdir -p "$WORK/apt/lists/partial" "$WORK/apt/archives/partial" "$DEBIAN"
+  touch "$WORK/apt/status"
+  apt=(apt-get -q -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Dir::State::lists="$WORK/apt/lists"
+    -o Dir::Cache="$WORK/apt" -o Dir::State::status="$WORK/apt/status" -o APT::Sandbox::User=root)
+  # Other sources than Debian's have no such packages.
+  sources=/etc/apt/sources.list.d/debian.sources
+  [ ! -e $sources ] || apt+=(-o Dir::Etc::sourcelist=$sources -o Dir::Etc::sourceparts=-)
+  "${apt[@]}" update
+  (cd "$WORK/apt" && "${apt[@]}" download libsqlite3-dev libsqlite3-0 libpcre2-dev libpcre2-8-0 libpcre2-16-0 \
+    libpcre2-32-0 libpcre2-posix3 libsentencepiece-dev libsentencepiece0 libeigen3-dev nlohmann-json3-dev)
+  for package in "$WORK"/apt/*.deb; do dpkg -x "$package" "$DEBIAN"; done
+  touch "$DEBIAN/unpacked"
 fi
 
 # Libraries of CUDA that libtorch_cpu names and that nothing here calls.
 mkdir -p "$WORK/stubs"
-PATHS=$TORCH/lib:$WORK/stubs
+PATHS=$TORCH/lib:$WORK/stubs:$LIBRARIES
 for library in "$TORCH"/lib/*.so*; do
   for name in $(aarch64-linux-gnu-readelf -d "$library" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do
     [ -e "$TORCH/lib/$name" ] || [ -e "$SYSTEM/lib/$name" ] || [ -e "$WORK/stubs/$name" ] ||
@@ -45,39 +74,61 @@ for library in "$TORCH"/lib/*.so*; do
   done
 done
 
-step "compile"
-SOURCE=$ROOT/tests/arm64
-BUILD=$WORK/ops
-TARGET=ops_tests
-OPTIONS=()
-if [ "$WHAT" = all ]; then
-  SOURCE=$ROOT
-  BUILD=$WORK/all
-  TARGET=introspect_tests
-  OPTIONS=(-DINTROSPECT_BUILD_TESTS=ON -DINTROSPECT_FETCH_DEPENDENCIES=OFF)
-  # Debian's packages for arm64, unpacked beside the machine's own.
-  if [ ! -e "$WORK/debian/unpacked" ]; then
-    mkdir -p "$WORK/apt/lists/partial" "$WORK/apt/archives/partial" "$WORK/debian"
-    apt=(apt-get -q -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Dir::State::lists="$WORK/apt/lists"
-      -o Dir::Cache="$WORK/apt" -o Dir::State::status=/dev/null -o APT::Sandbox::User=root)
-    "${apt[@]}" update
-    (cd "$WORK/apt" && "${apt[@]}" download libsqlite3-dev libsqlite3-0 libpcre2-dev libpcre2-8-0 libsentencepiece-dev libsentencepiece0)
-    for package in "$WORK"/apt/*.deb; do dpkg -x "$package" "$WORK/debian"; done
-    touch "$WORK/debian/unpacked"
-  fi
-  export PKG_CONFIG_LIBDIR=$WORK/debian/usr/lib/aarch64-linux-gnu/pkgconfig:/usr/share/pkgconfig
-  export PKG_CONFIG_SYSROOT_DIR=$WORK/debian
-  PATHS=$PATHS:$WORK/debian/usr/lib/aarch64-linux-gnu
-fi
-cmake -S "$SOURCE" -B "$BUILD" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_TOOLCHAIN_FILE="$ROOT/tests/arm64/toolchain.cmake" \
-  -DINTROSPECT_TORCH_PREFIX="$TORCH" -DCMAKE_EXE_LINKER_FLAGS="-Wl,-rpath-link,$PATHS" \
-  -DCMAKE_SHARED_LINKER_FLAGS="-Wl,-rpath-link,$PATHS" "${OPTIONS[@]}" >"$WORK/configure.log" 2>&1 ||
+step "configure"
+export PKG_CONFIG_LIBDIR=$LIBRARIES/pkgconfig:$DEBIAN/usr/share/pkgconfig PKG_CONFIG_SYSROOT_DIR=$DEBIAN
+export PKG_CONFIG_ALLOW_SYSTEM_CFLAGS=1 PKG_CONFIG_ALLOW_SYSTEM_LIBS=1 # of the unpacked packages, not of this machine
+cmake -S "$ROOT" -B "$BUILD" -G Ninja -DCMAKE_BUILD_TYPE=Release -DINTROSPECT_BUILD_TESTS=ON \
+  -DINTROSPECT_FETCH_DEPENDENCIES=OFF -DINTROSPECT_TORCH_PREFIX="$TORCH" \
+  -DCMAKE_TOOLCHAIN_FILE="$ROOT/tests/arm64/toolchain.cmake" -DCMAKE_EXE_LINKER_FLAGS="-Wl,-rpath-link,$PATHS" \
+  -DCMAKE_SHARED_LINKER_FLAGS="-Wl,-rpath-link,$PATHS" >"$WORK/configure.log" 2>&1 ||
   { tail -n 40 "$WORK/configure.log"; exit 1; }
-cmake --build "$BUILD" --target "$TARGET" -j "${INTROSPECT_JOBS:-1}" >"$WORK/build.log" 2>&1 ||
-  { grep -m 5 -A 10 'error' "$WORK/build.log" || tail -n 40 "$WORK/build.log"; exit 1; }
 
-step "tests in the emulator"
-program=$(find "$BUILD" -name "$TARGET" -type f | head -1)
-aarch64-linux-gnu-readelf -h "$program" | grep 'Machine:'
-OMP_NUM_THREADS=2 qemu-aarch64-static -L "$SYSTEM" -E LD_LIBRARY_PATH="$PATHS:$SYSTEM/lib" "$program"
+build() { # targets of the build
+  ninja -C "$BUILD" -j "${INTROSPECT_JOBS:-1}" -k 0 "$@" >"$WORK/build.log" 2>&1 ||
+    { grep -A 10 'error' "$WORK/build.log" | head -n 200 || tail -n 40 "$WORK/build.log"; exit 1; }
+}
+objects() { # of folders, given as a|b: those of the library or of its tests
+  ninja -C "$BUILD" -t targets all | sed -nE "s#^($1/($2)/[^:]*\.o): .*#\1#p"
+}
+LIBRARY=cpp/CMakeFiles/introspect.dir/src TESTS=tests/cpp/CMakeFiles/introspect_tests.dir
+link() { # a program of some objects, where the library would lie: its module and its data are found from there
+  local program=$BUILD/cpp/$1
+  shift
+  (cd "$BUILD" && aarch64-linux-gnu-g++ -o "$program" "$@" -Wl,-rpath-link,"$PATHS" "$TORCH"/lib/lib{torch,torch_cpu,c10}.so \
+    "$TORCH/lib/libgomp.so.1" -L"$LIBRARIES" -Wl,--as-needed -lpcre2-8 -ldl)
+}
+run() {
+  OMP_NUM_THREADS=2 qemu-aarch64-static -L "$SYSTEM" -E LD_LIBRARY_PATH="$PATHS:$SYSTEM/lib" "$@"
+}
+tests() { # runs a program of tests
+  step "tests in the emulator"
+  aarch64-linux-gnu-readelf -h "$1" | grep 'Machine:'
+  run "$1" ${INTROSPECT_TESTS:+"$INTROSPECT_TESTS"}
+}
+
+# Tests of the ladder's lower modules alone; io/test_share.cpp reads what upper modules make of the data.
+case $WHAT in ops) modules='core|ops' ;; *) modules='core|io|text|ops|hooks|cache|nn|models' ;; esac
+if [ "$WHAT" = all ]; then
+  step "compile everything"
+  build introspect_tests
+  tests "$BUILD/tests/cpp/introspect_tests"
+else
+  step "compile ${modules//|/ }"
+  mapfile -t library < <(objects $LIBRARY "$modules")
+  if [ "$WHAT" = forward ]; then
+    out=$2
+    shift 2
+    build "${library[@]}"
+    aarch64-linux-gnu-g++ -std=c++20 -O1 -c "$ROOT/tests/arm64/forward.cpp" -o "$BUILD/forward.o" -I"$ROOT/cpp/include" \
+      -I"$BUILD/include" -I"$TORCH/include" -I"$TORCH/include/torch/csrc/api/include"
+    link forward forward.o "${library[@]}"
+    step "a pass in the emulator"
+    run "$BUILD/cpp/forward" "$@" >"$out"
+  else
+    mapfile -t of_tests < <(objects $TESTS "${modules%|models}" | grep -v io/test_share)
+    build "${library[@]}" "${of_tests[@]}" $TESTS/main.cpp.o introspect_sentencepiece_module
+    link "tests_$WHAT" "${library[@]}" "${of_tests[@]}" $TESTS/main.cpp.o
+    tests "$BUILD/cpp/tests_$WHAT"
+  fi
+fi
 step "done"

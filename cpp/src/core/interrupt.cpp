@@ -14,7 +14,7 @@ void set_interrupt_check(void (*check)()) {
 }
 
 void check_interrupt() {
-  if (const auto check = current.load(std::memory_order_relaxed)) check();
+  if (const auto check = current.load(std::memory_order_acquire)) check();
 }
 
 }  // namespace introspect
