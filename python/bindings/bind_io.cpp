@@ -28,6 +28,8 @@ void bind_sources(py::module_& m) {
       .def("dtype", &io::TensorSource::dtype, py::arg("name"),
            "The stored encoding in the format's own word, such as 'BF16' or 'Q4_K'. Raises IoError for an "
            "absent name.")
+      .def("stored_bytes", &io::TensorSource::stored_bytes, py::arg("name"),
+           "Bytes that are stored of a tensor. Raises IoError for an absent name.")
       .def("check_readable", &io::TensorSource::check_readable, py::arg("name"),
            "Raises IoError for an absent name, ConfigError for an encoding that cannot be read as floats.")
       .def("read", &io::TensorSource::read, py::arg("name"), py::kw_only(),

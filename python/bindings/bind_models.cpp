@@ -121,10 +121,12 @@ void bind_models(py::module_& m) {
           "load",
           [](const std::filesystem::path& path, torch::ScalarType dtype, torch::Device device,
              std::map<int64_t, torch::Device> block_devices, std::optional<text::ChatTemplate> chat_template,
-             std::optional<int64_t> n_ctx, bool keep_blocks, const std::optional<std::string>& weights,
+             std::optional<int64_t> n_ctx, std::optional<bool> keep_blocks,
+             std::optional<int64_t> memory_budget, const std::optional<std::string>& weights,
              py::object progress) {
-            LoadOptions options{dtype, device,     std::move(chat_template), std::move(block_devices),
-                                n_ctx, keep_blocks};
+            LoadOptions options{
+                dtype,       device,       std::move(chat_template), std::move(block_devices), n_ctx,
+                keep_blocks, memory_budget};
             if (weights) options.weights = models::parse_weights_held(*weights);
             options.progress = as_progress(std::move(progress));
             const py::gil_scoped_release release;
@@ -133,7 +135,8 @@ void bind_models(py::module_& m) {
           py::arg("path"), py::kw_only(), py::arg("dtype") = torch::kFloat32,
           py::arg("device") = torch::Device("cpu"),
           py::arg("block_devices") = std::map<int64_t, torch::Device>{},
-          py::arg("chat_template") = py::none(), py::arg("n_ctx") = py::none(), py::arg("keep_blocks") = true,
+          py::arg("chat_template") = py::none(), py::arg("n_ctx") = py::none(),
+          py::arg("keep_blocks") = py::none(), py::arg("memory_budget") = py::none(),
           py::arg("weights") = py::none(), py::arg("progress") = py::none(), R"doc(
 Reads a Hugging Face folder or a .gguf file; nothing in it is executed.
 
@@ -144,7 +147,9 @@ Args:
     chat_template: instead of the one found beside the weights.
     n_ctx: the longest text, instead of what the files say. With rope scaling "longrope" and "dynamic" the frequencies
         are those of a text of this length; left out, those before scaling.
-    keep_blocks: False reads each block from the files when it runs, and drops it after it.
+    keep_blocks: False reads each block from the files when it runs, and drops it after it. None: where all is on the
+        CPU and the model would take more than ``memory_budget``.
+    memory_budget: bytes that the model may take in memory; None: 85 % of what the host has free.
     weights: how quantised matrices of a GGUF file are held: "dense", in ``dtype``, or "as stored", in their blocks.
     progress: called with (what, done, total).
 

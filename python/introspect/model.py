@@ -18,7 +18,7 @@ from .hooks.manager import Hooks
 from .hooks.points import NamesFilter
 from .hooks.slices import Slice, SliceInput
 from .hub import pretrained
-from .placement import DeviceMap, as_device, fits, place
+from .placement import DeviceMap, as_device, place
 from .transformer_lens import left_out
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b-instruct"
@@ -55,7 +55,8 @@ def load_model(
         keep_blocks: False leaves the blocks in the files: each is read when it runs and dropped after it. Slower, and
             of this model only the embeddings and one block take memory: for the second model of an experiment, or one
             that is larger than memory. The files must stay as they are meanwhile: a block of a file that was changed
-            is an IoError. None: where the model would take more than 85 % of the host's free memory.
+            is an IoError. None: where all is on the CPU and the model would take more than 85 % of the host's free
+            memory.
         weights: how quantised matrices of a .gguf file are held. "dense": as numbers in ``dtype``. "as stored": in
             their blocks, whose values are unpacked while they are multiplied, so that a model takes no more memory than
             its file. Results are those of the dense model but for rounding; such weights cannot be trained (a LoRA
@@ -101,8 +102,6 @@ def load_model(
         raise _C.ConfigError("load_model: tokenizer= goes with a transformers model; files bring their own")
     path = hub.resolve(checked_source(source, "load_model"), revision=revision)
     where, blocks = place(device_map, device, path, wanted)
-    if keep_blocks is None:
-        keep_blocks = where.type != "cpu" or bool(blocks) or fits(path, wanted, weights)
     native = _C.Model.load(
         path,
         dtype=wanted,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 
@@ -13,9 +12,6 @@ from . import _C
 DeviceMap = str | Sequence[torch.device | str] | Mapping[int, torch.device | str]
 
 FOR_BLOCKS = 0.9  # of a device's free memory; the rest is for activations, caches and the allocator's holes
-FOR_MODEL = 0.85  # of the host's free memory; a larger model's blocks stay in their files
-VALUES_OF_BYTE = 3.2  # at most, in any encoding
-DENSE = 8 << 30  # bytes from which quantised matrices stay as they are stored, as models::LoadOptions has it
 
 
 def as_device(given: torch.device | str, who: str) -> torch.device:
@@ -49,9 +45,11 @@ def place(
     if device_map is None:
         return given or torch.device("cpu"), {}
     if isinstance(device_map, Mapping):
+        if odd := [block for block in device_map if not isinstance(block, int) or isinstance(block, bool)]:
+            raise _C.ConfigError(f"load_model: device_map goes by the numbers of blocks, got {odd[0]!r}")
         blocks = {block: as_device(where, "load_model: device_map") for block, where in device_map.items()}
         return given or torch.device("cpu"), blocks
-    if isinstance(device_map, str):
+    if isinstance(device_map, str) or not isinstance(device_map, Sequence):
         if device_map != "auto":
             raise _C.ConfigError(
                 "load_model: device_map must be 'auto', a list of devices or {block: device}, got "
@@ -90,36 +88,6 @@ def bytes_of(cfg: _C.Config, dtype: torch.dtype) -> tuple[int, int]:
     mlp = cfg.d_model * cfg.d_mlp * (3 if cfg.gated_mlp else 2) * max(1, cfg.num_experts)
     outside = cfg.d_vocab * cfg.d_model * (1 if cfg.tie_word_embeddings else 2)
     return outside * dtype.itemsize, (attention + mlp) * dtype.itemsize
-
-
-def fits(path: str | os.PathLike, dtype: torch.dtype, weights: str | None) -> bool:
-    """True if the host's free memory holds a model with room to work in, or nobody knows how much there is.
-
-    Args:
-        path: the model's folder or file.
-        weights: as ``load_model`` takes it.
-    """
-    free = free_host_bytes()
-    path = Path(path)
-    stored = sum(file.stat().st_size for file in ([path] if path.is_file() else path.glob("*.safetensors")))
-    if free is None or VALUES_OF_BYTE * dtype.itemsize * stored <= FOR_MODEL * free:  # without a look into the file
-        return True
-    cfg = _C.read_config(os.fspath(path))
-    outside, block = bytes_of(cfg, dtype)
-    size = outside + cfg.n_layers * block
-    is_packed = stored < 1.5 * size / dtype.itemsize  # bytes a value: of Q8_0 1.06, of 16 bits 2, which become dense
-    if path.is_file() and is_packed and (weights == "as stored" or (weights is None and size >= DENSE)):
-        size = min(size, stored)
-    return size <= FOR_MODEL * free
-
-
-def free_host_bytes() -> int | None:
-    """Memory that the host has for programs; None where it does not tell."""
-    try:
-        with open("/proc/meminfo") as file:
-            return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
 
 
 def accelerators() -> list[torch.device]:

@@ -73,8 +73,8 @@ def machine_rates(model: Model, rows: int = 512, repeats: int = 20) -> MachineRa
         rows: of the product.
         repeats: of each, of which the best counts.
 
-    Products are torch.mm's or this library's, whichever is quicker. Memory is read in a block of a quarter of a GiB or
-    more that is as large as the weights: a model that fits a cache is read from the cache.
+    Products are torch.mm's or this library's, whichever is quicker. Memory is read in a block that is as large as the
+    weights, from a quarter of a GiB, which a cache may hold as it would hold them, to two, which none does.
     """
     cfg = model.cfg
     dtype = model.native.dtype
@@ -84,7 +84,7 @@ def machine_rates(model: Model, rows: int = 512, repeats: int = 20) -> MachineRa
         _best(lambda: torch.mm(x, weight.t()), repeats),
         _best(lambda: ops.linear(x, weight), repeats),
     )
-    block = torch.ones(max(model.native.nbytes, 1 << 28) // 8, dtype=torch.int64)
+    block = torch.ones(min(max(model.native.nbytes, 1 << 28), 1 << 31) // 8, dtype=torch.int64)
     read = _best(block.sum, repeats)
     return MachineRates(2 * x.numel() * weight.shape[0] / product, 8 * block.numel() / read)
 

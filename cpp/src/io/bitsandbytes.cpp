@@ -18,6 +18,7 @@ namespace {
 using Field = JsonField<ConfigError>;
 
 constexpr std::string_view kState = ".quant_state.bitsandbytes__", kScales = ".SCB";
+constexpr auto kFormat = ".weight_format";
 constexpr int64_t kGrain = 1 << 16;  // values of a thread's piece
 constexpr float kPerScale = 1 / 127.F;
 
@@ -85,6 +86,19 @@ class BitsAndBytes : public PackedSource {
     return state != states_.end() ? state->second.shape : source().shape(name);
   }
 
+  std::vector<std::string> parts(const std::string& name) const override {
+    const auto state = states_.find(name);
+    std::vector<std::string> out = {name};
+    if (state == states_.end()) {
+      out.push_back(stem_of(name) + std::string(kScales));
+      if (source().has(stem_of(name) + kFormat)) out.push_back(stem_of(name) + kFormat);
+      return out;
+    }
+    out.insert(out.end(), {name + ".quant_map", name + ".absmax"});
+    if (state->second.nested()) out.insert(out.end(), {name + ".nested_absmax", name + ".nested_quant_map"});
+    return out;
+  }
+
   void check_parts(const std::string& name) const override {
     const auto state = states_.find(name);
     return state != states_.end() ? check_codes(name, state->second) : check_rows(name);
@@ -114,7 +128,7 @@ class BitsAndBytes : public PackedSource {
                        at::IntArrayRef(sizes));
     check_part(name, sizes, {"I8"});
     check_part(stem + std::string(kScales), {sizes[0]}, {"F32"});
-    const auto format = stem + ".weight_format";
+    const auto format = stem + kFormat;
     check<ConfigError>(!source().has(format) || at::all(whole_numbers(format).eq(0)).item<bool>(), "model: '",
                        format, "' must be 0, rows as they are, and says that '", name,
                        "' stands in another order");

@@ -50,6 +50,10 @@ std::string MappedTensors::dtype(const std::string& name) const {
   return at(name).dtype;
 }
 
+int64_t MappedTensors::stored_bytes(const std::string& name) const {
+  return static_cast<int64_t>(at(name).size);
+}
+
 const StoredTensor& MappedTensors::at(const std::string& name) const {
   const auto found = index_.find(name);
   check<IoError>(found != index_.end(), path_.string(), ": has no tensor '", name, "' among its ",
@@ -85,9 +89,15 @@ void MappedTensors::read_into(const std::string& name, torch::Tensor& out) const
   if (tensor.size <= kSmall) {
     std::vector<std::byte> copy(tensor.size);
     tensor.file->read(tensor.offset, copy);
-    return decode(tensor.dtype, copy.data(), out);
+    decode(tensor.dtype, copy.data(), out);
+  } else {
+    decode(tensor.dtype, tensor.file->bytes().data() + tensor.offset, out);
   }
-  decode(tensor.dtype, tensor.file->bytes().data() + tensor.offset, out);
+  tensor.file->check_unchanged();
+}
+
+void MappedTensors::check_unchanged(const std::string& name) const {
+  at(name).file->check_unchanged();
 }
 
 std::span<const std::byte> MappedTensors::bytes(const std::string& name) const {
@@ -116,6 +126,7 @@ torch::Tensor MappedTensors::read_bytes(const std::string& name) const {
   tensor.file->check_unchanged();
   auto out = torch::empty({static_cast<int64_t>(tensor.size)}, torch::kByte);
   tensor.file->read(tensor.offset, {static_cast<std::byte*>(out.mutable_data_ptr()), tensor.size});
+  tensor.file->check_unchanged();
   return out;
 }
 

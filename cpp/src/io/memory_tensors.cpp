@@ -50,6 +50,10 @@ std::string MemoryTensors::dtype(const std::string& name) const {
   return std::string(*safetensors_word(at(name).scalar_type()));
 }
 
+int64_t MemoryTensors::stored_bytes(const std::string& name) const {
+  return static_cast<int64_t>(at(name).nbytes());
+}
+
 void MemoryTensors::check_readable(const std::string& name) const {
   check<ConfigError>(at(name).is_floating_point(), "tensors in memory: '", name, "' must hold floats, got ",
                      dtype(name));

@@ -232,6 +232,10 @@ std::vector<int64_t> NpzFile::shape(const std::string& name) const {
   return at(name).shape;
 }
 
+int64_t NpzFile::stored_bytes(const std::string& name) const {
+  return static_cast<int64_t>(at(name).bytes.size());
+}
+
 std::string NpzFile::dtype(const std::string& name) const {
   const auto dtype = at(name).dtype;
   const auto word = safetensors_word(dtype);

@@ -40,6 +40,13 @@ std::string PackedSource::dtype(const std::string& name) const {
   return is_packed(name) ? packing_.text() : source_->dtype(name);
 }
 
+int64_t PackedSource::stored_bytes(const std::string& name) const {
+  if (!is_packed(name)) return source_->stored_bytes(name);
+  int64_t n = 0;
+  for (const auto& part : parts(name)) n += source_->stored_bytes(part);
+  return n;
+}
+
 void PackedSource::check_readable(const std::string& name) const {
   is_packed(name) ? check_parts(name) : source_->check_readable(name);
 }
@@ -57,10 +64,6 @@ void PackedSource::read_into(const std::string& name, torch::Tensor& out) const 
 
 std::string PackedSource::fingerprint() const {
   return source_->fingerprint();
-}
-
-int64_t PackedSource::packed_bytes(const std::string& name) const {
-  return is_packed(name) ? static_cast<int64_t>(source_->bytes(first_part(name)).size()) : 0;
 }
 
 void PackedSource::check_part(const std::string& name, const Sizes& wanted,

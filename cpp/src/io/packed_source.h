@@ -20,12 +20,10 @@ class PackedSource : public TensorSource {
   bool has(const std::string& name) const override;
   std::vector<int64_t> shape(const std::string& name) const override;
   std::string dtype(const std::string& name) const override;
+  int64_t stored_bytes(const std::string& name) const override;
   void check_readable(const std::string& name) const override;
   void read_into(const std::string& name, torch::Tensor& out) const override;
   std::string fingerprint() const override;
-
-  /// Of a packed tensor's codes, in the file; 0: it is not packed.
-  int64_t packed_bytes(const std::string& name) const;
 
  protected:
   using Sizes = std::vector<int64_t>;
@@ -39,6 +37,8 @@ class PackedSource : public TensorSource {
   void check_some_packed() const;
 
   virtual Sizes packed_shape(const std::string& name) const = 0;
+  /// The tensors of the file that it is unpacked from.
+  virtual std::vector<std::string> parts(const std::string& name) const = 0;
   /// Throws ConfigError for parts that are missing or do not fit.
   virtual void check_parts(const std::string& name) const = 0;
   /// [shape], float32.

@@ -52,6 +52,13 @@ class PackedCodes : public PackedSource {
                                    : Sizes{stored[1], stored[0] * per_word()};
   }
 
+  std::vector<std::string> parts(const std::string& name) const override {
+    if (method() == Method::mxfp4) return {first_part(name), name + "_scales"};
+    std::vector<std::string> out = {first_part(name), part(name, ".qzeros"), part(name, ".scales")};
+    if (has_order(name)) out.push_back(part(name, ".g_idx"));
+    return out;
+  }
+
   void check_parts(const std::string& name) const override {
     const auto codes = source().shape(first_part(name));
     if (method() == Method::mxfp4) {

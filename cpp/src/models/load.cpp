@@ -156,6 +156,8 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path_or_na
   std::shared_ptr<const io::TensorSource> source;
   Architecture architecture;
   auto how = options;
+  // Of other memory than the host's it is not known how much is free.
+  if (!is_on_cpu(options) && !options.keep_blocks) how.keep_blocks = true;
   if (std::filesystem::is_directory(path)) {
     const auto folder = io::HfFolder::open(path);
     architecture = architecture_of_hf(io::parse_json_object(folder.config_json, path / "config.json"),
@@ -183,7 +185,7 @@ std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
   check_options(options);
   check<ConfigError>(!is_as_stored(options),
                      "Model::from_tensors: tensors are dense; weights='as stored' is for GGUF");
-  check<ConfigError>(options.keep_blocks,
+  check<ConfigError>(options.keep_blocks.value_or(true),
                      "Model::from_tensors: blocks can stay in files, not in tensors; keep_blocks");
   const at::NoGradGuard no_grad;
   const auto config =
@@ -215,7 +217,9 @@ std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,
                      "), which is read from files only");
   auto source = std::make_shared<const io::MemoryTensors>(std::move(tensors));
   auto tokenizer = tokenizer_path ? std::optional(text::Tokenizer::load(*tokenizer_path)) : std::nullopt;
-  return assemble(std::move(source), std::move(architecture), std::move(tokenizer), options);
+  auto how = options;
+  how.keep_blocks = true;
+  return assemble(std::move(source), std::move(architecture), std::move(tokenizer), how);
 }
 
 }  // namespace introspect::models

@@ -1,14 +1,14 @@
 #include "models/weight_reader.h"
 
 #include <algorithm>
+#include <functional>
 #include <optional>
 
 #include "core/dequantise.h"
+#include "core/free_memory.h"
 #include "introspect/core/check.h"
 #include "introspect/io/mapped_tensors.h"
 #include "introspect/ops/quantised_rows.h"
-#include "io/encodings.h"
-#include "io/packed_source.h"
 #include "models/make_block.h"
 #include "models/part_names.h"
 #include "models/read_ahead.h"
@@ -28,8 +28,7 @@ class WeightReader {
         map_(architecture.map),
         dtype_(options.dtype),
         device_(options.device),
-        prefix_(name_prefix(*source_, map_)),
-        copy_bytes_(options.keep_blocks) {
+        prefix_(name_prefix(*source_, map_)) {
     if (options.weights == WeightsHeld::kAsStored) {
       stored_ = std::dynamic_pointer_cast<const io::MappedTensors>(source_);
       const auto names = source_->names();
@@ -47,19 +46,26 @@ class WeightReader {
     }
   }
 
-  /// Compares every tensor's shape with the config's before any is read or its memory taken. Returns the bytes that
-  /// each block takes in the files.
-  std::vector<int64_t> check_shapes() const {
+  struct Checked {
+    std::vector<int64_t> block_bytes;  // that each block takes in the files
+    int64_t held_bytes = 0;            // that the model takes in memory
+  };
+
+  /// Compares every tensor's shape with the config's before any is read or its memory taken.
+  Checked check_shapes() const {
+    Checked out;
     auto checking = *this;
-    checking.is_check_ = true;
+    checking.checked_ = &out;
     checking.read_outside();
-    std::vector<int64_t> out;
     for (int64_t layer = 0; layer < cfg_.n_layers; ++layer) {
-      checking.checked_bytes_ = &out.emplace_back(0);
+      out.block_bytes.push_back(0);
       checking.block(layer);
     }
     return out;
   }
+
+  /// From here on blocks that are used as they are stored are used where they lie in the file.
+  void leave_in_file() { copy_bytes_ = false; }
 
   /// Everything but the blocks.
   Weights read_outside() const {
@@ -70,7 +76,7 @@ class WeightReader {
     if (!map_.pos_embed.empty()) w.W_pos = tensor(prefix_ + map_.pos_embed + ".weight", {cfg_.n_ctx, D});
     w.ln_final = make_norm(cfg_, *this, "ln_final", D, Point::kLnFinalScale, Point::kLnFinalNormalized);
     w.W_U = cfg_.tie_word_embeddings ? w.W_E : unembedding();
-    if (cfg_.positional_embedding_type == "rotary" && !is_check_) read_frequencies(w);
+    if (cfg_.positional_embedding_type == "rotary" && !checked_) read_frequencies(w);
     return w;
   }
 
@@ -157,7 +163,7 @@ class WeightReader {
       for (int64_t e = 0; e < (by_expert ? E : 1); ++e)
         check_tensor(at_expert(named(module), e) + suffix,
                      by_expert ? at::IntArrayRef(stored).slice(1) : at::IntArrayRef(stored));
-    if (is_check_) return at::empty(sizes, at::device(torch::kMeta).dtype(dtype_));
+    if (checked_) return at::empty(sizes, at::device(torch::kMeta).dtype(dtype_));
     auto out = at::empty(sizes, dtype_);
     for (size_t i = 0; i < modules.size(); ++i) {
       const int64_t first = static_cast<int64_t>(i) * n;
@@ -212,7 +218,7 @@ class WeightReader {
 
   /// The stored bytes of a tensor, uint8 [rows, bytes of a row], its last dimension `columns` long; a view of the mapped
   /// file where blocks stay there.
-  torch::Tensor stored_bytes(const std::string& name, int64_t rows, int64_t columns) const {
+  torch::Tensor blocks_of(const std::string& name, int64_t rows, int64_t columns) const {
     const auto encoding = source_->dtype(name);
     const auto [elements, size] = find_block_format(encoding)->layout;
     check<ConfigError>(columns % elements == 0, "model: the tensor '", name, "' is stored as ", encoding,
@@ -231,11 +237,17 @@ class WeightReader {
     return torch::from_blob(const_cast<std::byte*>(bytes.data()), sizes, let_go, torch::kByte);
   }
 
+  /// Throws where the file of blocks that stay there is no longer what it was.
+  std::function<void()> check_of(const std::string& name) const {
+    if (copy_bytes_) return {};
+    return [stored = stored_, name] { stored->check_unchanged(name); };
+  }
+
   /// The modules' rows one after another as they stand in the file; nothing unless one of them is quantised and all can be
   /// held so.
   std::optional<ops::QuantisedRows> stored_rows(const std::vector<ModuleRows>& modules, int64_t rows,
                                                 int64_t columns) const {
-    if (!stored_ || is_check_ || map_.transposed) return std::nullopt;
+    if (!stored_ || checked_ || map_.transposed) return std::nullopt;
     bool any = false, all = !modules.empty();
     for (const auto& module : modules) {
       const auto name = named(module.name) + ".weight";
@@ -248,11 +260,11 @@ class WeightReader {
     for (const auto& module : modules) {
       const auto name = named(module.name) + ".weight";
       check_tensor(name, {module.n, columns});
-      auto bytes = stored_bytes(name, module.n, columns);
+      auto bytes = blocks_of(name, module.n, columns);
       if (module.order != RowOrder::kPlain) bytes = in_order(bytes, module.order, cfg_).contiguous();
       check<Error>(module.first == n, "weight_reader: modules must follow one another");
       n += module.n;
-      parts.emplace_back(source_->dtype(name), std::move(bytes), dtype_);
+      parts.emplace_back(source_->dtype(name), std::move(bytes), dtype_, check_of(name));
     }
     check<Error>(n == rows, "weight_reader: modules must make up the rows");
     return ops::QuantisedRows::joined(parts);
@@ -262,7 +274,7 @@ class WeightReader {
   std::vector<ops::QuantisedRows> stored_experts(const std::vector<std::string>& modules,
                                                  const ExpertNames& names, int64_t rows,
                                                  int64_t columns) const {
-    if (!stored_ || is_check_ || names.transposed || names.interleaved) return {};
+    if (!stored_ || checked_ || names.transposed || names.interleaved) return {};
     const int64_t E = cfg_.num_experts, n = rows / static_cast<int64_t>(modules.size());
     std::vector<std::vector<ops::QuantisedRows>> parts(static_cast<size_t>(E));
     for (const auto& module : modules) {
@@ -273,10 +285,10 @@ class WeightReader {
         if (!stays(name)) return {};
         if (by_expert || !all.defined()) {
           check_tensor(name, by_expert ? at::IntArrayRef({n, columns}) : at::IntArrayRef({E, n, columns}));
-          all = stored_bytes(name, by_expert ? n : E * n, columns);
+          all = blocks_of(name, by_expert ? n : E * n, columns);
         }
-        parts[static_cast<size_t>(e)].emplace_back(source_->dtype(name),
-                                                   by_expert ? all : all.narrow(0, e * n, n), dtype_);
+        parts[static_cast<size_t>(e)].emplace_back(
+            source_->dtype(name), by_expert ? all : all.narrow(0, e * n, n), dtype_, check_of(name));
       }
     }
     std::vector<ops::QuantisedRows> out;
@@ -285,10 +297,10 @@ class WeightReader {
   }
 
   nn::Linear matrix(const std::string& name, const std::vector<int64_t>& sizes) const {
-    if (!stored_ || is_check_ || !source_->has(name) || !stays(name)) return nn::Linear(tensor(name, sizes));
+    if (!stored_ || checked_ || !source_->has(name) || !stays(name)) return nn::Linear(tensor(name, sizes));
     check_tensor(name, sizes);
-    return nn::Linear(
-        ops::QuantisedRows(source_->dtype(name), stored_bytes(name, sizes[0], sizes[1]), dtype_));
+    return nn::Linear(ops::QuantisedRows(source_->dtype(name), blocks_of(name, sizes[0], sizes[1]), dtype_,
+                                         check_of(name)));
   }
 
   torch::Tensor tensor(const std::string& name, const std::vector<int64_t>& sizes) const {
@@ -298,7 +310,7 @@ class WeightReader {
   torch::Tensor tensor(const std::string& name, const std::vector<int64_t>& sizes,
                        torch::ScalarType dtype) const {
     check_tensor(name, sizes);
-    if (is_check_) return at::empty(sizes, at::device(torch::kMeta).dtype(dtype));
+    if (checked_) return at::empty(sizes, at::device(torch::kMeta).dtype(dtype));
     auto out = at::empty(sizes, dtype);
     source_->read_into(name, out);
     return out.to(device_);
@@ -308,14 +320,14 @@ class WeightReader {
   torch::Tensor fused(const std::vector<ModuleRows>& modules, const char* suffix,
                       const std::vector<int64_t>& sizes) const {
     const bool transposed = map_.transposed && sizes.size() == 2;
-    auto out = is_check_ ? torch::Tensor{} : at::empty(sizes, dtype_);
+    auto out = checked_ ? torch::Tensor{} : at::empty(sizes, dtype_);
     for (const auto& module : modules) {
       const auto name = named(module.name) + suffix;
       auto stored = sizes;
       stored[0] = module.n;
       if (transposed) std::swap(stored[0], stored[1]);
       check_tensor(name, stored);
-      if (is_check_) continue;
+      if (checked_) continue;
       auto rows = out.narrow(0, module.first, module.n);
       if (transposed)
         rows.copy_(source_->read(name, dtype_).t());
@@ -323,7 +335,7 @@ class WeightReader {
         source_->read_into(name, rows);
       if (module.order != RowOrder::kPlain) rows.copy_(in_order(rows, module.order, cfg_).clone());
     }
-    return is_check_ ? at::empty(sizes, at::device(torch::kMeta).dtype(dtype_)) : out.to(device_);
+    return checked_ ? at::empty(sizes, at::device(torch::kMeta).dtype(dtype_)) : out.to(device_);
   }
 
   void check_tensor(const std::string& name, at::IntArrayRef sizes) const {
@@ -333,13 +345,11 @@ class WeightReader {
     check<ShapeError>(sizes == at::IntArrayRef(shape), "model: the tensor '", name, "' must be ", sizes,
                       " by the config, got ", at::IntArrayRef(shape));
     source_->check_readable(name);
-    if (!checked_bytes_) return;
-    if (const auto* const packed = dynamic_cast<const io::PackedSource*>(source_.get());
-        packed && packed->packed_bytes(name) > 0) {
-      *checked_bytes_ += packed->packed_bytes(name);
-    } else if (const auto layout = io::readable_layout(source_->dtype(name))) {
-      *checked_bytes_ += c10::multiply_integers(shape) / layout->block_elements * layout->block_bytes;
-    }
+    if (!checked_) return;
+    const int64_t n = c10::multiply_integers(shape), stored = source_->stored_bytes(name);
+    if (layer_ >= 0) checked_->block_bytes.back() += stored;
+    checked_->held_bytes +=
+        stored_ && stays(name) ? stored : n * static_cast<int64_t>(c10::elementSize(dtype_));
   }
 
   std::shared_ptr<const io::TensorSource> source_;
@@ -351,10 +361,17 @@ class WeightReader {
   std::shared_ptr<const io::MappedTensors> stored_;  // the source, where its blocks are used as they are
   bool copy_bytes_ = true;                           // and not where they lie
   std::vector<torch::Device> block_devices_;
-  int64_t layer_ = -1;                // the block that is read
-  bool is_check_ = false;             // tensors have a shape and no memory
-  int64_t* checked_bytes_ = nullptr;  // meanwhile the sum of what is checked
+  int64_t layer_ = -1;          // the block that is read
+  Checked* checked_ = nullptr;  // while shapes are checked: tensors have a shape and no memory
 };
+
+/// True for a model of so many bytes that memory has room for; `budget` as in LoadOptions.
+bool fits(int64_t n_bytes, std::optional<int64_t> budget) {
+  constexpr double kOfFree = 0.85;  // the rest is for activations and caches
+  if (budget) return n_bytes <= *budget;
+  const auto free = free_memory();
+  return !free || static_cast<double>(n_bytes) <= kOfFree * static_cast<double>(*free);
+}
 
 }  // namespace
 
@@ -372,16 +389,19 @@ std::string unembed_name(const io::TensorSource& source, const WeightMap& map) {
 
 Weights read_weights(std::shared_ptr<const io::TensorSource> source, const Architecture& architecture,
                      const LoadOptions& options) {
-  const WeightReader reader(std::move(source), architecture, options);
-  auto block_bytes = reader.check_shapes();
+  WeightReader reader(std::move(source), architecture, options);
+  auto checked = reader.check_shapes();
+  const bool keeps_blocks =
+      options.keep_blocks ? *options.keep_blocks : fits(checked.held_bytes, options.memory_budget);
+  if (!keeps_blocks) reader.leave_in_file();
   auto weights = reader.read_outside();
   const int64_t n_layers = architecture.cfg.n_layers;
-  if (!options.keep_blocks) {
+  if (!keeps_blocks) {
     const auto read = [reader](int64_t layer) {
       const at::NoGradGuard no_grad;
       return reader.block(layer);
     };
-    weights.block_bytes = std::move(block_bytes);
+    weights.block_bytes = std::move(checked.block_bytes);
     weights.n_block_reads = std::make_shared<std::atomic<int64_t>>(0);
     weights.read_block = [ahead = read_ahead(read, n_layers), n = weights.n_block_reads](int64_t layer) {
       ++*n;

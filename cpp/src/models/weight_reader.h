@@ -10,7 +10,8 @@ namespace introspect::models {
 
 /// Reads the tensors of a checkpoint into the form in which the layers use them, in options.dtype on options.device.
 ///
-/// Without options.keep_blocks the source is kept, and blocks are read from it later.
+/// Where options.keep_blocks is false, or left out and the model would take more than there is room for, the source is
+/// kept, and blocks are read from it later.
 /// Throws ConfigError for a tensor that is missing or stored in a form that cannot be read, ShapeError for one whose
 /// shape contradicts the config.
 Weights read_weights(std::shared_ptr<const io::TensorSource> source, const Architecture& architecture,

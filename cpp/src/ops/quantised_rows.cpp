@@ -81,7 +81,8 @@ struct QuantisedProduct : torch::autograd::Function<QuantisedProduct> {
   };
 };
 
-QuantisedRows::QuantisedRows(std::string_view encoding, torch::Tensor bytes, torch::ScalarType dtype)
+QuantisedRows::QuantisedRows(std::string_view encoding, torch::Tensor bytes, torch::ScalarType dtype,
+                             std::function<void()> check_unchanged)
     : dtype_(dtype) {
   check_dtype(dtype);
   const auto* format = find_block_format(encoding);
@@ -95,7 +96,12 @@ QuantisedRows::QuantisedRows(std::string_view encoding, torch::Tensor bytes, tor
                     " must be a whole number of blocks of ", size, " bytes, got ", bytes.size(1));
   n_rows_ = bytes.size(0);
   n_columns_ = bytes.size(1) / size * elements;
-  pieces_.push_back({format, std::move(bytes)});
+  pieces_.push_back({format, std::move(bytes), std::move(check_unchanged)});
+}
+
+void QuantisedRows::check_bytes() const {
+  for (const auto& piece : pieces_)
+    if (piece.check) piece.check();
 }
 
 QuantisedRows QuantisedRows::joined(const std::vector<QuantisedRows>& parts) {
@@ -135,7 +141,8 @@ void QuantisedRows::for_pieces(int64_t first, int64_t n, const F& f) const {
   for (const auto& piece : pieces_) {
     const int64_t rows = piece.bytes.size(0), begin = std::max(first, at),
                   end = std::min(first + n, at + rows);
-    if (begin < end) f(begin, Piece{piece.quantisation, piece.bytes.narrow(0, begin - at, end - begin)});
+    if (begin < end)
+      f(begin, Piece{piece.quantisation, piece.bytes.narrow(0, begin - at, end - begin), piece.check});
     at += rows;
   }
 }
@@ -155,9 +162,11 @@ torch::Tensor QuantisedRows::dense(torch::ScalarType dtype) const {
   check_dtype(dtype);
   const at::NoGradGuard no_grad;
   auto out = at::empty({n_rows_, n_columns_}, dtype);
+  check_bytes();
   for_pieces(0, n_rows_, [&](int64_t first, const Piece& piece) {
     unpack(*piece.quantisation, piece.bytes, nullptr, out.narrow(0, first, piece.bytes.size(0)));
   });
+  check_bytes();
   return out;
 }
 
@@ -175,14 +184,16 @@ torch::Tensor QuantisedRows::gather(const torch::Tensor& ids, torch::ScalarType 
   auto sizes = ids.sizes().vec();
   sizes.push_back(n_columns_);
   auto out = at::empty({n, n_columns_}, dtype);
+  check_bytes();
   if (pieces_.size() == 1) {
     unpack(*pieces_[0].quantisation, pieces_[0].bytes, flat.const_data_ptr<int64_t>(), out);
-    return out.view(sizes);
+  } else {
+    for (int64_t i = 0; i < n; ++i)
+      for_pieces(flat.const_data_ptr<int64_t>()[i], 1, [&](int64_t, const Piece& piece) {
+        unpack(*piece.quantisation, piece.bytes, nullptr, out.narrow(0, i, 1));
+      });
   }
-  for (int64_t i = 0; i < n; ++i)
-    for_pieces(flat.const_data_ptr<int64_t>()[i], 1, [&](int64_t, const Piece& piece) {
-      unpack(*piece.quantisation, piece.bytes, nullptr, out.narrow(0, i, 1));
-    });
+  check_bytes();
   return out.view(sizes);
 }
 
@@ -211,7 +222,10 @@ torch::Tensor QuantisedRows::plain_product(const torch::Tensor& x_ND, const torc
     parts.reserve(pieces_.size());
     for (const auto& piece : pieces_)
       parts.push_back({piece.quantisation, piece.bytes.const_data_ptr<uint8_t>(), piece.bytes.size(0)});
-    return quantised_product(x_ND.contiguous(), parts, bias);
+    check_bytes();
+    auto out = quantised_product(x_ND.contiguous(), parts, bias);
+    check_bytes();
+    return out;
   }
   auto out = at::empty({x_ND.size(0), n_rows_}, x_ND.options());
   const int64_t step = std::max<int64_t>(1, kPanelValues / std::max<int64_t>(n_columns_, 1));

@@ -59,7 +59,9 @@ def load_native(
     if hf_model is None:
         path = resolve(model_name)
         template = load_chat_template(path)
-        return _C.Model.load(path, dtype=dtype, device=device, chat_template=template, progress=progress)
+        return _C.Model.load(
+            path, dtype=dtype, device=device, chat_template=template, keep_blocks=True, progress=progress
+        )
     beside = os.fspath(model_name) if os.path.exists(model_name) else None
     return copy_native(hf_model, dtype=dtype, device=device, tokenizer=beside, who="from_pretrained")
 

@@ -105,8 +105,9 @@ def _wants_gradients(one: Attached, effects: list[Hook | Recording], of: Pass) -
         return False
     if of.tokens.requires_grad or any(isinstance(e, Hook) or e.incl_bwd for e in effects):
         return True
-    tensors = [*one.sae.weights.values(), *(tensor for _, tensor in of.model.native.named_weights(skip_quantised=True))]
-    return any(tensor.requires_grad for tensor in tensors)
+    native = of.model.native
+    own = native.named_weights(skip_quantised=True) if native.keeps_blocks else []  # nobody has those in files
+    return any(tensor.requires_grad for tensor in (*one.sae.weights.values(), *(tensor for _, tensor in own)))
 
 
 def _replacement(name: str, value: torch.Tensor, answer: Any) -> torch.Tensor:

@@ -259,6 +259,30 @@ def test_int8_in_another_order_is_refused(tmp_path, rng):
         introspect.load_model(tmp_path)
 
 
+PACKINGS = {
+    "gptq": ({"quant_method": "gptq", "bits": 4, "group_size": GROUP}, gptq, 4, GROUP, True, 1),
+    "awq": ({"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}, awq, GROUP),
+    "nf4": ({"quant_method": "bitsandbytes"}, four_bits, 16, 5),
+    "int8": ({"quant_method": "bitsandbytes"}, int8_rows),
+}
+
+
+@pytest.mark.parametrize("kind", PACKINGS)
+def test_a_block_that_stays_in_the_file_is_read_with_all_of_its_parts(kind, tmp_path, rng):
+    from safetensors.torch import load_file
+
+    quantization, make, *sizes = PACKINGS[kind]
+    pack(tiny(), tmp_path, quantization, lambda o, i: make(rng, o, i, *sizes))
+    wanted = [0, 0]
+    for name, values in load_file(tmp_path / "model.safetensors").items():
+        if ".layers." in name and "quant_state" not in name:  # which is read once
+            wanted[int(name.split(".")[2])] += values.nbytes
+    kept, left = (introspect.load_model(tmp_path, dtype=torch.float64, keep_blocks=keep) for keep in (True, False))
+    assert [left.native.bytes_read(layer) for layer in range(2)] == wanted
+    tokens = torch.randint(3, 101, (2, 12), generator=rng)
+    assert torch.equal(left(tokens), kept(tokens))
+
+
 def test_mxfp4_experts_of_gpt_oss(tmp_path, rng):
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 

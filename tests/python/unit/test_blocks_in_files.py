@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from dictionaries import dictionary_at
 from graphs import Sizes, build, graphs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -73,6 +74,14 @@ def test_activations_of_such_a_model_are_the_same(tmp_path):
     kept, left = load_both_ways(write_tiny_chat(tmp_path / "model"))
     a, b = (introspect.collect_activations(model, texts, layers=[0, 2]) for model in (kept, left))
     assert torch.equal(a.values, b.values)
+
+
+@pytest.mark.filterwarnings("ignore:add_sae. the dictionary does not say which model")
+def test_a_dictionary_stands_in_such_a_model_as_in_the_other(tmp_path, tokens):
+    models = load_both_ways(write_tiny_transformers(tmp_path, "llama"))
+    sae = dictionary_at("blocks.1.hook_resid_post", models[0].cfg.d_model)
+    kept, left = (introspect.HookedTransformer(model).run_with_saes(tokens, saes=sae) for model in models)
+    assert torch.equal(kept, left) and not torch.equal(kept, models[0](tokens))
 
 
 def test_what_the_model_is_does_not_change(folders):

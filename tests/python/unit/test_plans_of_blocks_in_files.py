@@ -1,12 +1,16 @@
 """Plans of models whose blocks stay in their files: bytes and passes, beside the files and what is read of them."""
 
 import json
+import math
+import struct
+from pathlib import Path
 
 import gguf
 import pytest
 import torch
 from quantised import write_quantised
 from safetensors import safe_open
+from tiny import write_tiny
 from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
@@ -150,12 +154,54 @@ def test_a_model_in_memory_reads_no_files(folder):
     assert plan.bytes_read == 0 and "pass" not in str(plan)
 
 
-def test_a_model_that_would_not_fit_stays_in_its_files_unless_told_otherwise(folder, quantised, monkeypatch):
-    for path, weights in ((folder, None), (quantised, "as stored"), (quantised, "dense")):
+def bytes_in_memory(path, weights):
+    """What the tensors of a file take in float32, by their sizes there."""
+    if path.is_dir():
+        with safe_open(path / "model.safetensors", "pt") as file:
+            return sum(4 * file.get_tensor(name).numel() for name in list(file.keys()))
+    held = {"F32"} if weights == "as stored" else {tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+    return sum(
+        4 * int(tensor.n_elements) if tensor.tensor_type.name in held else int(tensor.n_bytes)
+        for tensor in gguf.GGUFReader(path).tensors
+    )
+
+
+@pytest.mark.parametrize("weights", [None, "dense", "as stored"])
+def test_a_model_that_would_not_fit_stays_in_its_files_unless_told_otherwise(folder, quantised, weights):
+    for path in (folder, quantised) if weights is None else (quantised,):
+        size = bytes_in_memory(path, weights)
+
+        def keeps(path=path, **options):
+            return introspect._C.Model.load(path, weights=weights, **options).keeps_blocks
+
+        assert keeps(memory_budget=size) and not keeps(memory_budget=size - 1)
+        assert keeps(memory_budget=0, keep_blocks=True) and not keeps(memory_budget=size, keep_blocks=False)
+        assert weights == "as stored" or keeps(memory_budget=0, device=torch.device("meta"))
         assert introspect.load_model(path, weights=weights).native.keeps_blocks
-    monkeypatch.setattr("introspect.placement.free_host_bytes", lambda: 20_000)
-    for path, weights in ((folder, None), (quantised, "as stored"), (quantised, "dense")):
-        assert not introspect.load_model(path, weights=weights).native.keeps_blocks
-        assert introspect.load_model(path, weights=weights, keep_blocks=True).native.keeps_blocks
-    monkeypatch.setattr("introspect.placement.free_host_bytes", lambda: None)
-    assert introspect.load_model(folder).native.keeps_blocks
+
+
+def test_a_model_of_twice_the_memory_is_left_in_its_file(tmp_path):
+    """Its matrices are a hole in the file, which takes no room on the disk."""
+    try:
+        memory = Path("/proc/meminfo").read_text().splitlines()[0]
+    except OSError:
+        pytest.skip("needs Linux's /proc/meminfo")
+    layers, d, narrow = 8, 32, 48  # 48 is the MLP's width and nothing else's
+    wide = 2 * (int(memory.split()[1]) << 10) // (layers * 3 * d * 4)
+    folder = write_tiny(tmp_path, "LlamaForCausalLM", num_hidden_layers=layers, intermediate_size=narrow)
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "intermediate_size": wide}))
+    header, end = {}, 0
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        for name in list(file.keys()):
+            shape = [wide if size == narrow else size for size in file.get_slice(name).get_shape()]
+            n_bytes = 4 * math.prod(shape)
+            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + n_bytes]}
+            end += n_bytes
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    model = introspect.load_model(folder)
+    assert not model.native.keeps_blocks and model.native.nbytes < 1e6
+    assert model.native.bytes_read(0) > 2 * 3 * d * wide

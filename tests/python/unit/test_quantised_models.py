@@ -1,5 +1,8 @@
 """Models whose weights stay in quantised blocks: the dense model's numbers, the invariants, and what is refused."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from quantised import write_quantised
@@ -175,3 +178,52 @@ def test_words_and_files_that_do_not_fit_are_named(path, tmp_path):
     cut.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(introspect.IoError):
         introspect.load_model(cut, weights="as stored")
+
+
+READ_AFTER = """
+import shutil, sys, torch, introspect
+tokens = torch.tensor([[3, 4, 5, 6]])
+calls = {
+    "embedding": lambda model, resid: model.native.forward(tokens, stop_at_layer=0),
+    "block read ahead": lambda model, resid: model.native.forward(resid, start_at_layer=0, stop_at_layer=1),
+    "unembedding": lambda model, resid: model.native.readout(resid),
+    "rows of it": lambda model, resid: model.native.readout(resid, vocab_ids=torch.tensor([3, 4])),
+    "pass": lambda model, resid: model(tokens),
+}
+for name, call in calls.items():
+    for change in ("cut", "rewritten"):
+        path = shutil.copy(sys.argv[1], sys.argv[2])
+        model = introspect.load_model(path, weights="as stored", keep_blocks=False)
+        resid = model.native.forward(tokens, stop_at_layer=2)
+        model(tokens)  # reads block 0 ahead
+        with open(path, "r+b") as file:
+            if change == "cut":
+                file.truncate(4096)
+            else:
+                file.write(bytes(255 - byte for byte in file.read()))
+        try:
+            call(model, resid)
+        except introspect.IoError as error:
+            print(name, change, error, flush=True)
+"""
+
+
+def test_no_bytes_are_used_of_a_file_that_changed(tmp_path):
+    """In a process of its own, which bytes that are gone from under it would end."""
+    path = write_quantised(tmp_path / "tiny.gguf", "llama", ("Q4_1", "Q8_0"), **LEGACY)
+    command = [sys.executable, "-c", READ_AFTER, str(path), str(tmp_path / "mine.gguf")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, (ran.returncode, ran.stdout, ran.stderr)
+    assert ran.stdout.count("mine.gguf: was changed while it was in use") == len(ran.stdout.splitlines()) == 10
+
+
+def test_a_file_that_is_replaced_goes_on_being_read_as_it_was(path, tmp_path, tokens):
+    mine = tmp_path / "mine.gguf"
+    mine.write_bytes(path.read_bytes())
+    model = introspect.load_model(mine, weights="as stored", keep_blocks=False)
+    expected = model(tokens)
+    other = write_quantised(tmp_path / "other.gguf", "llama", ("Q8_0",), **LEGACY)
+    other.replace(mine)
+    assert torch.equal(model(tokens), expected)
+    mine.unlink()
+    assert torch.equal(model(tokens), expected)

@@ -27,6 +27,7 @@ class INTROSPECT_EXPORT MappedTensors : public TensorSource {
   bool has(const std::string& name) const override;
   std::vector<int64_t> shape(const std::string& name) const override;
   std::string dtype(const std::string& name) const override;
+  int64_t stored_bytes(const std::string& name) const override;
   void check_readable(const std::string& name) const override;
   void read_into(const std::string& name, torch::Tensor& out) const override;
   std::string fingerprint() const override;
@@ -41,6 +42,9 @@ class INTROSPECT_EXPORT MappedTensors : public TensorSource {
   /// Waits until they are there; lets them go again. See MappedFile.
   void bring(const std::string& name) const;
   void let_go(const std::string& name) const;
+
+  /// Throws IoError if the file that they stand in was changed or cut since it was opened.
+  void check_unchanged(const std::string& name) const;
 
   /// A copy of them, uint8 [bytes], which takes no more memory than itself. Throws likewise.
   torch::Tensor read_bytes(const std::string& name) const;

@@ -21,6 +21,7 @@ class INTROSPECT_EXPORT MemoryTensors : public TensorSource {
   bool has(const std::string& name) const override;
   std::vector<int64_t> shape(const std::string& name) const override;
   std::string dtype(const std::string& name) const override;
+  int64_t stored_bytes(const std::string& name) const override;
   void check_readable(const std::string& name) const override;
   void read_into(const std::string& name, torch::Tensor& out) const override;
   std::string fingerprint() const override;

@@ -27,6 +27,10 @@ class INTROSPECT_EXPORT TensorSource {
   /// The stored encoding in the format's own word: "F32", "BF16", "Q4_K", "I64". Throws IoError for an absent name.
   virtual std::string dtype(const std::string& name) const = 0;
 
+  /// Bytes that are stored of it, with those of all that it is read from (the scales of a packed matrix). Throws IoError
+  /// for an absent name.
+  virtual int64_t stored_bytes(const std::string& name) const = 0;
+
   /// Throws IoError for an absent name and ConfigError for an encoding that cannot be read as floats (integers, an unknown
   /// quantisation), so that it is known before long work starts.
   virtual void check_readable(const std::string& name) const = 0;

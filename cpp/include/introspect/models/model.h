@@ -66,8 +66,13 @@ struct LoadOptions {
 
   /// False: blocks stay in the files; each is read when it runs and dropped after it, so that the models of one
   /// experiment, or a model and its activations, need not fit into memory together. The files must stay as they are:
-  /// a block of a file that was changed or cut is an IoError, and one cut while it is read ends the process.
-  bool keep_blocks = true;
+  /// what is read of a file that was changed or cut is an IoError, and one cut while it is read ends the process. Left
+  /// out: false where all is on the CPU and the model would take more than `memory_budget`.
+  std::optional<bool> keep_blocks;
+
+  /// Bytes of memory that a model may take before its blocks stay in the files; left out: 85 % of what the host has free,
+  /// and any number where it does not tell.
+  std::optional<int64_t> memory_budget;
 
   /// How quantised matrices of a GGUF file are held: dense in `dtype`, or as the blocks that they are in the file, whose
   /// values products unpack on the way (ops/quantised_rows.h). Blocks take a quarter of the memory or less and cannot be

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,11 +20,15 @@ namespace introspect::ops {
 ///
 /// Products compute with the values that the blocks stand for, unpacked in registers or a few rows at a time: nowhere is
 /// there the whole matrix in numbers, and x is never quantised. Bytes are never written to; copies and `rows` share them.
+///
+/// Bytes that lie in a file may change under it: `check` is called before and after each use of them, and throws where
+/// they are no longer what they were.
 class INTROSPECT_EXPORT QuantisedRows {
  public:
   /// bytes uint8 [rows, bytes of a row], contiguous on the CPU. `dtype` is that of the model, in which its values pass for
   /// others. Throws ConfigError for an encoding that cannot be unpacked, ShapeError for other bytes than whole blocks.
-  QuantisedRows(std::string_view encoding, torch::Tensor bytes, torch::ScalarType dtype);
+  QuantisedRows(std::string_view encoding, torch::Tensor bytes, torch::ScalarType dtype,
+                std::function<void()> check = {});
 
   /// The rows of all, one after another. Throws ShapeError for none, or parts of unequal columns or dtypes.
   static QuantisedRows joined(const std::vector<QuantisedRows>& parts);
@@ -56,13 +61,15 @@ class INTROSPECT_EXPORT QuantisedRows {
  private:
   struct Piece {
     const Quantisation* quantisation = nullptr;
-    torch::Tensor bytes;  // uint8 [rows, bytes of a row]
+    torch::Tensor bytes;          // uint8 [rows, bytes of a row]
+    std::function<void()> check;  // empty: they stay as they are
   };
   QuantisedRows() = default;
 
   /// Calls f(first row, piece) for the part of each piece in rows [first, first + n).
   template <typename F>
   void for_pieces(int64_t first, int64_t n, const F& f) const;
+  void check_bytes() const;
   torch::Tensor plain_product(const torch::Tensor& x_ND, const torch::Tensor& bias) const;
   torch::Tensor transposed_product(const torch::Tensor& y_NV) const;
   friend struct QuantisedProduct;
