@@ -359,6 +359,10 @@ class TensorSource:
         """
         A tensor's shape in torch's order. Raises IoError for an absent name.
         """
+    def stored_bytes(self, name: str) -> int:
+        """
+        Bytes that are stored of a tensor. Raises IoError for an absent name.
+        """
 
 class SafetensorsFile(TensorSource):
     """
@@ -1546,7 +1550,8 @@ class Model:
         block_devices: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, torch.device] = {},
         chat_template: ChatTemplate | None = None,
         n_ctx: typing.SupportsInt | typing.SupportsIndex | None = None,
-        keep_blocks: bool = True,
+        keep_blocks: bool | None = None,
+        memory_budget: typing.SupportsInt | typing.SupportsIndex | None = None,
         weights: str | None = None,
         progress: typing.Any = None,
     ) -> Model:
@@ -1560,7 +1565,9 @@ class Model:
             chat_template: instead of the one found beside the weights.
             n_ctx: the longest text, instead of what the files say. With rope scaling "longrope" and "dynamic" the frequencies
                 are those of a text of this length; left out, those before scaling.
-            keep_blocks: False reads each block from the files when it runs, and drops it after it.
+            keep_blocks: False reads each block from the files when it runs, and drops it after it. None: where all is on the
+                CPU and the model would take more than ``memory_budget``.
+            memory_budget: bytes that the model may take in memory; None: 85 % of what the host has free.
             weights: how quantised matrices of a GGUF file are held: "dense", in ``dtype``, or "as stored", in their blocks.
             progress: called with (what, done, total).
 
