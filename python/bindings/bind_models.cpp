@@ -345,7 +345,8 @@ Args:
           [](const Model& model, const std::vector<std::vector<int64_t>>& prompts, int64_t max_new_tokens,
              double temperature, int64_t top_k, double top_p, double repetition_penalty, uint64_t seed,
              bool stop_at_eos, const std::vector<int64_t>& stop_token_ids, const std::string& padding_side,
-             const hooks::HookRegistry* hooks, std::function<bool(int64_t, int64_t)> on_token) {
+             const hooks::HookRegistry* hooks, std::function<bool(int64_t, int64_t)> on_token,
+             const std::string& step) {
             const auto own_hooks = own_copy(hooks);
             GenerateOptions options{max_new_tokens,
                                     temperature,
@@ -358,6 +359,7 @@ Args:
                                     parse_side(padding_side),
                                     own_hooks ? &*own_hooks : nullptr,
                                     {}};
+            options.step = models::parse_step(step);
             options.on_token = [on_token](int64_t row, int64_t token) {
               const py::gil_scoped_acquire acquire;
               if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -370,7 +372,7 @@ Args:
           py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("repetition_penalty") = 1.0,
           py::arg("seed") = 0, py::arg("stop_at_eos") = true,
           py::arg("stop_token_ids") = std::vector<int64_t>{}, py::arg("padding_side") = "left",
-          py::arg("hooks") = py::none(), py::arg("on_token") = py::none(), R"doc(
+          py::arg("hooks") = py::none(), py::arg("on_token") = py::none(), py::arg("step") = "auto", R"doc(
 Continues each prompt (a list of token ids) and returns the new tokens of each.
 
 Args:
@@ -382,9 +384,14 @@ Args:
     stop_at_eos: stop a row at the tokenizer's stop tokens; the stop token is returned.
     hooks: in effect during the prompt and every step.
     on_token: called with (row, token) as soon as it is chosen; False ends the generation.
+    step: "plain" computes each token in a pass of its own. "static" does the same work at the same addresses for every
+        token, so that a device that can (CUDA) replays it instead of waiting for the host; it needs a model on one device,
+        without experts, blocks in memory, and no hooks but interventions that act alike at every new position. "auto"
+        does so where it is possible and pays. The numbers are the same within rounding.
 
 Raises:
     ValueError: an empty prompt, or options out of range.
+    ConfigError: a static step is not possible; it says why.
     ShapeError: prompt and continuation do not fit into n_ctx.
     Error: the logits are not finite, before a token is chosen; it names the first block (see check_finite).
 )doc")
@@ -471,6 +478,8 @@ Raises:
         soft cap on logits, refactor_factored_attn_matrices with rotary positions, q/k norms or grouped keys.
 )doc");
 
+  m.def("replays_steps", &models::replays_steps, py::arg("device"),
+        "True if static steps of a generation (step=) are replayed on a torch.device, and none has failed to be.");
   m.def(
       "new_model",
       [](const models::Config& cfg, torch::ScalarType dtype, torch::Device device) {

@@ -249,6 +249,7 @@ __all__: list[str] = [
     "register_operator",
     "register_readout",
     "regression_lens",
+    "replays_steps",
     "residual_norms",
     "rms_norm",
     "rotary_frequencies",
@@ -1664,6 +1665,7 @@ class Model:
         on_token: collections.abc.Callable[
             [typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], bool
         ] = None,
+        step: str = "auto",
     ) -> list[list[int]]:
         """
         Continues each prompt (a list of token ids) and returns the new tokens of each.
@@ -1677,9 +1679,14 @@ class Model:
             stop_at_eos: stop a row at the tokenizer's stop tokens; the stop token is returned.
             hooks: in effect during the prompt and every step.
             on_token: called with (row, token) as soon as it is chosen; False ends the generation.
+            step: "plain" computes each token in a pass of its own. "static" does the same work at the same addresses for every
+                token, so that a device that can (CUDA) replays it instead of waiting for the host; it needs a model on one device,
+                without experts, blocks in memory, and no hooks but interventions that act alike at every new position. "auto"
+                does so where it is possible and pays. The numbers are the same within rounding.
 
         Raises:
             ValueError: an empty prompt, or options out of range.
+            ConfigError: a static step is not possible; it says why.
             ShapeError: prompt and continuation do not fit into n_ctx.
             Error: the logits are not finite, before a token is chosen; it names the first block (see check_finite).
         """
@@ -7572,6 +7579,11 @@ def regression_lens(
 ) -> Lens:
     """
     See introspect.analysis.TunedLens.regression.
+    """
+
+def replays_steps(device: torch.device) -> bool:
+    """
+    True if static steps of a generation (step=) are replayed on a torch.device, and none has failed to be.
     """
 
 def residual_norms(

@@ -8,6 +8,7 @@ float32 readout of the same residuals is compared.
 """
 
 import argparse
+import math
 import sys
 import tempfile
 import traceback
@@ -18,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 import works
-from tiny import ARCHITECTURES, write_tiny_transformers
+from tiny import ARCHITECTURES, MIXTURES, write_tiny_transformers
 from tiny_chat import write_tiny_chat
 
 import introspect
@@ -98,8 +99,15 @@ def main() -> int:
         report("readout", torch.bfloat16, readout(chat, args.device))
         for name in list(ARCHITECTURES)[: args.architectures]:
             tiny = write_tiny_transformers(Path(folder) / name.replace(" ", "_"), name)
-            for _, gap in compared(tiny, args.device, torch.float32, ["every_activation"]):
-                report(name, torch.float32, gap)
+            names = ["every_activation"] if name in MIXTURES else ["every_activation", "static_text"]
+            for work, gap in compared(tiny, args.device, torch.float32, names):
+                report(f"{name}: {work}", torch.float32, gap)
+        if torch.device(args.device).type == "cuda":
+            report(
+                "static steps are replayed",
+                torch.float32,
+                0.0 if introspect._C.replays_steps(torch.device(args.device)) else math.inf,
+            )
     if args.model:
         ours, theirs = (introspect.load_model(args.model, device=device) for device in (args.device, "cpu"))
         tokens = theirs.to_tokens(TEXT)

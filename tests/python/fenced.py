@@ -38,4 +38,13 @@ def waits(call: Callable[[], object]) -> int:
     result = call()
     events = take_events()
     del result
-    return sum(event not in ("to device", "between devices") for event in events)
+    return sum(event not in ("to device", "between devices", "replay") for event in events)
+
+
+def replays(call: Callable[[], object]) -> int:
+    """How often recorded work is replayed during a call."""
+    take_events()
+    result = call()
+    events = take_events()
+    del result
+    return events.count("replay")

@@ -133,6 +133,20 @@ def drawn_text(model):
 
 
 @work
+def static_text(model):
+    """Steps that a device replays where it can, steered and not, and passes in their place."""
+    hooks = model.native.make_hooks()
+    hooks.add_intervention(steering(model))
+    return {
+        step: [
+            model.native.generate([IDS, OTHER[:6]], max_new_tokens=24, stop_at_eos=False, step=step),
+            model.native.generate([IDS], max_new_tokens=24, temperature=1.0, seed=3, hooks=hooks, step=step),
+        ]
+        for step in ("plain", "static")
+    }
+
+
+@work
 def caches(model):
     """Forks, splices, rows and files of keys and values."""
     whole, other = model.native.make_cache(), model.native.make_cache()

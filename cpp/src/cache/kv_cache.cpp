@@ -1,10 +1,10 @@
 #include "introspect/cache/kv_cache.h"
 
 #include <algorithm>
-#include <mutex>
 #include <unordered_set>
 #include <utility>
 
+#include "cache/storage.h"
 #include "core/on_device.h"
 #include "introspect/core/check.h"
 
@@ -19,47 +19,6 @@ int64_t round_up(int64_t n) {
 }
 
 }  // namespace
-
-/// One layer's memory and how much of it each cache that shares it can see.
-struct KVCache::Storage {
-  torch::Tensor k_BGCK, v_BGCK;  // C: capacity
-  std::mutex mutex;
-  std::vector<int64_t> lengths;  // one entry per holder
-
-  explicit Storage(const torch::Tensor& k, const torch::Tensor& v) : k_BGCK(k), v_BGCK(v) {}
-
-  void enter(int64_t length) {
-    const std::scoped_lock lock(mutex);
-    lengths.push_back(length);
-  }
-  void leave(int64_t length) {
-    const std::scoped_lock lock(mutex);
-    lengths.erase(std::find(lengths.begin(), lengths.end(), length));
-  }
-  /// Lets the holder of `from` positions hold `to` of them, if nobody else sees those in between.
-  bool extend(int64_t from, int64_t to) {
-    const std::scoped_lock lock(mutex);
-    if (to > k_BGCK.size(2)) return false;
-    auto mine = std::find(lengths.begin(), lengths.end(), from);
-    *mine = to;
-    for (auto it = lengths.begin(); it != lengths.end(); ++it) {
-      if (it == mine || *it <= from) continue;
-      *mine = from;
-      return false;
-    }
-    return true;
-  }
-  /// Whether the holder of `length` positions can extend up to the capacity.
-  bool is_free_behind(int64_t length) {
-    const std::scoped_lock lock(mutex);
-    return std::ranges::all_of(lengths, [&](int64_t other) { return other <= length; });
-  }
-  bool is_shared() {
-    const std::scoped_lock lock(mutex);
-    return lengths.size() > 1;
-  }
-  int64_t nbytes() const { return static_cast<int64_t>(k_BGCK.nbytes() + v_BGCK.nbytes()); }
-};
 
 KVCache::KVCache(Shape shape, torch::ScalarType dtype, torch::Device device,
                  const std::vector<torch::Device>& layer_devices)
@@ -107,7 +66,8 @@ KVCache::KVCache(KVCache&& other) noexcept
       device_(other.device_),
       length_(other.length_),
       mask_(std::move(other.mask_)),
-      layers_(std::exchange(other.layers_, {})) {}
+      layers_(std::exchange(other.layers_, {})),
+      pinned_(std::exchange(other.pinned_, {})) {}
 
 KVCache& KVCache::operator=(KVCache&& other) noexcept {
   std::swap(shape_, other.shape_);
@@ -116,6 +76,7 @@ KVCache& KVCache::operator=(KVCache&& other) noexcept {
   std::swap(length_, other.length_);
   std::swap(mask_, other.mask_);
   std::swap(layers_, other.layers_);
+  std::swap(pinned_, other.pinned_);
   return *this;
 }
 
@@ -154,6 +115,7 @@ torch::Tensor KVCache::mask_of(int64_t first, int64_t last) const {
 }
 
 void KVCache::resize_layer(Layer& layer, int64_t capacity) {
+  check<Error>(!pinned_.place.defined(), "KVCache: the memory of a pinned cache stays where it is");
   const std::vector<int64_t> sizes = {shape_.batch, shape_.n_key_value_heads, capacity, shape_.d_head};
   const auto options = at::device(layer.device).dtype(dtype_);
   auto storage = std::make_shared<Storage>(at::empty(sizes, options), at::empty(sizes, options));
@@ -382,6 +344,7 @@ std::pair<torch::Tensor, torch::Tensor> KVCache::append(int64_t layer, const tor
   check<ShapeError>(k_BGTK.scalar_type() == dtype_ && k_BGTK.device() == l.device,
                     "KVCache::append: keys must be ", dtype_, " on ", l.device, ", got ",
                     k_BGTK.scalar_type(), " on ", k_BGTK.device());
+  if (pinned_.place.defined()) return put(l, k_BGTK, v_BGTK);
   const int64_t end = l.length + T;
   // Room for a quarter more, so that decoding token by token copies seldom.
   if (!l.storage) resize_layer(l, round_up(end));

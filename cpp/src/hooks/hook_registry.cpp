@@ -215,6 +215,17 @@ void HookRegistry::reset(std::optional<Direction> direction, bool including_perm
   });
 }
 
+std::optional<std::vector<Intervention>> HookRegistry::interventions_alone() const {
+  std::vector<Intervention> out;
+  for (const auto& [id, entry] : entries_) {
+    if (entry.places.empty()) continue;
+    const auto* intervention = entry.intervention();
+    if (intervention == nullptr) return std::nullopt;
+    out.insert(entry.options.prepend ? out.begin() : out.end(), *intervention);
+  }
+  return out;
+}
+
 std::vector<SoleUser::Use> HookRegistry::enter_pass(int64_t batch, int64_t offset, const Text* text) const {
   std::vector<SoleUser::Use> uses;
   std::unordered_set<const ActivationCache*> entered;

@@ -128,18 +128,19 @@ class Registry {
 
   std::mutex mutex_;
   std::map<std::string, Operator, std::less<>> operators_ = {
-      {"add", {.apply = add}},
-      {"ablate", {.apply = ablate}},
+      {"add", {.apply = add, .is_replayable = true}},
+      {"ablate", {.apply = ablate, .is_replayable = true}},
       {"project_out", {.apply = project_out, .check_operands = check_subspace}},
-      {"replace", {.apply = replace, .takes_strength = false}},
-      {"interpolate", {.apply = interpolate}},
-      {"scale", {.apply = scale, .operands = {}, .identity = 1}},
-      {"zero", {.apply = zero, .operands = {}, .takes_strength = false}},
+      {"replace", {.apply = replace, .takes_strength = false, .is_replayable = true}},
+      {"interpolate", {.apply = interpolate, .is_replayable = true}},
+      {"scale", {.apply = scale, .operands = {}, .identity = 1, .is_replayable = true}},
+      {"zero", {.apply = zero, .operands = {}, .takes_strength = false, .is_replayable = true}},
       {"mean",
        {.apply = mean,
         .operands = {{"v", Need::kOptional}},
         .takes_strength = false,
-        .mixes_positions = true}},
+        .mixes_positions = true,
+        .is_replayable = true}},
   };
 };
 

@@ -6,8 +6,10 @@
 #include <random>
 #include <unordered_set>
 
+#include "core/excerpt.h"
 #include "introspect/core/check.h"
 #include "introspect/models/finite.h"
+#include "models/decode_step.h"
 
 namespace introspect::models {
 
@@ -110,6 +112,16 @@ class Sampler {
   std::unordered_set<int64_t> seen_;
 };
 
+/// What tokens are chosen from, on the host: logits float32 [B, V]; or, where those of a device are to be the most probable,
+/// the largest logit of each row and its token, float64 [B, 2], which are a few bytes to copy.
+torch::Tensor to_host(const torch::Tensor& logits_BV, const GenerateOptions& options) {
+  const auto logits = logits_BV.to(torch::kFloat32);
+  if (logits.is_cpu() || options.temperature != 0 || options.repetition_penalty != 1)
+    return logits.to(torch::kCPU).contiguous();
+  const auto [largest_B, token_B] = at::max(logits, 1);  // the first of equals, and NaN where there is one
+  return at::stack({largest_B.to(torch::kFloat64), token_B.to(torch::kFloat64)}, 1).to(torch::kCPU);
+}
+
 /// The tokens of a cache [B, n] with room for `more`, if every row's context is what its cache holds; else undefined.
 torch::Tensor tokens_of(const cache::KVCache& cache, const std::vector<std::vector<int64_t>>& contexts,
                         int64_t more) {
@@ -126,6 +138,18 @@ torch::Tensor tokens_of(const cache::KVCache& cache, const std::vector<std::vect
 }
 
 }  // namespace
+
+Step parse_step(const std::string& word) {
+  if (word == "auto") return Step::kAuto;
+  if (word == "plain") return Step::kPlain;
+  check<std::invalid_argument>(word == "static", "generate: the step must be auto, plain or static, got ",
+                               excerpt(word));
+  return Step::kStatic;
+}
+
+bool replays_steps(torch::Device device) {
+  return DeviceRecording::is_available(device);
+}
 
 std::vector<std::vector<int64_t>> generate_from(const Model& model, cache::KVCache& cache,
                                                 const torch::Tensor& last_logits_BV,
@@ -161,14 +185,21 @@ std::vector<std::vector<int64_t>> generate_from(const Model& model, cache::KVCac
   const int64_t n_prompt = cache.length();
   const bool reads_text = options.hooks && options.hooks->reads_text();
   const auto all_tokens = reads_text ? tokens_of(cache, contexts, options.max_new_tokens) : torch::Tensor{};
-  auto logits_BV = last_logits_BV.to(torch::kCPU, torch::kFloat32).contiguous().clone();
+  const auto same_step =
+      DecodeStep::of(model, cache, options.hooks, options.max_new_tokens - 1, options.step);
+  auto read_Bn = to_host(last_logits_BV, options);
+  if (read_Bn.is_alias_of(last_logits_BV)) read_Bn = read_Bn.clone();  // samplers write into it
   for (int64_t step = 0; step < options.max_new_tokens; ++step) {
     auto tokens_B1 = at::zeros({B, 1}, torch::kLong);
     for (int64_t b = 0; b < B; ++b) {
       const auto row = static_cast<size_t>(b);
       if (done[row]) continue;
-      check_finite("generate", model, logits_BV[b], [&] { return first_not_finite(model, cache); });
-      const int64_t token = samplers[row].next(logits_BV[b].mutable_data_ptr<float>(), logits_BV.size(1));
+      const auto read_n = read_Bn[b];
+      const bool is_chosen = read_n.scalar_type() == torch::kFloat64;
+      check_finite("generate", model, is_chosen ? read_n.narrow(0, 0, 1) : read_n,
+                   [&] { return first_not_finite(model, cache); });
+      const int64_t token = is_chosen ? static_cast<int64_t>(read_n[1].item<double>())
+                                      : samplers[row].next(read_n.mutable_data_ptr<float>(), read_n.size(0));
       out[row].push_back(token);
       tokens_B1[b][0] = token;
       if (options.on_token && !options.on_token(b, token)) return out;
@@ -178,6 +209,10 @@ std::vector<std::vector<int64_t>> generate_from(const Model& model, cache::KVCac
       }
     }
     if (running == 0 || step + 1 == options.max_new_tokens) break;
+    if (same_step) {
+      read_Bn = to_host(same_step->forward(tokens_B1), options);
+      continue;
+    }
     ForwardOptions forward;
     forward.cache = &cache;
     forward.hooks = options.hooks;
@@ -187,7 +222,7 @@ std::vector<std::vector<int64_t>> generate_from(const Model& model, cache::KVCac
       forward.history = all_tokens.narrow(1, 0, cache.length());
       all_tokens.select(1, cache.length()).copy_(tokens_B1.select(1, 0));
     }
-    logits_BV = model.forward(tokens_B1, forward).squeeze(1).to(torch::kCPU, torch::kFloat32).contiguous();
+    read_Bn = to_host(model.forward(tokens_B1, forward).squeeze(1), options);
   }
   return out;
 }
@@ -220,7 +255,7 @@ std::vector<std::vector<int64_t>> generate(const Model& model,
     padded |= n < T;
   }
   auto cache = model.make_cache(B);
-  cache.reserve(T + options.max_new_tokens);
+  cache.reserve(DecodeStep::capacity(T + options.max_new_tokens));
   ForwardOptions prefill;
   prefill.cache = &cache;
   prefill.hooks = options.hooks;

@@ -153,20 +153,27 @@ void register_operators() {
   std::call_once(once, [] {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
     const std::map<std::string, std::optional<double>> angle = {{"angle", std::nullopt}};
-    hooks::register_operator("norm_preserving_add", {.apply = norm_preserving_add});
-    hooks::register_operator("multiply", {.apply = multiply});
-    hooks::register_operator("project_to", {.apply = project_to, .parameters = {{"target", std::nullopt}}});
+    hooks::register_operator("norm_preserving_add", {.apply = norm_preserving_add, .is_replayable = true});
+    hooks::register_operator("multiply", {.apply = multiply, .is_replayable = true});
+    hooks::register_operator(
+        "project_to", {.apply = project_to, .parameters = {{"target", std::nullopt}}, .is_replayable = true});
     hooks::register_operator("clamp", {.apply = clamp,
                                        .parameters = {{"low", -kInfinity}, {"high", kInfinity}},
-                                       .check_parameters = check_ends});
-    hooks::register_operator("rotate", {.apply = rotate, .check_operands = check_plane, .parameters = angle});
+                                       .check_parameters = check_ends,
+                                       .is_replayable = true});
     hooks::register_operator(
-        "angular",
-        {.apply = angular, .takes_strength = false, .check_operands = check_plane, .parameters = angle});
+        "rotate",
+        {.apply = rotate, .check_operands = check_plane, .parameters = angle, .is_replayable = true});
+    hooks::register_operator("angular", {.apply = angular,
+                                         .takes_strength = false,
+                                         .check_operands = check_plane,
+                                         .parameters = angle,
+                                         .is_replayable = true});
     hooks::register_operator("adaptive_angular", {.apply = adaptive_angular,
                                                   .takes_strength = false,
                                                   .check_operands = check_plane,
-                                                  .parameters = angle});
+                                                  .parameters = angle,
+                                                  .is_replayable = true});
   });
 }
 

@@ -15,6 +15,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
+#include "graphs.h"
 #include "memory.h"
 
 namespace fenced {
@@ -96,6 +97,7 @@ const at::Tensor& resize_(const at::Tensor& self, c10::IntArrayRef size,
 
 at::Tensor copy_from(const at::Tensor& self, const at::Tensor& to, bool non_blocking) {
   const bool from_here = is_here(self), to_here = is_here(to);
+  if (!to_here || !from_here) check_not_recording("a copy between host and device");
   if (!to_here) {
     TORCH_CHECK(!non_blocking, "fenced: a copy to the host that nobody waits for");
     record("to host");
@@ -107,10 +109,12 @@ at::Tensor copy_from(const at::Tensor& self, const at::Tensor& to, bool non_bloc
   Lent lent;
   const auto target = to_here ? lent.lend(to) : to;
   target.copy_(from_here ? lent.lend(self) : self);
+  if (is_recording()) add_to_recording([self, to, non_blocking] { copy_from(self, to, non_blocking); });
   return to;
 }
 
 at::Scalar local_scalar_dense(const at::Tensor& self) {
+  check_not_recording("item");
   record("item");
   return Lent().lend(self).item();
 }
@@ -244,14 +248,39 @@ class Call {
   std::optional<at::Device> device_;
 };
 
+std::vector<at::Tensor> tensors_of(c10::ArrayRef<c10::IValue> values) {
+  std::vector<at::Tensor> out;
+  for (const auto& value : values) {
+    if (value.isTensor() && value.toTensor().defined()) out.push_back(value.toTensor());
+    if (!value.isTensorList()) continue;
+    const auto list = value.toTensorVector();
+    out.insert(out.end(), list.begin(), list.end());
+  }
+  return out;
+}
+
 void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-  if (is_waited_for(op.schema().name())) record(op.schema().name().c_str());
+  if (is_waited_for(op.schema().name())) {
+    check_not_recording(op.schema().name().c_str());
+    record(op.schema().name().c_str());
+  }
+  torch::jit::Stack given;
+  if (is_recording()) given = torch::jit::last(*stack, op.schema().arguments().size()).vec();
   Call call(op, stack);
   {
     const at::AutoDispatchBelowADInplaceOrView below;
     op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
   }
   call.finish();
+  if (!is_recording()) return;
+  auto made = tensors_of(torch::jit::last(*stack, op.schema().returns().size()));
+  add_to_recording([op, given = std::move(given), made = std::move(made)] {
+    auto again = given;
+    run_on_host(op, &again);
+    const auto results = tensors_of(again);
+    for (size_t i = 0; i < made.size(); ++i)  // at the addresses of the first time, unless it was given them
+      if (!results[i].is_alias_of(made[i])) copy_from(results[i], made[i], true);
+  });
 }
 
 /// A deliberate fault: what code does that takes a tensor of the device for one of the CPU.
@@ -276,6 +305,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
 TORCH_LIBRARY(fenced, m) {
   m.def("take_events() -> str[]", &take_events);
   m.def("touch(Tensor t) -> int", &touch);
+  m.def("refuse_recordings() -> ()", &refuse_recordings);
 }
 
 }  // namespace

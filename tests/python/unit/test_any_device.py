@@ -10,7 +10,7 @@ import pytest
 import torch
 import works
 from invariants import *  # noqa: F403  # the tests of DESIGN 5; the fixtures below put their models on the device
-from tiny import write_tiny_transformers
+from tiny import ARCHITECTURES, MIXTURES, write_tiny, write_tiny_transformers
 from tiny_chat import write_tiny_chat
 
 import introspect
@@ -156,6 +156,55 @@ def test_a_planned_pass_and_a_trie_bring_what_they_read_in_one_copy(on_device):
     trie = introspect.TokenTrie([works.IDS, works.OTHER])
     nodes = list(range(len(trie)))
     assert fenced.waits(lambda: introspect.run_trie(on_device.native, trie, nodes=nodes, layers=[0, 1, 2])) == 1
+
+
+# Work that is recorded once and replayed
+
+
+def steered_tokens(model, step="auto", n=12, prompts=(works.IDS, works.OTHER[:6]), **how):
+    hooks = model.native.make_hooks()
+    hooks.add_intervention(works.steering(model, **how))
+    return model.native.generate(list(prompts), max_new_tokens=n, stop_at_eos=False, hooks=hooks, step=step)
+
+
+def test_a_generation_replays_one_step_and_waits_once_a_token(on_device, on_cpu):
+    expected = steered_tokens(on_cpu, "plain")
+    assert introspect._C.replays_steps(on_device.device)
+    assert fenced.replays(lambda: steered_tokens(on_device)) == 11
+    n_checks = 2  # of the numbers of both layers' operands
+    assert fenced.waits(lambda: steered_tokens(on_device)) == 12 + n_checks
+    assert steered_tokens(on_device) == expected
+    assert fenced.replays(lambda: steered_tokens(on_device, n=5)) == 0  # too few to pay
+    assert fenced.replays(lambda: steered_tokens(on_device, first_position=12)) == 0
+    assert steered_tokens(on_device, first_position=12) == steered_tokens(on_cpu, first_position=12)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in MIXTURES])
+def test_replayed_steps_of_every_architecture(tmp_path, device, name):
+    folder = write_tiny_transformers(tmp_path / "model", name)
+    on_cpu, on_device = (introspect.load_model(folder, dtype=torch.float64, device=d) for d in ("cpu", device))
+    expected = steered_tokens(on_cpu, "plain")
+    assert steered_tokens(on_device) == expected
+    assert fenced.replays(lambda: steered_tokens(on_device)) == 11
+
+
+def test_what_is_outgrown_is_recorded_again(tmp_path, device):
+    folder = write_tiny(tmp_path / "long", max_position_embeddings=512, num_hidden_layers=2)
+    on_cpu, on_device = (introspect.load_model(folder, dtype=torch.float64, device=d) for d in ("cpu", device))
+    prompt = torch.randint(3, 90, (250,), generator=torch.Generator().manual_seed(0)).tolist()
+    assert steered_tokens(on_device, prompts=[prompt]) == steered_tokens(on_cpu, "plain", prompts=[prompt])
+
+
+def test_a_recording_that_fails_is_said_once_and_changes_no_token(chat, device):
+    done = run_python(
+        f"import introspect; model = introspect.load_model({str(chat)!r}, device={device!r})\n"
+        "def made(step): return model.native.generate([[40, 41, 7]], max_new_tokens=10, stop_at_eos=False, step=step)\n"
+        "torch.ops.fenced.refuse_recordings(); assert made('auto') == made('plain') == made('static')\n"
+        "print(introspect._C.replays_steps(model.device))"
+    )
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+    assert done.stderr.count("could not be recorded") == 1
+    assert "recordings are refused" in done.stderr
 
 
 # Several devices

@@ -127,7 +127,8 @@ class INTROSPECT_EXPORT KVCache {
 
   /// Adds keys and values [B, G, T, K] at one layer and returns all of that layer, as views [B, G, S, K].
   ///
-  /// A forward pass appends to each layer in turn and then calls `commit`. Throws ShapeError for other shapes.
+  /// A forward pass appends to each layer in turn and then calls `commit`. Throws ShapeError for other shapes. Of a pinned
+  /// cache see `pin`.
   std::pair<torch::Tensor, torch::Tensor> append(int64_t layer, const torch::Tensor& k_BGTK,
                                                  const torch::Tensor& v_BGTK);
 
@@ -136,6 +137,23 @@ class INTROSPECT_EXPORT KVCache {
 
   /// Drops what was appended since the last commit, after a forward pass that failed.
   void rollback();
+
+  /// For passes of one token whose work is recorded and replayed: from now on `append` takes one position, writes it where
+  /// `place`, int64 [1] on the layers' device, says, and returns the first `n` positions of the layer, zero where nothing has
+  /// been written yet. Memory of `n` positions is taken, which no fork shares, and keeps its address until `unpin`.
+  ///
+  ///     cache.pin(place, 256);
+  ///     cache.extend();                // by the position at which `place` must stand
+  ///     model.block(0)->forward(...);  // or a replay of it
+  ///     cache.commit(1, {});
+  ///
+  /// Forks are not pinned. Throws std::invalid_argument for fewer positions than are held, Error for layers on several devices.
+  void pin(const torch::Tensor& place, int64_t n);
+  void unpin();
+
+  /// Makes every layer of a pinned cache longer by one, as `append` otherwise does. False, and nothing is done, if the memory
+  /// pinned is full or a fork has taken that place: then it must be pinned anew.
+  bool extend();
 
   /// Keeps other threads out for as long as the result lives, over several calls that belong together.
   /// Throws Error if another thread is using the cache; `who` is what this one wanted to do.
@@ -148,7 +166,14 @@ class INTROSPECT_EXPORT KVCache {
     int64_t length = 0;
     torch::Device device = torch::kCPU;
   };
+  /// Where a pinned cache writes, and how many positions it shows; an undefined place: it is not pinned.
+  struct Pinned {
+    torch::Tensor place;
+    int64_t n = 0;
+  };
   KVCache empty(Shape shape) const;
+  std::pair<torch::Tensor, torch::Tensor> put(const Layer& layer, const torch::Tensor& k_BGTK,
+                                              const torch::Tensor& v_BGTK) const;
   void resize_layer(Layer& layer, int64_t capacity);
   void check_layer(const char* who, int64_t layer) const;
   void check_span(const char* who, int64_t first, int64_t last) const;
@@ -161,6 +186,7 @@ class INTROSPECT_EXPORT KVCache {
   int64_t length_ = 0;
   torch::Tensor mask_;
   std::vector<Layer> layers_;
+  Pinned pinned_;
   SoleUser user_;
 };
 

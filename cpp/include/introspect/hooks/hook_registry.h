@@ -119,6 +119,10 @@ class INTROSPECT_EXPORT HookRegistry {
   /// True if some intervention reads a source: a pass needs a Stash.
   bool reads_sources() const { return n_with_source_ > 0; }
 
+  /// The interventions, in an order in which adding them makes the same registry; nothing if anything else is hooked, which
+  /// the host must see.
+  std::optional<std::vector<Intervention>> interventions_alone() const;
+
   /// The right to record into every cache of the registry, for a pass over `batch` rows after `offset` positions; it
   /// lives as long as the pass.
   ///

@@ -71,6 +71,10 @@ struct Operator {
 
   /// Throws for parameters that do not go together; null: all do.
   std::function<void(const Parameters& parameters)> check_parameters = {};
+
+  /// True: `apply` does nothing but work of x's device, the same whenever it is called, and waits for none of it: it may be
+  /// recorded once and replayed (models/generate.h).
+  bool is_replayable = false;
 };
 
 /// Makes an operator known by a name that is not taken yet. Safe from several threads.

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "introspect/export.h"
@@ -10,6 +11,20 @@
 namespace introspect::models {
 
 enum class PaddingSide { kLeft, kRight };
+
+/// How each token after the first is computed. The numbers are the same within rounding.
+enum class Step : uint8_t {
+  kAuto,  // kStatic where a device replays recorded work (CUDA) and that is possible and pays, otherwise kPlain
+  kPlain,   // each in a pass of its own: every operation is started by the host
+  kStatic,  // all by the same work on the device, at the same addresses; where the device can replay it, it is started once
+};
+
+/// "auto", "plain" or "static". Throws std::invalid_argument for another word.
+INTROSPECT_EXPORT Step parse_step(const std::string& word);
+
+/// True if static steps are replayed on this device: torch has graphs for it, and none has failed in this process. Elsewhere
+/// every operation of theirs is started by the host.
+INTROSPECT_EXPORT bool replays_steps(torch::Device device);
 
 /// How a continuation is chosen. The defaults are greedy.
 struct GenerateOptions {
@@ -29,13 +44,19 @@ struct GenerateOptions {
 
   /// One for each row instead of `seed`: a row draws the same whichever batch it is in. Empty: none.
   std::vector<uint64_t> row_seeds;
+
+  /// A static step is possible for a model on one device, with its blocks in memory and without experts, and with nothing
+  /// hooked but interventions that do the same at every new position, or nothing: by an operator that is replayable
+  /// (hooks/operators.h), not on scores, after the last block, by tokens, or for scattered rows or heads.
+  Step step = Step::kAuto;
 };
 
 /// Continues each prompt; the rows of the result hold the new tokens only.
 ///
 /// Positions that interventions name count from the start of the padded row, unless they skip padding.
 /// Throws std::invalid_argument for an empty prompt or options outside their range, ShapeError if a prompt and its
-/// continuation do not fit into n_ctx, Error, before a token is chosen, if the logits are not finite (see check_finite).
+/// continuation do not fit into n_ctx, Error, before a token is chosen, if the logits are not finite (see check_finite),
+/// ConfigError, which says why, if a static step is asked for and is not possible.
 INTROSPECT_EXPORT std::vector<std::vector<int64_t>> generate(const Model& model,
                                                              const std::vector<std::vector<int64_t>>& prompts,
                                                              const GenerateOptions& options = {});
