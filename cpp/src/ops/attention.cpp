@@ -1,5 +1,7 @@
 #include "introspect/ops/attention.h"
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "introspect/core/check.h"
@@ -44,6 +46,37 @@ torch::Tensor as_additive(const AttentionMask& mask, int64_t T, int64_t S, const
   return minus_inf.triu(S - T + 1);
 }
 
+/// True if there is a 0 in z [B, T, H].
+template <typename Number>
+bool any_zero(const torch::Tensor& z_BTH) {
+  const auto* z = z_BTH.const_data_ptr<Number>();
+  for (int64_t b = 0; b < z_BTH.size(0); ++b)
+    for (int64_t t = 0; t < z_BTH.size(1); ++t)
+      for (int64_t h = 0; h < z_BTH.size(2); ++h)
+        if (z[b * z_BTH.stride(0) + t * z_BTH.stride(1) + h * z_BTH.stride(2)] == Number(0)) return true;
+  return false;
+}
+
+/// True if a row of z [B, T, H, K] may have lost its NaN. ATen's fused product on the CPU gives 0 for a query whose scores
+/// are all NaN, as for one that sees nothing: a 0 makes it worth a look at how large the scores can be.
+bool may_hide_nan(const torch::Tensor& z_BTHK, const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
+                  double scale) {
+  if (!z_BTHK.is_cpu() || z_BTHK.numel() == 0 || k_BGSK.numel() == 0) return false;
+  const auto z_BTH = z_BTHK.detach().select(-1, 0);
+  const auto dtype = z_BTH.scalar_type();
+  const bool zero = dtype == torch::kFloat32    ? any_zero<float>(z_BTH)
+                    : dtype == torch::kFloat64  ? any_zero<double>(z_BTH)
+                    : dtype == torch::kBFloat16 ? any_zero<c10::BFloat16>(z_BTH)
+                                                : any_zero<c10::Half>(z_BTH);
+  if (!zero) return false;
+  const auto largest = [](const torch::Tensor& x) {  // NaN if there is one
+    return x.detach().abs().amax().item<double>();
+  };
+  const double most = largest(q_BTHK) * largest(k_BGSK) * static_cast<double>(q_BTHK.size(3)) *
+                      std::max(1.0, std::abs(scale));
+  return !(most < (dtype == torch::kFloat64 ? 1e308 : 1e38));
+}
+
 }  // namespace
 
 torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK, const torch::Tensor& v_BGSK,
@@ -81,7 +114,10 @@ torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK
   const auto z =
       at::scaled_dot_product_attention(group_queries(q_BTHK, G), group_keys(k_BGSK, R), group_keys(v_BGSK, R),
                                        additive, /*dropout_p=*/0.0, is_causal, scale);
-  return z.view({B, G, R, T, K}).permute({0, 3, 1, 2, 4}).reshape({B, T, H, K});
+  auto z_BTHK = z.view({B, G, R, T, K}).permute({0, 3, 1, 2, 4}).reshape({B, T, H, K});
+  if (may_hide_nan(z_BTHK, q_BTHK, k_BGSK, scale)) [[unlikely]]
+    return attend(attention_pattern(attention_scores(q_BTHK, k_BGSK, scale, mask)), v_BGSK);
+  return z_BTHK;
 }
 
 torch::Tensor attention_scores(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK, double scale,

@@ -113,3 +113,36 @@ def test_forbidden_tokens_are_no_fault(tmp_path):
             model.native.check_finite(torch.tensor([[1.0, bad]]), tokens=torch.tensor([[3]]))
     with pytest.raises(introspect.Error):
         model.native.check_finite(torch.full((1, 3), -float("inf")), tokens=torch.tensor([[3]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("d_head", [8, 32])
+def test_queries_and_keys_that_are_not_finite_reach_the_logits(tmp_path, dtype, d_head):
+    """ATen's fused attention gives 0 for a query whose scores are all NaN; the softmax of NaN is NaN."""
+    n = 4 * d_head
+    folder = write_tiny(tmp_path, "LlamaForCausalLM", hidden_size=n, num_hidden_layers=2)
+    model = introspect.load_model(folder, dtype=dtype)
+    W_QKV = dict(model.native.named_weights())["blocks.1.attn.W_QKV"]
+    tokens = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]])
+    mask = torch.tensor([[False, True, True, True, True], [True] * 5])
+    for rows in (slice(0, n), slice(n, n + n // 2)):
+        for value in (float("nan"), float("inf")):
+            spoilt = W_QKV.clone()
+            spoilt[rows] = value
+            native = model.native.with_weights({"blocks.1.attn.W_QKV": spoilt})
+            cache = native.make_cache(2)
+            step = [native.forward(tokens[:, i : i + 1], cache=cache) for i in range(5)][-1]
+            graph = introspect.Graph()
+            whole = introspect.Model(native, name="spoilt")
+            start = graph.segment(whole, [3, 4, 5])
+            for token in (6, 7):
+                graph.read(graph.segment(whole, [token, 8], start), layers=[1])
+            found = {
+                "pass": native.forward(tokens),
+                "one token": native.forward(tokens[:, :1]),
+                "step": step,
+                "padded": native.forward(tokens, attention_mask=mask)[mask],
+                "graph": torch.cat([reading.flatten() for reading in graph.run()]),
+            }
+            for how, numbers in found.items():
+                assert numbers.isnan().all(), (how, rows, value)
