@@ -75,3 +75,23 @@ def test_a_device_for_a_block_that_is_not_there_is_an_error(tmp_path):
         introspect.load_model(write_tiny(tmp_path), device_map={3: "cpu"})
     with pytest.raises(introspect.ConfigError, match="device_map= goes with files"):
         introspect.load_model(tiny_transformers("llama"), device_map={0: "cpu"})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"0": "cpu"}, "goes by the numbers of blocks, got '0'"),
+        ({True: "cpu"}, "goes by the numbers of blocks, got True"),
+        ({1.0: "cpu"}, "goes by the numbers of blocks, got 1.0"),
+        ({0: None}, "must name a device of torch's, .* got None"),
+        ({-1: "cpu"}, "a device is given for block -1, and blocks are 0 to 2"),
+        (["nonsense"], "must name a device of torch's, .* got 'nonsense'"),
+        ([], "at least one device, got an empty list"),
+        (5, "must be 'auto', a list of devices or {block: device}, got 5"),
+        (torch.device("cpu"), "must be 'auto', a list of devices or {block: device}, got device"),
+        ("cpu", "must be 'auto', a list of devices or {block: device}, got 'cpu'; device= takes one device"),
+    ],
+)
+def test_maps_that_are_none_are_said(tmp_path, given, words):
+    with pytest.raises(introspect.ConfigError, match=words):
+        introspect.load_model(write_tiny(tmp_path), device_map=given)
