@@ -123,6 +123,23 @@ def passes(bench: Bench, tflops: float, quick: bool) -> None:
         )  # fmt: skip
 
 
+def steps(bench: Bench, rows: list[list[int]], new: int) -> None:
+    """A token by a pass of its own and by a static step, which a device may replay; ties of bfloat16 part the two texts."""
+    found: dict[str, list[list[int]]] = {}
+
+    def by(step: str) -> None:
+        found[step] = bench.ours.native.generate(rows, max_new_tokens=new, stop_at_eos=False, step=step)
+
+    passes, static = take_turns(bench.repeats, bench.side(lambda: by("plain")), bench.side(lambda: by("static")))
+    pairs = [zip(*both, strict=True) for both in zip(found["plain"], found["static"], strict=True)]
+    alike = min(next((i for i, (a, b) in enumerate(pair) if a != b), new) for pair in pairs)
+    how = "replayed" if introspect._C.replays_steps(bench.device) else "not replayed"
+    print(
+        f"{'':34}a token {passes.best / new:.2f} ms by passes, {static.best / new:.2f} ms by a static step, {how}; "
+        f"the first {alike} tokens are alike"
+    )
+
+
 def generation(bench: Bench, gigabytes: float, quick: bool) -> None:
     new = 4 if quick else 64
     for batch in (1, 4) if quick else (1, 16):
@@ -138,6 +155,7 @@ def generation(bench: Bench, gigabytes: float, quick: bool) -> None:
         )  # fmt: skip
         floor = bench.ours.native.nbytes * new / gigabytes / 1e9
         print(f"{'':34}{100 * floor / seconds:9.0f}% of the memory's rate for the weights")
+        steps(bench, rows, new)
 
 
 def main() -> None:
