@@ -124,7 +124,7 @@ def passes(bench: Bench, tflops: float, quick: bool) -> None:
 
 
 def steps(bench: Bench, rows: list[list[int]], new: int) -> None:
-    """A token by a pass of its own and by a static step, which a device may replay; ties of bfloat16 part the two texts."""
+    """A token by a pass and by a static step, which a device may replay; near ties of bfloat16 part the two texts."""
     found: dict[str, list[list[int]]] = {}
 
     def by(step: str) -> None:
