@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import _C
-from .ray_session import session
+from .ray_session import Session, session
 
 MOST_DEATHS = 3
 """Workers that may die of one task, one after another without a result, before it is given up."""
@@ -140,11 +140,11 @@ class Worker:
 class Pool:
     """Workers that share out tasks. One that dies is replaced, and its task run again."""
 
-    def __init__(self, ray: Any, given: RayWorkers, load: Mapping[str, Any], facts: Mapping[str, str]) -> None:
-        self.ray = ray
-        self.n, cpus = _shares(given, ray.nodes())
+    def __init__(self, session: Session, given: RayWorkers, load: Mapping[str, Any], facts: Mapping[str, str]) -> None:
+        self.session, self.ray = session, session.ray
+        self.n, cpus = _shares(given, self.ray.nodes())
         self.wanted = f"cpus={cpus:g}, gpus={given.gpus:g}"
-        self.made = ray.remote(num_cpus=cpus, num_gpus=given.gpus, max_restarts=0)(Worker)
+        self.made = self.ray.remote(num_cpus=cpus, num_gpus=given.gpus, max_restarts=0)(Worker)
         self.given = load, facts
         self.idle: list[Any] = []
         self.busy: dict[Any, tuple[Any, int, Callable[[], tuple]]] = {}  # by what is waited for: worker, number, task
@@ -173,7 +173,8 @@ class Pool:
             in_order: results wait for those before them, of which there are few at a time; one of each task.
 
         Raises:
-            Error: a task of which several workers have died, or workers that do not start.
+            Error: a task of which several workers have died, workers that do not start, or a cluster of this machine's
+                that has ended.
             Exception: what a worker has raised, of its type.
         """
         errors = self.ray.exceptions
@@ -234,6 +235,8 @@ class Pool:
     def _ready(self) -> list[Any]:
         """What has come, within a second."""
         ready, _ = self.ray.wait([*self.busy, *self.starting], timeout=1.0)  # a second: for Ctrl-C
+        if what := self.session.ended():
+            raise _C.Error(f"ray: this machine's cluster has lost its {what}; what was finished is kept, run it again")
         if self.busy or ready:
             self.idle_since = time.monotonic()
         elif time.monotonic() - self.idle_since > PATIENCE:
@@ -244,6 +247,8 @@ class Pool:
         return ready
 
     def close(self) -> None:
+        if self.session.ended():
+            return  # with its workers
         for worker in [*self.idle, *self.starting.values(), *(worker for worker, *_ in self.busy.values())]:
             self.ray.kill(worker)
 
@@ -281,8 +286,8 @@ def pool(who: str, given: RayWorkers | str, model: Any) -> Iterator[Pool]:
     load = loading_of(model, workers.load)
     if not load["source"]:
         raise _C.ConfigError(f"{who}: workers load the model from its files: give RayWorkers(load={{'source': ...}})")
-    with session(who, workers.address) as ray:
-        made = Pool(ray, workers, load, facts_of(model))
+    with session(who, workers.address) as connected:
+        made = Pool(connected, workers, load, facts_of(model))
         try:
             yield made
         finally:

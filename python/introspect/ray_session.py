@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from . import _C
@@ -33,8 +34,24 @@ _AT_START = {
 }
 
 
+@dataclass(frozen=True)
+class Session:
+    """Ray, connected, and the node that was started for it if one was."""
+
+    ray: Any
+    node: Any = None
+
+    def ended(self) -> str:
+        """Which process of our own node has ended without being asked to; "" if all is well.
+
+        Whoever goes on with Ray then is ended by it, without an exception, or waits a minute for it.
+        """
+        dead = [] if self.node is None else [kind for kind, _ in self.node.dead_processes()]
+        return next((kind for kind in dead if kind in ("raylet", "gcs_server")), "")
+
+
 @contextmanager
-def session(who: str, address: str) -> Iterator[Any]:
+def session(who: str, address: str) -> Iterator[Session]:
     """Ray, connected to the cluster at an address; where this process is connected already, to that one.
 
     Args:
@@ -61,7 +78,7 @@ def session(who: str, address: str) -> Iterator[Any]:
         except ImportError:
             raise ImportError(f"{who}: ray= needs Ray: pip install 'introspect[ray]'") from None
         if ray.is_initialized():
-            yield ray
+            yield Session(ray)
             return
         node = None
         try:
@@ -70,8 +87,9 @@ def session(who: str, address: str) -> Iterator[Any]:
         except BaseException:
             _end(ray, node)
             raise
+    made = Session(ray, node)
     try:
-        yield ray
+        yield made
     finally:
         _end(ray, node)
 

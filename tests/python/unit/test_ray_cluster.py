@@ -12,6 +12,7 @@ import introspect
 from introspect import RayWorkers, ray_cluster, ray_session
 from introspect.experiments import pieces, ray_workers
 from introspect.ray_cluster import Pool, Worker, facts_of, loading_of
+from introspect.ray_session import Session
 
 BUDGET = 64 << 20
 
@@ -95,7 +96,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def new_pool(model):
     def make(n=2, deaths=(), **more):
-        return Pool(FakeRay(deaths, **more), RayWorkers(n=n), loading_of(model, {}), facts_of(model))
+        return Pool(Session(FakeRay(deaths, **more)), RayWorkers(n=n), loading_of(model, {}), facts_of(model))
 
     return make
 
@@ -163,6 +164,16 @@ def test_workers_that_never_start_are_given_up(new_pool, monkeypatch):
     monkeypatch.setattr(ray_cluster, "PATIENCE", 0.0)
     with pytest.raises(introspect.Error, match="no room for one of cpus=2, gpus=0"):
         list(pool.results(one, tasks((0,))))
+
+
+def test_a_cluster_that_has_lost_its_raylet_is_an_error_and_left_alone(new_pool):
+    pool = new_pool(n=1)
+    dead = types.SimpleNamespace(dead_processes=lambda: [("dashboard", 1), ("raylet", 2)])
+    pool.session = Session(pool.ray, dead)
+    with pytest.raises(introspect.Error, match="lost its raylet; what was finished is kept"):
+        list(pool.results(one, tasks((0,))))
+    pool.close()
+    assert pool.ray.killed == []
 
 
 @pytest.mark.parametrize(
