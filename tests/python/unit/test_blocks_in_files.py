@@ -1,5 +1,6 @@
 """keep_blocks=False: the same numbers, bit for bit, while the blocks stay in the files."""
 
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,7 +9,7 @@ from dictionaries import dictionary_at
 from graphs import Sizes, build, graphs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import ARCHITECTURES, tiny_transformers, write_tiny_transformers
+from tiny import ARCHITECTURES, tiny_transformers, write_tiny, write_tiny_transformers
 from tiny_chat import write_tiny_chat
 from tiny_gguf import write_tiny_gguf
 
@@ -119,3 +120,23 @@ def test_a_file_that_changes_between_blocks_is_named_by_the_pass_that_needs_it(t
     path.touch()
     with pytest.raises(introspect.IoError, match=r"tiny\.gguf"):
         left(tokens)
+
+
+def test_signals_are_heard_between_blocks(tmp_path):
+    """Ctrl-C does not wait for the end of a pass over a file of many gigabytes."""
+    layers = 40
+    model = introspect.load_model(write_tiny(tmp_path, num_hidden_layers=layers), keep_blocks=False)
+    heard, before = [], 0
+    usual = signal.signal(signal.SIGALRM, lambda *_: heard.append(model.native.n_block_reads - before))
+    try:
+        for i in range(100):
+            before = model.native.n_block_reads
+            signal.setitimer(signal.ITIMER_REAL, 1e-3 * (i + 1))
+            model(torch.tensor([[3, 4, 5]]))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if any(0 < n_read < layers for n_read in heard):
+                return
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, usual)
+    pytest.fail(f"heard only before or after the {layers} blocks: {heard}")
