@@ -30,6 +30,7 @@
 #include "introspect/ops/activation.h"
 #include "introspect/ops/attention.h"
 #include "introspect/ops/bfloat16_products.h"
+#include "introspect/ops/gated_mlp.h"
 #include "introspect/ops/linear.h"
 #include "introspect/ops/logistic_regression.h"
 #include "introspect/ops/logits.h"

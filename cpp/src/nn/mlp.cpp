@@ -5,6 +5,7 @@
 
 #include "core/stages.h"
 #include "introspect/core/check.h"
+#include "introspect/ops/gated_mlp.h"
 
 namespace introspect::nn {
 
@@ -36,6 +37,32 @@ torch::Tensor activated(ops::Activation activation, const torch::Tensor& hidden,
   stage.count([&] { return activation_work(hidden, M); });
   if (hidden.size(-1) == M) return ops::activate(activation, hidden);
   return ops::gated(activation, hidden.narrow(-1, 0, M), hidden.narrow(-1, M, M));
+}
+
+/// True for a dense weight and its bias, without more.
+bool is_plain(const Linear& linear) {
+  const auto& bias = linear.bias();
+  return !linear.is_quantised() &&
+         linear.numel() == linear.n_out() * linear.n_in() + (bias.defined() ? bias.numel() : 0);
+}
+
+/// The whole MLP where one kernel has it and nobody looks inside: the same bits. Undefined: go step by step.
+torch::Tensor in_one_step(const MlpWeights& weights, ops::Activation activation, const torch::Tensor& x_BTD,
+                          const Context& ctx) {
+  const auto& [in, out] = weights;
+  const bool seen =
+      ctx.wants(Point::kMlpPre) || ctx.wants(Point::kMlpPreLinear) || ctx.wants(Point::kMlpPost);
+  if (seen || activation != ops::Activation::kSilu || !is_plain(in) || !is_plain(out)) return {};
+  const auto W_in = in.dense(), W_out = out.dense();
+  if (!ops::has_gated_mlp(x_BTD, W_in, W_out)) return {};
+  const InStage stage(Stage::kMlpProducts);
+  auto y_BTD = ops::gated_mlp(x_BTD, W_in, in.bias(), W_out, out.bias());
+  stage.count([&] {
+    const auto rows = static_cast<double>(x_BTD.numel() / x_BTD.size(-1));
+    return StageWork{2 * rows * static_cast<double>(W_in.numel() + W_out.numel()),
+                     static_cast<double>(in.nbytes() + out.nbytes() + x_BTD.nbytes() + y_BTD.nbytes())};
+  });
+  return y_BTD;
 }
 
 constexpr const char* kNoMatrices =
@@ -93,6 +120,7 @@ std::vector<Linear*> Mlp::writers() {
 
 torch::Tensor Mlp::forward(const torch::Tensor& x_BTD, const Context& ctx) const {
   if (is_mixture()) return mix(x_BTD, ctx);
+  if (auto y_BTD = in_one_step(weights_, activation_, x_BTD, ctx); y_BTD.defined()) return y_BTD;
   const int64_t M = d_mlp();
   const auto in = product(weights_.in, x_BTD);
   torch::Tensor post_BTM;

@@ -5,7 +5,7 @@
 #include "core/parallel.h"
 #include "core/reused_memory.h"
 #include "introspect/core/check.h"
-#include "ops/exponential.h"
+#include "ops/silu_times.h"
 
 namespace introspect::ops {
 
@@ -25,12 +25,10 @@ int64_t row_stride(const torch::Tensor& x) {
   return x.stride(dim - 2);
 }
 
-/// silu(gate) rounded, times x, rounded, as transformers rounds: one register of numbers.
+/// One register of numbers.
 template <typename V>
 INTROSPECT_INLINE void gated_silu(const BFloat16* gate, const BFloat16* x, BFloat16* out) {
-  const auto g = V::load(gate);
-  const auto y = g / (exponential<V>(-g) + 1.0f);
-  V::store(out, V::template rounded_to<BFloat16>(y) * V::load(x));
+  V::store(out, silu_times<V>(V::load(gate), V::load(x)));
 }
 
 template <typename V>

@@ -74,12 +74,18 @@ INTROSPECT_PANEL_INLINE void pairs_of_few(const BlockOperands& o, int64_t row, f
     for (int i = 0; i < 16; ++i) sums[(row + i) * kPanelRows + r] = acc[r][i];
 }
 
+struct Nothing {
+  INTROSPECT_INLINE void operator()() const {}
+};
+
 /// sums [P panels, 32 rows of w, 16 rows of x], float32, of the operands' products, added to what is there or not.
 ///
 /// Called on a thread while one object of the class lives there. A sum's bits do not depend on what stands beside it.
+/// `meanwhile` may be called at every step: products of tiles leave the vector units idle.
 struct ByPairs {
-  template <int P>
-  INTROSPECT_AVX512_BFLOAT16 static void multiply(const BlockOperands& o, float* sums) {
+  template <int P, typename F = Nothing>
+  INTROSPECT_AVX512_BFLOAT16 static void multiply(const BlockOperands& o, float* sums,
+                                                  F&& /*meanwhile*/ = {}) {
     if (P == 1 && o.rows <= 4 && !o.add) {
       for (int64_t row = 0; row < kBlockRows; row += kPanelRows)
         o.rows == 1 ? pairs_of_few<1>(o, row, sums) : pairs_of_few<4>(o, row, sums);
@@ -96,8 +102,8 @@ struct ByTiles {
   WholeTiles whole;
 
   /// 32 products at a time for two tiles of w and P panels: the sums are tiles 0 to 3, w's tiles 4 and 5, x's 6 and 7.
-  template <int P>
-  INTROSPECT_AMX static void multiply(const BlockOperands& o, float* sums) {
+  template <int P, typename F = Nothing>
+  INTROSPECT_AMX static void multiply(const BlockOperands& o, float* sums, F&& meanwhile = {}) {
     const char *w = o.w, *x = reinterpret_cast<const char*>(o.panel),
                *x1 = reinterpret_cast<const char*>(o.panel + o.panel_size), *next = o.next;
     const int64_t stride = o.row_bytes, below = kPanelRows * stride;
@@ -132,6 +138,7 @@ struct ByTiles {
         for (int64_t r = 0; r < kBlockRows; ++r) _mm_prefetch(next + r * stride, _MM_HINT_T1);
         next += 64;
       }
+      meanwhile();
     }
     _tile_stored(0, sums, 64);
     _tile_stored(1, sums + kSums / 2, 64);

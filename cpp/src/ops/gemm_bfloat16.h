@@ -29,4 +29,17 @@ using UnpackBFloat16 = std::function<void(int64_t first, int64_t n, int64_t k, i
 void gemm_bfloat16(const c10::BFloat16* x, const UnpackBFloat16& w, const float* bias, c10::BFloat16* out,
                    int64_t M, int64_t N, int64_t K);
 
+/// True if `gated_mlp_bfloat16` is there for these shapes and quicker than its steps: from as many rows as a panel has, of
+/// a D that leaves panels of x in L2 while the weights pass by. Of a larger D the products are nearly all of the work.
+bool has_gated_mlp_bfloat16(int64_t rows, int64_t D, int64_t M);
+
+/// out = silu(g) * u W_out^T + out_bias, where g and u are the first and the second half of x W_in^T + in_bias: the bits of
+/// two `gemm_bfloat16` with `gated` between them. What lies between stays in L2, and is made while tiles are multiplied.
+///
+/// Shapes: x [rows, D], in [2 M, D], in_bias [2 M] or null, w_out [N, M], out_bias [N] or null, out [rows, N], all
+/// contiguous; M is a multiple of 32.
+void gated_mlp_bfloat16(const c10::BFloat16* x, const c10::BFloat16* in, const float* in_bias,
+                        const c10::BFloat16* w_out, const float* out_bias, c10::BFloat16* out, int64_t rows,
+                        int64_t D, int64_t M, int64_t N);
+
 }  // namespace introspect::ops

@@ -4,6 +4,12 @@
 
 #include <catch2/catch.hpp>
 
+#include "introspect/core/error.h"
+#include "introspect/ops/bfloat16_products.h"
+#include "introspect/ops/gated_mlp.h"
+#include "introspect/ops/linear.h"
+#include "ops/bfloat16_way.h"
+
 using namespace introspect;
 
 // Halves of one matrix, as an MLP has them; widths that fill registers and that do not.
@@ -29,4 +35,46 @@ TEST_CASE("the gated silu of bfloat16 at its ends", "[ops]") {
   REQUIRE(at::equal(ours.isnan(), theirs.isnan()));
   // -88 and below: what ATen gives is below 1e-36
   REQUIRE(at::allclose(ours, theirs, 0, 1e-36, /*equal_nan=*/true));
+}
+
+// Panels that are whole and not, parts of a row, rows that go over the weights in one sweep and in two.
+TEST_CASE("an MLP of bfloat16 in one step has the bits of its three steps", "[ops]") {
+  auto ways = ops::bfloat16_products_here();
+  ways.pop_back();  // "widened" has no such step
+  if (ways.empty()) return;
+  const Way way(GENERATE_COPY(from_range(ways)));
+  const auto [rows, D, M] = GENERATE(
+      table<int64_t, int64_t, int64_t>({{16, 64, 32}, {17, 70, 96}, {40, 576, 64}, {600, 96, 1568}}));
+  const bool has_bias = GENERATE(false, true);
+  at::manual_seed(0);
+  const auto random = [](at::IntArrayRef sizes) { return at::randn(sizes).to(torch::kBFloat16); };
+  auto x = random({rows, D});
+  const auto W_in = random({2 * M, D}), W_out = random({D, M});
+  const auto b_in = has_bias ? random({2 * M}) : torch::Tensor(),
+             b_out = has_bias ? random({D}) : torch::Tensor();
+  x[3][1] = std::numeric_limits<float>::infinity();
+  x[5][0] = std::numeric_limits<float>::quiet_NaN();
+  const auto steps = [&](const torch::Tensor& in) {
+    const auto hidden = ops::linear(in, W_in, b_in);
+    return ops::linear(ops::gated(ops::Activation::kSilu, hidden.narrow(1, 0, M), hidden.narrow(1, M, M)),
+                       W_out, b_out);
+  };
+  REQUIRE(ops::has_gated_mlp(x, W_in, W_out));
+  const auto one = ops::gated_mlp(x, W_in, b_in, W_out, b_out);
+  const auto bits = [](const torch::Tensor& t) { return t.contiguous().view(torch::kShort); };
+  REQUIRE(at::equal(bits(one), bits(steps(x))));
+  REQUIRE(at::equal(bits(one.narrow(0, 7, 1)), bits(steps(x.narrow(0, 7, 1)))));  // alone as among others
+  REQUIRE(at::equal(bits(ops::gated_mlp(x.view({1, rows, D}), W_in, b_in, W_out, b_out)[0]), bits(one)));
+}
+
+TEST_CASE("an MLP has no one step in float32, for few rows, for gradients or other shapes", "[ops]") {
+  const auto zeros = [](at::IntArrayRef sizes) { return at::zeros(sizes, torch::kBFloat16); };
+  const auto x = zeros({32, 64}), W_in = zeros({64, 64}), W_out = zeros({64, 32});
+  REQUIRE_FALSE(ops::has_gated_mlp(x.to(torch::kFloat32), W_in, W_out));
+  REQUIRE_FALSE(ops::has_gated_mlp(x.narrow(0, 0, 15), W_in, W_out));
+  REQUIRE_FALSE(ops::has_gated_mlp(x, W_in.narrow(0, 0, 32), W_out));
+  REQUIRE_FALSE(ops::has_gated_mlp(x, zeros({80, 64}), zeros({64, 40})));
+  REQUIRE_FALSE(ops::has_gated_mlp(x, W_in, zeros({32, 64}).t()));
+  REQUIRE_FALSE(ops::has_gated_mlp(x.clone().requires_grad_(), W_in, W_out));
+  REQUIRE_THROWS_AS(ops::gated_mlp(x.narrow(0, 0, 15), W_in, {}, W_out, {}), ShapeError);
 }
