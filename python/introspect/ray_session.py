@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from . import _C
@@ -145,29 +146,25 @@ def _patient_node() -> Any:
     """
     from ray._private.node import Node
 
-    try:
-        from ray._raylet import (
-            DASHBOARD_AGENT_LISTEN_PORT_NAME,
-            METRICS_AGENT_PORT_NAME,
-            METRICS_EXPORT_PORT_NAME,
-            persist_port,
-        )
-    except ImportError:  # before 2.54 the driver chose the ports
+    inside: Any = import_module("ray._raylet")
+    ports = ("DASHBOARD_AGENT_LISTEN_PORT_NAME", "METRICS_AGENT_PORT_NAME", "METRICS_EXPORT_PORT_NAME")
+    if not all(hasattr(inside, name) for name in ("persist_port", *ports)):  # before 2.54 the driver chose the ports
         return Node
 
     class PatientNode(Node):
         def start_raylet(self, *given: Any, **options: Any) -> None:
-            for name in (METRICS_AGENT_PORT_NAME, METRICS_EXPORT_PORT_NAME, DASHBOARD_AGENT_LISTEN_PORT_NAME):
-                persist_port(self._session_dir, self._node_id, name, -1)
+            for name in ports:
+                inside.persist_port(self._session_dir, self._node_id, getattr(inside, name), -1)
             super().start_raylet(*given, **options)
 
     return PatientNode
 
 
 def _node_params(local: Mapping[str, Any]) -> Any:
-    from ray._private.parameter import RayParams
+    from ray._private import parameter
 
-    return RayParams(
+    made: Any = parameter.RayParams
+    return made(
         **local,
         node_ip_address="127.0.0.1",
         dashboard_port=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import warnings
@@ -81,9 +82,22 @@ Ranges = Annotated[
 Nulls = Annotated[int, typer.Option(min=0, max=MOST, help="Random rotations of each vector to compare with.")]
 Seed = SeedOption
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how much there is to run, and run nothing.")]
+
+
+def _has_ray(address: str | None) -> str | None:
+    """Said before a model is loaded."""
+    if address is not None and importlib.util.find_spec("ray") is None:
+        raise typer.BadParameter("Ray is not installed: pip install 'introspect[ray]'")
+    return address
+
+
 Ray = Annotated[
     str | None,
-    typer.Option(metavar="ADDRESS", help="Run on the workers of a Ray cluster: auto, local or its address."),
+    typer.Option(
+        metavar="ADDRESS",
+        callback=_has_ray,
+        help="Run on the workers of a Ray cluster: auto, local or its address.",
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Run without asking, also for more than an hour.")]
 

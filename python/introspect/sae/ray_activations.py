@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,7 @@ def write(
     def tasks() -> Iterator[Callable[[], tuple]]:
         while len(contexts := stream.next(contexts_per_task)) > 0:
             states.append(json.dumps({**at, "tokens": stream.state()}))
-            task = contexts, sites, {**options, "contexts_per_pass": per_pass}
-            yield lambda task=task: task
+            yield partial(tuple, [contexts, sites, {**options, "contexts_per_pass": per_pass}])
 
     before, show = stream.state(), shown(progress)
     try:

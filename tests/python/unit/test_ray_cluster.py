@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import types
 from functools import partial
 
@@ -269,3 +270,23 @@ def test_a_piece_sends_what_it_reads_as_it_reads_it_and_never_what_was_there(mod
     seed = ray_workers._file_bytes(tmp_path / "first.sqlite")
     rest = list(ray_workers.run_piece(model, "readings", experiments, seed, BUDGET, 0.0, 60.0))
     assert [ray_workers._take(first, data) for data in rest] == [len(keys) - n_first]
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_anything_starts(model, tmp_path):
+    introspect.Store(tmp_path / "kept.sqlite")
+    store = introspect.Store(tmp_path / "kept.sqlite", read_only=True)
+    with pytest.raises(introspect.IoError, match=r"kept\.sqlite"):
+        introspect.run_experiment(
+            model, "no_info", vectors=random_vectors(), strengths=1.0, nulls=0, store=store, ray="nowhere:1"
+        )
+
+
+def test_the_command_line_says_what_to_install_before_it_loads_a_model(monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from introspect.cli.app import app
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    words = ["sweep", str(tmp_path / "none"), "no_info", "--vector", "cat=none", "--layers", "1-2", "-o", str(tmp_path)]
+    done = CliRunner().invoke(app, [*words, "--ray", "auto"])
+    assert done.exit_code == 2 and "introspect[ray]" in done.output
