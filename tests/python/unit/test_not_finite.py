@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import write_tiny
+from tiny import write_tiny, write_tiny_transformers
 from tiny_chat import write_tiny_chat
 
 import introspect
@@ -146,3 +146,21 @@ def test_queries_and_keys_that_are_not_finite_reach_the_logits(tmp_path, dtype, 
             }
             for how, numbers in found.items():
                 assert numbers.isnan().all(), (how, rows, value)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "mixtral"])
+def test_what_is_not_a_number_at_any_hook_point_reaches_the_logits(tmp_path, architecture):
+    model = introspect.load_model(write_tiny_transformers(tmp_path, architecture))
+    tokens = torch.arange(3, 12)[None]
+    floating = {}
+    look = [(name, lambda x, hook: floating.__setitem__(hook.name, x.is_floating_point())) for name in model.hook_names]
+    model.run_with_hooks(tokens, look)
+
+    def spoil(x, hook):
+        x = x.clone()
+        of_pairs = hook.name.endswith(("attn_scores", "pattern"))  # [batch, head, query, key]
+        x.select(2 if of_pairs else 1, 4).fill_(float("nan"))
+        return x
+
+    for name in (name for name, is_floating in floating.items() if is_floating):
+        assert model.run_with_hooks(tokens, [(name, spoil)])[0, 4].isnan().all(), name
