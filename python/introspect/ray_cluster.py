@@ -21,6 +21,8 @@ MOST_DEATHS = 3
 """Workers that may die of one task, one after another without a result, before it is given up."""
 AHEAD = 2
 """Tasks for each worker that may be finished before an earlier one is, where results are wanted in order."""
+SECONDS_TO_DIE = 1.0
+"""Seconds by which a worker's death is known before that of the node that has taken it along."""
 PATIENCE = 600.0
 """Seconds without any worker after which it is given up: clusters that grow need minutes for a node."""
 
@@ -220,6 +222,7 @@ class Pool:
                 except errors.RayTaskError as error:
                     raise error.cause from None
                 except (errors.RayActorError, errors.ObjectLostError) as error:
+                    self._check_cluster(SECONDS_TO_DIE)
                     self.busy.pop(one, None)
                     deaths[n] += 1
                     if deaths[n] >= MOST_DEATHS:
@@ -235,8 +238,7 @@ class Pool:
     def _ready(self) -> list[Any]:
         """What has come, within a second."""
         ready, _ = self.ray.wait([*self.busy, *self.starting], timeout=1.0)  # a second: for Ctrl-C
-        if what := self.session.ended():
-            raise _C.Error(f"ray: this machine's cluster has lost its {what}; what was finished is kept, run it again")
+        self._check_cluster()
         if self.busy or ready:
             self.idle_since = time.monotonic()
         elif time.monotonic() - self.idle_since > PATIENCE:
@@ -245,6 +247,15 @@ class Pool:
                 "(RayWorkers(cpus=..., gpus=...)), or cannot start Python processes; what was finished is kept"
             )
         return ready
+
+    def _check_cluster(self, seconds: float = 0.0) -> None:
+        """Raises Error if our own cluster has ended, or does within some seconds."""
+        end = time.monotonic() + seconds
+        while not (what := self.session.ended()):
+            if self.session.node is None or time.monotonic() >= end:
+                return
+            time.sleep(0.05)
+        raise _C.Error(f"ray: this machine's cluster has lost its {what}; what was finished is kept, run it again")
 
     def close(self) -> None:
         if self.session.ended():

@@ -65,7 +65,7 @@ def fill(
         for added in _run(workers, store, rest, [("readings", piece.experiments) for piece in cut]):
             done = min(whole.readings, done + added)
             if progress:
-                progress(f"{len(cut)} pieces on {workers.n} workers", done, whole.readings)
+                progress(f"{len(cut)} pieces on workers", done, whole.readings)
     return resolved
 
 

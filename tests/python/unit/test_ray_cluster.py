@@ -177,6 +177,15 @@ def test_a_cluster_that_has_lost_its_raylet_is_an_error_and_left_alone(new_pool)
     assert pool.ray.killed == []
 
 
+def test_a_raylet_that_is_seen_to_die_after_its_workers_is_an_error_before_ray_is_used_again(new_pool):
+    pool = new_pool(n=1, deaths={0: 0})
+    seen = iter([[], [], [], [("gcs_server", 1)]])  # at the start, at the result, twice after the death
+    pool.session = Session(pool.ray, types.SimpleNamespace(dead_processes=lambda: next(seen)))
+    with pytest.raises(introspect.Error, match="lost its gcs_server"):
+        list(pool.results(several, tasks((0, 2))))
+    assert pool.ray.made == 1
+
+
 @pytest.mark.parametrize(
     ("n", "cpus", "nodes", "expected"),
     [
