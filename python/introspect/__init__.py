@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 # Modules that work without torch: dir lists them beside the names of _api.
 _LIGHT = {"cli", "data", "hub", "plots", "progress", "report", "tables"}
 
+# What most scripts begin with, by its module: it comes without the analyses, experiments and studies and their memory.
+_FIRST = {"Model": "model", "load_model": "model"}
+
 
 def __getattr__(name: str):
     """Load torch and the compiled library at the first use of a name, so that ``introspect --help`` needs neither."""
@@ -18,7 +21,8 @@ def __getattr__(name: str):
         return _import_module(f"{__name__}.{name}")
     if name.startswith("_") and name not in {"__all__", "__version__"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    api = _import_module(f"{__name__}._api")
+    _import_module(f"{__name__}._compiled")
+    api = _import_module(f"{__name__}.{_FIRST.get(name, '_api')}")
     if not hasattr(api, name):
         from .transformer_lens import left_out
 
@@ -29,4 +33,4 @@ def __getattr__(name: str):
 
 
 def __dir__():
-    return sorted({*globals(), *_LIGHT, *_import_module(f"{__name__}._api").__all__})
+    return sorted({*globals(), *_LIGHT, *__getattr__("__all__")})

@@ -1,23 +1,6 @@
 """Everything ``introspect`` exports. Importing this loads torch and the compiled library."""
 
-import torch as _torch  # loads libtorch before _C needs it
-
-_REBUILD = "Rebuild it: pip install --no-build-isolation --force-reinstall --no-deps ."
-
-try:
-    from . import _C
-except ImportError as _error:  # another torch shows as a missing symbol
-    raise ImportError(
-        f"introspect's compiled part does not load beside torch {_torch.__version__}: {_error}. {_REBUILD}"
-    ) from _error
-
-if _torch.__version__.split("+")[0].split(".")[:2] != _C.built_with_torch.split(".")[:2]:
-    raise ImportError(
-        f"introspect was built against torch {_C.built_with_torch} but torch {_torch.__version__} is installed. "
-        f"{_REBUILD}"
-    )
-
-from . import analysis, circuits, io, ops, patching, repeng, sae, statistics, studies, utils
+from . import _C, analysis, circuits, io, ops, patching, repeng, sae, statistics, studies, utils
 from ._C import (
     Adapter,
     ChatTemplate,

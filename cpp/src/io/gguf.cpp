@@ -177,14 +177,21 @@ GgufValue unsigned_numbers(Cursor& cursor, const GgufField& field) {
   return values;
 }
 
-GgufValue texts(Cursor& cursor, const GgufField& field) {
-  std::vector<std::string> values;
+std::vector<std::string_view> text_views(const MappedFile& file, const GgufField& field) {
+  Cursor cursor(file, field.offset);
+  std::vector<std::string_view> values;
   values.reserve(field.count);
   for (uint64_t i = 0; i < field.count; ++i) {
-    values.emplace_back(cursor.text("string"));
+    values.push_back(cursor.text("string"));
     cursor.require(is_utf8(values.back()), "'", field.key, "' must be UTF-8");
   }
-  return field.is_array ? GgufValue(std::move(values)) : GgufValue(std::move(values.front()));
+  return values;
+}
+
+GgufValue texts(const MappedFile& file, const GgufField& field) {
+  const auto views = text_views(file, field);
+  if (!field.is_array) return std::string(views.front());
+  return std::vector<std::string>(views.begin(), views.end());
 }
 
 GgufValue booleans(Cursor& cursor, const GgufField& field) {
@@ -220,7 +227,7 @@ GgufValue decode_field(const MappedFile& file, const GgufField& field) {
     case GgufType::kBool:
       return booleans(cursor, field);
     default:
-      return texts(cursor, field);
+      return texts(file, field);
   }
 }
 
@@ -253,15 +260,16 @@ std::shared_ptr<const GgufFile> GgufFile::open(const std::filesystem::path& path
   for (uint64_t i = 0; i < n_tensors; ++i) tensors.push_back(read_entry(cursor, file));
   place(tensors, *file, cursor.position(), alignment_of(*file, fields));
   return std::shared_ptr<const GgufFile>(
-      new GgufFile(std::move(file), version, std::move(fields), std::move(tensors)));
+      new GgufFile(std::move(file), version, std::move(fields), std::move(tensors), cursor.position()));
 }
 
 GgufFile::GgufFile(std::shared_ptr<const MappedFile> file, uint32_t version, std::vector<GgufField> fields,
-                   std::vector<StoredTensor> tensors)
+                   std::vector<StoredTensor> tensors, size_t header_bytes)
     : MappedTensors(file->path(), std::move(tensors)),
       file_(std::move(file)),
       version_(version),
-      fields_(std::move(fields)) {
+      fields_(std::move(fields)),
+      header_bytes_(header_bytes) {
   for (size_t i = 0; i < fields_.size(); ++i) {
     check<IoError>(field_index_.emplace(fields_[i].key, i).second, path().string(), ": holds the key '",
                    fields_[i].key, "' twice");
@@ -328,6 +336,13 @@ std::vector<std::string> GgufFile::get_strings(const std::string& key) const {
   throw wrong_type(key, "an array of strings");
 }
 
+std::vector<std::string_view> GgufFile::get_texts(const std::string& key) const {
+  const auto& found = field(key);
+  if (!found.is_array || static_cast<GgufType>(found.type) != GgufType::kString)
+    throw wrong_type(key, "an array of strings");
+  return text_views(*file_, found);
+}
+
 std::vector<int64_t> GgufFile::get_ints(const std::string& key) const {
   auto held = value(key);
   if (auto* integers = std::get_if<std::vector<int64_t>>(&held)) return std::move(*integers);
@@ -341,6 +356,10 @@ std::vector<double> GgufFile::get_floats(const std::string& key) const {
   if (const auto* integers = std::get_if<std::vector<int64_t>>(&held))
     return {integers->begin(), integers->end()};
   throw wrong_type(key, "an array of numbers");
+}
+
+void GgufFile::let_go_metadata() const {
+  file_->let_go(0, header_bytes_);
 }
 
 std::string GgufFile::get_string_or(const std::string& key, std::string otherwise) const {

@@ -155,6 +155,7 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path_or_na
   const at::NoGradGuard no_grad;
   std::shared_ptr<const io::TensorSource> source;
   Architecture architecture;
+  std::optional<text::Tokenizer> tokenizer;
   auto how = options;
   // Of other memory than the host's it is not known how much is free.
   if (!is_on_cpu(options) && !options.keep_blocks) how.keep_blocks = true;
@@ -165,17 +166,20 @@ std::shared_ptr<const Model> Model::load(const std::filesystem::path& path_or_na
     check<ConfigError>(!is_as_stored(options), "Model::load: weights='as stored' is for GGUF files; ",
                        path.string(), " is a folder");
     architecture.cfg.eos_token_ids = text::eos_token_ids_of(path);
+    tokenizer = text::Tokenizer::load_if_present(path);
     source = folder.weights;
     if (architecture.packing) source = io::unpacked(source, *architecture.packing);
   } else {
     const auto file = io::GgufFile::open(path);
     architecture = architecture_of_gguf(*file);
+    if (file->has_key("tokenizer.ggml.model")) tokenizer = text::Tokenizer::from_gguf(*file);
+    file->let_go_metadata();
     source = file;
     if (!options.weights) how.weights = default_weights(*file, options);
   }
   // The file's own name: what converters write into general.name is often another checkpoint's.
   architecture.cfg.model_name = (path.has_filename() ? path : path.parent_path()).stem().string();
-  return assemble(std::move(source), std::move(architecture), text::Tokenizer::load_if_present(path), how);
+  return assemble(std::move(source), std::move(architecture), std::move(tokenizer), how);
 }
 
 std::shared_ptr<const Model> Model::from_tensors(const std::string& config_json,

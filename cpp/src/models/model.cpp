@@ -1,5 +1,7 @@
 #include "introspect/models/model.h"
 
+#include <algorithm>
+
 #include "core/dense.h"
 #include "core/on_device.h"
 #include "core/stages.h"
@@ -129,8 +131,9 @@ std::shared_ptr<const Model> Model::derived(Config cfg, Weights weights, std::st
 }
 
 const Weights& Model::weights() const {
-  check<ConfigError>(keeps_blocks(), "model '", cfg_.model_name,
-                     "': its blocks stay in the files; to get at their weights, load it with keep_blocks=True");
+  check<ConfigError>(
+      keeps_blocks(), "model '", cfg_.model_name,
+      "': its blocks stay in the files; to get at their weights, load it with keep_blocks=True");
   return weights_;
 }
 
@@ -203,10 +206,11 @@ void Model::check_input(const torch::Tensor& input, const ForwardOptions& option
     check<ShapeError>(input.dim() == 2 && input.numel() > 0 && input.scalar_type() == torch::kLong,
                       "Model::forward: tokens must be int64 [batch, pos] and not empty, got ",
                       input.scalar_type(), " ", input.sizes());
-    const auto [low, high] = at::aminmax(input.cpu());
-    check<std::out_of_range>(low.item<int64_t>() >= 0 && high.item<int64_t>() < cfg_.d_vocab,
-                             "Model::forward: token ids must be 0 to ", cfg_.d_vocab - 1, ", got ",
-                             low.item<int64_t>(), " to ", high.item<int64_t>());
+    const auto ids = input.cpu().contiguous();
+    const auto* first = ids.const_data_ptr<int64_t>();
+    const auto [low, high] = std::minmax_element(first, first + ids.numel());
+    check<std::out_of_range>(*low >= 0 && *high < cfg_.d_vocab, "Model::forward: token ids must be 0 to ",
+                             cfg_.d_vocab - 1, ", got ", *low, " to ", *high);
   }
   const int64_t B = input.size(0), T = input.size(1);
   if (const auto* cache = options.cache) {

@@ -1,5 +1,6 @@
 #include "models/part_names.h"
 
+#include "core/reused_memory.h"
 #include "introspect/core/check.h"
 
 namespace introspect::models {
@@ -43,17 +44,35 @@ std::string at_expert(std::string name, int64_t expert) {
   return name;
 }
 
-torch::Tensor in_order(const torch::Tensor& rows, RowOrder order, const Config& cfg) {
+namespace {
+
+/// The rows in our order, seen through more dimensions.
+torch::Tensor order_view(const torch::Tensor& rows, RowOrder order, const Config& cfg) {
   const int64_t K = cfg.d_head;
   switch (order) {
     case RowOrder::kPlain:
       return rows;
     case RowOrder::kInterleaved:
-      return rows.reshape({rows.size(0) / K, K / 2, 2, -1}).transpose(1, 2).reshape(rows.sizes());
+      return rows.reshape({rows.size(0) / K, K / 2, 2, -1}).transpose(1, 2);
     case RowOrder::kByHead:
-      return rows.view({cfg.n_heads, 3, K, -1}).transpose(0, 1).reshape(rows.sizes());
+      return rows.view({cfg.n_heads, 3, K, -1}).transpose(0, 1);
   }
   throw Error("in_order: unknown RowOrder");
+}
+
+}  // namespace
+
+torch::Tensor in_order(const torch::Tensor& rows, RowOrder order, const Config& cfg) {
+  return order_view(rows, order, cfg).reshape(rows.sizes());
+}
+
+void put_in_order(const torch::Tensor& rows, RowOrder order, const Config& cfg) {
+  if (order == RowOrder::kPlain) return;
+  const auto ordered = order_view(rows, order, cfg);
+  // Memory of its own, not the heap's: what is loaded between would keep the hole that a copy leaves there.
+  const auto copy = reused_empty(ordered.sizes(), rows.options());
+  copy.copy_(ordered);
+  rows.copy_(copy.view(rows.sizes()));
 }
 
 torch::Tensor in_file_order(const torch::Tensor& rows, RowOrder order, const Config& cfg) {

@@ -41,6 +41,9 @@ std::string at_expert(std::string name, int64_t expert);
 /// Rows [n, ...] of a module in the order in which the layers use them.
 torch::Tensor in_order(const torch::Tensor& rows, RowOrder order, const Config& cfg);
 
+/// The same where the rows stand, contiguous.
+void put_in_order(const torch::Tensor& rows, RowOrder order, const Config& cfg);
+
 /// The inverse of in_order: rows in the order in which a checkpoint keeps them.
 torch::Tensor in_file_order(const torch::Tensor& rows, RowOrder order, const Config& cfg);
 

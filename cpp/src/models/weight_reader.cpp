@@ -261,7 +261,10 @@ class WeightReader {
       const auto name = named(module.name) + ".weight";
       check_tensor(name, {module.n, columns});
       auto bytes = blocks_of(name, module.n, columns);
-      if (module.order != RowOrder::kPlain) bytes = in_order(bytes, module.order, cfg_).contiguous();
+      if (copy_bytes_)
+        put_in_order(bytes, module.order, cfg_);
+      else
+        bytes = in_order(bytes, module.order, cfg_).contiguous();
       check<Error>(module.first == n, "weight_reader: modules must follow one another");
       n += module.n;
       parts.emplace_back(source_->dtype(name), std::move(bytes), dtype_, check_of(name));
@@ -333,7 +336,7 @@ class WeightReader {
         rows.copy_(source_->read(name, dtype_).t());
       else
         source_->read_into(name, rows);
-      if (module.order != RowOrder::kPlain) rows.copy_(in_order(rows, module.order, cfg_).clone());
+      put_in_order(rows, module.order, cfg_);
     }
     return checked_ ? at::empty(sizes, at::device(torch::kMeta).dtype(dtype_)) : out.to(device_);
   }

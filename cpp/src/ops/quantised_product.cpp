@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/parallel.h"
+#include "core/reused_memory.h"
 #include "ops/equal_rows.h"
 #include "ops/gemm.h"
 #include "ops/gemm_bfloat16.h"
@@ -69,7 +70,7 @@ torch::Tensor quantised_product(const torch::Tensor& x_NK, const std::vector<Blo
   const int64_t N = x_NK.size(0), K = x_NK.size(1);
   int64_t V = 0;
   for (const auto& part : parts) V += part.n;
-  auto out_NV = at::empty({N, V}, x_NK.options());
+  auto out_NV = reused_empty({N, V}, x_NK.options());
   const auto wide_bias = bias.defined() ? bias.to(torch::kFloat32).contiguous() : bias;
   const float* b = bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr;
   const bool is_float = x_NK.scalar_type() == torch::kFloat32;

@@ -175,10 +175,10 @@ torch::Tensor QuantisedRows::gather(const torch::Tensor& ids, torch::ScalarType 
   const auto flat = ids.to(torch::kCPU, torch::kLong).reshape({-1}).contiguous();
   const int64_t n = flat.numel();
   if (n > 0) {
-    const auto [low, high] = at::aminmax(flat);
-    check<std::out_of_range>(low.item<int64_t>() >= 0 && high.item<int64_t>() < n_rows_,
-                             "QuantisedRows: rows must be 0 to ", n_rows_ - 1, ", got ", low.item<int64_t>(),
-                             " to ", high.item<int64_t>());
+    const auto [low, high] =
+        std::minmax_element(flat.const_data_ptr<int64_t>(), flat.const_data_ptr<int64_t>() + n);
+    check<std::out_of_range>(*low >= 0 && *high < n_rows_, "QuantisedRows: rows must be 0 to ", n_rows_ - 1,
+                             ", got ", *low, " to ", *high);
   }
   const at::NoGradGuard no_grad;
   auto sizes = ids.sizes().vec();

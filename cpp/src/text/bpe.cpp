@@ -1,8 +1,9 @@
 #include "text/bpe.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstdio>
+#include <span>
+#include <tuple>
 
 #include "introspect/core/check.h"
 #include "text/byte_alphabet.h"
@@ -10,15 +11,6 @@
 
 namespace introspect::text {
 namespace {
-
-uint64_t pair_of(int32_t left, int32_t right) {
-  return uint64_t{static_cast<uint32_t>(left)} << 32 | static_cast<uint32_t>(right);
-}
-
-size_t slot_of(uint64_t pair, size_t slots) {
-  return static_cast<size_t>((pair ^ pair >> 29) * 0x9E3779B97F4A7C15u >> 20) &
-         (slots - 1);  // Fibonacci hashing
-}
 
 constexpr size_t kLongestKnownWord = 256;  // longer words hardly come twice
 
@@ -30,51 +22,63 @@ Bpe::Bpe(const TokenIds& tokens, const std::vector<Merge>& merges, BpeOptions op
     char fallback[8];
     std::snprintf(fallback, sizeof fallback, "<0x%02X>", byte);
     const auto found = tokens.find(options_.byte_level ? std::string_view(spelling_of_byte(byte)) : fallback);
-    if (found != tokens.end()) byte_ids_[byte] = found->second;
+    if (found) byte_ids_[byte] = *found;
   }
 
-  merges_.resize(std::bit_ceil(2 * merges.size() + 2));
+  struct Pair {
+    int32_t left, right;
+    uint32_t rank;
+  };
+  std::vector<Pair> pairs;
+  pairs.reserve(merges.size());
+  merged_.reserve(merges.size());
   std::string whole;
   for (uint32_t rank = 0; rank < merges.size(); ++rank) {
     const auto& [left, right] = merges[rank];
     whole.assign(left).append(right);
     const auto left_id = tokens.find(left), right_id = tokens.find(right), merged = tokens.find(whole);
-    check<IoError>(left_id != tokens.end() && right_id != tokens.end() && merged != tokens.end(),
-                   "tokenizer: merge ", rank, " (\"", left, "\" \"", right,
+    check<IoError>(left_id && right_id && merged, "tokenizer: merge ", rank, " (\"", left, "\" \"", right,
                    "\") must join two tokens to a third one of the vocabulary");
-    const uint64_t pair = pair_of(left_id->second, right_id->second);
-    size_t slot = slot_of(pair, merges_.size());
-    while (merges_[slot].pair != kNoPair && merges_[slot].pair != pair)
-      slot = (slot + 1) & (merges_.size() - 1);
-    merges_[slot] = {pair, rank, merged->second};
+    pairs.push_back({*left_id, *right_id, rank});
+    merged_.push_back(*merged);
   }
+  std::ranges::sort(pairs, {}, [](const Pair& p) { return std::tuple(p.left, p.right, p.rank); });
+  first_.reserve(tokens.texts().size() + 1);
+  rights_.reserve(pairs.size());
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    first_.resize(static_cast<size_t>(pairs[i].left) + 1, static_cast<uint32_t>(rights_.size()));
+    const bool again =
+        i + 1 < pairs.size() && pairs[i + 1].left == pairs[i].left && pairs[i + 1].right == pairs[i].right;
+    if (!again) rights_.push_back({pairs[i].right, pairs[i].rank});  // of equal pairs the last
+  }
+  first_.resize(tokens.texts().size() + 1, static_cast<uint32_t>(rights_.size()));
 
   if (!options_.byte_level) {
     ids_ = tokens;
   } else if (options_.ignore_merges) {
-    ids_.reserve(tokens.size());
-    spelled_.reserve(tokens.size());  // never grows: the keys point into it
-    for (const auto& [token, id] : tokens)
-      if (auto bytes = spelled_bytes(token)) ids_.emplace(spelled_.emplace_back(std::move(*bytes)), id);
+    const auto& texts = tokens.texts();
+    std::vector<std::optional<std::string>> bytes(texts.size());
+    for (size_t id = 0; id < texts.size(); ++id)
+      if (tokens.find(texts[id]) == static_cast<int32_t>(id)) bytes[id] = spelled_bytes(texts[id]);
+    ids_ = TokenIds(
+        TokenTexts(bytes.size(), [&](size_t id) { return std::string_view(bytes[id] ? *bytes[id] : ""); }));
+    for (size_t id = 0; id < bytes.size(); ++id)
+      if (bytes[id]) ids_.add(id);
   }
 }
 
-std::optional<int32_t> Bpe::find(std::string_view word) const {
-  const auto found = ids_.find(word);
-  return found == ids_.end() ? std::nullopt : std::optional(found->second);
-}
-
-const Bpe::MergedPair* Bpe::find_merge(int32_t left, int32_t right) const {
-  const uint64_t pair = pair_of(left, right);
-  for (size_t slot = slot_of(pair, merges_.size());; slot = (slot + 1) & (merges_.size() - 1)) {
-    if (merges_[slot].pair == pair) return &merges_[slot];
-    if (merges_[slot].pair == kNoPair) return nullptr;
-  }
+std::optional<Bpe::Merged> Bpe::find_merge(int32_t left, int32_t right) const {
+  const auto at = static_cast<size_t>(left);
+  if (at + 1 >= first_.size()) return std::nullopt;
+  const std::span all(rights_.data() + first_[at], rights_.data() + first_[at + 1]);
+  const auto found = std::ranges::lower_bound(all, right, {}, &Right::right);
+  if (found == all.end() || found->right != right) return std::nullopt;
+  return Merged{found->rank, merged_[found->rank]};
 }
 
 void Bpe::Encoder::encode(std::string_view word, std::vector<int64_t>& out) {
   if (bpe_.options_.ignore_merges) {
-    if (const auto id = bpe_.find(word)) {
+    if (const auto id = bpe_.ids_.find(word)) {
       out.push_back(*id);
       return;
     }
@@ -119,7 +123,7 @@ void Bpe::Encoder::split(std::string_view word) {
   for (size_t i = 0; i < word.size();) {
     const auto character = word.substr(i, utf8_step(word.substr(i)).size);
     i += character.size();
-    const auto id = bpe_.find(character);
+    const auto id = bpe_.ids_.find(character);
     const auto has_byte = [&](unsigned char byte) { return bpe_.byte_ids_[byte] >= 0; };
     if (id) {
       put_known(*id);
@@ -134,9 +138,9 @@ void Bpe::Encoder::split(std::string_view word) {
 /// Queues the merge of the symbol at `left` with its neighbour, if there is one.
 void Bpe::Encoder::offer(int32_t left) {
   if (left < 0 || symbols_[left].next < 0) return;
-  const auto* merge = bpe_.find_merge(symbols_[left].id, symbols_[symbols_[left].next].id);
+  const auto merge = bpe_.find_merge(symbols_[left].id, symbols_[symbols_[left].next].id);
   if (!merge) return;
-  queue_.push_back({merge->rank, left, merge->merged});
+  queue_.push_back({merge->rank, left, merge->id});
   std::ranges::push_heap(queue_, [](const Candidate& a, const Candidate& b) {
     return std::pair(a.rank, a.position) > std::pair(b.rank, b.position);
   });
@@ -155,8 +159,8 @@ void Bpe::Encoder::merge_all() {
     Symbol& left = symbols_[best.position];
     if (left.id == kMergedAway || left.next < 0) continue;
     Symbol& right = symbols_[left.next];
-    const auto* merge = bpe_.find_merge(left.id, right.id);
-    if (!merge || merge->merged != best.merged) continue;  // a neighbour has changed since it was queued
+    const auto merge = bpe_.find_merge(left.id, right.id);
+    if (!merge || merge->id != best.merged) continue;  // a neighbour has changed since it was queued
     left.id = best.merged;
     right.id = kMergedAway;
     left.next = right.next;

@@ -8,6 +8,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "text/token_table.h"
+
 namespace introspect::text {
 
 struct BpeOptions {
@@ -24,10 +26,9 @@ struct BpeOptions {
 /// O(n log n) in the length of a word. Source: Sennrich et al. 2016, arXiv:1508.07909.
 class Bpe {
  public:
-  using TokenIds = std::unordered_map<std::string_view, int32_t>;
   using Merge = std::pair<std::string_view, std::string_view>;
 
-  Bpe() : merges_(1) { byte_ids_.fill(-1); }  // of no tokens
+  Bpe() { byte_ids_.fill(-1); }  // of no tokens
   /// Merges in the order of their rank. Throws IoError for a merge whose parts or whole are not tokens.
   Bpe(const TokenIds& tokens, const std::vector<Merge>& merges, BpeOptions options);
 
@@ -56,22 +57,23 @@ class Bpe {
   };
 
  private:
-  struct MergedPair {
-    uint64_t pair = kNoPair;
-    uint32_t rank = 0;
-    int32_t merged = 0;
+  struct Right {
+    int32_t right;
+    uint32_t rank;
   };
-  static constexpr uint64_t kNoPair = ~uint64_t{0};
-
-  std::optional<int32_t> find(std::string_view word) const;
-  const MergedPair* find_merge(int32_t left, int32_t right) const;
+  struct Merged {
+    uint32_t rank;
+    int32_t id;
+  };
+  std::optional<Merged> find_merge(int32_t left, int32_t right) const;
 
   BpeOptions options_;
   std::array<int32_t, 256>
-      byte_ids_;                    // of single bytes: byte-level, or <0xNN> for byte fallback; -1 if missing
-  std::vector<MergedPair> merges_;  // a hash table with linear probing, its size a power of two
-  std::vector<std::string> spelled_;  // byte-level: what the keys of ids_ point to
-  TokenIds ids_;                      // by the text itself; the keys point into spelled_ or the vocabulary
+      byte_ids_;                 // of single bytes: byte-level, or <0xNN> for byte fallback; -1 if missing
+  std::vector<uint32_t> first_;  // of each token: where its merges with a token on its right begin
+  std::vector<Right> rights_;    // in the order of `right` for each
+  std::vector<int32_t> merged_;  // by rank
+  TokenIds ids_;                 // by the text itself
 };
 
 }  // namespace introspect::text

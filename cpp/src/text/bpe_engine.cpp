@@ -59,12 +59,13 @@ void BpeEngine::encode(std::string_view text, std::vector<int64_t>& ids) const {
 }
 
 Piece BpeEngine::piece(int64_t id) const {
-  const std::string& token = vocabulary.tokens[id];
+  const auto token = vocabulary.tokens[id];
   if (spelling_.byte_level) {
     auto bytes = spelled_bytes(token);
-    return {bytes ? std::move(*bytes) : token};  // an added token may hold characters that spell no byte
+    return {bytes ? std::move(*bytes)
+                  : std::string(token)};  // an added token may hold characters that spell no byte
   }
-  std::string text = token;
+  std::string text(token);
   for (const auto& step : spelling_.replace) {
     text = replace_all(text, step.from, step.to);
     check<ConfigError>(text.size() <= kMaxPieceBytes, "tokenizer: the decoder makes token ", id,

@@ -28,15 +28,13 @@ std::vector<Bpe::Merge> merges_of(const std::vector<std::string_view>& wholes, c
 }
 
 /// Normal pieces, best score first.
-std::vector<std::string_view> ranked_by_score(const SentencePieceModel& model, const Vocabulary& vocabulary) {
+std::vector<size_t> ranked_by_score(const SentencePieceModel& model) {
   std::vector<size_t> order;
   for (size_t id = 0; id < model.pieces.size(); ++id)
     if (model.pieces[id].type == SentencePieceModel::normal) order.push_back(id);
   std::ranges::stable_sort(order,
                            [&](size_t a, size_t b) { return model.pieces[a].score > model.pieces[b].score; });
-  std::vector<std::string_view> pieces;
-  for (const size_t id : order) pieces.push_back(vocabulary.tokens[id]);
-  return pieces;
+  return order;
 }
 
 }  // namespace
@@ -51,16 +49,13 @@ std::shared_ptr<const TokenizerEngine> bpe_of_sentencepiece(const SentencePieceM
                                                             Vocabulary vocabulary,
                                                             std::vector<AddedToken> found) {
   const auto n_pieces = model.pieces.size();
-  TokenIds own;
-  own.reserve(n_pieces);
+  TokenIds own(vocabulary.tokens);
+  for (size_t id = n_pieces; id-- > 0;) own.add(id);  // of equal ones the last
   std::vector<std::string_view> wholes;
-  for (size_t id = 0; id < n_pieces; ++id) {
-    own.insert_or_assign(vocabulary.tokens[id], static_cast<int32_t>(id));
-    wholes.push_back(vocabulary.tokens[id]);
-  }
+  for (size_t id = 0; id < n_pieces; ++id) wholes.push_back(vocabulary.tokens[id]);
   BpeOptions options{.byte_fallback = true, .fuse_unknown = true};
   const auto unknown_is = [&](const std::string& token) {
-    if (const auto id = own.find(token); id != own.end()) options.unknown_id = id->second;
+    if (const auto id = own.find(token)) options.unknown_id = id;
   };
   BpeStages stages{.added = std::move(found)};
   stages.spelling = {.replace = {{kSpace, " "}}, .byte_fallback = true};
@@ -72,9 +67,12 @@ std::shared_ptr<const TokenizerEngine> bpe_of_sentencepiece(const SentencePieceM
   switch (config.tokenizer_class) {
     case TokenizerClass::backend: {
       const bool legacy = config.legacy.value_or(true);
-      wholes = ranked_by_score(model, vocabulary);
-      parts.clear();
-      for (const auto piece : wholes) parts.emplace(piece, 0);
+      wholes.clear();
+      parts = TokenIds(vocabulary.tokens);
+      for (const size_t id : ranked_by_score(model)) {
+        wholes.push_back(vocabulary.tokens[id]);
+        parts.add(id);
+      }
       options.byte_fallback = stages.spelling.byte_fallback = model.byte_fallback;
       unknown_is(model.unknown_piece);
       if (model.remove_extra_whitespaces) stages.normalizer.emplace_back(SqueezeSpaces{});
@@ -87,7 +85,8 @@ std::shared_ptr<const TokenizerEngine> bpe_of_sentencepiece(const SentencePieceM
       std::vector<AddedToken> user_defined;
       for (size_t id = 0; id < n_pieces; ++id)
         if (model.pieces[id].type == SentencePieceModel::user_defined)
-          user_defined.push_back({.content = vocabulary.tokens[id], .id = static_cast<int64_t>(id)});
+          user_defined.push_back(
+              {.content = std::string(vocabulary.tokens[id]), .id = static_cast<int64_t>(id)});
       options.ignore_merges = !user_defined.empty();
       if (!user_defined.empty()) stages.pre_tokenizer.emplace_back(Isolate{AddedTokenMatcher(user_defined)});
       break;

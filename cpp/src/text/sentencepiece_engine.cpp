@@ -67,7 +67,7 @@ class SentencePieceEngine : public TokenizerEngine {
   }
 
   Piece piece(int64_t id) const override {
-    const std::string& token = vocabulary.tokens[id];
+    const std::string token(vocabulary.tokens[id]);
     if (id >= static_cast<int64_t>(types_.size())) return {token};
     const int type = types_[id];
     if (type == SentencePieceModel::byte)

@@ -87,7 +87,7 @@ std::string Tokenizer::id_to_token(int64_t id) const {
   check<std::out_of_range>(engine_->vocabulary.has(id),
                            "Tokenizer.id_to_token: the id must be a token in [0, ", vocab_size(), "), got ",
                            id);
-  return engine_->vocabulary.tokens[id];
+  return std::string(engine_->vocabulary.tokens[id]);
 }
 
 std::optional<int64_t> Tokenizer::token_to_id(std::string_view token) const {

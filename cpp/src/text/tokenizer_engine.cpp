@@ -10,13 +10,13 @@ namespace introspect::text {
 void Vocabulary::add(std::string token, int64_t id) {
   check<IoError>(id >= 0 && id < kMaxSize, "tokenizer: a token's id must be in [0, ", kMaxSize, "), got ",
                  id);
-  if (id >= static_cast<int64_t>(tokens.size())) {
-    tokens.resize(id + 1);
+  if (id >= static_cast<int64_t>(added_.size())) {
+    added_.resize(id + 1);
     present.resize(id + 1);
   }
-  check<IoError>(!present[id] || tokens[id] == token, "tokenizer: id ", id, " must be of one token, got \"",
-                 tokens[id], "\" and \"", token, "\"");
-  tokens[id] = std::move(token);
+  check<IoError>(!present[id] || added_[id] == token, "tokenizer: id ", id, " must be of one token, got \"",
+                 added_[id], "\" and \"", token, "\"");
+  added_[id] = std::move(token);
   present[id] = true;
 }
 
@@ -32,14 +32,25 @@ std::vector<AddedToken> Vocabulary::take(const AddedVocabulary& added, bool spli
 }
 
 void Vocabulary::index() {
-  ids.reserve(tokens.size());
+  tokens = TokenTexts(added_.size(), [&](size_t id) { return std::string_view(added_[id]); });
+  added_ = {};
+  fill_ids();
+}
+
+void Vocabulary::index(TokenTexts all) {
+  tokens = std::move(all);
+  present.assign(tokens.size(), true);
+  fill_ids();
+}
+
+void Vocabulary::fill_ids() {
+  ids_ = TokenIds(tokens);
   for (size_t id = 0; id < tokens.size(); ++id)
-    if (present[id]) ids.emplace(tokens[id], static_cast<int32_t>(id));
+    if (present[id]) ids_.add(id);
 }
 
 std::optional<int64_t> Vocabulary::find(std::string_view token) const {
-  const auto found = ids.find(token);
-  return found == ids.end() ? std::nullopt : std::optional<int64_t>(found->second);
+  return ids_.find(token);
 }
 
 std::optional<char> byte_of_token(std::string_view token) {

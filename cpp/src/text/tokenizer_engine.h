@@ -5,22 +5,19 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
 #include "text/added_vocabulary.h"
 #include "text/piece_joiner.h"
+#include "text/token_table.h"
 
 namespace introspect::text {
 
-using TokenIds = std::unordered_map<std::string_view, int32_t>;
-
 /// The tokens of a tokenizer and what is known of them.
 struct Vocabulary {
-  std::vector<std::string> tokens;  // by id; empty where an id has no token
-  std::vector<bool> present;        // by id
-  TokenIds ids;                     // the keys point into `tokens`
+  TokenTexts tokens;          // by id; empty where an id has no token
+  std::vector<bool> present;  // by id
   std::unordered_set<int64_t> special;
   std::map<std::string, std::string> special_tokens;  // "bos_token" and the others that have a text
   std::optional<int64_t> bos, eos, pad;
@@ -37,10 +34,19 @@ struct Vocabulary {
   /// Adds these tokens. Returns those that are looked for inside a text: all, or without the special ones if
   /// `split_special`.
   std::vector<AddedToken> take(const AddedVocabulary& added, bool split_special);
-  /// Fills `ids`; no token may be added afterwards. Of equal tokens the lowest id is found.
+  /// Makes what was added `tokens` that can be found; no token may be added afterwards. Of equal tokens the lowest id is
+  /// found.
   void index();
+  /// The same of texts of which each is a token.
+  void index(TokenTexts all);
   std::optional<int64_t> find(std::string_view token) const;
-  bool has(int64_t id) const { return id >= 0 && id < static_cast<int64_t>(tokens.size()) && present[id]; }
+  bool has(int64_t id) const { return id >= 0 && id < static_cast<int64_t>(present.size()) && present[id]; }
+
+ private:
+  void fill_ids();
+
+  std::vector<std::string> added_;  // by id, until they are indexed
+  TokenIds ids_;
 };
 
 /// What a kind of tokenizer does in its own way; Tokenizer has what all do alike.

@@ -115,18 +115,20 @@ std::optional<int64_t> id_at(const io::GgufFile& file, const char* key, const Vo
   return id;
 }
 
-std::vector<std::string> tokens_of(const io::GgufFile& file) {
-  auto tokens = file.get_strings("tokenizer.ggml.tokens");
-  check<IoError>(!tokens.empty() && static_cast<int64_t>(tokens.size()) <= Vocabulary::kMaxSize,
+TokenTexts tokens_of(const io::GgufFile& file) {
+  const auto stored = file.get_texts("tokenizer.ggml.tokens");
+  check<IoError>(!stored.empty() && static_cast<int64_t>(stored.size()) <= Vocabulary::kMaxSize,
                  "GGUF tokenizer: tokenizer.ggml.tokens must have 1 to ", Vocabulary::kMaxSize,
-                 " entries, got ", tokens.size());
-  for (size_t id = 0; id < tokens.size(); ++id)
-    if (tokens[id].empty()) tokens[id] = concat("[EMPTY_", id, "]");
-  return tokens;
+                 " entries, got ", stored.size());
+  std::string empty;
+  return {stored.size(), [&](size_t id) -> std::string_view {
+            if (!stored[id].empty()) return stored[id];
+            return empty = concat("[EMPTY_", id, "]");
+          }};
 }
 
 /// The types of the file, with what llama.cpp knows better: tokens whose text says that they are control tokens.
-std::vector<int64_t> corrected_types(const io::GgufFile& file, const std::vector<std::string>& tokens) {
+std::vector<int64_t> corrected_types(const io::GgufFile& file, const TokenTexts& tokens) {
   auto types = token_types(file, tokens.size());
   for (size_t id = 0; id < tokens.size(); ++id)
     if (is_one_of(tokens[id], kEndsOfTurn) || is_one_of(tokens[id], kOtherControls)) types[id] = kControl;
@@ -134,13 +136,10 @@ std::vector<int64_t> corrected_types(const io::GgufFile& file, const std::vector
 }
 
 /// What both kinds of vocabulary have. `bos` and `eos` hold where the file has no key for them.
-Vocabulary read_vocabulary(const io::GgufFile& file, std::vector<std::string> tokens,
-                           const std::vector<int64_t>& types, bool add_bos, std::optional<int64_t> bos,
-                           std::optional<int64_t> eos) {
+Vocabulary read_vocabulary(const io::GgufFile& file, TokenTexts tokens, const std::vector<int64_t>& types,
+                           bool add_bos, std::optional<int64_t> bos, std::optional<int64_t> eos) {
   Vocabulary vocabulary;
-  vocabulary.present.assign(tokens.size(), true);
-  vocabulary.tokens = std::move(tokens);
-  vocabulary.index();
+  vocabulary.index(std::move(tokens));
   for (size_t id = 0; id < types.size(); ++id)
     if (types[id] == kControl || types[id] == kUnknown) vocabulary.special.insert(static_cast<int64_t>(id));
   const auto named = [&](const char* key, std::optional<int64_t> otherwise) {
@@ -165,7 +164,7 @@ Vocabulary read_vocabulary(const io::GgufFile& file, std::vector<std::string> to
        id_at(file, "tokenizer.ggml.seperator_token_id", vocabulary)},  // so spelled in the format
       {"mask_token", id_at(file, "tokenizer.ggml.mask_token_id", vocabulary)}};
   for (const auto& [name, id] : names)
-    if (id) vocabulary.special_tokens[name] = vocabulary.tokens[*id];
+    if (id) vocabulary.special_tokens[name] = std::string(vocabulary.tokens[*id]);
 
   const auto stop_at = [&](std::optional<int64_t> id) {
     if (id && std::ranges::find(vocabulary.stops, *id) == vocabulary.stops.end())
@@ -193,7 +192,7 @@ std::vector<AddedToken> tokens_in_texts(const io::GgufFile& file, const Vocabula
   std::vector<AddedToken> found;
   for (size_t id = 0; id < types.size(); ++id) {
     if (types[id] != kControl && types[id] != kUserDefined && types[id] != kUnknown) continue;
-    AddedToken token{.content = vocabulary.tokens[id],
+    AddedToken token{.content = std::string(vocabulary.tokens[id]),
                      .id = static_cast<int64_t>(id),
                      .special = types[id] != kUserDefined,
                      .ascii_space = true};
@@ -217,14 +216,13 @@ std::shared_ptr<const TokenizerEngine> read_bpe(const io::GgufFile& file) {
   vocabulary.kind = "byte-level BPE";
 
   auto added = tokens_in_texts(file, vocabulary, types);
-  TokenIds own;
-  own.reserve(types.size());
+  TokenIds own(vocabulary.tokens);
   for (size_t id = 0; id < types.size(); ++id)
-    if (types[id] != kUnused) own.emplace(vocabulary.tokens[id], static_cast<int32_t>(id));
-  const auto pairs = file.get_strings("tokenizer.ggml.merges");
+    if (types[id] != kUnused) own.add(id);
+  const auto pairs = file.get_texts("tokenizer.ggml.merges");
   std::vector<Bpe::Merge> merges;
   merges.reserve(pairs.size());
-  for (const std::string_view pair : pairs) {
+  for (const auto pair : pairs) {
     const size_t space = pair.find(' ', 1);  // byte-level tokens hold no space
     check<IoError>(space != std::string_view::npos,
                    "GGUF tokenizer: a merge must be two tokens with a space between, got \"", pair, "\"");
@@ -257,7 +255,8 @@ std::shared_ptr<const TokenizerEngine> read_sentencepiece(const io::GgufFile& fi
   model.unknown_id = file.get_int_or("tokenizer.ggml.unknown_token_id", 0);
   model.pieces.reserve(tokens.size());
   for (size_t id = 0; id < tokens.size(); ++id)
-    model.pieces.push_back({tokens[id], static_cast<float>(scores[id]), static_cast<int>(types[id])});
+    model.pieces.push_back(
+        {std::string(tokens[id]), static_cast<float>(scores[id]), static_cast<int>(types[id])});
   auto vocabulary = read_vocabulary(file, std::move(tokens), types, true, 1, 2);
   auto found = tokens_in_texts(file, vocabulary, types);
   return sentencepiece_engine(std::move(model), std::move(vocabulary), std::move(found));

@@ -273,10 +273,8 @@ std::shared_ptr<const TokenizerEngine> build(const json& file, TokenizerConfig c
   config.add_tokens(added, read_added_tokens(value_or(file, "added_tokens", json())));
   auto stages = BpeStages{.added = vocabulary.take(added, config.split_special_tokens)};
   vocabulary.index();
-  TokenIds own;  // without the added tokens: those are never found inside a word
-  own.reserve(vocab.size());
-  for (const auto& [token, id] : vocab.items())
-    own.emplace(vocabulary.tokens[id.get<int64_t>()], id.get<int32_t>());
+  TokenIds own(vocabulary.tokens);  // without the added tokens: those are never found inside a word
+  for (const auto& [token, id] : vocab.items()) own.add(id.get<size_t>());
 
   read_post_processor(value_or(file, "post_processor", json()), vocabulary);
   if (vocabulary.prefix.size() == 1)
@@ -309,9 +307,9 @@ std::shared_ptr<const TokenizerEngine> build(const json& file, TokenizerConfig c
   }
   if (!unknown.empty()) {
     const auto found = own.find(unknown);
-    check<IoError>(found != own.end(), "tokenizer.json: unk_token \"", unknown,
+    check<IoError>(found.has_value(), "tokenizer.json: unk_token \"", unknown,
                    "\" must be in the vocabulary");
-    options.unknown_id = found->second;
+    options.unknown_id = found;
   }
   vocabulary.kind = options.byte_level ? "byte-level BPE" : "SentencePiece BPE";
   stages.bpe = Bpe(own, read_merges(model.at("merges")), options);

@@ -66,6 +66,8 @@ TEST_CASE("GgufFile reads back what GgufWriter wrote") {
   CHECK(file->get_float("ratio") == 0.5);
   CHECK(file->get_bool("truth"));
   CHECK(file->get_strings("words") == std::vector<std::string>{"a", ""});
+  file->let_go_metadata();
+  CHECK(file->get_texts("words") == std::vector<std::string_view>{"a", ""});
   CHECK(file->get_ints("numbers") == std::vector<int64_t>{1, -2});
   CHECK(file->get_floats("numbers") == std::vector<double>{1, -2});
   CHECK(file->get_int_or("absent", 5) == 5);
@@ -94,6 +96,7 @@ TEST_CASE("GgufFile's getters say when a key is absent or of another type") {
   CHECK_THROWS_AS(file->get_bool("text"), ConfigError);
   CHECK_THROWS_AS(file->get_string("large"), ConfigError);
   CHECK_THROWS_AS(file->get_strings("text"), ConfigError);
+  CHECK_THROWS_AS(file->get_texts("text"), ConfigError);
   CHECK_THROWS_AS(file->get_ints("large"), ConfigError);
   CHECK_THROWS_AS(file->read("absent", torch::kFloat32), IoError);
 }

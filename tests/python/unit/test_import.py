@@ -36,3 +36,18 @@ def test_a_compiled_part_that_does_not_load_is_named_with_the_way_out():
 
 def test_the_package_alone_does_not_load_torch():
     assert run("import sys, introspect; sys.exit('torch' in sys.modules)").returncode == 0
+
+
+def test_loading_a_model_does_not_load_the_rest_of_the_package():
+    code = (
+        "import sys, introspect; introspect.load_model, introspect.Model\n"
+        "assert not {'introspect._api', 'introspect.experiments', 'introspect.studies'} & set(sys.modules)\n"
+        "import introspect._api as api\n"
+        "assert introspect.load_model is api.load_model and introspect.Model is api.Model\n"
+    )
+    assert run(code).returncode == 0
+
+
+def test_load_model_too_names_a_compiled_part_that_does_not_load():
+    done = run("import sys; sys.modules['introspect._C'] = None\nimport introspect; introspect.load_model")
+    assert done.stderr.strip().splitlines()[-1].startswith("ImportError: introspect's compiled part does not load")

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <map>
+#include <string_view>
 #include <variant>
 
 #include "introspect/core/error.h"
@@ -49,6 +50,8 @@ class INTROSPECT_EXPORT GgufFile : public MappedTensors {
   double get_float(const std::string& key) const;  // of any float or integer type
   bool get_bool(const std::string& key) const;
   std::vector<std::string> get_strings(const std::string& key) const;
+  std::vector<std::string_view> get_texts(
+      const std::string& key) const;                            // the same where they stand in the file
   std::vector<int64_t> get_ints(const std::string& key) const;  // an array of any integer type or of booleans
   std::vector<double> get_floats(const std::string& key) const;
 
@@ -57,12 +60,15 @@ class INTROSPECT_EXPORT GgufFile : public MappedTensors {
   double get_float_or(const std::string& key, double otherwise) const;
   bool get_bool_or(const std::string& key, bool otherwise) const;
 
+  /// Lets go of the memory that the metadata's bytes take; they are read again when they are asked for.
+  void let_go_metadata() const;
+
   /// The "general.architecture" key: "qwen2", "llama", "controlvector".
   std::string architecture() const { return get_string("general.architecture"); }
 
  private:
   GgufFile(std::shared_ptr<const MappedFile> file, uint32_t version, std::vector<GgufField> fields,
-           std::vector<StoredTensor> tensors);
+           std::vector<StoredTensor> tensors, size_t header_bytes);
 
   const GgufField& field(const std::string& key) const;
   ConfigError wrong_type(const std::string& key, const char* wanted) const;
@@ -70,6 +76,7 @@ class INTROSPECT_EXPORT GgufFile : public MappedTensors {
   std::shared_ptr<const MappedFile> file_;
   uint32_t version_;
   std::vector<GgufField> fields_;
+  size_t header_bytes_;  // of everything before the tensors' data
   std::unordered_map<std::string, size_t> field_index_;
 };
 
