@@ -21,6 +21,7 @@ struct BlockOperands {
   int64_t rows = 0;            // of x in the last panel
   bool add = false;            // to the sums there
   const char* next = nullptr;  // rows that memory is asked for meanwhile; null: none
+  int64_t n_next = 0;
 };
 
 /// Two products at a time for P panels and R rows of w from `row` on.
@@ -135,7 +136,7 @@ struct ByTiles {
         _tile_dpbf16ps(3, 5, 7);
       }
       if (next) {
-        for (int64_t r = 0; r < kBlockRows; ++r) _mm_prefetch(next + r * stride, _MM_HINT_T1);
+        for (int64_t r = 0; r < o.n_next; ++r) _mm_prefetch(next + r * stride, _MM_HINT_T1);
         next += 64;
       }
       meanwhile();

@@ -41,6 +41,8 @@ struct Product {
   int64_t n_panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
   /// Two panels read w once, as it lies in memory. More read it part by part, so that the part stays in L1 meanwhile.
   int64_t parts() const { return n_panels() > 2 ? (steps() + kStepsAtOnce - 1) / kStepsAtOnce : 1; }
+  /// Rows of the next block that memory is asked for beside two panels: all at once, what L1 asks for would wait.
+  int64_t rows_ahead() const { return n_panels() > 6 ? 8 : n_panels() > 2 ? 16 : kBlockRows; }
 };
 
 /// Panels [begin, end) of x [M, K].
@@ -71,6 +73,7 @@ class Blocks {
       out.w = reinterpret_cast<const char*>(w);
       out.row_bytes = 2 * o_.K;
       if (next + kBlockRows <= o_.N) out.next = reinterpret_cast<const char*>(o_.w + next * o_.K + k);
+      out.n_next = o_.rows_ahead();
       return out;
     }
     out.w = reinterpret_cast<const char*>(copy_.get());
@@ -89,6 +92,11 @@ class Blocks {
   bool in_place_;
   Lines<BFloat16> copy_;
 };
+
+/// After panels p and p + 1: the rows of the next block after those that memory was asked for.
+inline void ask_on(BlockOperands& o, int64_t p) {
+  if (o.next) o.next = (p / 2 + 1) * o.n_next < kBlockRows ? o.next + o.n_next * o.row_bytes : nullptr;
+}
 
 /// The blocks [begin, end) of w times every panel.
 template <typename Kernel>
@@ -114,7 +122,7 @@ INTROSPECT_AVX512_BFLOAT16 void multiply_blocks(const Product& o, int64_t begin,
             Kernel::template multiply<2>(part, to);
           else
             Kernel::template multiply<1>(part, to);
-          part.next = nullptr;
+          ask_on(part, p);
           if (step + at_once < steps) continue;
           for (int64_t q = 0; q <= two; ++q) {
             const int64_t m = (p + q) * kPanelRows, n = b * kBlockRows;
@@ -243,7 +251,7 @@ INTROSPECT_AVX512_BFLOAT16 void multiply_gated(const Product& o, int64_t begin, 
             Kernel::template multiply<2>(part, to, gated);
           else
             Kernel::template multiply<1>(part, to, gated);
-          part.next = nullptr;
+          ask_on(part, p);
         }
       }
     gated.rest();
