@@ -294,10 +294,10 @@ def test_drivers_killed_in_the_middle_go_on_to_the_same_table(folder, tmp_path, 
 def test_a_cluster_starts_while_its_agents_are_held(tmp_path):
     """Ray's raylet gives one of them 15 seconds, which a busy machine does not have."""
     script = """
-import os, sys, threading
+import os
 from introspect import ray_session
-with ray_session.session("test", "local") as ray:
-    print(ray.get(ray.remote(os.getpid).remote()), flush=True)
+with ray_session.session("test", "local") as session:
+    print(session.ray.get(session.ray.remote(os.getpid).remote()), flush=True)
 """
     process = subprocess.Popen(**{**command(), "args": [sys.executable, "-c", script]}, stdout=subprocess.PIPE)
     held = set()
