@@ -77,6 +77,7 @@ def facts_of(model: Any) -> dict[str, str]:
         "torch": torch.__version__,
         "model": native.hash[:12],
         "dtype": str(native.dtype),
+        "device": str(native.device).partition(":")[0],
         "n_ctx": str(native.cfg.n_ctx),
         "weights": _how_held(native),
         "chat template": chat,

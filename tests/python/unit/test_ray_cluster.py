@@ -208,7 +208,9 @@ def test_workers_of_no_sense_are_refused():
             RayWorkers(**bad)
 
 
-@pytest.mark.parametrize("other", ["introspect", "torch", "model", "dtype", "chat template", "n_ctx", "weights"])
+@pytest.mark.parametrize(
+    "other", ["introspect", "torch", "model", "dtype", "device", "chat template", "n_ctx", "weights"]
+)
 def test_a_worker_that_is_not_like_the_driver_is_refused(model, other):
     worker = Worker(loading_of(model, {}), {**facts_of(model), other: "0.0.0"})
     with pytest.raises(introspect.ConfigError, match=rf"worker must have .*{other} 0\.0\.0.*got {other} "):
