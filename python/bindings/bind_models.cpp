@@ -372,7 +372,7 @@ Args:
           py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("repetition_penalty") = 1.0,
           py::arg("seed") = 0, py::arg("stop_at_eos") = true,
           py::arg("stop_token_ids") = std::vector<int64_t>{}, py::arg("padding_side") = "left",
-          py::arg("hooks") = py::none(), py::arg("on_token") = py::none(), py::arg("step") = "auto", R"doc(
+          py::arg("hooks") = py::none(), py::arg("on_token") = py::none(), py::arg("step") = "plain", R"doc(
 Continues each prompt (a list of token ids) and returns the new tokens of each.
 
 Args:
@@ -387,7 +387,7 @@ Args:
     step: "plain" computes each token in a pass of its own. "static" does the same work at the same addresses for every
         token, so that a device that can (CUDA) replays it instead of waiting for the host; it needs a model on one device,
         without experts, blocks in memory, and no hooks but interventions that act alike at every new position. "auto"
-        does so where it is possible and pays. The numbers are the same within rounding.
+        does so where it is possible and pays; no CUDA device has run one yet. The numbers are the same within rounding.
 
 Raises:
     ValueError: an empty prompt, or options out of range.

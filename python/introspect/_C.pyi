@@ -1665,7 +1665,7 @@ class Model:
         on_token: collections.abc.Callable[
             [typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], bool
         ] = None,
-        step: str = "auto",
+        step: str = "plain",
     ) -> list[list[int]]:
         """
         Continues each prompt (a list of token ids) and returns the new tokens of each.

@@ -48,7 +48,9 @@ struct GenerateOptions {
   /// A static step is possible for a model on one device, with its blocks in memory and without experts, and with nothing
   /// hooked but interventions that do the same at every new position, or nothing: by an operator that is replayable
   /// (hooks/operators.h), not on scores, after the last block, by tokens, or for scattered rows or heads.
-  Step step = Step::kAuto;
+  /// Steps were seen to be right on the CPU and on the test device, which replays them; no CUDA device has run one yet, so
+  /// they are to be asked for.
+  Step step = Step::kPlain;
 };
 
 /// Continues each prompt; the rows of the result hold the new tokens only.
