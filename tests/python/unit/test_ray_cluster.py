@@ -301,3 +301,13 @@ def test_the_command_line_says_what_to_install_before_it_loads_a_model(monkeypat
     words = ["sweep", str(tmp_path / "none"), "no_info", "--vector", "cat=none", "--layers", "1-2", "-o", str(tmp_path)]
     done = CliRunner().invoke(app, [*words, "--ray", "auto"])
     assert done.exit_code == 2 and "introspect[ray]" in done.output
+
+
+def test_workers_of_the_command_line_are_given_the_chat_template_too(tmp_path, monkeypatch):
+    from introspect.cli.experiment import ray_workers as of_command
+
+    assert of_command(None, "plain") is None and of_command("auto", None) == "auto"
+    assert of_command("auto", "plain") == RayWorkers("auto", load={"chat_template": "plain"})
+    (tmp_path / "own.jinja").write_text("{{ messages }}")
+    monkeypatch.chdir(tmp_path)
+    assert of_command("local", "own.jinja").load == {"chat_template": str(tmp_path / "own.jinja")}
