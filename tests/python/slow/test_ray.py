@@ -297,7 +297,7 @@ def test_a_cluster_starts_while_its_agents_are_held(tmp_path):
 import os
 from introspect import ray_session
 with ray_session.session("test", "local") as session:
-    print(session.ray.get(session.ray.remote(os.getpid).remote()), flush=True)
+    print(session.ray.get(session.ray.remote(lambda: os.getpid()).remote()), flush=True)
 """
     process = subprocess.Popen(**{**command(), "args": [sys.executable, "-c", script]}, stdout=subprocess.PIPE)
     held = set()
