@@ -94,7 +94,7 @@ LIBRARY=cpp/CMakeFiles/introspect.dir/src TESTS=tests/cpp/CMakeFiles/introspect_
 link() { # a program of some objects, where the library would lie: its module and its data are found from there
   local program=$BUILD/cpp/$1
   shift
-  (cd "$BUILD" && aarch64-linux-gnu-g++ -o "$program" "$@" -Wl,-rpath-link,"$PATHS" "$TORCH"/lib/lib{torch,torch_cpu,c10}.so \
+  (cd "$BUILD" && aarch64-linux-gnu-g++ -o "$program" "$@" -Wl,-rpath-link,"$PATHS" -Wl,--unresolved-symbols=ignore-in-shared-libs "$TORCH"/lib/lib{torch,torch_cpu,c10}.so \
     "$TORCH/lib/libgomp.so.1" -L"$LIBRARIES" -Wl,--as-needed -lpcre2-8 -ldl)
 }
 run() {
