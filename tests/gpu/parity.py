@@ -69,7 +69,7 @@ def compared(folder: Path, device: str, dtype: torch.dtype, names: Iterable[str]
 
 def readout(folder: Path, device: str) -> float:
     """Logits in float32 that a bfloat16 model reads from the same residuals."""
-    models = [introspect.load_model(folder, dtype=torch.bfloat16, device=device) for device in (device, "cpu")]
+    models = [introspect.load_model(folder, dtype=torch.bfloat16, device=where) for where in (device, "cpu")]
     residuals = 4 * torch.randn(50, models[0].cfg.d_model, generator=torch.Generator().manual_seed(0))
     ours, theirs = (model.native.readout(residuals.to(model.device)).cpu() for model in models)
     return difference({"": ours}, {"": theirs})

@@ -12,8 +12,6 @@ namespace introspect::ops {
 
 namespace {
 
-constexpr double kHidden = -1e30;  // far below any score, and finite
-
 /// Query heads of one group side by side: [B * G, R, T, K], so that a group's keys serve its R heads by stride 0.
 torch::Tensor group_queries(const torch::Tensor& q_BTHK, int64_t G) {
   const int64_t B = q_BTHK.size(0), T = q_BTHK.size(1), H = q_BTHK.size(2), K = q_BTHK.size(3);
@@ -35,6 +33,11 @@ void check_shapes(const char* who, const torch::Tensor& q_BTHK, const torch::Ten
 
 TokenTree tree_of(const AttentionMask& mask) {
   return {mask.parents, mask.queries, mask.window};
+}
+
+/// True if a mask is more than nothing or a square causal one, which the fused products know.
+bool needs_mask(const AttentionMask& mask, int64_t T, int64_t S) {
+  return mask.additive.defined() || mask.parents.defined() || (mask.causal && T > 1 && T != S);
 }
 
 /// The mask of `mask` as an additive tensor broadcastable to [B, H, T, S]; undefined if every key may be seen.
@@ -86,7 +89,10 @@ torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK
   const bool graph_of_sinks = at::GradMode::is_enabled() && sinks_H.defined() && sinks_H.requires_grad();
   if (mask.parents.defined() && !graph_of_sinks && has_tree_attention(q_BTHK, k_BGSK, v_BGSK))
     return tree_attention(q_BTHK, k_BGSK, v_BGSK, tree_of(mask), scale, soft_cap, sinks_H);
-  if (soft_cap > 0 || sinks_H.defined())  // the fused product caps nothing and has no sinks
+  // The fused product caps nothing and has no sinks. On an H200 the one for float32 that takes masks gave one query of 65
+  // in a token tree a wrong sum (0.3 of a logit, torch 2.11), and products one by one did not.
+  const bool masked_on_device = !q_BTHK.is_cpu() && needs_mask(mask, q_BTHK.size(1), k_BGSK.size(2));
+  if (soft_cap > 0 || sinks_H.defined() || masked_on_device)
     return attend(attention_pattern(attention_scores(q_BTHK, k_BGSK, scale, mask, soft_cap), sinks_H),
                   v_BGSK);
   if (scale > 0 && !mask.parents.defined() && has_attention_bfloat16(q_BTHK, k_BGSK, v_BGSK, mask.additive)) {
@@ -95,19 +101,16 @@ torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK
   }
   const int64_t B = q_BTHK.size(0), T = q_BTHK.size(1), H = q_BTHK.size(2), K = q_BTHK.size(3);
   const int64_t G = k_BGSK.size(1), S = k_BGSK.size(2), R = H / G;
-  const bool is_causal =
-      mask.causal && !mask.additive.defined() && !mask.parents.defined() && T == S && T > 1;
+  const bool is_causal = mask.causal && T > 1 && !needs_mask(mask, T, S);
   std::optional<torch::Tensor> additive;
   if (!is_causal) {
     auto tensor = as_additive(mask, T, S, q_BTHK);
     if (tensor.defined() && tensor.dim() == 4 && B > 1 && tensor.size(0) == B)  // one row per (batch, group)
       tensor = tensor.expand({B, G, T, S}).reshape({B * G, 1, T, S});
-    // A device's fused kernels go through the keys in blocks, and a block that a query sees nothing of is wrong with -inf
-    // in some (CUDA's for float32, 64 queries and one more). exp of this is 0 as well, once a key is seen.
-    if (tensor.defined()) additive = tensor.is_cpu() ? tensor : tensor.clamp_min(kHidden);
+    if (tensor.defined()) additive = tensor;
   }
   // A device's fused kernels of 16 bits share a group's keys by themselves and take every layout: nothing is copied.
-  if (!q_BTHK.is_cpu() && !additive && q_BTHK.element_size() == 2)
+  if (!q_BTHK.is_cpu() && q_BTHK.element_size() == 2)
     return at::scaled_dot_product_attention(q_BTHK.transpose(1, 2), k_BGSK, v_BGSK, {}, /*dropout_p=*/0.0,
                                             is_causal, scale, /*enable_gqa=*/R > 1)
         .transpose(1, 2);
