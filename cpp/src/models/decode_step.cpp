@@ -102,9 +102,9 @@ torch::Tensor DecodeStep::forward(const torch::Tensor& tokens_B1) {
     begin(place);
     check<Error>(cache_.extend(), "generate: another fork of the KVCache takes its places");
   }
-  tokens_B1_.copy_(tokens_B1, /*non_blocking=*/!tokens_B1.is_pinned());
-  place_.fill_(place);
   try {
+    tokens_B1_.copy_(tokens_B1, /*non_blocking=*/!tokens_B1.is_pinned());
+    place_.fill_(place);
     if (!recording_ && current_clock() == nullptr)
       recording_ = DeviceRecording::of(model_.device(), [this] { return work(); });
     auto logits_BV = recording_ ? recording_->replay() : work();

@@ -39,10 +39,11 @@ torch::Tensor activated(ops::Activation activation, const torch::Tensor& hidden,
   return ops::gated(activation, hidden.narrow(-1, 0, M), hidden.narrow(-1, M, M));
 }
 
-/// True for a dense weight and its bias, without more.
+/// True for a dense weight and its bias, without more, of which no gradient of the bias is asked.
 bool is_plain(const Linear& linear) {
   const auto& bias = linear.bias();
-  return !linear.is_quantised() &&
+  const bool trained = at::GradMode::is_enabled() && bias.defined() && bias.requires_grad();
+  return !trained && !linear.is_quantised() &&
          linear.numel() == linear.n_out() * linear.n_in() + (bias.defined() ? bias.numel() : 0);
 }
 

@@ -119,7 +119,9 @@ torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK
                                        additive, /*dropout_p=*/0.0, is_causal, scale);
   auto z_BTHK = z.view({B, G, R, T, K}).permute({0, 3, 1, 2, 4}).reshape({B, T, H, K});
   if (may_hide_nan(z_BTHK, q_BTHK, k_BGSK, scale)) [[unlikely]]
-    return attend(attention_pattern(attention_scores(q_BTHK, k_BGSK, scale, mask)), v_BGSK);
+    return at::where(z_BTHK == 0,
+                     attend(attention_pattern(attention_scores(q_BTHK, k_BGSK, scale, mask)), v_BGSK),
+                     z_BTHK);
   return z_BTHK;
 }
 

@@ -233,6 +233,8 @@ INTROSPECT_AVX512_BFLOAT16 void multiply_gated(const Product& o, int64_t begin, 
   const int64_t n_panels = o.n_panels(), steps = o.steps(), parts = o.parts();
   const int64_t at_once = (steps + parts - 1) / parts, n_sums = round_up(n_panels, 2) * kSums;
   const Lines<float> sums(4 * n_sums);
+  if (n_panels % 2 == 1)
+    std::fill_n(sums.get(), 4 * n_sums, 0.0f);  // few rows of a last panel write their own sums only
   const Blocks blocks(o, at_once);
   Gated gated(o);
   for (int64_t b = begin; b < end; ++b) {

@@ -1,5 +1,7 @@
 #include "introspect/ops/linear.h"
 
+#include <algorithm>
+
 #include "core/parallel.h"
 #include "core/reused_memory.h"
 #include "introspect/core/check.h"
@@ -117,17 +119,24 @@ bool has_few_rows(torch::ScalarType x, const torch::Tensor& weight) {
 /// float32 x [N, D] times bfloat16 rows [V, D] -> float32 [N, V], where a device multiplies bfloat16 into float32.
 ///
 /// x is the sum of three numbers of 8 bits each, exactly; the three are rows of one product, which reads the weights once
-/// and keeps them as they are.
+/// and keeps them as they are. Some rows at a time: their sums take three times the room of the result.
 torch::Tensor product_in_parts(const torch::Tensor& x_ND, const torch::Tensor& w_VD) {
-  const int64_t N = x_ND.size(0);
-  std::vector<torch::Tensor> parts;
-  auto rest_ND = x_ND;
-  for (int i = 0; i < 3; ++i) {
-    parts.push_back(rest_ND.to(torch::kBFloat16));
-    if (i < 2) rest_ND = rest_ND - parts.back();
+  constexpr int64_t kRowsAtOnce = 512;
+  const auto out_NV = at::empty({x_ND.size(0), w_VD.size(0)}, x_ND.options());
+  for (int64_t first = 0; first < x_ND.size(0); first += kRowsAtOnce) {
+    const int64_t n = std::min(kRowsAtOnce, x_ND.size(0) - first);
+    auto rest_nD = x_ND.narrow(0, first, n);
+    std::vector<torch::Tensor> parts;
+    for (int i = 0; i < 3; ++i) {
+      parts.push_back(rest_nD.to(torch::kBFloat16));
+      if (i < 2) rest_nD = rest_nD - parts.back();
+    }
+    const auto sums = at::mm(at::cat(parts, 0), w_VD.t(), torch::kFloat32);
+    auto to_nV = out_NV.narrow(0, first, n);
+    at::add_out(to_nV, sums.narrow(0, 2 * n, n), sums.narrow(0, n, n))
+        .add_(sums.narrow(0, 0, n));  // the smallest first
   }
-  const auto y = at::mm(at::cat(parts, 0), w_VD.t(), torch::kFloat32);
-  return y.narrow(0, 2 * N, N) + y.narrow(0, N, N) + y.narrow(0, 0, N);  // the smallest first
+  return out_NV;
 }
 
 bool needs_grad(const torch::Tensor& x, const torch::Tensor& weight) {

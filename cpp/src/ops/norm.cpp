@@ -124,7 +124,8 @@ torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& weight, doub
   check_weight("rms_norm", x, weight);
   if (has_kernel(x, weight) && weight.scalar_type() == x.scalar_type() && weight.is_contiguous())
     return rms_by_kernel(x, weight, eps);
-  if (has_fused(x) && weight.scalar_type() == x.scalar_type())
+  // In 16 bits the fused kernel would round once, where this rounds before the weight is applied, too.
+  if (has_fused(x) && x.scalar_type() == torch::kFloat32 && weight.scalar_type() == torch::kFloat32)
     return at::rms_norm(x, {x.size(-1)}, weight, eps);
   return weight * rms_normalize(x, eps);
 }

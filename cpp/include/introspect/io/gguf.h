@@ -50,8 +50,8 @@ class INTROSPECT_EXPORT GgufFile : public MappedTensors {
   double get_float(const std::string& key) const;  // of any float or integer type
   bool get_bool(const std::string& key) const;
   std::vector<std::string> get_strings(const std::string& key) const;
-  std::vector<std::string_view> get_texts(
-      const std::string& key) const;                            // the same where they stand in the file
+  /// The same where they stand in the file's memory, for as long as this object lives.
+  std::vector<std::string_view> get_texts(const std::string& key) const;
   std::vector<int64_t> get_ints(const std::string& key) const;  // an array of any integer type or of booleans
   std::vector<double> get_floats(const std::string& key) const;
 
