@@ -34,6 +34,17 @@ PLAIN = (
 """Turns as plain text ("User: ...", "Assistant: ..."), for base models, which know no format: the template "plain"."""
 
 
+def is_template_path(given: str | os.PathLike) -> bool:
+    """Whether what names a chat template is a file or folder that is there: no template's text and no format's name."""
+    text = os.fspath(given)
+    is_name = text == "plain" or text in _C.ChatTemplate.names()
+    return not is_name and not _is_template(text) and (os.path.isfile(text) or os.path.isdir(text))
+
+
+def _is_template(text: str) -> bool:
+    return "{{" in text or "{%" in text or "\n" in text
+
+
 def given_chat_template(
     given: str | os.PathLike | _C.ChatTemplate, path: str | os.PathLike | None = None
 ) -> _C.ChatTemplate:
@@ -50,24 +61,26 @@ def given_chat_template(
     """
     if isinstance(given, _C.ChatTemplate):
         return given
-    text = PLAIN if os.fspath(given) == "plain" else os.fspath(given)
-    if "{{" not in text and "{%" not in text and "\n" not in text:
-        if text in _C.ChatTemplate.names():
-            return _C.ChatTemplate.named(text)
+    text = os.fspath(given)
+    if text in _C.ChatTemplate.names():
+        return _C.ChatTemplate.named(text)
+    if text == "plain":
+        text = PLAIN
+    elif is_template_path(text):
         file = Path(text)
-        if len(text) < 4096 and (file.is_dir() or file.suffix == ".gguf"):
+        if file.is_dir() or file.suffix == ".gguf":
             if (found := load_chat_template(file)) is None:
                 raise _C.ConfigError(f"chat_template: {text} has no chat template")
             return found
-        if len(text) >= 4096 or not file.is_file():
-            raise _C.ConfigError(
-                "chat_template must be the text of a template, a file, a folder or .gguf file with one, or one of "
-                f"plain, {', '.join(_C.ChatTemplate.names())}, got {text[:200]!r}"
-            )
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise _C.IoError(f"chat_template: {file} cannot be read: {error}") from error
+    elif not _is_template(text):
+        raise _C.ConfigError(
+            "chat_template must be the text of a template, a file, a folder or .gguf file with one, or one of "
+            f"plain, {', '.join(_C.ChatTemplate.names())}, got {text[:200]!r}"
+        )
     tokens = {} if path is None else _C.ChatSource.special_tokens_of(path)
     return chat_template(text, special_tokens=tokens)
 

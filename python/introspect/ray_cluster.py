@@ -10,8 +10,8 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import _C
@@ -37,21 +37,22 @@ class RayWorkers:
         n: workers, each with the whole model. None: one for each node that has processors.
         cpus: of each worker, and its threads unless OMP_NUM_THREADS says otherwise. None: a node's, shared by its
             workers.
-        gpus: of each worker.
-        load: arguments of ``load_model`` in a worker, besides those that the model tells: its name, dtype, device,
-            n_ctx and how its weights are held. A ``chat_template`` that was given to the model must stand here, too.
+        gpus: of each worker. None: one where the model is on a GPU, otherwise none.
+        load: arguments of ``load_model`` in a worker, besides those that the model tells: its name, dtype, kind of
+            device, n_ctx and how its weights are held. A ``chat_template`` that was given to the model must stand
+            here, too.
     """
 
     address: str = "auto"
     n: int | None = None
     cpus: float | None = None
-    gpus: float = 0
+    gpus: float | None = None
     load: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.n is not None and (isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1):
             raise ValueError(f"RayWorkers: n must be at least 1, or None, got {self.n!r}")
-        if not self.gpus >= 0 or not (self.cpus is None or self.cpus > 0):
+        if not (self.gpus is None or self.gpus >= 0) or not (self.cpus is None or self.cpus > 0):
             raise ValueError(
                 f"RayWorkers: cpus must be above 0 and gpus at least 0, got {self.cpus!r} and {self.gpus!r}"
             )
@@ -77,11 +78,16 @@ def facts_of(model: Any) -> dict[str, str]:
         "torch": torch.__version__,
         "model": native.hash[:12],
         "dtype": str(native.dtype),
-        "device": str(native.device).partition(":")[0],
+        "device": _kind(native.device),
         "n_ctx": str(native.cfg.n_ctx),
         "weights": _how_held(native),
         "chat template": chat,
     }
+
+
+def _kind(device: Any) -> str:
+    """ "cuda" of "cuda:1": a worker's own first GPU is "cuda:0" there."""
+    return str(device).partition(":")[0]
 
 
 def _how_held(native: Any) -> str:
@@ -95,7 +101,7 @@ def loading_of(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {
         "source": os.path.abspath(name) if os.path.exists(name) else name,  # workers have folders of their own
         "dtype": str(native.dtype).removeprefix("torch."),
-        "device": str(native.device),
+        "device": _kind(native.device),
         "n_ctx": native.cfg.n_ctx,
         "weights": _how_held(native),
     }
@@ -146,13 +152,14 @@ class Pool:
     def __init__(self, session: Session, given: RayWorkers, load: Mapping[str, Any], facts: Mapping[str, str]) -> None:
         self.session, self.ray = session, session.ray
         self.n, cpus = _shares(given, self.ray.nodes())
-        self.wanted = f"cpus={cpus:g}, gpus={given.gpus:g}"
-        self.made = self.ray.remote(num_cpus=cpus, num_gpus=given.gpus, max_restarts=0)(Worker)
+        gpus = given.gpus or 0
+        self.wanted = f"cpus={cpus:g}, gpus={gpus:g}"
+        self.made = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(Worker)
         self.given = load, facts
         self.idle: list[Any] = []
         self.busy: dict[Any, tuple[Any, int, Callable[[], tuple]]] = {}  # by what is waited for: worker, number, task
         self.starting: dict[Any, Any] = {}  # the same: a worker that the cluster may have no room for yet
-        self.processes: dict[Any, int] = {}  # of workers that have started
+        self.processes: dict[Any, int] = {}  # of workers that have started and are not known to be dead
         self.idle_since = time.monotonic()
         for _ in range(self.n):
             self._start()
@@ -208,6 +215,7 @@ class Pool:
                         worker = self.starting.pop(one)
                         self.processes[worker] = self.ray.get(one)
                         self.idle.append(worker)
+                        deaths.pop(n, None)
                         continue
                     worker, n, task = self.busy[one]
                     if (made := next(one, None)) is None:  # the task's end
@@ -216,15 +224,18 @@ class Pool:
                         continue
                     value = self.ray.get(made)
                     deaths.pop(n, None)
-                    if in_order:
-                        early[n] = value
-                    else:
+                    if not in_order:
                         yield n, value
+                    elif n >= given:  # not of a task run again that has given its result already
+                        early[n] = value
                 except errors.RayTaskError as error:
                     raise error.cause from None
-                except (errors.RayActorError, errors.ObjectLostError) as error:
+                except (
+                    errors.RayError
+                ) as error:  # the worker has died, or cannot be reached: not all such are RayActorErrors
                     self._check_cluster(SECONDS_TO_DIE)
                     self.busy.pop(one, None)
+                    self._end(worker)
                     deaths[n] += 1
                     if deaths[n] >= MOST_DEATHS:
                         what = "of one task" if n >= 0 else "as they started"
@@ -262,6 +273,12 @@ class Pool:
         if self.session.ended():
             return  # with its workers
         for worker in [*self.idle, *self.starting.values(), *(worker for worker, *_ in self.busy.values())]:
+            self._end(worker)
+
+    def _end(self, worker: Any) -> None:
+        """Frees what a worker holds of the cluster, if it is alive."""
+        self.processes.pop(worker, None)
+        with suppress(Exception):  # which would stand in the place of the call's own
             self.ray.kill(worker)
 
 
@@ -273,6 +290,19 @@ def _shares(given: RayWorkers, nodes: Iterable[Mapping[str, Any]]) -> tuple[int,
         return n, given.cpus or 1.0
     of_a_node = -(-n // len(cpus))
     return n, max(1.0, min(cpus) // of_a_node)
+
+
+def _gpus(who: str, given: float | None, device: Any) -> float:
+    """GPUs of a worker that loads its model to a device."""
+    on_gpu = _kind(device) == "cuda"
+    if given is None:
+        return float(on_gpu)
+    if on_gpu and given == 0:
+        raise _C.ConfigError(
+            f"{who}: workers need GPUs for a model on {device}, got gpus=0: leave gpus out for one of each, "
+            "or give the fraction that each may take"
+        )
+    return given
 
 
 def _in_a_row(numbers: Mapping[int, Any], first: int) -> list[int]:
@@ -288,7 +318,8 @@ def pool(who: str, given: RayWorkers | str, model: Any) -> Iterator[Pool]:
 
     Raises:
         TypeError: ``given`` is neither an address nor RayWorkers.
-        ConfigError: a model that is not from files, or a client's address.
+        ConfigError: a model that is not from files, workers without GPUs for a model on one, or an address that this
+            process cannot connect to.
         ImportError: Ray is not installed.
         Error: no cluster is there, or none could be started.
     """
@@ -298,6 +329,7 @@ def pool(who: str, given: RayWorkers | str, model: Any) -> Iterator[Pool]:
     load = loading_of(model, workers.load)
     if not load["source"]:
         raise _C.ConfigError(f"{who}: workers load the model from its files: give RayWorkers(load={{'source': ...}})")
+    workers = replace(workers, gpus=_gpus(who, workers.gpus, load["device"]))
     with session(who, workers.address) as connected:
         made = Pool(connected, workers, load, facts_of(model))
         try:

@@ -7,7 +7,7 @@ import random
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -19,11 +19,9 @@ OBJECT_STORE = 256 << 20
 PATIENCE = 300
 """Seconds that Ray's processes get to start, where Ray gives 30 or 60 and a busy machine needs more."""
 
-_AT_IMPORT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # The machine's address is then 127.0.0.1, for Ray here and for its processes.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-}
+_ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Where it is "0" when Ray is imported, the machine's address is 127.0.0.1, for Ray here and for its processes."""
+_AT_IMPORT = {"RAY_USAGE_STATS_ENABLED": "0", _ONE_MACHINE: "0"}
 _AT_START = {
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{PATIENCE}",
     "RAY_agent_register_timeout_ms": f"{PATIENCE}000",
@@ -56,10 +54,11 @@ def session(who: str, address: str) -> Iterator[Session]:
     """Ray, connected to the cluster at an address; where this process is connected already, to that one.
 
     Args:
-        address: "auto": RAY_ADDRESS, or else "local": a cluster of this machine's own, on loopback.
+        address: "auto": RAY_ADDRESS, or else "local": a cluster of this machine's own, on loopback if Ray was not
+            imported before.
 
     Raises:
-        ConfigError: an address of Ray's client.
+        ConfigError: an address of Ray's client, or that of machines where Ray has been imported for this one alone.
         ImportError: Ray is not installed.
         Error: no cluster is there, or none could be started.
     """
@@ -71,7 +70,7 @@ def session(who: str, address: str) -> Iterator[Session]:
         )
     if "ray" not in sys.modules:
         for name, value in _AT_IMPORT.items():
-            if address == "local" or name == "RAY_USAGE_STATS_ENABLED":
+            if address == "local" or name != _ONE_MACHINE:
                 os.environ.setdefault(name, value)
     with _environment(_AT_START if address == "local" else {}):
         try:
@@ -81,6 +80,7 @@ def session(who: str, address: str) -> Iterator[Session]:
         if ray.is_initialized():
             yield Session(ray)
             return
+        _check_reachable(who, address)
         node = None
         try:
             node, options = _own_node(who) if address == "local" else (None, {"address": address})
@@ -93,6 +93,16 @@ def session(who: str, address: str) -> Iterator[Session]:
         yield made
     finally:
         _end(ray, node)
+
+
+def _check_reachable(who: str, address: str) -> None:
+    """Raises ConfigError where a cluster of machines would be told that this process is at 127.0.0.1."""
+    here = address == "local" or address.rpartition(":")[0] in ("127.0.0.1", "localhost")
+    if not here and os.environ.get(_ONE_MACHINE) == "0":
+        raise _C.ConfigError(
+            f"{who}: Ray in this process knows the machine as 127.0.0.1 ({_ONE_MACHINE}=0, from the environment or a "
+            f"call with ray='local'), got the cluster {address}: use a fresh process without that variable"
+        )
 
 
 @contextmanager
@@ -115,7 +125,7 @@ def _connect(who: str, ray: Any, options: Mapping[str, Any]) -> None:
 
 
 def _own_node(who: str) -> tuple[Any, dict[str, Any]]:
-    """A cluster of one node on loopback, and what ``ray.init`` connects to it with."""
+    """A cluster of one node, on loopback if Ray was not imported before, and what ``ray.init`` connects to it with."""
     local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     on_loopback = {"_node_ip_address": "127.0.0.1"}
     try:
@@ -188,13 +198,13 @@ def _free_port() -> int:
 
 
 def _end(ray: Any, node: Any) -> None:
-    try:
+    with suppress(Exception):  # which would stand in the place of the call's own
         ray.shutdown()
-    finally:
-        if node is not None:
-            _end_node(node)
+    if node is not None:
+        _end_node(node)
 
 
 def _end_node(node: Any) -> None:
     if hasattr(node, "all_processes"):
-        node.kill_all_processes(check_alive=False, allow_graceful=True)
+        with suppress(Exception):
+            node.kill_all_processes(check_alive=False, allow_graceful=True)

@@ -106,10 +106,11 @@ def ray_workers(address: str | None, chat_template: str | None) -> Any:
     """The argument ``ray`` of run_experiment for --ray and --chat-template, which workers must be given, too."""
     if address is None or chat_template is None:
         return address
+    from ..chat import is_template_path
     from ..ray_cluster import RayWorkers
 
-    is_file = len(chat_template) < 4096 and Path(chat_template).exists()  # else text, or a format's name
-    return RayWorkers(address, load={"chat_template": os.path.abspath(chat_template) if is_file else chat_template})
+    given = os.path.abspath(chat_template) if is_template_path(chat_template) else chat_template
+    return RayWorkers(address, load={"chat_template": given})
 
 
 def strengths(given: list[Any] | None, fractions: list[float] | None) -> dict[str, Any]:

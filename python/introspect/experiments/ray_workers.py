@@ -39,7 +39,9 @@ def fill(
 
     Raises:
         ImportError: Ray is not installed.
-        ConfigError: other models take part, or workers load another one.
+        TypeError: ``given`` is neither an address nor RayWorkers.
+        ConfigError: other models take part, workers load another one, or see ``ray_cluster.pool``.
+        IoError: the store cannot be written, or a worker has sent cells that are no readings.
         Error: a piece of which several workers have died.
         Exception: what a worker has raised, of its type.
     """

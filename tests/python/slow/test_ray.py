@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from shared_out import has_same_bits, tasks
 from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
@@ -26,7 +28,6 @@ ray = pytest.importorskip("ray")
 
 TWO = RayWorkers("local", n=2, cpus=1)
 FLOOR = 1e-9  # float64, whose products are a BLAS's: which readings share a batch depends on the piece
-OURS = ("tiles", "pairs")  # ways of products in bfloat16
 LAYERS = "1-5"
 LONGEST = 600  # seconds of a command, on a busy machine
 
@@ -88,10 +89,6 @@ def sweep(model, store, **more):
     )
 
 
-def tasks(*given):
-    return [lambda task=task: task for task in given]
-
-
 def values(store):
     return {row["key"]: row["value"] for row in introspect.Store(store, read_only=True).rows()}
 
@@ -106,7 +103,7 @@ def test_two_workers_give_the_undisturbed_table(cluster, folder, tmp_path, dtype
     for one, other in zip(shared.rows, whole.rows, strict=True):
         assert {**one, "base": 0, "injected": 0} == {**other, "base": 0, "injected": 0}
         assert one["injected"]["log_odds"] == pytest.approx(other["injected"]["log_odds"], rel=0, abs=floor)
-    if dtype == "float32" or (dtype == "bfloat16" and introspect.ops.bfloat16_products() in OURS):
+    if has_same_bits(dtype):
         assert values(tmp_path / "shared.sqlite") == values(tmp_path / "whole.sqlite")  # bit for bit
 
 
@@ -116,6 +113,8 @@ def test_a_worker_killed_in_the_middle_changes_nothing(cluster, model, tmp_path,
     killed, pools = [], []
     start, take = Pool.__init__, ray_workers._take
     monkeypatch.setattr(Pool, "__init__", lambda self, *given: [start(self, *given), pools.append(self)][0])
+    made, start_worker = [], Pool._start
+    monkeypatch.setattr(Pool, "_start", lambda self: [made.append(1), start_worker(self)][1])
 
     def kill_after_taking(store, data):
         added = take(store, data)
@@ -128,7 +127,7 @@ def test_a_worker_killed_in_the_middle_changes_nothing(cluster, model, tmp_path,
     monkeypatch.setattr(ray_workers, "_take", kill_after_taking)
     monkeypatch.setattr(ray_workers, "SECONDS_BETWEEN", seconds)
     sweep(model, tmp_path / "killed.sqlite", ray=TWO)
-    assert len(killed) == 1
+    assert len(killed) == 1 and len(made) > TWO.n  # it was seen to die, and replaced
     assert values(tmp_path / "killed.sqlite") == values(tmp_path / "whole.sqlite")  # bit for bit
 
 
@@ -200,15 +199,31 @@ def sweep_command(folder, output, *more):
     )  # fmt: skip
 
 
+def status_of(pid):
+    """State, parent and start time of a process, or None."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    words = text.rpartition(")")[2].split()
+    return words[0], int(words[1]), int(words[19])
+
+
+def is_there(pid, start):
+    """Whether the process that started then runs: no zombie, and no other that has its number now."""
+    status = status_of(pid)
+    return status is not None and status[0] not in "ZX" and status[2] == start
+
+
+def with_starts(pids):
+    return {(pid, status[2]) for pid in pids if (status := status_of(pid))}
+
+
 def processes_of(parent):
     """The processes that a process has started, and theirs."""
-    parents = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            pid, rest = status.read_text().split(" ", 1)
-        except OSError:
-            continue
-        parents[int(pid)] = int(rest.rpartition(")")[2].split()[1])
+    parents = {
+        int(folder.name): status[1] for folder in Path("/proc").glob("[0-9]*") if (status := status_of(folder.name))
+    }
     out = {parent}
     while more := {pid for pid, one in parents.items() if one in out} - out:
         out |= more
@@ -263,7 +278,7 @@ def test_drivers_killed_in_the_middle_go_on_to_the_same_table(folder, tmp_path, 
         while len(written(shared)) <= len(kept):
             assert driver.poll() is None, (tmp_path / "errors").read_text()
             assert time.monotonic() < deadline
-            everybody |= (started := processes_of(driver.pid))
+            everybody |= with_starts(started := processes_of(driver.pid))
             addresses |= addresses_listened_to(started - {driver.pid})
             time.sleep(0.05)
         if end == "kill -9":
@@ -278,7 +293,7 @@ def test_drivers_killed_in_the_middle_go_on_to_the_same_table(folder, tmp_path, 
         assert "what was finished is kept" in said or end == "kill -9"
         before, kept = kept, written(shared)
         assert before.items() < kept.items() and len(kept) < len(whole)  # nothing lost, nothing made twice
-        while left := {pid for pid in everybody if Path(f"/proc/{pid}").exists()}:
+        while left := {pid for pid, start in everybody if is_there(pid, start)}:
             assert time.monotonic() < deadline, f"left behind after {end}: {left}"
             time.sleep(0.2)
     assert addresses and addresses <= LOOPBACK
@@ -304,14 +319,19 @@ with ray_session.session("test", "local") as session:
     try:
         while process.poll() is None:
             for name in ("dashboard/agent.py", "agent/main.py"):
-                for pid in processes_named(name, processes_of(process.pid) - held):
+                pids = processes_named(name, processes_of(process.pid))
+                for pid, start in with_starts(pids) - held:
+                    held.add((pid, start))
                     os.kill(pid, signal.SIGSTOP)
-                    held.add(pid)
             time.sleep(0.02)
         assert process.returncode == 0 and int(process.stdout.read()) > 0
         assert len(held) == 2
     finally:
         process.kill()
+        for pid, start in held:  # which nobody else may end: their raylet is gone
+            if is_there(pid, start):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.timeout(3 * LONGEST)

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from shared_out import has_same_bits
 from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
@@ -12,9 +13,8 @@ from introspect.experiments.run import native_experiment
 from introspect.studies.together import DEFAULTS
 
 BUDGET = 64 << 20
-OURS = ("tiles", "pairs")  # ways of products in bfloat16
 # Which readings share a product depends on the piece; ours do not mind.
-FLOOR = {"float64": 1e-9, "float32": 0.0, "bfloat16": 0.0 if introspect.ops.bfloat16_products() in OURS else 0.5}
+FLOOR = {"float64": 1e-9, "float32": 0.0, "bfloat16": 0.0 if has_same_bits("bfloat16") else 0.5}
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,16 @@
 """How tasks are shared out among workers that die, by a Ray that runs in this process."""
 
+import gc
 import os
 import re
 import sys
 import types
+import weakref
 from functools import partial
+from itertools import chain, repeat
 
 import pytest
+from shared_out import tasks
 from tiny_chat import random_vectors, write_tiny_chat
 
 import introspect
@@ -18,11 +22,11 @@ from introspect.ray_session import Session
 BUDGET = 64 << 20
 
 
-class Died(Exception):
-    """RayActorError."""
+class RayError(Exception):
+    """Every other of Ray's: a worker that died, was ended for its memory or cannot be reached, a lost result."""
 
 
-class Raised(Exception):
+class Raised(RayError):
     """RayTaskError."""
 
     def __init__(self, cause):
@@ -30,13 +34,17 @@ class Raised(Exception):
 
 
 class FakeRay:
-    """Workers of this process. ``deaths``: {number of a worker: after how many results it dies}."""
+    """Workers of this process.
 
-    exceptions = types.SimpleNamespace(RayTaskError=Raised, RayActorError=Died, ObjectLostError=Died)
+    ``deaths``: {number of a worker: after how many results it dies}; ``late``: numbers of those that die when all
+    results of their first task have come, but not its end.
+    """
 
-    def __init__(self, deaths=(), cpus=(2.0,)):
-        self.deaths, self.cpus = dict(deaths), cpus
-        self.made, self.killed, self.puts = 0, [], []
+    exceptions = types.SimpleNamespace(RayTaskError=Raised, RayError=RayError)
+
+    def __init__(self, deaths=(), cpus=(2.0,), late=()):
+        self.deaths, self.cpus, self.late = dict(deaths), cpus, late
+        self.made, self.killed, self.puts, self.kill_fails = 0, [], [], False
 
     def nodes(self):
         return [{"Alive": True, "Resources": {"CPU": one} if one else {}} for one in self.cpus]
@@ -57,11 +65,13 @@ class FakeRay:
 
     def kill(self, worker):
         self.killed.append(worker)
+        if self.kill_fails:
+            raise RayError("nobody there")
 
 
 class FakeWorker:
     def __init__(self, ray, worker):
-        self.number, ray.made = ray.made, ray.made + 1
+        self.ray, self.number, ray.made = ray, ray.made, ray.made + 1
         self.left = ray.deaths.get(self.number, 10**9)
         self.worker = worker
         self.process = types.SimpleNamespace(remote=lambda: lambda: self._answer(self.number))
@@ -69,7 +79,7 @@ class FakeWorker:
 
     def _answer(self, value):
         if self.left < 0:
-            raise Died(f"worker {self.number}")
+            raise RayError(f"worker {self.number}")
         return value
 
     def _run(self, *task):
@@ -78,6 +88,9 @@ class FakeWorker:
             try:
                 value = next(made)
             except StopIteration:
+                if self.number in self.ray.late:
+                    self.left = -1
+                    yield partial(self._answer, None)
                 return
             except Exception as error:
                 yield partial(self._raise, error)
@@ -111,10 +124,6 @@ def one(model, n):
     return n
 
 
-def tasks(*given):
-    return [lambda task=task: task for task in given]
-
-
 def test_results_of_all_tasks_come_once_and_in_order_where_asked(new_pool):
     pool = new_pool(n=3)
     assert sorted(pool.results(several, tasks((0, 2), (10, 1), (20, 3)))) == [
@@ -136,6 +145,34 @@ def test_a_task_of_a_worker_that_died_is_asked_for_again(new_pool):
 
     assert [value for _, value in pool.results(several, [task])] == [0, 1, 10, 11, 12, 13]
     assert asked == [0, 1] and pool.ray.made == 2
+    (first,) = pool.ray.killed  # it may be alive, and hold what the other needs
+    assert first.number == 0 and list(pool.processes.values()) == [1]
+
+
+def test_a_worker_that_cannot_be_ended_is_replaced_and_hides_no_error(new_pool):
+    pool = new_pool(n=1, deaths={0: 0})
+    pool.ray.kill_fails = True
+    assert list(pool.results(several, tasks((0, 2)))) == [(0, 0), (0, 1)]
+    pool.close()
+    assert [worker.number for worker in pool.ray.killed] == [0, 1]
+
+
+def test_a_result_that_comes_again_with_a_task_run_again_is_not_kept(new_pool):
+    class Value:
+        pass
+
+    alive = weakref.WeakSet()
+
+    def value(model, n):
+        alive.add(made := Value())
+        return made
+
+    left = []
+    for n, _ in new_pool(n=1, late=(0,)).results(value, tasks((0,), (1,), (2,)), in_order=True):
+        del _
+        gc.collect()
+        left.append((n, len(alive)))
+    assert left == [(0, 1), (1, 1), (2, 1)]
 
 
 def test_three_deaths_of_one_task_end_the_call_unless_something_came_between(new_pool):
@@ -145,6 +182,8 @@ def test_three_deaths_of_one_task_end_the_call_unless_something_came_between(new
     assert len(list(patient.results(several, tasks((0, 2))))) == 4 + 2
     with pytest.raises(introspect.Error, match="3 workers have died as they started"):
         list(new_pool(n=1, deaths={n: -1 for n in range(3)}).results(one, tasks((0,))))
+    between = new_pool(n=1, deaths={0: -1, 1: -1, 2: 0, 3: -1})
+    assert list(between.results(one, tasks((7,)))) == [(0, 7)] and between.ray.made == 5
 
 
 def test_what_a_task_raises_is_raised_after_what_it_gave(new_pool):
@@ -179,7 +218,7 @@ def test_a_cluster_that_has_lost_its_raylet_is_an_error_and_left_alone(new_pool)
 
 def test_a_raylet_that_is_seen_to_die_after_its_workers_is_an_error_before_ray_is_used_again(new_pool):
     pool = new_pool(n=1, deaths={0: 0})
-    seen = iter([[], [], [], [("gcs_server", 1)]])  # at the start, at the result, twice after the death
+    seen = chain([[], [], []], repeat([("gcs_server", 1)]))  # at the start, at the result, after the death
     pool.session = Session(pool.ray, types.SimpleNamespace(dead_processes=lambda: next(seen)))
     with pytest.raises(introspect.Error, match="lost its gcs_server"):
         list(pool.results(several, tasks((0, 2))))
@@ -203,7 +242,15 @@ def test_processors_of_nodes_are_shared_by_their_workers(n, cpus, nodes, expecte
 
 
 def test_workers_of_no_sense_are_refused():
-    for bad in ({"n": 0}, {"n": 1.5}, {"n": True}, {"cpus": 0}, {"gpus": -1}, {"cpus": float("nan")}):
+    for bad in (
+        {"n": 0},
+        {"n": 1.5},
+        {"n": True},
+        {"cpus": 0},
+        {"gpus": -1},
+        {"gpus": float("nan")},
+        {"cpus": float("nan")},
+    ):
         with pytest.raises(ValueError, match="RayWorkers"):
             RayWorkers(**bad)
 
@@ -233,9 +280,55 @@ def test_a_worker_loads_from_a_path_that_holds_in_every_folder(model, monkeypatc
     assert loading_of(relative, {})["source"] == os.path.realpath(model.name)
 
 
+def test_a_worker_is_told_the_kind_of_device_and_given_a_gpu_for_a_model_on_one(model, monkeypatch):
+    native = types.SimpleNamespace(device="cuda:1", dtype="torch.float32", cfg=types.SimpleNamespace(n_ctx=8))
+    native.quantised_weights = list
+    on_gpu = types.SimpleNamespace(native=native, name="somewhere")
+    assert loading_of(on_gpu, {})["device"] == "cuda" and loading_of(model, {})["device"] == "cpu"
+    for given, device, expected in (
+        (None, "cuda", 1),
+        (None, "cpu", 0),
+        (0.5, "cuda", 0.5),
+        (2, "cpu", 2),
+        (0, "cpu", 0),
+    ):
+        assert ray_cluster._gpus("test", given, device) == expected
+    monkeypatch.setattr(ray_cluster, "session", None)  # nothing may start
+    with (
+        pytest.raises(introspect.ConfigError, match="GPUs for a model on cuda, got gpus=0"),
+        ray_cluster.pool("test", RayWorkers("local", gpus=0), on_gpu),
+    ):
+        pass
+
+
 def test_clients_addresses_are_refused(model):
     with pytest.raises(introspect.ConfigError, match="host:port"), ray_session.session("test", "ray://there:1"):
         pass
+
+
+def test_a_cluster_of_machines_is_refused_where_ray_was_imported_for_one(monkeypatch):
+    fake = types.SimpleNamespace(is_initialized=lambda: False, init=None, shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    monkeypatch.setenv("RAY_ADDRESS", "there:6379")
+    for address in ("there:6379", "auto"):
+        with pytest.raises(introspect.ConfigError, match="there:6379: use a fresh process"):  # noqa: SIM117
+            with ray_session.session("test", address):
+                pass
+    ray_session._check_reachable("test", "local")
+    ray_session._check_reachable("test", "127.0.0.1:6379")
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    ray_session._check_reachable("test", "there:6379")
+
+
+def test_a_node_that_cannot_be_ended_hides_no_error():
+    def fail(**options):
+        raise OSError("gone")
+
+    ended = []
+    node = types.SimpleNamespace(all_processes={}, kill_all_processes=lambda **options: (ended.append(1), fail()))
+    ray_session._end(types.SimpleNamespace(shutdown=fail), node)
+    assert ended == [1]
 
 
 def test_a_free_port_is_below_those_that_the_system_gives():
@@ -311,3 +404,8 @@ def test_workers_of_the_command_line_are_given_the_chat_template_too(tmp_path, m
     (tmp_path / "own.jinja").write_text("{{ messages }}")
     monkeypatch.chdir(tmp_path)
     assert of_command("local", "own.jinja").load == {"chat_template": str(tmp_path / "own.jinja")}
+    long = "{{ messages[0]['content'] }}" * 20  # no file may have such a name
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "chatml").touch()
+    for given in (long, "x" * 300, "plain", "chatml", "none.jinja"):
+        assert of_command("local", given).load == {"chat_template": given}
