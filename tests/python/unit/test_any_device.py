@@ -287,3 +287,23 @@ def test_devices_that_are_not_there_are_refused(chat, options, message):
 def test_a_kind_of_device_that_this_torch_lacks_is_refused(chat):
     with pytest.raises(introspect.ConfigError, match="device 'cuda' cannot be used here"):
         introspect.load_model(chat, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits_are_no_further_from_float32_than_the_cpus(chat, device, dtype):
+    """Padded rows, chunks after a prefix and whole passes, which take different kernels of a device."""
+    exact, cpu, ours = (
+        introspect.load_model(chat, dtype=kind, device=where)
+        for kind, where in ((torch.float32, "cpu"), (dtype, "cpu"), (dtype, device))
+    )
+    mask = torch.ones(works.TOKENS.shape, dtype=torch.bool)
+    mask[1, :3] = False
+
+    def read(model):
+        cache = model.native.make_cache(2)
+        model(works.TOKENS[:, :4], cache=cache)
+        parts = [model(works.TOKENS), model(works.TOKENS, attention_mask=mask), model(works.TOKENS[:, 4:], cache=cache)]
+        return torch.cat([part[1, -3:].cpu() for part in parts])
+
+    want = read(exact)
+    assert (read(ours) - want).norm() < 1.5 * (read(cpu) - want).norm()  # both round, in places of their own
