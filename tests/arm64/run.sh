@@ -102,7 +102,8 @@ SEEN=$WORK/root
 mkdir -p "$SEEN/proc"
 ln -sfn "$SYSTEM/lib" "$SEEN/lib"
 for ((cpu = 0; cpu < $(nproc --all); ++cpu)); do # of a Neoverse N1
-  printf '%s\n' "processor	: $cpu" "Features	: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp" \
+  printf '%s\n' "processor	: $cpu" "BogoMIPS	: 50.00" \
+    "Features	: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp" \
     "CPU implementer	: 0x41" "CPU architecture: 8" "CPU variant	: 0x3" "CPU part	: 0xd0c" "CPU revision	: 1" ""
   mkdir -p "$SEEN/sys/devices/system/cpu/cpu$cpu/regs/identification"
   echo 0x00000000413fd0c1 >"$SEEN/sys/devices/system/cpu/cpu$cpu/regs/identification/midr_el1"
