@@ -479,7 +479,8 @@ Raises:
 )doc");
 
   m.def("replays_steps", &models::replays_steps, py::arg("device"),
-        "True if static steps of a generation (step=) are replayed on a torch.device, and none has failed to be.");
+        "True if static steps of a generation (step=) are replayed on a torch.device, and none has failed to "
+        "be.");
   m.def(
       "new_model",
       [](const models::Config& cfg, torch::ScalarType dtype, torch::Device device) {

@@ -1682,7 +1682,7 @@ class Model:
             step: "plain" computes each token in a pass of its own. "static" does the same work at the same addresses for every
                 token, so that a device that can (CUDA) replays it instead of waiting for the host; it needs a model on one device,
                 without experts, blocks in memory, and no hooks but interventions that act alike at every new position. "auto"
-                does so where it is possible and pays. The numbers are the same within rounding.
+                does so where it is possible and pays; no CUDA device has run one yet. The numbers are the same within rounding.
 
         Raises:
             ValueError: an empty prompt, or options out of range.

@@ -156,7 +156,8 @@ class Solver {
     preconditioners_.clear();
     const auto [different, place_P, counts] = at::_unique2(s_.C_P, /*sorted=*/true, /*return_inverse=*/true);
     for (int64_t c = 0; c < different.size(0); ++c) {
-      const auto mean_N = curvature_P1N.index_select(0, (place_P == c).nonzero().flatten()).mean(at::IntArrayRef{0, 1});
+      const auto mean_N =
+          curvature_P1N.index_select(0, (place_P == c).nonzero().flatten()).mean(at::IntArrayRef{0, 1});
       const double C = different[c].item<double>();
       preconditioners_.emplace(C, Preconditioner(single_ND_, kernel_NN_, mean_N.to(torch::kFloat32), C));
     }
