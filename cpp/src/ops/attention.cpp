@@ -89,8 +89,8 @@ torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK
   const bool graph_of_sinks = at::GradMode::is_enabled() && sinks_H.defined() && sinks_H.requires_grad();
   if (mask.parents.defined() && !graph_of_sinks && has_tree_attention(q_BTHK, k_BGSK, v_BGSK))
     return tree_attention(q_BTHK, k_BGSK, v_BGSK, tree_of(mask), scale, soft_cap, sinks_H);
-  // The fused product caps nothing and has no sinks. On an H200 the one for float32 that takes masks gave one query of 65
-  // in a token tree a wrong sum (0.3 of a logit, torch 2.11), and products one by one did not.
+  // The fused product caps nothing and has no sinks. On an H200 the one for float32 that takes masks made one reading of
+  // 120 in token trees wrong (0.3 of a logit, torch 2.11); products one by one did not.
   const bool masked_on_device = !q_BTHK.is_cpu() && needs_mask(mask, q_BTHK.size(1), k_BGSK.size(2));
   if (soft_cap > 0 || sinks_H.defined() || masked_on_device)
     return attend(attention_pattern(attention_scores(q_BTHK, k_BGSK, scale, mask, soft_cap), sinks_H),
