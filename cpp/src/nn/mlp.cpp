@@ -39,11 +39,10 @@ torch::Tensor activated(ops::Activation activation, const torch::Tensor& hidden,
   return ops::gated(activation, hidden.narrow(-1, 0, M), hidden.narrow(-1, M, M));
 }
 
-/// True for a dense weight and its bias, without more, of which no gradient of the bias is asked.
+/// True for a dense weight and its bias, without more.
 bool is_plain(const Linear& linear) {
   const auto& bias = linear.bias();
-  const bool trained = at::GradMode::is_enabled() && bias.defined() && bias.requires_grad();
-  return !trained && !linear.is_quantised() &&
+  return !linear.is_quantised() &&
          linear.numel() == linear.n_out() * linear.n_in() + (bias.defined() ? bias.numel() : 0);
 }
 
@@ -55,7 +54,7 @@ torch::Tensor in_one_step(const MlpWeights& weights, ops::Activation activation,
       ctx.wants(Point::kMlpPre) || ctx.wants(Point::kMlpPreLinear) || ctx.wants(Point::kMlpPost);
   if (seen || activation != ops::Activation::kSilu || !is_plain(in) || !is_plain(out)) return {};
   const auto W_in = in.dense(), W_out = out.dense();
-  if (!ops::has_gated_mlp(x_BTD, W_in, W_out)) return {};
+  if (!ops::has_gated_mlp(x_BTD, W_in, in.bias(), W_out, out.bias())) return {};
   const InStage stage(Stage::kMlpProducts);
   auto y_BTD = ops::gated_mlp(x_BTD, W_in, in.bias(), W_out, out.bias());
   stage.count([&] {

@@ -10,9 +10,12 @@ namespace {
 
 using BFloat16 = c10::BFloat16;
 
+bool is_trained(const torch::Tensor& t) {
+  return at::GradMode::is_enabled() && t.defined() && t.requires_grad();
+}
+
 bool is_plain(const torch::Tensor& t) {
-  return t.is_cpu() && t.scalar_type() == torch::kBFloat16 &&
-         !(at::GradMode::is_enabled() && t.requires_grad());
+  return t.is_cpu() && t.scalar_type() == torch::kBFloat16 && !is_trained(t);
 }
 
 torch::Tensor float32(const torch::Tensor& bias) {
@@ -25,17 +28,19 @@ const float* numbers(const torch::Tensor& bias) {
 
 }  // namespace
 
-bool has_gated_mlp(const torch::Tensor& x, const torch::Tensor& W_in, const torch::Tensor& W_out) {
+bool has_gated_mlp(const torch::Tensor& x, const torch::Tensor& W_in, const torch::Tensor& b_in,
+                   const torch::Tensor& W_out, const torch::Tensor& b_out) {
   const int64_t D = W_in.size(1), M = W_out.size(1);
-  return is_plain(x) && is_plain(W_in) && is_plain(W_out) && W_in.is_contiguous() && W_out.is_contiguous() &&
-         x.dim() > 0 && x.size(-1) == D && W_in.size(0) == 2 * M && D > 0 && M > 0 &&
-         has_gated_mlp_bfloat16(x.numel() / D, D, M);
+  return is_plain(x) && is_plain(W_in) && is_plain(W_out) && !is_trained(b_in) && !is_trained(b_out) &&
+         W_in.is_contiguous() && W_out.is_contiguous() && x.dim() > 0 && x.size(-1) == D &&
+         W_in.size(0) == 2 * M && D > 0 && M > 0 && has_gated_mlp_bfloat16(x.numel() / D, D, M);
 }
 
 torch::Tensor gated_mlp(const torch::Tensor& x_any, const torch::Tensor& W_in, const torch::Tensor& b_in,
                         const torch::Tensor& W_out, const torch::Tensor& b_out) {
-  check<ShapeError>(has_gated_mlp(x_any, W_in, W_out), "gated_mlp: not there for x ", x_any.sizes(), " of ",
-                    x_any.scalar_type(), " and weights ", W_in.sizes(), " and ", W_out.sizes());
+  check<ShapeError>(has_gated_mlp(x_any, W_in, b_in, W_out, b_out), "gated_mlp: not there for x ",
+                    x_any.sizes(), " of ", x_any.scalar_type(), " and weights ", W_in.sizes(), " and ",
+                    W_out.sizes());
   const int64_t D = W_in.size(1), M = W_out.size(1), N = W_out.size(0);
   const auto x = x_any.contiguous(), in = float32(b_in), out = float32(b_out);
   auto sizes = x.sizes().vec();

@@ -59,7 +59,7 @@ TEST_CASE("an MLP of bfloat16 in one step has the bits of its three steps", "[op
     return ops::linear(ops::gated(ops::Activation::kSilu, hidden.narrow(1, 0, M), hidden.narrow(1, M, M)),
                        W_out, b_out);
   };
-  REQUIRE(ops::has_gated_mlp(x, W_in, W_out));
+  REQUIRE(ops::has_gated_mlp(x, W_in, b_in, W_out, b_out));
   const auto one = ops::gated_mlp(x, W_in, b_in, W_out, b_out);
   const auto bits = [](const torch::Tensor& t) { return t.contiguous().view(torch::kShort); };
   REQUIRE(at::equal(bits(one), bits(steps(x))));
@@ -70,11 +70,16 @@ TEST_CASE("an MLP of bfloat16 in one step has the bits of its three steps", "[op
 TEST_CASE("an MLP has no one step in float32, for few rows, for gradients or other shapes", "[ops]") {
   const auto zeros = [](at::IntArrayRef sizes) { return at::zeros(sizes, torch::kBFloat16); };
   const auto x = zeros({32, 64}), W_in = zeros({64, 64}), W_out = zeros({64, 32});
-  REQUIRE_FALSE(ops::has_gated_mlp(x.to(torch::kFloat32), W_in, W_out));
-  REQUIRE_FALSE(ops::has_gated_mlp(x.narrow(0, 0, 15), W_in, W_out));
-  REQUIRE_FALSE(ops::has_gated_mlp(x, W_in.narrow(0, 0, 32), W_out));
-  REQUIRE_FALSE(ops::has_gated_mlp(x, zeros({80, 64}), zeros({64, 40})));
-  REQUIRE_FALSE(ops::has_gated_mlp(x, W_in, zeros({32, 64}).t()));
-  REQUIRE_FALSE(ops::has_gated_mlp(x.clone().requires_grad_(), W_in, W_out));
+  const auto has = [](const torch::Tensor& in, const torch::Tensor& W, const torch::Tensor& out) {
+    return ops::has_gated_mlp(in, W, {}, out, {});
+  };
+  REQUIRE_FALSE(has(x.to(torch::kFloat32), W_in, W_out));
+  REQUIRE_FALSE(has(x.narrow(0, 0, 15), W_in, W_out));
+  REQUIRE_FALSE(has(x, W_in.narrow(0, 0, 32), W_out));
+  REQUIRE_FALSE(has(x, zeros({80, 64}), zeros({64, 40})));
+  REQUIRE_FALSE(has(x, W_in, zeros({32, 64}).t()));
+  REQUIRE_FALSE(has(x.clone().requires_grad_(), W_in, W_out));
+  REQUIRE_FALSE(ops::has_gated_mlp(x, W_in, zeros({64}).requires_grad_(), W_out, {}));
+  REQUIRE_FALSE(ops::has_gated_mlp(x, W_in, {}, W_out, zeros({64}).requires_grad_()));
   REQUIRE_THROWS_AS(ops::gated_mlp(x.narrow(0, 0, 15), W_in, {}, W_out, {}), ShapeError);
 }

@@ -294,7 +294,7 @@ def test_drivers_killed_in_the_middle_go_on_to_the_same_table(folder, tmp_path, 
         before, kept = kept, written(shared)
         assert before.items() < kept.items() and len(kept) < len(whole)  # nothing lost, nothing made twice
         while left := {pid for pid, start in everybody if is_there(pid, start)}:
-            assert time.monotonic() < deadline, f"left behind after {end}: {left}"
+            assert time.monotonic() < deadline, f"processes that still run after {end}: {left}"
             time.sleep(0.2)
     assert addresses and addresses <= LOOPBACK
 

@@ -140,7 +140,7 @@ class INTROSPECT_EXPORT KVCache {
 
   /// For passes of one token whose work is recorded and replayed: from now on `append` takes one position, writes it where
   /// `place`, int64 [1] on the layers' device, says, and returns the first `n` positions of the layer, zero where nothing has
-  /// been written yet. Memory of `n` positions is taken, which no fork shares, and keeps its address until `unpin`.
+  /// been written yet. Memory of `n` positions is taken, which no earlier fork shares, and keeps its address until `unpin`.
   ///
   ///     cache.pin(place, 256);
   ///     cache.extend();                // by the position at which `place` must stand
