@@ -20,12 +20,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 REPORTS=$ROOT/build/reports
 
 # name and time limit in minutes, in the order of running
-TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:30 parity:30 slow:45 consumer:25 examples:30 notebooks:25 sanitize:90"
+TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:45 parity:30 slow:45 consumer:25 examples:30 notebooks:25 sanitize:90"
 [ -z "${INTROSPECT_SLOW:-}" ] || TIERS=${TIERS/sanitize:90/sanitize:240}
-[ -z "${INTROSPECT_QUICK:-}" ] || TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:30"
+[ -z "${INTROSPECT_QUICK:-}" ] || TIERS="lint:5 layering:2 stubs:5 cpp:10 unit:45"
 
-# Two busy threads a process: torch takes every core otherwise.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg PYTHONUNBUFFERED=1
+# Two threads a process: torch takes every core otherwise. Those that wait sleep: busy ones keep the cores from others.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+export TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg PYTHONUNBUFFERED=1
 
 # Tests of Python run in WORKERS processes of one thread each; a file's tests stay together, since they share models.
 WORKERS=${INTROSPECT_WORKERS:-$(nproc)}
