@@ -71,7 +71,8 @@ def machine_rates(model: Model, rows: int = 512, repeats: int = 20) -> MachineRa
     Args:
         model: its dtype, and the shape of its MLP's first matrix for the product.
         rows: of the product.
-        repeats: of each, of which the best counts.
+        repeats: of each, of which the best counts; more where these take less than a quarter of a second, so that no
+            short spell of another program's decides.
 
     Products are torch.mm's or this library's, whichever is quicker. Memory is read in a block that is as large as the
     weights, from a quarter of a GiB, which a cache may hold as it would hold them, to two, which none does.
@@ -126,10 +127,10 @@ def _quickest(title: str, call: Callable[[], object], repeats: int) -> PassProfi
     return PassProfile(title, stages)
 
 
-def _best(call: Callable[[], object], repeats: int) -> float:
+def _best(call: Callable[[], object], repeats: int, at_least: float = 0.25) -> float:
     call()
-    times = []
-    for _ in range(repeats):
+    times: list[float] = []
+    while len(times) < repeats or sum(times) < at_least:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

@@ -28,6 +28,7 @@
 #include "introspect/text/tokenizer.h"
 
 #include "introspect/ops/activation.h"
+#include "introspect/ops/add.h"
 #include "introspect/ops/attention.h"
 #include "introspect/ops/bfloat16_products.h"
 #include "introspect/ops/gated_mlp.h"

@@ -1,9 +1,9 @@
 #include "introspect/nn/block.h"
 
 #include "core/on_device.h"
-#include "core/reused_memory.h"
 #include "core/stages.h"
 #include "introspect/core/check.h"
+#include "introspect/ops/add.h"
 
 namespace introspect::nn {
 
@@ -14,11 +14,7 @@ namespace {
 torch::Tensor sum(const torch::Tensor& residual, const torch::Tensor& part) {
   const InStage stage(Stage::kResidual);
   stage.count([&] { return StageWork{0, 3.0 * static_cast<double>(residual.nbytes())}; });
-  const bool graph = at::GradMode::is_enabled() && (residual.requires_grad() || part.requires_grad());
-  if (graph || residual.scalar_type() != part.scalar_type() || residual.sizes() != part.sizes())
-    return residual + part;
-  auto out = reused_empty(residual.sizes(), residual.options());
-  return at::add_out(out, residual, part);
+  return ops::add(residual, part);
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ constexpr int64_t kBlocksAtOnce = 8;   // that pass by a part of x where all of 
 constexpr int64_t kUnpackedSteps = 8;  // of those steps, where w is unpacked: whole blocks of every encoding
 constexpr int64_t kFewPanels = 8;  // beside which unpacking is most of the work: of longer pieces of a row
 constexpr int64_t kBytesPerTask = 1 << 16, kFlopsPerTask = 1 << 22;  // either is worth a thread
+constexpr int64_t kRowsPerThread = 128;  // from which on a thread multiplies rows of its own by all of w
 
 /// x [rows, K] as panels, times w [N, K] -> out [rows, N].
 ///
@@ -98,16 +99,45 @@ inline void ask_on(BlockOperands& o, int64_t p) {
   if (o.next) o.next = (p / 2 + 1) * o.n_next < kBlockRows ? o.next + o.n_next * o.row_bytes : nullptr;
 }
 
-/// The blocks [begin, end) of w times every panel.
+/// Sums of one block and up to two panels become numbers of `out`, a panel at each call.
+class Written {
+ public:
+  explicit Written(const Product& o) : o_(o) {}
+
+  /// Those of block b and panels [p, p + n), beginning at `sums`; before, all others are done.
+  void begin(const float* sums, int64_t b, int64_t p, int64_t n) {
+    sums_ = sums, block_ = b, panel_ = p, end_ = p + n;
+  }
+
+  INTROSPECT_AVX512_BFLOAT16 void operator()() {
+    if (panel_ == end_) return;
+    const int64_t m = panel_ * kPanelRows, n = block_ * kBlockRows;
+    write_rows(sums_, o_.bias ? o_.bias + n : nullptr, o_.out + m * o_.N + n, o_.N,
+               std::min(kPanelRows, o_.rows - m), std::min(kBlockRows, o_.N - n));
+    sums_ += kSums, ++panel_;
+  }
+
+  INTROSPECT_AVX512_BFLOAT16 void rest() {
+    while (panel_ < end_) (*this)();
+  }
+
+ private:
+  const Product& o_;
+  const float* sums_ = nullptr;
+  int64_t block_ = 0, panel_ = 0, end_ = 0;
+};
+
+/// The blocks [begin, end) of w times every panel. Sums of two panels become numbers while the next two are multiplied.
 template <typename Kernel>
 INTROSPECT_AVX512_BFLOAT16 void multiply_blocks(const Product& o, int64_t begin, int64_t end) {
   [[maybe_unused]] const Kernel kernel{};
   const int64_t n_panels = o.n_panels(), steps = o.steps();
   const int64_t parts = o.parts(), at_once = (steps + parts - 1) / parts;
   const int64_t blocks_at_once = parts > 1 && o.panel_size() * n_panels > kCached ? kBlocksAtOnce : 1;
-  const int64_t sums_of_block = parts > 1 ? round_up(n_panels, 2) * kSums : 0;  // 0: written at once
+  const int64_t sums_of_block = parts > 1 ? round_up(n_panels, 2) * kSums : 0;  // 0: one place for all
   const Lines<float> sums(std::max(2 * kSums, blocks_at_once * sums_of_block));
   const Blocks blocks(o, at_once);
+  Written written(o);
   for (int64_t group = begin; group < end; group += blocks_at_once) {
     for (int64_t step = 0; step < steps; step += at_once)
       for (int64_t b = group; b < std::min(end, group + blocks_at_once); ++b) {
@@ -119,19 +149,18 @@ INTROSPECT_AVX512_BFLOAT16 void multiply_blocks(const Product& o, int64_t begin,
           part.rows = std::min(kPanelRows, o.rows - (p + two) * kPanelRows);
           float* to = sums.get() + (b - group) * sums_of_block + (sums_of_block ? p * kSums : 0);
           if (two)
-            Kernel::template multiply<2>(part, to);
+            Kernel::template multiply<2>(part, to, written);
           else
-            Kernel::template multiply<1>(part, to);
+            Kernel::template multiply<1>(part, to, written);
           ask_on(part, p);
+          written.rest();
           if (step + at_once < steps) continue;
-          for (int64_t q = 0; q <= two; ++q) {
-            const int64_t m = (p + q) * kPanelRows, n = b * kBlockRows;
-            write_rows(to + q * kSums, o.bias ? o.bias + n : nullptr, o.out + m * o.N + n, o.N,
-                       std::min(kPanelRows, o.rows - m), std::min(kBlockRows, o.N - n));
-          }
+          written.begin(to, b, p, 1 + two);
+          if (sums_of_block == 0) written.rest();
         }
       }
   }
+  written.rest();
 }
 
 /// The same of a w that is unpacked: a part of some blocks at a time, which every panel passes by.
@@ -272,6 +301,17 @@ void for_blocks(const Product& o, int64_t n_rows, int64_t n_blocks,
   parallel_for(0, n_blocks, grain, [&](int64_t begin, int64_t end) { blocks(o, begin, end); });
 }
 
+/// part(first, last) for M rows of x. Where each thread has many, it takes rows of its own through all products: norms
+/// and attention split their rows as evenly, so that what one wrote is in its own cache. Within `part` all then runs on
+/// that thread. Fewer rows are one part, whose weights the threads share.
+template <typename Part>
+void for_rows(int64_t M, const Part& part) {
+  if (M < kRowsPerThread * at::get_num_threads()) return part(0, M);
+  constexpr int64_t kTwoPanels = 2 * kPanelRows;
+  parallel_for(0, (M + kTwoPanels - 1) / kTwoPanels, kRowsPerThread / kTwoPanels,
+               [&](int64_t begin, int64_t end) { part(begin * kTwoPanels, std::min(M, end * kTwoPanels)); });
+}
+
 #if INTROSPECT_AMX_KERNELS
 using BestKernel = ByTiles;
 #else
@@ -312,24 +352,8 @@ void multiply(const BFloat16* x, const BFloat16* w, const UnpackBFloat16* unpack
   }
 }
 
-}  // namespace
-
-void gemm_bfloat16(const BFloat16* x, const BFloat16* w, const float* bias, BFloat16* out, int64_t M,
-                   int64_t N, int64_t K) {
-  multiply(x, w, nullptr, bias, out, M, N, K);
-}
-
-void gemm_bfloat16(const BFloat16* x, const UnpackBFloat16& w, const float* bias, BFloat16* out, int64_t M,
-                   int64_t N, int64_t K) {
-  multiply(x, nullptr, &w, bias, out, M, N, K);
-}
-
-bool has_gated_mlp_bfloat16(int64_t rows, int64_t D, int64_t M) {
-  return has_gemm_bfloat16() && rows >= kPanelRows && D <= 2 * kCached / kMostRows && M % kBlockRows == 0;
-}
-
-void gated_mlp_bfloat16(const BFloat16* x, const BFloat16* in, const float* in_bias, const BFloat16* w_out,
-                        const float* out_bias, BFloat16* out, int64_t rows, int64_t D, int64_t M, int64_t N) {
+void gated_mlp(const BFloat16* x, const BFloat16* in, const float* in_bias, const BFloat16* w_out,
+               const float* out_bias, BFloat16* out, int64_t rows, int64_t D, int64_t M, int64_t N) {
   const int64_t each = std::min(rows_at_once(rows, D), rows_at_once(rows, M));
   const int64_t most = round_up(std::min(rows, each), kPanelRows);
   const Lines<BFloat16> panels(most * round_up(D, kStep)), hidden(most * M);
@@ -340,6 +364,31 @@ void gated_mlp_bfloat16(const BFloat16* x, const BFloat16* in, const float* in_b
                multiply_gated<ByPairs>, multiply_gated<BestKernel>);
     sweep({hidden.get(), w_out, out_bias, out + m * N, n, N, M});
   }
+}
+
+}  // namespace
+
+void gemm_bfloat16(const BFloat16* x, const BFloat16* w, const float* bias, BFloat16* out, int64_t M,
+                   int64_t N, int64_t K) {
+  for_rows(M, [&](int64_t first, int64_t last) {
+    multiply(x + first * K, w, nullptr, bias, out + first * N, last - first, N, K);
+  });
+}
+
+void gemm_bfloat16(const BFloat16* x, const UnpackBFloat16& w, const float* bias, BFloat16* out, int64_t M,
+                   int64_t N, int64_t K) {
+  multiply(x, nullptr, &w, bias, out, M, N, K);  // unpacked once for all rows
+}
+
+bool has_gated_mlp_bfloat16(int64_t rows, int64_t D, int64_t M) {
+  return has_gemm_bfloat16() && rows >= kPanelRows && D <= 2 * kCached / kMostRows && M % kBlockRows == 0;
+}
+
+void gated_mlp_bfloat16(const BFloat16* x, const BFloat16* in, const float* in_bias, const BFloat16* w_out,
+                        const float* out_bias, BFloat16* out, int64_t rows, int64_t D, int64_t M, int64_t N) {
+  for_rows(rows, [&](int64_t first, int64_t last) {
+    gated_mlp(x + first * D, in, in_bias, w_out, out_bias, out + first * N, last - first, D, M, N);
+  });
 }
 
 #else

@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t kUnroll = 4;  // independent accumulators, to hide the latency of the additions
 constexpr int64_t kBytesPerTask = 1 << 16;
+constexpr int64_t kBytesAhead = 2048;  // that memory is asked for, a page's end or not
 
 /// out[n, v] = x[n, :] . w[v, :] for v in [first, last), float32 accumulation.
 template <typename V, int N, typename W>
@@ -27,11 +28,14 @@ INTROSPECT_INLINE void dot_rows(const float* x, const W* w, float* out, int64_t 
     const W* row = w + v * D;
     typename V::Floats acc[N][kUnroll] = {};
     int64_t d = 0;
-    for (; d + step <= D; d += step)
+    for (; d + step <= D; d += step) {
+      const char* ahead = reinterpret_cast<const char*>(row + d) + kBytesAhead;
+      for (size_t byte = 0; byte < step * sizeof(W); byte += 64) __builtin_prefetch(ahead + byte);
       for (int64_t u = 0; u < kUnroll; ++u) {
         const auto weight = V::load(row + d + u * V::width);
         for (int n = 0; n < N; ++n) acc[n][u] += V::load(x + n * D + d + u * V::width) * weight;
       }
+    }
     for (; d + V::width <= D; d += V::width) {
       const auto weight = V::load(row + d);
       for (int n = 0; n < N; ++n) acc[n][0] += V::load(x + n * D + d) * weight;

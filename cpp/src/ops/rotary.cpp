@@ -107,36 +107,42 @@ struct Rotation {
   int64_t angle_stride;                   // from one row of the batch to the next; 0 where they share angles
 };
 
-/// Rows [first, last) of the result, numbered as [B, H, T]; each product rounded to T, as transformers rounds.
+/// The heads of tokens [first, last), numbered as [B, T]; each product rounded to T, as transformers rounds.
 template <typename V, typename T>
-INTROSPECT_INLINE void rotate_rows(const T* x, const T* cos, const T* sin, T* out, const Rotation& r,
-                                   int64_t first, int64_t last) {
-  int64_t b = first / (r.H * r.T), h = first / r.T % r.H, t = first % r.T;
-  for (int64_t row = first; row < last; ++row) {
-    const T* in = x + b * r.batch_stride + t * r.position_stride + h * r.K;
-    const T* c = cos + b * r.angle_stride + t * r.half;
-    const T* s = sin + b * r.angle_stride + t * r.half;
-    T* to = out + row * r.K;
+INTROSPECT_INLINE void rotate_tokens(const T* x, const T* cos, const T* sin, T* out, const Rotation& r,
+                                     int64_t first, int64_t last) {
+  const auto rounded = [](const auto& v) INTROSPECT_INLINED { return V::template rounded_to<T>(v); };
+  const auto product = [](T a, T b) {
+    return static_cast<float>(static_cast<T>(static_cast<float>(a) * static_cast<float>(b)));
+  };
+  for (int64_t token = first; token < last; ++token) {
+    const int64_t b = token / r.T, t = token % r.T;
+    const T* const in = x + b * r.batch_stride + t * r.position_stride;
+    const T* const c = cos + b * r.angle_stride + t * r.half;
+    const T* const s = sin + b * r.angle_stride + t * r.half;
+    T* const to = out + (b * r.H * r.T + t) * r.K;
     int64_t i = 0;
-    const auto rounded = [](const auto& v) INTROSPECT_INLINED { return V::template rounded_to<T>(v); };
     for (; i + V::width <= r.half; i += V::width) {
-      const auto u = V::load(in + i), v = V::load(in + r.half + i);
       const auto cosine = V::load(c + i), sine = V::load(s + i);
-      V::store(to + i, rounded(u * cosine) - rounded(v * sine));
-      V::store(to + r.half + i, rounded(v * cosine) + rounded(u * sine));
+      for (int64_t h = 0; h < r.H; ++h) {
+        const T* head = in + h * r.K + i;
+        T* rotated = to + h * r.T * r.K + i;
+        const auto u = V::load(head), v = V::load(head + r.half);
+        V::store(rotated, rounded(u * cosine) - rounded(v * sine));
+        V::store(rotated + r.half, rounded(v * cosine) + rounded(u * sine));
+      }
     }
-    const auto product = [](T a, T b) {
-      return static_cast<float>(static_cast<T>(static_cast<float>(a) * static_cast<float>(b)));
-    };
-    for (; i < r.half; ++i) {
-      const T u = in[i], v = in[r.half + i];
-      to[i] = static_cast<T>(product(u, c[i]) - product(v, s[i]));
-      to[r.half + i] = static_cast<T>(product(v, c[i]) + product(u, s[i]));
+    if (i == r.half && 2 * r.half == r.K) continue;
+    for (int64_t h = 0; h < r.H; ++h) {
+      const T* head = in + h * r.K;
+      T* rotated = to + h * r.T * r.K;
+      for (int64_t j = i; j < r.half; ++j) {
+        const T u = head[j], v = head[r.half + j];
+        rotated[j] = static_cast<T>(product(u, c[j]) - product(v, s[j]));
+        rotated[r.half + j] = static_cast<T>(product(v, c[j]) + product(u, s[j]));
+      }
+      std::copy(head + 2 * r.half, head + r.K, rotated + 2 * r.half);
     }
-    for (i = 2 * r.half; i < r.K; ++i) to[i] = in[i];
-    if (++t < r.T) continue;
-    t = 0;
-    if (++h == r.H) h = 0, ++b;
   }
 }
 
@@ -155,10 +161,11 @@ torch::Tensor rotated(const torch::Tensor& x_BTHK, const torch::Tensor& cos, con
   const Rotation r = {T_, H, K, half, x_BTHK.stride(0), x_BTHK.stride(1), cos.size(0) == 1 ? 0 : T_ * half};
   auto out_BHTK = reused_empty({B, H, T_, K}, x_BTHK.options());
   T* out = out_BHTK.template mutable_data_ptr<T>();
-  parallel_for(0, B * H * T_, std::max<int64_t>(1, kElementsPerTask / K), [&](int64_t first, int64_t last) {
+  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (H * K));
+  parallel_for(0, B * T_, grain, [&](int64_t first, int64_t last) {
     with_rounding_lanes([&](auto lanes) INTROSPECT_INLINED {
-      rotate_rows<decltype(lanes)>(x_BTHK.const_data_ptr<T>(), cos.const_data_ptr<T>(),
-                                   sin.const_data_ptr<T>(), out, r, first, last);
+      rotate_tokens<decltype(lanes)>(x_BTHK.const_data_ptr<T>(), cos.const_data_ptr<T>(),
+                                     sin.const_data_ptr<T>(), out, r, first, last);
     });
   });
   return out_BHTK.transpose(1, 2);

@@ -1,5 +1,6 @@
 #include "introspect/ops/linear.h"
 
+#include <ATen/Parallel.h>
 #include <catch2/catch.hpp>
 
 #include "introspect/core/error.h"
@@ -71,8 +72,13 @@ TEST_CASE("a row of bfloat16 has the same product alone as among others", "[ops]
   const auto rows = at::cat(alone);
   for (int64_t m = 1; m <= 70; ++m)
     REQUIRE(at::equal(ops::linear(x.narrow(0, 0, m), w, b), rows.narrow(0, 0, m)));
-  REQUIRE(
-      at::equal(ops::linear(x.repeat({9, 1}), w, b), rows.repeat({9, 1})));  // two sweeps over the weights
+  // Two sweeps over the weights, whose threads take blocks of them (5) or rows of x (2).
+  const int threads = at::get_num_threads();
+  for (const int n : {1, 2, 5}) {
+    at::set_num_threads(n);
+    REQUIRE(at::equal(ops::linear(x.repeat({9, 1}), w, b), rows.repeat({9, 1})));
+  }
+  at::set_num_threads(threads);
   // as a batch, and where x's rows are not side by side
   REQUIRE(at::equal(ops::linear(x.view({7, 10, width}), w, b), rows.view({7, 10, outputs})));
   const auto apart = at::cat({x, x}, 1).narrow(1, 0, width);
