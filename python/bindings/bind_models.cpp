@@ -149,7 +149,8 @@ Args:
         are those of a text of this length; left out, those before scaling.
     keep_blocks: False reads each block from the files when it runs, and drops it after it. None: where all is on the
         CPU and the model would take more than ``memory_budget``.
-    memory_budget: bytes that the model may take in memory; None: 85 % of what the host has free.
+    memory_budget: bytes that the model may take in memory; None: 85 % of what is free, in a container
+        or a job of what it may still take.
     weights: how quantised matrices of a GGUF file are held: "dense", in ``dtype``, or "as stored", in their blocks.
     progress: called with (what, done, total).
 

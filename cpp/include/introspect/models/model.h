@@ -70,8 +70,8 @@ struct LoadOptions {
   /// out: false where all is on the CPU and the model would take more than `memory_budget`.
   std::optional<bool> keep_blocks;
 
-  /// Bytes of memory that a model may take before its blocks stay in the files; left out: 85 % of what the host has free,
-  /// and any number where it does not tell.
+  /// Bytes of memory that a model may take before its blocks stay in the files; left out: 85 % of what this process can
+  /// have, by the host and the control groups around it (of a container, a job); any number where nothing tells.
   std::optional<int64_t> memory_budget;
 
   /// How quantised matrices of a GGUF file are held: dense in `dtype`, or as the blocks that they are in the file, whose
