@@ -99,45 +99,16 @@ inline void ask_on(BlockOperands& o, int64_t p) {
   if (o.next) o.next = (p / 2 + 1) * o.n_next < kBlockRows ? o.next + o.n_next * o.row_bytes : nullptr;
 }
 
-/// Sums of one block and up to two panels become numbers of `out`, a panel at each call.
-class Written {
- public:
-  explicit Written(const Product& o) : o_(o) {}
-
-  /// Those of block b and panels [p, p + n), beginning at `sums`; before, all others are done.
-  void begin(const float* sums, int64_t b, int64_t p, int64_t n) {
-    sums_ = sums, block_ = b, panel_ = p, end_ = p + n;
-  }
-
-  INTROSPECT_AVX512_BFLOAT16 void operator()() {
-    if (panel_ == end_) return;
-    const int64_t m = panel_ * kPanelRows, n = block_ * kBlockRows;
-    write_rows(sums_, o_.bias ? o_.bias + n : nullptr, o_.out + m * o_.N + n, o_.N,
-               std::min(kPanelRows, o_.rows - m), std::min(kBlockRows, o_.N - n));
-    sums_ += kSums, ++panel_;
-  }
-
-  INTROSPECT_AVX512_BFLOAT16 void rest() {
-    while (panel_ < end_) (*this)();
-  }
-
- private:
-  const Product& o_;
-  const float* sums_ = nullptr;
-  int64_t block_ = 0, panel_ = 0, end_ = 0;
-};
-
-/// The blocks [begin, end) of w times every panel. Sums of two panels become numbers while the next two are multiplied.
+/// The blocks [begin, end) of w times every panel.
 template <typename Kernel>
 INTROSPECT_AVX512_BFLOAT16 void multiply_blocks(const Product& o, int64_t begin, int64_t end) {
   [[maybe_unused]] const Kernel kernel{};
   const int64_t n_panels = o.n_panels(), steps = o.steps();
   const int64_t parts = o.parts(), at_once = (steps + parts - 1) / parts;
   const int64_t blocks_at_once = parts > 1 && o.panel_size() * n_panels > kCached ? kBlocksAtOnce : 1;
-  const int64_t sums_of_block = parts > 1 ? round_up(n_panels, 2) * kSums : 0;  // 0: one place for all
+  const int64_t sums_of_block = parts > 1 ? round_up(n_panels, 2) * kSums : 0;  // 0: written at once
   const Lines<float> sums(std::max(2 * kSums, blocks_at_once * sums_of_block));
   const Blocks blocks(o, at_once);
-  Written written(o);
   for (int64_t group = begin; group < end; group += blocks_at_once) {
     for (int64_t step = 0; step < steps; step += at_once)
       for (int64_t b = group; b < std::min(end, group + blocks_at_once); ++b) {
@@ -149,18 +120,19 @@ INTROSPECT_AVX512_BFLOAT16 void multiply_blocks(const Product& o, int64_t begin,
           part.rows = std::min(kPanelRows, o.rows - (p + two) * kPanelRows);
           float* to = sums.get() + (b - group) * sums_of_block + (sums_of_block ? p * kSums : 0);
           if (two)
-            Kernel::template multiply<2>(part, to, written);
+            Kernel::template multiply<2>(part, to);
           else
-            Kernel::template multiply<1>(part, to, written);
+            Kernel::template multiply<1>(part, to);
           ask_on(part, p);
-          written.rest();
           if (step + at_once < steps) continue;
-          written.begin(to, b, p, 1 + two);
-          if (sums_of_block == 0) written.rest();
+          for (int64_t q = 0; q <= two; ++q) {
+            const int64_t m = (p + q) * kPanelRows, n = b * kBlockRows;
+            write_rows(to + q * kSums, o.bias ? o.bias + n : nullptr, o.out + m * o.N + n, o.N,
+                       std::min(kPanelRows, o.rows - m), std::min(kBlockRows, o.N - n));
+          }
         }
       }
   }
-  written.rest();
 }
 
 /// The same of a w that is unpacked: a part of some blocks at a time, which every panel passes by.
