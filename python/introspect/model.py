@@ -54,9 +54,10 @@ def load_model(
             computed on an accelerator: ``device`` and ``keep_blocks=False``. Not for a transformers model.
         keep_blocks: False leaves the blocks in the files: each is read when it runs and dropped after it. Slower, and
             of this model only the embeddings and one block take memory: for the second model of an experiment, or one
-            that is larger than memory. The files must stay as they are meanwhile: a block of a file that was changed
-            is an IoError. None: where all is on the CPU and the model would take more than 85 % of the memory
-            that is free: of the host's, and of what a container or a job (its control groups) may still take.
+            that is larger than memory. Weights of blocks cannot be got by name then, nor edited. The files must stay as
+            they are meanwhile: a block of a file that was changed is an IoError. None: where all is on the CPU and the
+            model would take more than 85 % of the memory that is free: of the host's, and of what a container or a job
+            (its control groups) may still take.
         weights: how quantised matrices of a .gguf file are held. "dense": as numbers in ``dtype``. "as stored": in
             their blocks, whose values are unpacked while they are multiplied, so that a model takes no more memory than
             its file. Results are those of the dense model but for rounding; such weights cannot be trained (a LoRA

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "introspect/core/check.h"
+#include "introspect/models/whole_weights.h"
 
 #include "analysis/lens_texts.h"
 
@@ -78,7 +79,7 @@ Lens jacobian_lens(const Model& model, const std::vector<std::vector<int64_t>>& 
   const auto like = at::device(model.device()).dtype(lens_dtype(model));
   const auto J_LDD = at::zeros({static_cast<int64_t>(layers.size()), D, D}, like);
   const auto total = static_cast<int64_t>(texts.size()) * D;
-  model.weights();  // that they can be differentiated through
+  models::whole_weights(model, "jacobian_lens");  // that they can be differentiated through
   const at::AutoGradMode with_gradients(true);
   for (size_t prompt = 0; prompt < texts.size(); ++prompt) {
     auto residuals = graph_of(model, texts[prompt], R, layers);

@@ -13,10 +13,6 @@ namespace {
 using hooks::Point;
 using models::Model;
 
-const nn::BlockParts& block(const Model& model, int64_t layer) {
-  return model.weights().blocks[static_cast<size_t>(layer)].parts();
-}
-
 void check_layer(const Model& model, int64_t layer, bool mlp_input) {
   const int64_t L = model.cfg().n_layers;
   check<std::out_of_range>(layer >= 0 && layer <= L, "residual stream: layer must be 0 to ", L, ", got ",
@@ -27,9 +23,10 @@ void check_layer(const Model& model, int64_t layer, bool mlp_input) {
 }
 
 /// The norm that reads a stream.
-const nn::Norm& norm_before(const Model& model, int64_t layer, bool mlp_input) {
-  if (layer == model.cfg().n_layers) return model.weights().ln_final;
-  return mlp_input ? block(model, layer).ln2 : block(model, layer).ln1;
+nn::Norm norm_before(const Model& model, int64_t layer, bool mlp_input) {
+  if (layer == model.cfg().n_layers) return model.ln_final();
+  const auto block = model.block(layer);
+  return mlp_input ? block->parts().ln2 : block->parts().ln1;
 }
 
 hooks::Site scale_before(const Model& model, int64_t layer, bool mlp_input) {
@@ -55,12 +52,14 @@ class Assembly {
     check<ShapeError>(!P.defined() || (P.dim() == 2 && P.size(0) == model.cfg().d_model),
                       "residual stream: the projection must be [", model.cfg().d_model, ", n], got ",
                       P.defined() ? P.sizes() : at::IntArrayRef{});
-    if (options.apply_ln)
-      scale_ = norm().is_none()
+    if (options.apply_ln) {
+      norm_ = norm_before(model, options.layer, options.mlp_input);
+      scale_ = norm_.is_none()
                    ? at::ones({1}, at::device(model.device()).dtype(model.weights().W_E.wide_dtype()))
                    : at(scale_before(model, options.layer, options.mlp_input), /*axis=*/-2);
+    }
     if (P.defined())
-      read_projection_ = options.apply_ln ? undivided_transpose(norm(), wide(P).to(model.device())) : P;
+      read_projection_ = options.apply_ln ? undivided_transpose(norm_, wide(P).to(model.device())) : P;
   }
 
   /// Room for n components, of the batch, positions and dtype of `like`, whose last `inner` dimensions are others.
@@ -91,7 +90,7 @@ class Assembly {
   /// The stream that enters a block, or its MLP, or the unembedding.
   torch::Tensor stream(int64_t layer, bool mlp_input) const {
     if (layer == model_.cfg().n_layers) return at({Point::kResidPost, layer - 1}, -2);
-    if (mlp_input && !block(model_, layer).parallel) return at({Point::kResidMid, layer}, -2);
+    if (mlp_input && !model_.cfg().parallel_attn_mlp) return at({Point::kResidMid, layer}, -2);
     const bool from_before = layer > 0 && !cached({Point::kResidPre, layer});
     return from_before ? at({Point::kResidPost, layer - 1}, -2) : at({Point::kResidPre, layer}, -2);
   }
@@ -99,7 +98,7 @@ class Assembly {
 
   /// The number of attention layers that have written to the stream; as many MLPs as there are blocks before it.
   int64_t attention_layers() const {
-    const bool own = options_.mlp_input && !block(model_, options_.layer).parallel;
+    const bool own = options_.mlp_input && !model_.cfg().parallel_attn_mlp;
     return options_.layer + (own ? 1 : 0);
   }
 
@@ -120,7 +119,8 @@ class Assembly {
   }
 
   void add_heads(int64_t layer) {
-    const auto& parts = block(model_, layer);
+    const auto block = model_.block(layer);
+    const auto& parts = block->parts();
     const int64_t H = parts.attn.options().n_heads;
     const Written written{parts.ln1_post, {Point::kLn1PostScale, layer}};
     if (head_point(layer) == Point::kResult) {
@@ -137,7 +137,8 @@ class Assembly {
   }
 
   void add_neurons(int64_t layer, const torch::Tensor& neurons) {
-    const auto& parts = block(model_, layer);
+    const auto block = model_.block(layer);
+    const auto& parts = block->parts();
     check<ConfigError>(
         !parts.mlp.is_mixture(),
         "residual stream: neurons of a mixture of experts are not taken apart; what its experts write "
@@ -175,7 +176,8 @@ class Assembly {
       sum = sum + (norm ? undivided(*norm, own) / at(scale, -2) : own);
     };
     for (int64_t layer = 0; layer < attention_layers(); ++layer) {
-      const auto& parts = block(model_, layer);
+      const auto block = model_.block(layer);
+      const auto& parts = block->parts();
       plus(parts.attn.weights().O.bias(), parts.ln1_post, {Point::kLn1PostScale, layer});
       if (include_mlp_biases && layer < options_.layer &&
           !parts.mlp.is_mixture())  // experts' depend on the token
@@ -205,12 +207,10 @@ class Assembly {
   /// x [..., D] as the norm that reads the stream passes it on, and projected; with per_head x is [..., H, D].
   torch::Tensor through_norm(const torch::Tensor& x, bool per_head = false) const {
     const auto y = options_.projection.defined() ? at::matmul(x, read_projection_.to(x.options()))
-                   : options_.apply_ln           ? undivided(norm(), x)
+                   : options_.apply_ln           ? undivided(norm_, x)
                                                  : x;
     return options_.apply_ln ? y / (per_head ? scale_.unsqueeze(-1) : scale_).to(x.options()) : y;
   }
-
-  const nn::Norm& norm() const { return norm_before(model_, options_.layer, options_.mlp_input); }
 
   /// Rows [..., D] of a matrix that writes to the stream, with every norm after them but for its division.
   torch::Tensor writing(const torch::Tensor& W, const Written& written) const {
@@ -220,14 +220,14 @@ class Assembly {
       return at::matmul(rows, written.norm ? undivided_transpose(*written.norm, P) : P);
     }
     if (written.norm) rows = undivided(*written.norm, rows);
-    return options_.apply_ln ? undivided(norm(), rows) : rows;
+    return options_.apply_ln ? undivided(norm_, rows) : rows;
   }
 
   /// The divisions that `writing` leaves out, [N, 1].
   torch::Tensor reciprocal(const Written& written) const {
     auto scale = at::ones({1, 1}, wide(out_).options());
     if (written.norm) scale = scale * rows(wide(at(written.scale, -2)), 1);
-    if (options_.apply_ln && !norm().is_none()) scale = scale * rows(wide(scale_), 1);
+    if (options_.apply_ln && !norm_.is_none()) scale = scale * rows(wide(scale_), 1);
     return scale.reciprocal();
   }
 
@@ -247,6 +247,7 @@ class Assembly {
   const Model& model_;
   const NamedActivations& activations_;
   const StackOptions& options_;
+  nn::Norm norm_;  // that reads the stream, with apply_ln
   torch::Tensor scale_, out_;
   torch::Tensor read_projection_;  // the projection, and the weight of the norm before it
 
@@ -263,7 +264,7 @@ Stack accumulated_resid(const Model& model, const NamedActivations& activations,
   auto unnormed = options;
   unnormed.apply_ln = false;  // applied to all of them at once
   Assembly stack(model, activations, unnormed);
-  const int64_t own_mid = options.mlp_input && !block(model, options.layer).parallel ? 1 : 0;
+  const int64_t own_mid = options.mlp_input && !model.cfg().parallel_attn_mlp ? 1 : 0;
   stack.reserve(options.layer + 1 + own_mid + (incl_mid ? options.layer : 0), stack.stream(0, false));
   for (int64_t layer = 0; layer <= options.layer; ++layer) {
     stack.add(stack.stream(layer, false), layer == L ? "final_post" : concat(layer, "_pre"));
@@ -362,7 +363,8 @@ torch::Tensor head_results(const Model& model, int64_t layer, const torch::Tenso
                            cfg.n_layers - 1, ", got ", layer);
   check<ShapeError>(z.dim() >= 2 && z.size(-2) == cfg.n_heads && z.size(-1) == cfg.d_head,
                     "head_results: z must be [..., ", cfg.n_heads, ", ", cfg.d_head, "], got ", z.sizes());
-  const auto W_O = block(model, layer).attn.weights().O.dense();
+  const auto block = model.block(layer);
+  const auto W_O = block->parts().attn.weights().O.dense();
   const auto W_DHK = W_O.view({cfg.d_model, cfg.n_heads, cfg.d_head});
   return at::einsum("...hk,dhk->...hd", {z, W_DHK.to(z.options())});
 }
@@ -378,15 +380,16 @@ torch::Tensor accumulated_bias(const Model& model, int64_t layer, bool mlp_input
                        "full_resid_decomposition has them as a component");
     sum = sum + b;
   };
-  const bool own = mlp_input && !block(model, layer).parallel;
+  const bool own = mlp_input && !model.cfg().parallel_attn_mlp;
   for (int64_t l = 0; l < layer + (own ? 1 : 0); ++l) {
-    plus(block(model, l).attn.weights().O.bias(), block(model, l).ln1_post);
-    check<ConfigError>(
-        !include_mlp_biases || l >= layer || !block(model, l).mlp.is_mixture() || !model.cfg().mlp_bias,
-        "accumulated_bias: the biases of a mixture of experts differ from token to token; "
-        "include_mlp_biases must be false");
-    if (include_mlp_biases && l < layer && !block(model, l).mlp.is_mixture())
-      plus(block(model, l).mlp.weights().out.bias(), block(model, l).ln2_post);
+    const auto block = model.block(l);
+    const auto& parts = block->parts();
+    plus(parts.attn.weights().O.bias(), parts.ln1_post);
+    check<ConfigError>(!include_mlp_biases || l >= layer || !parts.mlp.is_mixture() || !model.cfg().mlp_bias,
+                       "accumulated_bias: the biases of a mixture of experts differ from token to token; "
+                       "include_mlp_biases must be false");
+    if (include_mlp_biases && l < layer && !parts.mlp.is_mixture())
+      plus(parts.mlp.weights().out.bias(), parts.ln2_post);
   }
   return sum.to(model.dtype());
 }

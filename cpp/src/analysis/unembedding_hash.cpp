@@ -58,7 +58,6 @@ std::vector<std::string> formatted(const std::vector<float>& values) {
 }  // namespace
 
 std::string unembedding_hash(const models::Model& model) {
-  if (!model.keeps_blocks()) return "";
   const auto& W_U = model.weights().W_U;
   const int64_t V = W_U.n_out(), D = W_U.n_in();
   if (V * D < kLeastSummarised || V <= 2 * kEdge || D <= 2 * kEdge) return "";

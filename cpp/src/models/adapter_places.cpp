@@ -8,6 +8,7 @@
 
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
+#include "introspect/models/whole_weights.h"
 #include "introspect/nn/parts.h"
 
 #include "models/architecture.h"
@@ -116,7 +117,7 @@ std::vector<AdapterModule> adapter_modules(const Model& model) {
 
 AdapterPlaces places_of(const Adapter& adapter, const Model& model) {
   check<ConfigError>(
-      !model.keeps_blocks() || !model.weights().is_processed,
+      !model.weights().is_processed,
       "with_adapter: LoRA was trained on the checkpoint's own weights, and this model's are processed "
       "(fold_ln and others): take the adapter first, and process what comes of it");
   check<ConfigError>(adapter.base_hash().empty() || adapter.base_hash() == model.hash(),
@@ -137,7 +138,7 @@ AdapterPlaces on_devices_of(const Model& model, AdapterPlaces places) {
 
 std::shared_ptr<const Model> with_additions(const Model& model, const AdapterPlaces& places,
                                             std::string hash) {
-  auto weights = model.weights();
+  auto weights = whole_weights(model, "with_additions");
   for (size_t layer = 0; layer < weights.blocks.size(); ++layer)
     weights.blocks[layer] = adapted(weights.blocks[layer], places[layer]);
   return model.derived(model.cfg(), std::move(weights), std::move(hash));

@@ -3,6 +3,7 @@
 #include <unordered_set>
 
 #include "introspect/core/check.h"
+#include "introspect/models/whole_weights.h"
 #include "introspect/nn/parts.h"
 
 namespace introspect::models {
@@ -54,16 +55,17 @@ int64_t total(const Weights& weights, const Count& count) {
 }  // namespace
 
 std::vector<std::pair<std::string, torch::Tensor>> Model::named_weights(bool skip_quantised) const {
+  const auto& w = whole_weights(*this, "named_weights");
   const auto quantised = skip_quantised ? std::vector<std::string>() : quantised_weights();
   check<ConfigError>(quantised.empty(), "model '", cfg_.model_name, "': ", quantised.size(),
                      " weights are held in quantised blocks (",
                      quantised.empty() ? std::string() : quantised.front(),
                      "), which cannot be listed, trained or replaced: load it with weights='dense'");
-  return named(weights());
+  return named(w);
 }
 
 std::vector<std::string> Model::quantised_weights() const {
-  const auto& w = weights();
+  const auto& w = whole_weights(*this, "quantised_weights");
   std::vector<std::string> out;
   if (w.W_E.is_quantised()) out.emplace_back("embed.W_E");
   for (size_t layer = 0; layer < w.blocks.size(); ++layer)

@@ -7,6 +7,7 @@
 
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
+#include "introspect/models/whole_weights.h"
 #include "introspect/nn/block.h"
 
 namespace introspect::models {
@@ -31,7 +32,7 @@ std::shared_ptr<const Model> orthogonalised(const Model& model, const torch::Ten
     const auto wide = x.to(torch::kFloat64);
     return (wide - wide.matmul(u_D).unsqueeze(-1) * u_D).to(x.scalar_type());
   };
-  auto weights = model.weights();
+  auto weights = whole_weights(model, "orthogonalised");
   weights.W_E = nn::Linear(without(weights.W_E.dense()));
   if (weights.W_pos.defined()) weights.W_pos = without(weights.W_pos);
   for (auto& block : weights.blocks) {

@@ -4,6 +4,7 @@
 
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
+#include "introspect/models/whole_weights.h"
 
 namespace introspect::models {
 
@@ -178,7 +179,7 @@ std::shared_ptr<const Model> processed(const Model& model, const ProcessOptions&
   auto cfg = model.cfg();
   check_options(cfg, options);
   const at::NoGradGuard no_grad;
-  auto weights = model.weights();
+  auto weights = whole_weights(model, "process_weights");
   if (options.fold_ln) fold_norms(weights);
   if (options.center_writing_weights) center_writing(weights);
   if (options.center_unembed) center_unembedding(weights);

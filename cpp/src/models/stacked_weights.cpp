@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "introspect/core/check.h"
+#include "introspect/models/whole_weights.h"
 
 namespace introspect::models {
 
@@ -208,8 +209,8 @@ std::optional<std::pair<size_t, std::string_view>> split(std::string_view name, 
 }  // namespace
 
 torch::Tensor weight(const Model& model, std::string_view name) {
-  const auto& blocks = model.weights().blocks;
-  if (const auto in_block = split(name, blocks.size())) {
+  if (const auto in_block = split(name, static_cast<size_t>(model.cfg().n_layers))) {
+    const auto& blocks = whole_weights(model, concat("weight '", name, "'")).blocks;
     const auto& parts = blocks[in_block->first].parts();
     if (const auto* found = find_block_weight(parts, in_block->second)) return found->get(parts);
     if (auto found = mixture_weight(parts, in_block->second); found.defined()) return found;
@@ -223,7 +224,7 @@ torch::Tensor weight(const Model& model, std::string_view name) {
 std::vector<std::string> weight_names(const Model& model) {
   std::vector<std::string> names = {"embed.W_E"};
   if (model.weights().W_pos.defined()) names.emplace_back("pos_embed.W_pos");
-  const auto& blocks = model.weights().blocks;
+  const auto& blocks = whole_weights(model, "weight_names").blocks;
   for (size_t layer = 0; layer < blocks.size(); ++layer) {
     const auto& parts = blocks[layer].parts();
     for (const auto& w : kBlockWeights)
@@ -240,7 +241,7 @@ std::vector<std::string> weight_names(const Model& model) {
 
 torch::Tensor stacked_weight(const Model& model, std::string_view name) {
   std::vector<torch::Tensor> layers;
-  for (const auto& block : model.weights().blocks) {
+  for (const auto& block : whole_weights(model, concat("stacked_weight '", name, "'")).blocks) {
     const auto* found = find_block_weight(block.parts(), name);
     auto weight = found != nullptr ? found->get(block.parts()) : mixture_weight(block.parts(), name);
     check<std::invalid_argument>(

@@ -6,6 +6,7 @@
 
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
+#include "introspect/models/whole_weights.h"
 #include "introspect/nn/parts.h"
 
 namespace introspect::models {
@@ -58,13 +59,13 @@ std::string hash_of(const Model& model, const std::map<std::string, torch::Tenso
 
 std::shared_ptr<const Model> with_weights(const Model& model,
                                           const std::map<std::string, torch::Tensor>& given) {
+  auto weights = whole_weights(model, "with_weights");
   const auto replacements = match(model, given);
   const auto replace = [&](const auto&, torch::Tensor& tensor) {
     if (!tensor.defined()) return;
     if (const auto found = replacements.find(tensor.const_data_ptr()); found != replacements.end())
       tensor = found->second;
   };
-  auto weights = model.weights();
   for (auto* tensor : {&weights.W_pos, &weights.b_U}) replace("", *tensor);
   for (auto* linear : {&weights.W_E, &weights.W_U}) nn::Linear::for_each_tensor(*linear, "", replace);
   for (auto& block : weights.blocks) {

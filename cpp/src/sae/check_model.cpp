@@ -37,7 +37,6 @@ hooks::Site checked_site(const hooks::HookPoints& points, const std::string& nam
 
 /// True if what is written to the stream has no mean, as far as the embedding shows.
 bool is_centred(const models::Model& model) {
-  if (!model.keeps_blocks()) return false;  // as in the file
   const auto W_E = model.weights()
                        .W_E.rows(0, std::min<int64_t>(model.cfg().d_vocab, 64))
                        .dense()

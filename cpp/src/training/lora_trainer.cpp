@@ -12,6 +12,7 @@
 #include "introspect/core/check.h"
 #include "introspect/core/interrupt.h"
 #include "introspect/io/safetensors.h"
+#include "introspect/models/whole_weights.h"
 
 #include "core/json.h"
 #include "core/on_device.h"
@@ -79,6 +80,7 @@ struct LoraTrainer::State {
         const std::vector<LoraExample>& examples, LoraOptions given)
       : base(std::move(model)), start(std::move(from)), options(given), tree(*base, examples, "train_lora") {
     check_options(options);
+    models::whole_weights(*base, "train_lora");  // blocks get trained parts, and gradients
     auto places = models::on_devices_of(*base, models::places_of(*start, *base));
     first_layer = base->cfg().n_layers;
     for (size_t layer = 0; layer < places.size(); ++layer)

@@ -154,7 +154,8 @@ def direct_logit_attribution(
         wrong: likewise: tokens whose logit is subtracted.
         unit: "layer" (each block), "component" (attention and MLP of each block), "head" (each head and each MLP) or
             "neuron" (each head and each neuron). Biases of attention and MLPs are in "layer" and "component" parts of
-            theirs, and otherwise in the row "bias".
+            theirs, and otherwise in the row "bias". Blocks that stay in their files are read again for "head" and
+            "neuron", once for each text.
         position: whose next token is meant; negative ones count from the end of each text.
 
     Raises:

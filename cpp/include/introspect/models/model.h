@@ -138,7 +138,7 @@ class INTROSPECT_EXPORT Model {
 
   const Config& cfg() const { return cfg_; }
 
-  /// Throws ConfigError if the blocks stay in the files (LoadOptions::keep_blocks).
+  /// What lies in memory: no blocks where they stay in the files (models/whole_weights.h refuses these).
   const Weights& weights() const;
   const nn::Norm& ln_final() const { return weights_.ln_final; }
 
