@@ -20,6 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from ..experiments.results import finite
+from . import holding
 
 FAILED, INTERRUPTED = 1, 130
 GRACE = 0.6  # seconds that native code gets to notice Ctrl-C
@@ -127,6 +128,8 @@ def note(text: str) -> None:
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """End a failed command with one line and exit code 1, one used wrongly with 2, an interrupted one with 130.
 
+    A command with a ``DtypeOption`` loads a model, and gets the options of how its weights are held (``holding``).
+
     INTROSPECT_TRACEBACK=1 shows where an error came from instead. A kind of error that is not meant to reach a user
     says that.
     """
@@ -135,7 +138,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **options: Any) -> None:
         try:
             check_text(options)
-            with _ends_on_interrupt():
+            with _ends_on_interrupt(), holding.taken_from(options):
                 command(*args, **options)
         except BrokenPipeError:  # the reader of our output has gone, as in `introspect generate ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -150,6 +153,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             note(f"introspect: {describe(error)}")
             raise typer.Exit(FAILED) from None
 
+    holding.add_options(run, command, DtypeOption)
     return run
 
 
@@ -242,7 +246,12 @@ def load_model(source: str, dtype: Dtype, device: str, chat_template: str | None
     hub.resolve(source)  # with its own progress bar, where it has to be fetched
     with step_bars() as step:
         return introspect.load_model(
-            source, dtype=dtype.value, device=device, progress=step, chat_template=chat_template
+            source,
+            dtype=dtype.value,
+            device=device,
+            progress=step,
+            chat_template=chat_template,
+            **holding.chosen(),
         )
 
 
