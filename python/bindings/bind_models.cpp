@@ -12,6 +12,7 @@
 #include "introspect/models/process_weights.h"
 #include "introspect/models/read_config.h"
 #include "introspect/models/stacked_weights.h"
+#include "introspect/models/weights_held.h"
 #include "introspect/models/with_weights.h"
 #include "value_type.h"
 
@@ -199,6 +200,15 @@ Raises:
       .def_property_readonly("n_params", &Model::n_params)
       .def_property_readonly("nbytes", &Model::nbytes)
       .def_property_readonly("keeps_blocks", &Model::keeps_blocks)
+      .def_property_readonly(
+          "weights_held", [](const Model& model) { return models::to_string(models::weights_held(model)); },
+          "\"as stored\" if any matrix is held in quantised blocks, in memory or in the files, otherwise "
+          "\"dense\".")
+      .def_property_readonly("precision", &models::precision_name, R"doc(
+What it computes with, as results and stores tell it: "float32", "bfloat16", and in dtypes of 16 bits
+"bfloat16, weights as stored", since values that are unpacked for products and readouts of few rows are not rounded to
+the dtype as dense ones are. In float32 and float64 both ways multiply the same values: not told apart.
+)doc")
       .def("bytes_read", &Model::bytes_read, py::arg("layer"),
            "Bytes of the files that a block is read from, each time that it runs; 0 where blocks are in "
            "memory.")

@@ -1568,7 +1568,8 @@ class Model:
                 are those of a text of this length; left out, those before scaling.
             keep_blocks: False reads each block from the files when it runs, and drops it after it. None: where all is on the
                 CPU and the model would take more than ``memory_budget``.
-            memory_budget: bytes that the model may take in memory; None: 85 % of what the host has free.
+            memory_budget: bytes that the model may take in memory; None: 85 % of what is free, in a container
+                or a job of what it may still take.
             weights: how quantised matrices of a GGUF file are held: "dense", in ``dtype``, or "as stored", in their blocks.
             progress: called with (what, done, total).
 
@@ -1843,7 +1844,19 @@ class Model:
     @property
     def nbytes(self) -> int: ...
     @property
+    def precision(self) -> str:
+        """
+        What it computes with, as results and stores tell it: "float32", "bfloat16", and in dtypes of 16 bits
+        "bfloat16, weights as stored", since values that are unpacked for products and readouts of few rows are not rounded to
+        the dtype as dense ones are. In float32 and float64 both ways multiply the same values: not told apart.
+        """
+    @property
     def tokenizer(self) -> Tokenizer: ...
+    @property
+    def weights_held(self) -> str:
+        """
+        "as stored" if any matrix is held in quantised blocks, in memory or in the files, otherwise "dense".
+        """
 
 class Attribution:
     """

@@ -80,7 +80,7 @@ def facts_of(model: Any) -> dict[str, str]:
         "dtype": str(native.dtype),
         "device": _kind(native.device),
         "n_ctx": str(native.cfg.n_ctx),
-        "weights": _how_held(native),
+        "weights": native.weights_held,
         "chat template": chat,
     }
 
@@ -88,10 +88,6 @@ def facts_of(model: Any) -> dict[str, str]:
 def _kind(device: Any) -> str:
     """ "cuda" of "cuda:1": a worker's own first GPU is "cuda:0" there."""
     return str(device).partition(":")[0]
-
-
-def _how_held(native: Any) -> str:
-    return "as stored" if native.quantised_weights() else "dense"
 
 
 def loading_of(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +99,7 @@ def loading_of(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         "dtype": str(native.dtype).removeprefix("torch."),
         "device": _kind(native.device),
         "n_ctx": native.cfg.n_ctx,
-        "weights": _how_held(native),
+        "weights": native.weights_held,
     }
     return {**out, **given}
 

@@ -1,11 +1,13 @@
 """Quantised blocks for tests: random ones of any encoding, and tiny models whose matrices are stored in them."""
 
+import json
 from pathlib import Path
 
 import gguf
 import numpy as np
 import torch
 from tiny import tiny_transformers
+from tiny_chat import write_tiny_chat
 from tiny_gguf import write_tiny_gguf
 
 # What the gguf package can quantise; of the others we take random bytes as blocks.
@@ -41,8 +43,15 @@ def random_rows(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> 
     return blocks.reshape(*shape[:-1], -1)
 
 
-def write_quantised(path: Path, architecture: str, encodings: tuple[str, ...], **overrides: object) -> Path:
-    """A tiny model's GGUF file, its matrices stored in these encodings in turn."""
+def write_quantised(
+    path: Path,
+    architecture: str,
+    encodings: tuple[str, ...],
+    *,
+    keys: dict[str, object] | None = None,
+    **overrides: object,
+) -> Path:
+    """A tiny model's GGUF file, its matrices stored in these encodings in turn; keys as `write_tiny_gguf` has them."""
     model = tiny_transformers(architecture, **overrides)
     rng = np.random.default_rng(0)
     turn = iter(range(1000))
@@ -54,7 +63,29 @@ def write_quantised(path: Path, architecture: str, encodings: tuple[str, ...], *
             return gguf.quantize(values, kind), kind
         return random_rows(rng, encoding, values.shape), kind
 
-    return write_tiny_gguf(path, model, encode=encode)
+    return write_tiny_gguf(path, model, encode=encode, keys=keys)
+
+
+def write_quantised_chat(path: Path, encodings: tuple[str, ...]) -> Path:
+    """The same of a model as wide as `write_tiny_chat`'s, with its tokenizer and chat template in the file."""
+    folder = write_tiny_chat(path.with_suffix(""))
+    told = json.loads((folder / "tokenizer.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    special = {one["content"]: one["id"] for one in told["added_tokens"]}
+    ids = {**told["model"]["vocab"], **special}
+    tokens = sorted(ids, key=ids.__getitem__)
+    keys: dict[str, object] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token in special else 1 for token in tokens],
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in told["model"]["merges"]],
+        "tokenizer.ggml.eos_token_id": special[settings["eos_token"]],
+        "tokenizer.chat_template": settings["chat_template"],
+    }
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    longest = {"vocab_size": len(tokens), "max_position_embeddings": 8192}
+    return write_quantised(path, "qwen2", encodings, keys=keys, **sizes, **longest)
 
 
 def as_tensor(data: np.ndarray) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The tiny models of tiny.py as GGUF files in float32, in the names, keys and layouts of llama.cpp's converters."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gguf
@@ -91,10 +91,18 @@ def add_rope(writer: gguf.GGUFWriter, config) -> None:
 Encode = Callable[[str, np.ndarray], tuple[np.ndarray, gguf.GGMLQuantizationType]]
 
 
-def write_tiny_gguf(path: Path, model: torch.nn.Module, *, encode: Encode | None = None, **extra: object) -> Path:
+def write_tiny_gguf(
+    path: Path,
+    model: torch.nn.Module,
+    *,
+    encode: Encode | None = None,
+    keys: Mapping[str, object] | None = None,
+    **extra: object,
+) -> Path:
     """Write a model of `tiny_transformers`; `extra` are more keys of the architecture, their dots as "__".
 
     encode: (the file's name of a matrix, its values) -> (what is stored, its type); None: float32.
+    keys: more keys by their whole names.
     """
     config = model.config
     architecture = ARCHITECTURES.get(config.model_type, config.model_type)
@@ -127,8 +135,8 @@ def write_tiny_gguf(path: Path, model: torch.nn.Module, *, encode: Encode | None
         writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
     if config.model_type == "gpt_neox":
         writer.add_parallel_residual(config.use_parallel_residual)
-    for key, value in extra.items():
-        key = f"{architecture}.{key.replace('__', '.')}"
+    own = {f"{architecture}.{key.replace('__', '.')}": value for key, value in extra.items()}
+    for key, value in {**own, **(keys or {})}.items():
         kinds = {list: writer.add_array, str: writer.add_string, float: writer.add_float32, bool: writer.add_bool}
         kinds.get(type(value), writer.add_uint32)(key, value)
     name_in_file = gguf_names(architecture, config.num_hidden_layers)

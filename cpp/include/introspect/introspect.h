@@ -88,6 +88,7 @@
 #include "introspect/models/process_weights.h"
 #include "introspect/models/read_config.h"
 #include "introspect/models/stacked_weights.h"
+#include "introspect/models/weights_held.h"
 #include "introspect/models/whole_weights.h"
 #include "introspect/models/with_weights.h"
 

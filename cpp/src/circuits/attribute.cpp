@@ -15,6 +15,7 @@
 #include "circuits/graph_targets.h"
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
+#include "introspect/models/weights_held.h"
 
 namespace introspect::circuits {
 
@@ -72,6 +73,8 @@ std::string key_of(const models::Model& model, const torch::Tensor& tokens, cons
     hash.update(whole.const_data_ptr(), static_cast<size_t>(whole.nbytes()));
   };
   say("1", model.hash(), model.dtype());
+  if (c10::elementSize(model.dtype()) == 2 && models::weights_held(model) == models::WeightsHeld::kAsStored)
+    say("as stored");
   tensor(tokens);
   for (const auto& [layer, one] : transcoders.layers) say(layer, one.hash());
   if (transcoders.cross_layer) say("cross-layer", transcoders.cross_layer->hash());

@@ -4,6 +4,7 @@
 
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
+#include "introspect/models/weights_held.h"
 
 #include "experiments/readouts/library.h"
 
@@ -20,21 +21,6 @@ std::string fields(const Json& object) {
 
 }  // namespace
 
-std::string dtype_name(torch::ScalarType dtype) {
-  switch (dtype) {
-    case torch::kFloat64:
-      return "float64";
-    case torch::kFloat32:
-      return "float32";
-    case torch::kBFloat16:
-      return "bfloat16";
-    case torch::kFloat16:
-      return "float16";
-    default:
-      return c10::toString(dtype);
-  }
-}
-
 std::string directions_hash(const Directions& directions) {
   Sha256 hash;
   for (const auto& [layer, direction] : directions) {
@@ -48,11 +34,12 @@ std::string ids_hash(const Ids& ids) {
   return sha256_hex(Json(ids).dump());
 }
 
+// A bare dtype means dense weights, also in stores from before how weights are held was told.
 CellKeys::CellKeys(const models::Model& model, const Design& design) : design_(design) {
   for (const auto& scene : design.scenes)
     identities_[&scene] = fields({{"version", kNumericsVersion},
                                   {"model", model.hash()},
-                                  {"dtype", dtype_name(model.dtype())},
+                                  {"dtype", models::precision_name(model)},
                                   {"device", c10::DeviceTypeName(model.device().type(), /*lower_case=*/true)},
                                   {"before", scene.before},
                                   {"injected", scene.injected}});

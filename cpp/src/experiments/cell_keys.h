@@ -15,9 +15,6 @@ namespace introspect::experiments {
 /// found in stores, and are made again. Releases that change no number leave it as it is, so that stores stay valid.
 inline constexpr auto kNumericsVersion = "0.1.0";
 
-/// "float32", "bfloat16", ...
-std::string dtype_name(torch::ScalarType dtype);
-
 /// The identity of what is added to the residual stream: hex SHA-256.
 std::string directions_hash(const Directions& directions);
 

@@ -9,8 +9,7 @@
 
 #include "introspect/core/check.h"
 #include "introspect/models/finite.h"
-
-#include "experiments/cell_keys.h"
+#include "introspect/models/weights_held.h"
 
 namespace introspect::experiments {
 void throw_not_finite(const models::Model& model, const std::string& who, const Protocol& protocol,
@@ -26,7 +25,7 @@ void throw_not_finite(const models::Model& model, const std::string& who, const 
           : "look for weights that are not finite or too large, or load the model with dtype float32";
   throw Error(concat(who, ": protocol '", protocol.name, "', question '", ask.question,
                      "': without any injection the numbers are not finite after ", where, " (",
-                     dtype_name(model.dtype()), "). ", remedy));
+                     models::precision_name(model), "). ", remedy));
 }
 
 void warn_of_broken_settings(Result& result) {

@@ -14,6 +14,7 @@
 #include "experiments/reading_check.h"
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
+#include "introspect/models/weights_held.h"
 #include "introspect/version.h"
 
 namespace introspect::experiments {
@@ -49,7 +50,7 @@ ProtocolRun::ProtocolRun(const graph::ModelPtr& model, const Protocol& protocol,
       design_(make_design(*model, protocol, vectors, options)),
       origin_{model->cfg().model_name,
               model->hash(),
-              dtype_name(model->dtype()),
+              models::precision_name(*model),
               model->device().str(),
               protocol.name,
               protocol.hash(),
@@ -245,7 +246,7 @@ Result ProtocolRun::collect() const {
                model_->hash(),
                cfg.original_architecture,
                cfg.n_layers,
-               dtype_name(model_->dtype()),
+               models::precision_name(*model_),
                model_->device().str()};
   out.protocol = {protocol_.name,      protocol_.hash(),   to_string(protocol_.read),
                   protocol_.yes_token, protocol_.no_token, to_string(protocol_.inject),
@@ -339,6 +340,9 @@ std::string ProtocolRun::added_hash(const Scene& scene, const Injection& injecti
       break;
     case Inject::model:
       out = "model " + design_.prefill_model->hash();
+      // Both are of one dtype, which the rest of the key tells.
+      if (const auto held = models::precision_name(*design_.prefill_model); held != origin_.dtype)
+        out += ", " + held;
       break;
     case Inject::tokens:
       return "tokens " + ids_hash(scene.others.at(injection.other));

@@ -14,6 +14,7 @@
 #include <ATen/Parallel.h>
 
 #include "introspect/core/check.h"
+#include "introspect/models/weights_held.h"
 
 #include "experiments/continuation.h"
 
@@ -99,8 +100,9 @@ Speed measure_speed(const graph::ModelPtr& model) {
   };
   static std::mutex mutex;
   static std::map<std::string, Known> known;
-  const auto what = concat(model->hash(), " ", c10::toString(model->dtype()), " ", model->device().str(), " ",
-                           at::get_num_threads());
+  const auto what = concat(model->hash(), " ", c10::toString(model->dtype()), " ",
+                           models::to_string(models::weights_held(*model)), " ", model->keeps_blocks(), " ",
+                           model->device().str(), " ", at::get_num_threads());
   {
     const std::lock_guard lock(mutex);
     const auto found = known.find(what);

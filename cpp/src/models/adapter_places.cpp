@@ -8,10 +8,12 @@
 
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
+#include "introspect/models/weights_held.h"
 #include "introspect/models/whole_weights.h"
 #include "introspect/nn/parts.h"
 
 #include "models/architecture.h"
+#include "models/file_blocks.h"
 
 namespace introspect::models {
 
@@ -157,9 +159,10 @@ std::shared_ptr<const Model> Model::with_adapter(const Adapter& adapter, double 
   hash.update(concat(hash_, " adapter ", adapter.hash(), " ")).update(&scale, sizeof scale);
   if (!weights_.read_block) return with_additions(*this, places, hash.hex());
   auto weights = weights_;
-  weights.read_block = [places, read = weights.read_block](int64_t layer) {
+  const auto changed = [places, read = weights.read_block](int64_t layer) {
     return adapted(read(layer), places[static_cast<size_t>(layer)]);
   };
+  weights.read_block = FileBlocks{changed, weights_held(*this)};
   return derived(cfg_, std::move(weights), hash.hex());
 }
 

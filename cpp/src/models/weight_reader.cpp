@@ -9,9 +9,9 @@
 #include "introspect/core/check.h"
 #include "introspect/io/mapped_tensors.h"
 #include "introspect/ops/quantised_rows.h"
+#include "models/file_blocks.h"
 #include "models/make_block.h"
 #include "models/part_names.h"
-#include "models/read_ahead.h"
 
 namespace introspect::models {
 
@@ -406,10 +406,11 @@ Weights read_weights(std::shared_ptr<const io::TensorSource> source, const Archi
     };
     weights.block_bytes = std::move(checked.block_bytes);
     weights.n_block_reads = std::make_shared<std::atomic<int64_t>>(0);
-    weights.read_block = [ahead = read_ahead(read, n_layers), n = weights.n_block_reads](int64_t layer) {
+    const auto counted = [ahead = read_ahead(read, n_layers), n = weights.n_block_reads](int64_t layer) {
       ++*n;
       return ahead(layer);
     };
+    weights.read_block = FileBlocks{counted, options.weights.value_or(WeightsHeld::kDense)};
     return weights;
   }
   for (int64_t layer = 0; layer < n_layers; ++layer) {

@@ -269,7 +269,10 @@ def earlier_results(output: Path, protocols: list[Any], dtype: Dtype) -> dict[st
         file = output / f"{protocol.name}.json"
         if file.is_file():
             found[protocol.name] = Result.load(file)
-            refuse_others(output, found[protocol.name], {"dtype": dtype.value}, protocol_facts(protocol), {})
+            told = str(found[protocol.name].model.get("dtype"))
+            # "bfloat16, weights as stored" may be met: how weights are held is known when the model is loaded.
+            wanted = told if told.partition(",")[0] == dtype.value else dtype.value
+            refuse_others(output, found[protocol.name], {"dtype": wanted}, protocol_facts(protocol), {})
     return found
 
 

@@ -63,7 +63,7 @@ def _key(model: Any, experiment: Mapping[str, Any], unit: str, asked: Any, name:
         "read": "dose",
         "version": VERSION,
         "model": model.hash,
-        "dtype": str(model.dtype),
+        "dtype": "torch." + model.native.precision,
         "device": str(model.device),
         "protocol": protocol.hash,
         "tokens": [list(part) for part in _C.conversation_tokens(model.native, protocol)],
@@ -99,7 +99,7 @@ def _origin(model: Any, protocol: _C.Protocol, unit: str) -> dict[str, str]:
     return {
         "model": Path(model.name).name.removesuffix(".gguf"),
         "model_hash": model.hash,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.native.precision,
         "device": str(model.device),
         "protocol": protocol.name,
         "protocol_hash": protocol.hash,

@@ -183,7 +183,9 @@ def run_experiment(
         readouts: {name: parameter} of what else is read: those above by their names, "injected_kl" (the dose of every
             injection, rotations too: KL(injected || base) at the injected tokens, their mean), and those of
             ``register_readout``.
-        store: a file that keeps every reading as it is made; readings found there are not made again.
+        store: a file that keeps every reading as it is made; readings found there are not made again. In bfloat16 and
+            float16, weights held as stored have readings of their own, under the dtype "bfloat16, weights as stored";
+            a bare dtype is dense weights', also in older files.
         memory_budget: bytes of one pass, weights aside.
         progress: called with (what, done, total), counted in readings that are finished. None: bars on a terminal, a
             line in a notebook; False: nothing.

@@ -30,7 +30,7 @@ def model_facts(model: Model) -> dict[str, Any]:
         "hash": model.hash,
         "architecture": cfg.original_architecture,
         "n_layers": cfg.n_layers,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.native.precision,
         "device": str(model.device),
     }
 

@@ -282,7 +282,7 @@ def test_a_worker_loads_from_a_path_that_holds_in_every_folder(model, monkeypatc
 
 def test_a_worker_is_told_the_kind_of_device_and_given_a_gpu_for_a_model_on_one(model, monkeypatch):
     native = types.SimpleNamespace(device="cuda:1", dtype="torch.float32", cfg=types.SimpleNamespace(n_ctx=8))
-    native.quantised_weights = list
+    native.weights_held = "dense"
     on_gpu = types.SimpleNamespace(native=native, name="somewhere")
     assert loading_of(on_gpu, {})["device"] == "cuda" and loading_of(model, {})["device"] == "cpu"
     for given, device, expected in (

@@ -2,6 +2,7 @@
 
 import json
 
+import graph_sets
 import pytest
 import torch
 from dictionaries import dictionary_at
@@ -179,6 +180,15 @@ def test_circuits_are_found_alike(chats):
         for model in chats
     ]
     assert same([one.circuit.scores for one in found])
+
+
+def test_attribution_graphs_are_alike(chats):
+    tokens = graph_sets.tokens_of(chats[0]).tolist()
+    graphs = [
+        introspect.circuits.attribute(model, tokens, graph_sets.per_layer(chats[0]), progress=False) for model in chats
+    ]
+    assert graphs[0].n_edges > 100
+    assert graphs[0].to_pandas().equals(graphs[1].to_pandas())
 
 
 def test_patching_grids_are_alike(chats):
