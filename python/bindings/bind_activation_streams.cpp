@@ -241,12 +241,12 @@ Args:)doc") + kSourceDoc +
     path: the folder, made if it is not there.
     rows: to write; 0: to the end of the text.
     commit_rows: after so many rows what is written is safe.
-    resume: goes on with a broken-off run.
+    resume: goes on with a broken-off run of the same models, tokens, sites and options.
     notes: JSON that is kept.
     progress: called with (what, done, total).
 
 Raises:
-    IoError: activations are there already, or the disk is full.
+    IoError: activations are there already (others, with ``resume``), or the disk is full.
     As ActivationStream.of_model.
 )doc")
                 .c_str());
@@ -382,7 +382,9 @@ Raises:
       .def("save", &ActivationStream::save, py::arg("path"), NoGil(),
            "Writes where it stands, its buffer included, as one .safetensors file. Raises IoError.")
       .def("restore", &ActivationStream::restore, py::arg("path"), NoGil(),
-           "Goes on there with the same batches. Raises IoError, for a state of another stream too.");
+           "Goes on there with the same batches. Raises IoError, for a state of another stream too.")
+      .def("check_state", &ActivationStream::check_state, py::arg("path"), NoGil(),
+           "Raises IoError for a state of another stream; nothing else is done.");
 }
 
 }  // namespace

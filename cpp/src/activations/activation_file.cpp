@@ -19,6 +19,7 @@
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
 
+#include "activations/source_identity.h"
 #include "core/json.h"
 
 namespace introspect::activations {
@@ -31,6 +32,7 @@ constexpr auto kHead = "activations.json";
 constexpr auto kRows = "rows.bin";
 constexpr auto kFormat = "introspect activations 1";
 constexpr std::chrono::seconds kLongest{60};  // between commits
+constexpr size_t kSample = size_t{1} << 20;   // bytes of each end of the rows that tell them apart
 constexpr int64_t kRowsAtATime = 4096;        // that a source over a file hands out together
 
 const std::map<std::string, torch::ScalarType> kDtypes = {
@@ -59,6 +61,7 @@ struct Head {
   torch::ScalarType dtype = torch::kFloat32;
   std::vector<Piece> pieces;
   bool complete = false;
+  int64_t asked = -1;  // rows, 0: all; -1: earlier versions do not say
   std::string notes = "{}", source_state;
 
   int64_t rows() const {
@@ -71,6 +74,7 @@ struct Head {
     nlohmann::json json = {{"format", kFormat}, {"dtype", dtype_name(dtype)},
                            {"rows", rows()},    {"complete", complete},
                            {"notes", notes},    {"source_state", source_state}};
+    if (asked >= 0) json["asked"] = asked;
     for (const auto& site : sites)
       json["sites"].push_back({{"hook_name", site.hook_name}, {"width", site.width}, {"model", site.model}});
     json["pieces"] = nlohmann::json::array();
@@ -106,6 +110,7 @@ struct Head {
                                "must be positive");
     }
     out.complete = field.at("complete").boolean();
+    if (field.has("asked")) out.asked = field.at("asked").integer();
     out.notes = field.at("notes").text();
     out.source_state = field.at("source_state").text();
     field.at("rows").require(field.at("rows").integer() == out.rows(), "must be those of the pieces, ",
@@ -151,10 +156,25 @@ class RowsFile {
   int descriptor_ = -1;
 };
 
+/// What tells the rows of a file from others: SHA-256 of what they are and of the ends of their bytes.
+std::string content(const ActivationFile& file) {
+  Sha256 hash;
+  hash.update(dtype_name(file.dtype()));
+  for (const auto& site : file.sites())
+    hash.update(concat(" ", site.hook_name, " ", site.width, " ", site.model));
+  const auto mapped = io::MappedFile::open(file.path() / kRows);
+  const auto row_bytes = width_of(file.sites()) * static_cast<int64_t>(c10::elementSize(file.dtype()));
+  const auto rows = mapped->bytes().first(static_cast<size_t>(file.rows() * row_bytes));
+  const auto n = std::min(kSample, rows.size());
+  hash.update(rows.data(), n).update(rows.data() + (rows.size() - n), n);
+  return hash.hex();
+}
+
 class FileActivations final : public ActivationSource {
  public:
   FileActivations(ActivationFile file, bool repeat) : file_(std::move(file)), repeat_(repeat) {
     check<IoError>(file_.rows() > 0, kWho, file_.path().string(), ": must hold a row, got none");
+    of_ = {{"rows", file_.rows()}, {"content", content(file_)}};
   }
 
   const std::vector<StreamSite>& sites() const override { return file_.sites(); }
@@ -185,20 +205,28 @@ class FileActivations final : public ActivationSource {
   }
 
   std::string state() const override {
-    return nlohmann::json{{"file_rows", file_.rows()}, {"row", at_}}.dump();
+    return nlohmann::json{{"of", of_}, {"row", at_}, {"held_out", first_}}.dump();
+  }
+  void check_state(const std::string& state, const std::string& who) const override {
+    check_same_rows(who, state, this->state());
   }
   void restore(const std::string& state) override {
     const auto who = concat(kWho, "the state to go on from");
+    check_state(state, who);
     const auto json = parse_json<IoError>(state, who);
     const JsonField<IoError> field(json, who + ": ");
-    const auto rows = field.at("file_rows").integer();
-    field.at("file_rows").require(rows == file_.rows(), "must be ", file_.rows(), " as now, got ", rows);
-    at_ = field.at("row").integer();
-    field.at("row").require(at_ >= first_ && at_ <= rows, "must be ", first_, " to ", rows, ", got ", at_);
+    const auto held_out = field.at("held_out").integer();
+    field.at("held_out")
+        .require(held_out == first_, "must be the ", first_, " rows that are now, got ", held_out);
+    const auto row = field.at("row").integer();
+    field.at("row").require(row >= first_ && row <= file_.rows(), "must be ", first_, " to ", file_.rows(),
+                            ", got ", row);
+    at_ = row;
   }
 
  private:
   ActivationFile file_;
+  nlohmann::json of_;
   bool repeat_;
   int64_t first_ = 0, at_ = 0;
 };
@@ -286,9 +314,18 @@ ActivationWriter::ActivationWriter(fs::path folder, const std::vector<StreamSite
     check<IoError>(options.resume, "write_activations: ", s.folder.string(),
                    ": holds activations already; resume goes on with a broken-off run");
     s.head = Head::read(s.folder);
-    check<IoError>(s.head.complete || (s.head.sites == sites && s.head.dtype == dtype),
-                   "write_activations: ", s.folder.string(),
+    const auto who = "write_activations: " + s.folder.string();
+    check<IoError>(s.head.sites == sites && s.head.dtype == dtype, who,
                    ": holds activations of other sites or another dtype");
+    check_same_rows(who, s.head.source_state, source_state);
+    const auto held = s.head.rows();
+    check<IoError>(options.rows == 0 || held <= options.rows, who, ": holds ", held, " rows, more than the ",
+                   options.rows, " asked for: open it, or write to another folder");
+    // What came after them in their pass is lost.
+    check<IoError>(s.head.asked <= 0 || held < s.head.asked || options.rows == s.head.asked, who,
+                   ": holds the ", held, " rows that it was begun with, and ",
+                   options.rows == 0 ? "all" : std::to_string(options.rows),
+                   " are asked for: write to another folder");
   } else {
     std::error_code error;
     fs::create_directories(s.folder, error);
@@ -297,8 +334,10 @@ ActivationWriter::ActivationWriter(fs::path folder, const std::vector<StreamSite
     s.head.dtype = dtype;
     s.head.notes = options.notes;
     s.head.source_state = source_state;
+    s.head.asked = options.rows;
     s.head.write(s.folder);
   }
+  if (!s.head.complete) s.head.asked = options.rows;
   s.source_state = s.head.source_state;
   s.written = s.head.rows();
   if (!s.head.complete) s.file.emplace(s.folder / kRows, s.written * s.head.row_bytes());
@@ -346,7 +385,7 @@ void ActivationWriter::write(const SiteRows& of_sites, const std::string& source
 
 void ActivationWriter::commit() {
   auto& s = *state_;
-  if (!s.file) return;
+  if (!s.file || (s.pending == 0 && !s.head.complete)) return;
   s.file->flush();
   if (s.pending > 0) s.head.pieces.push_back({s.pending, s.hash.hex()});
   s.head.source_state = s.source_state;

@@ -47,6 +47,22 @@ nlohmann::json made_of(const std::vector<StreamSite>& sites, torch::ScalarType d
           {"seed", options.seed}};
 }
 
+/// Where a stream stood, by its file. Throws IoError for that of another stream.
+nlohmann::json place_in(const io::SafetensorsFile& file, const std::string& who,
+                        const ActivationSource& source, const MixOptions& options) {
+  const auto found = file.metadata().find("place");
+  check<IoError>(found != file.metadata().end(), who, ": must be what save wrote, got another file");
+  auto json = parse_json<IoError>(found->second, who);
+  const JsonField<IoError> field(json, who + ": ");
+  const auto here = made_of(source.sites(), source.dtype(), options);
+  for (const auto& [key, value] : here.items()) {
+    const auto there = field.at("of").at(key);
+    there.require(there.value() == value, "must be ", value.dump(), " as now, got ", there.value().dump());
+  }
+  source.check_state(field.at("source").text(), who);
+  return json;
+}
+
 }  // namespace
 
 ActivationStream::ActivationStream(std::unique_ptr<ActivationSource> source, MixOptions options)
@@ -126,18 +142,15 @@ void ActivationStream::save(const std::filesystem::path& file) const {
   io::save_safetensors(file, tensors, {{"format", kFormat}, {"place", place.dump()}});
 }
 
+void ActivationStream::check_state(const std::filesystem::path& path) const {
+  place_in(*io::SafetensorsFile::open(path), concat(kWho, path.string()), *source_, options_);
+}
+
 void ActivationStream::restore(const std::filesystem::path& path) {
   const auto file = io::SafetensorsFile::open(path);
   const auto who = concat(kWho, path.string());
-  const auto found = file->metadata().find("place");
-  check<IoError>(found != file->metadata().end(), who, ": must be what save wrote, got another file");
-  const auto json = parse_json<IoError>(found->second, who);
+  const auto json = place_in(*file, who, *source_, options_);
   const JsonField<IoError> field(json, who + ": ");
-  const auto here = made_of(sites(), source_->dtype(), options_);
-  for (const auto& [key, value] : here.items()) {
-    const auto there = field.at("of").at(key);
-    there.require(there.value() == value, "must be ", value.dump(), " as now, got ", there.value().dump());
-  }
   source_->restore(field.at("source").text());
   buffer_.clear();
   stored_ = 0;

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <map>
+#include <set>
 #include <utility>
 
 #include <ATen/ATen.h>
@@ -10,7 +11,9 @@
 #include "introspect/core/check.h"
 #include "introspect/core/interrupt.h"
 #include "introspect/hooks/part.h"
+#include "introspect/models/weights_held.h"
 
+#include "activations/source_identity.h"
 #include "core/json.h"
 #include "core/on_device.h"
 #include "engine/memory.h"
@@ -63,6 +66,7 @@ class ModelActivations final : public ActivationSource {
       const auto most = std::min(engine::kMaxRowsPerProduct, options.memory_budget / bytes);
       contexts_per_pass_ = std::max<int64_t>(1, most / context);
     }
+    of_ = made_of();
   }
 
   const std::vector<StreamSite>& sites() const override { return sites_; }
@@ -110,10 +114,15 @@ class ModelActivations final : public ActivationSource {
   SiteRows rows(const std::vector<torch::Tensor>& columns) const override { return columns; }
 
   std::string state() const override {
-    return nlohmann::json{{"tokens", tokens_.state()}, {"contexts_per_pass", contexts_per_pass_}}.dump();
+    return nlohmann::json{{"of", of_}, {"tokens", tokens_.state()}, {"contexts_per_pass", contexts_per_pass_}}
+        .dump();
+  }
+  void check_state(const std::string& state, const std::string& who) const override {
+    check_same_rows(who, state, this->state());
   }
   void restore(const std::string& state) override {
     const auto who = concat(kWho, "the state to go on from");
+    check_state(state, who);
     const auto json = parse_json<IoError>(state, who);
     const JsonField<IoError> field(json, who + ": ");
     tokens_.restore(field.at("tokens").text());
@@ -121,6 +130,25 @@ class ModelActivations final : public ActivationSource {
   }
 
  private:
+  /// What rows are made of, in words and numbers that do not depend on how it was asked for.
+  nlohmann::json made_of() const {
+    auto out = nlohmann::json::parse(tokens_.state()).at("of");
+    for (size_t m = 0; m < models_.size(); ++m) {
+      const auto of = models_.size() == 1 ? std::string() : concat(" of model ", m);
+      const auto& model = *models_[m];
+      out["model" + of] = model.hash();
+      out["precision" + of] = models::precision_name(model);
+      out["device" + of] = c10::DeviceTypeName(model.device().type(), /*lower_case=*/true);
+    }
+    const auto step = positions_.size() > 1 ? positions_[1] - positions_[0] : 1;
+    out["positions"] = concat(positions_.front(), " to ", positions_.back(), " by ", step);
+    out["exclude_tokens"] =
+        nlohmann::json(std::set<int64_t>(options_.exclude_tokens.begin(), options_.exclude_tokens.end()))
+            .dump();
+    out["max_norm_multiple"] = options_.max_norm_multiple;
+    return out;
+  }
+
   void check_options() const {
     const auto among = [](torch::ScalarType dtype) {
       return dtype == torch::kBFloat16 || dtype == torch::kFloat32 || dtype == torch::kFloat64;
@@ -212,6 +240,7 @@ class ModelActivations final : public ActivationSource {
   ModelActivationsOptions options_;
   std::vector<int64_t> positions_;
   int64_t contexts_per_pass_ = 1;
+  nlohmann::json of_;
 };
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "introspect/core/check.h"
+#include "introspect/core/sha256.h"
 
 #include "core/json.h"
 
@@ -52,6 +53,8 @@ bool TokenStream::read_document() {
   auto tokens = reader_();
   if (!tokens) return false;
   tokens_ = std::move(*tokens);
+  document_hash_ =
+      sha256_hex({reinterpret_cast<const char*>(tokens_.data()), tokens_.size() * sizeof(int64_t)});
   ++document_;
   offset_ = 0;
   return true;
@@ -100,6 +103,7 @@ void TokenStream::rewind() {
   reader_ = nullptr;
   tokens_.clear();
   row_.clear();
+  document_hash_.clear();
   document_ = offset_ = of_pass_ = 0;
 }
 
@@ -140,6 +144,8 @@ std::string TokenStream::state() const {
                         {"document", document_},
                         {"offset", offset_},
                         {"in_document", offset_ < static_cast<int64_t>(tokens_.size())},
+                        {"document_hash", document_hash_},
+                        {"set_aside", set_aside_},
                         {"row", row_},
                         {"pass", pass_},
                         {"of_pass", of_pass_},
@@ -155,6 +161,11 @@ void TokenStream::restore(const std::string& state) {
   for (const auto& [key, value] : here.items())
     field.at("of").at(key).require(field.at("of").at(key).value() == value, "must be ", value.dump(),
                                    " as now, got ", field.at("of").at(key).value().dump());
+  // States of earlier versions have neither set_aside nor document_hash.
+  if (field.has("set_aside"))
+    field.at("set_aside")
+        .require(field.at("set_aside").integer() == set_aside_, "must be the ", set_aside_,
+                 " contexts that are held out now, got ", field.at("set_aside").value().dump());
   rewind();
   row_ = field.at("row").integers();
   pass_ = field.at("pass").integer();
@@ -162,11 +173,18 @@ void TokenStream::restore(const std::string& state) {
   total_ = field.at("total").integer();
   document_ = field.at("document").integer();
   const auto offset = field.at("offset").integer();
-  if (!field.at("in_document").boolean()) return;
-  field.require(document_ > 0, "is inside of no document");
+  const bool in_document = field.at("in_document").boolean();
+  field.require(document_ > 0 || !in_document, "is inside of no document");
+  if (document_ == 0) return;
   --document_;
-  field.require(read_document() && offset <= static_cast<int64_t>(tokens_.size()), "is not of this text");
-  offset_ = offset;
+  const auto number = document_;
+  field.require(read_document() && (!in_document || offset <= static_cast<int64_t>(tokens_.size())) &&
+                    (!field.has("document_hash") || field.at("document_hash").text() == document_hash_),
+                "is not of these texts or this tokenizer: document ", number, " must have the tokens it had");
+  if (in_document)
+    offset_ = offset;
+  else
+    tokens_.clear();
 }
 
 }  // namespace introspect::activations

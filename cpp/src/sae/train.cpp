@@ -146,10 +146,11 @@ class Run {
     const auto found = options_.folder.empty() ? std::nullopt : latest(options_.folder);
     check<IoError>(!found || options_.resume, kWho, options_.folder.string(),
                    ": holds a checkpoint; resume goes on from it");
+    if (found) load(found->second);
     report(options_.progress, "reading what is held out", 0, 0);
     held_out_ = stream_.hold_out(options_.held_out_rows);
     if (found)
-      load(found->second);
+      stream_.restore(found->second / kStream);
     else
       begin();
     while (step_ < options_.steps) {
@@ -282,7 +283,9 @@ class Run {
         fs::remove_all(entry.path());
   }
 
+  /// All but the stream, which is restored when what is held out was read.
   void load(const fs::path& checkpoint) {
+    stream_.check_state(checkpoint / kStream);
     const auto who = concat(kWho, (checkpoint / kRun).string());
     const auto text = io::read_text(checkpoint / kRun);
     const auto json = parse_json<IoError>(text, who);
@@ -301,7 +304,6 @@ class Run {
                          loaded.options().to_json());
       trainer = std::move(loaded);
     }
-    stream_.restore(checkpoint / kStream);
     step_ = field.at("step").integer();
     rows_ = field.at("rows").integer();
     const auto records = field.at("records");

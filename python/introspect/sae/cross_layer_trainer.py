@@ -123,7 +123,8 @@ def train_cross_layer(
         hook_out: where each block is written.
         training_tokens, train_batch_size_tokens: rows of the training, and of a step.
         held_out_tokens: rows at the beginning, on which lengths are measured and nothing is trained.
-        checkpoint_path: a folder, from which a killed training goes on with ``resume``, to the same numbers.
+        checkpoint_path: a folder, from which a killed training goes on with ``resume``, to the same numbers: on
+            activations of the same model, precision and kind of device; see ``train_many``.
         on_step: called with each step's TrainerMetrics.
         streaming: of ``train_many``: context_size, exclude_special_tokens, dtype and so on.
         **options: of ``CrossLayerTrainer``, in place of ``default_options``.
@@ -131,7 +132,7 @@ def train_cross_layer(
     Raises:
         HookError: a hook that the model does not have.
         ConfigError, ValueError: as CrossLayerTrainer; texts that end before the training.
-        IoError: a checkpoint where resume is false, or one that is damaged.
+        IoError: a checkpoint where resume is false, one that is damaged, or one on other activations.
         Error: a loss that is not finite, or all features dead.
     """
     steps = training_tokens // train_batch_size_tokens
@@ -166,20 +167,23 @@ def train_cross_layer(
     def rows(batch: list[torch.Tensor], of: list[str]) -> torch.Tensor:
         return torch.stack([batch[places[name]] for name in of])
 
-    held_out = stream.hold_out(held_out_tokens)
     folder = None if checkpoint_path is None else Path(checkpoint_path)
     found = None if folder is None else _latest(folder)
-    if found is not None and not resume:
-        raise _C.IoError(f"train_cross_layer: {folder}: holds a checkpoint; resume goes on from it")
-    if found is None:
-        if held_out:
-            trainer.measure(rows(held_out, reads), rows(held_out, writes))
-    else:
+    if found is not None:
+        if not resume:
+            raise _C.IoError(f"train_cross_layer: {folder}: holds a checkpoint; resume goes on from it")
+        stream.check_state(found / STREAM)
         loaded = CrossLayerTrainer.load(found)
-        if loaded.options != trainer.options or loaded.origin.inputs != origin.inputs:
+        if loaded.options != trainer.options or any(
+            getattr(loaded.origin, which) != getattr(origin, which) for which in ("inputs", "outputs")
+        ):
             raise _C.ConfigError(f"train_cross_layer: {found}: must have the options and sites that are asked for")
         trainer = loaded
+    held_out = stream.hold_out(held_out_tokens)
+    if found is not None:
         stream.restore(found / STREAM)
+    elif held_out:
+        trainer.measure(rows(held_out, reads), rows(held_out, writes))
     while trainer.steps < steps:
         batch = stream.next_batch()
         if not batch:

@@ -223,7 +223,10 @@ def write_activations(
         exclude_special_tokens: drop the rows of special tokens, or of these ids.
         max_norm_multiple: drop rows longer than so many times the median of their pass; None: none.
         seqpos_slice: positions of each context that are read.
-        resume: go on with a broken-off run.
+        resume: go on with a broken-off run; one that was finished is only opened. Texts, the model
+            (``model.native.hash``), its precision (``model.native.precision``), kind of device, hooks and all options
+            that change rows must be those that it was begun with. Folders of versions that did not keep this can be
+            opened (``ActivationFile.open``), and are not gone on with.
         memory_budget: bytes of one pass's activations.
         progress: called with (what, done, total).
         ray: read on the workers of a Ray cluster, each with the model, as ``run_experiment`` has it; the same bytes.
@@ -232,7 +235,8 @@ def write_activations(
         HookError: a hook that the model does not have.
         ShapeError: contexts longer than the model's.
         ValueError: texts that fill no context, options out of range.
-        IoError: activations are there already, or the disk is full.
+        IoError: activations are there already, with ``resume`` of another source or number of rows, or the disk is
+            full. A folder that is refused stays as it is.
     """
     models = models_of(model)
     options = source_options(models[0], exclude_special_tokens, max_norm_multiple, seqpos_slice, dtype, memory_budget)

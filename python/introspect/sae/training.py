@@ -218,7 +218,10 @@ def train_many(
         evaluate: called with each dictionary at each evaluation; returns more figures by name.
         on_record: called with each TrainingRecord.
         checkpoint_path: a folder, from which a killed training goes on with ``resume``, to the same numbers.
-        resume: go on from the checkpoint, if there is one.
+        resume: go on from the checkpoint, if there is one: on the same texts, or the same rows of a file, read by the
+            same model (``model.native.hash``) in the same precision (``model.native.precision``) on the same kind of
+            device, with the same options and as many rows held out. Checkpoints of versions that did not keep this are
+            refused.
         memory_budget: bytes of one pass's activations.
         progress: called with (what, done, total).
         packing: context_size, prepend_bos, sequence_separator_token, disable_concat_sequences, is_dataset_tokenized: of
@@ -232,7 +235,7 @@ def train_many(
         ShapeError: contexts longer than the model's.
         ConfigError: an option that does not exist, or options that do not fit one another or a checkpoint.
         ValueError: options out of range; texts that fill no context, or no more than is held out.
-        IoError: files that cannot be read or written; a checkpoint where resume is false.
+        IoError: files that cannot be read or written; a checkpoint where resume is false, or on other activations.
         Error: a loss that is not finite, or all features dead; it names the last good checkpoint.
     """
     steps = training_tokens // train_batch_size_tokens

@@ -93,7 +93,10 @@ class INTROSPECT_EXPORT ActivationWriter {
 /// Writes rows of a source into a folder, made if it is not there. What a killed run has committed stays readable, marked as
 /// partial; `resume` goes on there, from the same source and options, to the same bytes.
 ///
-/// Throws IoError for a folder that holds activations already (or, with `resume`, others), and for a full disk.
+/// Throws IoError for a folder that holds activations already, and for a full disk. With `resume` a folder, a complete
+/// one too, must hold rows of the same source (ActivationSource::check_state) and not another number than is asked for.
+/// Folders of versions that did not say what their rows are made of are read, and not gone on with. What is refused
+/// stays as it is.
 INTROSPECT_EXPORT ActivationFile write_activations(ActivationSource& source,
                                                    const std::filesystem::path& folder,
                                                    const WriteActivationsOptions& options = {});

@@ -45,8 +45,11 @@ class INTROSPECT_EXPORT ActivationSource {
   virtual std::vector<torch::Tensor> next() = 0;
   virtual SiteRows rows(const std::vector<torch::Tensor>& columns) const = 0;
 
-  /// Where the source stands, as JSON. restore throws IoError for a state of another one.
+  /// Where the source stands, as JSON, with what its rows are made of. `restore` goes on there.
+  /// Both throw IoError for a state of another source: of a model, other texts or options whose rows are others.
+  /// `check_state` does nothing else, and begins its message with `who`, which holds the state.
   virtual std::string state() const = 0;
+  virtual void check_state(const std::string& state, const std::string& who) const = 0;
   virtual void restore(const std::string& state) = 0;
 };
 
@@ -64,6 +67,9 @@ struct ModelActivationsOptions {
 };
 
 /// Activations of models at `sites`, as they read contexts of `tokens`.
+///
+/// A state fits where these are the same: tokens, each model's hash, precision (models::precision_name) and kind of
+/// device, positions, exclude_tokens and max_norm_multiple. Passes are then as large as they were.
 ///
 /// Contexts run side by side, through the block of the highest site and no further: neither logits nor KV caches are
 /// made. Memory is one pass's activations, whatever the length of the text.

@@ -42,8 +42,9 @@ class INTROSPECT_EXPORT ActivationStream {
   int64_t batches() const { return batches_; }
 
   /// Writes where the stream stands, the rows in its buffer included, so that `restore` goes on with the same batches bit for
-  /// bit. Throws IoError, for a state of another stream too.
+  /// bit. Throws IoError, for a state of another stream too, which `check_state` looks for without going on.
   void save(const std::filesystem::path& file) const;
+  void check_state(const std::filesystem::path& file) const;
   void restore(const std::filesystem::path& file);
 
  private:

@@ -92,7 +92,8 @@ class INTROSPECT_EXPORT TokenStream {
   int64_t contexts() const { return total_; }  ///< given since the beginning
 
   /// Where the stream stands, as JSON; restore goes on there. Throws IoError for a state that is not one, or of other
-  /// documents or options.
+  /// documents, options or set_aside. Documents without an identity, and the tokenizer, are told by the tokens of the
+  /// document that was read last.
   std::string state() const;
   void restore(const std::string& state);
 
@@ -106,6 +107,7 @@ class INTROSPECT_EXPORT TokenStream {
   PackOptions options_;
   Documents::Next reader_;          // undefined until the first document is wanted
   std::vector<int64_t> tokens_;     // of the document that is being packed
+  std::string document_hash_;       // of its tokens
   int64_t document_ = 0;            // documents taken in this pass, that one too
   int64_t offset_ = 0;              // of its tokens, taken
   std::vector<int64_t> row_;        // begun
