@@ -136,7 +136,7 @@ Goes on from a file of ``save`` with the same numbers as without the interruptio
 
 Raises:
     IoError: a file that is missing or damaged.
-    ConfigError: one of another training: model, start, examples or options.
+    ConfigError: one of another training: model, its precision or kind of device, start, examples or options.
 )doc");
 
   m.def(

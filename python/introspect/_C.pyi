@@ -5304,6 +5304,10 @@ class ActivationStream:
             HookError: a site that the model does not have.
             ShapeError: contexts longer than n_ctx.
         """
+    def check_state(self, path: os.PathLike | str | bytes) -> None:
+        """
+        Raises IoError for a state of another stream; nothing else is done.
+        """
     def hold_out(self, n: typing.SupportsInt | typing.SupportsIndex) -> list[torch.Tensor]:
         """
         The first rows, about n, [N, width] at each site, which no batch has. Before the first batch.
@@ -5768,7 +5772,7 @@ class LoraTrainer:
 
         Raises:
             IoError: a file that is missing or damaged.
-            ConfigError: one of another training: model, start, examples or options.
+            ConfigError: one of another training: model, its precision or kind of device, start, examples or options.
         """
     def save(self, file: os.PathLike | str | bytes) -> None:
         """
@@ -8236,12 +8240,12 @@ def write_activations(
         path: the folder, made if it is not there.
         rows: to write; 0: to the end of the text.
         commit_rows: after so many rows what is written is safe.
-        resume: goes on with a broken-off run.
+        resume: goes on with a broken-off run of the same models, tokens, sites and options.
         notes: JSON that is kept.
         progress: called with (what, done, total).
 
     Raises:
-        IoError: activations are there already, or the disk is full.
+        IoError: activations are there already (others, with ``resume``), or the disk is full.
         As ActivationStream.of_model.
     """
 

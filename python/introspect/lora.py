@@ -60,7 +60,9 @@ def train_lora(
         clip: the longest gradient of all matrices together; 0: any.
         seed: of the matrices A and of the order.
         start: an adapter to go on from, whose rank, alpha, targets and layers stay as they are.
-        checkpoint: a file that training is kept in every ``checkpoint_every`` steps, and goes on from if it is there.
+        checkpoint: a file that training is kept in every ``checkpoint_every`` steps, and goes on from if it is there
+            and of the same model (``model.native.hash``), precision (``model.native.precision``) and kind of device,
+            start, examples and options. Files of versions that did not keep precision and device are refused.
         memory_budget: bytes for activations, and as many for residuals of the blocks below. Batches beyond it run in
             pieces, with the same gradient.
         on_step: called with (step, loss).

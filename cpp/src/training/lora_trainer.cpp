@@ -12,6 +12,7 @@
 #include "introspect/core/check.h"
 #include "introspect/core/interrupt.h"
 #include "introspect/io/safetensors.h"
+#include "introspect/models/weights_held.h"
 #include "introspect/models/whole_weights.h"
 
 #include "core/json.h"
@@ -48,6 +49,10 @@ nlohmann::json options_json(const LoraOptions& o) {
   return {{"steps", o.steps}, {"batch_size", o.batch_size},
           {"lr", o.lr},       {"lr_end", o.lr_end},
           {"clip", o.clip},   {"seed", o.seed}};
+}
+
+std::string kind_of(const torch::Device& device) {
+  return c10::DeviceTypeName(device.type(), /*lower_case=*/true);
 }
 
 /// The examples in the order of one round, the same on every machine: units in random order.
@@ -286,6 +291,8 @@ void LoraTrainer::save(const std::filesystem::path& file) const {
   }
   const nlohmann::json training = {{"options", options_json(s.options)},
                                    {"model", s.base->hash()},
+                                   {"precision", models::precision_name(*s.base)},
+                                   {"device", kind_of(s.base->device())},
                                    {"start", s.start->hash()},
                                    {"examples", s.tree.hash()}};
   io::save_safetensors(
@@ -310,6 +317,15 @@ void LoraTrainer::resume(const std::filesystem::path& path) {
                        ": take another file, or delete this one");
   };
   same("model", s.base->hash());
+  for (const auto& [what, mine] : {std::pair{"precision", models::precision_name(*s.base)},
+                                   std::pair{"device", kind_of(s.base->device())}}) {
+    check<ConfigError>(
+        training.has(what), who, " does not tell the model's ", what,
+        ", as it is of an earlier version: numbers of two could be mixed. Begin anew in another file");
+    const auto held = training.at(what).text();
+    check<ConfigError>(held == mine, who, " is of a training with the ", what, " ", excerpt(held), ", not ",
+                       excerpt(mine), ": load the model as it was, or take another file");
+  }
   same("start", s.start->hash());
   same("examples", s.tree.hash());
   const auto mine = options_json(s.options);

@@ -1,0 +1,300 @@
+"""Folders of activations and trainings go on with what they were begun with: else it is said, and nothing is lost."""
+
+import contextlib
+import json
+
+import pytest
+import torch
+from quantised import write_quantised_chat
+from tiny import write_tiny
+
+import introspect
+from introspect import _C, FinetuneExample, train_lora
+from introspect.sae import streams
+from introspect.sae.cross_layer_trainer import train_cross_layer
+from introspect.sae.streams import ActivationFile, TokenStream
+from introspect.sae.training import train_many
+
+HOOK = "blocks.1.hook_resid_post"
+TOKENS = torch.randint(3, 101, (40, 10), generator=torch.Generator().manual_seed(0))
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Models that are alike but for one thing; all read tokens below 101."""
+    at = tmp_path_factory.mktemp("models")
+    folder, blocks = write_tiny(at / "m"), write_quantised_chat(at / "t.gguf", ("Q4_1", "Q8_0"))
+    wide = introspect.load_model(folder)
+    changed = {name: x + 0.1 for name, x in wide.native.named_weights() if "mlp" in name}
+    out = {str(dtype)[6:]: introspect.load_model(folder, dtype=dtype) for dtype in (torch.bfloat16, torch.float64)}
+    out |= {"float32": wide, "changed": introspect.Model(wide.native.with_weights(changed), name=wide.name)}
+    for how in ("dense", "as stored"):
+        out[how] = introspect.load_model(blocks, dtype=torch.bfloat16, weights=how)
+        out[f"wide {how}"] = introspect.load_model(blocks, dtype=torch.float32, weights=how)
+    return out
+
+
+def packed(tokens=TOKENS):
+    return TokenStream.of_tokens(tokens.tolist(), context=10, packed=True)
+
+
+def read_by(function):
+    """Texts that have no identity."""
+    return TokenStream.of_function(lambda first: iter(function().tolist()[first:]), "", context=10, packed=True,
+                                   bos=None, separator=None, concatenate=False)  # fmt: skip
+
+
+def write(model, path, *, tokens=None, stop=None, hook=HOOK, **options):
+    def progress(what, done, total):
+        if stop is not None and done >= stop:
+            raise Stopped
+
+    return _C.write_activations([model.native], packed() if tokens is None else tokens, [(hook, 0)], path,
+                                progress=progress, commit_rows=30, memory_budget=1 << 17, **options)  # fmt: skip
+
+
+def files_of(folder):
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def is_refused(again, folder, error, match):
+    """Whatever is there stays as it is."""
+    before = files_of(folder)
+    with pytest.raises(error, match=match):
+        again()
+    assert files_of(folder) == before and before
+
+
+@pytest.mark.parametrize("stop", [100, None], ids=["partial", "complete"])
+@pytest.mark.parametrize(
+    ("begun", "continued", "options", "match"),
+    [
+        ("float32", "bfloat16", {}, "the precision 'float32', and 'bfloat16' came"),
+        ("dense", "as stored", {}, "the precision 'bfloat16', and 'bfloat16, weights as stored' came"),
+        ("float32", "changed", {}, "the model '[0-9a-f]{64}', and '[0-9a-f]{64}' came"),
+        ("float32", "float32", {"hook": "blocks.0.hook_resid_post"}, "other sites or another dtype"),
+        ("float32", "float32", {"dtype": torch.bfloat16}, "other sites or another dtype"),
+        ("float32", "float32", {"tokens": packed(TOKENS + 1)}, "the documents 'tokens "),
+        ("float32", "float32", {"first_position": 1, "end_position": 3}, "'0 to 9 by 1', and '1 to 2 by 1' came"),
+        ("float32", "float32", {"exclude_tokens": [7, 5, 6]}, r"exclude_tokens '\[\]', and '\[5,6,7\]' came"),
+        ("float32", "float32", {"max_norm_multiple": 10.0}, r"max_norm_multiple 0\.0, and 10\.0 came"),
+        ("float32", "float32", {"rows": 50}, r"holds \d+ rows, more than the 50 asked for"),
+    ],
+)
+def test_a_folder_of_activations_takes_only_rows_of_its_kind(models, tmp_path, begun, continued, options, match, stop):
+    def first():
+        return write(models[begun], tmp_path / "a", stop=stop)
+
+    if stop is None:
+        first()
+    else:
+        with pytest.raises(Stopped):
+            first()
+    is_refused(lambda: write(models[continued], tmp_path / "a", resume=True, **options), tmp_path / "a",
+               introspect.IoError, match)  # fmt: skip
+    assert write(models[begun], tmp_path / "a", resume=True).is_complete
+    whole = write(models[begun], tmp_path / "whole")
+    assert (tmp_path / "a/rows.bin").read_bytes() == (tmp_path / "whole/rows.bin").read_bytes()
+    assert whole.rows == 400
+
+
+def test_ways_that_give_the_same_rows_go_on(models, tmp_path):
+    """In float32 blocks are multiplied as the dense values are; the order of excluded ids says nothing."""
+    with pytest.raises(Stopped):
+        write(models["wide dense"], tmp_path / "a", stop=100, exclude_tokens=[5, 6])
+    there = write(models["wide as stored"], tmp_path / "a", resume=True, exclude_tokens=[6, 5, 6])
+    assert there.is_complete
+    whole = write(models["wide dense"], tmp_path / "whole", exclude_tokens=[5, 6])
+    torch.testing.assert_close(there.read(0, 0, there.rows), whole.read(0, 0, whole.rows), rtol=0, atol=2e-4)
+
+
+def test_texts_without_an_identity_are_told_by_the_document_that_was_read_last(models, tmp_path):
+    with pytest.raises(Stopped):
+        write(models["float32"], tmp_path / "a", stop=100, tokens=read_by(lambda: TOKENS))
+    is_refused(
+        lambda: write(models["float32"], tmp_path / "a", resume=True, tokens=read_by(lambda: TOKENS.flip(0))),
+        tmp_path / "a", introspect.IoError, "is not of these texts or this tokenizer: document 9 must have",
+    )  # fmt: skip
+    assert write(models["float32"], tmp_path / "a", resume=True, tokens=read_by(lambda: TOKENS)).rows == 400
+
+
+def test_a_folder_that_holds_what_was_asked_for_is_not_continued_within_a_pass(models, tmp_path):
+    """What came after the last row in its pass is not kept."""
+    assert write(models["float32"], tmp_path / "a", rows=105).rows == 105
+    for rows, said in ((200, "200"), (0, "all")):
+        is_refused(lambda rows=rows: write(models["float32"], tmp_path / "a", resume=True, rows=rows), tmp_path / "a",
+                   introspect.IoError, f"holds the 105 rows that it was begun with, and {said} are asked")  # fmt: skip
+    assert write(models["float32"], tmp_path / "a", resume=True, rows=105).rows == 105
+    with pytest.raises(Stopped):
+        write(models["float32"], tmp_path / "b", rows=300, stop=100)
+    assert write(models["float32"], tmp_path / "b", rows=350, resume=True).rows == 350  # not there yet: it may be more
+
+
+@pytest.mark.parametrize("stop", [100, None])
+def test_folders_of_earlier_versions_are_read_and_not_gone_on_with(models, tmp_path, stop):
+    with contextlib.suppress(Stopped):
+        write(models["float32"], tmp_path / "a", stop=stop)
+    path = tmp_path / "a/activations.json"
+    head = json.loads(path.read_text())
+    state = json.loads(head["source_state"])
+    del state["of"], head["asked"]
+    path.write_text(json.dumps(head | {"source_state": json.dumps(state)}))
+    rows = ActivationFile.open(tmp_path / "a").rows
+    assert rows >= 100
+    is_refused(lambda: write(models["float32"], tmp_path / "a", resume=True), tmp_path / "a", introspect.IoError,
+               "does not say of which model, precision, device and options its rows are")  # fmt: skip
+
+
+PACKING = {"context_size": 10, "is_dataset_tokenized": True, "prepend_bos": False}
+SIZES = {"training_tokens": 640, "train_batch_size_tokens": 64, "held_out_tokens": 64}
+
+
+def train_sae(texts, model, folder, stop=None, **options):
+    def on_record(record):
+        if record.step == stop:
+            raise Stopped
+
+    packing = {} if isinstance(texts, ActivationFile) else PACKING
+    given = {**SIZES, **packing, **options}
+    trained = train_many(model, texts, [{"hook": HOOK, "d_sae": 48, "k": 4}], checkpoint_path=folder,
+                         on_record=on_record, record_every=1, progress=False, **given)  # fmt: skip
+    return trained.dictionaries[0]
+
+
+def train_clt(texts, model, folder, stop=None, **options):
+    def on_step(metrics):
+        if metrics.step == stop:
+            raise Stopped
+
+    streaming = {} if isinstance(texts, ActivationFile) else {"streaming": PACKING}
+    given = {**SIZES, **streaming, **options}
+    return train_cross_layer(model, texts, d_sae=24, k=4, architecture="topk", checkpoint_path=folder,
+                             checkpoint_every=2, on_step=on_step, **given)  # fmt: skip
+
+
+@pytest.mark.parametrize("train", [train_sae, train_clt])
+@pytest.mark.parametrize(
+    ("continued", "options", "match"),
+    [
+        ("bfloat16", {}, "the precision 'float32', and 'bfloat16' came"),
+        ("changed", {}, "the model '"),
+        ("float32", {"exclude_special_tokens": [5, 6]}, "the exclude_tokens '"),
+        ("float32", {"held_out_tokens": 128}, "must be the 13 contexts that are held out now, got 7"),
+    ],
+)
+def test_a_training_of_dictionaries_goes_on_with_rows_of_the_same_kind(
+    models, tmp_path, train, continued, options, match
+):
+    texts, folder = TOKENS.tolist(), tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(texts, models["float32"], folder, 5)
+    if train is train_clt and "held_out_tokens" not in options and options:
+        options = {"streaming": {**PACKING, **options}}
+    is_refused(lambda: train(texts, models[continued], folder, resume=True, **options), folder, introspect.IoError,
+               match)  # fmt: skip
+    assert train(texts, models["float32"], folder, resume=True).d_sae > 0
+
+
+def test_a_refusal_comes_before_the_model_reads_what_is_held_out(models, tmp_path):
+    said = []
+    with pytest.raises(Stopped):
+        train_sae(TOKENS.tolist(), models["float32"], tmp_path / "run", 5)
+    with pytest.raises(introspect.IoError, match="the precision"):
+        train_many(
+            models["bfloat16"],
+            TOKENS.tolist(),
+            [{"hook": HOOK, "d_sae": 48, "k": 4}],
+            checkpoint_path=tmp_path / "run",
+            resume=True,
+            progress=lambda *args: said.append(args),
+            **SIZES,
+            **PACKING,
+        )
+    assert said == []
+
+
+def test_a_training_on_a_file_goes_on_with_the_same_rows(models, tmp_path):
+    """Whichever folder they are in: it may be written anew."""
+    files = [
+        streams.write_activations(models[of], TOKENS.tolist(), tmp_path / name, hooks=HOOK, **PACKING)
+        for name, of in (("a", "float32"), ("again", "float32"), ("b", "bfloat16"))
+    ]
+    with pytest.raises(Stopped):
+        train_sae(files[0], None, tmp_path / "run", 5)
+    for others in (
+        lambda: train_sae(files[2], None, tmp_path / "run", resume=True),
+        lambda: train_sae(files[1], None, tmp_path / "run", resume=True, held_out_tokens=32),
+    ):
+        is_refused(others, tmp_path / "run", introspect.IoError, "the content '|must be the 32 rows that are now")
+    train_sae(files[1], None, tmp_path / "run", resume=True)
+
+
+def test_a_cross_layer_transcoder_goes_on_to_write_where_it_wrote(models, tmp_path):
+    points = ("hook_mlp_in", "hook_mlp_out", "hook_resid_post")
+    hooks = [f"blocks.{i}.{point}" for i in range(models["float32"].cfg.n_layers) for point in points]
+    file = streams.write_activations(models["float32"], TOKENS.tolist(), tmp_path / "a", hooks=hooks, **PACKING)
+    with pytest.raises(Stopped):
+        train_clt(file, models["float32"], tmp_path / "run", 5)
+    is_refused(lambda: train_clt(file, models["float32"], tmp_path / "run", resume=True, hook_out="hook_resid_post"),
+               tmp_path / "run", introspect.ConfigError, "must have the options and sites")  # fmt: skip
+
+
+def lora(model, file, stop=None, **options):
+    def on_step(step, loss):
+        if step == stop:
+            raise Stopped
+
+    examples = [FinetuneExample([5, i], [7, 8]) for i in range(6)]
+    return train_lora(model, examples, steps=6, batch_size=2, rank=2, checkpoint=file, on_step=on_step,
+                      progress=False, **options)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("begun", "continued", "match"),
+    [
+        ("float32", "bfloat16", "with the precision 'float32', not 'bfloat16'"),
+        ("bfloat16", "float32", "with the precision 'bfloat16', not 'float32'"),
+        ("as stored", "dense", "with the precision 'bfloat16, weights as stored', not 'bfloat16'"),
+        ("float32", "float64", "with the precision 'float32', not 'float64'"),
+        ("float32", "changed", "with another model"),
+    ],
+)
+def test_a_lora_goes_on_with_the_model_as_it_was(models, tmp_path, begun, continued, match):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(Stopped):
+        lora(models[begun], folder / "lora.safetensors", 3)
+    is_refused(lambda: lora(models[continued], folder / "lora.safetensors"), folder, introspect.ConfigError, match)
+    assert lora(models[begun], folder / "lora.safetensors").hash == lora(models[begun], None).hash
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("precision", None, "does not tell the model's precision, as it is of an earlier version"),
+        ("device", None, "does not tell the model's device"),
+        ("device", "cuda", "is of a training with the device 'cuda', not 'cpu'"),
+    ],
+)
+def test_a_lora_of_an_earlier_version_or_another_device_is_refused(models, tmp_path, field, value, match):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    path = folder / "lora.safetensors"
+    with pytest.raises(Stopped):
+        lora(models["float32"], path, 3)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    training = json.loads(metadata["training"])
+    training[field] = value
+    if value is None:
+        del training[field]
+    save_file(tensors, path, metadata | {"training": json.dumps(training)})
+    is_refused(lambda: lora(models["float32"], path), folder, introspect.ConfigError, match)
