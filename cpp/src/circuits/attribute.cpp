@@ -75,6 +75,7 @@ std::string key_of(const models::Model& model, const torch::Tensor& tokens, cons
   say("1", model.hash(), model.dtype());
   if (c10::elementSize(model.dtype()) == 2 && models::weights_held(model) == models::WeightsHeld::kAsStored)
     say("as stored");
+  if (!model.device().is_cpu()) say("device", c10::DeviceTypeName(model.device().type()));
   tensor(tokens);
   for (const auto& [layer, one] : transcoders.layers) say(layer, one.hash());
   if (transcoders.cross_layer) say("cross-layer", transcoders.cross_layer->hash());
