@@ -26,7 +26,7 @@ void check_same_rows(const std::string& who, const std::string& held, const std:
   for (const auto& [key, value] : mine.at("of").items())
     same(key, found->contains(key) ? found->at(key) : none, value);
   for (const auto& [key, value] : found->items())
-    if (!mine.at("of").contains(key)) same(key, value, none);
+    if (!mine.at("of").contains(key)) same(excerpt(key), value, none);
 }
 
 }  // namespace introspect::activations

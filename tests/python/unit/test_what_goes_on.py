@@ -149,6 +149,47 @@ def test_folders_of_earlier_versions_are_read_and_not_gone_on_with(models, tmp_p
                "does not say of which model, precision, device and options its rows are")  # fmt: skip
 
 
+def test_each_of_several_models_counts(models, tmp_path):
+    def run(second, resume):
+        pair = [models["float32"].native, models[second].native]
+        return _C.write_activations(pair, packed(), [(HOOK, 0), (HOOK, 1)], tmp_path / "a", resume=resume)
+
+    run("bfloat16", False)
+    is_refused(
+        lambda: run("float32", True), tmp_path / "a", introspect.IoError, "the precision of model 1 'bfloat16', and"
+    )
+    is_refused(
+        lambda: write(models["float32"], tmp_path / "a", resume=True), tmp_path / "a", introspect.IoError, "other sites"
+    )
+    assert run("bfloat16", True).rows == 400
+
+
+def test_workers_are_not_started_for_a_folder_of_other_rows(models, tmp_path):
+    options = {"hooks": HOOK, **PACKING}
+    begun = streams.write_activations(models["float32"], TOKENS.tolist(), tmp_path / "a", **options)
+    is_refused(
+        lambda: streams.write_activations(
+            models["bfloat16"], TOKENS.tolist(), tmp_path / "a", resume=True, ray="local", **options
+        ),
+        tmp_path / "a",
+        introspect.IoError,
+        "the precision 'float32', and 'bfloat16' came",
+    )
+    again = streams.write_activations(
+        models["float32"], TOKENS.tolist(), tmp_path / "a", resume=True, ray="local", **options
+    )
+    assert again.rows == begun.rows  # it is complete: no worker is needed either
+
+
+@pytest.mark.parametrize("state", ["", "{}", "[]", '{"of": []}', '{"of": {}}', '{"of": {"x": 1}}', '{"of": 3', "null"])
+def test_a_folder_with_a_damaged_state_is_refused(models, tmp_path, state):
+    write(models["float32"], tmp_path / "a")
+    path = tmp_path / "a/activations.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"source_state": state}))
+    is_refused(lambda: write(models["float32"], tmp_path / "a", resume=True), tmp_path / "a", introspect.IoError,
+               "tmp")  # fmt: skip
+
+
 PACKING = {"context_size": 10, "is_dataset_tokenized": True, "prepend_bos": False}
 SIZES = {"training_tokens": 640, "train_batch_size_tokens": 64, "held_out_tokens": 64}
 
