@@ -91,9 +91,11 @@ INTROSPECT_PANEL_INLINE __m512 exponential_of(__m512 x) {
   return x;
 }
 
-/// What the queries of one panel have seen so far: the largest score times the scale, and the sum of the exponentials.
+/// What the queries of one panel have seen so far: the largest score times the scale, the sum of the exponentials, and
+/// who has seen a key at all.
 struct Softmax {
   __m512 largest, total;
+  __mmask16 sees;
 };
 
 /// The panels of queries of one row, group and part of the positions.
@@ -122,7 +124,7 @@ class Queries {
         return o_.q.at(b, head_[p * kPanelRows + i], position_[p * kPanelRows + i]);
       };
       pack_panel(row, std::min(kPanelRows, n_ - p * kPanelRows), o_.K, queries_.get() + p * panel_size_);
-      softmax_[p] = {_mm512_set1_ps(std::numeric_limits<float>::lowest()), _mm512_setzero_ps()};
+      softmax_[p] = {_mm512_set1_ps(std::numeric_limits<float>::lowest()), _mm512_setzero_ps(), 0};
     }
     const auto [first, last] = blocks_seen();
     for (int64_t block = first, end; block < last; block = end) {
@@ -190,11 +192,13 @@ class Queries {
   /// The scores' exponentials as a panel of the pattern; sums under a smaller maximum are scaled to the new one.
   INTROSPECT_AVX512_BFLOAT16 void weigh(int64_t p, int64_t block, int64_t end, bool again) {
     const auto minus_infinity = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    auto& [largest, total, sees_any] = softmax_[p];
     auto most = minus_infinity;
     for (int64_t s = block; s < end; ++s) {
       float* scores = scores_.get() + (2 * (s - block) + p) * kSums;
       const bool all = all_seen(s);
-      const auto bits = all ? _mm512_setzero_si512() : seen(p, s);
+      const auto bits = all ? _mm512_set1_epi32(-1) : seen(p, s);
+      sees_any |= _mm512_test_epi32_mask(bits, bits);
       for (int64_t i = 0; i < kBlockRows; ++i) {
         auto score = _mm512_load_ps(scores + i * kPanelRows);
         if (!all) {
@@ -205,7 +209,6 @@ class Queries {
         most = _mm512_max_ps(score, most);
       }
     }
-    auto& [largest, total] = softmax_[p];
     const auto scale = _mm512_set1_ps(o_.scale);
     const auto before = largest;
     largest = _mm512_max_ps(_mm512_mul_ps(most, scale), largest);
@@ -256,10 +259,9 @@ class Queries {
 
   INTROSPECT_AVX512_BFLOAT16 void write() const {
     for (int64_t p = 0; p < n_panels_; ++p) {
-      const auto& total = softmax_[p].total;
-      // A query that sees no key gives 0, as ATen's does; one of NaN stays NaN.
-      const auto some = _mm512_cmp_ps_mask(total, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-      const auto share = _mm512_maskz_div_ps(some, _mm512_set1_ps(1.0f), total);
+      // A query that sees no key gives 0, as ATen's does; one whose scores are all -inf 0/0, as a softmax does.
+      const auto some = softmax_[p].sees;
+      const auto share = _mm512_maskz_div_ps(some, _mm512_set1_ps(1.0f), softmax_[p].total);
       for (int64_t c = 0; c < o_.K / kBlockRows; ++c) {
         const float* sums = sums_.get() + (2 * c + p) * kSums;
         __m512i r[16];

@@ -42,6 +42,11 @@ torch::Tensor gated_mlp(const torch::Tensor& x_any, const torch::Tensor& W_in, c
                     x_any.sizes(), " of ", x_any.scalar_type(), " and weights ", W_in.sizes(), " and ",
                     W_out.sizes());
   const int64_t D = W_in.size(1), M = W_out.size(1), N = W_out.size(0);
+  const auto fits = [](const torch::Tensor& bias, int64_t n) {
+    return !bias.defined() || (bias.dim() == 1 && bias.size(0) == n);
+  };
+  check<ShapeError>(fits(b_in, 2 * M) && fits(b_out, N), "gated_mlp: biases must be [", 2 * M, "] and [", N,
+                    "]");
   const auto x = x_any.contiguous(), in = float32(b_in), out = float32(b_out);
   auto sizes = x.sizes().vec();
   sizes.back() = N;

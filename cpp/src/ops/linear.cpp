@@ -150,10 +150,16 @@ bool needs_grad(const torch::Tensor& x, const torch::Tensor& weight) {
 }  // namespace
 
 torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) {
+  check<ShapeError>(x.dim() > 0 && weight.dim() == 2 && x.size(-1) == weight.size(1),
+                    "linear: x [..., D] and weight [V, D] are required, got ", x.sizes(), " and ",
+                    weight.sizes());
+  check<ShapeError>(!bias.defined() || (bias.dim() == 1 && bias.size(0) == weight.size(0)),
+                    "linear: the bias must be [", weight.size(0), "], got ",
+                    bias.defined() ? bias.sizes() : at::IntArrayRef{});
   const int64_t D = weight.size(1);
   const int64_t rows = x.numel() / std::max<int64_t>(1, D);
-  const bool fits = rows > 0 && x.size(-1) == D && x.scalar_type() == weight.scalar_type() &&
-                    !needs_grad(x, weight) && (!bias.defined() || !needs_grad(bias, bias));
+  const bool fits = rows > 0 && x.scalar_type() == weight.scalar_type() && !needs_grad(x, weight) &&
+                    (!bias.defined() || !needs_grad(bias, bias));
   auto sizes = x.sizes().vec();
   sizes.back() = weight.size(0);
   if (fits && rows <= kFewRows && has_few_rows(x.scalar_type(), weight)) {

@@ -95,12 +95,14 @@ struct Sums {
   }
 };
 
-/// Sixteen values as bfloat16 numbers.
+/// Sixteen values as bfloat16 numbers; NaN stays NaN.
 INTROSPECT_KERNEL __m256i rounded(__m512 w) {
   const auto bits = _mm512_castps_si512(w);
   const auto odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const auto up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
+  const auto is_nan = _mm512_cmp_ps_mask(w, w, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(
+      _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), is_nan, _mm512_set1_epi32(0x7fc0)));
 }
 
 /// Takes what Sums takes and writes the values themselves, rounded to bfloat16: x stands for a place in the row.

@@ -201,6 +201,9 @@ torch::Tensor QuantisedRows::product(const torch::Tensor& x, const torch::Tensor
   check<ShapeError>(x.defined() && x.dim() > 0 && x.size(-1) == n_columns_ && x.is_floating_point(),
                     "QuantisedRows: x must be floating [..., ", n_columns_, "], got ",
                     x.defined() ? concat(x.toString(), " ", x.sizes()) : std::string("none"));
+  check<ShapeError>(!bias.defined() || (bias.dim() == 1 && bias.size(0) == n_rows_),
+                    "QuantisedRows: the bias must be [", n_rows_, "], got ",
+                    bias.defined() ? bias.sizes() : at::IntArrayRef{});
   check<ShapeError>(x.is_cpu(), "QuantisedRows: x must be on the CPU, as the blocks are, got ", x.device());
   auto sizes = x.sizes().vec();
   sizes.back() = n_rows_;

@@ -192,6 +192,10 @@ torch::Tensor apply_rotary(const torch::Tensor& x_BTHK, const torch::Tensor& cos
   check<ShapeError>(x_BTHK.dim() == 4 && x_BTHK.size(3) >= 2 * half && cos_BTK2.size(1) == x_BTHK.size(1),
                     "apply_rotary: x must be [batch, ", cos_BTK2.size(1), ", heads, at least ", 2 * half,
                     "], got ", x_BTHK.sizes());
+  check<ShapeError>(cos_BTK2.dim() == 3 && sin_BTK2.sizes() == cos_BTK2.sizes() &&
+                        (cos_BTK2.size(0) == 1 || cos_BTK2.size(0) == x_BTHK.size(0)),
+                    "apply_rotary: cos and sin must be [1 or ", x_BTHK.size(0), ", positions, pairs], got ",
+                    cos_BTK2.sizes(), " and ", sin_BTK2.sizes());
   if (has_kernel(x_BTHK, cos_BTK2, sin_BTK2))
     return x_BTHK.scalar_type() == torch::kFloat32 ? rotated<float>(x_BTHK, cos_BTK2, sin_BTK2)
                                                    : rotated<c10::BFloat16>(x_BTHK, cos_BTK2, sin_BTK2);

@@ -82,4 +82,7 @@ TEST_CASE("an MLP has no one step in float32, for few rows, for gradients or oth
   REQUIRE_FALSE(ops::has_gated_mlp(x, W_in, zeros({64}).requires_grad_(), W_out, {}));
   REQUIRE_FALSE(ops::has_gated_mlp(x, W_in, {}, W_out, zeros({64}).requires_grad_()));
   REQUIRE_THROWS_AS(ops::gated_mlp(x.narrow(0, 0, 15), W_in, {}, W_out, {}), ShapeError);
+  if (!has(x, W_in, W_out)) return;
+  REQUIRE_THROWS_WITH(ops::gated_mlp(x, W_in, zeros({1}), W_out, {}), Catch::Contains("biases must be"));
+  REQUIRE_THROWS_WITH(ops::gated_mlp(x, W_in, {}, W_out, zeros({63})), Catch::Contains("biases must be"));
 }

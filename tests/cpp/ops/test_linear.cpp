@@ -122,3 +122,16 @@ TEST_CASE("a way of multiplying bfloat16 that is not there is refused", "[ops]")
   REQUIRE_THROWS_WITH(ops::use_bfloat16_products("fast"), Catch::Contains("widened; got 'fast'"));
   REQUIRE_THROWS_AS(ops::use_bfloat16_products(""), ConfigError);
 }
+
+TEST_CASE("shapes that linear does not have are refused before a number is read", "[ops]") {
+  const auto dtype = GENERATE(torch::kFloat32, torch::kBFloat16);
+  const auto w = at::zeros({4, 64}, dtype);
+  for (const int64_t rows : {1, 9, 300}) {
+    const auto x = at::zeros({rows, 64}, dtype);
+    for (const auto& bias : {at::ones({1}), at::ones({}), at::ones({3}), at::ones({5}), at::ones({1, 4})})
+      REQUIRE_THROWS_AS(ops::linear(x, w, bias.to(dtype)), ShapeError);
+    REQUIRE_THROWS_AS(ops::linear(x.narrow(1, 0, 63), w, {}), ShapeError);
+  }
+  REQUIRE_THROWS_AS(ops::linear(at::ones({}, dtype), w, {}), ShapeError);
+  REQUIRE(ops::linear(at::ones({64}, dtype), w, at::ones({4}, dtype)).sizes() == at::IntArrayRef({4}));
+}

@@ -148,6 +148,20 @@ def test_queries_and_keys_that_are_not_finite_reach_the_logits(tmp_path, dtype, 
                 assert numbers.isnan().all(), (how, rows, value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("d_head", [8, 32])
+@pytest.mark.parametrize("padded", [False, True])
+def test_scores_that_overflow_downwards_reach_the_logits(tmp_path, dtype, d_head, padded):
+    """A softmax of nothing but -inf is NaN; a query that sees such keys is none that sees no key."""
+    model = introspect.load_model(write_tiny(tmp_path, "LlamaForCausalLM", hidden_size=4 * d_head), dtype=dtype)
+    mask = torch.arange(40)[None] >= 3 if padded else None
+    hooks = [
+        ("blocks.1.attn.hook_rot_q", lambda x, hook: torch.full_like(x, 1e25)),
+        ("blocks.1.attn.hook_rot_k", lambda x, hook: torch.full_like(x, -1e25)),
+    ]
+    assert model.run_with_hooks(torch.arange(3, 43)[None], hooks, attention_mask=mask).isnan().all()
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "mixtral"])
 def test_what_is_not_a_number_at_any_hook_point_reaches_the_logits(tmp_path, architecture):
     model = introspect.load_model(write_tiny_transformers(tmp_path, architecture))

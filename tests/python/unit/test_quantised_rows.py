@@ -104,6 +104,20 @@ def test_a_gradient_of_a_gradient_is_that_of_the_dense_product():
     torch.testing.assert_close(curvature(rows.product), curvature(lambda y: y @ values.t()), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("scale", [0x7FFF, 0xFFFF, 0x7C00])
+@pytest.mark.parametrize("encoding", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_that_is_not_finite_is_in_every_product(encoding, scale, dtype):
+    """As a page of 0xFF in a file has it: rounding in whole numbers would carry NaN into 0."""
+    data = random_rows(np.random.default_rng(0), encoding, (40, 256))
+    at = 208 if encoding == "Q6_K" else 0
+    data[3, at : at + 2] = np.array([scale], dtype=np.uint16).view(np.uint8)
+    rows = ops.QuantisedRows(encoding, as_tensor(data), dtype)
+    x = torch.randn(40, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for n in (1, 4, 5, 40):
+        assert not rows.product(x[:n])[:, 3].isfinite().any()
+
+
 def test_faults_are_named():
     block = torch.zeros(3, 34, dtype=torch.uint8)
     with pytest.raises(ConfigError, match="IQ2_XS"):
@@ -117,6 +131,8 @@ def test_faults_are_named():
     rows = ops.QuantisedRows("Q8_0", block)
     with pytest.raises(ShapeError, match="32"):
         rows.product(torch.zeros(2, 33))
+    with pytest.raises(ShapeError, match=r"bias must be \[3\], got \[2\]"):
+        rows.product(torch.zeros(2, 32), torch.ones(2))
     with pytest.raises(IndexError, match="0 to 2"):
         rows.gather(torch.tensor([3]))
     with pytest.raises(IndexError, match="there are 3"):

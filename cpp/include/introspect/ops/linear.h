@@ -12,7 +12,7 @@ namespace introspect::ops {
 /// weight once at the memory's speed; so are those of bfloat16, as ops/bfloat16_products.h says, which give a row the
 /// same bits whatever the number of rows. All else is at::linear.
 ///
-/// Shapes: x [..., D], weight [N, D], bias [N] or undefined -> [..., N].
+/// Shapes: x [..., D], weight [N, D], bias [N] or undefined -> [..., N]. Throws ShapeError for others.
 INTROSPECT_EXPORT torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight,
                                        const torch::Tensor& bias);
 
