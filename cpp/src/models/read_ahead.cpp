@@ -1,5 +1,8 @@
 #include "models/read_ahead.h"
 
+#include <unistd.h>
+
+#include <atomic>
 #include <future>
 #include <memory>
 #include <mutex>
@@ -16,32 +19,53 @@ namespace {
 class Reader {
  public:
   Reader(ReadBlock read, int64_t n_layers) : read_(std::move(read)), n_layers_(n_layers) {}
+  Reader(const Reader&) = delete;
+  Reader& operator=(const Reader&) = delete;
+  ~Reader() {
+    const auto* ahead = ahead_.load();
+    if (ahead->process == ::getpid()) delete ahead;
+  }
 
   nn::Block block(int64_t layer) {
-    const std::lock_guard lock(mutex_);
-    auto ahead = std::exchange(ahead_, {});
-    if (std::exchange(next_, -1) != layer) ahead = {};  // not wanted: waited for and dropped
-    auto out = ahead.valid() ? ahead.get() : read_(layer);
-    if (layer == 0 || layer == last_ + 1) begin((layer + 1) % n_layers_);
-    last_ = layer;
+    auto& now = ahead();
+    const std::lock_guard lock(now.mutex);
+    auto read = std::exchange(now.read, {});
+    if (std::exchange(now.next, -1) != layer) read = {};  // not wanted: waited for and dropped
+    auto out = read.valid() ? read.get() : read_(layer);
+    if (layer == 0 || layer == now.last + 1) begin(now, (layer + 1) % n_layers_);
+    now.last = layer;
     return out;
   }
 
  private:
-  void begin(int64_t layer) {
-    ahead_ = std::async(std::launch::async, [this, layer] {
+  struct Ahead {
+    const pid_t process = ::getpid();
+    std::mutex mutex;
+    int64_t next = -1, last = -1;  // the block that is read ahead, and the one asked for last
+    std::future<nn::Block> read;   // its end is waited for before this goes
+  };
+
+  /// This process's own. A forked process never touches what it got, nor frees it: the thread that reads and whoever
+  /// holds the mutex are not in it, and would be waited for without end.
+  Ahead& ahead() {
+    auto* found = ahead_.load();
+    if (found->process == ::getpid()) return *found;
+    auto own = std::make_unique<Ahead>();
+    return ahead_.compare_exchange_strong(found, own.get()) ? *own.release() : *found;
+  }
+
+  void begin(Ahead& now, int64_t layer) {
+    now.read = std::async(std::launch::async, [this, layer] {
       at::get_num_threads();   // sets a new thread's number,
       omp_set_num_threads(1);  // which would be that of the products: they have the cores
       return read_(layer);
     });
-    next_ = layer;
+    now.next = layer;
   }
 
   ReadBlock read_;
   int64_t n_layers_;
-  std::mutex mutex_;
-  int64_t next_ = -1, last_ = -1;  // the block that is read ahead, and the one asked for last
-  std::future<nn::Block> ahead_;   // the last member: its end is waited for before the others go
+  std::atomic<Ahead*> ahead_ = new Ahead;
 };
 
 }  // namespace

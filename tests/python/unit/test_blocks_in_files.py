@@ -140,3 +140,28 @@ def test_signals_are_heard_between_blocks(tmp_path):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, usual)
     pytest.fail(f"heard only before or after the {layers} blocks: {heard}")
+
+
+class Logits(torch.utils.data.Dataset):
+    """Of one text, by a model that came with the process."""
+
+    def __init__(self, model, tokens):
+        self.model, self.tokens = model, tokens
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return self.model(self.tokens)[0]
+
+
+def test_a_forked_process_runs_the_model_whose_block_was_being_read(tmp_path, tokens):
+    model = introspect.load_model(write_tiny(tmp_path, num_hidden_layers=8), keep_blocks=False)
+    rows = Logits(model, tokens[:1])
+    expected = rows[0]  # and block 0 is read ahead for the next pass
+    for _ in range(2):
+        loader = torch.utils.data.DataLoader(
+            rows, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=30
+        )
+        assert [torch.equal(row, expected) for row in loader] == [True] * 4
+        assert torch.equal(rows[0], expected)
