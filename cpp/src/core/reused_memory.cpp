@@ -37,9 +37,10 @@ class Memory final : public c10::Allocator {
   }
 
  private:
-  /// The block given back last that holds n bytes and not many more; none: null.
+  /// The block given back last that holds n bytes and not many more; none, or another thread is at them: null.
   Block take(size_t n) {
-    const std::scoped_lock lock(mutex_);
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock) return {nullptr, 0};
     for (size_t i = kept_.size(); i-- > 0;) {
       const auto block = kept_[i];
       if (block.bytes < n || block.bytes > n + n / 4) continue;
@@ -59,7 +60,8 @@ class Memory final : public c10::Allocator {
     if (block.bytes > kMostKept) return ::operator delete(block.data, kLine);
     std::vector<Block> dropped;
     {
-      const std::scoped_lock lock(mutex_);
+      const std::unique_lock lock(mutex_, std::try_to_lock);
+      if (!lock) return ::operator delete(block.data, kLine);
       kept_.push_back(block);
       bytes_ += block.bytes;
       size_t n = 0;
@@ -70,6 +72,7 @@ class Memory final : public c10::Allocator {
     for (const auto& old : dropped) ::operator delete(old.data, kLine);
   }
 
+  // Tried, never waited for: in a forked process a thread may hold it for ever that is not there.
   std::mutex mutex_;
   std::vector<Block> kept_;  // in the order in which they were given back
   size_t bytes_ = 0;
