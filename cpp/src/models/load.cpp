@@ -20,8 +20,11 @@ namespace introspect::models {
 
 namespace {
 
-/// Throws ConfigError for a device that this torch cannot use.
+/// Throws ConfigError for a device that this torch cannot use, or that holds no numbers.
 void check_device(torch::Device device) {
+  check<ConfigError>(!device.is_meta(),
+                     "Model::load: device must hold a model's numbers, as 'cpu' does, got '", device.str(),
+                     "', which knows shapes alone");
   try {
     at::empty({1}, at::device(device));
   } catch (const c10::Error& error) {
