@@ -89,6 +89,8 @@ def finetune(
     native_model(model, "finetune")
     if model.dtype not in (torch.float32, torch.float64):
         raise _C.ConfigError(f"finetune: the model must be float32 or float64, got {model.dtype}")
+    if not model.native.keeps_blocks:
+        raise _C.ConfigError("finetune: the model's blocks stay in the files; load it with keep_blocks=True")
     if not examples or steps < 1 or batch_size < 1:
         raise ValueError(
             f"finetune: examples, steps and batch_size must be 1 or more, got {len(examples)}, {steps} and {batch_size}"

@@ -18,7 +18,7 @@ REQUIRE = bool(os.environ.get("INTROSPECT_REQUIRE"))
 slow = pytest.mark.skipif(not SLOW, reason="takes minutes: set INTROSPECT_SLOW=1")
 
 # Two threads a process, unless the environment says how many: busy torch processes on few cores starve each other.
-torch.set_num_threads(min(int(os.environ.get("OMP_NUM_THREADS") or 2), os.cpu_count() or 1))
+torch.set_num_threads(min(int((os.environ.get("OMP_NUM_THREADS") or "2").split(",")[0]), os.cpu_count() or 1))
 
 
 def existing(path: Path, remedy: str, *, required: bool = REQUIRE) -> Path:

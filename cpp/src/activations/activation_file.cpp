@@ -32,7 +32,9 @@ constexpr auto kHead = "activations.json";
 constexpr auto kRows = "rows.bin";
 constexpr auto kFormat = "introspect activations 1";
 constexpr std::chrono::seconds kLongest{60};  // between commits
-constexpr size_t kSample = size_t{1} << 20;   // bytes of each end of the rows that tell them apart
+constexpr size_t kEnd = size_t{1} << 20;      // bytes of each end of the rows that tell them apart
+constexpr size_t kSample = size_t{64} << 10;  // and of each sample between the ends
+constexpr size_t kSamples = 64;               // about as many, at equal distances
 constexpr int64_t kRowsAtATime = 4096;        // that a source over a file hands out together
 
 const std::map<std::string, torch::ScalarType> kDtypes = {
@@ -119,6 +121,41 @@ struct Head {
   }
 };
 
+/// For complete rows of earlier versions, whose source's state does not tell what they are made of: compares what the
+/// notes tell.
+void check_same_notes(const std::string& who, const Head& head, const WriteActivationsOptions& options) {
+  const auto kept = parse_json<IoError>(head.notes, who);
+  const auto now = parse_json<IoError>(options.notes, who);
+  check<IoError>(kept.is_object() && now.is_object() && kept.contains("model_hash") && now.contains("model_hash"),
+                 who, ": does not say of which model its rows are, as an earlier version wrote it: open it, or write to "
+                 "another folder");
+  for (const auto* key : {"model_hash", "context_size", "prepend_bos"})
+    if (kept.contains(key) && now.contains(key))
+      check<IoError>(kept.at(key) == now.at(key), who, ": is of other rows, with the ", key, " ",
+                     describe(kept.at(key)), ", and ", describe(now.at(key)), " came: write to another folder");
+  check<IoError>(options.rows == 0 || head.rows() == options.rows, who, ": holds ", head.rows(), " rows, not the ",
+                 options.rows, " asked for: open it, or write to another folder");
+}
+
+/// Whether a source and options may go on with what a folder holds. Throws IoError.
+void check_goes_on(const std::string& who, const Head& head, const std::vector<StreamSite>& sites,
+                   torch::ScalarType dtype, const std::string& source_state,
+                   const WriteActivationsOptions& options) {
+  check<IoError>(head.sites == sites && head.dtype == dtype, who,
+                 ": holds activations of other sites or another dtype");
+  const auto kept = parse_json<IoError>(head.source_state, who);
+  if (head.complete && kept.is_object() && !kept.contains("of") && tells_rows(source_state))
+    return check_same_notes(who, head, options);
+  check_same_rows(who, head.source_state, source_state);
+  const auto held = head.rows();
+  check<IoError>(options.rows == 0 || held <= options.rows, who, ": holds ", held, " rows, more than the ",
+                 options.rows, " asked for: open it, or write to another folder");
+  // What came after them in their pass is lost.
+  check<IoError>(head.asked <= 0 || held < head.asked || options.rows == head.asked, who, ": holds the ", held,
+                 " rows that it was begun with, and ", options.rows == 0 ? "all" : std::to_string(options.rows),
+                 " are asked for: write to another folder");
+}
+
 /// rows.bin, to which rows are appended.
 class RowsFile {
  public:
@@ -156,7 +193,8 @@ class RowsFile {
   int descriptor_ = -1;
 };
 
-/// What tells the rows of a file from others: SHA-256 of what they are and of the ends of their bytes.
+/// What tells the rows of a file from others: SHA-256 of what they are of the ends of their bytes, and of
+/// samples between them: of up to kSamples * kSample bytes there, of all.
 std::string content(const ActivationFile& file) {
   Sha256 hash;
   hash.update(dtype_name(file.dtype()));
@@ -165,8 +203,12 @@ std::string content(const ActivationFile& file) {
   const auto mapped = io::MappedFile::open(file.path() / kRows);
   const auto row_bytes = width_of(file.sites()) * static_cast<int64_t>(c10::elementSize(file.dtype()));
   const auto rows = mapped->bytes().first(static_cast<size_t>(file.rows() * row_bytes));
-  const auto n = std::min(kSample, rows.size());
+  const auto n = std::min(kEnd, rows.size());
   hash.update(rows.data(), n).update(rows.data() + (rows.size() - n), n);
+  if (rows.size() <= 2 * kEnd) return hash.hex();
+  const auto last = rows.size() - kEnd;
+  const auto step = std::max(kSample, (last - kEnd) / kSamples);
+  for (auto at = kEnd; at < last; at += step) hash.update(rows.data() + at, std::min(kSample, last - at));
   return hash.hex();
 }
 
@@ -314,18 +356,7 @@ ActivationWriter::ActivationWriter(fs::path folder, const std::vector<StreamSite
     check<IoError>(options.resume, "write_activations: ", s.folder.string(),
                    ": holds activations already; resume goes on with a broken-off run");
     s.head = Head::read(s.folder);
-    const auto who = "write_activations: " + s.folder.string();
-    check<IoError>(s.head.sites == sites && s.head.dtype == dtype, who,
-                   ": holds activations of other sites or another dtype");
-    check_same_rows(who, s.head.source_state, source_state);
-    const auto held = s.head.rows();
-    check<IoError>(options.rows == 0 || held <= options.rows, who, ": holds ", held, " rows, more than the ",
-                   options.rows, " asked for: open it, or write to another folder");
-    // What came after them in their pass is lost.
-    check<IoError>(s.head.asked <= 0 || held < s.head.asked || options.rows == s.head.asked, who,
-                   ": holds the ", held, " rows that it was begun with, and ",
-                   options.rows == 0 ? "all" : std::to_string(options.rows),
-                   " are asked for: write to another folder");
+    check_goes_on("write_activations: " + s.folder.string(), s.head, sites, dtype, source_state, options);
   } else {
     std::error_code error;
     fs::create_directories(s.folder, error);

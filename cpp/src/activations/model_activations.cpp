@@ -11,12 +11,12 @@
 #include "introspect/core/check.h"
 #include "introspect/core/interrupt.h"
 #include "introspect/hooks/part.h"
-#include "introspect/models/weights_held.h"
 
 #include "activations/source_identity.h"
 #include "core/json.h"
 #include "core/on_device.h"
 #include "engine/memory.h"
+#include "models/numerics.h"
 
 namespace introspect::activations {
 namespace {
@@ -125,20 +125,21 @@ class ModelActivations final : public ActivationSource {
     check_state(state, who);
     const auto json = parse_json<IoError>(state, who);
     const JsonField<IoError> field(json, who + ": ");
+    const auto contexts = field.at("contexts_per_pass").integer();
+    field.at("contexts_per_pass").require(contexts >= 1, "must be 1 or more, got ", contexts);
     tokens_.restore(field.at("tokens").text());
-    contexts_per_pass_ = field.at("contexts_per_pass").integer();  // products of other sizes round otherwise
+    contexts_per_pass_ = contexts;  // products of other sizes round otherwise
   }
 
  private:
-  /// What rows are made of, in words and numbers that do not depend on how it was asked for.
+  /// What rows are made of: positions as they are read, ids sorted.
   nlohmann::json made_of() const {
     auto out = nlohmann::json::parse(tokens_.state()).at("of");
     for (size_t m = 0; m < models_.size(); ++m) {
       const auto of = models_.size() == 1 ? std::string() : concat(" of model ", m);
       const auto& model = *models_[m];
       out["model" + of] = model.hash();
-      out["precision" + of] = models::precision_name(model);
-      out["device" + of] = c10::DeviceTypeName(model.device().type(), /*lower_case=*/true);
+      for (const auto& [name, value] : models::numerics_of(model)) out[name + of] = value;
     }
     const auto step = positions_.size() > 1 ? positions_[1] - positions_[0] : 1;
     out["positions"] = concat(positions_.front(), " to ", positions_.back(), " by ", step);

@@ -8,10 +8,15 @@
 
 namespace introspect::activations {
 
-void check_same_rows(const std::string& who, const std::string& held, const std::string& came) {
-  const auto mine = nlohmann::json::parse(came, nullptr, /*allow_exceptions=*/false);
-  if (!mine.is_object() || !mine.contains("of")) return;
-  const auto json = parse_json<IoError>(held, who);
+bool tells_rows(const std::string& state) {
+  const auto json = nlohmann::json::parse(state, nullptr, /*allow_exceptions=*/false);
+  return json.is_object() && json.contains("of");
+}
+
+void check_same_rows(const std::string& who, const std::string& kept, const std::string& now) {
+  if (!tells_rows(now)) return;
+  const auto mine = nlohmann::json::parse(now);
+  const auto json = parse_json<IoError>(kept, who);
   const auto found = json.is_object() ? json.find("of") : json.end();
   check<IoError>(
       json.is_object() && found != json.end() && found->is_object(), who,

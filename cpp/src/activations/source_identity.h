@@ -4,11 +4,14 @@
 
 namespace introspect::activations {
 
-/// Whether a source may go on where another stood: the field "of" of a source's state says what its rows are made of.
+/// Compares what the rows of two sources are made of: the field "of" of their states (ActivationSource::state).
 ///
-/// Throws IoError, beginning with `who`, which holds the state `held`, if its rows are others than those of the source
-/// whose state is `came`, naming a difference; and for a state of earlier versions, which does not say. A source without
-/// such a field is not checked.
-void check_same_rows(const std::string& who, const std::string& held, const std::string& came);
+/// `kept` is the state that a file holds, `now` that of the source that is to go on. Throws IoError, beginning with `who`,
+/// the file's name, if they differ, naming a difference, and if `kept` has no such field: earlier versions wrote none.
+/// If `now` has none nothing is compared.
+void check_same_rows(const std::string& who, const std::string& kept, const std::string& now);
+
+/// True if a state has that field.
+bool tells_rows(const std::string& state);
 
 }  // namespace introspect::activations

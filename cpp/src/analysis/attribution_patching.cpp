@@ -225,10 +225,9 @@ class Batch {
   }
 
   SoftmaxInputs softmax_of(int64_t layer) const {
-    const auto block = model_.block(layer);
     const auto q = scored(Point::kQ), k = scored(Point::kK);
     const int64_t window = model_.cfg().is_local(layer) ? model_.cfg().window_size : 0;
-    return {block->parts().attn, window, to_value(q, layer), from_value(q, layer), to_value(k, layer),
+    return {model_.block(layer), window, to_value(q, layer), from_value(q, layer), to_value(k, layer),
             from_value(k, layer)};
   }
 

@@ -1,6 +1,7 @@
 #include "introspect/circuits/attribute.h"
 
 #include <algorithm>
+#include <cctype>
 #include <numeric>
 #include <stdexcept>
 #include <utility>
@@ -16,6 +17,7 @@
 #include "introspect/core/check.h"
 #include "introspect/core/sha256.h"
 #include "introspect/models/weights_held.h"
+#include "models/numerics.h"
 
 namespace introspect::circuits {
 
@@ -73,9 +75,11 @@ std::string key_of(const models::Model& model, const torch::Tensor& tokens, cons
     hash.update(whole.const_data_ptr(), static_cast<size_t>(whole.nbytes()));
   };
   say("1", model.hash(), model.dtype());
-  if (c10::elementSize(model.dtype()) == 2 && models::weights_held(model) == models::WeightsHeld::kAsStored)
-    say("as stored");
-  if (!model.device().is_cpu()) say("device", c10::DeviceTypeName(model.device().type()));
+  if (models::multiplies_unrounded(model)) say("as stored");
+  if (auto kind = models::device_kind(model); kind != "cpu") {
+    std::transform(kind.begin(), kind.end(), kind.begin(), [](unsigned char c) { return std::toupper(c); });
+    say("device", kind);  // in capitals, as c10 prints one
+  }
   tensor(tokens);
   for (const auto& [layer, one] : transcoders.layers) say(layer, one.hash());
   if (transcoders.cross_layer) say("cross-layer", transcoders.cross_layer->hash());

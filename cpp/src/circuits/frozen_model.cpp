@@ -171,7 +171,8 @@ torch::Tensor FrozenModel::mlp_input_TD(int64_t layer, TranscoderInput input) co
 
 torch::Tensor FrozenModel::mlp_input_bias_D(int64_t layer, TranscoderInput input) const {
   if (input != TranscoderInput::mlp) return {};
-  const auto& bias = block(layer)->parts().ln2.bias;
+  const auto block = this->block(layer);
+  const auto& bias = block->parts().ln2.bias;
   return bias.defined() ? wide(bias) : torch::Tensor{};
 }
 

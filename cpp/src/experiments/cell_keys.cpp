@@ -7,6 +7,7 @@
 #include "introspect/models/weights_held.h"
 
 #include "experiments/readouts/library.h"
+#include "models/numerics.h"
 
 namespace introspect::experiments {
 namespace {
@@ -34,13 +35,13 @@ std::string ids_hash(const Ids& ids) {
   return sha256_hex(Json(ids).dump());
 }
 
-// A bare dtype means dense weights, also in stores from before how weights are held was told.
+// Stores without a way of holding are dense.
 CellKeys::CellKeys(const models::Model& model, const Design& design) : design_(design) {
   for (const auto& scene : design.scenes)
-    identities_[&scene] = fields({{"version", kNumericsVersion},
+    identities_[&scene] = fields({{"version", models::kNumericsVersion},
                                   {"model", model.hash()},
                                   {"dtype", models::precision_name(model)},
-                                  {"device", c10::DeviceTypeName(model.device().type(), /*lower_case=*/true)},
+                                  {"device", models::device_kind(model)},
                                   {"before", scene.before},
                                   {"injected", scene.injected}});
 }

@@ -11,10 +11,6 @@
 
 namespace introspect::experiments {
 
-/// The first release that computed these numbers. Raise it when results may change: readings of another number are not
-/// found in stores, and are made again. Releases that change no number leave it as it is, so that stores stay valid.
-inline constexpr auto kNumericsVersion = "0.1.0";
-
 /// The identity of what is added to the residual stream: hex SHA-256.
 std::string directions_hash(const Directions& directions);
 

@@ -7,7 +7,6 @@
 #include "core/stages.h"
 #include "introspect/core/check.h"
 #include "introspect/core/interrupt.h"
-#include "introspect/models/whole_weights.h"
 #include "introspect/ops/linear.h"
 #include "introspect/ops/norm.h"
 #include "introspect/ops/rotary.h"
@@ -133,13 +132,6 @@ std::shared_ptr<const Model> Model::derived(Config cfg, Weights weights, std::st
 
 const Weights& Model::weights() const {
   return weights_;
-}
-
-const Weights& whole_weights(const Model& model, std::string_view who) {
-  check<ConfigError>(
-      model.keeps_blocks(), who, ": model '", model.cfg().model_name,
-      "': its blocks stay in the files; to get at their weights, load it with keep_blocks=True");
-  return model.weights();
 }
 
 std::shared_ptr<const nn::Block> Model::block(int64_t layer) const {

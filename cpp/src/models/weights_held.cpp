@@ -38,10 +38,13 @@ std::string to_string(WeightsHeld held) {
   return held == WeightsHeld::kDense ? "dense" : "as stored";
 }
 
+bool multiplies_unrounded(const Model& model) {
+  return c10::elementSize(model.dtype()) == 2 && weights_held(model) == WeightsHeld::kAsStored;
+}
+
 std::string precision_name(const Model& model) {
   const auto name = dtype_name(model.dtype());
-  const bool rounds = c10::elementSize(model.dtype()) == 2;
-  return rounds && weights_held(model) == WeightsHeld::kAsStored ? name + ", weights as stored" : name;
+  return multiplies_unrounded(model) ? name + ", weights as stored" : name;
 }
 
 }  // namespace introspect::models

@@ -24,6 +24,7 @@ constexpr int64_t kUnpackedSteps = 8;  // of those steps, where w is unpacked: w
 constexpr int64_t kFewPanels = 8;  // beside which unpacking is most of the work: of longer pieces of a row
 constexpr int64_t kBytesPerTask = 1 << 16, kFlopsPerTask = 1 << 22;  // either is worth a thread
 constexpr int64_t kRowsPerThread = 128;  // from which on a thread multiplies rows of its own by all of w
+constexpr int kFewThreads = 4;           // as many read all of w at once; measured: two
 
 /// x [rows, K] as panels, times w [N, K] -> out [rows, N].
 ///
@@ -275,10 +276,12 @@ void for_blocks(const Product& o, int64_t n_rows, int64_t n_blocks,
 
 /// part(first, last) for M rows of x. Where each thread has many, it takes rows of its own through all products: norms
 /// and attention split their rows as evenly, so that what one wrote is in its own cache. Within `part` all then runs on
-/// that thread. Fewer rows are one part, whose weights the threads share.
+/// that thread. Fewer rows are one part, whose weights the threads share, and so are those of more than a few threads,
+/// which would read the weights as many times.
 template <typename Part>
 void for_rows(int64_t M, const Part& part) {
-  if (M < kRowsPerThread * at::get_num_threads()) return part(0, M);
+  const int threads = at::get_num_threads();
+  if (threads > kFewThreads || M < kRowsPerThread * threads) return part(0, M);
   constexpr int64_t kTwoPanels = 2 * kPanelRows;
   parallel_for(0, (M + kTwoPanels - 1) / kTwoPanels, kRowsPerThread / kTwoPanels,
                [&](int64_t begin, int64_t end) { part(begin * kTwoPanels, std::min(M, end * kTwoPanels)); });

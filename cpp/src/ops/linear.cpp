@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kUnroll = 4;  // independent accumulators, to hide the latency of the additions
 constexpr int64_t kBytesPerTask = 1 << 16;
-constexpr int64_t kBytesAhead = 2048;  // that memory is asked for, a page's end or not
+constexpr int64_t kBytesAhead = 2048;  // prefetched beyond what is read; may pass the end
 
 /// out[n, v] = x[n, :] . w[v, :] for v in [first, last), float32 accumulation.
 template <typename V, int N, typename W>

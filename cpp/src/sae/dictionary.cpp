@@ -216,9 +216,11 @@ Dictionary Dictionary::with_origin(DictionaryOrigin origin) const {
 }
 
 const std::string& Dictionary::hash() const {
-  static std::mutex mutex;
-  const std::lock_guard lock(mutex);
-  if (!hash_.empty()) return hash_;
+  static std::mutex mutex;  // held for an instant: a process forked meanwhile would wait for it for ever
+  {
+    const std::lock_guard lock(mutex);
+    if (!hash_.empty()) return hash_;
+  }
   Sha256 hash;
   hash.update(concat(to_string(config_.architecture), ";", config_.k, ";", config_.relu,
                      config_.subtract_b_dec, config_.rank_by_decoder_norm, ";", to_string(config_.input_norm),
@@ -228,7 +230,10 @@ const std::string& Dictionary::hash() const {
     const auto dense = tensor.to(torch::kCPU).contiguous();
     hash.update(concat(";", name, dense.sizes(), ":")).update(dense.const_data_ptr(), dense.nbytes());
   }
-  return hash_ = hash.hex();
+  auto hex = hash.hex();
+  const std::lock_guard lock(mutex);
+  if (hash_.empty()) hash_ = std::move(hex);  // what another thread has returned stays where it is
+  return hash_;
 }
 
 }  // namespace introspect::sae

@@ -12,13 +12,13 @@
 #include "introspect/core/check.h"
 #include "introspect/core/interrupt.h"
 #include "introspect/io/safetensors.h"
-#include "introspect/models/weights_held.h"
 #include "introspect/models/whole_weights.h"
 
 #include "core/json.h"
 #include "core/on_device.h"
 #include "engine/memory.h"
 #include "models/adapter_places.h"
+#include "models/numerics.h"
 #include "ops/adam.h"
 #include "training/example_tree.h"
 
@@ -49,10 +49,6 @@ nlohmann::json options_json(const LoraOptions& o) {
   return {{"steps", o.steps}, {"batch_size", o.batch_size},
           {"lr", o.lr},       {"lr_end", o.lr_end},
           {"clip", o.clip},   {"seed", o.seed}};
-}
-
-std::string kind_of(const torch::Device& device) {
-  return c10::DeviceTypeName(device.type(), /*lower_case=*/true);
 }
 
 /// The examples in the order of one round, the same on every machine: units in random order.
@@ -289,12 +285,11 @@ void LoraTrainer::save(const std::filesystem::path& file) const {
     tensors.emplace_back(m.name + ".first", m.first);
     tensors.emplace_back(m.name + ".second", m.second);
   }
-  const nlohmann::json training = {{"options", options_json(s.options)},
+  nlohmann::json training = {{"options", options_json(s.options)},
                                    {"model", s.base->hash()},
-                                   {"precision", models::precision_name(*s.base)},
-                                   {"device", kind_of(s.base->device())},
                                    {"start", s.start->hash()},
                                    {"examples", s.tree.hash()}};
+  for (const auto& [name, value] : models::numerics_of(*s.base)) training[name] = value;
   io::save_safetensors(
       file, tensors,
       {{"format", kFormat}, {"training", training.dump()}, {"steps", std::to_string(s.steps)}});
@@ -317,8 +312,7 @@ void LoraTrainer::resume(const std::filesystem::path& path) {
                        ": take another file, or delete this one");
   };
   same("model", s.base->hash());
-  for (const auto& [what, mine] : {std::pair{"precision", models::precision_name(*s.base)},
-                                   std::pair{"device", kind_of(s.base->device())}}) {
+  for (const auto& [what, mine] : models::numerics_of(*s.base)) {
     check<ConfigError>(
         training.has(what), who, " does not tell the model's ", what,
         ", as it is of an earlier version: numbers of two could be mixed. Begin anew in another file");

@@ -33,7 +33,7 @@ def _facts(model: Any, dtype: str) -> dict[str, Any]:
         "hash": model.hash,
         "architecture": c.original_architecture,
         "parameters": model.native.n_params,
-        "dtype": dtype,
+        "dtype": model.native.precision,
         "weight_bytes": model.native.nbytes,
         "kv_bytes_per_token": 2 * c.n_layers * c.n_key_value_heads * c.d_head * element,
         "n_layers": c.n_layers,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..progress import step_bars_or_lines
+from . import holding
 from .common import (
     MOST,
     DeviceOption,
@@ -83,6 +84,8 @@ def command(
         [out] if len(wanted) == 1 else [out / f"{one['hook']}-{one['d_sae'] or 'x8'}-k{one['k']:g}" for one in wanted]
     )
     from_activations = len(texts) == 1 and texts[0].is_dir()
+    if from_activations and any(value is not None for value in holding.chosen().values()):
+        raise typer.BadParameter("--weights and --keep-blocks are of a model; these rows are there already")
     source = ActivationFile.open(texts[0]) if from_activations else texts
     loaded = None if from_activations else load_model(model, dtype, device)
     with step_bars_or_lines() as step:

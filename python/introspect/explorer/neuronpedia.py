@@ -181,9 +181,8 @@ class Backend:
                     ],
                 }
             )
-        dtype = str(model.dtype).removeprefix("torch.")
         about = {"hookPoint": "residual_stream", "type": "final_output_token"}
-        return {**about, "dtype": dtype, "device": str(model.device), "results": results}
+        return {**about, "dtype": model.native.precision, "device": str(model.device), "results": results}
 
     def attention(self, fields: Fields) -> dict[str, Any]:
         """Of each query the keys that hold most of its attention, as flat numbers q n + k."""

@@ -33,7 +33,7 @@ class Session:
             "name": self.name,
             "architecture": cfg.original_architecture,
             **{name: getattr(cfg, name) for name in ("n_layers", "n_heads", "d_model", "d_vocab", "n_ctx")},
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": self.model.native.precision,
             "parameters": self.model.native.n_params,
             "chat": self.has_chat,
             "hooks": list(self.model.hook_names),

@@ -225,8 +225,8 @@ def write_activations(
         seqpos_slice: positions of each context that are read.
         resume: go on with a broken-off run; one that was finished is only opened. Texts, the model
             (``model.native.hash``), its precision (``model.native.precision``), kind of device, hooks and all options
-            that change rows must be those that it was begun with. Folders of versions that did not keep this can be
-            opened (``ActivationFile.open``), and are not gone on with.
+            that change rows must be those that it was begun with. Folders of versions that did not keep this are not
+            gone on with; finished ones are opened if what they tell (model, hooks, dtype, rows) is the same.
         memory_budget: bytes of one pass's activations.
         progress: called with (what, done, total).
         ray: read on the workers of a Ray cluster, each with the model, as ``run_experiment`` has it; the same bytes.

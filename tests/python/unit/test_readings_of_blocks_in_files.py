@@ -182,11 +182,13 @@ def test_circuits_are_found_alike(chats):
     assert same([one.circuit.scores for one in found])
 
 
-def test_attribution_graphs_are_alike(chats):
-    tokens = graph_sets.tokens_of(chats[0]).tolist()
-    graphs = [
-        introspect.circuits.attribute(model, tokens, graph_sets.per_layer(chats[0]), progress=False) for model in chats
-    ]
+@pytest.mark.parametrize("hook_in", ["hook_mlp_in", "mlp.hook_in"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama"])  # the second has norms with biases, beside attention
+def test_attribution_graphs_are_alike(tmp_path, family, hook_in):
+    models = both_ways(write_tiny_transformers(tmp_path, family))
+    tokens = graph_sets.tokens_of(models[0]).tolist()
+    transcoders = graph_sets.per_layer(models[0], hook_in=hook_in)
+    graphs = [introspect.circuits.attribute(model, tokens, transcoders, progress=False) for model in models]
     assert graphs[0].n_edges > 100
     assert graphs[0].to_pandas().equals(graphs[1].to_pandas())
 

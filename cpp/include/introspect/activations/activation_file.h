@@ -95,8 +95,9 @@ class INTROSPECT_EXPORT ActivationWriter {
 ///
 /// Throws IoError for a folder that holds activations already, and for a full disk. With `resume` a folder, a complete
 /// one too, must hold rows of the same source (ActivationSource::check_state) and not another number than is asked for.
-/// Folders of versions that did not say what their rows are made of are read, and not gone on with. What is refused
-/// stays as it is.
+/// Folders of versions that did not say what their rows are made of are not gone on with; a complete one is opened where
+/// sites, dtype, rows and the notes' "model_hash", "context_size" and "prepend_bos" are the same. What is refused stays
+/// as it is.
 INTROSPECT_EXPORT ActivationFile write_activations(ActivationSource& source,
                                                    const std::filesystem::path& folder,
                                                    const WriteActivationsOptions& options = {});

@@ -68,8 +68,9 @@ struct ModelActivationsOptions {
 
 /// Activations of models at `sites`, as they read contexts of `tokens`.
 ///
-/// A state fits where these are the same: tokens, each model's hash, precision (models::precision_name) and kind of
-/// device, positions, exclude_tokens and max_norm_multiple. Passes are then as large as they were.
+/// A state fits where these are the same: tokens, each model's hash, precision (models::precision_name), kinds of device
+/// and, in bfloat16 on the CPU, ops::bfloat16_products, positions, exclude_tokens, max_norm_multiple, and the version of
+/// the numbers. Passes are then as large as they were.
 ///
 /// Contexts run side by side, through the block of the highest site and no further: neither logits nor KV caches are
 /// made. Memory is one pass's activations, whatever the length of the text.

@@ -88,9 +88,9 @@ class INTROSPECT_EXPORT LoraTrainer {
   /// Writes matrices, moments and the number of steps. Throws IoError.
   void save(const std::filesystem::path& file) const;
   /// Goes on from such a file: with the same numbers, bit for bit, as without the interruption. Throws IoError for a file
-  /// that is missing or damaged, ConfigError for one of another training (model, its models::precision_name or kind of
-  /// device, start, examples or options) and of versions that did not tell precision and device. Nothing is changed
-  /// then.
+  /// that is missing or damaged, ConfigError for one of another training (model, its models::precision_name, kinds of
+  /// device and, in bfloat16 on the CPU, ops::bfloat16_products; start, examples or options), of a version with other
+  /// numbers and of versions that did not tell these. Nothing is changed then.
   void resume(const std::filesystem::path& file);
 
  private:
