@@ -1,7 +1,11 @@
 """Dictionaries: every architecture's features, reconstruction and gradients against its equation in plain torch."""
 
 import copy
+import os
 import pickle
+import signal
+import threading
+import time
 
 import pytest
 import torch
@@ -287,3 +291,16 @@ def test_inputs_of_another_width_or_kind_are_refused():
         sae.decode(normal(3, 23))
     with pytest.raises(ShapeError):
         sae(torch.ones(3, 7).to_sparse())
+
+
+def test_a_process_forked_while_another_thread_hashes_a_dictionary_hashes_its_own():
+    small, large = dictionary("standard"), dictionary("standard", d_in=512, d_sae=8192)
+    hashing = threading.Thread(target=lambda: large.hash)
+    hashing.start()
+    time.sleep(0.01)
+    if (child := os.fork()) == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)  # ends a child that waits for that thread, which it lacks
+        os._exit(0 if len(small.hash) == 64 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    hashing.join()
