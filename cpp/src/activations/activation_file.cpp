@@ -126,15 +126,17 @@ struct Head {
 void check_same_notes(const std::string& who, const Head& head, const WriteActivationsOptions& options) {
   const auto kept = parse_json<IoError>(head.notes, who);
   const auto now = parse_json<IoError>(options.notes, who);
-  check<IoError>(kept.is_object() && now.is_object() && kept.contains("model_hash") && now.contains("model_hash"),
-                 who, ": does not say of which model its rows are, as an earlier version wrote it: open it, or write to "
-                 "another folder");
+  check<IoError>(
+      kept.is_object() && now.is_object() && kept.contains("model_hash") && now.contains("model_hash"), who,
+      ": does not say of which model its rows are, as an earlier version wrote it: open it, or write to "
+      "another folder");
   for (const auto* key : {"model_hash", "context_size", "prepend_bos"})
     if (kept.contains(key) && now.contains(key))
       check<IoError>(kept.at(key) == now.at(key), who, ": is of other rows, with the ", key, " ",
-                     describe(kept.at(key)), ", and ", describe(now.at(key)), " came: write to another folder");
-  check<IoError>(options.rows == 0 || head.rows() == options.rows, who, ": holds ", head.rows(), " rows, not the ",
-                 options.rows, " asked for: open it, or write to another folder");
+                     describe(kept.at(key)), ", and ", describe(now.at(key)),
+                     " came: write to another folder");
+  check<IoError>(options.rows == 0 || head.rows() == options.rows, who, ": holds ", head.rows(),
+                 " rows, not the ", options.rows, " asked for: open it, or write to another folder");
 }
 
 /// Whether a source and options may go on with what a folder holds. Throws IoError.
@@ -143,16 +145,18 @@ void check_goes_on(const std::string& who, const Head& head, const std::vector<S
                    const WriteActivationsOptions& options) {
   check<IoError>(head.sites == sites && head.dtype == dtype, who,
                  ": holds activations of other sites or another dtype");
-  const auto kept = parse_json<IoError>(head.source_state, who);
-  if (head.complete && kept.is_object() && !kept.contains("of") && tells_rows(source_state))
-    return check_same_notes(who, head, options);
+  if (head.complete && tells_rows(source_state)) {
+    const auto kept = parse_json<IoError>(head.source_state, who);
+    if (kept.is_object() && !kept.contains("of")) return check_same_notes(who, head, options);
+  }
   check_same_rows(who, head.source_state, source_state);
   const auto held = head.rows();
   check<IoError>(options.rows == 0 || held <= options.rows, who, ": holds ", held, " rows, more than the ",
                  options.rows, " asked for: open it, or write to another folder");
   // What came after them in their pass is lost.
-  check<IoError>(head.asked <= 0 || held < head.asked || options.rows == head.asked, who, ": holds the ", held,
-                 " rows that it was begun with, and ", options.rows == 0 ? "all" : std::to_string(options.rows),
+  check<IoError>(head.asked <= 0 || held < head.asked || options.rows == head.asked, who, ": holds the ",
+                 held, " rows that it was begun with, and ",
+                 options.rows == 0 ? "all" : std::to_string(options.rows),
                  " are asked for: write to another folder");
 }
 

@@ -26,9 +26,8 @@ std::string device_kind(const Model& model) {
 }
 
 std::map<std::string, std::string> numerics_of(const Model& model) {
-  std::map<std::string, std::string> out{{"precision", precision_name(model)},
-                                         {"device", device_kind(model)},
-                                         {"numerics", kNumericsVersion}};
+  std::map<std::string, std::string> out{
+      {"precision", precision_name(model)}, {"device", device_kind(model)}, {"numerics", kNumericsVersion}};
   if (model.dtype() == torch::kBFloat16 && device_kinds(model).contains("cpu"))
     out["products"] = ops::bfloat16_products();
   return out;

@@ -286,9 +286,9 @@ void LoraTrainer::save(const std::filesystem::path& file) const {
     tensors.emplace_back(m.name + ".second", m.second);
   }
   nlohmann::json training = {{"options", options_json(s.options)},
-                                   {"model", s.base->hash()},
-                                   {"start", s.start->hash()},
-                                   {"examples", s.tree.hash()}};
+                             {"model", s.base->hash()},
+                             {"start", s.start->hash()},
+                             {"examples", s.tree.hash()}};
   for (const auto& [name, value] : models::numerics_of(*s.base)) training[name] = value;
   io::save_safetensors(
       file, tensors,

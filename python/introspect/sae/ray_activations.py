@@ -54,7 +54,7 @@ def write(
         return writer.finish()
     at = json.loads(writer.source_state)
     per_pass = at["contexts_per_pass"]
-    if not isinstance(per_pass, int) or per_pass < 1:
+    if type(per_pass) is not int or not 1 <= per_pass < 1 << 63:
         raise _C.IoError(f"write_activations: {path}: contexts_per_pass must be 1 or more, got {per_pass!r:.50}")
     pass_bytes = per_pass * stream.context * sum(widths) * options["dtype"].itemsize
     contexts_per_task = per_pass * max(1, TASK_BYTES // pass_bytes)

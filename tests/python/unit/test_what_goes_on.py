@@ -3,13 +3,15 @@
 import contextlib
 import json
 
+import fenced
+import numpy as np
 import pytest
 import torch
 from quantised import write_quantised_chat
 from tiny import write_tiny
 
 import introspect
-from introspect import _C, FinetuneExample, train_lora
+from introspect import _C, FinetuneExample, ops, train_lora
 from introspect.sae import streams
 from introspect.sae.cross_layer_trainer import train_cross_layer
 from introspect.sae.streams import ActivationFile, TokenStream
@@ -134,19 +136,119 @@ def test_a_folder_that_holds_what_was_asked_for_is_not_continued_within_a_pass(m
     assert write(models["float32"], tmp_path / "b", rows=350, resume=True).rows == 350  # not there yet: it may be more
 
 
-@pytest.mark.parametrize("stop", [100, None])
-def test_folders_of_earlier_versions_are_read_and_not_gone_on_with(models, tmp_path, stop):
-    with contextlib.suppress(Stopped):
-        write(models["float32"], tmp_path / "a", stop=stop)
-    path = tmp_path / "a/activations.json"
+def change_head(folder, change_state, without=()):
+    path = folder / "activations.json"
     head = json.loads(path.read_text())
     state = json.loads(head["source_state"])
-    del state["of"], head["asked"]
-    path.write_text(json.dumps(head | {"source_state": json.dumps(state)}))
-    rows = ActivationFile.open(tmp_path / "a").rows
-    assert rows >= 100
+    change_state(state)
+    kept = {name: value for name, value in head.items() if name not in without}
+    path.write_text(json.dumps(kept | {"source_state": json.dumps(state)}))
+
+
+def write_as_an_earlier_version(model, folder, **options):
+    with contextlib.suppress(Stopped):
+        write(model, folder, **options)
+    change_head(folder, lambda state: state.pop("of"), without=("asked",))
+
+
+@pytest.mark.parametrize("stop", [100, None])
+def test_folders_of_earlier_versions_are_read_and_not_gone_on_with(models, tmp_path, stop):
+    """A complete one needs notes that tell the model."""
+    notes = {} if stop is None else {"notes": notes_of(models["float32"])}
+    write_as_an_earlier_version(models["float32"], tmp_path / "a", stop=stop, **notes)
+    assert ActivationFile.open(tmp_path / "a").rows >= 100
+    is_refused(lambda: write(models["float32"], tmp_path / "a", resume=True, **notes), tmp_path / "a",
+               introspect.IoError, "does not say of which model")  # fmt: skip
+
+
+def notes_of(model):
+    return streams.origin_notes(model.native, packed())
+
+
+def test_complete_folders_of_earlier_versions_are_opened_if_what_they_tell_is_the_same(models, tmp_path):
+    folder, notes = tmp_path / "a", notes_of(models["float32"])
+    write_as_an_earlier_version(models["float32"], folder, notes=notes)
+    before = files_of(folder)
+    for rows in (0, 400):
+        assert write(models["float32"], folder, resume=True, notes=notes, rows=rows).rows == 400
+    assert files_of(folder) == before
+    changed = notes_of(models["changed"])
+    for options, match in (
+        ({"notes": changed}, "the model_hash '"),
+        ({"notes": notes, "rows": 300}, "holds 400 rows, not the 300 asked for"),
+        ({"notes": notes, "rows": 500}, "holds 400 rows, not the 500 asked for"),
+        ({"notes": notes, "hook": "blocks.0.hook_resid_post"}, "other sites or another dtype"),
+        ({"notes": notes, "dtype": torch.bfloat16}, "other sites or another dtype"),
+        ({}, "does not say of which model"),
+    ):
+        is_refused(lambda options=options: write(models["float32"], folder, resume=True, **options), folder,
+                   introspect.IoError, match)  # fmt: skip
+
+
+@pytest.mark.parametrize("contexts", [0, -3, 2**63, "8", None])
+@pytest.mark.parametrize("ray", [False, True])
+def test_a_folder_that_was_read_by_no_contexts_a_pass_is_refused(models, tmp_path, contexts, ray):
+    """0 contexts would be the end of the texts: a folder with fewer rows would be marked as complete."""
+    with pytest.raises(Stopped):
+        write(models["float32"], tmp_path / "a", stop=100, max_norm_multiple=10.0, dtype=torch.bfloat16)
+    change_head(tmp_path / "a", lambda state: state.update(contexts_per_pass=contexts))
+    workers = {"ray": "local"} if ray else {}
+    with pytest.raises(introspect.IoError, match="contexts_per_pass"):
+        streams.write_activations(models["float32"], packed(), tmp_path / "a", hooks=HOOK, resume=True,
+                                  exclude_special_tokens=False, **workers)  # fmt: skip
+    assert not ActivationFile.open(tmp_path / "a").is_complete
+
+
+@contextlib.contextmanager
+def products(way):
+    before = ops.use_bfloat16_products(way)
+    try:
+        yield
+    finally:
+        ops.use_bfloat16_products(before)
+
+
+needs_two_ways = pytest.mark.skipif(len(ops.bfloat16_products_here()) < 2, reason="one way of products here")
+
+
+@needs_two_ways
+@pytest.mark.parametrize("of", ["bfloat16", "float32"])
+def test_bfloat16_goes_on_with_the_products_that_it_was_begun_with(models, tmp_path, of):
+    quick, *_, plain = ops.bfloat16_products_here()
+    (tmp_path / "run").mkdir()
+    with products(quick), pytest.raises(Stopped):
+        write(models[of], tmp_path / "a", stop=100)
+    with products(quick), pytest.raises(Stopped):
+        lora(models[of], tmp_path / "run/lora.safetensors", 3)
+    with products(plain):
+        if of == "bfloat16":
+            is_refused(lambda: write(models[of], tmp_path / "a", resume=True), tmp_path / "a", introspect.IoError,
+                       f"the products '{quick}', and '{plain}' came")  # fmt: skip
+            is_refused(lambda: lora(models[of], tmp_path / "run/lora.safetensors"), tmp_path / "run",
+                       introspect.ConfigError, f"with the products '{quick}', not '{plain}'")  # fmt: skip
+    with products(plain if of == "float32" else quick):
+        assert write(models[of], tmp_path / "a", resume=True).is_complete
+        lora(models[of], tmp_path / "run/lora.safetensors")
+
+
+def test_blocks_on_another_device_than_the_embedding_count(models, tmp_path):
+    fenced.load()
+    write_tiny(tmp_path / "m")
+    plain = introspect.load_model(tmp_path / "m")
+    spread = introspect.load_model(tmp_path / "m", device_map={2: "fenced"})
+    for model, kind in ((plain, "cpu"), (spread, "cpu+fenced")):
+        write(model, tmp_path / kind)
+        head = json.loads((tmp_path / kind / "activations.json").read_text())
+        assert json.loads(head["source_state"])["of"]["device"] == kind
+    is_refused(lambda: write(spread, tmp_path / "cpu", resume=True), tmp_path / "cpu", introspect.IoError,
+               r"the device 'cpu', and 'cpu\+fenced' came")  # fmt: skip
+
+
+def test_another_version_of_the_numbers_is_refused(models, tmp_path):
+    write(models["float32"], tmp_path / "a")
+    change_head(tmp_path / "a", lambda state: state["of"].update(numerics="0.0.9"))
     is_refused(lambda: write(models["float32"], tmp_path / "a", resume=True), tmp_path / "a", introspect.IoError,
-               "does not say of which model, precision, device and options its rows are")  # fmt: skip
+               "the numerics '0.0.9', and '")  # fmt: skip
 
 
 def test_each_of_several_models_counts(models, tmp_path):
@@ -274,6 +376,23 @@ def test_a_training_on_a_file_goes_on_with_the_same_rows(models, tmp_path):
     train_sae(files[1], None, tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize("mib", [1, 5])
+def test_rows_that_differ_in_the_middle_only_are_other_rows(tmp_path, mib):
+    """1 MiB is its own two ends; of 5 all between the ends is sampled."""
+    rows = np.random.default_rng(0).standard_normal((mib << 14, 16), dtype=np.float32)
+    files = []
+    for name, row in (("a", None), ("b", len(rows) // 2)):
+        if row is not None:
+            rows[row] += 1
+        writer = _C.ActivationWriter(tmp_path / name, [(HOOK, 0)], [16], torch.float32, "{}")
+        writer.write([torch.from_numpy(rows.copy())], "{}")
+        files.append(writer.finish())
+    with pytest.raises(Stopped):
+        train_sae(files[0], None, tmp_path / "run", 5)
+    is_refused(lambda: train_sae(files[1], None, tmp_path / "run", resume=True), tmp_path / "run", introspect.IoError,
+               "the content '")  # fmt: skip
+
+
 def test_a_cross_layer_transcoder_goes_on_to_write_where_it_wrote(models, tmp_path):
     points = ("hook_mlp_in", "hook_mlp_out", "hook_resid_post")
     hooks = [f"blocks.{i}.{point}" for i in range(models["float32"].cfg.n_layers) for point in points]
@@ -319,6 +438,8 @@ def test_a_lora_goes_on_with_the_model_as_it_was(models, tmp_path, begun, contin
         ("precision", None, "does not tell the model's precision, as it is of an earlier version"),
         ("device", None, "does not tell the model's device"),
         ("device", "cuda", "is of a training with the device 'cuda', not 'cpu'"),
+        ("numerics", None, "does not tell the model's numerics"),
+        ("numerics", "0.0.9", "is of a training with the numerics '0.0.9', not '"),
     ],
 )
 def test_a_lora_of_an_earlier_version_or_another_device_is_refused(models, tmp_path, field, value, match):
