@@ -16,7 +16,7 @@ Tensor scores(const SoftmaxInputs& in, const Tensor& q_BTHK, const Tensor& k_BTG
     mask.additive = ops::additive_mask(real, T, torch::kFloat64, in.window);
   }
   return in.block->parts().attn.scores(q_BTHK.detach().to(torch::kFloat64),
-                             k_BTGK.detach().to(torch::kFloat64).transpose(1, 2), mask);
+                                       k_BTGK.detach().to(torch::kFloat64).transpose(1, 2), mask);
 }
 
 /// The logarithm of what a row's exponentials sum to, its head's sink with them: [B, H, T, 1].
