@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MachineRates", "PassProfile", "StageProfile", "machine_rates", "profile_decode", "profile_forward"]
 
+AT_LEAST = 0.25  # seconds that a rate is measured
+
 
 @dataclass(frozen=True)
 class MachineRates:
@@ -127,11 +129,12 @@ def _quickest(title: str, call: Callable[[], object], repeats: int) -> PassProfi
     return PassProfile(title, stages)
 
 
-def _best(call: Callable[[], object], repeats: int, at_least: float = 0.25) -> float:
+def _best(call: Callable[[], object], repeats: int) -> float:
     call()
-    times: list[float] = []
-    while len(times) < repeats or sum(times) < at_least:
+    best, total, done = float("inf"), 0.0, 0
+    while done < repeats or total < AT_LEAST:
         start = time.perf_counter()
         call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        seconds = time.perf_counter() - start
+        best, total, done = min(best, seconds), total + seconds, done + 1
+    return best

@@ -15,20 +15,20 @@ Tensor scores(const SoftmaxInputs& in, const Tensor& q_BTHK, const Tensor& k_BTG
     const auto real = torch::ones({1, T}, torch::device(q_BTHK.device()).dtype(torch::kBool));
     mask.additive = ops::additive_mask(real, T, torch::kFloat64, in.window);
   }
-  return in.block->parts().attn.scores(q_BTHK.detach().to(torch::kFloat64),
-                                       k_BTGK.detach().to(torch::kFloat64).transpose(1, 2), mask);
+  return in.attention().scores(q_BTHK.detach().to(torch::kFloat64),
+                               k_BTGK.detach().to(torch::kFloat64).transpose(1, 2), mask);
 }
 
 /// The logarithm of what a row's exponentials sum to, its head's sink with them: [B, H, T, 1].
 Tensor log_total(const SoftmaxInputs& in, const Tensor& scores_BHTS) {
   const auto total = scores_BHTS.logsumexp({-1}, /*keepdim=*/true);
-  const auto& sinks = in.block->parts().attn.weights().sinks;
+  const auto& sinks = in.attention().weights().sinks;
   return sinks ? total.logaddexp(sinks->scores.to(torch::kFloat64).view({1, -1, 1, 1})) : total;
 }
 
 /// The share that goes to the sink.
 Tensor sink_share(const SoftmaxInputs& in, const Tensor& log_total_BHT1) {
-  const auto& sinks = in.block->parts().attn.weights().sinks;
+  const auto& sinks = in.attention().weights().sinks;
   if (!sinks) return at::zeros({}, log_total_BHT1.options());
   return (sinks->scores.to(torch::kFloat64).view({1, -1, 1, 1}) - log_total_BHT1).exp();
 }
@@ -45,14 +45,14 @@ Tensor sum_of_others(const Tensor& x) {
 }  // namespace
 
 Tensor query_effects(const SoftmaxInputs& in, const Tensor& gradient_BHTS) {
-  const auto was = in.block->parts().attn.pattern(scores(in, in.q_to, in.k_to)),
-             is = in.block->parts().attn.pattern(scores(in, in.q_from, in.k_to));
+  const auto was = in.attention().pattern(scores(in, in.q_to, in.k_to)),
+             is = in.attention().pattern(scores(in, in.q_from, in.k_to));
   return ((is - was) * gradient_BHTS.to(torch::kFloat64)).sum(-1).transpose(1, 2);
 }
 
 Tensor key_effects(const SoftmaxInputs& in, const Tensor& gradient_BHTS) {
   const auto was = scores(in, in.q_to, in.k_to), is = scores(in, in.q_to, in.k_from);
-  const auto g = gradient_BHTS.to(torch::kFloat64), p = in.block->parts().attn.pattern(was);
+  const auto g = gradient_BHTS.to(torch::kFloat64), p = in.attention().pattern(was);
   const auto total = log_total(in, was), sink = sink_share(in, total);
   const auto others = sum_of_others(p) + sink, g_of_others = sum_of_others(p * g);
   const auto log_others = total + others.log();

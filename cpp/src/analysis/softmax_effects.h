@@ -14,9 +14,11 @@ namespace introspect::analysis {
 
 /// Queries [B, T, H, K] and keys [B, T, G, K] that scores are made of, in two runs of an attention layer.
 struct SoftmaxInputs {
-  std::shared_ptr<const nn::Block> block;  ///< whose attention it is
-  int64_t window;                          ///< keys that a query sees, its own included; 0: all
+  std::shared_ptr<const nn::Block> block;
+  int64_t window;  ///< keys that a query sees, its own included; 0: all
   torch::Tensor q_to, q_from, k_to, k_from;
+
+  const nn::Attention& attention() const { return block->parts().attn; }
 };
 
 /// Of every query: its new row of the pattern less the old one, times the gradient of the metric there [B, H, T, S].

@@ -1,7 +1,6 @@
 #include "introspect/circuits/attribute.h"
 
 #include <algorithm>
-#include <cctype>
 #include <numeric>
 #include <stdexcept>
 #include <utility>
@@ -76,10 +75,7 @@ std::string key_of(const models::Model& model, const torch::Tensor& tokens, cons
   };
   say("1", model.hash(), model.dtype());
   if (models::multiplies_unrounded(model)) say("as stored");
-  if (auto kind = models::device_kind(model); kind != "cpu") {
-    std::transform(kind.begin(), kind.end(), kind.begin(), [](unsigned char c) { return std::toupper(c); });
-    say("device", kind);  // in capitals, as c10 prints one
-  }
+  if (const auto kind = models::device_kind(model); kind != "cpu") say("device", kind);
   tensor(tokens);
   for (const auto& [layer, one] : transcoders.layers) say(layer, one.hash());
   if (transcoders.cross_layer) say("cross-layer", transcoders.cross_layer->hash());

@@ -29,7 +29,7 @@ Bytes number_in(const fs::path& path) {
   return (file >> std::ws).eof() ? Bytes(n) : std::nullopt;
 }
 
-/// The number behind a name, in a file of lines that are a name, a number and perhaps a unit.
+/// The number of the line that begins with the wanted name, in a file whose lines are "name number" or "name number unit".
 Bytes number_of(const fs::path& path, std::string_view wanted) {
   std::ifstream file(path);
   std::string name, unit;

@@ -72,7 +72,7 @@ class Memory final : public c10::Allocator {
     for (const auto& old : dropped) ::operator delete(old.data, kLine);
   }
 
-  // Tried, never waited for: in a forked process a thread may hold it for ever that is not there.
+  // Tried, never waited for: a fork copies it as it is, held by a thread that the new process does not have.
   std::mutex mutex_;
   std::vector<Block> kept_;  // in the order in which they were given back
   size_t bytes_ = 0;

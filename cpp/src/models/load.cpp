@@ -14,6 +14,7 @@
 #include "introspect/models/model.h"
 #include "io/json_file.h"
 #include "models/architecture.h"
+#include "models/check_device.h"
 #include "models/weight_reader.h"
 
 namespace introspect::models {
@@ -22,9 +23,7 @@ namespace {
 
 /// Throws ConfigError for a device that this torch cannot use, or that holds no numbers.
 void check_device(torch::Device device) {
-  check<ConfigError>(!device.is_meta(),
-                     "Model::load: device must hold a model's numbers, as 'cpu' does, got '", device.str(),
-                     "', which knows shapes alone");
+  check_holds_numbers("Model::load", device);
   try {
     at::empty({1}, at::device(device));
   } catch (const c10::Error& error) {

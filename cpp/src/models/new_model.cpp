@@ -5,6 +5,7 @@
 #include "introspect/models/config_json.h"
 #include "introspect/ops/rotary.h"
 
+#include "models/check_device.h"
 #include "models/make_block.h"
 
 namespace introspect::models {
@@ -66,8 +67,7 @@ std::shared_ptr<const Model> new_model(const Config& cfg, torch::ScalarType dtyp
   check<ConfigError>(dtype == torch::kFloat32 || dtype == torch::kBFloat16 || dtype == torch::kFloat64 ||
                          dtype == torch::kFloat16,
                      "new_model: dtype must be float32, bfloat16, float16 or float64, got ", dtype);
-  check<ConfigError>(!device.is_meta(), "new_model: device must hold a model's numbers, as 'cpu' does, got '",
-                     device.str(), "', which knows shapes alone");
+  check_holds_numbers("new_model", device);
   const at::NoGradGuard no_grad;
   return std::make_shared<const Model>(cfg, untrained(cfg, at::device(device).dtype(dtype)), std::nullopt,
                                        std::nullopt, sha256_hex("new model " + to_json(cfg)));

@@ -7,16 +7,11 @@
 #include "introspect/core/check.h"
 #include "introspect/ops/linear.h"
 #include "introspect/ops/quantised_rows.h"
+#include "ops/check_bias.h"
 
 namespace introspect::nn {
 
 namespace {
-
-void check_bias(const torch::Tensor& bias, int64_t n_out) {
-  check<ShapeError>(!bias.defined() || (bias.dim() == 1 && bias.size(0) == n_out),
-                    "Linear: the bias must be [", n_out, "], got ",
-                    bias.defined() ? bias.sizes() : at::IntArrayRef{});
-}
 
 /// What a product of x and a Linear has to do.
 StageWork product_work(const Linear& linear, const torch::Tensor& x, const torch::Tensor& y) {
@@ -29,12 +24,12 @@ StageWork product_work(const Linear& linear, const torch::Tensor& x, const torch
 Linear::Linear(torch::Tensor weight, torch::Tensor bias)
     : weight_(std::move(weight)), bias_(std::move(bias)) {
   check<ShapeError>(weight_.dim() == 2, "Linear: the weight must be [out, in], got ", weight_.sizes());
-  check_bias(bias_, n_out());
+  ops::check_bias("Linear: the bias", bias_, n_out());
 }
 
 Linear::Linear(const ops::QuantisedRows& weight, torch::Tensor bias)
     : quantised_(std::make_shared<const ops::QuantisedRows>(weight)), bias_(std::move(bias)) {
-  check_bias(bias_, n_out());
+  ops::check_bias("Linear: the bias", bias_, n_out());
 }
 
 Linear Linear::plus(LowRank addition) const {
@@ -51,7 +46,7 @@ Linear Linear::plus(LowRank addition) const {
 Linear Linear::with_bias(torch::Tensor bias) const {
   auto out = *this;
   out.bias_ = std::move(bias);
-  check_bias(out.bias_, n_out());
+  ops::check_bias("Linear: the bias", out.bias_, n_out());
   return out;
 }
 

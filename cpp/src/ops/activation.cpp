@@ -5,6 +5,7 @@
 #include "core/parallel.h"
 #include "core/reused_memory.h"
 #include "introspect/core/check.h"
+#include "ops/needs_grad.h"
 #include "ops/silu_times.h"
 
 namespace introspect::ops {
@@ -44,7 +45,7 @@ INTROSPECT_INLINE void gated_silu_row(const BFloat16* gate, const BFloat16* x, B
 }
 
 bool has_gated_silu(const torch::Tensor& gate, const torch::Tensor& x) {
-  const bool graph = at::GradMode::is_enabled() && (gate.requires_grad() || x.requires_grad());
+  const bool graph = needs_grad(gate, x);
   return gate.is_cpu() && x.is_cpu() && !graph && gate.scalar_type() == torch::kBFloat16 &&
          x.scalar_type() == torch::kBFloat16 && gate.sizes() == x.sizes() && gate.numel() > 0 &&
          row_stride(gate) > 0 && row_stride(x) > 0;
@@ -97,7 +98,7 @@ torch::Tensor gated(Activation kind, const torch::Tensor& gate, const torch::Ten
     return (x.clamp(-kSwigluLimit, kSwigluLimit) + 1) * (g * (g * kSwigluAlpha).sigmoid());
   }
   if (kind == Activation::kSilu && has_gated_silu(gate, x)) return gated_silu(gate, x);
-  const bool graph = at::GradMode::is_enabled() && (gate.requires_grad() || x.requires_grad());
+  const bool graph = needs_grad(gate, x);
   if (graph) return activate(kind, gate) * x;
   if (kind != Activation::kSilu || gate.scalar_type() != x.scalar_type()) return activate(kind, gate).mul_(x);
   auto y = reused_empty(gate.sizes(), gate.options());

@@ -4,6 +4,7 @@
 
 #include "core/parallel.h"
 #include "core/reused_memory.h"
+#include "ops/needs_grad.h"
 #include "ops/vector.h"
 
 namespace introspect::ops {
@@ -34,8 +35,7 @@ bool has_kernel(const torch::Tensor& a, const torch::Tensor& b) {
 }  // namespace
 
 torch::Tensor add(const torch::Tensor& a, const torch::Tensor& b) {
-  const bool graph = at::GradMode::is_enabled() && (a.requires_grad() || b.requires_grad());
-  if (graph || a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return a + b;
+  if (needs_grad(a, b) || a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return a + b;
   auto out = reused_empty(a.sizes(), a.options());
   if (!has_kernel(a, b)) return at::add_out(out, a, b);
   const auto *x = a.const_data_ptr<BFloat16>(), *y = b.const_data_ptr<BFloat16>();

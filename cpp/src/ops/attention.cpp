@@ -6,6 +6,7 @@
 
 #include "introspect/core/check.h"
 #include "ops/attention_bfloat16.h"
+#include "ops/needs_grad.h"
 #include "ops/tree_attention.h"
 
 namespace introspect::ops {
@@ -86,7 +87,7 @@ torch::Tensor attention(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK
                         double scale, const AttentionMask& mask, double soft_cap,
                         const torch::Tensor& sinks_H) {
   check_shapes("attention", q_BTHK, k_BGSK);
-  const bool graph_of_sinks = at::GradMode::is_enabled() && sinks_H.defined() && sinks_H.requires_grad();
+  const bool graph_of_sinks = needs_grad(sinks_H);
   if (mask.parents.defined() && !graph_of_sinks && has_tree_attention(q_BTHK, k_BGSK, v_BGSK))
     return tree_attention(q_BTHK, k_BGSK, v_BGSK, tree_of(mask), scale, soft_cap, sinks_H);
   // The fused product caps nothing and has no sinks. On an H200 the one for float32 that takes masks made one reading of
@@ -132,7 +133,7 @@ torch::Tensor attention_scores(const torch::Tensor& q_BTHK, const torch::Tensor&
   const int64_t G = k_BGSK.size(1), S = k_BGSK.size(2), R = H / G;
   const auto q = group_queries(q_BTHK, G).reshape({B * G, R * T, K});
   auto scores = at::matmul(q, k_BGSK.reshape({B * G, S, K}).transpose(1, 2)).view({B, H, T, S});
-  const bool graph = at::GradMode::is_enabled() && scores.requires_grad();
+  const bool graph = needs_grad(scores);
   scores = graph ? scores * scale : scores.mul_(scale);
   if (soft_cap > 0) scores = (scores / soft_cap).tanh() * soft_cap;
   const auto additive = as_additive(mask, T, S, scores);

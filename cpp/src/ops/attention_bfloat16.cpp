@@ -13,6 +13,7 @@
 #include "ops/exponential.h"
 #include "ops/gemm_bfloat16.h"
 #include "ops/lines.h"
+#include "ops/needs_grad.h"
 
 namespace introspect::ops {
 
@@ -335,8 +336,7 @@ Heads heads_of(const torch::Tensor& t, int64_t head_dim, int64_t position_dim) {
 bool has_attention_bfloat16(const torch::Tensor& q_BTHK, const torch::Tensor& k_BGSK,
                             const torch::Tensor& v_BGSK, const torch::Tensor& additive) {
   const auto fits = [](const torch::Tensor& t) {
-    return t.is_cpu() && t.scalar_type() == torch::kBFloat16 &&
-           !(at::GradMode::is_enabled() && t.requires_grad());
+    return t.is_cpu() && t.scalar_type() == torch::kBFloat16 && !needs_grad(t);
   };
   return has_gemm_bfloat16() && fits(q_BTHK) && fits(k_BGSK) && fits(v_BGSK) && q_BTHK.numel() > 0 &&
          k_BGSK.numel() > 0 && q_BTHK.size(3) % kBlockRows == 0 && v_BGSK.size(3) == q_BTHK.size(3) &&

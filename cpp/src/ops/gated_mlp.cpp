@@ -2,7 +2,9 @@
 
 #include "core/reused_memory.h"
 #include "introspect/core/check.h"
+#include "ops/check_bias.h"
 #include "ops/gemm_bfloat16.h"
+#include "ops/needs_grad.h"
 
 namespace introspect::ops {
 
@@ -10,12 +12,8 @@ namespace {
 
 using BFloat16 = c10::BFloat16;
 
-bool is_trained(const torch::Tensor& t) {
-  return at::GradMode::is_enabled() && t.defined() && t.requires_grad();
-}
-
 bool is_plain(const torch::Tensor& t) {
-  return t.is_cpu() && t.scalar_type() == torch::kBFloat16 && !is_trained(t);
+  return t.is_cpu() && t.scalar_type() == torch::kBFloat16 && !needs_grad(t);
 }
 
 torch::Tensor float32(const torch::Tensor& bias) {
@@ -31,7 +29,7 @@ const float* numbers(const torch::Tensor& bias) {
 bool has_gated_mlp(const torch::Tensor& x, const torch::Tensor& W_in, const torch::Tensor& b_in,
                    const torch::Tensor& W_out, const torch::Tensor& b_out) {
   const int64_t D = W_in.size(1), M = W_out.size(1);
-  return is_plain(x) && is_plain(W_in) && is_plain(W_out) && !is_trained(b_in) && !is_trained(b_out) &&
+  return is_plain(x) && is_plain(W_in) && is_plain(W_out) && !needs_grad(b_in, b_out) &&
          W_in.is_contiguous() && W_out.is_contiguous() && x.dim() > 0 && x.size(-1) == D &&
          W_in.size(0) == 2 * M && D > 0 && M > 0 && has_gated_mlp_bfloat16(x.numel() / D, D, M);
 }
@@ -42,11 +40,8 @@ torch::Tensor gated_mlp(const torch::Tensor& x_any, const torch::Tensor& W_in, c
                     x_any.sizes(), " of ", x_any.scalar_type(), " and weights ", W_in.sizes(), " and ",
                     W_out.sizes());
   const int64_t D = W_in.size(1), M = W_out.size(1), N = W_out.size(0);
-  const auto fits = [](const torch::Tensor& bias, int64_t n) {
-    return !bias.defined() || (bias.dim() == 1 && bias.size(0) == n);
-  };
-  check<ShapeError>(fits(b_in, 2 * M) && fits(b_out, N), "gated_mlp: biases must be [", 2 * M, "] and [", N,
-                    "]");
+  check_bias("gated_mlp: input biases", b_in, 2 * M);
+  check_bias("gated_mlp: output biases", b_out, N);
   const auto x = x_any.contiguous(), in = float32(b_in), out = float32(b_out);
   auto sizes = x.sizes().vec();
   sizes.back() = N;

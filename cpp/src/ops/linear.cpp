@@ -5,10 +5,12 @@
 #include "core/parallel.h"
 #include "core/reused_memory.h"
 #include "introspect/core/check.h"
+#include "ops/check_bias.h"
 #include "ops/equal_rows.h"
 #include "ops/few_rows.h"
 #include "ops/gemm.h"
 #include "ops/gemm_bfloat16.h"
+#include "ops/needs_grad.h"
 #include "ops/vector.h"
 
 namespace introspect::ops {
@@ -143,23 +145,16 @@ torch::Tensor product_in_parts(const torch::Tensor& x_ND, const torch::Tensor& w
   return out_NV;
 }
 
-bool needs_grad(const torch::Tensor& x, const torch::Tensor& weight) {
-  return at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad());
-}
-
 }  // namespace
 
 torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight, const torch::Tensor& bias) {
   check<ShapeError>(x.dim() > 0 && weight.dim() == 2 && x.size(-1) == weight.size(1),
                     "linear: x [..., D] and weight [V, D] are required, got ", x.sizes(), " and ",
                     weight.sizes());
-  check<ShapeError>(!bias.defined() || (bias.dim() == 1 && bias.size(0) == weight.size(0)),
-                    "linear: the bias must be [", weight.size(0), "], got ",
-                    bias.defined() ? bias.sizes() : at::IntArrayRef{});
+  check_bias("linear: the bias", bias, weight.size(0));
   const int64_t D = weight.size(1);
   const int64_t rows = x.numel() / std::max<int64_t>(1, D);
-  const bool fits = rows > 0 && x.scalar_type() == weight.scalar_type() && !needs_grad(x, weight) &&
-                    (!bias.defined() || !needs_grad(bias, bias));
+  const bool fits = rows > 0 && x.scalar_type() == weight.scalar_type() && !needs_grad(x, weight, bias);
   auto sizes = x.sizes().vec();
   sizes.back() = weight.size(0);
   if (fits && rows <= kFewRows && has_few_rows(x.scalar_type(), weight)) {

@@ -6,6 +6,7 @@
 #include "core/parallel.h"
 #include "core/reused_memory.h"
 #include "introspect/core/check.h"
+#include "ops/needs_grad.h"
 #include "ops/vector.h"
 
 namespace introspect::ops {
@@ -62,9 +63,8 @@ using BFloat16 = c10::BFloat16;
 /// True if x goes through the kernels above. float64 does not: transformers' bits are wanted there.
 bool has_kernel(const torch::Tensor& x, const torch::Tensor& weight) {
   const auto dtype = x.scalar_type();
-  const bool graph =
-      at::GradMode::is_enabled() && (x.requires_grad() || (weight.defined() && weight.requires_grad()));
-  return x.is_cpu() && !graph && x.numel() > 0 && (dtype == torch::kFloat32 || dtype == torch::kBFloat16);
+  return x.is_cpu() && !needs_grad(x, weight) && x.numel() > 0 &&
+         (dtype == torch::kFloat32 || dtype == torch::kBFloat16);
 }
 
 template <typename Rows>

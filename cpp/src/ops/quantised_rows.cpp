@@ -8,6 +8,7 @@
 #include "core/dequantise.h"
 #include "core/parallel.h"
 #include "introspect/core/check.h"
+#include "ops/check_bias.h"
 #include "ops/quantised_product.h"
 
 namespace introspect::ops {
@@ -201,9 +202,7 @@ torch::Tensor QuantisedRows::product(const torch::Tensor& x, const torch::Tensor
   check<ShapeError>(x.defined() && x.dim() > 0 && x.size(-1) == n_columns_ && x.is_floating_point(),
                     "QuantisedRows: x must be floating [..., ", n_columns_, "], got ",
                     x.defined() ? concat(x.toString(), " ", x.sizes()) : std::string("none"));
-  check<ShapeError>(!bias.defined() || (bias.dim() == 1 && bias.size(0) == n_rows_),
-                    "QuantisedRows: the bias must be [", n_rows_, "], got ",
-                    bias.defined() ? bias.sizes() : at::IntArrayRef{});
+  check_bias("QuantisedRows: the bias", bias, n_rows_);
   check<ShapeError>(x.is_cpu(), "QuantisedRows: x must be on the CPU, as the blocks are, got ", x.device());
   auto sizes = x.sizes().vec();
   sizes.back() = n_rows_;

@@ -7,6 +7,7 @@
 #include "core/parallel.h"
 #include "core/reused_memory.h"
 #include "introspect/core/check.h"
+#include "ops/needs_grad.h"
 #include "ops/vector.h"
 
 namespace introspect::ops {
@@ -150,8 +151,7 @@ bool has_kernel(const torch::Tensor& x_BTHK, const torch::Tensor& cos, const tor
   const auto dtype = x_BTHK.scalar_type();
   return x_BTHK.is_cpu() && (dtype == torch::kFloat32 || dtype == torch::kBFloat16) &&
          cos.scalar_type() == dtype && cos.is_contiguous() && sin.is_contiguous() && x_BTHK.numel() > 0 &&
-         x_BTHK.stride(3) == 1 && x_BTHK.stride(2) == x_BTHK.size(3) &&
-         !(at::GradMode::is_enabled() && x_BTHK.requires_grad());
+         x_BTHK.stride(3) == 1 && x_BTHK.stride(2) == x_BTHK.size(3) && !needs_grad(x_BTHK);
 }
 
 template <typename T>
@@ -199,8 +199,7 @@ torch::Tensor apply_rotary(const torch::Tensor& x_BTHK, const torch::Tensor& cos
   if (has_kernel(x_BTHK, cos_BTK2, sin_BTK2))
     return x_BTHK.scalar_type() == torch::kFloat32 ? rotated<float>(x_BTHK, cos_BTK2, sin_BTK2)
                                                    : rotated<c10::BFloat16>(x_BTHK, cos_BTK2, sin_BTK2);
-  const bool graph = at::GradMode::is_enabled() && x_BTHK.requires_grad();
-  if (!x_BTHK.is_cpu() && !graph && cos_BTK2.scalar_type() == x_BTHK.scalar_type())
+  if (!x_BTHK.is_cpu() && !needs_grad(x_BTHK) && cos_BTK2.scalar_type() == x_BTHK.scalar_type())
     return rotated_on_device(x_BTHK, cos_BTK2.unsqueeze(2), sin_BTK2.unsqueeze(2));
   const auto x_BHTK = x_BTHK.transpose(1, 2);
   const auto cos = cos_BTK2.unsqueeze(1), sin = sin_BTK2.unsqueeze(1);
